@@ -1,0 +1,199 @@
+"""The command line: what every `python -m engine.X` and the console script `kiln` have in common.
+
+Exit status: 0 done; 2 wrong usage or input, one line on standard error; 130 interrupted; 1 anything else (a bug: the
+traceback is kept).
+"""
+
+import contextlib
+import difflib
+import errno
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from engine import __version__
+from engine.errors import InputError
+
+Config = TypeVar("Config")
+Main = Callable[[list[str]], int | None]
+
+# name -> (module with a main(argv), what it does)
+COMMANDS = {
+    "train": ("engine.train", "train a system on a folder of images"),
+    "refine": ("engine.refine", "refine images with a trained model"),
+    "evaluate": ("engine.evaluate", "measure a trained model on a folder of images"),
+    "report": ("engine.report", "write the report.html of a run again"),
+    "verify": ("engine.verify", "check every operator and some training steps against the reference"),
+    "doctor": ("engine.doctor", "show the environment, which implementation runs where, and what to fix"),
+    "data": ("engine.data.__main__", "check a data set, or write the embedded one as files"),
+}
+
+_PLACE_ERRORS = {
+    errno.ENOSPC: ("no space left on the device", "free some space or write elsewhere"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere"),
+    errno.EROFS: ("the file system is read-only", "write elsewhere"),
+    errno.EACCES: ("permission denied", "check the rights of this path or choose another one"),
+    errno.EPERM: ("operation not permitted", "check the rights of this path or choose another one"),
+}
+_PLACE_TEXTS = ((f"(os error {errno.ENOSPC})", errno.ENOSPC), ("No space left on device", errno.ENOSPC))
+_MEMORY_TEXTS = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
+
+
+def parse(config: type[Config], argv: Sequence[str], *, prog: str, description: str = "", **options: Any) -> Config:
+    """Parse `argv` into the dataclass `config` with tyro.
+
+    prog:    shown in the help, for example "kiln refine".
+    options: passed on to `tyro.cli`.
+    Raises InputError with tyro's complaint and did-you-mean hint in one line; `--help` prints and exits with status 0.
+    """
+    import tyro
+
+    complaint = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        if not {"-h", "--help"} & set(argv):
+            # a wide page, so that tyro breaks no sentence in two
+            stack.enter_context(_columns(10_000))
+            stack.enter_context(contextlib.redirect_stderr(complaint))
+        try:
+            return tyro.cli(config, prog=prog, description=description or None, args=list(argv), **options)
+        except SystemExit as stop:
+            if stop.code in (0, None):
+                raise
+    raise InputError(condense(complaint.getvalue()) + f" (see {prog} --help)")
+
+
+@contextlib.contextmanager
+def _columns(width: int):
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def condense(boxed: str) -> str:
+    """Turn tyro's boxed error into one line: its first paragraph, then the options it thinks were meant."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    paragraphs: list[list[str]] = [[]]
+    for line in plain.splitlines():
+        line = line.strip().strip("│|").strip()
+        if line.startswith(("╭", "╰")):
+            continue
+        if line and not line.strip("─-"):
+            paragraphs.append([])
+        elif line:
+            paragraphs[-1].append(line)
+    first = " ".join(paragraphs[0]) or "wrong usage"
+    meant = []
+    for paragraph in paragraphs[1:]:
+        if paragraph and re.match(r"Perhaps you meant|Arguments similar|Similar arguments", paragraph[0]):
+            flags = [found.group() for line in paragraph[1:] if (found := re.match(r"--[\w.-]+", line))]
+            meant += flags[:1]
+    first = re.sub(r"^Missing from [^:]*: *", "missing ", first).replace(" (required)", "")
+    first = re.sub(r"^Unrecognized options?: (.*)", _unknown, first)
+    first = re.sub(r"^Error parsing (\S+): ", r"\1: ", first)
+    first = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"expected a whole number, got \1", first)
+    first = re.sub(r"could not convert string to float: ('.*')", r"expected a number, got \1", first)
+    first = re.sub(r"Could not find valid parse for arguments: \[(.*)\]", r"cannot use \1 here", first)
+    first = re.sub(r"\. Expected 1 values\.?", "", first)
+    first = re.sub(r"\. Expected one of \((.*)\)", r"; expected one of \1", first)
+    first = (first[:1].lower() + first[1:]).rstrip(".")
+    if meant:
+        first += f"; did you mean {' or '.join(dict.fromkeys(meant))}?"
+    return first
+
+
+def _unknown(found: re.Match) -> str:
+    """Name the misspelt options only: the values behind them are not the mistake."""
+    words = found.group(1).split(", ")
+    options = [word for word in words if word.startswith("-")] or words
+    return f"unknown argument {', '.join(options)}"
+
+
+def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `main(argv)` and leave the process with its exit status; the user's mistakes become one line on standard error."""
+    sys.exit(status_of(command, main, sys.argv[1:] if argv is None else argv))
+
+
+def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
+    """The exit status of `main(argv)`; prints the one line for the user. Bugs come through as exceptions."""
+    name = f"kiln {command}" if command else "kiln"
+    try:
+        status = main(list(argv)) or 0
+        sys.stdout.flush()
+        return status
+    except InputError as error:
+        return _complain(name, str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader of our output left; keep the interpreter from complaining while it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        message = _mendable(error)
+        if message is None:
+            raise
+        return _complain(name, message)
+
+
+def _mendable(error: Exception) -> str | None:
+    """One line for the failures of the machine that a user can mend (disk, rights, memory); None for the rest."""
+    if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
+        problem, cure = _PLACE_ERRORS[error.errno]
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{problem}; {cure}"
+    text = str(error)
+    for sign, number in _PLACE_TEXTS:
+        if sign in text:
+            problem, cure = _PLACE_ERRORS[number]
+            return f"{problem}; {cure}"
+    if isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_TEXTS):
+        return "out of memory; lower --batch-size, --filters or --resolution"
+    return None
+
+
+def _complain(name: str, message: str) -> int:
+    sys.stdout.flush()
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return 2
+
+
+def usage() -> str:
+    """The help of `kiln`."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        f"usage: kiln COMMAND [OPTIONS]\n\nKiln {__version__}: trains face-image GANs with fused kernels.\n\n"
+        f"commands:\n{commands}\n\n"
+        "`kiln COMMAND --help` shows the options of a command; `python -m engine.COMMAND` is the same command.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script `kiln`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        sys.exit(0)
+    if argv[0] in ("-V", "--version"):
+        print(f"kiln {__version__}")
+        sys.exit(0)
+    command = argv[0]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+        sys.exit(_complain("kiln", f"unknown command {command!r}; {hint}"))
+    run(command, lambda rest: importlib.import_module(COMMANDS[command][0]).main(rest), argv[1:])
+
+
+if __name__ == "__main__":
+    main()
