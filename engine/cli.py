@@ -119,7 +119,7 @@ def _unknown(found: re.Match) -> str:
 
 
 def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `main(argv)` and leave the process with its exit status; the user's mistakes become one line on standard error."""
+    """Run `main(argv)` and leave with its exit status; the user's mistakes become one line on standard error."""
     sys.exit(status_of(command, main, sys.argv[1:] if argv is None else argv))
 
 
