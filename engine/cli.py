@@ -84,20 +84,22 @@ def condense(boxed: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
     paragraphs: list[list[str]] = [[]]
     for line in plain.splitlines():
-        line = line.strip().strip("│|").strip()
+        line = line.strip().strip("│|").rstrip()
         if line.startswith(("╭", "╰")):
             continue
-        if line and not line.strip("─-"):
+        if line and not line.strip("─- "):
             paragraphs.append([])
         elif line:
             paragraphs[-1].append(line)
+    if paragraphs[0] and paragraphs[0][0].strip().startswith("Missing from"):
+        return "missing " + ", ".join(_outermost(paragraphs[0][1:]))
+    paragraphs = [[line.strip() for line in paragraph] for paragraph in paragraphs]
     first = " ".join(paragraphs[0]) or "wrong usage"
     meant = []
     for paragraph in paragraphs[1:]:
         if paragraph and re.match(r"Perhaps you meant|Arguments similar|Similar arguments", paragraph[0]):
             flags = [found.group() for line in paragraph[1:] if (found := re.match(r"--[\w.-]+", line))]
             meant += flags[:1]
-    first = re.sub(r"^Missing from [^:]*: *", "missing ", first).replace(" (required)", "")
     first = re.sub(r"^Unrecognized options?: (.*)", _unknown, first)
     first = re.sub(r"^Error parsing (\S+): ", r"\1: ", first)
     first = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"expected a whole number, got \1", first)
@@ -109,6 +111,12 @@ def condense(boxed: str) -> str:
     if meant:
         first += f"; did you mean {' or '.join(dict.fromkeys(meant))}?"
     return first
+
+
+def _outermost(lines: list[str]) -> list[str]:
+    """The lines that are indented least (the arguments), without those below them (what they are for)."""
+    least = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+    return [line.strip() for line in lines if len(line) - len(line.lstrip()) == least]
 
 
 def _unknown(found: re.Match) -> str:
