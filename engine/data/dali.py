@@ -1,0 +1,150 @@
+"""NVIDIA DALI pipelines: encoded bytes in our order -> uint8 squares, on the CPU or on a GPU."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require_dali() -> ModuleType:
+    """The package nvidia.dali. Raises InputError saying what to install when it is missing."""
+    try:
+        from nvidia import dali
+        from nvidia.dali import fn, types  # noqa: F401 (makes dali.fn and dali.types exist)
+    except ImportError as error:
+        raise InputError(
+            "image files are read through NVIDIA DALI, which is not installed here: "
+            "pip install kiln-engine[dali-cu13] (or kiln-engine[dali-cu12]; both work without a GPU)"
+        ) from error
+    return dali
+
+
+def worker_threads() -> int:
+    """Threads for reading and decoding: the cores this process may use, at most 8."""
+    return max(1, min(8, len(os.sched_getaffinity(0))))
+
+
+class Decoder:
+    """One pipeline: decode, crop the central square, resize (antialiased, linear) to `stored` pixels a side.
+
+    The result for an image does not depend on the others in the call (CPU). Call it from one thread at a time.
+    """
+
+    def __init__(self, batch_size: int, stored: int, channels: int, device: "torch.device") -> None:
+        dali = require_dali()
+        fn, types = dali.fn, dali.types
+        on_gpu = device.type == "cuda"
+        pipeline = dali.Pipeline(
+            batch_size=batch_size,
+            num_threads=worker_threads(),
+            device_id=(device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=1,  # the loaders keep their own queue
+        )
+        with pipeline:
+            encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+            start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
+            end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
+            images = fn.decoders.image(
+                encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB if channels == 3 else types.GRAY
+            )
+            images = fn.resize(
+                images,
+                size=[stored, stored],
+                roi_start=start,
+                roi_end=end,
+                interp_type=types.INTERP_LINEAR,
+                antialias=True,
+            )
+            pipeline.set_outputs(images)
+        pipeline.build()
+        self._pipeline, self._device = pipeline, device
+
+    def __call__(self, encoded: Sequence[bytes], corners: np.ndarray, sides: np.ndarray) -> "torch.Tensor":
+        """encoded: B <= batch_size files; corners (B, 2) x, y and sides (B,) of the square to keep, in pixels.
+
+        returns: (B, stored, stored, channels) uint8 on the device, a fresh tensor, complete when the call returns.
+        Raises RuntimeError when DALI cannot decode a file; the decoder is then unusable.
+        """
+        import torch
+
+        start = corners[:, ::-1].astype(np.float32)
+        end = (corners + sides[:, None])[:, ::-1].astype(np.float32)
+        (images,) = self._pipeline.run(
+            encoded=[np.frombuffer(data, np.uint8) for data in encoded],
+            start=np.ascontiguousarray(start),
+            end=np.ascontiguousarray(end),
+        )
+        if self._device.type == "cpu":
+            return torch.from_numpy(np.array(images.as_tensor()))
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        result = torch.empty(images.as_tensor().shape(), dtype=torch.uint8, device=self._device)
+        return feed_ndarray(images.as_tensor(), result)  # no stream given: returns when the copy is done
+
+
+class Prober:
+    """Decodes files on the CPU only to see whether DALI can; broken files do no harm."""
+
+    def __init__(self, batch_size: int) -> None:
+        require_dali()
+        self._batch_size = batch_size
+        self._pipelines: dict[int, object] = {}
+
+    def shapes(self, encoded: Sequence[bytes]) -> list[tuple[int, int] | None]:
+        """Width and height of each decoded image; None where DALI cannot decode it."""
+        try:
+            return self._decode(self._batch_size, encoded)
+        except RuntimeError:
+            return [self._alone(data) for data in encoded]
+
+    def _alone(self, data: bytes) -> tuple[int, int] | None:
+        try:
+            return self._decode(1, [data])[0]
+        except RuntimeError:
+            return None
+
+    def _decode(self, batch_size: int, encoded: Sequence[bytes]) -> list[tuple[int, int] | None]:
+        pipeline = self._pipelines.pop(batch_size, None) or self._build(batch_size)
+        with _native_stderr_silenced():
+            (images,) = pipeline.run(encoded=[np.frombuffer(data, np.uint8) for data in encoded])
+        self._pipelines[batch_size] = pipeline  # a pipeline that has raised is not kept
+        return [(width, height) for height, width, _ in images.shape()]
+
+    @staticmethod
+    def _build(batch_size: int):
+        dali = require_dali()
+        pipeline = dali.Pipeline(
+            batch_size=batch_size, num_threads=worker_threads(), device_id=None, prefetch_queue_depth=1
+        )
+        with pipeline:
+            encoded = dali.fn.external_source(name="encoded", dtype=dali.types.UINT8, ndim=1)
+            pipeline.set_outputs(dali.fn.decoders.image(encoded, device="cpu", output_type=dali.types.RGB))
+        pipeline.build()
+        return pipeline
+
+
+@contextlib.contextmanager
+def _native_stderr_silenced() -> Iterator[None]:
+    """DALI's codecs print coloured lines for every broken file; the quarantine list says the same in one line each."""
+    sys.stderr.flush()
+    try:
+        saved = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -1,0 +1,44 @@
+"""From a file's pixels to the stored square: central square crop, then antialiased resize to `stored` pixels a side.
+
+Pixel coordinates: 0 is the centre of the first pixel, in files and in batches.
+"""
+
+import numpy as np
+
+from engine.errors import InputError
+
+RESOLUTIONS = (16, 32, 64, 128, 256)
+
+
+def check_resolution(resolution: int, channels: int) -> None:
+    """Raises InputError unless resolution = 8 * 2^k from 16 to 256 and channels is 1 or 3."""
+    if resolution not in RESOLUTIONS:
+        raise InputError(
+            f"resolution {resolution} is not a power-of-two multiple of 8 from 16 to 256: "
+            f"take one of {', '.join(map(str, RESOLUTIONS))}"
+        )
+    if channels not in (1, 3):
+        raise InputError(f"channels {channels} is neither 1 (grey) nor 3 (colour)")
+
+
+def stored_size(resolution: int, crop: str) -> int:
+    """Side in pixels at which images leave DALI: R, or R + R/8 where random R x R windows are cut from it."""
+    if crop not in ("center", "random"):
+        raise InputError(f"crop {crop!r} is neither 'center' nor 'random'")
+    return resolution + resolution // 8 if crop == "random" else resolution
+
+
+def central_square(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sizes: (N, 2) int, width then height. Returns corners (N, 2) int (x, y; rounded down) and sides (N,) int."""
+    sides = sizes.min(axis=1)
+    return (sizes - sides[:, None]) // 2, sides
+
+
+def place_landmarks(landmarks: np.ndarray, sizes: np.ndarray, stored: int) -> np.ndarray:
+    """landmarks: (N, 68, 2) in pixels of the files. Returns them in pixels of the stored squares, float32.
+
+    Points outside the crop keep their (outside) coordinates.
+    """
+    corners, sides = central_square(sizes)
+    scale = (stored / sides)[:, None, None]
+    return ((landmarks - corners[:, None, :] + 0.5) * scale - 0.5).astype(np.float32)

@@ -1,0 +1,74 @@
+"""The streaming loader: files read and decoded through DALI a few batches ahead of training."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.data.dali import Decoder, worker_threads
+from engine.data.dataset import ImageSet
+from engine.data.loader import Loader
+from engine.data.order import Draw
+from engine.errors import InputError
+
+_AHEAD = 3  # batches being read, decoded or waiting to be used
+
+
+class StreamingLoader(Loader):
+    """Threads read files, one more thread runs DALI on whole batches. reason: why it was chosen."""
+
+    def __init__(self, images: ImageSet, *, reason: str, **settings) -> None:
+        super().__init__(images, **settings)
+        self._reason = reason
+        self._decoder = Decoder(self.batch_size, self.stored, self.channels, self.device)
+        self._readers = ThreadPoolExecutor(worker_threads(), thread_name_prefix="kiln-read")
+        self._decoding = ThreadPoolExecutor(1, thread_name_prefix="kiln-decode")
+        self._ready: deque[Future[Tensor]] = deque()
+        self._planned = self._samples  # where in the stream the next batch to prepare begins
+
+    def describe(self) -> str:
+        """One line: which loader, and why."""
+        where = "GPU" if self.device.type == "cuda" else "CPU"
+        return (
+            f"dali loader: {len(self.images):,} files read and decoded by DALI on the {where}, {_AHEAD} batches ahead "
+            f"({self._reason})"
+        )
+
+    def close(self) -> None:
+        """Stop the threads and free DALI's buffers."""
+        self._readers.shutdown(cancel_futures=True)
+        self._decoding.shutdown(cancel_futures=True)
+        self._ready.clear()
+        self._decoder = None
+
+    def _squares(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        while len(self._ready) < _AHEAD:
+            self._ready.append(self._prepare(self._draw(self._planned).indices))
+            self._planned += self.batch_size * self.world_size
+        store = self._ready.popleft().result()
+        return store, torch.arange(len(store), device=self.device)
+
+    def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        parts = [self._prepare(indices[i : i + self.batch_size]) for i in range(0, len(indices), self.batch_size)]
+        store = torch.cat([part.result() for part in parts])
+        return store, torch.arange(len(store), device=self.device)
+
+    def _restart(self) -> None:
+        for batch in self._ready:
+            batch.cancel()
+        self._ready.clear()
+        self._planned = self._samples
+
+    def _prepare(self, indices: np.ndarray) -> Future[Tensor]:
+        reads = [self._readers.submit(self.images.read, int(index)) for index in indices]
+        return self._decoding.submit(self._decode, indices, reads)
+
+    def _decode(self, indices: np.ndarray, reads: list[Future[bytes]]) -> Tensor:
+        encoded = [read.result() for read in reads]
+        try:
+            return self._decoder(encoded, self.corners[indices], self.sides[indices])
+        except RuntimeError as error:
+            names = [self.images.paths[index] for index in indices]
+            raise InputError(f"{self.images.root}: DALI cannot decode one of {names}") from error

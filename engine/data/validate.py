@@ -1,0 +1,192 @@
+"""Decode every file once before training, remember the verdict, and set aside what cannot be used."""
+
+import csv
+import hashlib
+import io
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from engine.atomic import write_bytes
+from engine.data.cache import cache_folder
+from engine.data.dali import Prober, worker_threads
+from engine.data.normalise import BadImage, inspect, plain_bytes
+from engine.data.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
+
+_VERSION = 1  # of the verdicts: raise it when the rules below change
+_CHUNK = 32  # files decoded together
+_CHUNK_PIXELS = 48_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """The verdict on one file. problem: why it is quarantined, "" when usable. convert: see normalise.Header."""
+
+    name: str
+    size: int = 0
+    modified: int = 0
+    changed: int = 0
+    sha256: str = ""
+    format: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    convert: str = ""
+    problem: str = ""
+
+    def has_stamp(self, stamp: Stamp) -> bool:
+        """Whether the file still has the size and times it was validated with."""
+        return (self.size, self.modified, self.changed) == (stamp.size, stamp.modified, stamp.changed)
+
+
+def validate(source: Source, names: Sequence[str], *, progress: bool = True, cached: bool = True) -> list[FileRecord]:
+    """The verdict on each name, in order. Verdicts are kept in the cache folder: by name, size and times, and by
+    content where those have changed (so touching a file costs one read, changing it a new decode).
+    """
+    known = load_verdicts(source) if cached else {}
+    by_content = {record.sha256: record for record in known.values() if record.sha256}
+    records: dict[str, FileRecord] = {}
+    todo: list[str] = []
+    for name in names:
+        record = known.get(name)
+        try:
+            if record and record.has_stamp(source.stamp(name)):
+                records[name] = record
+                continue
+        except UnreadableFile:
+            pass
+        todo.append(name)
+    if todo:
+        hidden = None if progress else True  # None: shown on a terminal only
+        bar = tqdm(total=len(todo), desc="validating", unit="file", file=sys.stderr, delay=0.5, disable=hidden)
+        with bar, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            for record in _examine(source, todo, by_content):
+                records[record.name] = record
+                bar.update()
+        if cached:
+            _keep(source, known | records)
+    return [records[name] for name in names]
+
+
+def load_verdicts(source: Source) -> dict[str, FileRecord]:
+    """What an earlier validation of this source found; empty when there is none that this version understands."""
+    columns = [field.name for field in fields(FileRecord)]
+    try:
+        stored = json.loads(_verdict_file(source).read_text("utf-8"))
+        if stored["version"] != _VERSION or stored["columns"] != columns:
+            return {}
+        return {row[0]: FileRecord(*row) for row in stored["rows"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def forget_verdicts(source: Source) -> None:
+    """Make the next start validate this source anew."""
+    _verdict_file(source).unlink(missing_ok=True)
+
+
+def write_quarantine(path: Path, quarantined: Iterable[tuple[str, str]]) -> None:
+    """A CSV with the columns file and reason. Raises OSError."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "reason"])
+    writer.writerows(quarantined)
+    write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def default_quarantine_file(source: Source) -> Path:
+    """Where the quarantine list of this source goes when no place is given: the cache folder."""
+    return _verdict_file(source).with_suffix(".quarantine.csv")
+
+
+def _verdict_file(source: Source) -> Path:
+    place = hashlib.sha256(str(source.root.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:20]
+    return cache_folder() / "validated" / f"{place}.json"
+
+
+def _keep(source: Source, records: dict[str, FileRecord]) -> None:
+    columns = [field.name for field in fields(FileRecord)]
+    rows = [list(asdict(record).values()) for record in records.values()]
+    stored = {"version": _VERSION, "source": str(source.root), "columns": columns, "rows": rows}
+    try:
+        write_bytes(_verdict_file(source), json.dumps(stored).encode())
+    except OSError as error:
+        print(f"kiln: validation results not kept ({error}); the next start validates again", file=sys.stderr)
+
+
+def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRecord]) -> Iterator[FileRecord]:
+    """Read and look at headers in threads, a chunk ahead of the decoding."""
+    prober = Prober(_CHUNK)
+    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    with ThreadPoolExecutor(worker_threads()) as pool:
+
+        def start(chunk: Sequence[str]) -> list:
+            return [pool.submit(_look, source, name, by_content) for name in chunk]
+
+        ahead = start(chunks[0])
+        for following in [*chunks[1:], []]:
+            looked = [future.result() for future in ahead]
+            ahead = start(following)
+            yield from (record for record, data in looked if data is None)
+            for group in _groups([(record, data) for record, data in looked if data is not None]):
+                yield from _try_decoding(prober, group)
+
+
+def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple[FileRecord, bytes | None]:
+    """The record so far, and the file's bytes when they remain to be decoded."""
+    record = FileRecord(name)
+    try:
+        stamp = source.stamp(name)
+        record = replace(record, size=stamp.size, modified=stamp.modified, changed=stamp.changed)
+        if stamp.size > MAX_FILE_BYTES:
+            return replace(record, problem=f"too large ({stamp.size / 1e9:.1f} GB file)"), None
+        data = source.read(name)
+        record = replace(record, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        if same := by_content.get(record.sha256):
+            stamped = {"name": name, "size": record.size, "modified": record.modified, "changed": record.changed}
+            return replace(same, **stamped), None
+        header = inspect(data)
+    except (UnreadableFile, BadImage) as error:
+        return replace(record, problem=str(error)), None
+    found = {"format": header.format, "mode": header.mode, "width": header.width, "height": header.height}
+    return replace(record, **found, convert=header.convert), data
+
+
+def _groups(looked: list[tuple[FileRecord, bytes]]) -> Iterator[list[tuple[FileRecord, bytes]]]:
+    group: list[tuple[FileRecord, bytes]] = []
+    pixels = 0
+    for record, data in looked:
+        if group and pixels + record.width * record.height > _CHUNK_PIXELS:
+            yield group
+            group, pixels = [], 0
+        group.append((record, data))
+        pixels += record.width * record.height
+    if group:
+        yield group
+
+
+def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:
+    """As the file is if DALI reads it; else as Pillow renders it; else quarantined with Pillow's reason."""
+    direct = [(record, data) for record, data in group if not record.convert]
+    others = [(record, data) for record, data in group if record.convert]
+    shapes = prober.shapes([data for _, data in direct]) if direct else []
+    for (record, data), shape in zip(direct, shapes, strict=True):
+        if shape == (record.width, record.height):
+            yield record
+        else:
+            others.append((replace(record, convert="not read by DALI"), data))
+    for record, data in others:
+        try:
+            if prober.shapes([plain_bytes(data)]) != [(record.width, record.height)]:
+                raise BadImage("damaged (its size is not the one in its header)")
+            yield record
+        except BadImage as error:
+            yield replace(record, problem=str(error))
