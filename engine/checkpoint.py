@@ -1,0 +1,199 @@
+"""Checkpoints: a folder that is whole or not believed.
+
+run/checkpoints/step_00001000/ holds weights.safetensors, state.pt (loadable with weights_only=True), config.json and,
+written last, manifest.json with the size and SHA-256 of the others. It is written under another name, synced and then
+renamed, so a crash at any moment leaves the earlier checkpoints and nothing that looks complete.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from engine.config import Origins, TrainConfig
+from engine.errors import InputError
+
+FOLDER = "checkpoints"
+FORMAT = 1
+FILES = ("weights.safetensors", "state.pt", "config.json")
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; tensors on the CPU."""
+
+    path: Path
+    step: int
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+    config: TrainConfig
+
+
+def save(
+    run_dir: Path,
+    step: int,
+    weights: dict[str, Tensor],
+    state: dict[str, Any],
+    config: TrainConfig,
+    origins: Origins | None = None,
+    keep: int = 3,
+) -> Path:
+    """Write the checkpoint of `step`, then remove all but the `keep` newest up to it. Returns its folder.
+
+    Raises OSError (full disk, read-only folder) with the earlier checkpoints intact and nothing half-written left.
+    """
+    folder = run_dir / FOLDER
+    final = folder / f"step_{step:08d}"
+    if final.exists():
+        if problem(final) is None:
+            return final
+        shutil.rmtree(final)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left_by_a_crash in folder.glob(_TEMPORARY + "*"):
+        shutil.rmtree(left_by_a_crash, ignore_errors=True)
+    contents = {
+        "weights.safetensors": safetensors.torch.save({name: _flat(tensor) for name, tensor in weights.items()}),
+        "state.pt": _serialise(state),
+        "config.json": json.dumps(config.to_json(origins), indent=1).encode(),
+    }
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "system": config.system,
+        "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in contents.items()},
+    }
+    temporary = folder / f"{_TEMPORARY}{final.name}"
+    try:
+        temporary.mkdir()
+        for name, data in contents.items():
+            _write(temporary / name, data)
+        _write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        _sync(temporary)
+        os.rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(folder)
+    _prune(folder, step, keep)
+    return final
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The newest checkpoint whose files all match its manifest; names the damaged ones it passes over."""
+    for path in sorted(Path(run_dir).glob(f"{FOLDER}/step_*"), key=_step_of, reverse=True):
+        wrong = problem(path)
+        if wrong is None:
+            return path
+        print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
+    return None
+
+
+def problem(path: Path) -> str | None:
+    """Why the folder `path` is no good checkpoint, or None when it is."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        files = manifest["files"]
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']}, this version reads {FORMAT}"
+        if missing := [name for name in FILES if name not in files]:
+            return f"its manifest does not list {missing[0]}"
+        for name in FILES:
+            data = (path / name).read_bytes()
+            if len(data) != files[name]["bytes"]:
+                return f"{name} is truncated ({len(data)} of {files[name]['bytes']} bytes)"
+            if _digest(data) != files[name]["sha256"]:
+                return f"{name} was altered (its SHA-256 differs from the manifest)"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError):
+        return "manifest.json is damaged"
+    return None
+
+
+def load(path: Path | str, system: str | None = None) -> Checkpoint:
+    """Read a checkpoint folder, or the latest good checkpoint of a run folder, to the CPU.
+
+    Raises InputError when there is none, when it is truncated or altered, or of another system than `system`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a run folder or one of its checkpoints")
+    if not (path / "manifest.json").exists() and not path.name.startswith("step_"):
+        found = latest(path)
+        if found is None:
+            raise InputError(f"{path} holds no good checkpoint; give a run folder or one of its checkpoints")
+        path = found
+    elif wrong := problem(path):
+        raise InputError(f"the checkpoint {path} cannot be used: {wrong}; use another one of the run")
+    manifest = json.loads((path / "manifest.json").read_text())
+    if system is not None and manifest["system"] != system:
+        raise InputError(f"{path} is a checkpoint of the system {manifest['system']!r}, not {system!r}")
+    try:
+        weights = safetensors.torch.load_file(path / "weights.safetensors")
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        config = TrainConfig.from_json(json.loads((path / "config.json").read_text()))
+    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise InputError(f"the checkpoint {path} cannot be read: {error}") from None
+    return Checkpoint(path, manifest["step"], weights, state, config)
+
+
+def _step_of(path: Path) -> int:
+    digits = path.name.removeprefix("step_")
+    return int(digits) if digits.isdigit() else -1
+
+
+def _prune(folder: Path, newest: int, keep: int) -> None:
+    # a later step can only be a damaged one that a resume passed over: it neither counts nor goes
+    old = sorted(path for path in folder.glob("step_*") if 0 <= _step_of(path) <= newest)
+    for path in old[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").contiguous()
+
+
+def _serialise(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_to_cpu(state), buffer)
+    return buffer.getvalue()
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu").clone()
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_cpu(item) for item in value)
+    return value
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""The two layers every network is made of, each over one operator of engine.ops.
+
+`fused=True` runs the operator, `fused=False` its plain PyTorch reference. Parameters, names and start values are the
+same, so that the two load each other's checkpoints.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from engine import ops
+from engine.errors import InputError
+from engine.kernels.l1_autoencoder_loss import reference as _l1_autoencoder_loss
+from engine.kernels.linear import reference as _linear
+from engine.kernels.resize_conv_act import reference as _resize_conv_act
+
+SMALLEST = 8  # side of the coarsest level
+LARGEST = 256
+
+
+def level_sizes(resolution: int) -> list[int]:
+    """[8, 16, ..., resolution]. Raises InputError unless resolution is 16, 32, 64, 128 or 256."""
+    if resolution not in (16, 32, 64, 128, 256):
+        raise InputError(f"resolution {resolution} cannot be trained; choose 16, 32, 64, 128 or 256")
+    return [SMALLEST << level for level in range(int(math.log2(resolution)) - 2)]
+
+
+class Conv(nn.Module):
+    """3x3 convolution with padding 1, a nearest resize around it and an activation after it: one operator.
+
+    in_channels:     channels of `x`.
+    second_channels: channels of `second`, concatenated after those of `x`; 0 means no second input.
+    resize:          "none", "up" (nearest x2 of `x` before) or "down" (nearest /2 of the result).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        resize: str = "none",
+        activation: str = "elu",
+        second_channels: int = 0,
+        fused: bool = True,
+    ):
+        super().__init__()
+        self.resize, self.activation, self.fused = resize, activation, fused
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels + second_channels, 3, 3))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, x: Tensor, second: Tensor | None = None, grad_scale: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), second (B, C2, ...) at the resolution of the convolution, grad_scale (B,) float32.
+
+        grad_scale multiplies each sample's contribution to this layer's parameter gradients, nothing else.
+        """
+        run = ops.resize_conv_act if self.fused else _resize_conv_act.resize_conv_act
+        return run(
+            x,
+            self.weight,
+            self.bias,
+            resize=self.resize,
+            activation=self.activation,
+            second=second,
+            grad_scale=grad_scale,
+        )
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels = self.weight.shape[:2]
+        return (
+            f"{in_channels} -> {out_channels}, resize={self.resize}, activation={self.activation}, fused={self.fused}"
+        )
+
+
+class Linear(nn.Module):
+    """A fully connected layer: x (B, in_features) -> (B, out_features)."""
+
+    def __init__(self, in_features: int, out_features: int, *, fused: bool = True):
+        super().__init__()
+        self.fused = fused
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+
+    def forward(self, x: Tensor, grad_scale: Tensor | None = None) -> Tensor:
+        """grad_scale (B,) float32 scales each sample's contribution to the parameter gradients."""
+        run = ops.linear if self.fused else _linear.linear
+        return run(x, self.weight, self.bias, grad_scale=grad_scale)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features} -> {out_features}, fused={self.fused}"
+
+
+def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor, *, fused: bool) -> tuple[Tensor, Tensor]:
+    """Mean absolute error per sample (B,) and over the batch (), fp32."""
+    run = ops.l1_autoencoder_loss if fused else _l1_autoencoder_loss.l1_autoencoder_loss
+    return run(target, reconstruction)
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H*W*C) in channels_last order: a view, never a copy, of a channels_last tensor."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
+
+
+def from_rows(rows: Tensor, size: int) -> Tensor:
+    """(B, size*size*C) -> (B, C, size, size) channels_last: the inverse of to_rows, a view."""
+    return rows.view(rows.shape[0], size, size, -1).permute(0, 3, 1, 2)
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Start values from the seed alone: the same for fused and eager, on every device, whatever ran before.
+
+    Weights are normal with variance 1.5 / fan_in and biases zero: ELU halves the mean square of a centred input, and
+    this gain keeps the signal's scale through a dozen layers without normalisation. PyTorch's default (variance
+    1 / (3 fan_in)) fades it to nothing. A layer without activation (the outputs, the two FC) gets 1 / fan_in.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, (Conv, Linear)):
+            gain = 1.5 if getattr(layer, "activation", "none") != "none" else 1.0
+            fan_in = layer.weight[0].numel()
+            with torch.no_grad():
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(gain / fan_in))
+                layer.bias.zero_()
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,237 @@
+"""The refiner (Nasser, An Image-based Generator Architecture for Synthetic Image Refinement): BEGAN without noise.
+
+    L(v)  = |v - D(v)|                                          (1)
+    L_RCN = |x - G(z)|                                          (3)
+    L_D   = L(x) - k L(G(z))                                    (4)
+    L_G   = (1 - lambda_r) L(G(z)) + lambda_r L_RCN
+    k    <- clamp(k + lambda_k (gamma L(x) - L(G(z))), 0, 1)
+
+x is a photo, z its shrunken copies. With --landmark-weight w an estimator E is trained by |E(x) - e| on the photos and
+w |E(G(z)) - e| joins L_G.
+"""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import InputError
+from engine.networks.autoencoder import Autoencoder
+from engine.networks.landmarks import LandmarkEstimator, normalise
+from engine.networks.layers import initialise, l1_autoencoder_loss
+from engine.networks.refiner import RefinerGenerator, landmark_maps, pyramid
+from engine.systems.base import System, load_part
+
+if TYPE_CHECKING:
+    from engine.config import TrainConfig
+    from engine.data import Batch
+
+BETAS = (0.9, 0.999)
+
+
+class RefinerSystem(System):
+    """D, G, G's moving average and, with a landmark loss, E."""
+
+    name = "refiner"
+    headline = ("l_real", "l_fake", "l_content", "k", "measure")
+    fixed = (*System.fixed, "hidden", "inject", "landmarks")
+
+    def __init__(self, config: "TrainConfig", device: str | torch.device):
+        super().__init__(config, device)
+        shape = (config.resolution, config.filters, config.channels)
+        self.discriminator = Autoencoder(*shape, hidden=config.hidden, fused=config.fused)
+        self.generator = build_generator(config)
+        self.estimator = LandmarkEstimator(*shape, fused=config.fused) if config.landmark_weight else None
+        for offset, network in enumerate(self.networks().values()):
+            # each network has its own stream: adding E leaves the start of D and G as it was
+            initialise(network, 1000 * config.seed + offset)
+            network.to(self.device)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        for name, network in self.networks().items():
+            self.add_optimiser(name, network, BETAS)
+        scalar = {"dtype": torch.float32, "device": self.device}
+        self.k = torch.zeros((), **scalar)
+        self.gamma = torch.tensor(config.gamma, **scalar)
+        self.lambda_k = torch.tensor(config.lambda_k, **scalar)
+        self.lambda_r = torch.tensor(config.lambda_r, **scalar)
+        self.landmark_weight = torch.tensor(config.landmark_weight, **scalar)
+        self._gradients = self._one_pass if config.fused else self._textbook
+
+    def networks(self) -> dict[str, nn.Module]:
+        found = {"discriminator": self.discriminator, "generator": self.generator}
+        return found | ({"estimator": self.estimator} if self.estimator else {})
+
+    def averaged(self) -> dict[str, nn.Module]:
+        return {"ema": self.ema}
+
+    def step(self, batch: "Batch") -> dict[str, Tensor]:
+        """One update of D and G (and E) from the same old weights and the same k, then of k."""
+        if batch.landmarks is None and (self.config.landmarks or self.estimator):
+            raise InputError("this run uses landmarks and the data set has none; choose another --data")
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        losses = self._gradients(batch)
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        self.steps_done += 1
+        self.average("ema", self.generator)
+        l_real, l_fake, k_used = losses["l_real"], losses["l_fake"], self.k.clone()
+        balance = self.gamma * l_real - l_fake
+        self.k.add_(self.lambda_k * balance).clamp_(0, 1)
+        loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * losses["l_content"]
+        if self.estimator:
+            loss_g = loss_g + self.landmark_weight * losses["l_landmarks"]
+        return {
+            "loss_d": l_real - k_used * l_fake,
+            "loss_g": loss_g,
+            **losses,
+            "k": self.k.clone(),
+            "measure": l_real + balance.abs(),
+        }
+
+    def _loss(self, v: Tensor, grad_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """L(v) per sample (B,) and its mean; grad_scale (B,) scales D's parameter gradients."""
+        with self.precision():
+            reconstruction = self.discriminator(v, grad_scale).float()
+        return l1_autoencoder_loss(v, reconstruction, fused=self.config.fused)
+
+    def _refine(self, batch: "Batch", generator: nn.Module) -> Tensor:
+        with self.precision():
+            return generate(generator, batch.images, batch.landmarks if self.config.landmarks else None).float()
+
+    def _landmark_loss(self, v: Tensor, target: Tensor, grad_scale: Tensor | None = None) -> Tensor:
+        """|E(v) - e| per sample (B,); target (B, 136)."""
+        with self.precision():
+            found = self.estimator(v, grad_scale)
+        return (found.float() - target).abs().mean(1)
+
+    def _one_pass(self, batch: "Batch") -> dict[str, Tensor]:
+        """D once, forward and backward, on [x; G(z)].
+
+        Every sample has upstream weight 1/B, so that the gradient of the input is that of L(x) and L(G(z)); where D's
+        parameter gradients are formed, the samples of G(z) count -k times. This is L_D's gradient, exactly.
+        """
+        images, n = batch.images, len(batch.images)
+        fake = self._refine(batch, self.generator)
+        ones = torch.ones(n, device=self.device)
+        both = torch.cat([images, fake.detach()]).requires_grad_()
+        per_sample, _ = self._loss(both, torch.cat([ones, -self.k.expand(n)]))
+        (per_sample.sum() / n).backward()
+        to_fake = (1 - self.lambda_r) * both.grad[n:]
+        losses = {"l_real": per_sample.detach()[:n].mean(), "l_fake": per_sample.detach()[n:].mean()}
+        if self.estimator:
+            target = normalise(batch.landmarks, self.config.resolution)
+            both = both.detach().requires_grad_()
+            # E learns from the photos only
+            errors = self._landmark_loss(both, target.repeat(2, 1), torch.cat([ones, 0 * ones]))
+            (errors.sum() / n).backward()
+            to_fake = to_fake + self.landmark_weight * both.grad[n:]
+            losses["l_landmarks_real"], losses["l_landmarks"] = errors.detach()[:n].mean(), errors.detach()[n:].mean()
+        _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
+        torch.autograd.backward([fake, self.lambda_r * l_content], [to_fake, None])
+        return losses | {"l_content": l_content.detach()}
+
+    def _textbook(self, batch: "Batch") -> dict[str, Tensor]:
+        """The step as it is usually written: D three times, L(G(z)) once for each network."""
+        images = batch.images
+        fake = self._refine(batch, self.generator)
+        _, l_real = self._loss(images)
+        _, l_fake_for_d = self._loss(fake.detach())
+        _, l_fake = self._loss(fake)
+        _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
+        loss_d = l_real - self.k * l_fake_for_d
+        loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * l_content
+        losses = {"l_real": l_real.detach(), "l_fake": l_fake.detach(), "l_content": l_content.detach()}
+        if self.estimator:
+            target = normalise(batch.landmarks, self.config.resolution)
+            loss_e, l_landmarks = self._landmark_loss(images, target).mean(), self._landmark_loss(fake, target).mean()
+            loss_g = loss_g + self.landmark_weight * l_landmarks
+            losses["l_landmarks_real"], losses["l_landmarks"] = loss_e.detach(), l_landmarks.detach()
+        loss_g.backward()
+        self.optimisers["discriminator"].zero_grad(set_to_none=True)
+        loss_d.backward()
+        if self.estimator:
+            self.optimisers["estimator"].zero_grad(set_to_none=True)
+            loss_e.backward()
+        return losses
+
+    @torch.no_grad()
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Each input size enlarged by nearest, the refined image (moving average), the original, D of both."""
+        images, resolution = batch.images, self.config.resolution
+        refined = self._refine(batch, self.ema)
+        with self.precision():
+            of_real, of_refined = self.discriminator(images).float(), self.discriminator(refined).float()
+        rows = {
+            f"input {size}": nn.functional.interpolate(small, size=resolution, mode="nearest")
+            for size, small in pyramid(images, self.generator.inject).items()
+        }
+        if self.config.landmarks:
+            maps = landmark_maps(batch.landmarks, resolution).amax(1, keepdim=True) * 2 - 1
+            rows["landmarks"] = nn.functional.interpolate(maps, size=resolution, mode="nearest").expand_as(images)
+        rows |= {"refined": refined, "original": images, "D(refined)": of_refined, "D(original)": of_real}
+        return {label: row.clamp(-1, 1) for label, row in rows.items()}
+
+    def own_state(self) -> dict[str, Any]:
+        return {"k": self.k.clone()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.k.copy_(state["k"])
+
+
+def build_generator(config: "TrainConfig") -> RefinerGenerator:
+    """G of a configuration, weights not set."""
+    return RefinerGenerator(
+        config.resolution,
+        config.filters,
+        config.channels,
+        inject=config.inject,
+        landmarks=config.landmarks,
+        fused=config.fused,
+    )
+
+
+def generate(generator: RefinerGenerator, images: Tensor, landmarks: Tensor | None) -> Tensor:
+    """G(z) for the shrunken copies z of images (B, C, R, R); landmarks (B, 68, 2) in pixels of R, or None."""
+    heatmaps = None if landmarks is None else landmark_maps(landmarks, generator.resolution)
+    return generator(pyramid(images, generator.inject), heatmaps)
+
+
+class TrainedRefiner(nn.Module):
+    """A trained G for use: images in, refined images out; it shrinks them itself."""
+
+    def __init__(self, generator: RefinerGenerator, needs_landmarks: bool):
+        super().__init__()
+        self.generator = generator
+        self.needs_landmarks = needs_landmarks
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """images (B, C, R, R) in [-1, 1]; landmarks (B, 68, 2) in pixels of R, required where G was trained on them.
+
+        returns: (B, C, R, R) in [-1, 1]. Raises InputError when landmarks are missing.
+        """
+        if self.needs_landmarks and landmarks is None:
+            raise InputError("this model was trained with --landmarks: it needs the 68 landmarks of every image")
+        return generate(self.generator, images, landmarks if self.needs_landmarks else None).clamp(-1, 1)
+
+
+def load_generator(
+    path: Path | str, device: str | torch.device = "cpu", fused: bool = True, ema: bool = True
+) -> tuple[TrainedRefiner, "TrainConfig"]:
+    """The refiner of a run folder or checkpoint, ready for use, and the configuration it was trained with.
+
+    ema: the moving average of G, or its last weights. Raises InputError for anything but a refiner's checkpoint.
+    """
+    from dataclasses import replace
+
+    from engine.checkpoint import load
+
+    checkpoint = load(Path(path), system="refiner")
+    config = replace(checkpoint.config, fused=fused)
+    generator = build_generator(config)
+    load_part(generator, checkpoint.weights, "ema" if ema else "generator")
+    generator.requires_grad_(False)
+    return TrainedRefiner(generator, config.landmarks).to(device).eval(), config
