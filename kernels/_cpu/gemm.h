@@ -1,0 +1,90 @@
+// The register-tile matrix product that every convolution form ends in.
+#pragma once
+#include "vector.h"
+
+namespace kiln {
+namespace KILN_NAMESPACE {
+
+// C[m, n] (+)= sum over segments s and k < depth of A[segment s][m, k] * B[segment s][k, n], all float32.
+struct Product {
+    const float* a;
+    int64_t a_row, a_step;  // distance between rows m, and between successive k
+    const float* b;
+    int64_t b_step;  // distance between successive k; a row of B is read in whole vectors
+    int segments;
+    const int64_t* a_segment;  // offset of each segment, or null where there is one at offset 0
+    const int64_t* b_segment;
+    int depth;
+    float* c;
+    int64_t c_row;
+    bool accumulate;
+};
+
+template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
+    vf sum[ROWS][VECTORS];
+    for (int m = 0; m < ROWS; ++m)
+        for (int v = 0; v < VECTORS; ++v) sum[m][v] = p.accumulate ? load(p.c + m * p.c_row + v * VL) : splat(0.0f);
+    const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
+    const int depth = p.depth;
+    for (int s = 0; s < p.segments; ++s) {
+        const float* a = p.a + (p.a_segment ? p.a_segment[s] : 0);
+        const float* b = p.b + (p.b_segment ? p.b_segment[s] : 0);
+        for (int k = 0; k < depth; ++k) {
+            vf column[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * VL);
+#pragma GCC unroll 16
+            for (int m = 0; m < ROWS; ++m) {
+                const vf scalar = splat(a[m * a_row]);
+                for (int v = 0; v < VECTORS; ++v) sum[m][v] += scalar * column[v];
+            }
+            a += a_step;
+            b += b_step;
+        }
+    }
+    for (int m = 0; m < ROWS; ++m)
+        for (int v = 0; v < VECTORS; ++v) store(p.c + m * p.c_row + v * VL, sum[m][v]);
+}
+
+using Tile = void (*)(const Product&);
+template <int VECTORS> static inline Tile tile_of(int rows) {
+    static constexpr Tile tiles[15] = {
+        nullptr,
+        register_tile<1, VECTORS>,
+        register_tile<2, VECTORS>,
+        register_tile<3, VECTORS>,
+        register_tile<4, VECTORS>,
+        register_tile<5, VECTORS>,
+        register_tile<6, VECTORS>,
+#if KILN_ISA == 2
+        register_tile<7, VECTORS>,
+        register_tile<8, VECTORS>,
+        register_tile<9, VECTORS>,
+        register_tile<10, VECTORS>,
+        register_tile<11, VECTORS>,
+        register_tile<12, VECTORS>,
+        register_tile<13, VECTORS>,
+        register_tile<14, VECTORS>,
+#endif
+    };
+    return tiles[rows];
+}
+
+// Width in floats of the column panel that starts at n0 of n_padded columns: two vectors, or one at the end.
+static inline int panel_width(int n0, int n_padded) { return n_padded - n0 >= 2 * VL ? 2 * VL : VL; }
+
+// All rows of one column panel, cut into register tiles of nearly equal height. `p.a`, `p.c` point at row 0.
+static inline void multiply_panel(Product p, int rows, int width) {
+    const int cuts = (rows + MR - 1) / MR;
+    const float* a = p.a;
+    float* c = p.c;
+    for (int i = 0, done = 0; i < cuts; ++i) {
+        const int height = rows / cuts + (i < rows % cuts);
+        p.a = a + done * p.a_row;
+        p.c = c + done * p.c_row;
+        (width == 2 * VL ? tile_of<2>(height) : tile_of<1>(height))(p);
+        done += height;
+    }
+}
+
+}  // namespace KILN_NAMESPACE
+}  // namespace kiln

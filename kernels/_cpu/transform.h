@@ -1,0 +1,229 @@
+// Convolution by products in a transformed domain: nine products for nearest x2, and Winograd for the same resolution.
+#pragma once
+#include "direct.h"
+
+namespace kiln {
+namespace KILN_NAMESPACE {
+
+// A one-dimensional bilinear algorithm. `IN` inputs at tile * STEP - 1 ... become P values (`input`), each is multiplied
+// with combination G[p] of the three taps, and `output` makes OUT results from the P products. Two axes nest.
+
+// Nearest x2, then 3 taps: differences of neighbours carry the outer taps, so 3 products give 2 outputs per input.
+struct NearestUp {
+    static constexpr int IN = 3, STEP = 1, P = 3, OUT = 2;
+    static constexpr float G[P][3] = {{1, 0, 0}, {1, 1, 1}, {0, 0, 1}};
+    static void input(const vf* x, vf* u) {
+        u[0] = x[0] - x[1];
+        u[1] = x[1];
+        u[2] = x[1] - x[2];
+    }
+    static void output(const vf* m, vf* y) {
+        y[0] = m[0] + m[1];
+        y[1] = m[1] - m[2];
+    }
+    static void output_adjoint(const vf* y, vf* m) {
+        m[0] = y[0];
+        m[1] = y[0] + y[1];
+        m[2] = -y[1];
+    }
+};
+
+// Its adjoint: four gradients 2i-1 ... 2i+2 give one input gradient, the sum of three products.
+struct NearestUpAdjoint {
+    static constexpr int IN = 4, STEP = 2, P = 3, OUT = 1;
+    static constexpr float G[P][3] = {{1, 0, 0}, {1, 1, 1}, {0, 0, 1}};
+    static void input(const vf* x, vf* u) {
+        u[0] = x[3] - x[1];
+        u[1] = x[1] + x[2];
+        u[2] = x[0] - x[2];
+    }
+    static void output(const vf* m, vf* y) { y[0] = m[0] + m[1] + m[2]; }
+};
+
+// Winograd F(2, 3).
+struct Winograd2 {
+    static constexpr int IN = 4, STEP = 2, P = 4, OUT = 2;
+    static constexpr float G[P][3] = {{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}};
+    static void input(const vf* x, vf* u) {
+        u[0] = x[0] - x[2];
+        u[1] = x[1] + x[2];
+        u[2] = x[2] - x[1];
+        u[3] = x[1] - x[3];
+    }
+    static void output(const vf* m, vf* y) {
+        y[0] = m[0] + m[1] + m[2];
+        y[1] = m[1] - m[2] - m[3];
+    }
+    static void output_adjoint(const vf* y, vf* m) {
+        m[0] = y[0];
+        m[1] = y[0] + y[1];
+        m[2] = y[0] - y[1];
+        m[3] = -y[1];
+    }
+};
+
+// The same algorithm for the adjoint convolution: the taps in reverse order.
+struct Winograd2Adjoint : Winograd2 {
+    static constexpr float G[P][3] = {{0, 0, 1}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {1, 0, 0}};
+};
+
+// A grid of tiles, numbered along rows; a block is a run of them.
+struct Tiles {
+    int row0, columns;  // first tile row of the band, tiles in a row
+    int row(int t) const { return row0 + t / columns; }
+    int column(int t) const { return t % columns; }
+};
+
+// u[P * P][block][channels] from tiles [t0, t0 + count).
+template <class A> static void transform_input(const Band& in, const Tiles& tiles, int t0, int count, int block, float* u) {
+    const int64_t plane = int64_t(block) * in.channels;
+    for (int t = 0; t < count; ++t) {
+        const float* corner = in.at(tiles.row(t0 + t) * A::STEP - 1, tiles.column(t0 + t) * A::STEP - 1);
+        for (int c = 0; c < in.channels; c += VL) {
+            vf rows[A::P][A::IN];
+            for (int j = 0; j < A::IN; ++j) {
+                vf x[A::IN], r[A::P];
+                for (int i = 0; i < A::IN; ++i) x[i] = load(corner + (int64_t(i) * in.columns + j) * in.channels + c);
+                A::input(x, r);
+                for (int p = 0; p < A::P; ++p) rows[p][j] = r[p];
+            }
+            float* to = u + int64_t(t) * in.channels + c;
+            for (int p = 0; p < A::P; ++p) {
+                vf r[A::P];
+                A::input(rows[p], r);
+                for (int q = 0; q < A::P; ++q) store(to + (p * A::P + q) * plane, r[q]);
+            }
+        }
+    }
+}
+
+// m[P * P][block][channels] from the OUT x OUT gradients of each tile: the adjoint of the output transform.
+template <class A>
+static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0, int count, int block, float* m) {
+    const int64_t plane = int64_t(block) * gradient.channels;
+    for (int t = 0; t < count; ++t) {
+        const float* corner = gradient.at(tiles.row(t0 + t) * A::OUT, tiles.column(t0 + t) * A::OUT);
+        for (int c = 0; c < gradient.channels; c += VL) {
+            vf rows[A::P][A::OUT];
+            for (int j = 0; j < A::OUT; ++j) {
+                vf y[A::OUT], r[A::P];
+                for (int i = 0; i < A::OUT; ++i)
+                    y[i] = load(corner + (int64_t(i) * gradient.columns + j) * gradient.channels + c);
+                A::output_adjoint(y, r);
+                for (int p = 0; p < A::P; ++p) rows[p][j] = r[p];
+            }
+            float* to = m + int64_t(t) * gradient.channels + c;
+            for (int p = 0; p < A::P; ++p) {
+                vf r[A::P];
+                A::output_adjoint(rows[p], r);
+                for (int q = 0; q < A::P; ++q) store(to + (p * A::P + q) * plane, r[q]);
+            }
+        }
+    }
+}
+
+// Results of tiles [t0, t0 + count) to the sink; `add` (the second input's share, band rows from add_row0) joins first.
+template <class A>
+static void transform_output(const float* m, int padded, const Tiles& tiles, int t0, int count, int block,
+                             const Sink& sink, int image, const float* add, int add_row0, int add_columns) {
+    const int64_t plane = int64_t(block) * padded;
+    for (int t = 0; t < count; ++t) {
+        const int row0 = tiles.row(t0 + t) * A::OUT, column0 = tiles.column(t0 + t) * A::OUT;
+        for (int c = 0; c < padded; c += VL) {
+            const float* from = m + int64_t(t) * padded + c;
+            vf rows[A::OUT][A::P];
+            for (int q = 0; q < A::P; ++q) {
+                vf x[A::P], y[A::OUT];
+                for (int p = 0; p < A::P; ++p) x[p] = load(from + (p * A::P + q) * plane);
+                A::output(x, y);
+                for (int o = 0; o < A::OUT; ++o) rows[o][q] = y[o];
+            }
+            for (int o = 0; o < A::OUT && row0 + o < sink.height; ++o) {
+                vf y[A::OUT];
+                A::output(rows[o], y);
+                const int64_t pixel = (int64_t(image) * sink.height + row0 + o) * sink.width + column0;
+                for (int i = 0; i < A::OUT && column0 + i < sink.width; ++i) {
+                    if (add)
+                        y[i] += load(add + (int64_t(row0 + o - add_row0) * add_columns + column0 + i) * padded + c);
+                    sink.put(pixel + i, c, y[i]);
+                }
+            }
+        }
+    }
+}
+
+// Tiles per block: transformed inputs and products of a block stay in the L2 cache.
+static inline int block_tiles(int products, int channels_in, int channels_out) {
+    const int fit = (640 << 10) / (4 * products * (channels_in + channels_out));
+    return fit < 28 ? 28 : fit > 112 ? 112 : fit;
+}
+
+// One band of tile rows [r0, r1) of a convolution pass.
+template <class A>
+static void transform_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int columns,
+                           const Sink& sink, int image, const float* add) {
+    const int depth = w.depth(), padded = w.padded(), count = (r1 - r0) * columns;
+    constexpr int products = A::P * A::P;
+    const int block = block_tiles(products, in.channels, padded);
+    float* u = scratch(2, int64_t(products) * block * in.channels);
+    float* m = scratch(3, int64_t(products) * block * padded);
+    const Tiles tiles{r0, columns};
+    for (int t0 = 0; t0 < count; t0 += block) {
+        const int n = count - t0 < block ? count - t0 : block;
+        transform_input<A>(in, tiles, t0, n, block, u);
+        for (int q = 0; q < products; ++q)
+            for (int n0 = 0; n0 < padded;) {
+                const int width = panel_width(n0, padded);
+                Product p{};
+                p.a = u + int64_t(q) * block * in.channels;
+                p.a_row = in.channels;
+                p.a_step = 1;
+                p.b = packed + (int64_t(n0) * products + int64_t(q) * width) * depth;
+                p.b_step = width;
+                p.segments = 1;
+                p.depth = depth;
+                p.c = m + int64_t(q) * block * padded + n0;
+                p.c_row = padded;
+                multiply_panel(p, n, width);
+                n0 += width;
+            }
+        transform_output<A>(m, padded, tiles, t0, n, block, sink, image, add, r0 * A::OUT, sink.width);
+    }
+}
+
+// Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m.
+template <class A>
+static void transform_weight_gradient(const Band& in, int cin, const Band& gradient, int r0, int r1, int columns,
+                                      float* sums) {
+    const int count = (r1 - r0) * columns, padded = gradient.channels;
+    constexpr int products = A::P * A::P;
+    const int block = block_tiles(products, in.channels, padded);
+    float* u = scratch(2, int64_t(products) * block * in.channels);
+    float* m = scratch(3, int64_t(products) * block * padded);
+    const Tiles tiles{r0, columns};
+    for (int t0 = 0; t0 < count; t0 += block) {
+        const int n = count - t0 < block ? count - t0 : block;
+        transform_input<A>(in, tiles, t0, n, block, u);
+        transform_gradient<A>(gradient, tiles, t0, n, block, m);
+        for (int q = 0; q < products; ++q)
+            for (int n0 = 0; n0 < padded;) {
+                const int width = panel_width(n0, padded);
+                Product p{};
+                p.a = u + int64_t(q) * block * in.channels;
+                p.a_row = 1;
+                p.a_step = in.channels;
+                p.b = m + int64_t(q) * block * padded + n0;
+                p.b_step = padded;
+                p.segments = 1;
+                p.depth = n;
+                p.c = sums + int64_t(q) * cin * padded + n0;
+                p.c_row = padded;
+                p.accumulate = true;
+                multiply_panel(p, cin, width);
+                n0 += width;
+            }
+    }
+}
+
+}  // namespace KILN_NAMESPACE
+}  // namespace kiln

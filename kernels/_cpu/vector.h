@@ -1,0 +1,139 @@
+// The vector type of each instruction set, element conversions, and the activations with their derivatives.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "registry.h"
+
+namespace kiln {
+namespace KILN_NAMESPACE {
+
+#if KILN_ISA == 2
+constexpr int VL = 16;  // floats in a vector
+constexpr int MR = 14;  // rows of the GEMM register tile, two vectors wide
+#elif KILN_ISA == 1
+constexpr int VL = 8;
+constexpr int MR = 6;
+#else
+constexpr int VL = 4;
+constexpr int MR = 6;
+#endif
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef float vf_any __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+
+static inline vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
+static inline void store(float* p, vf v) { *reinterpret_cast<vf_any*>(p) = v; }
+static inline vf splat(float s) { return s - (vf){}; }
+static inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+enum Dtype { F32 = 0, BF16 = 1, F16 = 2 };
+
+static inline vf half_to_float(vh raw) {
+    const vu bits = __builtin_convertvector(raw, vu);
+    const vu magnitude = bits & 0x7fffu;
+    vu value = (vu)((vf)(magnitude << 13) * 0x1p112f);
+    value |= (vu)(magnitude >= 0x7c00u) & 0x7f800000u;  // infinities and NaN
+    return (vf)(value | ((bits & 0x8000u) << 16));
+}
+
+// Round to nearest even; subnormals by the addition that aligns their bits.
+static inline vh float_to_half(vf v) {
+    const vu sign = (vu)v & 0x80000000u, magnitude = (vu)v ^ sign;
+    const vu special = 0x7c00u + ((vu)(magnitude > 0x7f800000u) & 0x200u);
+    const vu subnormal = (vu)((vf)magnitude + 0.5f) - 0x3f000000u;
+    const vu normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const vu large = (vu)(magnitude >= 0x47800000u), small = (vu)(magnitude < 0x38800000u);
+    const vu result = (large & special) | (small & subnormal) | (~large & ~small & normal);
+    return __builtin_convertvector(result | (sign >> 16), vh);
+}
+
+static inline vf load_as(Dtype dtype, const void* base, int64_t index) {
+    if (dtype == F32) return load(static_cast<const float*>(base) + index);
+    if (dtype == BF16) {
+        vh raw = *reinterpret_cast<const vh*>(static_cast<const uint16_t*>(base) + index);
+        return (vf)(__builtin_convertvector(raw, vu) << 16);
+    }
+    return half_to_float(*reinterpret_cast<const vh*>(static_cast<const uint16_t*>(base) + index));
+}
+
+static inline void store_as(Dtype dtype, void* base, int64_t index, vf v) {
+    if (dtype == F32) return store(static_cast<float*>(base) + index, v);
+    if (dtype == BF16) {  // round to nearest even; a NaN stays a NaN
+        const vu bits = (vu)v, nan = (vu)(v != v);
+        const vu rounded = (nan & 0x7fc0u) | (~nan & ((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16));
+        *reinterpret_cast<vh*>(static_cast<uint16_t*>(base) + index) = __builtin_convertvector(rounded, vh);
+        return;
+    }
+    *reinterpret_cast<vh*>(static_cast<uint16_t*>(base) + index) = float_to_half(v);
+}
+
+static inline int element_size(Dtype dtype) { return dtype == F32 ? 4 : 2; }
+
+// The first n channels (n < VL) of a pixel; the rest are zero.
+static inline vf load_part(Dtype dtype, const void* base, int64_t index, int n) {
+    alignas(64) float raw[VL] = {};
+    std::memcpy(raw, static_cast<const char*>(base) + index * element_size(dtype), n * element_size(dtype));
+    return load_as(dtype, raw, 0);
+}
+
+static inline void store_part(Dtype dtype, void* base, int64_t index, vf v, int n) {  // n <= VL
+    alignas(64) float raw[VL];
+    store_as(dtype, raw, 0, v);
+    std::memcpy(static_cast<char*>(base) + index * element_size(dtype), raw, n * element_size(dtype));
+}
+
+enum Activation { NONE = 0, ELU = 1, RELU = 2, LEAKY_RELU = 3, TANH = 4, SIGMOID = 5 };
+
+// exp(x) - 1, accurate near zero: 2^n (expm1(r) + 1) - 1 with r = x - n ln 2.
+static inline vf expm1(vf x) {
+    x = x < -87.0f ? splat(-87.0f) : x;
+    x = x > 88.0f ? splat(88.0f) : x;
+    vf n = x * 1.44269504f + 12582912.0f - 12582912.0f;
+    vf r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vf p = splat(1.98412698e-4f);
+    p = p * r + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r * r + r;
+    vf scale = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+    return p * scale + (scale - 1.0f);
+}
+
+static inline vf activate(Activation kind, vf x, float slope) {
+    switch (kind) {
+    case ELU: return x > 0.0f ? x : expm1(x);
+    case RELU: return x < 0.0f ? splat(0.0f) : x;
+    case LEAKY_RELU: return x < 0.0f ? x * slope : x;
+    case TANH: {
+        vf e = expm1(2.0f * x);
+        return e / (e + 2.0f);
+    }
+    case SIGMOID: {
+        vf e = expm1(-x) + 1.0f;
+        return 1.0f / (1.0f + e);
+    }
+    default: return x;
+    }
+}
+
+// The derivative as a function of the output y.
+static inline vf derivative(Activation kind, vf y, float slope) {
+    const vf one = splat(1.0f);
+    switch (kind) {
+    case ELU: return y > 0.0f ? one : y + 1.0f;
+    case RELU: return y > 0.0f ? one : splat(0.0f);
+    case LEAKY_RELU: return y > 0.0f ? one : splat(slope);
+    case TANH: return 1.0f - y * y;
+    case SIGMOID: return y * (1.0f - y);
+    default: return one;
+    }
+}
+
+}  // namespace KILN_NAMESPACE
+}  // namespace kiln

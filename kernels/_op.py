@@ -1,0 +1,129 @@
+"""The operator contract: schema, implementations, fake, autograd and autocast registered in one call."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import _native
+
+LIBRARY = torch.library.Library("kiln", "DEF")
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What runs an operator on one device, and why."""
+
+    operator: str
+    device: str
+    kind: str  # "native C++", "library GEMM", "none"
+    why: str
+
+
+@dataclass
+class Operator:
+    """One folder of kernels/: the public function, its reference, and what runs it on each device."""
+
+    name: str
+    function: Callable
+    reference: Callable
+    implementations: Callable[[], list[Implementation]]
+    schemas: list[str] = field(default_factory=list)
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def define(
+    schema: str,
+    *,
+    cpu: Callable,
+    fake: Callable,
+    cuda: Callable | None = None,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+    autocast: bool = False,
+) -> Callable:
+    """Registers torch.ops.kiln.<name> and returns its default overload.
+
+    cpu, cuda: run on real tensors. fake: gives empty outputs with the true strides. backward, setup_context: as in
+    torch.library.register_autograd. autocast: floating-point tensors are cast to the autocast dtype first.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    overload = getattr(torch.ops.kiln, name).default
+    LIBRARY.impl(name, cpu, "CPU")
+    LIBRARY.impl(name, cuda or _no_cuda(name), "CUDA")
+    torch.library.register_fake(f"kiln::{name}", fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(f"kiln::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    if autocast:
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(name, _cast_first(overload, device), f"Autocast{device}")
+    return overload
+
+
+def publish(function: Callable, reference: Callable, implementations: Callable[[], list[Implementation]]) -> None:
+    """Enters a public operator in the table that `explain`, the tests and the benchmark read."""
+    OPERATORS[function.__name__] = Operator(function.__name__, function, reference, implementations)
+
+
+def discover() -> dict[str, Operator]:
+    """Imports every operator folder beside this file and returns the table."""
+    for folder in sorted(Path(__file__).parent.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("_") and (folder / "__init__.py").is_file():
+            importlib.import_module(f"{__package__}.{folder.name}")
+    return OPERATORS
+
+
+def native_implementation(operator: str) -> list[Implementation]:
+    """The rows of explain() of an operator written in C++ for the CPU and not yet for the GPU."""
+    try:
+        native = _native.load()
+    except _native.NativeMissing as error:
+        return [Implementation(operator, "cpu", "none", str(error)), _cuda_row(operator)]
+    best, used = native.machine_isa(), native.isa()
+    why = f"{used}, the best of this machine" if best == used else f"{used}: KILN_ISA caps this machine's {best}"
+    return [Implementation(operator, "cpu", "native C++", why), _cuda_row(operator)]
+
+
+def _cuda_row(operator: str) -> Implementation:
+    return Implementation(operator, "cuda", "none", "the Triton kernel is not written yet: --eager runs PyTorch's")
+
+
+def _no_cuda(name: str) -> Callable:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError(f"kiln::{name} has no CUDA kernel yet: train with --eager, or on --device cpu")
+
+    return refuse
+
+
+@cache
+def _autocast_key(device: str) -> torch._C.DispatchKeySet:
+    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+
+def _cast_first(overload: Callable, device: str) -> Callable:
+    kind = device.lower()
+
+    def with_autocast(*args: object) -> object:
+        dtype = torch.get_autocast_dtype(kind)
+        cast = [
+            a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64 else a
+            for a in args
+        ]
+        with torch._C._ExcludeDispatchKeyGuard(_autocast_key(device)):
+            return overload(*cast)
+
+    return with_autocast
+
+
+def require(condition: bool, operator: str, message: str) -> None:
+    """Raises ValueError with one line when an argument does not fit."""
+    if not condition:
+        raise ValueError(f"{operator}: {message}")

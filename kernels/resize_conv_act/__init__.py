@@ -1,0 +1,210 @@
+"""Nearest-neighbour resize, 3x3 convolution, bias and activation in one operator."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from .. import _native, _op
+from .reference import ACTIVATIONS
+from .reference import resize_conv_act as reference
+
+RESIZES = {"none": 0, "up": 1, "down": 2}
+ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
+DIRECT, TRANSFORMED = 0, 1
+NAME = "resize_conv_act"
+
+
+def resize_conv_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    resize: str = "none",
+    activation: str = "none",
+    second: Tensor | None = None,
+    grad_scale: Tensor | None = None,
+    negative_slope: float = 0.2,
+    exact: bool | None = None,
+) -> Tensor:
+    """activation(conv3x3(resize(x) with second's channels after it) + bias), padding 1, all in one pass.
+
+    x:              (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last is read in place)
+    weight:         (Cout, C + C2, 3, 3) of x's dtype
+    bias:           (Cout,) of x's dtype, or None
+    resize:         "none"; "up": x is enlarged by nearest x2 before the convolution; "down": the result keeps its even
+                    rows and columns (nearest /2 after the convolution), the others are never computed
+    activation:     "none", "elu" (alpha 1), "relu", "leaky_relu" (negative_slope), "tanh", "sigmoid"
+    second:         (B, C2, Hc, Wc) further input channels at the size the convolution runs at: (2H, 2W) for "up"
+    grad_scale:     (B,) float32: factor of each sample in the gradients of weight and bias only (not of x and second)
+    negative_slope: >= 0, of "leaky_relu"
+    exact:          True: the direct sum of products, no Winograd tiles (norm-wise error up to 2e-5 in float32 without);
+                    None: as the environment variable KILN_EXACT=1 says, else False
+
+    Returns (B, Cout, Ho, Wo) of x's dtype, channels_last; Ho = H, 2H or ceil(H / 2). Sums are float32.
+    Gradients of first order are fused; under create_graph=True they come from the reference, for any order.
+    Raises ValueError when a shape, dtype or option does not fit. Source: the networks of Nasser 2022, figures 1 and 2.
+    """
+    if exact is None:
+        exact = os.environ.get("KILN_EXACT", "") not in {"", "0"}
+    return _forward(x, weight, bias, second, grad_scale, resize, activation, float(negative_slope), exact)
+
+
+def form(resize: str, channels: int, out_channels: int, exact: bool) -> int:
+    """Which algebra runs: few channels and resize="down" (already a quarter of the products) take the direct sum."""
+    few = min(channels, out_channels) < 8
+    return DIRECT if exact or few or resize == "down" else TRANSFORMED
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, second: Tensor | None, grad_scale: Tensor | None, resize: str, act: str
+) -> None:
+    _op.require(resize in RESIZES, NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
+    _op.require(act in ACTIVATIONS, NAME, f"activation is {act!r}; it must be one of {', '.join(ACTIVATIONS)}")
+    _op.require(x.dim() == 4, NAME, f"x must be (B, C, H, W), not {tuple(x.shape)}")
+    _op.require(x.dtype in _op.DTYPES, NAME, f"x is {x.dtype}; float32, bfloat16 and float16 are supported")
+    scale = 2 if resize == "up" else 1
+    expected = (x.shape[0], scale * x.shape[2], scale * x.shape[3])
+    channels = x.shape[1]
+    if second is not None:
+        fits = second.dim() == 4 and (second.shape[0], *second.shape[2:]) == expected
+        _op.require(fits, NAME, f"second is {tuple(second.shape)}; it must be ({expected[0]}, C2, {expected[1]}, {expected[2]})")
+        channels += second.shape[1]
+    kernel = tuple(weight.shape)
+    _op.require(len(kernel) == 4 and kernel[1:] == (channels, 3, 3), NAME, f"weight is {kernel}; it must be (Cout, {channels}, 3, 3)")
+    _op.require(min(x.shape[1:]) > 0 and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
+    _op.require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
+    _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
+    for name, tensor in (("weight", weight), ("bias", bias), ("second", second)):
+        if tensor is not None:
+            _op.require(tensor.dtype == x.dtype, NAME, f"{name} is {tensor.dtype} but x is {x.dtype}")
+            _op.require(tensor.device == x.device, NAME, f"{name} is on {tensor.device} but x on {x.device}")
+
+
+def _output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
+    height, width = x.shape[2:]
+    if resize == "up":
+        height, width = 2 * height, 2 * width
+    elif resize == "down":
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return torch.empty(
+        (x.shape[0], weight.shape[0], height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act: str, exact: bool) -> list[int]:
+    channels = x.shape[1]
+    further = 0 if second is None else second.shape[1]
+    merged = channels if resize == "up" else channels + further
+    which = form(resize, merged, weight.shape[0], exact)
+    sizes = [x.shape[0], channels, further, x.shape[2], x.shape[3], weight.shape[0]]
+    return [_op.DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
+
+
+def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):  # noqa: ANN
+    _check(x, weight, bias, second, grad_scale, resize, activation)
+    y = _output(x, weight, resize)
+    x, second = _dense(x), _dense(second)
+    weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    biases = None if bias is None else bias.detach().float().contiguous()
+    pointers = [_native.address(t) for t in (x, weights, biases, second, y)]
+    _native.call(f"{NAME}_forward", pointers, _integers(x, weight, second, resize, activation, exact), [negative_slope])
+    return y
+
+
+def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):  # noqa: ANN
+    _check(x, weight, bias, second, grad_scale, resize, activation)
+    return _output(x, weight, resize)
+
+
+def _gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
+    """Empty gradients of x, weight, bias and second; those not needed have no elements."""
+    given = [t if n else None for t, n in zip(like, need, strict=True)]
+    formats = [torch.channels_last, torch.contiguous_format, torch.contiguous_format, torch.channels_last]
+    device = like[0].device
+    return [
+        torch.empty(0, dtype=like[0].dtype, device=device)
+        if t is None
+        else torch.empty(t.shape, dtype=t.dtype, device=device, memory_format=f)
+        for t, f in zip(given, formats, strict=True)
+    ]
+
+
+def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):  # noqa: ANN
+    dx, dweight, dbias, dsecond = _gradients([x, weight, bias, second], need)
+    dw = torch.empty(weight.shape, dtype=torch.float32) if need[1] else None
+    db = torch.empty(bias.shape, dtype=torch.float32) if need[2] else None
+    integers = _integers(x, weight, second, resize, activation, exact)
+    x, second, y, grad = _dense(x), _dense(second), _dense(y), _dense(grad)
+    weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    scale = None if grad_scale is None else grad_scale.float().contiguous()
+    results = [dx if need[0] else None, dsecond if need[3] else None, dw, db]
+    pointers = [_native.address(t) for t in (x, weights, second, y, grad, scale, *results)]
+    _native.call(f"{NAME}_backward", pointers, integers, [negative_slope])
+    if need[1]:
+        dweight = dw if weight.dtype == torch.float32 else dweight.copy_(dw)
+    if need[2]:
+        dbias = db if bias.dtype == torch.float32 else dbias.copy_(db)
+    return dx, dweight, dbias, dsecond
+
+
+def _backward_fake(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):  # noqa: ANN
+    return tuple(_gradients([x, weight, bias, second], need))
+
+
+def _setup_context(ctx, inputs, output):  # noqa: ANN
+    x, weight, bias, second, grad_scale, *ctx.options = inputs
+    ctx.save_for_backward(x, weight, bias, second, grad_scale, output)
+
+
+def _autograd(ctx, grad):  # noqa: ANN
+    x, weight, bias, second, grad_scale, y = ctx.saved_tensors
+    resize, activation, negative_slope, exact = ctx.options
+    need = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3)]
+    if torch.is_grad_enabled():
+        return _differentiable(ctx, grad, need)
+    dx, dweight, dbias, dsecond = _backward(
+        grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need
+    )
+    given = [g if n else None for g, n in zip((dx, dweight, dbias, dsecond), need, strict=True)]
+    return *given, None, None, None, None, None
+
+
+def _differentiable(ctx, grad, need):  # noqa: ANN
+    """create_graph=True: the gradient of the reference, itself differentiable."""
+    x, weight, bias, second, grad_scale, _ = ctx.saved_tensors
+    resize, activation, negative_slope, _ = ctx.options
+    inputs = [x, weight, bias, second]
+    with torch.enable_grad():
+        y = reference(
+            x, weight, bias, resize=resize, activation=activation, second=second, grad_scale=grad_scale,
+            negative_slope=negative_slope,
+        )  # fmt: skip
+        wanted = [t for t, n in zip(inputs, need, strict=True) if n]
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return *[next(found) if n else None for n in need], None, None, None, None, None
+
+
+_backward = _op.define(
+    f"{NAME}_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, "
+    "str resize, str activation, float negative_slope, bool exact, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=_backward_cpu,
+    fake=_backward_fake,
+)
+_forward = _op.define(
+    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
+    "float negative_slope, bool exact) -> Tensor",
+    cpu=_forward_cpu,
+    fake=_forward_fake,
+    setup_context=_setup_context,
+    backward=_autograd,
+    autocast=True,
+)
+_op.publish(resize_conv_act, reference, lambda: _op.native_implementation(NAME))

@@ -1,0 +1,288 @@
+// resize_conv_act on the CPU: activation(conv3x3(resize(x) | second) + bias), dense NHWC tensors, float32 arithmetic.
+// Each of the three passes is a row of taps (direct.h) or a transformed product (transform.h), run band by band.
+#include <omp.h>
+
+#include "../_cpu/transform.h"
+
+namespace kiln {
+namespace KILN_NAMESPACE {
+
+enum Resize { SAME_SIZE = 0, UP_FIRST = 1, DOWN_AFTER = 2 };
+
+// One convolution pass: output row r * rows ... from input rows r * step + low ... r * step + high - 1.
+struct Pass {
+    int step, low, high, rows, products;
+    void (*pack)(const Weights&, float*);
+    void (*band)(const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, int image, float* add);
+};
+
+template <const Stencil& S> static void direct_pack(const Weights& w, float* out) { pack_stencil(w, S, out); }
+
+template <const Stencil& S>
+static void direct_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells, const Sink& sink,
+                        int image, float* add) {
+    const int64_t row_floats = int64_t(cells) * S.step_out * w.padded(), cell_floats = row_floats * S.step_out;
+    float* rows = add ? add : scratch(4, cell_floats);
+    for (int r = r0; r < r1; ++r) {
+        float* cell = add ? rows + (r - r0) * cell_floats : rows;
+        direct_rows(S, in, w, packed, r, cells, cell, add != nullptr);
+        for (int o = 0; o < S.step_out; ++o) put_row(sink, image, r * S.step_out + o, cell + o * row_floats, w.padded());
+    }
+}
+
+template <class A>
+static void transformed_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells,
+                             const Sink& sink, int image, float* add) {
+    transform_band<A>(in, w, packed, r0, r1, cells, sink, image, add);
+}
+
+template <class A> static void transform_pack(const Weights& w, float* out) { pack(w, A::G, A::P, A::G, A::P, out); }
+
+template <const Stencil& S> static Pass direct() {
+    return {S.step_in, S.lowest(), S.highest() + 1, S.step_out, S.products(), direct_pack<S>, direct_band<S>};
+}
+template <class A> static Pass transformed() {
+    return {A::STEP, -1, A::IN - 1, A::OUT, A::P * A::P, transform_pack<A>, transformed_band<A>};
+}
+
+// The weight gradient: cell row r reads input rows r * in_step + in_low ... and gradient rows r * g_step + g_low ...
+struct WeightPass {
+    int in_step, in_low, in_high, g_step, g_low, g_high;
+    int x_rows;  // rows of x for one cell row
+    int taps;
+    float g[4][3];
+    void (*band)(const Band& in, int cin, const Band& gradient, int r0, int r1, int cells, float* sums);
+};
+
+template <const Stencil& S, bool ON_GRADIENT>
+static void direct_sums(const Band& in, int cin, const Band& gradient, int r0, int r1, int cells, float* sums) {
+    direct_weight_gradient(S, ON_GRADIENT, in, cin, gradient, r0, r1, cells, sums);
+}
+
+template <const Stencil& S, bool ON_GRADIENT> static WeightPass direct_weights() {
+    WeightPass p{S.step_in, S.lowest(), S.highest() + 1, 1, 0, 1, S.step_in, S.count[0], {}, direct_sums<S, ON_GRADIENT>};
+    if (ON_GRADIENT) p = {1, 0, 1, S.step_in, S.lowest(), S.highest() + 1, 1, S.count[0], {}, direct_sums<S, ON_GRADIENT>};
+    for (int t = 0; t < S.count[0]; ++t) std::memcpy(p.g[t], S.taps[0][t].g, sizeof p.g[t]);
+    return p;
+}
+template <class A> static WeightPass transformed_weights() {
+    // an input step of one row with two outputs is the nearest x2 form; otherwise tiles are as large in both
+    WeightPass p{A::STEP, -1, A::IN - 1, A::OUT, 0, A::OUT, A::STEP, A::P, {}, transform_weight_gradient<A>};
+    std::memcpy(p.g, A::G, sizeof A::G);
+    return p;
+}
+
+struct Passes {
+    Pass forward, input;
+    WeightPass weights;
+};
+
+static Passes passes_of(Resize resize, bool direct_form) {
+    if (resize == DOWN_AFTER) return {direct<DOWN>(), direct<DOWN_ADJOINT>(), direct_weights<DOWN, false>()};
+    if (resize == UP_FIRST && direct_form) return {direct<UP>(), direct<UP_ADJOINT>(), direct_weights<UP_ADJOINT, true>()};
+    if (resize == UP_FIRST)
+        return {transformed<NearestUp>(), transformed<NearestUpAdjoint>(), transformed_weights<NearestUp>()};
+    if (direct_form) return {direct<SAME>(), direct<SAME_ADJOINT>(), direct_weights<SAME, false>()};
+    return {transformed<Winograd2>(), transformed<Winograd2Adjoint>(), transformed_weights<Winograd2>()};
+}
+
+// The call's integers, in the order kernels/resize_conv_act/__init__.py passes them.
+struct Call {
+    Dtype dtype;
+    Resize resize;
+    Activation activation;
+    bool direct_form;
+    int batch, c1, c2, h, w, cout;
+    float slope;
+
+    explicit Call(const Arguments& a)
+        : dtype(Dtype(a.integer(0))), resize(Resize(a.integer(1))), activation(Activation(a.integer(2))),
+          direct_form(a.integer(3) == 0), batch(a.integer(4)), c1(a.integer(5)), c2(a.integer(6)), h(a.integer(7)),
+          w(a.integer(8)), cout(a.integer(9)), slope(float(a.floats[0])) {}
+
+    int conv_h() const { return resize == UP_FIRST ? 2 * h : h; }
+    int conv_w() const { return resize == UP_FIRST ? 2 * w : w; }
+    int out_h() const { return resize == DOWN_AFTER ? (h + 1) / 2 : conv_h(); }
+    int out_w() const { return resize == DOWN_AFTER ? (w + 1) / 2 : conv_w(); }
+    bool second_apart() const { return c2 && resize == UP_FIRST; }  // at another resolution than x
+    int merged() const { return second_apart() ? c1 : c1 + c2; }
+
+    Source source(const void* x, const void* second) const {
+        Source s{dtype, h, w, c1, x};
+        if (c2 && !second_apart()) s.channels2 = c2, s.data2 = second;
+        return s;
+    }
+    Source second_source(const void* second) const { return {dtype, conv_h(), conv_w(), c2, second}; }
+    Weights weights(const float* data, bool adjoint) const { return {data, cout, c1 + c2, 0, merged(), adjoint}; }
+    Weights second_weights(const float* data, bool adjoint) const { return {data, cout, c1 + c2, c1, c2, adjoint}; }
+};
+
+static inline int cells(int outputs, int rows) { return (outputs + rows - 1) / rows; }
+
+// Rows of x per band: a few hundred KiB of padded input and gradient, a multiple of every form's tile.
+static int band_rows(const Call& call) {
+    const int up = call.resize == UP_FIRST ? 4 : 1;
+    const int64_t row_bytes = 4ll * call.w * (round_up(call.merged(), VL) + up * round_up(call.cout, VL));
+    const int64_t fit = (768 << 10) / row_bytes / 4 * 4;
+    return int(fit < 4 ? 4 : fit > 64 ? 64 : fit);
+}
+
+void resize_conv_act_forward(const Arguments& a) {
+    const Call call(a);
+    const void* second = a.pointer<void>(3);
+    const float* weight = a.pointer<float>(1);
+    const float* bias = a.pointer<float>(2);
+    const Pass pass = passes_of(call.resize, call.direct_form).forward, apart = direct<SAME>();
+    const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
+    const Weights w = call.weights(weight, false), w2 = call.second_weights(weight, false);
+    const int padded = w.padded();
+
+    float* packed = scratch(7, packed_floats(w, pass.products) + packed_floats(w2, apart.products) + padded);
+    float* packed2 = packed + packed_floats(w, pass.products);
+    float* padded_bias = packed2 + packed_floats(w2, apart.products);
+    pass.pack(w, packed);
+    if (call.second_apart()) apart.pack(w2, packed2);
+    for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
+
+    Sink sink{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
+    sink.bias = padded_bias, sink.activation = call.activation, sink.slope = call.slope;
+
+    const int rows = cells(call.out_h(), pass.rows), columns = cells(call.out_w(), pass.rows);
+    const int x_rows = call.resize == UP_FIRST ? 1 : call.resize == DOWN_AFTER ? 2 : pass.rows;
+    const int height = band_rows(call) / x_rows, bands = cells(rows, height);
+#pragma omp parallel for schedule(dynamic)
+    for (int item = 0; item < call.batch * bands; ++item) {
+        const int image = item / bands, r0 = item % bands * height, r1 = r0 + height < rows ? r0 + height : rows;
+        const Band in = fill_band(0, source, image, 1.0f, r0 * pass.step + pass.low, (r1 - 1) * pass.step + pass.high,
+                                  pass.low, (columns - 1) * pass.step + pass.high);
+        float* add = nullptr;
+        if (call.second_apart()) {
+            const int o0 = r0 * pass.rows, o1 = r1 * pass.rows, width = columns * pass.rows;
+            const Band in2 = fill_band(1, other, image, 1.0f, o0 - 1, o1 + 1, -1, width + 1);
+            add = scratch(5, int64_t(o1 - o0) * width * padded);
+            for (int o = o0; o < o1; ++o)
+                direct_rows(SAME, in2, w2, packed2, o, width, add + int64_t(o - o0) * width * padded, false);
+        }
+        pass.band(in, w, packed, r0, r1, columns, sink, image, add);
+    }
+}
+
+// Bounds of the rows (or columns) that a set of passes reads.
+struct Extent {
+    int low = 1 << 30, high = -(1 << 30);
+    void cover(int r0, int r1, int step, int first, int last) {
+        const int from = r0 * step + first, to = (r1 - 1) * step + last;
+        low = from < low ? from : low;
+        high = to > high ? to : high;
+    }
+};
+
+void resize_conv_act_backward(const Arguments& a) {
+    const Call call(a);
+    const float* weight = a.pointer<float>(1);
+    const void* second = a.pointer<void>(2);
+    const float* grad_scale = a.pointer<float>(5);
+    void *dx = a.pointer<void>(6), *dsecond = a.pointer<void>(7);
+    float *dw = a.pointer<float>(8), *db = a.pointer<float>(9);
+
+    const Passes passes = passes_of(call.resize, call.direct_form);
+    const Pass input = passes.input, apart = direct<SAME_ADJOINT>();
+    const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
+    const bool split = call.second_apart();
+    const bool need_input = dx || (dsecond && !split), need_apart = split && dsecond;
+
+    const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
+    Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
+    gradient.output = a.pointer<void>(3), gradient.activation = call.activation, gradient.slope = call.slope;
+
+    const Weights w = call.weights(weight, true), w2 = call.second_weights(weight, true);
+    float* packed = scratch(7, packed_floats(w, input.products) + packed_floats(w2, apart.products));
+    float* packed2 = packed + packed_floats(w, input.products);
+    if (need_input) input.pack(w, packed);
+    if (need_apart) apart.pack(w2, packed2);
+
+    Sink sink{call.dtype, call.h, call.w, call.c1, dx}, sink2{call.dtype, call.conv_h(), call.conv_w(), call.c2, dsecond};
+    if (!split) sink.channels2 = call.c2, sink.data2 = dsecond;
+
+    // each thread sums its own weight gradient; they are added in the order of the threads
+    const int padded = round_up(call.cout, VL), threads = omp_get_max_threads(), merged = call.merged();
+    const int64_t sums_size = int64_t(weights.taps) * weights.taps * merged * padded;
+    const int64_t sums2_size = split ? int64_t(9) * call.c2 * padded : 0;
+    const int64_t sums_stride = sums_size + sums2_size + padded;
+    float* all_sums = dw || db ? scratch(5, sums_stride * threads) : nullptr;
+    if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
+
+    const int height = band_rows(call), bands = cells(call.h, height), items = call.batch * bands;
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num();
+        float* sums = all_sums + sums_stride * thread;
+        for (int item = int64_t(items) * thread / threads; item < int64_t(items) * (thread + 1) / threads; ++item) {
+            const int image = item / bands, x0 = item % bands * height, x1 = x0 + height < call.h ? x0 + height : call.h;
+            const int i0 = x0 / input.rows, i1 = cells(x1, input.rows), i_columns = cells(call.w, input.rows);
+            const int g0 = x0 / weights.x_rows, g1 = cells(x1, weights.x_rows), g_columns = cells(call.w, weights.x_rows);
+            const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // the second input's rows, where it is apart
+
+            Extent rows, columns;
+            rows.cover(g0, g1, weights.g_step, weights.g_low, weights.g_high);
+            columns.cover(0, g_columns, weights.g_step, weights.g_low, weights.g_high);
+            if (need_input) {
+                rows.cover(i0, i1, input.step, input.low, input.high);
+                columns.cover(0, i_columns, input.step, input.low, input.high);
+            }
+            if (split) {
+                rows.cover(s0, s1, 1, -1, 2);
+                columns.cover(0, s_columns, 1, -1, 2);
+            }
+            const Band delta = fill_band(1, gradient, image, 1.0f, rows.low, rows.high, columns.low, columns.high);
+            if (need_input) input.band(delta, w, packed, i0, i1, i_columns, sink, image, nullptr);
+            if (need_apart) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, image, nullptr);
+
+            const float scale = grad_scale ? grad_scale[image] : 1.0f;
+            if (dw) {
+                const Band in = fill_band(0, source, image, scale, g0 * weights.in_step + weights.in_low,
+                                          (g1 - 1) * weights.in_step + weights.in_high, weights.in_low,
+                                          (g_columns - 1) * weights.in_step + weights.in_high);
+                weights.band(in, merged, delta, g0, g1, g_columns, sums);
+                if (split) {
+                    const Band in2 = fill_band(0, other, image, scale, s0 - 1, s1 + 1, -1, s_columns + 1);
+                    apart_weights.band(in2, call.c2, delta, s0, s1, s_columns, sums + sums_size);
+                }
+            }
+            if (db) {
+                const int o0 = call.resize == UP_FIRST ? 2 * x0 : call.resize == DOWN_AFTER ? x0 / 2 : x0;
+                const int o1 = call.resize == UP_FIRST ? 2 * x1 : call.resize == DOWN_AFTER ? cells(x1, 2) : x1;
+                for (int c = 0; c < padded; c += VL) {
+                    vf sum = splat(0.0f);
+                    for (int row = o0; row < o1; ++row) {
+                        vf line = splat(0.0f);
+                        for (int column = 0; column < gradient.width; ++column) line += load(delta.at(row, column) + c);
+                        sum += line;
+                    }
+                    float* to = sums + sums_size + sums2_size + c;
+                    store(to, load(to) + sum * scale);
+                }
+            }
+        }
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < (sums_stride + 1023) / 1024; ++block) {
+            const int64_t last = block * 1024 + 1024 < sums_stride ? block * 1024 + 1024 : sums_stride;
+            if (all_sums)
+                for (int t = 1; t < threads; ++t)
+                    for (int64_t i = block * 1024; i < last; ++i) all_sums[i] += all_sums[sums_stride * t + i];
+        }
+    }
+    if (dw) {
+        unpack_gradient(all_sums, weights.g, weights.taps, merged, call.cout, 0, call.c1 + call.c2, dw);
+        if (split)
+            unpack_gradient(all_sums + sums_size, apart_weights.g, 3, call.c2, call.cout, call.c1, call.c1 + call.c2, dw);
+    }
+    if (db) std::memcpy(db, all_sums + sums_size + sums2_size, sizeof(float) * call.cout);
+}
+
+}  // namespace KILN_NAMESPACE
+}  // namespace kiln
+
+KILN_REGISTER(resize_conv_act_forward)
+KILN_REGISTER(resize_conv_act_backward)
