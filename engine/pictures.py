@@ -1,0 +1,92 @@
+"""One picture's way into the network and back: read, placed in the square of the resolution, and taken out of it again.
+
+Reading is that of the data sets (engine.data.normalise): EXIF rotation applied, 16-bit and float grey scaled to 8
+bits, palette and CMYK converted, transparency laid over mid-grey, the first frame of an animation. Shrinking is
+antialiased and linear, as the loaders shrink; the nearest pyramid is made from the result, by the network.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from engine.data.geometry import central_square
+from engine.data.normalise import inspect, plain_bytes
+
+FITS = ("crop", "pad", "stretch")
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a part of a picture lies in the network's square.
+
+    window:  left, top, right, bottom of the part, in pixels of the picture.
+    content: left, top, right, bottom of its copy, in pixels of the square; padding lies around it.
+    """
+
+    window: Box
+    content: Box
+
+    def landmarks(self, points: np.ndarray) -> np.ndarray:
+        """(68, 2) x, y in pixels of the picture -> in pixels of the square (0 = centre of the first pixel)."""
+        window, content = np.array(self.window, np.float64), np.array(self.content, np.float64)
+        scale = (content[2:] - content[:2]) / (window[2:] - window[:2])
+        return ((points - window[:2] + 0.5) * scale - 0.5 + content[:2]).astype(np.float32)
+
+
+def read(data: bytes) -> tuple[Image.Image, str]:
+    """The picture as displayed, RGB or L with 8 bits, and a remark when not all of the file is in it ("" otherwise).
+
+    Raises engine.data.normalise.BadImage with the reason in a few words.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks about large files and odd EXIF blocks
+        header = inspect(data)
+        image = Image.open(io.BytesIO(plain_bytes(data)))
+        image.load()
+    return image, header.convert if "frames" in header.convert else ""
+
+
+def place(size: tuple[int, int], resolution: int, fit: str, window: Box | None = None) -> Placement:
+    """How a picture of `size` (width, height) goes into the square.
+
+    fit:    "crop" its central square, "pad" it to a square, or "stretch" it.
+    window: take this part instead of the whole picture.
+    """
+    left, top, right, bottom = window or (0, 0, *size)
+    width, height = right - left, bottom - top
+    if fit == "crop":
+        ((x, y),), (side,) = central_square(np.array([(width, height)]))
+        left, top = left + int(x), top + int(y)
+        width = height = int(side)
+    content = (0, 0, resolution, resolution)
+    if fit == "pad":
+        scale = resolution / max(width, height)
+        wide, high = max(1, round(width * scale)), max(1, round(height * scale))
+        x, y = (resolution - wide) // 2, (resolution - high) // 2
+        content = (x, y, x + wide, y + high)
+    return Placement((left, top, left + width, top + height), content)
+
+
+def to_square(image: Image.Image, placement: Placement, resolution: int, channels: int) -> np.ndarray:
+    """(channels, R, R) uint8: the placed part of the picture; padding repeats its border pixels."""
+    image = image.convert("RGB" if channels == 3 else "L")
+    left, top, right, bottom = placement.content
+    part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=placement.window)
+    pixels = np.atleast_3d(np.asarray(part))
+    around = ((top, resolution - bottom), (left, resolution - right), (0, 0))
+    return np.ascontiguousarray(np.pad(pixels, around, mode="edge").transpose(2, 0, 1))
+
+
+def from_square(pixels: np.ndarray, placement: Placement, *, original_size: bool) -> Image.Image:
+    """The picture of (channels, R, R) uint8 without its padding; original_size brings it to the size of its part."""
+    square = pixels.transpose(1, 2, 0)
+    image = Image.fromarray(square if square.shape[2] == 3 else square[:, :, 0])
+    image = image.crop(placement.content)
+    if original_size:
+        left, top, right, bottom = placement.window
+        image = image.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+    return image
