@@ -1,0 +1,128 @@
+"""The L1 loss of an autoencoder, per sample and mean, with its gradient formed in the same pass."""
+
+import torch
+from torch import Tensor
+
+from .. import _native, _op
+from .reference import l1_autoencoder_loss as reference
+
+NAME = "l1_autoencoder_loss"
+
+
+def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    """L(v) = mean |v - D(v)| of each sample, and its mean over the batch.
+
+    target, reconstruction: (B, ...) float32, bfloat16 or float16, same shape and dtype; any strides
+    returns: per_sample (B,) float32 and mean () float32. Sums are float32 in blocks, then float64.
+
+    The forward pass reads both tensors once and writes the gradient of the mean; backward only rescales it where the
+    incoming gradient is not one. Gradients reach both arguments (0 where they are equal); under create_graph=True they
+    come from the reference. Raises ValueError when shapes or dtypes differ. Source: Nasser 2022, equation (1).
+    """
+    needs_gradient = torch.is_grad_enabled() and (target.requires_grad or reconstruction.requires_grad)
+    per_sample, mean, _ = _forward(target, reconstruction, needs_gradient)
+    return per_sample, mean
+
+
+def _check(target: Tensor, reconstruction: Tensor) -> None:
+    shapes = f"target is {tuple(target.shape)} and reconstruction {tuple(reconstruction.shape)}"
+    _op.require(target.shape == reconstruction.shape, NAME, f"{shapes}; they must be equal")
+    _op.require(target.dim() >= 1 and target[:1].numel() + (len(target) == 0) > 0, NAME, f"samples are empty: {shapes}")
+    _op.require(target.dtype in _op.DTYPES, NAME, f"target is {target.dtype}; float32, bfloat16 and float16 are supported")
+    _op.require(target.dtype == reconstruction.dtype, NAME, f"reconstruction is {reconstruction.dtype}, target {target.dtype}")
+    _op.require(target.device == reconstruction.device, NAME, "target and reconstruction are on different devices")
+
+
+def _order(tensor: Tensor) -> torch.memory_format:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _outputs(reconstruction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    shape = reconstruction.shape if with_gradient else (0,)
+    order = _order(reconstruction) if with_gradient else torch.contiguous_format
+    gradient = torch.empty(shape, dtype=reconstruction.dtype, device=reconstruction.device, memory_format=order)
+    per_sample = torch.empty(len(reconstruction), dtype=torch.float32, device=reconstruction.device)
+    return per_sample, per_sample.new_empty(()), gradient
+
+
+def _forward_cpu(target, reconstruction, with_gradient):  # noqa: ANN
+    _check(target, reconstruction)
+    per_sample, mean, gradient = _outputs(reconstruction, with_gradient)
+    batch, size = len(target), target[:1].numel()
+    if batch:
+        order = _order(reconstruction)
+        tensors = [target.contiguous(memory_format=order), reconstruction.contiguous(memory_format=order)]
+        pointers = [_native.address(t) for t in (*tensors, per_sample, gradient if with_gradient else None)]
+        _native.call(f"{NAME}_forward", pointers, [_op.DTYPES[target.dtype], batch, size], [1.0 / (batch * size)])
+    torch.mean(per_sample, dim=0, out=mean)
+    return per_sample, mean, gradient
+
+
+def _forward_fake(target, reconstruction, with_gradient):  # noqa: ANN
+    _check(target, reconstruction)
+    return _outputs(reconstruction, with_gradient)
+
+
+def _scale_cpu(gradient, coefficient):  # noqa: ANN
+    order = _order(gradient)
+    gradient, coefficient = gradient.contiguous(memory_format=order), coefficient.float().contiguous()
+    result = torch.empty(gradient.shape, dtype=gradient.dtype, memory_format=order)
+    if len(gradient):
+        pointers = [_native.address(t) for t in (gradient, coefficient, result)]
+        _native.call(f"{NAME}_scale", pointers, [_op.DTYPES[gradient.dtype], len(gradient), gradient[:1].numel()], [])
+    return result
+
+
+def _scale_fake(gradient, coefficient):  # noqa: ANN
+    return torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device, memory_format=_order(gradient))
+
+
+def _setup_context(ctx, inputs, output):  # noqa: ANN
+    target, reconstruction, ctx.with_gradient = inputs
+    # the arguments are kept for second derivatives only: no copies, just references to what lives anyway
+    ctx.save_for_backward(target, reconstruction, output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad_per_sample, grad_mean, _):  # noqa: ANN
+    target, reconstruction, gradient = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return _differentiable(ctx, target, reconstruction, grad_per_sample, grad_mean)
+    if grad_per_sample is None and grad_mean is None:
+        return None, None, None
+    coefficient = gradient.new_zeros(len(target), dtype=torch.float32)
+    if grad_mean is not None:
+        coefficient = coefficient + grad_mean
+    if grad_per_sample is not None:
+        coefficient = coefficient + grad_per_sample * len(target)
+    for_target = _scale(gradient, -coefficient) if ctx.needs_input_grad[0] else None
+    for_reconstruction = _scale(gradient, coefficient) if ctx.needs_input_grad[1] else None
+    return for_target, for_reconstruction, None
+
+
+def _differentiable(ctx, target, reconstruction, grad_per_sample, grad_mean):  # noqa: ANN
+    """create_graph=True: the gradient of the reference, itself differentiable."""
+    need = ctx.needs_input_grad[:2]
+    with torch.enable_grad():
+        outputs = zip(reference(target, reconstruction), (grad_per_sample, grad_mean), strict=True)
+        loss = sum((output * grad).sum() for output, grad in outputs if grad is not None)
+        wanted = [t for t, n in zip((target, reconstruction), need, strict=True) if n]
+        found = iter(torch.autograd.grad(loss, wanted, create_graph=True))
+    return *[next(found) if n else None for n in need], None
+
+
+_scale = _op.define(
+    f"{NAME}_scale(Tensor gradient, Tensor coefficient) -> Tensor",
+    cpu=_scale_cpu,
+    fake=_scale_fake,
+)
+_forward = _op.define(
+    f"{NAME}(Tensor target, Tensor reconstruction, bool with_gradient) -> (Tensor, Tensor, Tensor)",
+    cpu=_forward_cpu,
+    fake=_forward_fake,
+    setup_context=_setup_context,
+    backward=_autograd,
+)
+_op.publish(l1_autoencoder_loss, reference, lambda: _op.native_implementation(NAME))

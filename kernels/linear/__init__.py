@@ -1,0 +1,77 @@
+"""A fully connected layer whose weight gradient can weigh each sample: the library's GEMM, one extra row scaling."""
+
+import torch
+from torch import Tensor
+
+from .. import _op
+from .reference import linear as reference
+
+NAME = "linear"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
+    """x weight^T + bias.
+
+    x:          (B, in) float32, bfloat16 or float16
+    weight:     (out, in), bias: (out,) or None, of x's dtype
+    grad_scale: (B,) float32: factor of each sample in the gradients of weight and bias only (not of x)
+
+    Returns (B, out). Gradients of any order. Raises ValueError when a shape or dtype does not fit.
+    Source: the one-pass step of the BEGAN discriminator (its fully connected layers).
+    """
+    if grad_scale is None:
+        _check(x, weight, bias, None)
+        return torch.nn.functional.linear(x, weight, bias)
+    return _forward(x, weight, bias, grad_scale)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, grad_scale: Tensor | None) -> None:
+    fits = x.dim() == 2 and weight.dim() == 2 and x.shape[1] == weight.shape[1]
+    _op.require(fits, NAME, f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be (B, in) and (out, in)")
+    _op.require(bias is None or bias.shape == weight.shape[:1], NAME, f"bias must be ({weight.shape[0]},)")
+    _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
+
+
+def _forward_any(x, weight, bias, grad_scale):  # noqa: ANN
+    _check(x, weight, bias, grad_scale)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _forward_fake(x, weight, bias, grad_scale):  # noqa: ANN
+    _check(x, weight, bias, grad_scale)
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+def _setup_context(ctx, inputs, output):  # noqa: ANN
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx, grad):  # noqa: ANN
+    x, weight, _, grad_scale = ctx.saved_tensors
+    scaled = grad * grad_scale.to(grad.dtype).unsqueeze(1)
+    need = ctx.needs_input_grad
+    return (
+        grad @ weight if need[0] else None,
+        scaled.t() @ x if need[1] else None,
+        scaled.sum(0) if need[2] else None,
+        None,
+    )
+
+
+_forward = _op.define(
+    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor grad_scale) -> Tensor",
+    cpu=_forward_any,
+    cuda=_forward_any,
+    fake=_forward_fake,
+    setup_context=_setup_context,
+    backward=_autograd,
+    autocast=True,
+)
+
+
+def _implementations() -> list[_op.Implementation]:
+    why = "PyTorch's BLAS is at the machine's limit; grad_scale is one row scaling more"
+    return [_op.Implementation(NAME, device, "library GEMM", why) for device in ("cpu", "cuda")]
+
+
+_op.publish(linear, reference, _implementations)
