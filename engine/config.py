@@ -5,6 +5,7 @@ Precedence: default < preset < checkpoint (with --resume) < command line.
 
 import dataclasses
 import json
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
+from engine import atomic
 from engine.errors import InputError
 
 Origins = dict[str, str]
@@ -62,9 +64,7 @@ Sizes = Annotated[
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 
-def _only_here(default: bool) -> Any:
-    """A field of the command line alone: not saved with the run."""
-    return field(default=default, metadata={"saved": False})
+_NOT_SAVED = {"saved": False}  # of the command line alone
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TrainConfig:
 
     fused: Switch = False
     """Train with Kiln's fused operators (give this or --eager)."""
-    eager: Switch = _only_here(False)
+    eager: Switch = field(default=False, metadata=_NOT_SAVED)
     """Train with the plain PyTorch references: same results, slower."""
     system: str = "refiner"
     """What to train."""
@@ -81,9 +81,9 @@ class TrainConfig:
     """Folder or zip of images; without it, the embedded avatars."""
     out: Path | None = None
     """Run folder to write; default runs/SYSTEM-TIME."""
-    resume: Switch = _only_here(False)
+    resume: Switch = field(default=False, metadata=_NOT_SAVED)
     """Go on from the latest good checkpoint in --out (start there when it has none)."""
-    dry_run: Switch = _only_here(False)
+    dry_run: Switch = field(default=False, metadata=_NOT_SAVED)
     """Print parameters, memory, data and configuration; train and write nothing."""
     preset: Literal["quick", "paper"] = "quick"
     """Values for 2 CPU cores and minutes, or those of the paper."""
@@ -173,6 +173,12 @@ _SAVED = [name for name, f in _FIELDS.items() if f.metadata.get("saved", True)]
 _TYPES = get_type_hints(TrainConfig)
 
 
+_DESCRIPTION = "Train a system on a folder of images.\n\n" + "\n\n".join(
+    f"--preset {name}: {', '.join(f'{field} {value}' for field, value in values.items())}."
+    for name, values in PRESETS.items()
+)
+
+
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
@@ -191,7 +197,7 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     """
     from engine.cli import parse
 
-    parsed = parse(TrainConfig, argv, prog="kiln train", description="Train a system on a folder of images.")
+    parsed = parse(TrainConfig, argv, prog="kiln train", description=_DESCRIPTION)
     given = _given(argv)
     saved = _saved_config(parsed) if parsed.resume else None
     config, origins = TrainConfig(), dict.fromkeys(_FIELDS, "default")
@@ -321,29 +327,32 @@ def show(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else "embedded avatars" if value is None else str(value)
+    return f"{value:g}" if isinstance(value, float) else "embedded" if value is None else str(value)
 
 
 def table(config: TrainConfig, origins: Origins) -> str:
-    """The resolved configuration for the terminal: one group per origin, changed values last."""
+    """The resolved configuration for the terminal, one group per origin."""
     groups: dict[str, list[str]] = {}
     for name in _SAVED:
         groups.setdefault(origins.get(name, "default"), []).append(f"{name} {show(getattr(config, name))}")
-    order = sorted(groups, key=lambda origin: ("default", "preset", "checkp", "comman").index(origin[:6].strip()))
-    width = max(map(len, groups))
-    lines = []
-    for origin in order:
-        line = f"  {origin:<{width}} "
-        for position, item in enumerate(groups[origin]):
-            item += "," if position < len(groups[origin]) - 1 else ""
-            if len(line) + len(item) > 118:
-                lines.append(line)
-                line = " " * (width + 3)
-            line += " " + item
-        lines.append(line)
-    return "\n".join(["configuration:", *lines])
+    width = max(map(len, groups)) + 4
+    lines = ["configuration"]
+    for origin in sorted(groups, key=_rank):
+        lines += textwrap.wrap(
+            ", ".join(groups[origin]),
+            118,
+            initial_indent=f"  {origin:<{width - 2}}",
+            subsequent_indent=" " * width,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _rank(origin: str) -> int:
+    return ("default", "preset", "checkpoint", "command").index(origin.split()[0])
 
 
 def write(config: TrainConfig, origins: Origins, path: Path) -> None:
     """Write config.json. Raises OSError."""
-    path.write_text(json.dumps(config.to_json(origins), indent=1) + "\n")
+    atomic.write_text(path, json.dumps(config.to_json(origins), indent=1) + "\n")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from engine import ops
 from engine.errors import InputError
-from engine.kernels.l1_autoencoder_loss import reference as _l1_autoencoder_loss
-from engine.kernels.linear import reference as _linear
-from engine.kernels.resize_conv_act import reference as _resize_conv_act
+from engine.kernels.l1_autoencoder_loss.reference import l1_autoencoder_loss as eager_l1_autoencoder_loss
+from engine.kernels.linear.reference import linear as eager_linear
+from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_resize_conv_act
 
 SMALLEST = 8  # side of the coarsest level
 LARGEST = 256
@@ -54,7 +54,7 @@ class Conv(nn.Module):
 
         grad_scale multiplies each sample's contribution to this layer's parameter gradients, nothing else.
         """
-        run = ops.resize_conv_act if self.fused else _resize_conv_act.resize_conv_act
+        run = ops.resize_conv_act if self.fused else eager_resize_conv_act
         return run(
             x,
             self.weight,
@@ -83,7 +83,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, grad_scale: Tensor | None = None) -> Tensor:
         """grad_scale (B,) float32 scales each sample's contribution to the parameter gradients."""
-        run = ops.linear if self.fused else _linear.linear
+        run = ops.linear if self.fused else eager_linear
         return run(x, self.weight, self.bias, grad_scale=grad_scale)
 
     def extra_repr(self) -> str:
@@ -93,7 +93,7 @@ class Linear(nn.Module):
 
 def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor, *, fused: bool) -> tuple[Tensor, Tensor]:
     """Mean absolute error per sample (B,) and over the batch (), fp32."""
-    run = ops.l1_autoencoder_loss if fused else _l1_autoencoder_loss.l1_autoencoder_loss
+    run = ops.l1_autoencoder_loss if fused else eager_l1_autoencoder_loss
     return run(target, reconstruction)
 
 

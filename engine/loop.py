@@ -1,0 +1,297 @@
+"""The training loop of every system: data, schedule, records, samples, checkpoints, signals."""
+
+import contextlib
+import errno
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine import checkpoint, random_state
+from engine import config as configuration
+from engine.config import Origins, TrainConfig
+from engine.errors import InputError
+from engine.metrics import LossMeter, MetricsLog
+from engine.networks.layers import parameter_count
+from engine.progress import Progress, memory_mb
+from engine.samples import save_grid
+from engine.schedule import learning_rate
+from engine.signals import StopRequest
+from engine.systems import build
+from engine.systems.base import System
+
+if TYPE_CHECKING:
+    from engine.data import Loader
+
+SAMPLES = 8
+_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
+
+
+def train(config: TrainConfig, origins: Origins) -> int:
+    """Run a configuration to its end. Returns 0, or 130 / 143 when a signal ended it (with a checkpoint saved).
+
+    Raises InputError for bad input, a loss that is not finite, and a disk that cannot be written.
+    """
+    from engine.data import open_dataset, open_loader
+
+    start = prepare_folder(config)
+    if start is not None and start.step >= config.steps:
+        print(f"{config.out} has already done {start.step} of {config.steps} steps; raise --steps to go on")
+        return 0
+    set_machine(config)
+    print(configuration.table(config, origins), flush=True)
+    wants_landmarks = config.landmarks or config.landmark_weight > 0
+    dataset = open_dataset(
+        config.data, channels=config.channels, resolution=config.resolution, require_landmarks=wants_landmarks
+    )
+    loader = open_loader(
+        dataset,
+        batch_size=config.batch_size,
+        resolution=config.resolution,
+        channels=config.channels,
+        device=config.device,
+        seed=config.seed,
+        mirror=config.mirror,
+        crop=config.crop,
+        loader=config.loader,
+    )
+    try:
+        print(f"data    {dataset.summary()}\nloader  {loader.describe()}")
+        system = build(config, config.device)
+        sizes = ", ".join(f"{name} {parameter_count(net):,}" for name, net in system.networks().items())
+        mode = "fused operators" if config.fused else "plain PyTorch (eager)"
+        print(f"model   {config.system}: {sizes} parameters\nmode    {mode}, {config.precision}, {config.device}")
+        return Trainer(config, origins, system, loader, start).run()
+    finally:
+        loader.close()
+
+
+def set_machine(config: TrainConfig) -> None:
+    """Threads, precision and seeds of this process."""
+    torch.set_num_threads(config.threads)
+    tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    random_state.seed_all(config.seed)
+
+
+def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
+    """Check and create the run folder; the checkpoint to go on from, if any. Raises InputError."""
+    out = config.out
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"--out {out} is a file; name a folder")
+        content = {path.name for path in out.iterdir()} if out.exists() else set()
+        if content and not config.resume:
+            raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
+        start = None
+        if config.resume:
+            found = checkpoint.latest(out)
+            if found is not None:
+                start = checkpoint.load(found)
+            elif any((out / checkpoint.FOLDER).glob("step_*")):
+                raise InputError(f"every checkpoint in {out} is damaged; start a new run with another --out")
+            elif content and "config.json" not in content:
+                raise InputError(f"{out} is not the folder of a run; choose another --out")
+            else:
+                print(f"no checkpoint in {out} yet: starting at step 0")
+        out.mkdir(parents=True, exist_ok=True)
+        return start
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+
+
+class Trainer:
+    """One run: the system, where its images come from, and the folder it records in."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        origins: Origins,
+        system: System,
+        loader: "Loader",
+        start: checkpoint.Checkpoint | None = None,
+    ):
+        self.config, self.origins, self.system, self.loader = config, origins, system, loader
+        self.run_dir: Path = config.out
+        self.meter = LossMeter(system.device)
+        self.step = 0
+        self.saved: Path | None = None
+        self._elapsed_before = 0.0
+        if start is not None:
+            self._restore(start)
+        self.first_step = self.step
+        self._report_works = True
+
+    def run(self) -> int:
+        """Train to the last step or until a signal; returns the exit status."""
+        config = self.config
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._writing("the run folder"))
+            configuration.write(config, self.origins, self.run_dir / "config.json")
+            self.log = MetricsLog(self.run_dir, self.step)
+            stack.callback(self.log.close)
+            if self.log.note:
+                print(self.log.note)
+            print(f"run     {self.run_dir}" + (f", going on from step {self.step}" if self.step else ""), flush=True)
+            self.progress = Progress(self.step, config.steps)
+            stack.callback(self.progress.close)
+            stop = stack.enter_context(StopRequest())
+            self._began = time.monotonic()
+            self._open_interval()
+            self._fixed = self.loader.fixed(min(SAMPLES, config.batch_size)) if config.sample_every else None
+            if not self.step:
+                self._sample()
+            while self.step < config.steps and stop.number is None:
+                self._one_step()
+            if stop.number is not None:
+                return self._stopped(stop)
+        print(f"done    {self.step} steps; {self.saved}")
+        if self._report_works:
+            print(f"        {self.run_dir / 'report.html'}")
+        return 0
+
+    def _one_step(self) -> None:
+        config, step = self.config, self.step + 1
+        self.system.set_learning_rate(learning_rate(config, step))
+        losses = self.system.step(self.loader.next())
+        self.step = step
+        self.meter.add(step, losses)
+        last = step == config.steps
+        self.progress.show(step, self._read() if step % config.log_every == 0 or last else None)
+        with self._pause():
+            if config.sample_every and (step % config.sample_every == 0 or last):
+                self._sample()
+            if step % config.checkpoint_every == 0 or last:
+                self._save()
+
+    # records
+
+    def _open_interval(self) -> None:
+        self._interval_began, self._interval_first = time.monotonic(), self.step
+        self._waited_before, self._paused = self.loader.seconds_waited, 0.0
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        """Time that is not training."""
+        began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
+
+    def _elapsed(self) -> float:
+        return self._elapsed_before + time.monotonic() - self._began
+
+    def _read(self) -> str:
+        """Read the losses from the device, record them, and return the text of the progress line."""
+        values, bad = self.meter.read()
+        self._check_losses(values, bad)
+        self.meter.reset()
+        seconds = max(1e-9, time.monotonic() - self._interval_began - self._paused)
+        speed = (self.step - self._interval_first) * self.config.batch_size / seconds
+        waiting = min(1.0, (self.loader.seconds_waited - self._waited_before) / seconds)
+        self._open_interval()
+        record = {
+            "step": self.step,
+            "time": round(self._elapsed(), 3),
+            **values,
+            "lr": learning_rate(self.config, self.step),
+            "images_per_s": round(speed, 3),
+            "data_wait": round(waiting, 4),
+            "memory_mb": round(memory_mb(self.system.device), 1),
+        }
+        with self._writing("metrics.jsonl"):
+            self.log.write(record)
+        shown = " ".join(f"{name} {values[name]:.4g}" for name in self.system.headline if name in values)
+        return f"{shown}, {speed:.4g} images/s, {record['memory_mb']:.0f} MB, data {100 * waiting:.0f} %"
+
+    def _sample(self) -> None:
+        if self._fixed is None:
+            return
+        with self._writing("a sample grid"):
+            save_grid(self.system.sample(self._fixed), self.run_dir / "samples" / f"step_{self.step:08d}.png")
+
+    def _report(self) -> None:
+        try:
+            from engine.report import write
+
+            write(self.run_dir)
+        except Exception as error:  # a page that cannot be drawn must not end a training
+            if self._report_works:
+                self.progress.say(f"report.html could not be written: {type(error).__name__}: {error}")
+            self._report_works = False
+
+    # checkpoints
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "system": self.system.state_dict(),
+            "loader": self.loader.state_dict(),
+            "random": random_state.capture(),
+            "meter": self.meter.state_dict(),
+            "elapsed": self._elapsed(),
+        }
+
+    def _restore(self, start: checkpoint.Checkpoint) -> None:
+        self.step, self.saved = start.step, start.path
+        self.system.load_weights(start.weights)
+        self.system.load_state_dict(start.state["system"])
+        self.loader.load_state_dict(start.state["loader"])
+        random_state.restore(start.state["random"])
+        self.meter.load_state_dict(start.state["meter"])
+        self._elapsed_before = start.state["elapsed"]
+
+    def _save(self) -> None:
+        self._check_losses(*self.meter.read())
+        weights = self.system.weights()
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise self._diverged(f"the weights {name} are no longer finite at step {self.step}")
+        with self._writing(f"the checkpoint of step {self.step}"):
+            self.saved = checkpoint.save(
+                self.run_dir, self.step, weights, self._state(), self.config, self.origins, self.config.keep
+            )
+        self._report()
+
+    def _stopped(self, stop: StopRequest) -> int:
+        if self.saved is None or self.saved.name != f"step_{self.step:08d}":
+            self._save()
+        self.progress.close()
+        print(f"stopped by {stop.name} after step {self.step} of {self.config.steps}; saved {self.saved}")
+        print(f"go on with: {self._resume_command()}", flush=True)
+        return stop.status
+
+    def _resume_command(self) -> str:
+        return f"python -m engine.train --resume --out {shlex.quote(str(self.run_dir))}"
+
+    # what can go wrong
+
+    def _check_losses(self, values: dict[str, float], bad: dict[str, int]) -> None:
+        if bad:
+            name = min(bad, key=bad.get)
+            raise self._diverged(f"the loss {name} was not finite (NaN or infinite) at step {bad[name]}")
+
+    def _diverged(self, what: str) -> InputError:
+        config = self.config
+        lower = f"--lr {config.lr / 4:g}"
+        cure = f"try a lower learning rate, {lower}"
+        if config.precision == "bf16":
+            cure += ", or --precision fp32"
+        if self.saved is None:
+            return InputError(f"{what}, before the first checkpoint; {cure}, with another --out")
+        kept = f"the last good checkpoint is {self.saved}"
+        return InputError(f"{what}; {kept}; {cure}: {self._resume_command()} {lower}")
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """A disk that cannot be written is the user's to mend: one line, and nothing of the run is lost."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
+            kept = f"earlier checkpoints are intact, the last is {self.saved}" if self.saved else "no checkpoint yet"
+            cure = f"make room or set the rights, then {self._resume_command()}"
+            raise InputError(f"{what} could not be written ({error.strerror}); {kept}; {cure}") from error

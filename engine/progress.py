@@ -1,0 +1,55 @@
+"""The line that shows how a run is doing: a bar in a terminal, a line now and then in a log file."""
+
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+class Progress:
+    """step, losses, images/s, time left, memory, share of time spent waiting for data."""
+
+    def __init__(self, start: int, total: int):
+        self.total, self.text = total, ""
+        self._bar = None
+        self._printed, self._began, self._start = time.monotonic(), time.monotonic(), start
+        if sys.stderr.isatty():
+            layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+            self._bar = tqdm(total=total, initial=start, bar_format=layout, dynamic_ncols=True, smoothing=0.1)
+
+    def show(self, step: int, text: str | None = None) -> None:
+        """After each step; `text` when there are new readings."""
+        if text is not None:
+            self.text = text
+        if self._bar is not None:
+            if text is not None:
+                self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif text is not None and (step == self.total or time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES):
+            self._printed = time.monotonic()
+            per_step = (self._printed - self._began) / max(1, step - self._start)
+            left = tqdm.format_interval(per_step * (self.total - step))
+            print(f"step {step}/{self.total}, {left} left, {text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory in MB: torch's allocations on a GPU, the process's resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,49 @@
+"""Sample grids: one labelled row per kind of image, one column per fixed input."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from engine import atomic
+
+_SMALL_SIDE = 128  # smaller images are enlarged to about this, by a whole factor
+_GAP = 2
+
+
+def save_grid(rows: dict[str, Tensor], path: Path) -> None:
+    """Write a PNG of the rows, top to bottom.
+
+    rows: label -> (B, C, R, R) in [-1, 1], C = 1 or 3, the same B and R in each. Raises OSError.
+    """
+    grid = draw_grid(rows)
+    with atomic.replacing(path) as temporary:
+        grid.save(temporary, "PNG")
+
+
+def draw_grid(rows: dict[str, Tensor]) -> Image.Image:
+    """The grid as an RGB image, labels at its left."""
+    first = next(iter(rows.values()))
+    count, side = len(first), first.shape[-1]
+    factor = max(1, _SMALL_SIDE // side)
+    tile = side * factor
+    font = ImageFont.load_default(size=14)
+    margin = int(max(font.getlength(label) for label in rows)) + 16
+    grid = Image.new("RGB", (margin + count * (tile + _GAP), len(rows) * (tile + _GAP)), "white")
+    pen = ImageDraw.Draw(grid)
+    for index, (label, images) in enumerate(rows.items()):
+        top = index * (tile + _GAP)
+        pen.text((8, top + tile // 2), label, fill="black", font=font, anchor="lm")
+        for column, pixels in enumerate(to_pixels(images)):
+            small = Image.fromarray(pixels)
+            enlarged = small.resize((tile, tile), Image.Resampling.NEAREST)
+            grid.paste(enlarged, (margin + column * (tile + _GAP), top))
+    return grid
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """(B, C, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded and clipped; grey is repeated."""
+    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,21 @@
+"""The learning rate of every step."""
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.config import TrainConfig
+
+
+def learning_rate(config: "TrainConfig", step: int) -> float:
+    """For step 1, 2, ..., config.steps: a function of the step alone, so that a resumed run goes on exactly."""
+    lr = config.lr
+    if config.lr_schedule == "step":
+        lr *= config.lr_decay ** ((step - 1) // config.lr_every)
+    elif config.lr_schedule == "cosine":
+        length = max(1, config.steps - config.lr_warmup)
+        done = min(max(0, step - config.lr_warmup), length)
+        lr *= 0.5 * (1 + math.cos(math.pi * done / length))
+    if step < config.lr_warmup:
+        lr *= step / config.lr_warmup
+    return lr
