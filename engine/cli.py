@@ -37,6 +37,9 @@ _PLACE_ERRORS = {
     errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere"),
     errno.EROFS: ("the file system is read-only", "write elsewhere"),
     errno.EACCES: ("permission denied", "check the rights of this path or choose another one"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another path"),
+    errno.EISDIR: ("this is a folder, not a file", "choose another path"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EPERM: ("operation not permitted", "check the rights of this path or choose another one"),
 }
 _PLACE_TEXTS = ((f"(os error {errno.ENOSPC})", errno.ENOSPC), ("No space left on device", errno.ENOSPC))
@@ -154,12 +157,17 @@ def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
 
 
 def _mendable(error: Exception) -> str | None:
-    """One line for the failures of the machine that a user can mend (disk, rights, memory); None for the rest."""
+    """One line for the failures of the machine that a user can mend (disk, rights, memory, build); None else."""
     if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
         problem, cure = _PLACE_ERRORS[error.errno]
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{problem}; {cure}"
     text = str(error)
+    # the operators' own refusals (engine.kernels), which say what to do
+    if type(error).__name__ == "NativeMissing" or (
+        isinstance(error, NotImplementedError) and text.startswith("kiln::")
+    ):
+        return text
     for sign, number in _PLACE_TEXTS:
         if sign in text:
             problem, cure = _PLACE_ERRORS[number]

@@ -7,9 +7,13 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import __version__
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 # distribution -> what Kiln uses it for
 PACKAGES = {
@@ -106,6 +110,17 @@ def gpus() -> list[dict[str, Any]]:
             {"name": properties.name, "memory": properties.total_memory, "free": free, "capability": capability}
         )
     return found
+
+
+def pick_device(name: str) -> "torch.device":
+    """The torch device of "cpu", "cuda" or "auto" (cuda when there is one). Raises InputError without a CUDA device."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device here; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def driver() -> str | None:
