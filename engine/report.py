@@ -227,7 +227,7 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
     config = {row["name"]: row["value"] for row in rows}
     records = read_metrics(run_dir / "metrics.jsonl")
     machine = _environment(run_dir, record_environment)
-    template = resources.files("engine").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    template = resources.files("engine").joinpath("report.html.j2").read_text(encoding="utf-8")
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters["gib"] = lambda count: f"{count / 2**30:.1f} GiB" if count else "unknown"
     return jinja.from_string(template).render(
