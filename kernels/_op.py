@@ -68,6 +68,23 @@ def define(
     return overload
 
 
+def differentiable_gradients(
+    reference: Callable, inputs: list[Tensor | None], need: list[bool], upstream: list[Tensor | None]
+) -> list[Tensor | None]:
+    """Backward under create_graph=True: the gradients of reference(*inputs), themselves differentiable.
+
+    The inputs are taken as fresh views, so that only this call lies between them and the outputs, not what made them.
+    """
+    with torch.enable_grad():
+        views = [None if t is None else t.view_as(t) for t in inputs]
+        outputs = reference(*views)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(output, grad) for output, grad in zip(outputs, upstream, strict=True) if grad is not None]
+        wanted = [t for t, n in zip(views, need, strict=True) if n]
+        found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True))
+    return [next(found) if n else None for n in need]
+
+
 def publish(function: Callable, reference: Callable, implementations: Callable[[], list[Implementation]]) -> None:
     """Enters a public operator in the table that `explain`, the tests and the benchmark read."""
     OPERATORS[function.__name__] = Operator(function.__name__, function, reference, implementations)

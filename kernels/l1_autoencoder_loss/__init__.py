@@ -28,8 +28,12 @@ def _check(target: Tensor, reconstruction: Tensor) -> None:
     shapes = f"target is {tuple(target.shape)} and reconstruction {tuple(reconstruction.shape)}"
     _op.require(target.shape == reconstruction.shape, NAME, f"{shapes}; they must be equal")
     _op.require(target.dim() >= 1 and target[:1].numel() + (len(target) == 0) > 0, NAME, f"samples are empty: {shapes}")
-    _op.require(target.dtype in _op.DTYPES, NAME, f"target is {target.dtype}; float32, bfloat16 and float16 are supported")
-    _op.require(target.dtype == reconstruction.dtype, NAME, f"reconstruction is {reconstruction.dtype}, target {target.dtype}")
+    _op.require(
+        target.dtype in _op.DTYPES, NAME, f"target is {target.dtype}; float32, bfloat16 and float16 are supported"
+    )
+    _op.require(
+        target.dtype == reconstruction.dtype, NAME, f"reconstruction is {reconstruction.dtype}, target {target.dtype}"
+    )
     _op.require(target.device == reconstruction.device, NAME, "target and reconstruction are on different devices")
 
 
@@ -46,7 +50,7 @@ def _outputs(reconstruction: Tensor, with_gradient: bool) -> tuple[Tensor, Tenso
     return per_sample, per_sample.new_empty(()), gradient
 
 
-def _forward_cpu(target, reconstruction, with_gradient):  # noqa: ANN
+def _forward_cpu(target, reconstruction, with_gradient):
     _check(target, reconstruction)
     per_sample, mean, gradient = _outputs(reconstruction, with_gradient)
     batch, size = len(target), target[:1].numel()
@@ -59,12 +63,12 @@ def _forward_cpu(target, reconstruction, with_gradient):  # noqa: ANN
     return per_sample, mean, gradient
 
 
-def _forward_fake(target, reconstruction, with_gradient):  # noqa: ANN
+def _forward_fake(target, reconstruction, with_gradient):
     _check(target, reconstruction)
     return _outputs(reconstruction, with_gradient)
 
 
-def _scale_cpu(gradient, coefficient):  # noqa: ANN
+def _scale_cpu(gradient, coefficient):
     order = _order(gradient)
     gradient, coefficient = gradient.contiguous(memory_format=order), coefficient.float().contiguous()
     result = torch.empty(gradient.shape, dtype=gradient.dtype, memory_format=order)
@@ -74,11 +78,11 @@ def _scale_cpu(gradient, coefficient):  # noqa: ANN
     return result
 
 
-def _scale_fake(gradient, coefficient):  # noqa: ANN
+def _scale_fake(gradient, coefficient):
     return torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device, memory_format=_order(gradient))
 
 
-def _setup_context(ctx, inputs, output):  # noqa: ANN
+def _setup_context(ctx, inputs, output):
     target, reconstruction, ctx.with_gradient = inputs
     # the arguments are kept for second derivatives only: no copies, just references to what lives anyway
     ctx.save_for_backward(target, reconstruction, output[2])
@@ -86,10 +90,12 @@ def _setup_context(ctx, inputs, output):  # noqa: ANN
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, grad_per_sample, grad_mean, _):  # noqa: ANN
+def _autograd(ctx, grad_per_sample, grad_mean, _):
     target, reconstruction, gradient = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[:2])
     if torch.is_grad_enabled():
-        return _differentiable(ctx, target, reconstruction, grad_per_sample, grad_mean)
+        upstream = [grad_per_sample, grad_mean]
+        return *_op.differentiable_gradients(reference, [target, reconstruction], need, upstream), None
     if grad_per_sample is None and grad_mean is None:
         return None, None, None
     coefficient = gradient.new_zeros(len(target), dtype=torch.float32)
@@ -97,20 +103,9 @@ def _autograd(ctx, grad_per_sample, grad_mean, _):  # noqa: ANN
         coefficient = coefficient + grad_mean
     if grad_per_sample is not None:
         coefficient = coefficient + grad_per_sample * len(target)
-    for_target = _scale(gradient, -coefficient) if ctx.needs_input_grad[0] else None
-    for_reconstruction = _scale(gradient, coefficient) if ctx.needs_input_grad[1] else None
+    for_target = _scale(gradient, -coefficient) if need[0] else None
+    for_reconstruction = _scale(gradient, coefficient) if need[1] else None
     return for_target, for_reconstruction, None
-
-
-def _differentiable(ctx, target, reconstruction, grad_per_sample, grad_mean):  # noqa: ANN
-    """create_graph=True: the gradient of the reference, itself differentiable."""
-    need = ctx.needs_input_grad[:2]
-    with torch.enable_grad():
-        outputs = zip(reference(target, reconstruction), (grad_per_sample, grad_mean), strict=True)
-        loss = sum((output * grad).sum() for output, grad in outputs if grad is not None)
-        wanted = [t for t, n in zip((target, reconstruction), need, strict=True) if n]
-        found = iter(torch.autograd.grad(loss, wanted, create_graph=True))
-    return *[next(found) if n else None for n in need], None
 
 
 _scale = _op.define(

@@ -16,7 +16,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, grad_scale:
     weight:     (out, in), bias: (out,) or None, of x's dtype
     grad_scale: (B,) float32: factor of each sample in the gradients of weight and bias only (not of x)
 
-    Returns (B, out). Gradients of any order. Raises ValueError when a shape or dtype does not fit.
+    Returns (B, out). Gradients of any order (with grad_scale, past the first, those of the
+    reference). Raises ValueError when a shape or dtype does not fit.
     Source: the one-pass step of the BEGAN discriminator (its fully connected layers).
     """
     if grad_scale is None:
@@ -32,24 +33,30 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, grad_scale: Tensor | 
     _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
 
 
-def _forward_any(x, weight, bias, grad_scale):  # noqa: ANN
+def _forward_any(x, weight, bias, grad_scale):
     _check(x, weight, bias, grad_scale)
     return torch.nn.functional.linear(x, weight, bias)
 
 
-def _forward_fake(x, weight, bias, grad_scale):  # noqa: ANN
+def _forward_fake(x, weight, bias, grad_scale):
     _check(x, weight, bias, grad_scale)
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
-def _setup_context(ctx, inputs, output):  # noqa: ANN
+def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _autograd(ctx, grad):  # noqa: ANN
-    x, weight, _, grad_scale = ctx.saved_tensors
+def _autograd(ctx, grad):
+    x, weight, bias, grad_scale = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[:3])
+    if torch.is_grad_enabled():
+
+        def of(x, weight, bias):
+            return reference(x, weight, bias, grad_scale=grad_scale)
+
+        return *_op.differentiable_gradients(of, [x, weight, bias], need, [grad]), None
     scaled = grad * grad_scale.to(grad.dtype).unsqueeze(1)
-    need = ctx.needs_input_grad
     return (
         grad @ weight if need[0] else None,
         scaled.t() @ x if need[1] else None,

@@ -57,7 +57,13 @@ def form(resize: str, channels: int, out_channels: int, exact: bool) -> int:
 
 
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, second: Tensor | None, grad_scale: Tensor | None, resize: str, act: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    second: Tensor | None,
+    grad_scale: Tensor | None,
+    resize: str,
+    act: str,
 ) -> None:
     _op.require(resize in RESIZES, NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
     _op.require(act in ACTIVATIONS, NAME, f"activation is {act!r}; it must be one of {', '.join(ACTIVATIONS)}")
@@ -68,10 +74,16 @@ def _check(
     channels = x.shape[1]
     if second is not None:
         fits = second.dim() == 4 and (second.shape[0], *second.shape[2:]) == expected
-        _op.require(fits, NAME, f"second is {tuple(second.shape)}; it must be ({expected[0]}, C2, {expected[1]}, {expected[2]})")
+        _op.require(
+            fits, NAME, f"second is {tuple(second.shape)}; it must be ({expected[0]}, C2, {expected[1]}, {expected[2]})"
+        )
         channels += second.shape[1]
     kernel = tuple(weight.shape)
-    _op.require(len(kernel) == 4 and kernel[1:] == (channels, 3, 3), NAME, f"weight is {kernel}; it must be (Cout, {channels}, 3, 3)")
+    _op.require(
+        len(kernel) == 4 and kernel[1:] == (channels, 3, 3),
+        NAME,
+        f"weight is {kernel}; it must be (Cout, {channels}, 3, 3)",
+    )
     _op.require(min(x.shape[1:]) > 0 and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
     _op.require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
     _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
@@ -108,7 +120,7 @@ def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act
     return [_op.DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
 
 
-def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):  # noqa: ANN
+def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):
     _check(x, weight, bias, second, grad_scale, resize, activation)
     y = _output(x, weight, resize)
     x, second = _dense(x), _dense(second)
@@ -119,7 +131,7 @@ def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negati
     return y
 
 
-def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):  # noqa: ANN
+def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):
     _check(x, weight, bias, second, grad_scale, resize, activation)
     return _output(x, weight, resize)
 
@@ -137,7 +149,7 @@ def _gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     ]
 
 
-def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):  # noqa: ANN
+def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):
     dx, dweight, dbias, dsecond = _gradients([x, weight, bias, second], need)
     dw = torch.empty(weight.shape, dtype=torch.float32) if need[1] else None
     db = torch.empty(bias.shape, dtype=torch.float32) if need[2] else None
@@ -155,41 +167,32 @@ def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activati
     return dx, dweight, dbias, dsecond
 
 
-def _backward_fake(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):  # noqa: ANN
+def _backward_fake(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):
     return tuple(_gradients([x, weight, bias, second], need))
 
 
-def _setup_context(ctx, inputs, output):  # noqa: ANN
+def _setup_context(ctx, inputs, output):
     x, weight, bias, second, grad_scale, *ctx.options = inputs
     ctx.save_for_backward(x, weight, bias, second, grad_scale, output)
 
 
-def _autograd(ctx, grad):  # noqa: ANN
+def _autograd(ctx, grad):
     x, weight, bias, second, grad_scale, y = ctx.saved_tensors
     resize, activation, negative_slope, exact = ctx.options
     need = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3)]
     if torch.is_grad_enabled():
-        return _differentiable(ctx, grad, need)
+
+        def of(x, weight, bias, second):
+            options = {"resize": resize, "activation": activation, "negative_slope": negative_slope}
+            return reference(x, weight, bias, second=second, grad_scale=grad_scale, **options)
+
+        found = _op.differentiable_gradients(of, [x, weight, bias, second], need, [grad])
+        return *found, None, None, None, None, None
     dx, dweight, dbias, dsecond = _backward(
         grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need
     )
     given = [g if n else None for g, n in zip((dx, dweight, dbias, dsecond), need, strict=True)]
     return *given, None, None, None, None, None
-
-
-def _differentiable(ctx, grad, need):  # noqa: ANN
-    """create_graph=True: the gradient of the reference, itself differentiable."""
-    x, weight, bias, second, grad_scale, _ = ctx.saved_tensors
-    resize, activation, negative_slope, _ = ctx.options
-    inputs = [x, weight, bias, second]
-    with torch.enable_grad():
-        y = reference(
-            x, weight, bias, resize=resize, activation=activation, second=second, grad_scale=grad_scale,
-            negative_slope=negative_slope,
-        )  # fmt: skip
-        wanted = [t for t, n in zip(inputs, need, strict=True) if n]
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return *[next(found) if n else None for n in need], None, None, None, None, None
 
 
 _backward = _op.define(

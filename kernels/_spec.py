@@ -1,0 +1,142 @@
+"""What every operator's spec.py is made of: samples, the dtype rule, and the comparison that tests and commands share."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _op
+
+LAYOUTS = ("channels_last", "contiguous", "sliced", "expanded")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an operator: shapes of its tensors by argument name, and its options.
+
+    integers: small whole numbers instead of Gaussian ones, so that no value lies next to a kink of the activation.
+    layout:   of the first tensor; "sliced" is a view into a larger one, "expanded" repeats one sample.
+    """
+
+    name: str
+    shapes: dict[str, tuple[int, ...]]
+    options: dict[str, Any] = field(default_factory=dict)
+    layout: str = "channels_last"
+    integers: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An operator's samples, the floors of its dtype rule, and the costs that the benchmark divides by."""
+
+    operator: str
+    samples: list[Sample]
+    benchmarks: list[Sample]
+    floor: dict[torch.dtype, float]  # relative; joins twice the error of eager PyTorch in the same dtype
+    flops: Callable[[Sample], float]  # of forward and backward, as written
+    bytes: Callable[[Sample, torch.dtype], float]  # least traffic of forward and backward
+
+
+@dataclass(frozen=True)
+class Error:
+    """The norm-wise relative error of one result against float64, that of eager PyTorch, and what is allowed."""
+
+    result: str
+    fused: float
+    eager: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.fused <= self.allowed
+
+
+def specs() -> dict[str, Spec]:
+    """The spec of every operator."""
+    return {name: importlib.import_module(f"{__package__}.{name}.spec").SPEC for name in _op.discover()}
+
+
+def tensors(sample: Sample, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+    """The sample's tensors, rounded to dtype; weights are scaled so that outputs are near one. grad_scale is float32."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for position, (name, shape) in enumerate(sample.shapes.items()):
+        if sample.integers:
+            value = torch.randint(-2, 3, shape, generator=generator).double()
+            value = value + 0.5 if name == "bias" else value
+        else:
+            value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name == "weight" and not sample.integers:
+            value = value / max(1, value[0].numel()) ** 0.5
+        kept = torch.float32 if name == "grad_scale" else dtype
+        made[name] = _laid_out(value.to(device, kept), sample.layout if position == 0 else "channels_last")
+    return made
+
+
+def _laid_out(value: Tensor, layout: str) -> Tensor:
+    if layout == "expanded":
+        return value[:1].expand(value.shape)
+    if value.dim() != 4:
+        return value
+    if layout == "sliced":
+        larger = value.new_full((value.shape[0], value.shape[1] + 2, value.shape[2] + 1, value.shape[3] + 3), torch.nan)
+        view = larger[:, 1:-1, 1:, 2:-1]
+        return view.copy_(value)
+    return value.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else value
+
+
+def run(function: Callable, sample: Sample, made: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Outputs and gradients of one call, the tensors as `dtype` (grad_scale stays); the upstream gradient is fixed."""
+    inputs = {}
+    for name, tensor in made.items():
+        if name == "grad_scale":
+            inputs[name] = tensor.to(torch.float64) if dtype == torch.float64 else tensor
+        else:
+            # a fresh leaf with the same strides
+            inputs[name] = (tensor if tensor.dtype == dtype else tensor.to(dtype)).detach().requires_grad_()
+    outputs = function(**inputs, **sample.options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(1)
+    upstream = [_upstream(o, sample, generator) for o in outputs]
+    leaves = {name: leaf for name, leaf in inputs.items() if leaf.requires_grad}
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+    results = {f"output {i}" if len(outputs) > 1 else "output": o.detach() for i, o in enumerate(outputs)}
+    return results | {f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)}
+
+
+def _upstream(output: Tensor, sample: Sample, generator: torch.Generator) -> Tensor:
+    if sample.integers:
+        value = torch.randint(-2, 3, output.shape, generator=generator).double()
+    else:
+        value = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    return value.to(torch.bfloat16).to(output)  # the same numbers in every dtype
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """||value - exact|| / ||exact||, infinite where the value is not finite; 0 for tensors without elements."""
+    if not exact.numel():
+        return 0.0
+    difference = (value.double() - exact.double()).norm().item()
+    scale = exact.double().norm().item()
+    return float("inf") if difference != difference else difference / scale if scale else difference
+
+
+def compare(spec: Spec, sample: Sample, dtype: torch.dtype, device: str = "cpu", **options: Any) -> list[Error]:
+    """The dtype rule on one sample: fused and eager in `dtype` against the reference in float64 on the same numbers.
+
+    `options` go to the fused operator only (exact=True, for one). Tensors are moved to `device`.
+    """
+    operator = _op.discover()[spec.operator]
+    made = tensors(sample, dtype, device)
+    exact = run(operator.reference, sample, made, torch.float64)
+    eager = run(operator.reference, sample, made, dtype)
+    fused = run(lambda **inputs: operator.function(**inputs, **options), sample, made, dtype)
+    errors = []
+    for name, truth in exact.items():
+        of_eager = relative_error(eager[name], truth)
+        allowed = 2 * of_eager + spec.floor[dtype]
+        errors.append(Error(name, relative_error(fused[name], truth), of_eager, allowed))
+    return errors

@@ -1,0 +1,81 @@
+"""Samples, tolerances and costs of resize_conv_act."""
+
+import torch
+
+from .._spec import Sample, Spec
+from .reference import ACTIVATIONS
+
+KINKED = ("relu", "leaky_relu")  # their derivative jumps at zero
+
+
+def _sample(
+    b: int, c: int, h: int, w: int, cout: int, resize: str, activation: str, *,
+    second: int = 0, bias: bool = True, grad_scale: bool = False, layout: str = "channels_last",
+) -> Sample:  # fmt: skip
+    scale = 2 if resize == "up" else 1
+    shapes = {"x": (b, c, h, w), "weight": (cout, c + second, 3, 3)}
+    if bias:
+        shapes["bias"] = (cout,)
+    if second:
+        shapes["second"] = (b, second, scale * h, scale * w)
+    if grad_scale:
+        shapes["grad_scale"] = (b,)
+    extras = [f"second {second}" * bool(second), "no bias" * (not bias), "grad_scale" * grad_scale]
+    name = " ".join([f"{b}x{c}x{h}x{w}->{cout}", resize, activation, *filter(None, extras), layout])
+    return Sample(name, shapes, {"resize": resize, "activation": activation}, layout, activation in KINKED)
+
+
+def _samples() -> list[Sample]:
+    found = []
+    for resize in ("none", "up", "down"):
+        for activation in ACTIVATIONS:
+            found.append(_sample(2, 16, 6, 8, 24, resize, activation, grad_scale=True))
+        found += [
+            _sample(1, 3, 9, 7, 24, resize, "elu", bias=False),
+            _sample(3, 71, 5, 6, 3, resize, "elu", second=3),
+            _sample(2, 24, 16, 12, 64, resize, "elu", second=3, grad_scale=True),
+            _sample(1, 8, 1, 1, 8, resize, "tanh"),
+            _sample(0, 16, 4, 4, 8, resize, "elu"),
+            _sample(2, 33, 17, 19, 40, resize, "sigmoid", layout="contiguous"),
+            _sample(2, 12, 10, 11, 17, resize, "elu", layout="sliced"),
+            _sample(3, 16, 8, 8, 16, resize, "elu", layout="expanded"),
+            _sample(1, 1, 40, 70, 1, resize, "relu", second=1),
+        ]
+    return found
+
+
+def _sizes(s: Sample) -> tuple[int, int, int, int]:
+    """Products of the convolution as written, and elements of x with second, of the output, of the weight."""
+    b, c, h, w = s.shapes["x"]
+    cout, cin = s.shapes["weight"][:2]
+    up, down = s.options["resize"] == "up", s.options["resize"] == "down"
+    pixels = b * h * w * (4 if up else 1)
+    out = b * -(-h // 2) * -(-w // 2) * cout if down else pixels * cout
+    return pixels * cout * cin * 9, b * c * h * w + pixels * (cin - c), out, cout * cin * 9
+
+
+def _flops(s: Sample) -> float:
+    return 3 * 2.0 * _sizes(s)[0]
+
+
+def _bytes(s: Sample, dtype: torch.dtype) -> float:
+    _, x, out, weight = _sizes(s)
+    # forward reads x and the weight and writes y; backward reads x, y, dy and the weight and writes dx and dw
+    return float(dtype.itemsize) * (3 * x + 3 * out + 3 * weight)
+
+
+_BENCHMARKS = [
+    _sample(batch, channels, side, side, channels, resize, "elu")
+    for resize in ("none", "up", "down")
+    for batch, channels, side in ((25, 64, 32), (16, 16, 32), (25, 128, 16), (1, 64, 64), (25, 24, 32))
+] + [_sample(25, 64, 64, 64, 3, "none", "none"), _sample(25, 3, 64, 64, 64, "none", "elu")]
+
+SPEC = Spec(
+    operator="resize_conv_act",
+    samples=_samples(),
+    benchmarks=_BENCHMARKS,
+    # float32: the Winograd tiles' allowance is 2e-5 (the docstring names it); what they reach is nearer 5e-7
+    floor={torch.float32: 1e-6, torch.bfloat16: 1e-4, torch.float16: 2e-5},
+    flops=_flops,
+    bytes=_bytes,
+)

@@ -1,0 +1,248 @@
+"""Every operator, every sample of its spec: the dtype rule, gradients, strides, and the registration."""
+
+import pytest
+import torch
+
+from engine import ops
+from engine.kernels import _native, _op, _spec
+
+CASES = [
+    pytest.param(spec, sample, id=f"{name}: {sample.name}")
+    for name, spec in _spec.specs().items()
+    for sample in spec.samples
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
+
+
+@pytest.fixture(autouse=True)
+def poison_unwritten_memory():
+    """torch.empty gives NaN, so that an element no kernel wrote cannot pass."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def instruction_set(request):
+    native = _native.load()
+    native.limit_isa(request.param)
+    if native.isa() != request.param:
+        native.limit_isa("avx512")
+        pytest.skip(f"this machine has no {request.param}")
+    yield request.param
+    native.limit_isa("avx512")
+
+
+def check(errors: list[_spec.Error]) -> None:
+    failed = [e for e in errors if not e.passed]
+    assert not failed, "; ".join(f"{e.result}: {e.fused:.2e} > {e.allowed:.2e} (eager {e.eager:.2e})" for e in failed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spec, sample", CASES)
+def test_dtype_rule(spec, sample, dtype):
+    check(_spec.compare(spec, sample, dtype))
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+@pytest.mark.parametrize("spec, sample", CASES)
+def test_every_instruction_set(spec, sample, instruction_set):
+    check(_spec.compare(spec, sample, torch.float32))
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+@pytest.mark.parametrize("sample", _spec.specs()["resize_conv_act"].samples, ids=lambda s: s.name)
+def test_exact_form(sample, instruction_set):
+    check(_spec.compare(_spec.specs()["resize_conv_act"], sample, torch.float32, exact=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_thread_counts_agree(threads):
+    """Any thread count passes; one count gives the same bits every time."""
+    spec = _spec.specs()["resize_conv_act"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for sample in spec.samples:
+            check(_spec.compare(spec, sample, torch.float32))
+            made = _spec.tensors(sample, torch.float32)
+            once, again = (_spec.run(ops.resize_conv_act, sample, made, torch.float32) for _ in range(2))
+            assert all(torch.equal(once[name], again[name]) for name in once)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("spec, sample", CASES)
+def test_fake_strides_are_true(spec, sample):
+    """The fake's outputs and gradients have the real ones' shapes, dtypes and strides."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    function = ops.OPERATORS[spec.operator].function
+    made = _spec.tensors(sample, torch.float32)
+    with torch.no_grad():
+        real = function(**made, **sample.options)
+        mode = FakeTensorMode()
+        with mode:
+            fake = function(**{n: mode.from_tensor(t) for n, t in made.items()}, **sample.options)
+    for r, f in zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)]:
+        assert (r.shape, r.dtype, r.stride()) == (f.shape, f.dtype, f.stride())
+
+
+def _opcheck_cases():
+    for resize in ("none", "up", "down"):
+        x = torch.randn(2, 5, 6, 4).to(memory_format=torch.channels_last).requires_grad_()
+        scale = 2 if resize == "up" else 1
+        second = torch.randn(2, 3, 6 * scale, 4 * scale, requires_grad=True)
+        weight, bias = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+        yield (
+            torch.ops.kiln.resize_conv_act.default,
+            (x, weight, bias, second, torch.rand(2), resize, "elu", 0.2, False),
+        )
+        yield torch.ops.kiln.resize_conv_act.default, (x, weight[:, :5], None, None, None, resize, "none", 0.2, True)
+    v, r = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
+    yield torch.ops.kiln.l1_autoencoder_loss.default, (v, r, True)
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    yield torch.ops.kiln.linear.default, (x, weight, torch.randn(5, requires_grad=True), torch.rand(3))
+
+
+@pytest.mark.parametrize("overload, arguments", list(_opcheck_cases()))
+def test_opcheck(overload, arguments):
+    torch.use_deterministic_algorithms(False)
+    torch.library.opcheck(overload, arguments)
+
+
+@pytest.mark.parametrize(
+    "spec, sample", [c for c in CASES if 0 < torch.Size(next(iter(c.values[1].shapes.values()))).numel() < 200]
+)
+def test_gradcheck_of_the_reference(spec, sample):
+    """The reference in float64 is differentiable twice, except that grad_scale makes a gradient no function has."""
+    made = {
+        n: t.double().requires_grad_(n != "grad_scale")
+        for n, t in _spec.tensors(sample, torch.float64).items()
+        if n != "grad_scale"
+    }
+    names = list(made)
+    reference = ops.OPERATORS[spec.operator].reference
+
+    def function(*values):
+        return reference(**dict(zip(names, values, strict=True)), **sample.options)
+
+    assert torch.autograd.gradcheck(function, tuple(made.values()), fast_mode=True)
+
+
+def test_grad_scale_weighs_samples():
+    """dw under grad_scale is the weighted sum of the gradients of single-sample batches; dx does not change."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 16, 8, 8), torch.randn(16, 16, 3, 3) / 12, torch.randn(16)
+    scale = torch.tensor([1.0, -0.25, 0.0])
+
+    def gradients(x, grad_scale):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y = ops.resize_conv_act(*leaves, resize="up", activation="elu", grad_scale=grad_scale)
+        return torch.autograd.grad(y.square().sum(), leaves)
+
+    dx, dw, db = gradients(x, scale)
+    singles = [gradients(x[i : i + 1], None) for i in range(3)]
+    torch.testing.assert_close(dx, torch.cat([s[0] for s in singles]))
+    torch.testing.assert_close(dw, sum(k * s[1] for k, s in zip(scale, singles, strict=True)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(db, sum(k * s[2] for k, s in zip(scale, singles, strict=True)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resize_conv_act", "l1_autoencoder_loss", "linear"])
+def test_second_derivatives(name):
+    """A gradient penalty through the fused operator equals that of the reference."""
+    torch.use_deterministic_algorithms(False)
+    operator = ops.OPERATORS[name]
+    sample = {s.name: s for s in _spec.specs()[name].samples if s.layout != "expanded" and not s.integers}
+    sample = next(iter(sample.values()))
+    made = _spec.tensors(sample, torch.float32)
+
+    def penalty(function):
+        leaves = {n: t.clone().requires_grad_(n != "grad_scale") for n, t in made.items()}
+        output = function(**leaves, **sample.options)
+        output = output[0] if isinstance(output, tuple) else output
+        wanted = [t for t in leaves.values() if t.requires_grad]
+        first = torch.autograd.grad(output.square().sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    for fused, eager in zip(penalty(operator.function), penalty(operator.reference), strict=True):
+        torch.testing.assert_close(fused, eager, rtol=2e-4, atol=2e-5)
+
+
+def test_compiles_in_one_graph():
+    torch.use_deterministic_algorithms(False)
+    x = torch.randn(2, 8, 8, 8).to(memory_format=torch.channels_last)
+    weight = torch.randn(8, 8, 3, 3, requires_grad=True)
+
+    def loss(x):
+        y = ops.resize_conv_act(x, weight, resize="up", activation="elu")
+        return ops.l1_autoencoder_loss(y, y * 0.5)[1]
+
+    expected = torch.autograd.grad(loss(x), weight)[0]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(x), weight)[0], expected)
+
+
+def test_autocast_casts_every_tensor():
+    x, weight = torch.randn(1, 8, 8, 8), torch.randn(8, 8, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ops.resize_conv_act(x, weight, activation="elu")
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+def test_nan_is_not_hidden():
+    x = torch.randn(1, 16, 8, 8)
+    x[0, 0, 4, 4] = torch.nan
+    weight = torch.randn(16, 16, 3, 3)
+    for activation in ("none", "elu", "relu", "leaky_relu", "tanh", "sigmoid"):
+        assert ops.resize_conv_act(x, weight, activation=activation).isnan().any(), activation
+    assert ops.l1_autoencoder_loss(x, torch.zeros_like(x))[1].isnan()
+
+
+GOOD = {"x": torch.randn(2, 4, 6, 6), "weight": torch.randn(8, 4, 3, 3), "bias": torch.randn(8)}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"resize": "nearest"}, "resize is 'nearest'"),
+        ({"activation": "gelu"}, "activation is 'gelu'"),
+        ({"x": torch.randn(4, 6, 6)}, "x must be"),
+        ({"weight": torch.randn(8, 5, 3, 3)}, "must be (Cout, 4, 3, 3)"),
+        ({"weight": torch.randn(8, 4, 5, 5)}, "must be (Cout, 4, 3, 3)"),
+        ({"bias": torch.randn(7)}, "bias must be (8,)"),
+        ({"second": torch.randn(2, 1, 12, 12)}, "second is"),
+        ({"grad_scale": torch.ones(3)}, "grad_scale must be (2,)"),
+        ({"x": torch.randn(2, 4, 6, 6).double()}, "float64"),
+        ({"bias": torch.randn(8).bfloat16()}, "bias is torch.bfloat16"),
+        ({"x": torch.randn(2, 4, 0, 6)}, "no empty"),
+    ],
+)
+def test_bad_arguments(change, words):
+    with pytest.raises(ValueError, match=r"^resize_conv_act: ") as caught:
+        ops.resize_conv_act(**{**GOOD, **change})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_explain_covers_every_operator():
+    rows = ops.explain()
+    assert {r.operator for r in rows} == set(ops.OPERATORS)
+    assert "native C++" in str(rows) and _native.load().isa() in str(ops.explain("resize_conv_act"))
+    with pytest.raises(KeyError):
+        ops.explain("conv9")
+
+
+def test_one_openmp_runtime():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    loaded = {pool["filepath"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "openmp"}
+    assert len(loaded) == 1, loaded
+
+
+def test_operator_folders_are_complete():
+    for name, operator in _op.discover().items():
+        assert operator.function.__doc__ and operator.name == name
+        assert name in _spec.specs()
