@@ -1,4 +1,4 @@
-"""Builds engine._native: every kernels/*/cpu.cpp once per instruction set, linked with bindings/ into one torch-free module."""
+"""Builds engine._native, torch-free: every kernels/*/cpu.cpp once per instruction set, linked with bindings/."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What every operator's spec.py is made of: samples, the dtype rule, and the comparison that tests and commands share."""
+"""What every spec.py is made of: samples, the dtype rule, and the comparison that tests and commands share."""
 
 import importlib
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def specs() -> dict[str, Spec]:
 
 
 def tensors(sample: Sample, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-    """The sample's tensors, rounded to dtype; weights are scaled so that outputs are near one. grad_scale is float32."""
+    """The sample's tensors, rounded to dtype; weights are scaled so outputs are near one. grad_scale is float32."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for position, (name, shape) in enumerate(sample.shapes.items()):

@@ -196,8 +196,9 @@ def _autograd(ctx, grad):
 
 
 _backward = _op.define(
-    f"{NAME}_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, "
-    "str resize, str activation, float negative_slope, bool exact, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{NAME}_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
+    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, bool[] need) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
     fake=_backward_fake,
 )
