@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -91,6 +94,14 @@ class Decoder:
         return feed_ndarray(images.as_tensor(), result)  # no stream given: returns when the copy is done
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What DALI makes of a file. size: width and height, None when undecodable; complaint: a codec's warning."""
+
+    size: tuple[int, int] | None
+    complaint: str = ""
+
+
 class Prober:
     """Decodes files on the CPU only to see whether DALI can; broken files do no harm."""
 
@@ -99,25 +110,26 @@ class Prober:
         self._batch_size = batch_size
         self._pipelines: dict[int, object] = {}
 
-    def shapes(self, encoded: Sequence[bytes]) -> list[tuple[int, int] | None]:
-        """Width and height of each decoded image; None where DALI cannot decode it."""
-        try:
-            return self._decode(self._batch_size, encoded)
-        except RuntimeError:
-            return [self._alone(data) for data in encoded]
+    def probe(self, encoded: Sequence[bytes]) -> list[Probe]:
+        """Decode them together; one by one when something is wrong."""
+        sizes, complaint = self._decode(self._batch_size, encoded)
+        if sizes and not complaint:
+            return [Probe(size) for size in sizes]
+        probes = []
+        for data in encoded:
+            sizes, complaint = self._decode(1, [data])
+            probes.append(Probe(sizes[0] if sizes else None, complaint))
+        return probes
 
-    def _alone(self, data: bytes) -> tuple[int, int] | None:
-        try:
-            return self._decode(1, [data])[0]
-        except RuntimeError:
-            return None
-
-    def _decode(self, batch_size: int, encoded: Sequence[bytes]) -> list[tuple[int, int] | None]:
+    def _decode(self, batch_size: int, encoded: Sequence[bytes]) -> tuple[list[tuple[int, int]], str]:
         pipeline = self._pipelines.pop(batch_size, None) or self._build(batch_size)
-        with _native_stderr_silenced():
-            (images,) = pipeline.run(encoded=[np.frombuffer(data, np.uint8) for data in encoded])
-        self._pipelines[batch_size] = pipeline  # a pipeline that has raised is not kept
-        return [(width, height) for height, width, _ in images.shape()]
+        with _native_stderr() as said:
+            try:
+                (images,) = pipeline.run(encoded=[np.frombuffer(data, np.uint8) for data in encoded])
+            except RuntimeError:
+                return [], ""
+        self._pipelines[batch_size] = pipeline  # one that has raised is not kept
+        return [(width, height) for height, width, _ in images.shape()], "".join(said)
 
     @staticmethod
     def _build(batch_size: int):
@@ -133,18 +145,22 @@ class Prober:
 
 
 @contextlib.contextmanager
-def _native_stderr_silenced() -> Iterator[None]:
-    """DALI's codecs print coloured lines for every broken file; the quarantine list says the same in one line each."""
+def _native_stderr() -> Iterator[list[str]]:
+    """Keep the first line that native code prints to standard error: codecs complain there of every doubtful file."""
+    said: list[str] = []
     sys.stderr.flush()
     try:
         saved = os.dup(2)
-    except OSError:  # no stderr at all
-        yield
+    except OSError:  # there is no standard error
+        yield said
         return
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            lines = re.sub(r"\x1b\[[0-9;]*m", "", caught.read().decode("utf-8", "replace")).split("\n")
+            said += [line.strip()[:120] for line in lines if line.strip()][:1]

@@ -106,14 +106,17 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def read_set(path: Path, *, name: str | None = None, progress: bool = True, cached: bool = True) -> ImageSet:
-    """List and validate the images at `path`. Raises InputError when there is no folder, zip or image name."""
+def read_set(path: Path, *, name: str | None = None, progress: bool = True, fresh: bool = False) -> ImageSet:
+    """List and validate the images at `path`, usable or not. Raises InputError when there is nothing to validate.
+
+    fresh: decode also what has not changed since the last time.
+    """
     source = open_source(path)
     listing = list_images(source)
     if not listing.names and not listing.missing:
         found = f"{listing.ignored} other files" if listing.ignored else "it is empty"
         raise InputError(f"no image file in {path} ({found}); expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
-    records = validate(source, listing.names, progress=progress, cached=cached)
+    records = validate(source, listing.names, progress=progress, fresh=fresh)
     quarantined = [(record.name, record.problem) for record in records if record.problem] + listing.missing
     return ImageSet(source, listing, [record for record in records if not record.problem], quarantined, name=name)
 

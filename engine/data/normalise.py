@@ -2,7 +2,6 @@
 
 import io
 import re
-import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MIN_SIDE = 8
 BACKDROP = 128  # mid-grey behind transparent pixels
 _AS_IS = {"RGB", "L", "1", "P", "YCbCr"}  # modes that DALI decodes as Pillow does
-_DALI_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000"}
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, IndexError, KeyError, OverflowError)
+_DALI_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM"}  # DALI 2.4 crashes on damaged JPEG 2000 files
+_DAMAGE = Exception  # parsers meet arbitrary bytes here, and raise whatever these lead them to
 _ORIENTATION = 0x0112
 
 
@@ -41,12 +40,14 @@ def inspect(data: bytes) -> Header:
     if min(width, height) < MIN_SIDE:
         raise BadImage(f"too small ({width}x{height}; at least {MIN_SIDE}x{MIN_SIDE})")
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
     except _DAMAGE:
-        orientation = 1
-    if orientation in (5, 6, 7, 8):
-        width, height = height, width
-    return Header(image.format or "?", image.mode, width, height, _why_convert(image, orientation))
+        turned = False
+    try:
+        why = _why_convert(image)
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+    return Header(image.format or "?", image.mode, *((height, width) if turned else (width, height)), why)
 
 
 def plain_bytes(data: bytes) -> bytes:
@@ -63,7 +64,7 @@ def plain_bytes(data: bytes) -> bytes:
     except Image.DecompressionBombError as error:
         raise BadImage(_too_large(error)) from error
     except _DAMAGE as error:
-        raise BadImage(f"truncated or damaged ({_first_line(error)})") from error
+        raise _damaged(error) from error
     return out.getvalue()
 
 
@@ -77,20 +78,17 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadImage("not an image (no known format recognised)") from error
     except _DAMAGE as error:
-        raise BadImage(f"damaged header ({_first_line(error)})") from error
+        raise _damaged(error) from error
 
 
-def _why_convert(image: Image.Image, orientation: int) -> str:
+def _why_convert(image: Image.Image) -> str:
     if image.format not in _DALI_FORMATS:
         return f"{image.format} file"
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
         return f"first of {frames} frames"
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         return "" if _alpha_is_full(image) else "transparent pixels"
-    if image.mode not in _AS_IS:
-        return f"mode {image.mode}"
-    # DALI applies the orientation of JPEG files only
-    return "EXIF rotation" if orientation not in (0, 1) and image.format not in ("JPEG", "MPO") else ""
+    return "" if image.mode in _AS_IS else f"mode {image.mode}"
 
 
 def _alpha_is_full(image: Image.Image) -> bool:
@@ -129,5 +127,6 @@ def _too_large(error: Exception) -> str:
     return f"too large ({found}limit {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:,.0f} Mpx)"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+def _damaged(error: Exception) -> BadImage:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return BadImage(f"truncated or damaged ({first_line})")

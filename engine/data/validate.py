@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from engine.atomic import write_bytes
 from engine.data.cache import cache_folder
-from engine.data.dali import Prober, worker_threads
+from engine.data.dali import Probe, Prober, worker_threads
 from engine.data.normalise import BadImage, inspect, plain_bytes
 from engine.data.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
 
@@ -46,11 +45,12 @@ class FileRecord:
         return (self.size, self.modified, self.changed) == (stamp.size, stamp.modified, stamp.changed)
 
 
-def validate(source: Source, names: Sequence[str], *, progress: bool = True, cached: bool = True) -> list[FileRecord]:
+def validate(source: Source, names: Sequence[str], *, progress: bool = True, fresh: bool = False) -> list[FileRecord]:
     """The verdict on each name, in order. Verdicts are kept in the cache folder: by name, size and times, and by
     content where those have changed (so touching a file costs one read, changing it a new decode).
+    fresh: decode everything again.
     """
-    known = load_verdicts(source) if cached else {}
+    known = {} if fresh else load_verdicts(source)
     by_content = {record.sha256: record for record in known.values() if record.sha256}
     records: dict[str, FileRecord] = {}
     todo: list[str] = []
@@ -67,12 +67,11 @@ def validate(source: Source, names: Sequence[str], *, progress: bool = True, cac
         hidden = None if progress else True  # None: shown on a terminal only
         bar = tqdm(total=len(todo), desc="validating", unit="file", file=sys.stderr, delay=0.5, disable=hidden)
         with bar, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             for record in _examine(source, todo, by_content):
                 records[record.name] = record
                 bar.update()
-        if cached:
-            _keep(source, known | records)
+        _keep(source, known | records)
     return [records[name] for name in names]
 
 
@@ -174,18 +173,18 @@ def _groups(looked: list[tuple[FileRecord, bytes]]) -> Iterator[list[tuple[FileR
 
 
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:
-    """As the file is if DALI reads it; else as Pillow renders it; else quarantined with Pillow's reason."""
+    """As the file is if DALI reads it without complaint; else as Pillow renders it; else quarantined, saying why."""
     direct = [(record, data) for record, data in group if not record.convert]
     others = [(record, data) for record, data in group if record.convert]
-    shapes = prober.shapes([data for _, data in direct]) if direct else []
-    for (record, data), shape in zip(direct, shapes, strict=True):
-        if shape == (record.width, record.height):
+    probes = prober.probe([data for _, data in direct]) if direct else []
+    for (record, data), probe in zip(direct, probes, strict=True):
+        if probe == Probe((record.width, record.height)):
             yield record
-        else:
-            others.append((replace(record, convert="not read by DALI"), data))
+        else:  # Pillow's codecs say nothing, DALI's would print their complaint at every epoch
+            others.append((replace(record, convert=probe.complaint or "not read by DALI"), data))
     for record, data in others:
         try:
-            if prober.shapes([plain_bytes(data)]) != [(record.width, record.height)]:
+            if prober.probe([plain_bytes(data)])[0].size != (record.width, record.height):
                 raise BadImage("damaged (its size is not the one in its header)")
             yield record
         except BadImage as error:

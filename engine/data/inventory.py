@@ -1,0 +1,111 @@
+"""What `validate` tells about a data set: counts, sizes, formats, landmarks, duplicates, quarantine."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+
+from engine.data.dataset import ImageSet
+
+_SHOWN = 20  # names listed before "and N more"
+
+
+def inventory(images: ImageSet) -> dict[str, Any]:
+    """Everything as plain JSON values; `as_text` prints it."""
+    by_content: dict[str, list[str]] = defaultdict(list)
+    for record in images.records:
+        by_content[record.sha256].append(record.name)
+    return {
+        "path": str(images.root),
+        "count": len(images),
+        "digest": images.digest if len(images) else None,
+        "bytes": sum(record.size for record in images.records),
+        "sizes": _sizes(images.sizes),
+        "formats": dict(Counter(record.format for record in images.records).most_common()),
+        "modes": dict(Counter(record.mode for record in images.records).most_common()),
+        "converted": [{"file": record.name, "reason": record.convert} for record in images.records if record.convert],
+        "landmarks": _landmarks(images),
+        "duplicates": [names for names in by_content.values() if len(names) > 1],
+        "quarantined": [{"file": name, "reason": reason} for name, reason in images.quarantined],
+        "ignored_files": images.listing.ignored,
+        "sets_inside": images.listing.nested,
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A readable summary of what `inventory` returned."""
+    lines = [f"{found['path']}: {found['count']:,} usable images, {found['bytes'] / 1e6:,.1f} MB"]
+    if sizes := found["sizes"]:
+        most = f"{sizes['most_common'][0]}x{sizes['most_common'][1]}"
+        spread = f", most often {most}; shorter side {sizes['shorter_side_min']} to {sizes['shorter_side_max']} pixels"
+        lines.append(
+            f"  sizes        {sizes['distinct']} different{spread}"
+            if sizes["distinct"] > 1
+            else f"  sizes        {most}"
+        )
+        lines.append(f"  formats      {_counts(found['formats'])}")
+        lines.append(f"  modes        {_counts(found['modes'])}")
+    lines.append(f"  landmarks    {_landmark_text(found)}")
+    if found["converted"]:
+        reasons = Counter(entry["reason"] for entry in found["converted"])
+        lines.append(f"  converted    {len(found['converted']):,} read through Pillow first: {_counts(reasons)}")
+    if groups := found["duplicates"]:
+        copies = sum(len(group) - 1 for group in groups)
+        lines.append(f"  duplicates   {copies:,} files have the content of another one:")
+        lines += _listed([" = ".join(group) for group in groups])
+    if found["ignored_files"]:
+        lines.append(f"  ignored      {found['ignored_files']:,} other files")
+    if found["sets_inside"]:
+        lines.append(f"  note         for landmarks give one of the sets inside: {', '.join(found['sets_inside'])}")
+    if found["quarantined"]:
+        lines.append(f"  quarantined  {len(found['quarantined']):,} files, left out of training:")
+        lines += _listed([f"{entry['file']}: {entry['reason']}" for entry in found["quarantined"]])
+    if found["digest"]:
+        lines.append(f"  digest       {found['digest']}")
+    return "\n".join(lines)
+
+
+def _sizes(sizes: np.ndarray) -> dict[str, Any]:
+    if not len(sizes):
+        return {}
+    counts = Counter(map(tuple, sizes.tolist()))
+    shorter = sizes.min(axis=1)
+    return {
+        "distinct": len(counts),
+        "most_common": list(counts.most_common(1)[0][0]),
+        "shorter_side_min": int(shorter.min()),
+        "shorter_side_max": int(shorter.max()),
+    }
+
+
+def _landmarks(images: ImageSet) -> dict[str, int]:
+    points = images.listing.landmarks
+    outside = 0
+    for record in images.records:
+        if record.name in points:
+            x, y = points[record.name].T
+            inside = (x >= -0.5) & (y >= -0.5) & (x <= record.width - 0.5) & (y <= record.height - 0.5)
+            outside += not inside.all()
+    return {"images": sum(record.name in points for record in images.records), "images_with_points_outside": outside}
+
+
+def _landmark_text(found: dict[str, Any]) -> str:
+    landmarks = found["landmarks"]
+    if not landmarks["images"]:
+        return "none"
+    who = (
+        "all images"
+        if landmarks["images"] == found["count"]
+        else f"{landmarks['images']:,} of {found['count']:,} images"
+    )
+    outside = landmarks["images_with_points_outside"]
+    return f"68 for {who}" + (f"; some lie outside the image in {outside:,} of them" if outside else "")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _listed(lines: list[str]) -> list[str]:
+    shown = [f"    {line}" for line in lines[:_SHOWN]]
+    return shown + ([f"    ... and {len(lines) - _SHOWN:,} more (--json has them all)"] if len(lines) > _SHOWN else [])
