@@ -251,13 +251,14 @@ def _choose_sizes(config: TrainConfig, given: set[str], origins: Origins) -> Tra
     if "inject" in given or (origins["inject"] == "checkpoint" and "model" not in given):
         inject = tuple(sorted(set(config.inject)))
         origins["model"] = origins["inject"]
-        return dataclasses.replace(
-            config, inject=inject, model={sizes: name for name, sizes in MODELS.items()}.get(inject, "custom")
-        )
-    if config.model == "custom":
+    elif config.model == "custom":
         raise InputError("--model custom needs its sizes: give --inject 8,16 instead")
-    origins["inject"] = origins["model"]
-    return dataclasses.replace(config, inject=MODELS[config.model])
+    else:
+        origins["inject"] = origins["model"]
+        # a model that nobody asked for fits itself to a small resolution
+        inject = tuple(size for size in MODELS[config.model] if "model" in given or size < config.resolution)
+    model = {sizes: name for name, sizes in MODELS.items()}.get(inject, "custom")
+    return dataclasses.replace(config, inject=inject, model=model)
 
 
 def _fill(config: TrainConfig, origins: Origins) -> TrainConfig:

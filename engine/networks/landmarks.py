@@ -14,7 +14,7 @@ class LandmarkEstimator(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         width = channels
-        for level in range(1, len(level_sizes(resolution)) + 2):
+        for level in range(1, len(level_sizes(resolution)) + 1):
             wider = filters * min(level, 4)
             self.blocks.append(Conv(width, wider, resize="down", fused=fused))
             width = wider

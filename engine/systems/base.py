@@ -50,6 +50,13 @@ class System:
         """Rows of images for the sample grid, top to bottom: label -> (B, C, R, R) in [-1, 1]."""
         raise NotImplementedError
 
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        """What is kept at once for the backward passes of a step: (network, inputs for one sample, samples per image).
+
+        Works on a system built on the meta device; for the memory estimate.
+        """
+        raise NotImplementedError
+
     def own_state(self) -> dict[str, Any]:
         """The system's state besides weights and optimisers."""
         return {}

@@ -21,7 +21,7 @@ from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import initialise, l1_autoencoder_loss
-from engine.networks.refiner import RefinerGenerator, landmark_maps, pyramid
+from engine.networks.refiner import LANDMARKS, RefinerGenerator, landmark_maps, pyramid
 from engine.systems.base import System, load_part
 
 if TYPE_CHECKING:
@@ -94,18 +94,19 @@ class RefinerSystem(System):
     def _loss(self, v: Tensor, grad_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """L(v) per sample (B,) and its mean; grad_scale (B,) scales D's parameter gradients."""
         with self.precision():
-            reconstruction = self.discriminator(v, grad_scale).float()
+            reconstruction = self.discriminator(v, grad_scale).to(v.dtype)
         return l1_autoencoder_loss(v, reconstruction, fused=self.config.fused)
 
     def _refine(self, batch: "Batch", generator: nn.Module) -> Tensor:
         with self.precision():
-            return generate(generator, batch.images, batch.landmarks if self.config.landmarks else None).float()
+            refined = generate(generator, batch.images, batch.landmarks if self.config.landmarks else None)
+        return refined.to(batch.images.dtype)
 
     def _landmark_loss(self, v: Tensor, target: Tensor, grad_scale: Tensor | None = None) -> Tensor:
         """|E(v) - e| per sample (B,); target (B, 136)."""
         with self.precision():
             found = self.estimator(v, grad_scale)
-        return (found.float() - target).abs().mean(1)
+        return (found.to(target.dtype) - target).abs().mean(1)
 
     def _one_pass(self, batch: "Batch") -> dict[str, Tensor]:
         """D once, forward and backward, on [x; G(z)].
@@ -115,7 +116,7 @@ class RefinerSystem(System):
         """
         images, n = batch.images, len(batch.images)
         fake = self._refine(batch, self.generator)
-        ones = torch.ones(n, device=self.device)
+        ones = torch.ones_like(self.k).expand(n)
         both = torch.cat([images, fake.detach()]).requires_grad_()
         per_sample, _ = self._loss(both, torch.cat([ones, -self.k.expand(n)]))
         (per_sample.sum() / n).backward()
@@ -163,7 +164,7 @@ class RefinerSystem(System):
         images, resolution = batch.images, self.config.resolution
         refined = self._refine(batch, self.ema)
         with self.precision():
-            of_real, of_refined = self.discriminator(images).float(), self.discriminator(refined).float()
+            of_real, of_refined = self.discriminator(images), self.discriminator(refined)
         rows = {
             f"input {size}": nn.functional.interpolate(small, size=resolution, mode="nearest")
             for size, small in pyramid(images, self.generator.inject).items()
@@ -172,7 +173,18 @@ class RefinerSystem(System):
             maps = landmark_maps(batch.landmarks, resolution).amax(1, keepdim=True) * 2 - 1
             rows["landmarks"] = nn.functional.interpolate(maps, size=resolution, mode="nearest").expand_as(images)
         rows |= {"refined": refined, "original": images, "D(refined)": of_refined, "D(original)": of_real}
-        return {label: row.clamp(-1, 1) for label, row in rows.items()}
+        return {label: row.float().clamp(-1, 1) for label, row in rows.items()}
+
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        side = self.config.resolution
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        points = torch.empty(1, LANDMARKS, 2, device=self.device)
+        maps = landmark_maps(points, side) if self.config.landmarks else None
+        found = [
+            (self.discriminator, (image,), 2 if fused else 3),
+            (self.generator, (pyramid(image, self.generator.inject), maps), 1),
+        ]
+        return found + ([(self.estimator, (image,), 2)] if self.estimator else [])
 
     def own_state(self) -> dict[str, Any]:
         return {"k": self.k.clone()}
