@@ -23,7 +23,7 @@ struct Product {
 template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
     vf sum[ROWS][VECTORS];
     for (int m = 0; m < ROWS; ++m)
-        for (int v = 0; v < VECTORS; ++v) sum[m][v] = p.accumulate ? load(p.c + m * p.c_row + v * VL) : splat(0.0f);
+        for (int v = 0; v < VECTORS; ++v) sum[m][v] = splat(0.0f);
     const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
     const int depth = p.depth;
     for (int s = 0; s < p.segments; ++s) {
@@ -41,8 +41,12 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
             b += b_step;
         }
     }
+    // what is there joins last: long sums are made of short ones, which keeps their rounding error small
     for (int m = 0; m < ROWS; ++m)
-        for (int v = 0; v < VECTORS; ++v) store(p.c + m * p.c_row + v * VL, sum[m][v]);
+        for (int v = 0; v < VECTORS; ++v) {
+            float* c = p.c + m * p.c_row + v * VL;
+            store(c, p.accumulate ? load(c) + sum[m][v] : sum[m][v]);
+        }
 }
 
 using Tile = void (*)(const Product&);
