@@ -1,0 +1,102 @@
+"""Picture operations: blur, backgrounds, and what a real camera adds to the photo look."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from .identity import Scene
+
+
+def blur(a: np.ndarray, sigma: float) -> np.ndarray:
+    """Approximate Gaussian blur of (H, W) or (H, W, C) by three box passes per axis; edges repeat."""
+    radius = int(round(np.sqrt(sigma * sigma + 1 / 12) - 0.3)) if sigma > 0.8 else 0
+    if radius < 1:
+        if sigma < 0.15:
+            return a
+        side = sigma * sigma / 2
+        side = min(side, 0.33)
+        for axis in (0, 1):
+            a = np.moveaxis(a, axis, 0)
+            p = np.concatenate([a[:1], a, a[-1:]])
+            a = np.moveaxis((1 - 2 * side) * a + side * (p[:-2] + p[2:]), 0, axis)
+        return a
+    n = 2 * radius + 1
+    passes = 2 if radius > 1 else 3
+    for axis in (0, 1):
+        for _ in range(passes):
+            b = np.moveaxis(a, axis, 0)
+            head, tail = np.repeat(b[:1], radius + 1, 0), np.repeat(b[-1:], radius, 0)
+            c = np.cumsum(np.concatenate([head, b, tail]), 0, dtype=np.float32)
+            a = np.moveaxis((c[n:] - c[:-n]) / n, 0, axis)
+    return a
+
+
+def photo_background(scene: Scene, rng: np.random.Generator, size: int) -> np.ndarray:
+    """An out-of-focus background (size, size, 3) linear float32: soft colours, sometimes discs of light."""
+    small = 24
+    coarse = rng.random((5, 5, 2)).astype(np.float32)
+    mix = np.stack([np.asarray(Image.fromarray(coarse[..., i]).resize((small, small), Image.BICUBIC)) for i in range(2)], -1)
+    y = np.linspace(1, 0, small)[:, None, None]
+    b = scene.background
+    image = b[0] + mix[..., :1] * 0.55 * (b[1] - b[0]) + (mix[..., 1:] * 0.6 * (0.3 + 0.7 * (1 - y))) * (b[2] - b[0]) * 0.8
+    x = np.linspace(-1, 1, small)[None, :, None]
+    image = image * (1.06 - 0.25 * (x * 0.8) ** 2 - 0.12 * (1 - y))
+    planes = [np.asarray(Image.fromarray(image[..., i].astype(np.float32)).resize((size, size), Image.BICUBIC)) for i in range(3)]
+    image = np.stack(planes, -1)
+    if scene.bokeh > 0.35:
+        v, u = np.mgrid[0:size:2, 0:size:2].astype(np.float32) / size
+        extra = np.zeros(v.shape, np.float32)
+        for _ in range(int(4 + 9 * scene.bokeh)):
+            cx, cy, r, power = rng.random(), rng.random(), 0.03 + 0.07 * rng.random(), rng.random()
+            extra += power * np.clip((r - np.hypot(u - cx, v - cy)) / 0.016 + 0.5, 0, 1)
+        extra = blur(extra, 0.6)
+        image += np.repeat(np.repeat(extra, 2, 0), 2, 1)[:size, :size, None] * 0.45 * b[3]
+    return np.clip(image, 0.002, 1.5).astype(np.float32)
+
+
+def game_background(scene: Scene, size: int) -> np.ndarray:
+    """A plain vertical gradient (size, size, 3)."""
+    t = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
+    top, bottom = scene.background[0], 0.35 * scene.background[0] + 0.25 * scene.background[2]
+    return np.broadcast_to((top + t * (bottom - top)).astype(np.float32), (size, size, 3)).copy()
+
+
+_CURVE = np.linspace(0, 1, 8193)
+_ENCODE = np.where(_CURVE <= 0.0031308, 12.92 * _CURVE, 1.055 * np.maximum(_CURVE, 1e-9) ** (1 / 2.4) - 0.055).astype(np.float32)
+
+
+def encode(image: np.ndarray) -> np.ndarray:
+    """Linear light to sRGB in [0, 1]."""
+    return _ENCODE[(np.clip(image, 0, 1) * 8192).astype(np.int32)]
+
+
+def shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    """Mean over factor x factor blocks."""
+    n = image.shape[0] // factor
+    return image.reshape(n, factor, n, factor, -1).mean((1, 3))
+
+
+def expose(image: np.ndarray, gain: float) -> np.ndarray:
+    """Film-like shoulder: straight in the shadows and mid-tones, highlights roll off."""
+    x = image * gain
+    return np.where(x < 0.55, x, 0.55 + 0.45 * (1 - np.exp(-(x - 0.55) / 0.45)))
+
+
+def finish_photo(image: np.ndarray, gain: float, scene: Scene, rng: np.random.Generator, factor: int) -> np.ndarray:
+    """Linear raster to uint8 photo: white balance, vignette, lens blur, shoulder, grain."""
+    size = image.shape[0] // factor
+    image = shrink(blur(image, scene.blur * factor * size / 128), factor)
+    c = np.linspace(-1, 1, size, dtype=np.float32)
+    fall = 1 - scene.vignette * 0.5 * (c[:, None] ** 2 + c[None, :] ** 2)
+    image = expose(image * fall[..., None], gain * scene.white_balance)
+    out = encode(image)
+    noise = rng.standard_normal((size, size, 4), dtype=np.float32)
+    mono = blur(noise[..., 3], 0.45)
+    out = out + scene.grain * (1.2 - 0.6 * out) * (mono[..., None] * 1.3 + 0.45 * noise[..., :3])
+    return (np.clip(out, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def finish_game(image: np.ndarray, factor: int) -> np.ndarray:
+    """Linear raster to uint8 render: clipped, no camera."""
+    return (encode(shrink(image, factor)) * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,198 @@
+"""One avatar, drawn: geometry once, then each look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import InputError
+
+from . import geometry, hair, paint, shading
+from .camera_tone import finish_game, finish_photo, game_background, photo_background
+from .contours import Features, features
+from .identity import Frame, Scene, Traits, frame, generator, scene, traits
+from .raster import Camera, Surface, join, rasterise
+
+HEAD, EAR, TORSO, ARM = 0, 1, 2, 3
+LOOKS = ("photo", "game")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that the looks share: who, where, which surface shows at each pixel, and the landmarks."""
+
+    seed: int
+    identity: int
+    index: int
+    size: int
+    factor: int
+    traits: Traits
+    scene: Scene
+    frame: Frame
+    face: Features
+    profile: geometry.Profile
+    place: geometry.Pose
+    camera: Camera
+    body: Surface
+    part: np.ndarray  # (P,) of HEAD, EAR, TORSO, ARM
+    hair: Surface | None
+    landmarks: np.ndarray  # (68, 2) float32, pixels of the image
+
+
+def draw(seed: int, identity: int, index: int, size: int) -> Drawing:
+    """Pose the head and find what is visible, at a raster `factor` times the image."""
+    who, where, how = traits(seed, identity), scene(seed, identity), frame(seed, identity, index)
+    factor = 2 if size >= 96 else 3
+    raster = size * factor
+    face = features(who, how)
+    profile = geometry.profile(who, face)
+    place = geometry.pose(how)
+    camera = geometry.camera(where, raster)
+    points = geometry.head_points(who, face, profile)
+    meshes = [
+        geometry.head_mesh(points, place), geometry.ear_mesh(who, profile, -1, place), geometry.ear_mesh(who, profile, 1, place),
+        geometry.torso_mesh(who, place),
+    ]  # fmt: skip
+    mesh, source = join(meshes)
+    body = rasterise(mesh, camera, raster)
+    part = np.array([HEAD, EAR, EAR, TORSO, ARM])[source[body.triangle]]
+    shell = hair.hair_mesh(who, profile, place, seed, identity)
+    top = None if shell is None else _in_front(rasterise(shell, camera, raster, cull=False, clip=hair.PRESENCE), body, raster)
+    u, v, _ = camera.project(place.points(geometry.landmarks(who, face, profile)))
+    marks = (np.stack([u, v], 1) + 0.5) / factor - 0.5
+    return Drawing(
+        seed, identity, index, size, factor, who, where, how, face, profile, place, camera, body, part, top, marks.astype(np.float32)
+    )
+
+
+def _in_front(top: Surface, body: Surface, raster: int) -> Surface:
+    depth = np.full(raster * raster, -1e9, np.float32)
+    depth[body.pixels] = body.depth
+    keep = np.flatnonzero(top.depth > depth[top.pixels])
+    return Surface(top.pixels[keep], top.attributes[keep], top.depth[keep], top.triangle[keep])
+
+
+def _material(d: Drawing, detail: bool) -> paint.Material:
+    a = d.body.attributes
+    n = a[:, 3:6] / np.maximum(np.sqrt((a[:, 3:6] ** 2).sum(1, keepdims=True)), 1e-6)
+    count = len(a)
+    m = paint.Material(
+        a[:, 0].copy(), a[:, 1].copy(), a[:, 2].copy(), n, np.empty((count, 3), np.float32), np.zeros(count, np.float32),
+        np.zeros(count, np.float32), np.zeros((count, 3), np.float32), 1 / d.camera.scale, detail,
+    )  # fmt: skip
+    rest = np.interp(m.y, d.profile.y[::-1], d.profile.rest[::-1])
+    rest = np.where(m.y < d.profile.y[-1], m.y, rest).astype(np.float32)
+    paint.paint_skin(m, d.traits, d.face, rest)
+    torso = np.flatnonzero(d.part == TORSO)
+    paint.paint_clothes(m, d.traits, torso)
+    if detail:
+        ear = d.part == EAR
+        m.albedo[ear] *= np.array([1.03, 0.88, 0.88]) * (0.45 + 0.55 * a[ear, 6:7])
+    # features live on the head only; other parts step out of the painters' way
+    hidden = np.flatnonzero(d.part != HEAD)
+    z = m.z[hidden].copy()
+    m.z[hidden] = -999
+    paint.paint_beard(m, d.traits, d.face, rest)
+    paint.paint_nostrils(m, d.traits, d.face)
+    paint.paint_mouth(m, d.traits, d.face, d.place.matrix.T @ np.array([0, 0, 1.0]))
+    for brow in d.face.brows:
+        paint.paint_brow(m, d.traits, brow)
+    gaze, light = paint.gaze_shift(d.frame, d.place), paint.light_in_head(d.scene, d.place)
+    for eye in d.face.eyes:
+        paint.paint_eye(m, d.traits, d.frame, eye, gaze, light)
+    m.z[hidden] = z
+    m.normal /= np.maximum(np.sqrt((m.normal**2).sum(1, keepdims=True)), 1e-6)
+    return m
+
+
+def _gain(d: Drawing, skin_light: np.ndarray) -> float:
+    """Exposure that puts the face at a level that follows its skin, as a photographer would."""
+    bright = float(np.array([0.2126, 0.7152, 0.0722]) @ d.traits.skin)
+    return 0.36 * (bright / 0.45) ** 0.55 / max(float(skin_light), 1e-3)
+
+
+def paint_look(d: Drawing, name: str) -> np.ndarray:
+    """The drawing in one look: (size, size, 3) uint8."""
+    return _photo(d) if name == "photo" else _game(d)
+
+
+def _face_level(d: Drawing, m: paint.Material, colour: np.ndarray) -> float:
+    core = (d.part == HEAD) & (m.skin > 0.5) & (m.z > 40) & (m.y < 40)
+    luminance = colour[core] @ np.array([0.2126, 0.7152, 0.0722])
+    return float(luminance.mean()) if luminance.size else 0.3
+
+
+def _photo(d: Drawing) -> np.ndarray:
+    raster = d.size * d.factor
+    rng = generator(d.seed, d.identity, 4, d.index)
+    image = photo_background(d.scene, generator(d.seed, d.identity, 5), raster).reshape(-1, 3)
+    m = _material(d, True)
+    depth = np.full(raster * raster, -300.0, np.float32)
+    depth[d.body.pixels] = d.body.depth
+    known = np.zeros(raster * raster, bool)
+    known[d.body.pixels] = True
+    if d.hair is not None:
+        depth[d.hair.pixels] = d.hair.depth
+        known[d.hair.pixels] = True
+    occlusion, shadow = shading.occlusion_and_shadow(depth.reshape(raster, raster), known.reshape(raster, raster), d.scene, d.camera.scale)
+    occlusion, shadow = occlusion.reshape(-1), shadow.reshape(-1)
+    p = d.body.pixels
+    colour = shading.skin_light(
+        m.normal, m.albedo, m.gloss, m.skin, m.glow, occlusion[p] * d.body.attributes[:, 6], shadow[p], d.scene, d.traits.melanin
+    )
+    image[p] = colour
+    if d.hair is not None:
+        p, a = d.hair.pixels, d.hair.attributes
+        fine, broad = hair.strands(d.traits, a[:, 7], a[:, 8])
+        n = a[:, :3] / np.maximum(np.sqrt((a[:, :3] ** 2).sum(1, keepdims=True)), 1e-6)
+        if d.traits.hair == "scarf":
+            fold = np.sin(a[:, 8] / 9 + 0.05 * a[:, 7]) * 0.25
+            n = n + np.stack([0 * fold, fold, 0 * fold], 1)
+            base = np.broadcast_to(d.traits.cloth, (len(p), 3))
+            lit = shading.skin_light(n, base, 0 * fold, 0 * fold, np.zeros((1, 3)), occlusion[p], shadow[p], d.scene, 0.0)
+            alpha = np.ones(len(p))
+        else:
+            grey = d.traits.hair_grey
+            base = d.traits.hair_colour * np.exp(0.25 * grey * fine)[:, None]
+            lit = shading.hair_light(n, a[:, 3:6], base, fine, broad, occlusion[p], shadow[p], d.scene, 0.4 if d.traits.hair == "afro" else 1.0)
+            fade = {"buzz": 7.0, "bangs": 2.5}.get(d.traits.hair, 4.5)
+            alpha = np.clip((a[:, 6] + 1.5 * fine) / fade, 0, 1)
+            if d.traits.hair == "buzz":
+                alpha = alpha * 0.82
+        image[p] += alpha[:, None] * (lit - image[p])
+    gain = _gain(d, _face_level(d, m, colour)) * d.scene.exposure
+    return finish_photo(image.reshape(raster, raster, 3), gain, d.scene, rng, d.factor)
+
+
+def _game(d: Drawing) -> np.ndarray:
+    raster = d.size * d.factor
+    image = game_background(d.scene, raster).reshape(-1, 3)
+    m = _material(d, False)
+    colour = shading.lambert(m.normal, m.albedo, m.glow, d.scene)
+    gain = _gain(d, _face_level(d, m, colour))
+    image[d.body.pixels] = colour * gain
+    if d.hair is not None:
+        a = d.hair.attributes
+        n = a[:, :3] * np.where(a[:, 2:3] < 0, -1, 1)
+        base = d.traits.cloth if d.traits.hair == "scarf" else d.traits.hair_colour
+        image[d.hair.pixels] = gain * shading.lambert(n, np.broadcast_to(base, n.shape), np.zeros((1, 3)), d.scene)
+    return finish_game(image.reshape(raster, raster, 3), d.factor)
+
+
+def render(identity: int, frame: int, look: str, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one avatar.
+
+    identity, frame, seed: >= 0; frames of an identity share all but pose, expression and sensor noise.
+    look: "photo" or "game"; both show the same geometry.  size: pixels per side, at least 16.
+    returns: (size, size, 3) uint8 RGB and (68, 2) float32 landmarks in iBUG order: x, y in pixels, 0 = centre of the first
+    pixel; some may lie outside the picture.  Raises InputError for values out of range.
+    """
+    if look not in LOOKS:
+        raise InputError(f"unknown look {look!r}: take one of {', '.join(LOOKS)}")
+    if min(identity, frame, seed) < 0:
+        raise InputError("identity, frame and seed of an avatar must be 0 or more")
+    if not 16 <= size <= 1024:
+        raise InputError(f"avatars are drawn at 16 to 1024 pixels, not {size}")
+    drawing = draw(seed, identity, frame, size)
+    return paint_look(drawing, look), drawing.landmarks

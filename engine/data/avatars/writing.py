@@ -1,0 +1,171 @@
+"""The set as files: OUT/photo and OUT/game, each images/, manifest.csv and landmarks_68.npy, written by several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.data.avatars.picture import LOOKS, draw, paint_look
+from engine.errors import InputError
+
+_SMALL = 24  # pictures; below this, starting processes takes longer than drawing
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress: bool = True) -> None:
+    """Render `count` identities x `frames` frames in both looks into `out`, all or nothing.
+
+    out: must not exist, or be an empty folder.  size: pixels per side.  progress: a bar on standard error.
+    The files do not depend on the number of processes.  Raises InputError for a used `out` or numbers out of range, OSError
+    where it cannot be written; an interrupted call leaves nothing at `out`.
+    """
+    out = Path(out)
+    if count < 1 or frames < 1 or seed < 0:
+        raise InputError("avatars need at least 1 identity, 1 frame and a seed of 0 or more")
+    if not 16 <= size <= 1024:
+        raise InputError(f"avatars are drawn at 16 to 1024 pixels, not {size}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder: name a new one or remove it")
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
+    try:
+        for look in LOOKS:
+            (temporary / look / "images").mkdir(parents=True)
+        jobs = [(identity, frame) for identity in range(count) for frame in range(frames)]
+        landmarks = np.zeros((len(jobs), 68, 2), np.float32)
+        with _bar(len(jobs), progress) as advance:
+            for row, marks in _render_all(temporary, count, frames, size, seed):
+                landmarks[row] = marks
+                advance(1)
+        for look in LOOKS:
+            _write_tables(temporary / look, jobs, landmarks)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)  # mkdtemp gives 0700; a result has the rights of any new folder
+        if out.exists():
+            out.rmdir()
+        os.replace(temporary, out)
+        _sync_folder(parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_name(identity: int, frame: int) -> str:
+    """Name of one picture inside images/."""
+    return f"id{identity:05d}_f{frame:02d}.jpg"
+
+
+def render_share(folder: Path, count: int, frames: int, size: int, seed: int, share: int, shares: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Write every `shares`-th identity from `share` on, all frames, both looks; yield row and landmarks (68, 2) of each picture."""
+    for identity in range(share, count, shares):
+        for frame in range(frames):
+            drawing = draw(seed, identity, frame, size)
+            for look in LOOKS:
+                _save(folder / look / "images" / file_name(identity, frame), paint_look(drawing, look), f"{look} look, identity {identity}")
+            yield identity * frames + frame, drawing.landmarks
+
+
+def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    workers = min(_cores(), count)
+    if workers < 2 or count * frames < _SMALL or not sys.executable:
+        yield from render_share(folder, count, frames, size, seed, 0, 1)
+        return
+    # plain child interpreters rather than multiprocessing: a caller's script needs no __main__ guard
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), **dict.fromkeys(_ONE_THREAD, "1"))
+    common = [sys.executable, "-m", "engine.data.avatars.worker", str(folder), *map(str, (count, frames, size, seed))]
+    children: list[subprocess.Popen] = []
+    try:
+        for share in range(workers):
+            command = [*common, str(share), str(workers)]
+            children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment))
+        yield from _collect(children)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+
+
+def _collect(children: list[subprocess.Popen]) -> Iterator[tuple[int, np.ndarray]]:
+    """Records of all workers as they come: int32 row, then (68, 2) float32. Raises OSError when a worker fails."""
+    import selectors
+
+    length = 4 + 68 * 2 * 4
+    with selectors.DefaultSelector() as ready:
+        pending = {child.stdout.fileno(): b"" for child in children}
+        for child in children:
+            ready.register(child.stdout, selectors.EVENT_READ, child)
+        while ready.get_map():
+            for key, _ in ready.select():
+                data = os.read(key.fd, 1 << 16)
+                if not data:
+                    ready.unregister(key.fileobj)
+                    if key.data.wait() != 0 or pending[key.fd]:
+                        raise OSError(f"a process that renders avatars ended with status {key.data.returncode}; its message is above")
+                    continue
+                data = pending[key.fd] + data
+                for start in range(0, len(data) - length + 1, length):
+                    record = data[start : start + length]
+                    yield int.from_bytes(record[:4], "little"), np.frombuffer(record[4:], "<f4").reshape(68, 2)
+                pending[key.fd] = data[len(data) - len(data) % length :]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _save(path: Path, picture: np.ndarray, what: str) -> None:
+    image = Image.fromarray(picture)
+    exif = image.getexif()
+    exif[0x010E] = f"Synthetic face, not a real person (kiln avatars, {what})"  # ImageDescription
+    exif[0x0131] = "kiln avatars"  # Software
+    with path.open("wb") as stream:
+        image.save(stream, "JPEG", quality=95, subsampling=0, exif=exif)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write_tables(folder: Path, jobs: list[tuple[int, int]], landmarks: np.ndarray) -> None:
+    with (folder / "landmarks_68.npy").open("wb") as stream:
+        np.save(stream, landmarks)
+        stream.flush()
+        os.fsync(stream.fileno())
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["file", "landmarks_row", "identity", "frame"])
+        table.writerows((file_name(identity, frame), row, identity, frame) for row, (identity, frame) in enumerate(jobs))
+        stream.flush()
+        os.fsync(stream.fileno())
+    _sync_folder(folder / "images")
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every platform opens folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _bar(total: int, progress: bool):
+    if not progress:
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc="avatars", unit="face", file=sys.stderr) as bar:
+        yield bar.update
