@@ -262,12 +262,14 @@ def test_settings_that_cannot_work(pictures: ImageSet, settings: dict, message: 
 @pytest.mark.parametrize("damage", ["vanish", "change"])
 def test_a_file_that_vanishes_or_changes(pictures: ImageSet, tmp_path: Path, kind: str, damage: str) -> None:
     victim = tmp_path / "set" / "004.png"
+    data = bytearray(victim.read_bytes())
     victim.unlink()
     if damage == "change":
-        picture(99).save(victim)
+        data[-1] ^= 1  # the size stays
+        victim.write_bytes(data)
     with pytest.raises(InputError, match=rf"004.png {damage[:6]}"):
         loader = load(pictures, kind)
         for _ in range(4):
             loader.next()
-    if damage == "change":  # the next start sees the new file
-        assert load(open_dataset(tmp_path / "set", channels=3, resolution=16), kind).next().images.shape[0] == 4
+    if damage == "change":
+        assert not list((tmp_path / "cache" / "validated").glob("*.json")), "the next start must decode again"

@@ -72,8 +72,8 @@ READABLE = {  # name: (file, part of what `validate` says about its conversion; 
     "opaque_rgba.png": (lambda: encoded(picture(1).convert("RGBA"), "PNG"), ""),
     "rgba.png": (lambda: encoded(transparent("RGB"), "PNG"), "transparent"),
     "la.png": (lambda: encoded(transparent("L"), "PNG"), "transparent"),
-    "grey16.png": (lambda: encoded(Image.fromarray(grey(1).astype(np.uint16) * 257), "PNG"), "mode I;16"),
-    "grey16.tif": (lambda: encoded(Image.fromarray(grey(1).astype(np.uint16) * 257), "TIFF"), "mode I;16"),
+    "grey16.png": (lambda: encoded(Image.fromarray(grey(1).astype(np.uint16) * 201 + 99), "PNG"), "mode I;16"),
+    "grey16.tif": (lambda: encoded(Image.fromarray(grey(1).astype(np.uint16) * 201 + 99), "TIFF"), "mode I;16"),
     "float.tif": (lambda: encoded(Image.fromarray(grey(1) / np.float32(255)), "TIFF"), "mode F"),
     "colour.tif": (lambda: encoded(picture(1), "TIFF"), ""),
     "colour.bmp": (lambda: encoded(picture(1), "BMP"), ""),
@@ -82,7 +82,7 @@ READABLE = {  # name: (file, part of what `validate` says about its conversion; 
     "colour.webp": (lambda: encoded(picture(1), "WEBP", lossless=True), ""),
     "moving.webp": (lambda: encoded(picture(1), "WEBP", lossless=True, **FRAMES), "first of 3 frames"),
     "still.gif": (lambda: encoded(picture(1), "GIF"), "GIF file"),
-    "moving.gif": (lambda: encoded(picture(1), "GIF", **FRAMES), "GIF file"),
+    "moving.gif": (lambda: encoded(picture(1), "GIF", **FRAMES), "first of 3 frames"),
     "moving.png": (lambda: encoded(picture(1), "PNG", **FRAMES), "first of 3 frames"),
     "jpeg_named.png": (lambda: encoded(picture(1), "JPEG"), ""),
     "UPPER CASE ünïcode 面.JPG": (lambda: encoded(picture(1), "JPEG"), ""),
@@ -285,6 +285,9 @@ def test_manifest(tmp_path: Path) -> None:
     images = read_set(folder)
     assert images.paths == [f"images/{i:03d}.png" for i in range(4)]
     np.testing.assert_array_equal(images.landmarks, points.astype(np.float32))
+    digest = images.digest
+    np.save(folder / "landmarks_68.npy", points)  # the rows in another order
+    assert read_set(folder).digest != digest
     reasons = dict(images.quarantined)
     assert "not there" in reasons["images/absent.png"] and "not there" in reasons["images/../../secret.png"]
     assert "named twice" in reasons["images/001.png"]
@@ -394,7 +397,7 @@ def test_command(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert cli.status_of("data", main, arguments) == 0
     out, err = capfd.readouterr()
     assert err == f"kiln data: warning: {len(BAD)} of {len(BAD) + 5} files are quarantined\n"
-    assert "001.png = copy.png" in out and "GIF file 1" in out and "dot.png: too small (1x1" in out
+    assert "001.png = copy.png" in out and "first of 3 frames 1" in out and "dot.png: too small (1x1" in out
     found = json.loads(report.read_text())
     assert (found["count"], len(found["quarantined"])) == (5, len(BAD))
     assert found["digest"] == read_set(folder).digest

@@ -82,10 +82,10 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _why_convert(image: Image.Image) -> str:
-    if image.format not in _DALI_FORMATS:
-        return f"{image.format} file"
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
         return f"first of {frames} frames"
+    if image.format not in _DALI_FORMATS:
+        return f"{image.format} file"
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         return "" if _alpha_is_full(image) else "transparent pixels"
     return "" if image.mode in _AS_IS else f"mode {image.mode}"
