@@ -270,8 +270,9 @@ class Trainer:
 
     def _check_losses(self, values: dict[str, float], bad: dict[str, int]) -> None:
         if bad:
-            name = min(bad, key=bad.get)
-            raise self._diverged(f"the loss {name} was not finite (NaN or infinite) at step {bad[name]}")
+            first = min(bad.values())
+            names = ", ".join(name for name, step in bad.items() if step == first)
+            raise self._diverged(f"{names} not finite (NaN or infinite) from step {first} on")
 
     def _diverged(self, what: str) -> InputError:
         config = self.config

@@ -90,7 +90,7 @@ def test_fused_and_eager_agree_over_50_steps(flags: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("flags", [(), LANDMARKS], ids=["plain", "landmarks"])
 def test_one_pass_is_exact_where_fp32_is_chaotic(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a high k the game magnifies rounding a thousandfold, so the algebra is compared in fp64, on the references."""
+    """With a high k the game magnifies rounding, so the algebra is compared in fp64, on the references."""
     for name in ("resize_conv_act", "linear", "l1_autoencoder_loss"):
         monkeypatch.setattr(layers.ops, name, getattr(layers, f"eager_{name}"))
     runs = {}
