@@ -49,9 +49,9 @@ def photo_background(scene: Scene, rng: np.random.Generator, size: int) -> np.nd
         extra = np.zeros(v.shape, np.float32)
         for _ in range(int(4 + 9 * scene.bokeh)):
             cx, cy, r, power = rng.random(), rng.random(), 0.03 + 0.07 * rng.random(), rng.random()
-            extra += power * np.clip((r - np.hypot(u - cx, v - cy)) / 0.016 + 0.5, 0, 1)
-        extra = blur(extra, 0.6)
-        image += np.repeat(np.repeat(extra, 2, 0), 2, 1)[:size, :size, None] * 0.45 * b[3]
+            extra += power * np.clip((r - np.hypot(u - cx, v - cy)) / 0.02 + 0.5, 0, 1)
+        extra = blur(extra, 0.012 * size / 2)
+        image += np.repeat(np.repeat(extra, 2, 0), 2, 1)[:size, :size, None] * 0.32 * b[3]
     return np.clip(image, 0.002, 1.5).astype(np.float32)
 
 

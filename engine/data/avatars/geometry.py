@@ -13,9 +13,9 @@ from .raster import Camera, Mesh, grid_normals, grid_triangles
 # y, half width, front z, back z of the head's cross-sections, crown to chin
 _PROFILE = np.array(
     [
-        (114, 0, -10, -10), (111, 26, 20, -42), (102, 46, 44, -68), (86, 61, 63, -88), (66, 70, 76, -98), (44, 74, 83.5, -102),
-        (20, 75, 87, -100), (0, 74, 86, -92), (-20, 72.5, 85, -78), (-40, 69, 84, -60), (-58, 64, 83, -45), (-74, 56, 83, -30),
-        (-88, 46, 83.5, -12), (-100, 34, 83, 10), (-109, 20, 78, 32), (-113, 0, 58, 58),
+        (114, 0, -10, -10), (111, 26, 20, -42), (102, 46, 44, -68), (86, 61, 63, -88), (66, 70, 76, -98), (44, 73.5, 83.5, -102),
+        (20, 73, 87, -100), (0, 71, 86, -92), (-20, 69.5, 85, -78), (-40, 66, 84, -60), (-58, 60, 83, -45), (-74, 51.5, 83, -30),
+        (-88, 41.5, 83.5, -12), (-100, 30.5, 83, 10), (-109, 18.5, 78, 32), (-113, 0, 58, 58),
     ],
     np.float64,
 )  # fmt: skip
@@ -107,7 +107,8 @@ def relief(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.n
     t = np.clip((y - 6) / (ny - 6), 0, 1.6)
     height = s["nose_bridge"] * np.clip(t * 3.2, 0, 1) ** 1.3 * (1 - t) + nl * np.clip(t, 0, 1) ** 1.35
     height += s["nose_hump"] * 2.2 * np.exp(-(((t - 0.42) / 0.22) ** 2))
-    drop = 1 - _step(-y, -ny - 1.5 + 0.8 * s["nose_tip"], -ny + 10.5 + 0.6 * s["nose_tip"])
+    under = -ny - 3.0 + 0.8 * s["nose_tip"] + 5.0 * np.clip(1 - (ax / 11) ** 2, -0.6, 1)
+    drop = 1 - np.clip((-y - under) / 8.5, 0, 1) ** 1.4
     width = 7.0 + 3.6 * np.clip(t, 0, 1) ** 2 + 0.15 * (s["nose_width"] - 15)
     ridge = 1 / (1 + (ax / width) ** 2.6)
     dz += height * drop * ridge * _step(-y, -14, 6)
@@ -139,10 +140,12 @@ def beard_density(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) 
     ax, m = np.abs(x), face.mouth
     q = np.clip(m.q(x), -1.3, 1.3)
     top, bottom = m.outer_upper(np.clip(q, -1, 1)), m.outer_lower(np.clip(q, -1, 1))
-    upper_lip = _step(y, top - 0.5, top + 1.8) * _step(-y, -face.nose_y + 7.5, -face.nose_y + 11) * _step(-ax, -34, -27)
+    below_nose = -face.nose_y + 8.5 + 0.012 * ax * ax + 1.5 * np.exp(-((ax / 3.5) ** 2))
+    upper_lip = _step(y, top - 0.5 - 0.35 * np.clip(ax - m.half_width + 3, 0, 9), top + 1.8)
+    upper_lip = upper_lip * _step(-y, below_nose, below_nose + 4.0) * _step(-ax, -m.half_width - 8, -m.half_width)
     if traits.beard == "moustache":
         return upper_lip
-    cheek_line = -34 - 0.030 * (66 - ax) ** 2
+    cheek_line = -34 - 0.030 * (66 - np.maximum(ax, 31)) ** 2
     jaw = _step(-y, -cheek_line - 1, -cheek_line + 9)
     below = np.maximum(_step(-y, -bottom + 2.5, -bottom + 7), _step(np.abs(q), 1.02, 1.2))
     tuft = np.exp(-((ax / 5) ** 2)) * _step(-y, -bottom + 0.5, -bottom + 3)
@@ -256,10 +259,11 @@ def camera(scene: Scene, size: int) -> Camera:
     """The identity's camera for a raster of size x size pixels."""
     scale = size / scene.span
     middle = (size - 1) / 2
-    return Camera(middle + scale * scene.offset[0], middle - size * 0.005 + scale * scene.offset[1], scale, scene.distance)
+    return Camera(middle + scale * scene.offset[0], middle + size * 0.012 + scale * scene.offset[1], scale, scene.distance)
 
 
-def _mesh(points: np.ndarray, normals: np.ndarray, occlusion: np.ndarray, place: Pose, wrap: bool) -> Mesh:
+def surface_mesh(points: np.ndarray, normals: np.ndarray, occlusion: np.ndarray, place: Pose, wrap: bool) -> Mesh:
+    """Mesh of a grid of head points (R, C, 3) with normals, and occlusion (R, C); `wrap` closes its columns."""
     rows, columns = points.shape[:2]
     flat = points.reshape(-1, 3)
     attributes = np.concatenate([flat, place.normals(normals.reshape(-1, 3)), occlusion.reshape(-1, 1)], 1).astype(np.float32)
@@ -268,7 +272,7 @@ def _mesh(points: np.ndarray, normals: np.ndarray, occlusion: np.ndarray, place:
 
 def head_mesh(points: np.ndarray, place: Pose) -> Mesh:
     """Mesh of the head surface."""
-    return _mesh(points, grid_normals(points, True), np.ones(points.shape[:2]), place, True)
+    return surface_mesh(points, grid_normals(points, True), np.ones(points.shape[:2]), place, True)
 
 
 def ear_mesh(traits: Traits, p: Profile, side: float, place: Pose) -> Mesh:
@@ -289,15 +293,12 @@ def ear_mesh(traits: Traits, p: Profile, side: float, place: Pose) -> Mesh:
     base = np.array([w[0] * 0.985, -11.0, c[0] + d[0] * 0.02])
     points = base + a[..., None] * back + b[..., None] * up + lift[..., None] * out
     points = points * np.array([side, 1, 1])
-    if side > 0:  # keeps the outer face towards the camera
+    if side < 0:  # keeps the outer face towards the camera
         points = points[:, ::-1]
-        r = np.broadcast_to(r, lift.shape)[:, ::-1]
     points = points.astype(np.float32)
     occlusion = np.broadcast_to(0.50 + 0.50 * _step(r, 0.1, 0.85), points.shape[:2])
     normals = grid_normals(points)
-    if (normals[5, :, 2].mean()) < 0:
-        normals = -normals
-    return _mesh(points, normals, occlusion, place, False)
+    return surface_mesh(points, normals, occlusion, place, False)
 
 
 _NECK = np.array(
@@ -329,9 +330,10 @@ def torso_mesh(traits: Traits, place: Pose) -> Mesh:
     normals = grid_normals(points, True)
     blend = _step(-y, 75, 165)[:, None, None]
     centre = PIVOT + np.array([0, -60, 0])
-    head = place.points(points)
+    points_up = points * np.array([1, 0.94, 1], np.float32)
+    head = place.points(points_up)
     base = (centre - PIVOT) @ (0.65 * place.body + 0.35 * place.matrix).T + PIVOT + place.shift
-    body = (points - centre) @ place.body.T + base
+    body = (points_up - centre) @ place.body.T + base
     view = (head + blend * (body - head)).astype(np.float32)
     n = place.normals(normals)
     n = n + blend * (normals @ place.body.T - n)

@@ -36,16 +36,16 @@ class Style:
 
 _STYLES = {
     "balding": Style(3.0, 6.0, 7.0, 112, 0, -62, 0, taper=8),
-    "buzz": Style(2.4, 1.6, 2.0, 62, 10, -58, 0, taper=8, lumps=0.1),
-    "short": Style(11.0, 5.0, 8.0, 60, 9, -62, 0, lumps=1.2, front=4.0),
-    "side": Style(15.0, 6.0, 9.0, 60, 8, -62, 0, lumps=1.3, sweep=16.0, front=4.0),
-    "quiff": Style(20.0, 4.5, 8.0, 62, 9, -60, 0, lumps=1.6, front=12.0, taper=7.0),
-    "bob": Style(12.0, 15.0, 15.0, 60, 4, -104, 66, flare=5.0, lumps=0.9, sweep=22.0),
-    "long": Style(10.0, 13.0, 15.0, 61, 4, -250, 68, flare=9.0, lumps=0.9, sweep=14.0),
+    "buzz": Style(2.4, 1.6, 2.0, 66, 10, -58, 0, taper=8, lumps=0.1),
+    "short": Style(11.0, 5.0, 8.0, 65, 9, -62, 0, lumps=1.0, front=5.0, taper=15),
+    "side": Style(15.0, 6.0, 9.0, 66, 8, -62, 0, lumps=1.1, sweep=13.0, front=6.0, taper=13),
+    "quiff": Style(20.0, 4.5, 8.0, 66, 9, -60, 0, lumps=1.4, front=12.0, taper=10.0),
+    "bob": Style(12.0, 14.0, 15.0, 68, 4, -104, 60, flare=5.0, lumps=0.9, sweep=22.0),
+    "long": Style(10.0, 12.0, 15.0, 69, 4, -250, 60, flare=9.0, lumps=0.9, sweep=14.0),
     "bangs": Style(12.0, 14.0, 15.0, 27, -6, -200, 62, flare=8.0, lumps=0.7, taper=5.0),
-    "wavy": Style(15.0, 20.0, 19.0, 59, 4, -230, 66, flare=16.0, wave=5.0, lumps=2.4, sweep=16.0),
+    "wavy": Style(14.0, 17.0, 19.0, 68, 4, -230, 60, flare=14.0, wave=3.5, lumps=2.0, sweep=16.0),
     "afro": Style(36.0, 32.0, 34.0, 58, 3, -60, 82, lumps=2.6, taper=20.0),
-    "bun": Style(5.0, 3.0, 5.0, 62, 6, -55, 0, lumps=0.4, taper=7.0),
+    "bun": Style(5.0, 3.0, 5.0, 65, 6, -55, 0, lumps=0.4, taper=9.0),
     "scarf": Style(8.0, 11.0, 14.0, 54, -12, -175, 57, flare=4.0, lumps=0.5, taper=6.0),
 }
 
@@ -72,25 +72,28 @@ def _hairline(traits: Traits, style: Style, theta: np.ndarray, rng: np.random.Ge
         short = ([0, 40, 62, 74, 82, 90, 108, 116, 128, 150, 180], [112, 106, 66, 30, -14, 6, 8, -8, -34, style.length, style.length])
     else:
         short = (
-            [0, 22, 40, 56, 66, 74, 81, 88, 108, 116, 128, 150, 180],
-            [f, f + 0.3 * recess, f + recess, f - 10 + 0.6 * recess, 24, 2, -18, 8, 10, -8, -32, style.length, style.length],
+            [0, 20, 36, 46, 55, 64, 71, 78, 85, 108, 116, 128, 150, 180],
+            [f, f - 1 + 0.4 * recess, f - 5 + recess, f - 15 + 0.9 * recess, 36, 22, 4, -16, 8, 10, -8, -32, style.length, style.length],
         )
     y = np.interp(a, *short)
     if style.curtain:
         c = style.curtain
         if traits.hair == "bangs":
-            y = np.where(a < c, np.interp(a, [0, 40, c], [f, f + 2, f - 12]), style.length)
+            y = np.interp(a, [0, 40, 60], [f, f + 2, f - 2])
         elif traits.hair == "afro":
             y = np.interp(a, [0, 30, 52, 64, 76, 90, 180], [f, f + 2, f - 8, 16, -30, -52, -62])
         else:
-            y = np.where(a < c, np.interp(a, [0, 25, 45, c - 4, c], [f, f + 2, f - 4, 10, -60]), style.length)
-    if style.sweep:  # hair falls from the parting over the other side of the forehead
+            # parted: an arch that falls from the parting to both sides, later where more hair lies
+            off = np.degrees(theta - traits.hair_part)
+            away = np.where(off * traits.hair_part > 0, np.abs(off) * 1.25, np.abs(off) * 0.92)
+            y = f + 4 - np.interp(away, [0, 8, 22, 38, 52, 66, 85], [0, 2, 8, 19, 36, 62, 100])
+    if style.sweep and not style.curtain:  # hair falls from the parting over the other side of the forehead
         far = np.sign(-traits.hair_part)
         across = np.clip((theta * far + abs(traits.hair_part)) / 1.35, 0, 1)
         y = np.where(a < 75, y - style.sweep * np.sin(np.pi * across**1.2) * 0.9, y)
     jag = np.convolve(rng.standard_normal(len(theta) + 4), [0.15, 0.25, 0.3, 0.25, 0.15], "valid")
-    rough = 0.5 if traits.hair in ("buzz", "scarf") else 2.2 if traits.hair == "bangs" else 3.0
-    return y + rough * jag * (1 + 2.0 * (style.length < -90) * (a > 100))
+    rough = 0.3 if traits.hair in ("buzz", "scarf") else 2.2 if traits.hair == "bangs" else 1.4
+    return y + rough * jag
 
 
 def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int) -> Mesh | None:
@@ -121,9 +124,11 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     normal = grid_normals(base, True)
 
     presence = yy - _hairline(traits, style, theta, rng)[None]
-    if style.curtain:  # the front edge of hanging hair follows an angle, not a height
-        edge = np.degrees(np.abs(theta))[None] - style.curtain + 2.0 * sample(texture(3, 10, 5), theta[None] * 8, yy * 0.12 + traits.hair_seed)
-        presence = np.where(yy < 14, np.minimum(presence, edge * 1.3), presence)
+    if style.curtain and traits.hair != "afro":  # the front edge of hanging hair follows an angle, not a height
+        opening = style.curtain + 6 * np.clip((-20 - yy) / 80, 0, 1)
+        edge = np.degrees(np.abs(theta))[None] - opening + 2.0 * sample(texture(3, 10, 5), theta[None] * 8, yy * 0.12 + traits.hair_seed)
+        jag = 5.0 * sample(texture(1.5, 8, 13), theta[None] * 20, yy * 0 + traits.hair_seed)
+        presence = np.minimum(np.maximum(presence, edge * 1.3), yy - style.length - jag)
     up = np.clip(normal[..., 1], 0, 1)
     behind = _step(-cos, 0.0, 0.8)
     thick = style.side + (style.back - style.side) * behind + (style.top - style.side) * up**0.8
@@ -133,9 +138,11 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     clumps = sample(texture(2.2, 14, 7), theta[None] * 22 + traits.hair_seed, yy * 0.22) * style.lumps
     if style.wave:
         lumps = lumps + style.wave * np.sin(yy / 11 + 2.5 * np.sin(theta[None] * 2.0 + traits.hair_seed)) * _step(-yy, -60, 20)
-    thick = (thick * volume + lumps + 0.7 * clumps) * 1.0
+    thick = (thick * volume + lumps + 0.5 * clumps) * 1.0
     thick = np.maximum(thick, 1.2)
-    shell = thick * np.clip(presence / style.taper, 0, 1) ** 0.55
+    rise = np.clip(presence / style.taper, 0, 1)
+    lies_flat = _step(cos, 0.2, 0.5) if traits.hair not in ("bangs", "scarf") else 0.0
+    shell = thick * (rise**0.7 + lies_flat * (_step(presence, -1, 1.5 * style.taper) - rise**0.7))
     if traits.hair in ("bangs", "scarf"):
         shell = np.maximum(shell, np.where(presence > 0, 4.5, 0))
     shell = shell + np.minimum(presence, 0) * 0.25 + 0.6
@@ -147,12 +154,14 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     tangent /= np.maximum(np.sqrt((tangent * tangent).sum(-1, keepdims=True)), 1e-6)
 
     # strands run from the parting; on top they fan out from it
-    px = 60 * np.sin(traits.hair_part) if style.sweep else 0.0
-    fan = np.arctan2(points[..., 0] - px * _step(yy, 20, 90), points[..., 2] + 40) * 85
+    fan = np.arctan2(points[..., 0], points[..., 2] + 40) * 85
+    if style.sweep:
+        px = 55 * np.sin(traits.hair_part)
+        fan = np.abs(fan - px * _step(yy, 0, 90)) + 0.8 * np.clip(yy - 5, 0, None) * _step(cos, 0.0, 0.6)
     flat = points.reshape(-1, 3)
     attributes = np.concatenate(
         [
-            place.normals(normals.reshape(-1, 3)), place.normals(tangent.reshape(-1, 3)), presence.reshape(-1, 1), fan.reshape(-1, 1),
+            place.normals(normals.reshape(-1, 3)), place.normals(tangent.reshape(-1, 3)), presence.reshape(-1, 1) - 1.2, fan.reshape(-1, 1),
             yy.reshape(-1, 1), np.maximum(shell, 0).reshape(-1, 1),
         ], 1,
     ).astype(np.float32)  # fmt: skip
@@ -182,7 +191,7 @@ def _with_bun(traits: Traits, place: Pose, mesh: Mesh) -> Mesh:
 def strands(traits: Traits, across: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Strand pattern at strand coordinate `across` and length `along` (millimetres): fine lines and broad locks, unit variance."""
     curl = traits.hair_curl
-    if traits.hair == "afro":
+    if traits.hair in ("afro", "buzz"):
         fine = sample(texture(1.1, 1.1, 8), across * 0.9, along * 0.9)
         return fine, sample(texture(3, 3, 9), across * 0.7, along * 0.7)
     bend = across + (1.0 + 5.0 * curl) * sample(texture(8, 8, 10), across * 0.25 + traits.hair_seed, along * 0.25)

@@ -71,7 +71,6 @@ class Traits:
     shadow_colour: np.ndarray
     glasses: str  # "", "round", "square", "thin"
     glasses_colour: np.ndarray
-    sunglasses: float
     earrings: bool
     garment: str  # "crew", "v", "shirt", "suit", "scoop"
     cloth: np.ndarray
@@ -138,8 +137,8 @@ def _shape(rng: np.random.Generator, masculine: float, age: float, melanin: floa
         "brow_ridge": max(2.2 + 1.0 * n() + 3.4 * m, 0.0),
         "socket": 7.0 + 1.2 * n() + 1.4 * m,
         "eye_x": 31.5 + 1.3 * n() + 0.5 * m,
-        "eye_width": 15.4 + 0.7 * n() - 0.8 * m + 0.5 * makeup,
-        "eye_up": 5.9 + 0.7 * n() - 1.2 * m - 0.8 * old,
+        "eye_width": 15.9 + 0.7 * n() - 0.8 * m + 0.5 * makeup,
+        "eye_up": 6.2 + 0.7 * n() - 1.2 * m - 0.8 * old,
         "eye_low": 4.3 + 0.4 * n(),
         "eye_tilt": 1.0 + 1.2 * n() - 0.8 * m - 0.8 * old,
         "eye_skew": 0.16 + 0.10 * n(),
@@ -202,6 +201,8 @@ def traits(seed: int, identity: int) -> Traits:
     colour = linear(_HAIR[name]) * np.exp(0.16 * n())
     silver = linear(_HAIR["white"] if age > 66 else _HAIR["grey"])
     hair_colour = (colour + grey * (silver - colour)).astype(np.float32)
+    # one exposure serves skin and hair: silver stays below white on dark skin
+    hair_colour = hair_colour * min(1.0, (0.10 + 0.62 * float(skin.mean())) / max(float(hair_colour.max()), 1e-3))
     natural = linear(_HAIR["dark brown"]) if name in ("dyed", "platinum") else colour
     brow_colour = natural * 0.75 + 0.35 * grey * (silver - natural)
     # light brows vanish on light skin: keep them readable
@@ -215,7 +216,7 @@ def traits(seed: int, identity: int) -> Traits:
     pink = linear((196, 108, 104)) * (1 - melanin) + linear((120, 62, 58)) * melanin
     lip = 0.45 * pink + 0.55 * skin * np.array([0.84, 0.60, 0.60])
     stick = linear(((176, 40, 52), (190, 84, 92), (140, 34, 60), (196, 104, 88), (108, 30, 40))[rng.integers(5)])
-    lip = lip + makeup * 0.75 * (stick - lip)
+    lip = lip + makeup * 0.62 * (stick * (0.4 + 0.6 * skin.mean() / 0.5) - lip)
     shade = linear(((70, 46, 40), (96, 70, 92), (50, 50, 60), (120, 76, 58), (60, 84, 92))[rng.integers(5)])
     glasses = str(rng.choice(["round", "square", "thin"])) if r() < 0.16 + 0.14 * (age > 50) else ""
     frame_colour = linear(((18, 16, 16), (58, 34, 22), (120, 112, 104), (150, 120, 70), (90, 20, 26), (30, 44, 80))[rng.integers(6)])
@@ -234,7 +235,7 @@ def traits(seed: int, identity: int) -> Traits:
         hair_curl=float(np.clip(r() * 1.4 - 0.3 + 0.4 * (style == "wavy"), 0, 1)), hair_seed=float(r() * 256),
         brow_colour=brow_colour.astype(np.float32), iris=iris.astype(np.float32), beard=beard, lip=lip.astype(np.float32),
         makeup=makeup, shadow_colour=shade, glasses=glasses, glasses_colour=frame_colour,
-        sunglasses=0.0, earrings=(not man) and r() < 0.4, garment=garment, cloth=cloth.astype(np.float32),
+        earrings=(not man) and r() < 0.4, garment=garment, cloth=cloth.astype(np.float32),
         cloth_second=second, texture_offset=rng.random(2) * 256,
     )  # fmt: skip
 
@@ -253,12 +254,12 @@ def scene(seed: int, identity: int) -> Scene:
     ambient = 0.52 - 0.30 * contrast
     cool = 0.5 * n()
     sky = ambient * np.array([1 - 0.05 * cool, 1.0, 1 + 0.08 * cool])
-    ground = sky * np.array([0.62, 0.54, 0.48])
+    ground = sky * np.array([0.74, 0.64, 0.57])
     hue, kind = r(), r()
-    base = linear(_hsv(hue, 0.08 + 0.45 * r(), 0.25 + 0.65 * r()))
+    base = linear(_hsv(hue, 0.05 + 0.36 * r() ** 1.5, 0.22 + 0.62 * r()))
     if kind < 0.3:  # studio grey
         base = linear(np.full(3, 60 + 165 * r()))
-    other = linear(_hsv(hue + 0.12 * n(), 0.1 + 0.5 * r(), 0.2 + 0.7 * r()))
+    other = linear(_hsv(hue + 0.12 * n(), 0.08 + 0.36 * r(), 0.2 + 0.6 * r()))
     accent = linear(_hsv(r(), 0.2 + 0.6 * r(), 0.4 + 0.6 * r()))
     background = np.stack([base, 0.55 * base + 0.45 * other, other * 0.7, accent])
     rim = (0.5 * r() if r() < 0.5 else 0.0) * np.array([1.0, 1.0, 1.0 + 0.2 * n()])
@@ -267,8 +268,8 @@ def scene(seed: int, identity: int) -> Scene:
         softness=float(r()), background=background, bokeh=float(r()) if kind > 0.45 else 0.0,
         span=float(286 + 9 * np.clip(n(), -1.6, 1.6)), distance=float(900 + 500 * r()), offset=np.clip(2.5 * rng.standard_normal(2), -6, 6),
         white_balance=np.exp(np.array([0.05, 0.0, -0.06]) * np.clip(n(), -1.6, 1.6)),
-        exposure=float(np.exp(0.12 * np.clip(n(), -2, 2))), grain=float(0.004 + 0.010 * r()),
-        vignette=float(0.28 * r()), blur=float(0.25 + 0.45 * r()),
+        exposure=float(np.exp(0.12 * np.clip(n(), -2, 2))), grain=float(0.002 + 0.006 * r()),
+        vignette=float(0.28 * r()), blur=float(0.12 + 0.25 * r()),
     )  # fmt: skip
 
 
@@ -304,8 +305,8 @@ def frame(seed: int, identity: int, index: int) -> Frame:
     for name, start in base.items():
         period, phase, slow = 11 + 9 * r(), 2 * np.pi * r(), amplitude[name] * (0.4 + 0.6 * r())
         value[name] = start + slow * (np.sin(2 * np.pi * index / period + phase) - np.sin(phase))
-    # every identity's first frame keeps its eyes open in 24 cases of 25; clips blink now and then
-    shut = 1.0 if r() < 0.04 and index == 0 else float(np.exp(-(((index % 14) - blink_at) ** 2) / 0.7)) if index else 0.0
+    # every identity's first frame keeps its eyes open in 49 cases of 50; clips blink now and then
+    shut = 1.0 if r() < 0.02 and index == 0 else float(np.exp(-(((index % 14) - blink_at) ** 2) / 0.7)) if index else 0.0
     smile = float(np.clip(value["smile"], -0.5, 1.0))
     lid = value["open"] * (1 - 0.16 * max(smile, 0)) + 0.12 * max(value["brow"], 0)
     wink = 0.05 * n()

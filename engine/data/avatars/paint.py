@@ -71,7 +71,7 @@ def paint_skin(m: Material, traits: Traits, face: Features, rest_y: np.ndarray) 
     red = red * front * traits.ruddy + 0.75 * traits.makeup * _bump(ax, y + 0.35 * ax, 46, -8, 15, 11) * front
     brown = 0.16 * _bump(ax, y, face.eyes[0].x - 2, -12, 13, 5.5) + 0.20 * _bump(ax, y, face.eyes[0].x - 12, 0, 7, 9)
     brown = brown + 0.12 * _bump(ax, y, face.eyes[0].x, 8, 15, 5) + 0.09 * _bump(ax, y, 0, s["mouth_y"] - 2, 33, 15)
-    brown = (brown * (1 + 0.5 * s["old"]) + (0.045 + 0.03 * s["old"]) * mottle + 0.028 * pores) * (0.7 + 0.5 * dark)
+    brown = (brown * (1 + 0.5 * s["old"]) + (0.055 + 0.03 * s["old"]) * mottle + 0.045 * pores) * (0.7 + 0.5 * dark)
     brown = brown - 0.10 * _bump(ax, y, 0, 50, 40, 18) * front
     m.albedo *= np.exp(red[:, None] * (np.array([0.10, -0.34, -0.30]) * (1 - 0.45 * dark)) - brown[:, None] * np.array([0.75, 1.05, 1.15]))
     if traits.freckles:
@@ -171,11 +171,12 @@ def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndar
         m.albedo[f] *= 1 - 0.28 * (cover(m, 0.7 - np.abs(gap)) * near)[:, None]
 
     # eyeball
-    cx, cy = eye.side * eye.x + gaze[0], eye.y + 0.4 + gaze[1]
+    cx, cy = eye.side * eye.x + gaze[0], eye.y + 0.9 + gaze[1]
     dx, dy = x - cx, y - cy
     r = np.hypot(dx, dy)
-    radius = 6.5
-    sclera = np.array([0.70, 0.655, 0.62]) * (0.92 if m.detail else 1.0)
+    radius = 6.8
+    bright = 0.60 + 0.40 * np.clip(float(traits.skin.mean()) / 0.45, 0, 1)
+    sclera = np.array([0.62, 0.585, 0.56]) * bright
     colour = np.broadcast_to(sclera, (len(f), 3)).copy()
     if m.detail:
         corner = np.clip(np.abs(q) - 0.45, 0, 1)
@@ -183,15 +184,15 @@ def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndar
         caruncle = _bump(q, y - eye.base(q), -0.93, 0, 0.13, 2.5)
         colour += caruncle[:, None] * (np.array([0.50, 0.20, 0.17]) - colour) * 0.8
     iris = cover(m, radius - r, 1.3 if m.detail else 1.0)
-    tint = np.maximum(traits.iris, 0.012)
+    tint = np.maximum(traits.iris, 0.012) * bright**1.5
     if m.detail:
         angle = np.arctan2(dy, dx)
         fibre = sample(texture(1.2, 6, 25), angle * 18 + 64 * eye.side + traits.hair_seed, r * 3)
         ring = np.exp(-(((r - radius) / 1.3) ** 2))
-        lit = 1.25 + 0.30 * fibre - 0.85 * ring + 0.55 * np.clip(-(dx * light[0] + dy * light[1]) / radius, -1, 1)
+        lit = 0.95 + 0.25 * fibre - 0.75 * ring + 0.55 * np.clip(-(dx * light[0] + dy * light[1]) / radius, -1, 1)
         warm = np.exp(-(((r - 3.0) / 1.2) ** 2))[:, None] * np.array([0.3, 0.12, -0.05])
         shade = tint * np.clip(lit, 0.15, 3)[:, None] * (1 + warm)
-        pupil = cover(m, 2.5 - r, 1.5)
+        pupil = cover(m, 2.8 - r, 1.3)
     else:
         shade = np.broadcast_to(tint, (len(f), 3))
         pupil = cover(m, 2.7 - r)
@@ -207,14 +208,15 @@ def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndar
     _blend(m.gloss, f, 0.15, opening)
     if m.detail:
         hx, hy = cx + np.clip(light[0], -0.7, 0.7) * 3.6, cy + np.clip(light[1], 0.15, 0.7) * 3.4 + 0.3
-        catch = cover(m, 1.25 - np.hypot(x - hx, (y - hy) * 1.1), 1.2) * opening
+        catch = cover(m, 1.05 - np.hypot(x - hx, (y - hy) * 1.1), 1.2) * opening
         fill = cover(m, 0.9 - np.hypot(x - 2 * cx + hx, y - 2 * cy + hy), 2.0) * opening * 0.12
-        m.glow[f] += (0.85 * catch + fill)[:, None]
+        m.glow[f] += bright * (0.5 * catch + fill)[:, None]
         wet = np.exp(-(((below - 0.4) / 0.5) ** 2)) * opening
         m.glow[f] += 0.05 * wet[:, None]
 
     # lashes: a dark edge that thickens towards the outer corner and ends in a small wing
     weight = (0.75 + 0.5 * (1 - traits.masculine) + 0.9 * traits.makeup) * (0.75 + 0.5 * np.clip(q, -1, 1))
+    weight = weight * (1.5 - 0.5 * min(eye.openness, 1.0))
     wing = _step(-q, -1.22, -1.0)
     edge = np.where(q < 1, np.abs(y - upper - 0.25 * weight), np.abs(y - eye.base(np.ones(1)) - 6.0 * (q - 1)))
     lash = cover(m, (weight * 0.78 - edge), 1.2) * (q > -1.02) * wing
@@ -240,7 +242,7 @@ def paint_brow(m: Material, traits: Traits, brow: Brow) -> None:
         along = (t * 40 - off * np.interp(t, [0, 0.3, 1], [0.1, 0.9, 2.0])) * 1.0
         hairs = sample(texture(0.8, 3.0, 26), along * 1.5 + ox, off * 1.3 + oy + 90 * (brow.side > 0))
         fade = _step(t, -0.05, 0.22) * 0.35 + 0.65
-        amount = np.clip(_step(distance + 0.55 * hairs, -1.1, 1.5) * fade * (0.86 + 0.16 * hairs), 0, 1)
+        amount = np.clip(_step(distance + 0.40 * hairs, -1.3, 0.6) * fade * (0.88 + 0.14 * hairs), 0, 1)
     else:
         amount = cover(m, distance)
     _blend(m.albedo, f, traits.brow_colour, amount)

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.errors import InputError
 
-from . import geometry, hair, paint, shading
+from . import accessories, geometry, hair, paint, shading
 from .camera_tone import finish_game, finish_photo, game_background, photo_background
 from .contours import Features, features
 from .identity import Frame, Scene, Traits, frame, generator, scene, traits
@@ -52,11 +52,11 @@ def draw(seed: int, identity: int, index: int, size: int) -> Drawing:
     points = geometry.head_points(who, face, profile)
     meshes = [
         geometry.head_mesh(points, place), geometry.ear_mesh(who, profile, -1, place), geometry.ear_mesh(who, profile, 1, place),
-        geometry.torso_mesh(who, place),
+        geometry.torso_mesh(who, place), *accessories.arm_meshes(who, face, profile, place),
     ]  # fmt: skip
     mesh, source = join(meshes)
     body = rasterise(mesh, camera, raster)
-    part = np.array([HEAD, EAR, EAR, TORSO, ARM])[source[body.triangle]]
+    part = np.array([HEAD, EAR, EAR, TORSO, ARM, ARM, ARM, ARM])[source[body.triangle]]
     shell = hair.hair_mesh(who, profile, place, seed, identity)
     top = None if shell is None else _in_front(rasterise(shell, camera, raster, cull=False, clip=hair.PRESENCE), body, raster)
     u, v, _ = camera.project(place.points(geometry.landmarks(who, face, profile)))
@@ -86,6 +86,8 @@ def _material(d: Drawing, detail: bool) -> paint.Material:
     paint.paint_skin(m, d.traits, d.face, rest)
     torso = np.flatnonzero(d.part == TORSO)
     paint.paint_clothes(m, d.traits, torso)
+    arm = d.part == ARM
+    m.albedo[arm], m.skin[arm], m.gloss[arm] = d.traits.glasses_colour, 0, 0.3
     if detail:
         ear = d.part == EAR
         m.albedo[ear] *= np.array([1.03, 0.88, 0.88]) * (0.45 + 0.55 * a[ear, 6:7])
@@ -156,13 +158,41 @@ def _photo(d: Drawing) -> np.ndarray:
             grey = d.traits.hair_grey
             base = d.traits.hair_colour * np.exp(0.25 * grey * fine)[:, None]
             lit = shading.hair_light(n, a[:, 3:6], base, fine, broad, occlusion[p], shadow[p], d.scene, 0.4 if d.traits.hair == "afro" else 1.0)
-            fade = {"buzz": 7.0, "bangs": 2.5}.get(d.traits.hair, 4.5)
-            alpha = np.clip((a[:, 6] + 1.5 * fine) / fade, 0, 1)
+            fade = {"buzz": 9.0, "bangs": 2.0}.get(d.traits.hair, 8.0)
+            alpha = np.clip(0.15 + (a[:, 6] + 1.8 * fine) / fade, 0, 1)
             if d.traits.hair == "buzz":
-                alpha = alpha * 0.82
+                alpha = alpha * np.clip(0.74 + 0.12 * fine, 0, 1)
+        bare = np.ones(raster * raster, bool)
+        bare[d.body.pixels] = False
+        # only skin shows through thin hair; against the background its outline frays into strands
+        fray = np.ones(len(p)) if d.traits.hair == "scarf" else np.clip(0.35 + 3.2 * np.abs(n[:, 2]) + 0.35 * fine, 0, 1)
+        alpha = np.where(bare[p], fray, alpha)
         image[p] += alpha[:, None] * (lit - image[p])
     gain = _gain(d, _face_level(d, m, colour)) * d.scene.exposure
+    _accessories(d, image, depth.reshape(raster, raster), True, 1.0)
     return finish_photo(image.reshape(raster, raster, 3), gain, d.scene, rng, d.factor)
+
+
+def _accessories(d: Drawing, image: np.ndarray, depth: np.ndarray, detail: bool, gain: float) -> None:
+    """Draw glasses and earrings over the linear picture `image` (S * S, 3)."""
+    for pixels, cover, normal in accessories.earrings(d.traits, d.profile, d.place, d.camera, depth):
+        lit = np.clip(normal @ d.scene.key, 0, 1)
+        metal = np.array([0.62, 0.50, 0.26]) * (0.25 + 0.7 * lit + (1.6 * lit**12 if detail else 0))[:, None]
+        image[pixels] += cover[:, None] * (metal * gain - image[pixels])
+    over = accessories.glasses(d.traits, d.face, d.profile, d.place, d.camera, depth)
+    if over is None:
+        return
+    here = image[over.pixels]
+    if detail:  # the lens dims a little and mirrors a soft window
+        u, v = over.u * np.sign(d.scene.key[0] or 1.0), over.v
+        window = np.clip(1 - np.abs(u + 0.5 * v - 7) / 4.5, 0, 1) + 0.6 * np.clip(1 - np.abs(u + 0.5 * v - 16) / 2.0, 0, 1)
+        sheen = 0.010 + 0.055 * window * d.scene.key_strength
+        here = here * (1 - 0.07 * over.lens)[:, None] + (sheen * over.lens)[:, None]
+        shine = 0.65 + 0.5 * np.clip(over.v / 18, -1, 1) * d.scene.key[1]
+        frame = d.traits.glasses_colour * shine[:, None] + 0.012
+    else:
+        frame = d.traits.glasses_colour * 0.9 * gain
+    image[over.pixels] = here + over.frame[:, None] * (frame - here)
 
 
 def _game(d: Drawing) -> np.ndarray:
@@ -177,6 +207,11 @@ def _game(d: Drawing) -> np.ndarray:
         n = a[:, :3] * np.where(a[:, 2:3] < 0, -1, 1)
         base = d.traits.cloth if d.traits.hair == "scarf" else d.traits.hair_colour
         image[d.hair.pixels] = gain * shading.lambert(n, np.broadcast_to(base, n.shape), np.zeros((1, 3)), d.scene)
+    depth = np.full(raster * raster, -300.0, np.float32)
+    depth[d.body.pixels] = d.body.depth
+    if d.hair is not None:
+        depth[d.hair.pixels] = d.hair.depth
+    _accessories(d, image, depth.reshape(raster, raster), False, gain)
     return finish_game(image.reshape(raster, raster, 3), d.factor)
 
 

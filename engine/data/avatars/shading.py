@@ -78,7 +78,7 @@ def hair_light(
 ) -> np.ndarray:  # fmt: skip
     """The photo look's hair (P, 3): wrapped diffuse and two highlights along the strands."""
     key = scene.key.astype(np.float32)
-    back = normal[:, 2] < 0
+    back = normal[:, 2] < -0.25
     normal = np.where(back[:, None], -normal, normal)
     ndl = np.clip((normal @ key + 0.25) / 1.25, 0, 1)
     half = key + np.array([0, 0, 1], np.float32)
