@@ -86,10 +86,14 @@ def condense(boxed: str) -> str:
     """Turn tyro's boxed error into one line: its first paragraph, then the options it thinks were meant."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
     paragraphs: list[list[str]] = [[]]
-    for line in plain.splitlines():
-        line = line.strip().strip("│|").rstrip()
+    lines = [line for line in plain.splitlines() if line.strip()]
+    if "╭" not in plain:
+        # terminals without line drawing get the title and a rule instead of a frame
+        lines = lines[2:]
+    for line in lines:
         if line.startswith(("╭", "╰")):
             continue
+        line = line.strip().strip("│|").rstrip()
         if line and not line.strip("─- "):
             paragraphs.append([])
         elif line:
