@@ -191,10 +191,11 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     }
 }
 
-// Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m.
+// Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m (never thin).
 template <class A>
-static void transform_weight_gradient(const Band& in, int cin, const Band& gradient, int r0, int r1, int columns,
-                                      float* sums) {
+static void transform_weight_gradient(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1,
+                                      int columns, float* sums) {
+    const int cin = layout.cin;
     const int count = (r1 - r0) * columns, padded = gradient.channels;
     constexpr int products = A::P * A::P;
     const int block = block_tiles(products, in.channels, padded);

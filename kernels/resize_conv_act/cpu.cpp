@@ -51,12 +51,12 @@ struct WeightPass {
     int x_rows;  // rows of x for one cell row
     int taps;
     float g[4][3];
-    void (*band)(const Band& in, int cin, const Band& gradient, int r0, int r1, int cells, float* sums);
+    void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, float* sums);
 };
 
 template <const Stencil& S, bool ON_GRADIENT>
-static void direct_sums(const Band& in, int cin, const Band& gradient, int r0, int r1, int cells, float* sums) {
-    direct_weight_gradient(S, ON_GRADIENT, in, cin, gradient, r0, r1, cells, sums);
+static void direct_sums(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1, int cells, float* sums) {
+    direct_weight_gradient(S, ON_GRADIENT, in, layout, gradient, r0, r1, cells, sums);
 }
 
 template <const Stencil& S, bool ON_GRADIENT> static WeightPass direct_weights() {
@@ -206,8 +206,8 @@ void resize_conv_act_backward(const Arguments& a) {
 
     // each thread sums its own weight gradient; they are added in the order of the threads
     const int padded = round_up(call.cout, VL), threads = omp_get_max_threads(), merged = call.merged();
-    const int64_t sums_size = int64_t(weights.taps) * weights.taps * merged * padded;
-    const int64_t sums2_size = split ? int64_t(9) * call.c2 * padded : 0;
+    const Sums layout{merged, call.cout}, layout2{call.c2, call.cout};
+    const int64_t sums_size = layout.size(weights.taps * weights.taps), sums2_size = split ? layout2.size(9) : 0;
     const int64_t sums_stride = sums_size + sums2_size + padded;
     float* all_sums = dw || db ? scratch(5, sums_stride * threads) : nullptr;
     if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
@@ -243,10 +243,10 @@ void resize_conv_act_backward(const Arguments& a) {
                 const Band in = fill_band(0, source, image, scale, g0 * weights.in_step + weights.in_low,
                                           (g1 - 1) * weights.in_step + weights.in_high, weights.in_low,
                                           (g_columns - 1) * weights.in_step + weights.in_high);
-                weights.band(in, merged, delta, g0, g1, g_columns, sums);
+                weights.band(in, layout, delta, g0, g1, g_columns, sums);
                 if (split) {
                     const Band in2 = fill_band(0, other, image, scale, s0 - 1, s1 + 1, -1, s_columns + 1);
-                    apart_weights.band(in2, call.c2, delta, s0, s1, s_columns, sums + sums_size);
+                    apart_weights.band(in2, layout2, delta, s0, s1, s_columns, sums + sums_size);
                 }
             }
             if (db) {
@@ -274,9 +274,9 @@ void resize_conv_act_backward(const Arguments& a) {
         }
     }
     if (dw) {
-        unpack_gradient(all_sums, weights.g, weights.taps, merged, call.cout, 0, call.c1 + call.c2, dw);
-        if (split)
-            unpack_gradient(all_sums + sums_size, apart_weights.g, 3, call.c2, call.cout, call.c1, call.c1 + call.c2, dw);
+        const int cin_all = call.c1 + call.c2;
+        unpack_gradient(all_sums, layout, weights.g, weights.taps, 0, cin_all, dw);
+        if (split) unpack_gradient(all_sums + sums_size, layout2, apart_weights.g, 3, call.c1, cin_all, dw);
     }
     if (db) std::memcpy(db, all_sums + sums_size + sums2_size, sizeof(float) * call.cout);
 }
