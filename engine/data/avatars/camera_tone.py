@@ -9,26 +9,39 @@ from .identity import Scene
 
 
 def blur(a: np.ndarray, sigma: float) -> np.ndarray:
-    """Approximate Gaussian blur of (H, W) or (H, W, C) by three box passes per axis; edges repeat."""
-    radius = int(round(np.sqrt(sigma * sigma + 1 / 12) - 0.3)) if sigma > 0.8 else 0
-    if radius < 1:
-        if sigma < 0.15:
-            return a
-        side = sigma * sigma / 2
-        side = min(side, 0.33)
-        for axis in (0, 1):
-            a = np.moveaxis(a, axis, 0)
-            p = np.concatenate([a[:1], a, a[-1:]])
-            a = np.moveaxis((1 - 2 * side) * a + side * (p[:-2] + p[2:]), 0, axis)
+    """Gaussian blur of (H, W) or (H, W, C) float32, sigma in pixels; edges repeat. Wide blurs run on a shrunk copy."""
+    if sigma < 0.15:
         return a
-    n = 2 * radius + 1
-    passes = 2 if radius > 1 else 3
+    h, w = a.shape[:2]
+    if sigma > 3.2 and h % 2 == 0 and w % 2 == 0 and min(h, w) >= 16:
+        half = 0.25 * (a[::2, ::2] + a[1::2, ::2] + a[::2, 1::2] + a[1::2, 1::2])
+        return double(blur(half, np.sqrt(sigma * sigma - 1.0) / 2))
+    radius = max(int(np.ceil(2.4 * sigma)), 1)
+    taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    taps = (taps / (taps[0] + 2 * taps[1:].sum())).astype(np.float32)
     for axis in (0, 1):
-        for _ in range(passes):
-            b = np.moveaxis(a, axis, 0)
-            head, tail = np.repeat(b[:1], radius + 1, 0), np.repeat(b[-1:], radius, 0)
-            c = np.cumsum(np.concatenate([head, b, tail]), 0, dtype=np.float32)
-            a = np.moveaxis((c[n:] - c[:-n]) / n, 0, axis)
+        pad = [(0, 0)] * a.ndim
+        pad[axis] = (radius, radius)
+        p = np.pad(a, pad, mode="edge")
+        n = a.shape[axis]
+
+        def cut(start: int, p=p, n=n, axis=axis) -> np.ndarray:
+            return p[start : start + n] if axis == 0 else p[:, start : start + n]
+
+        a = taps[0] * cut(radius)
+        for k in range(1, radius + 1):
+            a += taps[k] * (cut(radius - k) + cut(radius + k))
+    return a
+
+
+def double(a: np.ndarray) -> np.ndarray:
+    """(H, W, ...) to (2 H, 2 W, ...) by linear interpolation between pixel centres."""
+    for axis in (0, 1):
+        b = np.moveaxis(a, axis, 0)
+        before, after = np.concatenate([b[:1], b[:-1]]), np.concatenate([b[1:], b[-1:]])
+        out = np.empty((2 * len(b), *b.shape[1:]), a.dtype)
+        out[::2], out[1::2] = 0.75 * b + 0.25 * before, 0.75 * b + 0.25 * after
+        a = np.moveaxis(out, 0, axis)
     return a
 
 
@@ -74,7 +87,9 @@ def encode(image: np.ndarray) -> np.ndarray:
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
     """Mean over factor x factor blocks."""
     n = image.shape[0] // factor
-    return image.reshape(n, factor, n, factor, -1).mean((1, 3))
+    blocks = image.reshape(n, factor, n, factor, -1)
+    total = sum(blocks[:, i, :, j] for i in range(factor) for j in range(factor))
+    return total / (factor * factor)
 
 
 def expose(image: np.ndarray, gain: float) -> np.ndarray:

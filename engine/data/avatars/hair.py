@@ -35,7 +35,7 @@ class Style:
 
 
 _STYLES = {
-    "balding": Style(3.0, 6.0, 7.0, 112, 0, -62, 0, taper=8),
+    "balding": Style(3.0, 9.0, 9.0, 112, 0, -62, 0, taper=8),
     "buzz": Style(2.4, 1.6, 2.0, 66, 10, -58, 0, taper=8, lumps=0.1),
     "short": Style(11.0, 5.0, 8.0, 65, 9, -62, 0, lumps=1.0, front=5.0, taper=15),
     "side": Style(15.0, 6.0, 9.0, 66, 8, -62, 0, lumps=1.1, sweep=13.0, front=6.0, taper=13),
@@ -69,7 +69,7 @@ def _hairline(traits: Traits, style: Style, theta: np.ndarray, rng: np.random.Ge
     a = np.abs(np.degrees(theta))
     f, recess = style.forehead, style.recess * (0.6 + 0.5 * traits.masculine + 0.8 * traits.shape["old"] * traits.masculine)
     if traits.hair == "balding":
-        short = ([0, 40, 62, 74, 82, 90, 108, 116, 128, 150, 180], [112, 106, 66, 30, -14, 6, 8, -8, -34, style.length, style.length])
+        short = ([0, 34, 52, 63, 74, 84, 108, 116, 128, 150, 180], [112, 104, 64, 32, -14, 6, 8, -8, -34, style.length, style.length])
     else:
         short = (
             [0, 20, 36, 46, 55, 64, 71, 78, 85, 108, 116, 128, 150, 180],
@@ -110,7 +110,7 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
         down = np.concatenate([down[:-1], np.linspace(190, end, 18)])
     y = crown - down[down <= max(end, 60)]
     # below the ears the shell hangs instead of following the jaw
-    hang = np.maximum(y, 12.0) if style.curtain and traits.hair != "afro" else np.maximum(y, -58.0)
+    hang = 12 + 9 * np.logaddexp(0, (y - 12) / 9) if style.curtain and traits.hair != "afro" else np.maximum(y, -58.0)
     w, c, d = p.at(hang)
     fall = np.clip(12 - y, 0, None) if style.curtain else np.zeros_like(y)
     w = w + style.flare * np.sin(np.clip(fall / 110, 0, 1) * np.pi * 0.75) - 0.045 * np.clip(fall - 100, 0, None)
@@ -157,7 +157,7 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     fan = np.arctan2(points[..., 0], points[..., 2] + 40) * 85
     if style.sweep:
         px = 55 * np.sin(traits.hair_part)
-        fan = np.abs(fan - px * _step(yy, 0, 90)) + 0.8 * np.clip(yy - 5, 0, None) * _step(cos, 0.0, 0.6)
+        fan = np.abs(fan - px * _step(yy, 0, 90)) + 0.8 * np.clip(yy - 5, 0, 72) * _step(cos, 0.0, 0.6)
     flat = points.reshape(-1, 3)
     attributes = np.concatenate(
         [

@@ -263,9 +263,10 @@ def scene(seed: int, identity: int) -> Scene:
     accent = linear(_hsv(r(), 0.2 + 0.6 * r(), 0.4 + 0.6 * r()))
     background = np.stack([base, 0.55 * base + 0.45 * other, other * 0.7, accent])
     rim = (0.5 * r() if r() < 0.5 else 0.0) * np.array([1.0, 1.0, 1.0 + 0.2 * n()])
+    f = np.float32
     return Scene(
-        key=key, key_colour=key_colour, key_strength=0.62 + 0.5 * contrast, sky=sky, ground=ground, rim=rim,
-        softness=float(r()), background=background, bokeh=float(r()) if kind > 0.45 else 0.0,
+        key=key.astype(f), key_colour=key_colour.astype(f), key_strength=0.62 + 0.5 * contrast, sky=sky.astype(f), ground=ground.astype(f), rim=rim.astype(f),
+        softness=float(r()), background=background.astype(f), bokeh=float(r()) if kind > 0.45 else 0.0,
         span=float(286 + 9 * np.clip(n(), -1.6, 1.6)), distance=float(900 + 500 * r()), offset=np.clip(2.5 * rng.standard_normal(2), -6, 6),
         white_balance=np.exp(np.array([0.05, 0.0, -0.06]) * np.clip(n(), -1.6, 1.6)),
         exposure=float(np.exp(0.12 * np.clip(n(), -2, 2))), grain=float(0.002 + 0.006 * r()),

@@ -28,6 +28,10 @@ class Material:
     detail: bool  # the photo look
 
 
+def _rgb(values: list[float]) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
 def _step(x, low, high):
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
@@ -73,14 +77,14 @@ def paint_skin(m: Material, traits: Traits, face: Features, rest_y: np.ndarray) 
     brown = brown + 0.12 * _bump(ax, y, face.eyes[0].x, 8, 15, 5) + 0.09 * _bump(ax, y, 0, s["mouth_y"] - 2, 33, 15)
     brown = (brown * (1 + 0.5 * s["old"]) + (0.055 + 0.03 * s["old"]) * mottle + 0.045 * pores) * (0.7 + 0.5 * dark)
     brown = brown - 0.10 * _bump(ax, y, 0, 50, 40, 18) * front
-    m.albedo *= np.exp(red[:, None] * (np.array([0.10, -0.34, -0.30]) * (1 - 0.45 * dark)) - brown[:, None] * np.array([0.75, 1.05, 1.15]))
+    m.albedo *= np.exp(red[:, None] * (_rgb([0.10, -0.34, -0.30]) * (1 - 0.45 * dark)) - brown[:, None] * _rgb([0.75, 1.05, 1.15]))
     if traits.freckles:
         spot = nearest(texture(0.9, 0.9, 23), around * 1.15 + 512 + ox, y * 1.15 + 1024 + oy)
         amount = _step(spot, 1.25, 1.7) * traits.freckles * (_bump(ax, y, 26, -22, 34, 22) + 0.35) * front
-        m.albedo *= 1 - amount[:, None] * np.array([0.28, 0.42, 0.50])
+        m.albedo *= 1 - amount[:, None] * _rgb([0.28, 0.42, 0.50])
     if s["old"] > 0.3:
         spot = sample(texture(2.2, 2.2, 24), around * 0.9 + oy, y * 0.9 + ox)
-        m.albedo *= 1 - 0.22 * (s["old"] * _step(spot, 1.9, 2.5))[:, None] * np.array([0.8, 1.0, 1.1])
+        m.albedo *= 1 - 0.22 * (s["old"] * _step(spot, 1.9, 2.5))[:, None] * _rgb([0.8, 1.0, 1.1])
     oily = 0.25 * _bump(ax, y, 0, 45, 30, 22) + 0.40 * _bump(ax, y, 0, s["nose_y"], 9, 22) + 0.22 * _bump(ax, y, 44, -22, 14, 10)
     m.gloss[:] = 0.20 + oily + 0.05 * pores + 0.03 * mottle
     _wrinkle(m, traits, face, rest_y)
@@ -113,7 +117,7 @@ def _wrinkle(m: Material, traits: Traits, face: Features, y: np.ndarray) -> None
     u = (y + 11.5 - 0.010 * (ax - eye.x + 4) ** 2 - 0.5 * smile) / 1.5
     line = np.exp(-u * u) * _step(-np.abs(ax - eye.x + 3), -14, -8) * bag * 0.6
     depth, tilt = depth + line, tilt + u * line
-    m.albedo[f] *= np.exp(-depth[:, None] * np.array([0.30, 0.42, 0.44]))
+    m.albedo[f] *= np.exp(-depth[:, None] * _rgb([0.30, 0.42, 0.44]))
     m.normal[f, 1] += 0.28 * tilt
 
 
@@ -125,12 +129,12 @@ def paint_nostrils(m: Material, traits: Traits, face: Features) -> None:
     # thinner lips of the opening inwards, wider outwards
     u, v = (ax - 0.50 * nw) / (0.30 * nw), (y - ny + 7.0 - 0.10 * (ax - 0.5 * nw)) / 2.5
     hole = cover(m, (1 - np.sqrt(u * u + v * v)) * 2.2, 1.6)
-    dark = traits.skin * np.array([0.16, 0.09, 0.08])
+    dark = traits.skin * _rgb([0.16, 0.09, 0.08])
     if m.detail:
         crease = np.exp(-(((np.hypot((ax - nw + 5.5) / 1.0, (y - ny + 4.5) / 1.15) - 7.4) / 1.2) ** 2)) * _step(ax, nw - 1.5, nw + 1)
-        m.albedo[f] *= np.exp(-0.50 * crease[:, None] * np.array([0.6, 1.0, 1.0]))
+        m.albedo[f] *= np.exp(-0.50 * crease[:, None] * _rgb([0.6, 1.0, 1.0]))
         under = _bump(ax, y, 0, ny - 8, 12, 3.5)
-        m.albedo[f] *= np.exp(-0.35 * under[:, None] * np.array([0.7, 1.0, 1.0]))
+        m.albedo[f] *= np.exp(-0.35 * under[:, None] * _rgb([0.7, 1.0, 1.0]))
     _blend(m.albedo, f, dark, 0.92 * hole)
     _blend(m.gloss, f, 0.0, hole)
 
@@ -161,12 +165,12 @@ def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndar
     gap = y - crease_y
     near = _step(-np.abs(q + 0.05), -1.35, -0.85)
     if m.detail:
-        m.albedo[f] *= np.exp(-0.55 * (np.exp(-((gap / 1.0) ** 2)) * near)[:, None] * np.array([0.7, 1.0, 1.0]))
+        m.albedo[f] *= np.exp(-0.55 * (np.exp(-((gap / 1.0) ** 2)) * near)[:, None] * _rgb([0.7, 1.0, 1.0]))
         m.normal[f, 1] -= 0.22 * (np.exp(-(((gap + 1.2) / 1.6) ** 2)) - np.exp(-(((gap - 1.4) / 1.8) ** 2))) * near
         lid = _step(y, upper - 0.5, upper + 0.5) * _step(-gap, -1.5, 1)
         _blend(m.albedo, f, traits.shadow_colour, 0.55 * traits.makeup * lid * near)
         rim = np.exp(-((below / 0.9) ** 2)) * (side > 0)
-        m.albedo[f] *= np.exp(-0.30 * rim[:, None] * np.array([0.3, 1.0, 0.9]))
+        m.albedo[f] *= np.exp(-0.30 * rim[:, None] * _rgb([0.3, 1.0, 0.9]))
     else:
         m.albedo[f] *= 1 - 0.28 * (cover(m, 0.7 - np.abs(gap)) * near)[:, None]
 
@@ -176,13 +180,13 @@ def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndar
     r = np.hypot(dx, dy)
     radius = 6.8
     bright = 0.60 + 0.40 * np.clip(float(traits.skin.mean()) / 0.45, 0, 1)
-    sclera = np.array([0.62, 0.585, 0.56]) * bright
+    sclera = _rgb([0.62, 0.585, 0.56]) * bright
     colour = np.broadcast_to(sclera, (len(f), 3)).copy()
     if m.detail:
         corner = np.clip(np.abs(q) - 0.45, 0, 1)
-        colour *= np.exp(-corner[:, None] * np.array([0.25, 0.75, 0.75]))
+        colour *= np.exp(-corner[:, None] * _rgb([0.25, 0.75, 0.75]))
         caruncle = _bump(q, y - eye.base(q), -0.93, 0, 0.13, 2.5)
-        colour += caruncle[:, None] * (np.array([0.50, 0.20, 0.17]) - colour) * 0.8
+        colour += caruncle[:, None] * (_rgb([0.50, 0.20, 0.17]) - colour) * 0.8
     iris = cover(m, radius - r, 1.3 if m.detail else 1.0)
     tint = np.maximum(traits.iris, 0.012) * bright**1.5
     if m.detail:
@@ -190,7 +194,7 @@ def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndar
         fibre = sample(texture(1.2, 6, 25), angle * 18 + 64 * eye.side + traits.hair_seed, r * 3)
         ring = np.exp(-(((r - radius) / 1.3) ** 2))
         lit = 0.95 + 0.25 * fibre - 0.75 * ring + 0.55 * np.clip(-(dx * light[0] + dy * light[1]) / radius, -1, 1)
-        warm = np.exp(-(((r - 3.0) / 1.2) ** 2))[:, None] * np.array([0.3, 0.12, -0.05])
+        warm = np.exp(-(((r - 3.0) / 1.2) ** 2))[:, None] * _rgb([0.3, 0.12, -0.05])
         shade = tint * np.clip(lit, 0.15, 3)[:, None] * (1 + warm)
         pupil = cover(m, 2.8 - r, 1.3)
     else:
@@ -267,7 +271,7 @@ def paint_beard(m: Material, traits: Traits, face: Features, rest_y: np.ndarray)
         if m.detail:
             dots = nearest(texture(0.6, 0.6, 27), around * 2.3 + 512, rest_y[f] * 2.3 + 1024)
             amount = amount * np.clip(1 + (0.25 if traits.beard == "shadow" else 0.45) * dots, 0, 2)
-        _blend(m.albedo, f, colour * 0.7 + np.array([0.0, 0.004, 0.008]), np.clip(strength * amount, 0, 0.9))
+        _blend(m.albedo, f, colour * 0.7 + _rgb([0.0, 0.004, 0.008]), np.clip(strength * amount, 0, 0.9))
         return
     dense = 0.93
     if m.detail:
@@ -314,10 +318,10 @@ def paint_mouth(m: Material, traits: Traits, face: Features, view: np.ndarray) -
     if mouth.gap_low + mouth.gap_up > 0.6:
         depth = 9.0
         xi, yi = x - depth * view[0] / view[2] - mouth.x, y - depth * view[1] / view[2] * 0.5
-        inside = np.broadcast_to(np.array([0.075, 0.018, 0.016]), (len(f), 3)).copy()
+        inside = np.broadcast_to(_rgb([0.075, 0.018, 0.016]), (len(f), 3)).copy()
         base = mouth.y - mouth.gap_low
         tongue = _bump(xi, yi, 0, base - 2, 15, 7.5) * (mouth.gap_low > 6)
-        inside += tongue[:, None] * (np.array([0.36, 0.10, 0.10]) - inside) * 0.85
+        inside += tongue[:, None] * (_rgb([0.36, 0.10, 0.10]) - inside) * 0.85
         arch = 0.0045 * xi * xi
         tooth = np.abs(((np.abs(xi) + 0.0) / (8.2 - 0.05 * np.abs(xi))) % 1.0 - 0.5)
         between = _step(tooth, 0.40, 0.5) * (np.abs(xi) > 2)
@@ -326,7 +330,7 @@ def paint_mouth(m: Material, traits: Traits, face: Features, view: np.ndarray) -
         row_up = cover(m, yi - edge_up, 1.3) * _step(-np.abs(xi), -24, -20)
         edge_low = traits.shape["mouth_y"] - 3.0 - 0.92 * face.jaw_drop * 0.9 + 1.2 * arch - 1.5
         row_low = cover(m, edge_low - yi, 1.3) * _step(-np.abs(xi), -19, -15) * (mouth.gap_low > 3)
-        enamel = np.array([0.70, 0.655, 0.57]) * np.exp(-((xi / 23) ** 2) - 0.30 * between)[:, None]
+        enamel = _rgb([0.70, 0.655, 0.57]) * np.exp(-((xi / 23) ** 2) - 0.30 * between)[:, None]
         inside += np.maximum(row_up, 0.75 * row_low)[:, None] * (enamel - inside)
         if m.detail:
             inside *= (1 - 0.50 * np.exp(-np.clip(iu - y, 0, None) / 1.5))[:, None]
@@ -336,10 +340,10 @@ def paint_mouth(m: Material, traits: Traits, face: Features, view: np.ndarray) -
         _blend(m.gloss, f, 0.35, hole)
     shut = _step(-open_height, -2.0, -0.4) * _step(side, -1.5, 2.5)
     seam = cover(m, 0.62 - np.abs(y - (iu + il) / 2), 1.5) * shut
-    _blend(m.albedo, f, traits.lip * np.array([0.22, 0.14, 0.14]), 0.85 * seam)
+    _blend(m.albedo, f, traits.lip * _rgb([0.22, 0.14, 0.14]), 0.85 * seam)
     if m.detail:
         pit = _bump(np.abs(q), y - mouth.line(np.ones(1)), 1.02, 0, 0.07, 2.4)
-        m.albedo[f] *= np.exp(-0.55 * pit[:, None] * np.array([0.7, 1, 1]))
+        m.albedo[f] *= np.exp(-0.55 * pit[:, None] * _rgb([0.7, 1, 1]))
 
 
 def paint_clothes(m: Material, traits: Traits, torso: np.ndarray) -> None:
@@ -354,7 +358,7 @@ def paint_clothes(m: Material, traits: Traits, torso: np.ndarray) -> None:
     distance = round_line - y
     cloth = np.broadcast_to(traits.cloth, (len(torso), 3)).copy()
     if traits.garment == "suit":
-        shirt = np.array([0.74, 0.75, 0.78])
+        shirt = _rgb([0.74, 0.75, 0.78])
         lapel = cover(m, ax - (9 + 0.62 * np.clip(y + 215, 0, None)), 1.2) * front + ~front
         cloth = shirt + lapel[:, None] * (cloth - shirt)
         tie = cover(m, 4.5 + 0.05 * np.clip(-y - 165, 0, None) - ax, 1.2) * (y < -163) * front
@@ -381,7 +385,7 @@ def paint_clothes(m: Material, traits: Traits, torso: np.ndarray) -> None:
 
 def gaze_shift(frame: Frame, place: Pose) -> np.ndarray:
     """Shift of the iris (2,) in head coordinates: eyes seek the camera within their range, plus the frame's own gaze."""
-    to_camera = place.matrix.T @ np.array([0.0, 0.0, 1.0])
+    to_camera = place.matrix.T @ _rgb([0.0, 0.0, 1.0])
     shift = 12.0 * (0.75 * to_camera[:2] + np.sin(np.array(frame.gaze)))
     return np.clip(shift, [-6.5, -3.0], [6.5, 3.0])
 

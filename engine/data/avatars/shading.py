@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .camera_tone import blur
+from .camera_tone import blur, double
 from .identity import Scene
+
+
+def _rgb(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
 
 
 def occlusion_and_shadow(depth: np.ndarray, known: np.ndarray, scene: Scene, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -34,16 +38,12 @@ def occlusion_and_shadow(depth: np.ndarray, known: np.ndarray, scene: Scene, sca
         hit = np.clip((over - bias) / (1.5 + 0.10 * reach), 0, 1) * np.clip((60 - over) / 20, 0, 1)
         shadow = np.maximum(shadow, hit)
     light = 1 - blur(shadow, (1.2 + 2.6 * scene.softness) * scale)
-    return _double(occlusion), _double(light)
-
-
-def _double(a: np.ndarray) -> np.ndarray:
-    return blur(np.repeat(np.repeat(a, 2, 0), 2, 1), 1.0)
+    return double(occlusion), double(light)
 
 
 def lambert(normal: np.ndarray, albedo: np.ndarray, glow: np.ndarray, scene: Scene) -> np.ndarray:
     """The game look's light (P, 3): one lamp, one flat ambient, no shadows."""
-    lit = np.clip(normal @ scene.key.astype(np.float32), 0, 1)[:, None]
+    lit = np.clip(normal @ scene.key, 0, 1)[:, None]
     return albedo * (scene.key_colour * scene.key_strength * 0.95 * lit + 0.9 * scene.sky.mean() + 0.08) + glow
 
 
@@ -52,17 +52,17 @@ def skin_light(
     shadow: np.ndarray, scene: Scene, melanin: float,
 ) -> np.ndarray:  # fmt: skip
     """The photo look's light (P, 3): light bleeding through skin, warm shadow edges, sky and ground, highlights, rim."""
-    key = scene.key.astype(np.float32)
+    key = scene.key
     ndl = normal @ key
-    scatter = skin[:, None] * np.array([0.34, 0.16, 0.11]) * (1 - 0.4 * melanin)
+    scatter = skin[:, None] * _rgb(0.34, 0.16, 0.11) * (1 - 0.4 * melanin)
     lit = np.clip((ndl[:, None] + scatter) / (1 + scatter), 0, 1)
-    soft = np.clip(shadow, 0, 1)[:, None] ** (1 - skin[:, None] * np.array([0.35, 0.08, 0.0]))
+    soft = np.clip(shadow, 0, 1)[:, None] ** (1 - skin[:, None] * _rgb(0.35, 0.08, 0.0))
     up = 0.5 + 0.5 * normal[:, 1:2]
-    open_ = occlusion[:, None] ** (1 - skin[:, None] * np.array([0.30, 0.05, 0.0]))
+    open_ = occlusion[:, None] ** (1 - skin[:, None] * _rgb(0.30, 0.05, 0.0))
     ambient = (scene.ground + up * (scene.sky - scene.ground)) * open_
     ambient = ambient * (0.78 + 0.30 * np.clip(normal[:, 2:3], 0, 1))
     out = albedo * (scene.key_colour * scene.key_strength * lit * soft * (0.65 + 0.35 * open_) + ambient)
-    half = key + np.array([0, 0, 1], np.float32)
+    half = key + _rgb(0, 0, 1)
     half /= np.linalg.norm(half)
     ndh = np.clip(normal @ half, 0, 1)
     facing = np.clip(1 - normal[:, 2], 0, 1)
@@ -77,11 +77,11 @@ def hair_light(
     shadow: np.ndarray, scene: Scene, shine: float,
 ) -> np.ndarray:  # fmt: skip
     """The photo look's hair (P, 3): wrapped diffuse and two highlights along the strands."""
-    key = scene.key.astype(np.float32)
+    key = scene.key
     back = normal[:, 2] < -0.25
     normal = np.where(back[:, None], -normal, normal)
     ndl = np.clip((normal @ key + 0.25) / 1.25, 0, 1)
-    half = key + np.array([0, 0, 1], np.float32)
+    half = key + _rgb(0, 0, 1)
     half /= np.linalg.norm(half)
     lean = tangent @ half + 0.05 * fine + 0.06 * broad
     white = np.clip(1 - (lean - 0.06) ** 2, 0, 1) ** 40
