@@ -273,3 +273,13 @@ def test_a_file_that_vanishes_or_changes(pictures: ImageSet, tmp_path: Path, kin
             loader.next()
     if damage == "change":
         assert not list((tmp_path / "cache" / "validated").glob("*.json")), "the next start must decode again"
+
+
+@pytest.mark.parametrize("kind", ["resident", "dali"])
+def test_a_decoder_that_fails_names_the_files(
+    pictures: ImageSet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, kind: str
+) -> None:
+    """As when a GPU codec refuses what the CPU one accepted."""
+    monkeypatch.setattr(ImageSet, "read", lambda self, index: b"not an image" * 9)
+    with pytest.raises(InputError, match=r"DALI failed on one of these files: .*\d\d\d.png.*decoders.image"):
+        load(pictures, kind).next()

@@ -479,3 +479,18 @@ def test_a_codec_that_complains_does_so_once(tmp_path: Path, capfd: pytest.Captu
     loader.next()
     loader.close()
     assert capfd.readouterr().err == ""
+
+
+def test_names_that_are_not_text(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = write_pictures(tmp_path / "set", 2)
+    for name in (b"\xff\xfe.png", b"new\nline.png"):
+        shutil.copy(folder / "000.png", os.path.join(os.fsencode(folder), name))
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), b"bad\xff.png"))).write_text("text")
+    assert cli.status_of("data", main, ["validate", str(folder), "--json", str(tmp_path / "report.json")]) == 0
+    out, err = capfd.readouterr()
+    assert "4 usable images" in out and r"bad\udcff.png: not an image" in out and err.count("\n") == 1
+    assert json.loads((tmp_path / "report.json").read_text())["count"] == 4
+    images = open_dataset(folder, channels=3, resolution=16)
+    assert (
+        open_loader(images, batch_size=4, resolution=16, channels=3, device="cpu", seed=0).next().images.shape[0] == 4
+    )

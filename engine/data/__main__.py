@@ -50,6 +50,8 @@ def validate(arguments: Validate) -> int:
     from engine.data.inventory import as_text, inventory
     from engine.data.validate import default_quarantine_file
 
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold any bytes
     images = read_set(arguments.path, fresh=arguments.fresh)
     found = inventory(images)
     print(as_text(found))

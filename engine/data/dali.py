@@ -36,6 +36,10 @@ def worker_threads() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0))))
 
 
+class DecodingError(Exception):
+    """DALI failed on a batch; the message is DALI's."""
+
+
 class Decoder:
     """One pipeline: decode, crop the central square, resize (antialiased, linear) to `stored` pixels a side.
 
@@ -70,28 +74,48 @@ class Decoder:
             pipeline.set_outputs(images)
         pipeline.build()
         self._pipeline, self._device = pipeline, device
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, encoded: Sequence[bytes], corners: np.ndarray, sides: np.ndarray) -> "torch.Tensor":
         """encoded: B <= batch_size files; corners (B, 2) x, y and sides (B,) of the square to keep, in pixels.
 
-        returns: (B, stored, stored, channels) uint8 on the device, a fresh tensor, complete when the call returns.
-        Raises RuntimeError when DALI cannot decode a file; the decoder is then unusable.
+        returns: (B, stored, stored, channels) uint8 on the device, a fresh tensor, complete when the call returns. On a
+        GPU its memory belongs to a stream of the decoder: use it through `claim`.
+        Raises DecodingError when DALI fails on one of them; the decoder is then unusable.
         """
         import torch
 
         start = corners[:, ::-1].astype(np.float32)
         end = (corners + sides[:, None])[:, ::-1].astype(np.float32)
-        (images,) = self._pipeline.run(
-            encoded=[np.frombuffer(data, np.uint8) for data in encoded],
-            start=np.ascontiguousarray(start),
-            end=np.ascontiguousarray(end),
-        )
+        files = [np.frombuffer(data, np.uint8) for data in encoded]
+        try:
+            (images,) = self._pipeline.run(
+                encoded=files, start=np.ascontiguousarray(start), end=np.ascontiguousarray(end)
+            )
+        except RuntimeError as error:
+            raise DecodingError(" ".join(str(error).split())[:300]) from error
         if self._device.type == "cpu":
             return torch.from_numpy(np.array(images.as_tensor()))
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        result = torch.empty(images.as_tensor().shape(), dtype=torch.uint8, device=self._device)
-        return feed_ndarray(images.as_tensor(), result)  # no stream given: returns when the copy is done
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(
+            self._stream
+        ):  # memory of its own stream: kernels of training may still use other blocks
+            result = torch.empty(images.as_tensor().shape(), dtype=torch.uint8, device=self._device)
+            feed_ndarray(images.as_tensor(), result, cuda_stream=self._stream)
+        self._stream.synchronize()
+        return result
+
+
+def claim(decoded: "torch.Tensor") -> "torch.Tensor":
+    """Tell the allocator that the current CUDA stream uses the tensor, so that it is not recycled too early."""
+    if decoded.is_cuda:
+        import torch
+
+        decoded.record_stream(torch.cuda.current_stream(decoded.device))
+    return decoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,8 @@ def _avatars(size: int, progress: bool) -> Path:
                     shutil.rmtree(abandoned, ignore_errors=True)
                 temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=home))
                 try:
-                    avatars.write(temporary / "set", AVATAR_COUNT, size, AVATAR_SEED, progress=progress)
+                    shown = progress and sys.stderr.isatty()
+                    avatars.write(temporary / "set", AVATAR_COUNT, size, AVATAR_SEED, progress=shown)
                     os.replace(temporary / "set", folder)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +104,11 @@ class Loader(ABC):
 
     def _restart(self) -> None:  # noqa: B027 (nothing prepared is the common case)
         """The stream has jumped: drop what was prepared."""
+
+    def undecodable(self, indices: Iterable[int], error: Exception) -> InputError:
+        """The error to raise when DALI fails on validated images (no memory, or a GPU codec that differs)."""
+        names = ", ".join(self.images.paths[index] for index in indices)
+        return InputError(f"{self.images.root}: DALI failed on one of these files: {names[:500]}: {error}")
 
     def _draw(self, samples: int) -> Draw:
         return self._order.draw(samples + self.rank * self.batch_size, self.batch_size)

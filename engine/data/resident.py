@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.data.dali import Decoder, worker_threads
+from engine.data.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
 from engine.data.loader import Loader
 from engine.data.order import Draw
-from engine.errors import InputError
 
 _CHUNK = 64
 _CHUNK_PIXELS = 48_000_000
@@ -64,10 +63,9 @@ class ResidentLoader(Loader):
                 try:
                     encoded = [read.result() for read in reads]
                     here = slice(chunk.start, chunk.stop)
-                    self._store[here] = decoder(encoded, self.corners[here], self.sides[here])
-                except RuntimeError as error:
-                    names = self.images.paths[here]
-                    raise InputError(f"{self.images.root}: DALI cannot decode one of {names}") from error
+                    self._store[here] = claim(decoder(encoded, self.corners[here], self.sides[here]))
+                except DecodingError as error:
+                    raise self.undecodable(chunk, error) from error
                 bar.update(len(encoded))
 
     def _chunks(self) -> Iterator[range]:

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.dali import Decoder, worker_threads
+from engine.data.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
 from engine.data.loader import Loader
 from engine.data.order import Draw
-from engine.errors import InputError
 
 _AHEAD = 3  # batches being read, decoded or waiting to be used
 
@@ -47,12 +46,12 @@ class StreamingLoader(Loader):
         while len(self._ready) < _AHEAD:
             self._ready.append(self._prepare(self._draw(self._planned).indices))
             self._planned += self.batch_size * self.world_size
-        store = self._ready.popleft().result()
+        store = claim(self._ready.popleft().result())
         return store, torch.arange(len(store), device=self.device)
 
     def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [self._prepare(indices[i : i + self.batch_size]) for i in range(0, len(indices), self.batch_size)]
-        store = torch.cat([part.result() for part in parts])
+        store = torch.cat([claim(part.result()) for part in parts])
         return store, torch.arange(len(store), device=self.device)
 
     def _restart(self) -> None:
@@ -69,6 +68,5 @@ class StreamingLoader(Loader):
         encoded = [read.result() for read in reads]
         try:
             return self._decoder(encoded, self.corners[indices], self.sides[indices])
-        except RuntimeError as error:
-            names = [self.images.paths[index] for index in indices]
-            raise InputError(f"{self.images.root}: DALI cannot decode one of {names}") from error
+        except DecodingError as error:
+            raise self.undecodable(indices, error) from error
