@@ -54,3 +54,34 @@ def bomb() -> bytes:
     data = b"IDAT" + zlib.compress(b"\0" * 100)
     chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data)]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def truncated(kind: str) -> bytes:
+    """The first half of a file."""
+    data = encoded(picture(1, 200, 160), kind)
+    return data[: len(data) // 2]
+
+
+BAD = {  # name: (file, part of the reason for its quarantine)
+    "truncated.jpg": (lambda: truncated("JPEG"), "truncated or damaged"),
+    "truncated.png": (lambda: truncated("PNG"), "truncated or damaged"),
+    "truncated.gif": (lambda: truncated("GIF"), "truncated or damaged"),
+    "truncated.tif": (lambda: truncated("TIFF"), "damaged"),
+    "truncated.webp": (lambda: truncated("WEBP"), "truncated or damaged"),
+    "header_only.jpg": (lambda: encoded(picture(1), "JPEG")[:200], "truncated or damaged"),
+    "half_a_header.png": (lambda: encoded(picture(1), "PNG")[:20], ""),
+    "garbled.png": (lambda: encoded(picture(1), "PNG")[:60] + b"\0" * 3000, "truncated or damaged"),
+    "empty.png": (lambda: b"", "empty file (0 bytes)"),
+    "text.jpg": (lambda: b"this is no picture\n" * 30, "not an image"),
+    "html.png": (lambda: b"<!DOCTYPE html><html></html>", "not an image"),
+    "dot.png": (lambda: encoded(picture(1, 1, 1), "PNG"), "too small (1x1"),
+    "line.png": (lambda: encoded(picture(1, 300, 2), "PNG"), "too small (300x2"),
+    "bomb.png": (bomb, "too large (400 Mpx; limit 179 Mpx)"),
+}
+
+
+def write_bad(folder: Path) -> None:
+    """All of BAD."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (make, _) in BAD.items():
+        (folder / name).write_bytes(make())

@@ -1,31 +1,18 @@
-"""Every kind of file people have: used, converted or quarantined with a reason; and what the cache remembers."""
+"""Every kind of file people have: used, converted or quarantined with a reason."""
 
-import importlib.util
 import io
-import json
-import os
-import shutil
-import subprocess
-import sys
-import threading
-import time
-import types
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_images import bomb, encoded, picture, write_manifest_set, write_pictures
+from data_images import BAD, encoded, picture, write_bad, write_pictures
 from PIL import Image, ImageOps
 
-from engine import cli
-from engine.data import dataset, open_dataset, open_loader
-from engine.data.__main__ import main
+from engine.data import open_dataset, open_loader
 from engine.data.dataset import read_set
 from engine.errors import InputError
 
-needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
-pytestmark = needs_dali
+pytest.importorskip("nvidia.dali")
 
 
 @pytest.fixture(autouse=True)
@@ -126,35 +113,6 @@ def test_files_people_have(tmp_path: Path) -> None:
             assert error.max() <= 3, (record.name, error.max())
 
 
-def truncated(kind: str) -> bytes:
-    data = encoded(picture(1, 200, 160), kind)
-    return data[: len(data) // 2]
-
-
-BAD = {
-    "truncated.jpg": (lambda: truncated("JPEG"), "truncated or damaged"),
-    "truncated.png": (lambda: truncated("PNG"), "truncated or damaged"),
-    "truncated.gif": (lambda: truncated("GIF"), "truncated or damaged"),
-    "truncated.tif": (lambda: truncated("TIFF"), "damaged"),
-    "truncated.webp": (lambda: truncated("WEBP"), "truncated or damaged"),
-    "header_only.jpg": (lambda: encoded(picture(1), "JPEG")[:200], "truncated or damaged"),
-    "half_a_header.png": (lambda: encoded(picture(1), "PNG")[:20], ""),
-    "garbled.png": (lambda: encoded(picture(1), "PNG")[:60] + b"\0" * 3000, "truncated or damaged"),
-    "empty.png": (lambda: b"", "empty file (0 bytes)"),
-    "text.jpg": (lambda: b"this is no picture\n" * 30, "not an image"),
-    "html.png": (lambda: b"<!DOCTYPE html><html></html>", "not an image"),
-    "dot.png": (lambda: encoded(picture(1, 1, 1), "PNG"), "too small (1x1"),
-    "line.png": (lambda: encoded(picture(1, 300, 2), "PNG"), "too small (300x2"),
-    "bomb.png": (bomb, "too large (400 Mpx; limit 179 Mpx)"),
-}
-
-
-def write_bad(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (make, _) in BAD.items():
-        (folder / name).write_bytes(make())
-
-
 def test_bad_files_are_set_aside(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = write_pictures(tmp_path / "set", 5)
     write_bad(folder)
@@ -205,267 +163,6 @@ def test_resolution(tmp_path: Path, resolution: int) -> None:
         open_dataset(tmp_path, channels=3, resolution=resolution)
 
 
-def zip_of(folder: Path, target: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in folder.rglob("*"):
-            archive.write(file, prefix + file.relative_to(folder).as_posix())
-    return target
-
-
-def test_zip_is_the_folder(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 4)
-    write_pictures(folder / "a folder" / "ünter 面", 3, width=64)
-    (folder / "broken.jpg").write_bytes(b"text")
-    (folder / ".hidden.png").write_bytes(b"text")
-    (folder / "__MACOSX").mkdir()
-    (folder / "__MACOSX" / "._000.png").write_bytes(b"text")
-    before = sorted(tmp_path.rglob("*"))
-    inside, packed = read_set(folder), read_set(zip_of(folder, tmp_path / "set.zip"))
-    assert len(inside) == 7 and inside.paths == packed.paths and inside.digest == packed.digest
-    assert inside.quarantined == packed.quarantined and len(packed.quarantined) == 1
-    new = {path for path in sorted(tmp_path.rglob("*")) if path not in before}
-    assert {path.relative_to(tmp_path).parts[0] for path in new} == {"set.zip", "cache"}, "nothing may be unpacked"
-    a, b = (
-        open_loader(images, batch_size=7, resolution=32, channels=3, device="cpu", seed=0, loader=kind)
-        for images, kind in ((inside, "resident"), (packed, "dali"))
-    )
-    assert (a.next().images == b.next().images).all()
-    b.close()
-
-
-@pytest.mark.parametrize("prefix", ["", "my photos/"])
-def test_zip_with_a_manifest(tmp_path: Path, prefix: str) -> None:
-    points = np.random.default_rng(0).uniform(0, 40, (4, 68, 2))
-    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], points)
-    packed = read_set(zip_of(folder, tmp_path / "set.zip", prefix))
-    np.testing.assert_array_equal(packed.landmarks, points.astype(np.float32))
-    assert packed.paths[0] == f"{prefix}images/000.png"
-
-
-def test_bad_zips(tmp_path: Path) -> None:
-    whole = zip_of(write_pictures(tmp_path / "set", 3), tmp_path / "set.zip").read_bytes()
-    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"cut.zip is not a readable zip"):
-        read_set(tmp_path / "cut.zip")
-    (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(InputError, match=r"text.zip is not a readable zip"):
-        read_set(tmp_path / "text.zip")
-    locked = bytearray(whole)
-    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        at = whole.find(mark)
-        while at >= 0:
-            locked[at + flags] |= 1
-            at = whole.find(mark, at + 4)
-    (tmp_path / "locked.zip").write_bytes(locked)
-    with pytest.raises(InputError, match=r"locked.zip is encrypted"):
-        read_set(tmp_path / "locked.zip")
-    spoilt = bytearray(whole)
-    spoilt[60:90] = b"\xff" * 30  # inside the first member
-    (tmp_path / "spoilt.zip").write_bytes(spoilt)
-    images = read_set(tmp_path / "spoilt.zip")
-    assert len(images) == 2 and "damaged zip member" in images.quarantined[0][1]
-
-
-def test_symbolic_link_loops_end(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 2)
-    (folder / "sub").mkdir()
-    (folder / "sub" / "up").symlink_to(folder, target_is_directory=True)
-    (folder / "sub" / "self").symlink_to(folder / "sub", target_is_directory=True)
-    elsewhere = write_pictures(tmp_path / "elsewhere", 1, width=64)
-    (folder / "linked").symlink_to(elsewhere, target_is_directory=True)
-    assert read_set(folder).paths == ["000.png", "001.png", "linked/000.png"]
-
-
-def test_manifest(tmp_path: Path) -> None:
-    points = np.random.default_rng(0).uniform(0, 40, (4, 68, 2))
-    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], points)
-    (folder / "images" / "unlisted.png").write_bytes(encoded(picture(9), "PNG"))
-    with open(folder / "manifest.csv", "a") as file:
-        file.write("absent.png,0\n../../secret.png,0\n001.png,0\n")
-    images = read_set(folder)
-    assert images.paths == [f"images/{i:03d}.png" for i in range(4)]
-    np.testing.assert_array_equal(images.landmarks, points.astype(np.float32))
-    digest = images.digest
-    np.save(folder / "landmarks_68.npy", points)  # the rows in another order
-    assert read_set(folder).digest != digest
-    reasons = dict(images.quarantined)
-    assert "not there" in reasons["images/absent.png"] and "not there" in reasons["images/../../secret.png"]
-    assert "named twice" in reasons["images/001.png"]
-
-
-def test_images_without_landmarks(tmp_path: Path) -> None:
-    points = np.zeros((4, 68, 2))
-    points[1, 5, 0] = np.nan
-    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], points)
-    text = (folder / "manifest.csv").read_text().replace("000.png,3", "000.png,")
-    (folder / "manifest.csv").write_text(text)
-    everything = open_dataset(folder, channels=3, resolution=16)
-    assert len(everything) == 4 and everything.landmarks is None
-    marked = open_dataset(folder, channels=3, resolution=16, require_landmarks=True)
-    assert len(marked) == 2 and marked.landmarks.shape == (2, 68, 2)
-    assert marked.quarantined == [("images/000.png", "no landmarks"), ("images/001.png", "no landmarks")]
-    assert marked.digest != everything.digest
-    shutil.rmtree(folder / "images")
-    with pytest.raises(InputError, match=r"no image file|no usable image"):
-        open_dataset(folder, channels=3, resolution=16)
-    with pytest.raises(InputError, match=r"has no landmarks .*; try .*deeper/set"):
-        write_manifest_set(tmp_path / "deeper" / "set", [picture(0), picture(1)], points[2:])
-        write_pictures(tmp_path / "deeper", 1)
-        open_dataset(tmp_path / "deeper", channels=3, resolution=16, require_landmarks=True)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda f: (f / "landmarks_68.npy").write_bytes(b"text"), "landmarks_68.npy is not a readable"),
-        (lambda f: np.save(f / "landmarks_68.npy", np.zeros((4, 5, 2))), r"expected floats of shape \(N, 68, 2\)"),
-        (lambda f: np.save(f / "landmarks_68.npy", np.zeros((3, 68, 2))), "line 2: landmarks_row is '3'"),
-        (lambda f: (f / "manifest.csv").write_bytes(b"file,landmarks_row\n\xff\xfe,1\n"), "cannot be read"),
-    ],
-)
-def test_a_damaged_manifest_set(tmp_path: Path, spoil, message: str) -> None:
-    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], np.zeros((4, 68, 2)))
-    spoil(folder)
-    with pytest.raises(InputError, match=message):
-        read_set(folder)
-
-
-def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_pictures(tmp_path / "set", 4)
-    (folder / "bad.jpg").write_bytes(b"text")
-    first = read_set(folder)
-    read: list[str] = []
-    decoded: list[int] = []
-    real_read, real_probe = dataset.open_source(folder).__class__.read, "engine.data.validate.Prober.probe"
-    probe = importlib.import_module("engine.data.dali").Prober.probe
-    monkeypatch.setattr(
-        "engine.data.sources.FolderSource.read", lambda self, name: (read.append(name), real_read(self, name))[1]
-    )
-    monkeypatch.setattr(real_probe, lambda self, data: (decoded.append(len(data)), probe(self, data))[1])
-
-    again = read_set(folder)
-    assert (again.digest, again.quarantined) == (first.digest, first.quarantined)
-    assert read == [] and decoded == []
-
-    os.utime(folder / "001.png")
-    assert read_set(folder).digest == first.digest
-    assert read == ["001.png"] and decoded == []  # same content: read, not decoded
-
-    stamp = (folder / "002.png").stat()
-    same_size = bytearray((folder / "002.png").read_bytes())
-    same_size[-20:-12] = b"\0" * 8
-    (folder / "002.png").write_bytes(same_size)
-    os.utime(folder / "002.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # size and time as before
-    changed = read_set(folder)
-    assert dict(changed.quarantined).keys() == {"bad.jpg", "002.png"} and changed.digest != first.digest
-
-    read.clear()
-    assert len(read_set(folder, fresh=True)) == 3 and len(read) == 5
-
-
-@pytest.mark.parametrize("content", ["", "{", '{"version": 1}', '{"version": 0, "columns": [], "rows": []}', "[]"])
-def test_a_damaged_cache_is_ignored(tmp_path: Path, content: str) -> None:
-    folder = write_pictures(tmp_path / "set", 2)
-    digest = read_set(folder).digest
-    (cache,) = (tmp_path / "cache" / "validated").glob("*.json")
-    cache.write_text(content)
-    assert read_set(folder).digest == digest
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "file"))
-    assert len(read_set(write_pictures(tmp_path / "set", 2))) == 2
-    assert "validation results not kept" in capsys.readouterr().err
-
-
-def test_command(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    folder = write_manifest_set(
-        tmp_path / "set", [picture(i, 48 + 8 * (i == 3)) for i in range(4)], np.linspace(0, 50, 544).reshape(4, 68, 2)
-    )
-    assert cli.status_of("data", main, ["validate", str(folder)]) == 0
-    out, err = capfd.readouterr()
-    assert err == "" and "4 usable images" in out and "68 for all images; some lie outside the image in 1" in out
-    assert "PNG 4" in out and "2 different, most often 48x40" in out
-
-    folder = write_pictures(tmp_path / "photos", 3)
-    shutil.copy(folder / "001.png", folder / "copy.png")
-    (folder / "moving.gif").write_bytes(READABLE["moving.gif"][0]())
-    write_bad(folder)
-    report, listing = tmp_path / "out" / "report.json", tmp_path / "out" / "bad.csv"
-    arguments = ["validate", str(folder), "--json", str(report), "--quarantine", str(listing)]
-    assert cli.status_of("data", main, arguments) == 0
-    out, err = capfd.readouterr()
-    assert err == f"kiln data: warning: {len(BAD)} of {len(BAD) + 5} files are quarantined\n"
-    assert "001.png = copy.png" in out and "first of 3 frames 1" in out and "dot.png: too small (1x1" in out
-    found = json.loads(report.read_text())
-    assert (found["count"], len(found["quarantined"])) == (5, len(BAD))
-    assert found["digest"] == read_set(folder).digest
-    assert listing.read_text().count("\n") == len(BAD) + 1
-
-    write_bad(tmp_path / "bad")
-    for wrong, message in (
-        (["validate", str(tmp_path / "bad")], "no usable image in"),
-        (["validate", str(tmp_path / "none")], "there is no folder or zip at"),
-        (["validate"], "missing PATH"),
-        (["check", "x"], "unknown action 'check'"),
-        ([], "no action given"),
-        (["avatars", str(tmp_path / "a"), "-n", "0"], "n must be at least 1"),
-        (["avatars", str(tmp_path / "a"), "-n", "many"], "expected a whole number"),
-    ):
-        assert cli.status_of("data", main, wrong) == 2
-        err = capfd.readouterr().err
-        assert err.startswith("kiln data: error: ") and message in err and err.count("\n") == 1, err
-
-
-def test_importing_loads_no_dali_and_no_torch() -> None:
-    code = "import sys, engine.data; sys.exit(any(m.split('.')[0] in ('torch', 'PIL', 'nvidia') for m in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_without_dali(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(InputError, match=r"pip install kiln-engine\[dali-cu13\]"):
-        open_dataset(write_pictures(tmp_path / "set", 2), channels=3, resolution=16)
-
-
-def fake_renderer(calls: list[Path], fail: bool = False) -> types.ModuleType:
-    def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress: bool = True) -> None:
-        calls.append(out)
-        write_manifest_set(out / "photo", [picture(i, size, size) for i in range(4)], np.zeros((4, 68, 2)))
-        time.sleep(0.2)
-        if fail:
-            raise OSError(28, "No space left on device")
-
-    module = types.ModuleType("engine.data.avatars")
-    module.write = write
-    return module
-
-
-def test_avatars_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Path] = []
-    monkeypatch.setitem(sys.modules, "engine.data.avatars", fake_renderer(calls, fail=True))
-    with pytest.raises(InputError, match=r"avatars cannot be written to .*No space left.*KILN_CACHE"):
-        open_dataset(None, channels=3, resolution=16)
-    assert not list((tmp_path / "cache").rglob("*.png")), "nothing half written may stay"
-
-    monkeypatch.setitem(sys.modules, "engine.data.avatars", fake_renderer(calls))
-    calls.clear()
-    found: list = []
-    openers = [
-        threading.Thread(target=lambda: found.append(open_dataset(None, channels=3, resolution=16, progress=False)))
-        for _ in range(3)
-    ]
-    for opener in openers:
-        opener.start()
-    for opener in openers:
-        opener.join()
-    assert len(calls) == 1 and [len(images) for images in found] == [4, 4, 4]
-    assert found[0].name == "avatars" and found[0].landmarks is not None
-    assert open_dataset(None, channels=3, resolution=256).sizes[0, 0] == 256
-    assert len(calls) == 2
-
-
 def test_a_codec_that_complains_does_so_once(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """Bytes that libjpeg skips with a warning: usable, said by `validate`, and silent at every epoch."""
     folder = write_pictures(tmp_path / "set", 3)
@@ -479,18 +176,3 @@ def test_a_codec_that_complains_does_so_once(tmp_path: Path, capfd: pytest.Captu
     loader.next()
     loader.close()
     assert capfd.readouterr().err == ""
-
-
-def test_names_that_are_not_text(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    folder = write_pictures(tmp_path / "set", 2)
-    for name in (b"\xff\xfe.png", b"new\nline.png"):
-        shutil.copy(folder / "000.png", os.path.join(os.fsencode(folder), name))
-    Path(os.fsdecode(os.path.join(os.fsencode(folder), b"bad\xff.png"))).write_text("text")
-    assert cli.status_of("data", main, ["validate", str(folder), "--json", str(tmp_path / "report.json")]) == 0
-    out, err = capfd.readouterr()
-    assert "4 usable images" in out and r"bad\udcff.png: not an image" in out and err.count("\n") == 1
-    assert json.loads((tmp_path / "report.json").read_text())["count"] == 4
-    images = open_dataset(folder, channels=3, resolution=16)
-    assert (
-        open_loader(images, batch_size=4, resolution=16, channels=3, device="cpu", seed=0).next().images.shape[0] == 4
-    )
