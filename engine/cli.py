@@ -38,6 +38,7 @@ _PLACE_ERRORS = {
     errno.EROFS: ("the file system is read-only", "write elsewhere"),
     errno.EACCES: ("permission denied", "check the rights of this path or choose another one"),
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another path"),
+    errno.EEXIST: ("a file of this name is in the way", "choose another path"),
     errno.EISDIR: ("this is a folder, not a file", "choose another path"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EPERM: ("operation not permitted", "check the rights of this path or choose another one"),

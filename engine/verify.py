@@ -9,6 +9,7 @@ loss must agree to 1e-4. Exit status 1 when anything fails.
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -126,7 +127,7 @@ def verify_training(steps: int, device: torch.device, *, resolution: int = 32, f
             checks += 1
             # written so that NaN fails
             failed += not difference <= LOSS_TOLERANCE
-            if not difference <= largest:
+            if difference > largest or math.isnan(difference):
                 largest, where = difference, f"{name} at step {step}"
     seconds = time.perf_counter() - began
     return Row("training", f"{steps} steps", checks, failed, largest, None, LOSS_TOLERANCE, where, seconds)

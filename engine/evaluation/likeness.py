@@ -8,6 +8,8 @@ from torch import Tensor
 from engine.environment import attempt
 from engine.errors import InputError
 
+_INSIDE = 5  # half of the window
+
 
 def require_torchmetrics() -> ModuleType:
     """torchmetrics.functional.image. Raises InputError saying what to install when it is missing."""
@@ -22,8 +24,8 @@ def require_torchmetrics() -> ModuleType:
 def likeness(results: Tensor, originals: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
     """Per image, float64 (N,): "l1" in the scale of the training losses (0 to 2), "psnr" in dB, "ssim" (-1 to 1).
 
-    results, originals: (N, C, R, R) uint8. SSIM as Wang et al. 2004: Gaussian window 11x11, sigma 1.5. PSNR of equal
-    images is infinite.
+    results, originals: (N, C, R, R) uint8. SSIM as Wang et al. 2004: Gaussian window 11x11, sigma 1.5, where it lies
+    inside the image (R >= 16). PSNR of equal images is infinite.
     """
     image = require_torchmetrics()
     found: dict[str, list[Tensor]] = {"l1": [], "psnr": [], "ssim": []}
@@ -32,6 +34,9 @@ def likeness(results: Tensor, originals: Tensor, batch_size: int = 64) -> dict[s
         found["l1"].append(2 * (a - b).abs().mean(dim=(1, 2, 3)))
         psnr = image.peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
         found["psnr"].append(psnr.reshape(-1))
-        ssim = image.structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-        found["ssim"].append(ssim.reshape(-1))
+        _, maps = image.structural_similarity_index_measure(
+            a, b, data_range=1.0, reduction="none", return_full_image=True
+        )
+        # only windows inside the image, as Wang et al.: what torchmetrics does at the border changed with its versions
+        found["ssim"].append(maps[:, :, _INSIDE:-_INSIDE, _INSIDE:-_INSIDE].mean(dim=(1, 2, 3)))
     return {name: torch.cat(parts) for name, parts in found.items()}
