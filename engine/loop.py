@@ -15,7 +15,7 @@ from engine import config as configuration
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError
 from engine.metrics import LossMeter, MetricsLog
-from engine.networks.layers import parameter_count
+from engine.networks.layers import OPERATORS, parameter_count
 from engine.progress import Progress, memory_mb
 from engine.samples import save_grid
 from engine.schedule import learning_rate
@@ -35,12 +35,21 @@ def train(config: TrainConfig, origins: Origins) -> int:
 
     Raises InputError for bad input, a loss that is not finite, and a disk that cannot be written.
     """
-    from engine.data import open_dataset, open_loader
-
     start = prepare_folder(config)
     if start is not None and start.step >= config.steps:
         print(f"{config.out} has already done {start.step} of {config.steps} steps; raise --steps to go on")
         return 0
+    try:
+        return _train(config, origins, start)
+    finally:
+        with contextlib.suppress(OSError):
+            config.out.rmdir()  # goes only if it is still empty: nothing was trained
+
+
+def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint | None) -> int:
+    from engine.data import open_dataset, open_loader
+
+    require_fused(config)
     set_machine(config)
     print(configuration.table(config, origins), flush=True)
     wants_landmarks = config.landmarks or config.landmark_weight > 0
@@ -67,6 +76,18 @@ def train(config: TrainConfig, origins: Origins) -> int:
         return Trainer(config, origins, system, loader, start).run()
     finally:
         loader.close()
+
+
+def require_fused(config: TrainConfig) -> None:
+    """--fused never falls back: raise InputError when an operator of the networks has no implementation here."""
+    if not config.fused:
+        return
+    from engine import ops
+
+    missing = [row for row in ops.explain() if row.device == config.device and row.kind == "none"]
+    for row in missing:
+        if row.operator in OPERATORS:
+            raise InputError(f"--fused: {row.operator} cannot run on {config.device}: {row.why}")
 
 
 def set_machine(config: TrainConfig) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from engine import checkpoint, random_state
 from engine.config import TrainConfig
 from engine.errors import InputError
-from engine.loop import Trainer, prepare_folder
+from engine.loop import Trainer, prepare_folder, require_fused
 from engine.metrics import LossMeter, MetricsLog, cut_after
 from engine.samples import draw_grid, to_pixels
 from engine.systems import build
@@ -215,6 +216,21 @@ def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     assert not out.exists()
     with pytest.raises(InputError, match="larger than the data set"):
         main([*flags, "--batch-size", "5"])
+
+
+def test_fused_is_strict(tmp_path: Path, monkeypatch, capsys) -> None:
+    class Row(NamedTuple):
+        operator: str = "resize_conv_act"
+        device: str = "cpu"
+        kind: str = "none"
+        why: str = "not built; use --eager"
+
+    monkeypatch.setattr("engine.ops.explain", lambda: [Row("gram"), Row(device="cuda"), Row()])
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="resize_conv_act cannot run on cpu: not built; use --eager"):
+        main(["--fused", "--device", "cpu", "--out", str(out)])
+    assert not out.exists()
+    require_fused(tiny_config(mode="--eager"))
 
 
 def test_cut_after(tmp_path: Path) -> None:
