@@ -74,52 +74,39 @@ struct Tiles {
     int column(int t) const { return t % columns; }
 };
 
-// u[P * P][block][channels] from tiles [t0, t0 + count).
-template <class A> static void transform_input(const Band& in, const Tiles& tiles, int t0, int count, int block, float* u) {
-    const int64_t plane = int64_t(block) * in.channels;
+// out[P * P][block][channels]: `transform` on both axes of the IN x IN squares at tile * step + offset of a band.
+template <int IN, int P, void (*transform)(const vf*, vf*)>
+static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int count, int block, int step, int offset,
+                            float* out) {
+    const int64_t plane = int64_t(block) * band.channels;
     for (int t = 0; t < count; ++t) {
-        const float* corner = in.at(tiles.row(t0 + t) * A::STEP - 1, tiles.column(t0 + t) * A::STEP - 1);
-        for (int c = 0; c < in.channels; c += VL) {
-            vf rows[A::P][A::IN];
-            for (int j = 0; j < A::IN; ++j) {
-                vf x[A::IN], r[A::P];
-                for (int i = 0; i < A::IN; ++i) x[i] = load(corner + (int64_t(i) * in.columns + j) * in.channels + c);
-                A::input(x, r);
-                for (int p = 0; p < A::P; ++p) rows[p][j] = r[p];
+        const float* corner = band.at(tiles.row(t0 + t) * step + offset, tiles.column(t0 + t) * step + offset);
+        for (int c = 0; c < band.channels; c += VL) {
+            vf rows[P][IN];
+            for (int j = 0; j < IN; ++j) {
+                vf x[IN], r[P];
+                for (int i = 0; i < IN; ++i) x[i] = load(corner + (int64_t(i) * band.columns + j) * band.channels + c);
+                transform(x, r);
+                for (int p = 0; p < P; ++p) rows[p][j] = r[p];
             }
-            float* to = u + int64_t(t) * in.channels + c;
-            for (int p = 0; p < A::P; ++p) {
-                vf r[A::P];
-                A::input(rows[p], r);
-                for (int q = 0; q < A::P; ++q) store(to + (p * A::P + q) * plane, r[q]);
+            float* to = out + int64_t(t) * band.channels + c;
+            for (int p = 0; p < P; ++p) {
+                vf r[P];
+                transform(rows[p], r);
+                for (int q = 0; q < P; ++q) store(to + (p * P + q) * plane, r[q]);
             }
         }
     }
 }
 
-// m[P * P][block][channels] from the OUT x OUT gradients of each tile: the adjoint of the output transform.
+template <class A> static void transform_input(const Band& in, const Tiles& tiles, int t0, int n, int block, float* u) {
+    transform_tiles<A::IN, A::P, A::input>(in, tiles, t0, n, block, A::STEP, -1, u);
+}
+
+// The adjoint of the output transform, on the OUT x OUT gradients of each tile.
 template <class A>
-static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0, int count, int block, float* m) {
-    const int64_t plane = int64_t(block) * gradient.channels;
-    for (int t = 0; t < count; ++t) {
-        const float* corner = gradient.at(tiles.row(t0 + t) * A::OUT, tiles.column(t0 + t) * A::OUT);
-        for (int c = 0; c < gradient.channels; c += VL) {
-            vf rows[A::P][A::OUT];
-            for (int j = 0; j < A::OUT; ++j) {
-                vf y[A::OUT], r[A::P];
-                for (int i = 0; i < A::OUT; ++i)
-                    y[i] = load(corner + (int64_t(i) * gradient.columns + j) * gradient.channels + c);
-                A::output_adjoint(y, r);
-                for (int p = 0; p < A::P; ++p) rows[p][j] = r[p];
-            }
-            float* to = m + int64_t(t) * gradient.channels + c;
-            for (int p = 0; p < A::P; ++p) {
-                vf r[A::P];
-                A::output_adjoint(rows[p], r);
-                for (int q = 0; q < A::P; ++q) store(to + (p * A::P + q) * plane, r[q]);
-            }
-        }
-    }
+static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0, int n, int block, float* m) {
+    transform_tiles<A::OUT, A::P, A::output_adjoint>(gradient, tiles, t0, n, block, A::OUT, 0, m);
 }
 
 // Results of tiles [t0, t0 + count) to the sink; `add` (the second input's share, band rows from add_row0) joins first.
