@@ -42,7 +42,7 @@ class Arguments:
     face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
     """Take the square around the largest face instead (needs OpenCV); images without a face are treated by --fit."""
     original_size: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Enlarge the result to the size of the part of the image it was made of (default: the network's resolution)."""
+    """Enlarge the result, which has the network's resolution, to the size of the part of the image it was made of."""
     format: Literal["keep", "png", "jpg", "webp"] = "keep"
     """Format of the results; keep turns formats without metadata (bmp, gif, ppm ...) into png."""
     weights: Literal["ema", "raw"] = "ema"

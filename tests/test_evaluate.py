@@ -50,8 +50,8 @@ def test_a_shift_has_the_distance_of_its_projections():
 
 def test_a_wider_gaussian_has_the_distance_of_its_deviation():
     """W1(N(0, 1), N(0, s^2)) = |s - 1| sqrt(2 / pi) along every direction."""
-    found = swd.sliced_wasserstein(gaussian(40_000, 6, 0), 1.5 * gaussian(40_000, 6, 1))
-    assert found == pytest.approx(0.5 * math.sqrt(2 / math.pi), rel=0.03)
+    found = swd.sliced_wasserstein(gaussian(10_000, 6, 0), 1.5 * gaussian(10_000, 6, 1))
+    assert found == pytest.approx(0.5 * math.sqrt(2 / math.pi), rel=0.05)
 
 
 def test_one_dimension_is_scipys_distance():
