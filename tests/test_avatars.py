@@ -12,14 +12,15 @@ from PIL import Image
 
 from engine.data.avatars import LOOKS, render, write
 from engine.data.avatars.contours import features
-from engine.data.avatars.geometry import camera, front_point, pose, profile
+from engine.data.avatars.geometry import camera, front_point, landmarks, pose, profile
 from engine.data.avatars.identity import frame, scene, traits
 from engine.data.avatars.picture import _material, draw, paint_look
 from engine.errors import InputError
 
 MIRROR = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), 67, 66, 65]
+    "16 15 14 13 12 11 10 9 8 7 6 5 4 3 2 1 0 26 25 24 23 22 21 20 19 18 17 27 28 29 30 35 34 33 32 31 45 44 43 42 47 46"
+    " 39 38 37 36 41 40 54 53 52 51 50 49 48 59 58 57 56 55 64 63 62 61 60 67 66 65".split(),
+    int,
 )
 
 
@@ -50,7 +51,9 @@ def test_same_bytes_in_any_order_and_process():
         f"print(digest(*{job!r}, 48))\n" for job in jobs[::-1]
     )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    out = subprocess.run([sys.executable, "-c", code, repr([root, *sys.path])], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, repr([root, *sys.path])], capture_output=True, text=True, check=True
+    )
     assert out.stdout.split() == first[::-1]
     assert digest(5, 0, "photo", 48, seed=1) != first[0]
 
@@ -69,7 +72,9 @@ def test_landmarks_in_order(sample):
         m = drawing.landmarks
         assert (m > 0).all() and (m < 63).all()
         assert (np.diff(m[:9, 0]) > -1.5).all() and (np.diff(m[8:17, 0]) > -1.5).all() and m[16, 0] - m[0, 0] > 20
-        assert (np.diff(m[17:22, 0]) > 0).all() and (np.diff(m[22:27, 0]) > 0).all() and (np.diff(m[31:36, 0]) > 0).all()
+        assert (
+            (np.diff(m[17:22, 0]) > 0).all() and (np.diff(m[22:27, 0]) > 0).all() and (np.diff(m[31:36, 0]) > 0).all()
+        )
         assert (np.diff(m[27:31, 1]) > 0).all(), "the nose runs down"
         assert m[36, 0] < m[39, 0] < m[42, 0] < m[45, 0], "eye corners from image left to right"
         assert m[17:27, 1].mean() < m[36:48, 1].mean() < m[31:36, 1].mean() < m[48:68, 1].mean() < m[8, 1]
@@ -82,8 +87,6 @@ def test_frontal_face_is_symmetric():
     values = {**vars(how), "yaw": 0.0, "pitch": 0.0, "roll": 0.0, "eye_left": 1.0, "eye_right": 1.0}
     how = type(how)(**values)
     face = features(who, how)
-    from engine.data.avatars.geometry import landmarks
-
     points = landmarks(who, face, profile(who, face))
     u, v, _ = camera(scene(0, 4), 256).project(pose(how).points(points))
     middle = u[27]
@@ -111,7 +114,9 @@ def test_eye_landmarks_lie_on_the_drawn_contours():
             # and the painted eyeball ends there: only it is not skin around the opening
             eyeball = np.zeros((256, 256), bool)
             eyeball.reshape(-1)[d.body.pixels[(d.part == 0) & (material.skin < 0.5) & (np.abs(material.y) < 14)]] = True
-            inner = eyeball[1:-1, 1:-1] & eyeball[:-2, 1:-1] & eyeball[2:, 1:-1] & eyeball[1:-1, :-2] & eyeball[1:-1, 2:]
+            inner = (
+                eyeball[1:-1, 1:-1] & eyeball[:-2, 1:-1] & eyeball[2:, 1:-1] & eyeball[1:-1, :-2] & eyeball[1:-1, 2:]
+            )
             edge = eyeball.copy()
             edge[1:-1, 1:-1] &= ~inner
             rim = (np.argwhere(edge)[:, ::-1] + 0.5) / d.factor - 0.5
@@ -129,8 +134,6 @@ def test_landmarks_sit_on_the_visible_surface():
     head = d.part == 0
     position[d.body.pixels[head]] = d.body.attributes[head, :3]
     marks = ((d.landmarks + 0.5) * d.factor - 0.5).round().astype(int)
-    from engine.data.avatars.geometry import landmarks
-
     expected = landmarks(d.traits, d.face, d.profile)
     inner = [*range(17, 31), 33, *range(36, 48), *range(48, 68)]
     found = position.reshape(raster, raster, 3)[marks[inner, 1], marks[inner, 0]]
@@ -214,10 +217,12 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 def test_write_from_a_script_without_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; sys.path[:0] = eval(sys.argv[1])\nfrom engine.data.avatars import write, writing\nwriting._SMALL = 2\n"
-        "writing._cores = lambda: 2\nwrite(sys.argv[2], 2, 24, 0, progress=True)\n"
+        "import sys; sys.path[:0] = eval(sys.argv[1])\nfrom engine.data.avatars import write, writing\n"
+        "writing._SMALL = 2\nwriting._cores = lambda: 2\nwrite(sys.argv[2], 2, 24, 0, progress=True)\n"
     )
-    done = subprocess.run([sys.executable, str(script), repr(sys.path), str(tmp_path / "set")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script), repr(sys.path), str(tmp_path / "set")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "avatars" in done.stderr and done.stdout == ""
     assert len(list((tmp_path / "set" / "photo" / "images").iterdir())) == 2

@@ -12,12 +12,16 @@ from .geometry import Pose, Profile
 from .identity import Traits
 from .raster import Camera, Mesh, grid_normals, grid_triangles
 
-_LENS = {"round": (22.5, 21.0, 2.1, 2.2), "square": (25.5, 17.5, 4.2, 2.5), "thin": (25.0, 16.0, 2.8, 1.1)}  # a, b, power, rim
+_LENS = {
+    "round": (22.5, 21.0, 2.1, 2.2),
+    "square": (25.5, 17.5, 4.2, 2.5),
+    "thin": (25.0, 16.0, 2.8, 1.1),
+}  # a, b, power, rim
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """Pixels (P,) of a raster, how much frame and how much lens covers each, and where on the lens (mm from its centre)."""
+    """Pixels (P,) of a raster, how much frame and how much lens covers each, where on the lens (mm from its centre)."""
 
     pixels: np.ndarray
     frame: np.ndarray
@@ -50,7 +54,9 @@ def arm_meshes(traits: Traits, face: Features, p: Profile, place: Pose) -> list[
     return meshes
 
 
-def glasses(traits: Traits, face: Features, p: Profile, place: Pose, camera: Camera, depth: np.ndarray) -> Overlay | None:
+def glasses(
+    traits: Traits, face: Features, p: Profile, place: Pose, camera: Camera, depth: np.ndarray
+) -> Overlay | None:
     """Rims and lenses where they are in front of `depth` (S, S), view-space millimetres; None without glasses."""
     if not traits.glasses:
         return None
@@ -84,18 +90,22 @@ def glasses(traits: Traits, face: Features, p: Profile, place: Pose, camera: Cam
     return Overlay(pixels[keep], frame[keep], lens[keep], (lx * np.sign(x))[keep], y[keep])
 
 
-def earrings(traits: Traits, p: Profile, place: Pose, camera: Camera, depth: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def earrings(
+    traits: Traits, p: Profile, place: Pose, camera: Camera, depth: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each visible earring: pixels (P,), coverage (P,) and unit normals (P, 3) of a small ball."""
     if not traits.earrings:
         return []
     size, found = depth.shape[0], []
-    w, c, d = p.at(np.array([-40.0]))
+    w, _, _ = p.at(np.array([-40.0]))
     for side in (-1.0, 1.0):
-        lobe = place.points(np.array([side * (w[0] + 5.0 + 6 * traits.shape["ear_flare"]), -11.0 - 32 * traits.shape["ear"], 0.0]))
+        lobe = place.points(
+            np.array([side * (w[0] + 5.0 + 6 * traits.shape["ear_flare"]), -11.0 - 32 * traits.shape["ear"], 0.0])
+        )
         u, v, z = camera.project(lobe)
         radius = (2.2 + 1.6 * (traits.hair_seed % 1)) * camera.scale
         x0, x1, y0, y1 = int(u - radius - 1), int(u + radius + 2), int(v - radius - 1), int(v + radius + 2)
-        if x0 < 0 or y0 < 0 or x1 >= size or y1 >= size or depth[int(round(v)), int(round(u))] > z + 14:
+        if x0 < 0 or y0 < 0 or x1 >= size or y1 >= size or depth[round(v), round(u)] > z + 14:
             continue
         vv, uu = np.mgrid[y0:y1, x0:x1]
         dx, dy = (uu - u).ravel() / radius, (v - vv).ravel() / radius

@@ -1,6 +1,6 @@
 """Curves of the face in head coordinates: eyelids, brows and lips of one frame.
 
-Head coordinates are millimetres seen from the front: x to image right, y up, z towards the camera, origin between the eyes.
+Head coordinates are millimetres seen from the front: x to image right, y up, z towards the camera, 0 between the eyes.
 The same curves cut the drawn features out of the skin and place the landmarks.
 """
 
@@ -91,7 +91,12 @@ class Mouth:
 
     def inner_upper(self, q: np.ndarray) -> np.ndarray:
         w = np.clip(1 - q * q, 0, None)
-        return self.line(q) + self.gap_up * w**0.7 - 0.5 * np.exp(-((q / 0.16) ** 2)) + 0.25 * np.exp(-((np.abs(q) - 0.35) / 0.2) ** 2)
+        return (
+            self.line(q)
+            + self.gap_up * w**0.7
+            - 0.5 * np.exp(-((q / 0.16) ** 2))
+            + 0.25 * np.exp(-(((np.abs(q) - 0.35) / 0.2) ** 2))
+        )
 
     def inner_lower(self, q: np.ndarray) -> np.ndarray:
         w = np.clip(1 - q * q, 0, None)
@@ -126,28 +131,46 @@ def features(traits: Traits, frame: Frame) -> Features:
     squint = 0.9 * smile
     eyes = tuple(
         Eye(
-            side, s["eye_x"], 0.25 * side * s["asymmetry"], s["eye_width"], s["eye_up"], s["eye_low"] - squint, s["eye_tilt"],
-            s["eye_skew"], openness, s["lid_crease"],
+            side,
+            s["eye_x"],
+            0.25 * side * s["asymmetry"],
+            s["eye_width"],
+            s["eye_up"],
+            s["eye_low"] - squint,
+            s["eye_tilt"],
+            s["eye_skew"],
+            openness,
+            s["lid_crease"],
         )
         for side, openness in ((-1.0, frame.eye_left), (1.0, frame.eye_right))
-    )  # fmt: skip
+    )
     lift = 4.0 * max(frame.brow, 0) - 2.6 * max(-frame.brow, 0)
     brows = tuple(
         Brow(
-            side, s["brow_inner"] - 1.2 * max(-frame.brow, 0), s["brow_inner"] + 39.5, s["brow_y"] + lift + 0.5 * side * s["asymmetry"],
-            s["brow_arch"], s["brow_slant"], -1.8 * max(-frame.brow, 0) + 2.2 * sad, s["brow_thick"],
+            side,
+            s["brow_inner"] - 1.2 * max(-frame.brow, 0),
+            s["brow_inner"] + 39.5,
+            s["brow_y"] + lift + 0.5 * side * s["asymmetry"],
+            s["brow_arch"],
+            s["brow_slant"],
+            -1.8 * max(-frame.brow, 0) + 2.2 * sad,
+            s["brow_thick"],
         )
         for side in (-1.0, 1.0)
-    )  # fmt: skip
+    )
     parted = frame.teeth * smile
     drop = 19 * gape + 3.0 * parted
     mouth = Mouth(
-        x=0.6 * s["asymmetry"], y=s["mouth_y"] + 1.4 * smile - 1.0 * gape,
+        x=0.6 * s["asymmetry"],
+        y=s["mouth_y"] + 1.4 * smile - 1.0 * gape,
         half_width=(s["mouth_width"] + 6.0 * smile - 1.2 * sad) * (1 - 0.10 * gape) * (1 - 0.30 * frame.pucker),
         lip_upper=s["lip_upper"] * (1 - 0.24 * smile) * (1 + 0.15 * frame.pucker),
-        lip_lower=s["lip_lower"] * (1 - 0.20 * smile) * (1 + 0.15 * frame.pucker), bow=s["lip_bow"],
-        curve=s["mouth_curve"] + 6.0 * smile - 4.5 * sad - 1.5 * gape, gap_up=2.0 * gape + 3.4 * parted, gap_low=15 * gape + 4.6 * parted,
-    )  # fmt: skip
+        lip_lower=s["lip_lower"] * (1 - 0.20 * smile) * (1 + 0.15 * frame.pucker),
+        bow=s["lip_bow"],
+        curve=s["mouth_curve"] + 6.0 * smile - 4.5 * sad - 1.5 * gape,
+        gap_up=2.0 * gape + 3.4 * parted,
+        gap_low=15 * gape + 4.6 * parted,
+    )
     return Features(eyes, brows, mouth, drop, frame.smile, s["nose_y"])
 
 

@@ -9,23 +9,36 @@ import numpy as np
 from .contours import Features, brow_landmarks, eye_landmarks, mouth_landmarks
 from .identity import Frame, Scene, Traits
 from .raster import Camera, Mesh, grid_normals, grid_triangles
+from .shapes import bump, step
 
 # y, half width, front z, back z of the head's cross-sections, crown to chin
 _PROFILE = np.array(
     [
-        (114, 0, -10, -10), (111, 26, 20, -42), (102, 46, 44, -68), (86, 61, 63, -88), (66, 70, 76, -98), (44, 73.5, 83.5, -102),
-        (20, 73, 87, -100), (0, 71, 86, -92), (-20, 69.5, 85, -78), (-40, 66, 84, -60), (-58, 60, 83, -45), (-74, 51.5, 83, -30),
-        (-88, 41.5, 83.5, -12), (-100, 30.5, 83, 10), (-109, 18.5, 78, 32), (-113, 0, 58, 58),
+        (114, 0, -10, -10),
+        (111, 26, 20, -42),
+        (102, 46, 44, -68),
+        (86, 61, 63, -88),
+        (66, 70, 76, -98),
+        (44, 73.5, 83.5, -102),
+        (20, 73, 87, -100),
+        (0, 71, 86, -92),
+        (-20, 69.5, 85, -78),
+        (-40, 66, 84, -60),
+        (-58, 60, 83, -45),
+        (-74, 51.5, 83, -30),
+        (-88, 41.5, 83.5, -12),
+        (-100, 30.5, 83, 10),
+        (-109, 18.5, 78, 32),
+        (-113, 0, 58, 58),
     ],
     np.float64,
-)  # fmt: skip
+)
 PIVOT = np.array([0.0, -70.0, -15.0])
-ATTRIBUTES = 7  # head-frame position (3), view-space normal (3), baked occlusion
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Cross-sections of one frame as tables over y (descending): half width, centre and half depth, and the resting y."""
+    """Cross-sections of one frame as tables over y (descending): half width, centre, half depth, resting y."""
 
     y: np.ndarray
     width: np.ndarray
@@ -51,21 +64,16 @@ def _spline(knots: np.ndarray, t: np.ndarray) -> np.ndarray:
     return b + 0.5 * f * (c - a + f * (2 * a - 5 * b + 4 * c - d + f * (3 * (b - c) + d - a)))
 
 
-def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def profile(traits: Traits, face: Features) -> Profile:
     """The head's cross-sections with the identity's proportions and the frame's jaw."""
     s = traits.shape
     p = _PROFILE.copy()
     y = p[:, 0].copy()
     p[:, 1] *= s["width"]
-    p[:, 1] *= 1 + (s["jaw"] - 1) * _step(-y, 25, 70)
-    p[:, 1] *= 1 + (s["chin_width"] - 1) * _step(-y, 78, 104)
+    p[:, 1] *= 1 + (s["jaw"] - 1) * step(-y, 25, 70)
+    p[:, 1] *= 1 + (s["chin_width"] - 1) * step(-y, 78, 104)
     p[:, 1] += 1.4 * s["cheek"] * np.exp(-(((y + 58) / 22) ** 2)) * (p[:, 1] > 1)
-    p[:, 2] += s["chin_forward"] * _step(-y, 75, 100)
+    p[:, 2] += s["chin_forward"] * step(-y, 75, 100)
     p[:, 2:] *= s["depth"]
     p[:, 0] = np.where(y > 20, 20 + (y - 20) * s["cranium"], y)
     p[:, 0] = np.where(y < -75, p[:, 0] - s["chin_length"] * (-75 - y) / 38, p[:, 0])
@@ -75,12 +83,8 @@ def profile(traits: Traits, face: Features) -> Profile:
     for_end = np.where(t < 1, t**2, np.where(t > len(p) - 2, len(p) - 1 - (len(p) - 1 - t) ** 2, t))
     q = _spline(p, for_end)
     rest = q[:, 0].copy()
-    live = rest - face.jaw_drop * _step(-rest, 68, 98)
+    live = rest - face.jaw_drop * step(-rest, 68, 98)
     return Profile(live, np.maximum(q[:, 1], 0), (q[:, 2] + q[:, 3]) / 2, np.maximum((q[:, 2] - q[:, 3]) / 2, 0), rest)
-
-
-def _bump(x, y, cx, cy, sx, sy):
-    return np.exp(-(((x - cx) / sx) ** 2) - ((y - cy) / sy) ** 2)
 
 
 def relief(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -91,17 +95,22 @@ def relief(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.n
     eye, m = face.eyes[1], face.mouth
     ex = eye.x
     # sockets, brow ridge, lids over the eyeball
-    dz = -s["socket"] * _bump(ax, y, ex - 3, 3, 17, 11.5) - 2.6 * _bump(ax, y, ex - 14, 3, 6, 8)
-    dz += s["brow_ridge"] * _bump(ax, y, 24, 18, 20, 7) - 1.2 * s["brow_ridge"] * 0.3 * _bump(ax, y, 0, 9, 7, 6)
-    dz += 4.6 * _bump(ax, y, ex, -0.5, 11.5, 9.5)
-    dz -= (1.1 + 1.4 * old) * _bump(ax, y, ex - 4, -14, 10, 3.4)
-    dz += (0.5 + 1.2 * old) * _bump(ax, y, ex - 1, -10, 10, 2.6)
+    dz = -s["socket"] * bump(ax, y, ex - 3, 3, 17, 11.5) - 2.6 * bump(ax, y, ex - 14, 3, 6, 8)
+    dz += s["brow_ridge"] * bump(ax, y, 24, 18, 20, 7) - 1.2 * s["brow_ridge"] * 0.3 * bump(ax, y, 0, 9, 7, 6)
+    dz += 4.6 * bump(ax, y, ex, -0.5, 11.5, 9.5)
+    dz -= (1.1 + 1.4 * old) * bump(ax, y, ex - 4, -14, 10, 3.4)
+    dz += (0.5 + 1.2 * old) * bump(ax, y, ex - 1, -10, 10, 2.6)
     # cheeks, temples, folds beside the nose
-    dz += s["cheekbone"] * _bump(ax, y, 45, -24, 15, 13) - 2.0 * _bump(ax, y, 60, 22, 11, 20)
-    dz += (1.0 + 3.6 * smile + 1.0 * fat) * _bump(ax, y, 34, -38 + 3 * smile, 13, 11)
-    dz -= (1.2 - 0.9 * fat) * _bump(ax, y, 47, -60, 12, 15)
+    dz += s["cheekbone"] * bump(ax, y, 45, -24, 15, 13) - 2.0 * bump(ax, y, 60, 22, 11, 20)
+    dz += (1.0 + 3.6 * smile + 1.0 * fat) * bump(ax, y, 34, -38 + 3 * smile, 13, 11)
+    dz -= (1.2 - 0.9 * fat) * bump(ax, y, 47, -60, 12, 15)
     fold_x = 21 + 0.42 * (-44 - y) * (1 + 0.25 * smile)
-    dz -= (0.5 + 1.1 * smile + 1.0 * old) * np.exp(-(((ax - fold_x - 1.5) / 3.4) ** 2)) * _step(-y, 42, 54) * _step(y, m.y - 6, m.y + 8)
+    dz -= (
+        (0.5 + 1.1 * smile + 1.0 * old)
+        * np.exp(-(((ax - fold_x - 1.5) / 3.4) ** 2))
+        * step(-y, 42, 54)
+        * step(y, m.y - 6, m.y + 8)
+    )
     # nose: a ridge that grows to the tip and drops to the lip, a ball, two wings
     ny, nl = face.nose_y, s["nose_length"]
     t = np.clip((y - 6) / (ny - 6), 0, 1.6)
@@ -111,27 +120,31 @@ def relief(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.n
     drop = 1 - np.clip((-y - under) / 8.5, 0, 1) ** 1.4
     width = 7.0 + 3.6 * np.clip(t, 0, 1) ** 2 + 0.15 * (s["nose_width"] - 15)
     ridge = 1 / (1 + (ax / width) ** 2.6)
-    dz += height * drop * ridge * _step(-y, -14, 6)
-    dz += 3.0 * _bump(ax, y, 0, ny + 0.5, s["nose_ball"], 6.5)
-    dz += 8.6 * np.exp(-(((ax - s["nose_width"] + 4.5) / 5.0) ** 2)) * np.exp(-(((y - ny + 3.2) / np.where(y < ny - 3.2, 4.2, 7.0)) ** 2))
+    dz += height * drop * ridge * step(-y, -14, 6)
+    dz += 3.0 * bump(ax, y, 0, ny + 0.5, s["nose_ball"], 6.5)
+    dz += (
+        8.6
+        * np.exp(-(((ax - s["nose_width"] + 4.5) / 5.0) ** 2))
+        * np.exp(-(((y - ny + 3.2) / np.where(y < ny - 3.2, 4.2, 7.0)) ** 2))
+    )
     # mouth: barrel, lips, philtrum, hollow under the lip, chin
     q = np.clip(m.q(x), -1.15, 1.15)
-    dz += 3.4 * _bump(ax, y, 0, m.y, 27, 17)
-    dz -= 0.8 * np.exp(-((ax / 2.6) ** 2)) * _step(-y, -ny + 9, -ny + 14) * _step(y, m.y + 2, m.y + 8)
+    dz += 3.4 * bump(ax, y, 0, m.y, 27, 17)
+    dz -= 0.8 * np.exp(-((ax / 2.6) ** 2)) * step(-y, -ny + 9, -ny + 14) * step(y, m.y + 2, m.y + 8)
     window = np.clip(1 - np.abs(q) ** 3, 0, 1)
     iu, il, ou, ol = m.inner_upper(q), m.inner_lower(q), m.outer_upper(q), m.outer_lower(q)
     dz += (1.6 + 0.22 * m.lip_upper) * np.exp(-(((y - (iu + ou) / 2 + 0.6) / (0.62 * (ou - iu) + 0.9)) ** 2)) * window
     dz += (1.9 + 0.22 * m.lip_lower) * np.exp(-(((y - (il + ol) / 2) / (0.6 * (il - ol) + 0.9)) ** 2)) * window
     dz -= 1.8 * np.exp(-(((y - (iu + il) / 2) / (1.3 + 0.4 * (iu - il))) ** 2)) * np.clip(1 - np.abs(q) ** 6, 0, 1)
-    dz -= 1.5 * _bump(ax, y, m.half_width + 2.5, m.line(1.0), 4, 4)
+    dz -= 1.5 * bump(ax, y, m.half_width + 2.5, m.line(1.0), 4, 4)
     low = m.outer_lower(np.zeros(1))[0]
-    dz -= 3.2 * _bump(ax, y, 0, low - 5.0, 17, 4.2)
+    dz -= 3.2 * bump(ax, y, 0, low - 5.0, 17, 4.2)
     chin = low - 20 - 0.4 * s["chin_length"]
-    dz += 4.2 * _bump(ax, y, 0, chin, 12 * s["chin_width"], 9)
+    dz += 4.2 * bump(ax, y, 0, chin, 12 * s["chin_width"], 9)
     if s["chin_width"] > 1.12:
-        dz -= 1.1 * _bump(ax, y, 0, chin - 2, 2.2, 8)
+        dz -= 1.1 * bump(ax, y, 0, chin - 2, 2.2, 8)
     if traits.beard == "full":
-        dz += 3.2 * beard_density(traits, face, x, y) * _step(-y, 60, 95)
+        dz += 3.2 * beard_density(traits, face, x, y) * step(-y, 60, 95)
     return dz
 
 
@@ -141,17 +154,18 @@ def beard_density(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) 
     q = np.clip(m.q(x), -1.3, 1.3)
     top, bottom = m.outer_upper(np.clip(q, -1, 1)), m.outer_lower(np.clip(q, -1, 1))
     below_nose = -face.nose_y + 8.5 + 0.012 * ax * ax + 1.5 * np.exp(-((ax / 3.5) ** 2))
-    upper_lip = _step(y, top - 0.5 - 0.35 * np.clip(ax - m.half_width + 3, 0, 9), top + 1.8)
-    upper_lip = upper_lip * _step(-y, below_nose, below_nose + 4.0) * _step(-ax, -m.half_width - 8, -m.half_width)
+    upper_lip = step(y, top - 0.5 - 0.35 * np.clip(ax - m.half_width + 3, 0, 9), top + 1.8)
+    upper_lip = upper_lip * step(-y, below_nose, below_nose + 4.0) * step(-ax, -m.half_width - 8, -m.half_width)
     if traits.beard == "moustache":
         return upper_lip
     cheek_line = -34 - 0.030 * (66 - np.maximum(ax, 31)) ** 2
-    jaw = _step(-y, -cheek_line - 1, -cheek_line + 9)
-    below = np.maximum(_step(-y, -bottom + 2.5, -bottom + 7), _step(np.abs(q), 1.02, 1.2))
-    tuft = np.exp(-((ax / 5) ** 2)) * _step(-y, -bottom + 0.5, -bottom + 3)
+    jaw = step(-y, -cheek_line - 1, -cheek_line + 9)
+    below = np.maximum(step(-y, -bottom + 2.5, -bottom + 7), step(np.abs(q), 1.02, 1.2))
+    tuft = np.exp(-((ax / 5) ** 2)) * step(-y, -bottom + 0.5, -bottom + 3)
     everywhere = np.maximum(jaw * np.maximum(below, tuft), upper_lip)
     if traits.beard == "goatee":
-        return everywhere * np.maximum(_step(-ax, -(m.half_width + 9), -(m.half_width + 1)), upper_lip)
+        reach = m.half_width + 7 - 0.012 * np.clip(m.y - y, 0, None) ** 2
+        return everywhere * np.maximum(step(-ax, -reach - 3, -reach + 4), upper_lip)
     return everywhere
 
 
@@ -165,10 +179,16 @@ def _theta() -> np.ndarray:
 def _rows(p: Profile) -> np.ndarray:
     """Row positions in the profile's table: dense from the brows to the chin."""
     rest = p.rest
-    target = np.concatenate([
-        np.linspace(rest[0], rest[0] - 3, 4)[:-1], np.linspace(rest[0] - 3, 32, 24)[:-1], np.linspace(32, -30, 36)[:-1],
-        np.linspace(-30, -58, 22)[:-1], np.linspace(-58, rest[-1] + 6, 30)[:-1], np.linspace(rest[-1] + 6, rest[-1], 7),
-    ])  # fmt: skip
+    target = np.concatenate(
+        [
+            np.linspace(rest[0], rest[0] - 3, 4)[:-1],
+            np.linspace(rest[0] - 3, 32, 24)[:-1],
+            np.linspace(32, -30, 36)[:-1],
+            np.linspace(-30, -58, 22)[:-1],
+            np.linspace(-58, rest[-1] + 6, 30)[:-1],
+            np.linspace(rest[-1] + 6, rest[-1], 7),
+        ]
+    )
     return np.interp(-target, -rest, np.arange(len(rest)))
 
 
@@ -186,7 +206,7 @@ def head_points(traits: Traits, face: Features, p: Profile) -> np.ndarray:
     front = (cos[0] > 0.12).nonzero()[0]
     out = np.stack([x, y, z], -1).astype(np.float32)
     fx, fy = out[:, front, 0], out[:, front, 1]
-    out[:, front, 2] += relief(traits, face, fx, fy) * _step(cos[:, front], 0.12, 0.5)
+    out[:, front, 2] += relief(traits, face, fx, fy) * step(cos[:, front], 0.12, 0.5)
     return out
 
 
@@ -196,26 +216,37 @@ def front_point(traits: Traits, face: Features, p: Profile, x: np.ndarray, y: np
     w, c, d = p.at(y)
     sin = np.clip(x / np.maximum(w, 1e-6), -1, 1)
     cos = np.sqrt(1 - sin * sin)
-    z = c + d * cos + relief(traits, face, x, y) * _step(cos, 0.12, 0.5)
+    z = c + d * cos + relief(traits, face, x, y) * step(cos, 0.12, 0.5)
     return np.stack([x, y, z], -1)
 
 
 def landmarks(traits: Traits, face: Features, p: Profile) -> np.ndarray:
     """The 68 points (68, 3) in iBUG order, head coordinates."""
     chin = p.y[-1]
-    ys = np.interp([0, 1, 2, 3, 4, 5, 6, 7], [0, 8], [-6, chin]) + np.array([0, 0, 0, 0, 0.5, 1, 2.5, 4]) * (-6 - chin) / 107
+    ys = (
+        np.interp([0, 1, 2, 3, 4, 5, 6, 7], [0, 8], [-6, chin])
+        + np.array([0, 0, 0, 0, 0.5, 1, 2.5, 4]) * (-6 - chin) / 107
+    )
     w, c, d = p.at(ys)
     angle = np.radians([86, 85, 84, 82, 80, 78, 74, 66])
     side = np.stack([w * np.sin(angle), ys, c + d * np.cos(angle)], 1)
     tip = front_point(traits, face, p, [0], [chin + 0.8])
     jaw = np.concatenate([side * [-1, 1, 1], tip, side[::-1]])
     ny, nw = face.nose_y, traits.shape["nose_width"]
-    nose_y = np.array([2.0, 2 + (ny - 2) * 0.34, 2 + (ny - 2) * 0.68, ny + 1, ny - 7, ny - 8.5, ny - 9.5, ny - 8.5, ny - 7])
+    nose_y = np.array(
+        [2.0, 2 + (ny - 2) * 0.34, 2 + (ny - 2) * 0.68, ny + 1, ny - 7, ny - 8.5, ny - 9.5, ny - 8.5, ny - 7]
+    )
     nose_x = np.array([0, 0, 0, 0, 1 - nw, -nw * 0.48, 0, nw * 0.48, nw - 1])
-    flat = np.concatenate([
-        brow_landmarks(face.brows[0]), brow_landmarks(face.brows[1]), np.stack([nose_x, nose_y], 1), eye_landmarks(face.eyes[0]),
-        eye_landmarks(face.eyes[1]), mouth_landmarks(face.mouth),
-    ])  # fmt: skip
+    flat = np.concatenate(
+        [
+            brow_landmarks(face.brows[0]),
+            brow_landmarks(face.brows[1]),
+            np.stack([nose_x, nose_y], 1),
+            eye_landmarks(face.eyes[0]),
+            eye_landmarks(face.eyes[1]),
+            mouth_landmarks(face.mouth),
+        ]
+    )
     return np.concatenate([jaw, front_point(traits, face, p, flat[:, 0], flat[:, 1])])
 
 
@@ -259,14 +290,18 @@ def camera(scene: Scene, size: int) -> Camera:
     """The identity's camera for a raster of size x size pixels."""
     scale = size / scene.span
     middle = (size - 1) / 2
-    return Camera(middle + scale * scene.offset[0], middle + size * 0.012 + scale * scene.offset[1], scale, scene.distance)
+    return Camera(
+        middle + scale * scene.offset[0], middle + size * 0.012 + scale * scene.offset[1], scale, scene.distance
+    )
 
 
 def surface_mesh(points: np.ndarray, normals: np.ndarray, occlusion: np.ndarray, place: Pose, wrap: bool) -> Mesh:
     """Mesh of a grid of head points (R, C, 3) with normals, and occlusion (R, C); `wrap` closes its columns."""
     rows, columns = points.shape[:2]
     flat = points.reshape(-1, 3)
-    attributes = np.concatenate([flat, place.normals(normals.reshape(-1, 3)), occlusion.reshape(-1, 1)], 1).astype(np.float32)
+    attributes = np.concatenate([flat, place.normals(normals.reshape(-1, 3)), occlusion.reshape(-1, 1)], 1).astype(
+        np.float32
+    )
     return Mesh(place.points(flat), grid_triangles(rows, columns, wrap), attributes)
 
 
@@ -283,7 +318,7 @@ def ear_mesh(traits: Traits, p: Profile, side: float, place: Pose) -> Mesh:
     lobe = 1 - 0.20 * np.exp(-(((phi - 1.5 * np.pi) / 0.8) ** 2))
     a = 4 + 17.5 * r * np.cos(phi) * lobe * s["ear"] * (1 + 0.18 * np.sin(phi))
     b = 31 * r * np.sin(phi) * s["ear"]
-    rim = 4.0 * np.exp(-(((r - 0.86) / 0.14) ** 2)) * (0.35 + 0.65 * _step(np.cos(phi - 0.7), -0.9, 0.3))
+    rim = 4.0 * np.exp(-(((r - 0.86) / 0.14) ** 2)) * (0.35 + 0.65 * step(np.cos(phi - 0.7), -0.9, 0.3))
     lift = rim - 4.5 * np.exp(-((r / 0.55) ** 2)) - 6 * np.clip(r - 0.93, 0, 1) / 0.07
     w, c, d = p.at(np.array([-10.0]))
     flare = s["ear_flare"]
@@ -296,18 +331,27 @@ def ear_mesh(traits: Traits, p: Profile, side: float, place: Pose) -> Mesh:
     if side < 0:  # keeps the outer face towards the camera
         points = points[:, ::-1]
     points = points.astype(np.float32)
-    occlusion = np.broadcast_to(0.50 + 0.50 * _step(r, 0.1, 0.85), points.shape[:2])
+    occlusion = np.broadcast_to(0.50 + 0.50 * step(r, 0.1, 0.85), points.shape[:2])
     normals = grid_normals(points)
     return surface_mesh(points, normals, occlusion, place, False)
 
 
 _NECK = np.array(
     [
-        (-58, 49, 30, -58), (-95, 49, 33, -60), (-120, 49.5, 35, -62), (-140, 53, 37, -64), (-152, 64, 40, -66), (-160, 86, 43, -68),
-        (-170, 122, 47, -70), (-182, 150, 52, -74), (-200, 172, 60, -80), (-235, 188, 72, -86), (-290, 190, 78, -86),
+        (-58, 49, 30, -58),
+        (-95, 49, 33, -60),
+        (-120, 49.5, 35, -62),
+        (-140, 53, 37, -64),
+        (-152, 64, 40, -66),
+        (-160, 86, 43, -68),
+        (-170, 122, 47, -70),
+        (-182, 150, 52, -74),
+        (-200, 172, 60, -80),
+        (-235, 188, 72, -86),
+        (-290, 190, 78, -86),
     ],
     np.float64,
-)  # fmt: skip
+)
 
 
 def torso_mesh(traits: Traits, place: Pose) -> Mesh:
@@ -315,20 +359,20 @@ def torso_mesh(traits: Traits, place: Pose) -> Mesh:
     s = traits.shape
     q = _spline(_NECK, np.linspace(0, len(_NECK) - 1, 44))
     y = q[:, 0]
-    w = q[:, 1] * (s["neck"] + (s["shoulder"] - s["neck"]) * _step(-y, 140, 185)) * (1 - 0.03 * (1 - s["width"]))
+    w = q[:, 1] * (s["neck"] + (s["shoulder"] - s["neck"]) * step(-y, 140, 185)) * (1 - 0.03 * (1 - s["width"]))
     theta = np.concatenate([np.linspace(-1.45, 1.45, 45), np.linspace(1.45, 2 * np.pi - 1.45, 14)[1:-1]])
     c, d = (q[:, 2] + q[:, 3]) / 2, (q[:, 2] - q[:, 3]) / 2
     x = w[:, None] * np.sin(theta)
     z = c[:, None] + d[:, None] * np.cos(theta)
     yy = np.broadcast_to(y[:, None], x.shape).copy()
     # collar bones, throat, the tendons of the neck
-    z = z + 1.8 * np.exp(-(((yy + 158 + 0.12 * np.abs(x)) / 5) ** 2)) * _step(np.abs(x), 6, 18) * (np.cos(theta) > 0)
+    z = z + 1.8 * np.exp(-(((yy + 158 + 0.12 * np.abs(x)) / 5) ** 2)) * step(np.abs(x), 6, 18) * (np.cos(theta) > 0)
     z = z + 2.6 * s["neck"] * np.exp(-((x / 7) ** 2) - ((yy + 124) / 9) ** 2) * (np.cos(theta) > 0) * traits.masculine
     tendon = 20 + 0.30 * (-150 - yy)
-    z = z + 1.6 * np.exp(-(((np.abs(x) - np.clip(tendon, 8, 60)) / 6) ** 2)) * (np.cos(theta) > 0) * _step(-yy, 105, 130)
+    z = z + 1.6 * np.exp(-(((np.abs(x) - np.clip(tendon, 8, 60)) / 6) ** 2)) * (np.cos(theta) > 0) * step(-yy, 105, 130)
     points = np.stack([x, yy, z], -1).astype(np.float32)
     normals = grid_normals(points, True)
-    blend = _step(-y, 75, 165)[:, None, None]
+    blend = step(-y, 75, 165)[:, None, None]
     centre = PIVOT + np.array([0, -60, 0])
     points_up = points * np.array([1, 0.94, 1], np.float32)
     head = place.points(points_up)
@@ -338,5 +382,7 @@ def torso_mesh(traits: Traits, place: Pose) -> Mesh:
     n = place.normals(normals)
     n = n + blend * (normals @ place.body.T - n)
     n /= np.maximum(np.sqrt((n * n).sum(-1, keepdims=True)), 1e-6)
-    attributes = np.concatenate([points.reshape(-1, 3), n.reshape(-1, 3), np.ones((points[..., 0].size, 1))], 1).astype(np.float32)
+    attributes = np.concatenate([points.reshape(-1, 3), n.reshape(-1, 3), np.ones((points[..., 0].size, 1))], 1).astype(
+        np.float32
+    )
     return Mesh(view.reshape(-1, 3), grid_triangles(*points.shape[:2], True), attributes)

@@ -10,9 +10,11 @@ from .geometry import Pose, Profile
 from .identity import Traits, generator
 from .noise import sample, texture
 from .raster import Mesh, grid_normals, grid_triangles
+from .shapes import step
 
-ATTRIBUTES = 10  # normal (3), strand tangent (3), presence in mm, strand coordinate, length coordinate, thickness in mm
-PRESENCE = 6
+PRESENCE = (
+    6  # column of the attributes: normal (3), strand tangent (3), presence in mm, strand and length coordinates in mm
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,6 @@ _STYLES = {
 }
 
 
-def _step(x, low, high):
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
 def _angles() -> np.ndarray:
     front = np.linspace(-1.35, 1.35, 109)
     side = np.linspace(1.35, 2.2, 16)[1:]
@@ -67,21 +64,43 @@ _THETA = _angles()
 def _hairline(traits: Traits, style: Style, theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Lowest y of the hair at each column angle (radians, -pi to pi)."""
     a = np.abs(np.degrees(theta))
-    f, recess = style.forehead, style.recess * (0.6 + 0.5 * traits.masculine + 0.8 * traits.shape["old"] * traits.masculine)
+    f, recess = (
+        style.forehead,
+        style.recess * (0.6 + 0.5 * traits.masculine + 0.8 * traits.shape["old"] * traits.masculine),
+    )
     if traits.hair == "balding":
-        short = ([0, 34, 52, 63, 74, 84, 108, 116, 128, 150, 180], [112, 104, 64, 32, -14, 6, 8, -8, -34, style.length, style.length])
+        short = (
+            [0, 34, 52, 63, 74, 84, 108, 116, 128, 150, 180],
+            [112, 104, 64, 32, -14, 6, 8, -8, -34, style.length, style.length],
+        )
     else:
         short = (
             [0, 20, 36, 46, 55, 64, 71, 78, 85, 108, 116, 128, 150, 180],
-            [f, f - 1 + 0.4 * recess, f - 5 + recess, f - 15 + 0.9 * recess, 36, 22, 4, -16, 8, 10, -8, -32, style.length, style.length],
+            [
+                f,
+                f - 1 + 0.4 * recess,
+                f - 5 + recess,
+                f - 15 + 0.9 * recess,
+                36,
+                22,
+                4,
+                -16,
+                8,
+                10,
+                -8,
+                -32,
+                style.length,
+                style.length,
+            ],
         )
     y = np.interp(a, *short)
     if style.curtain:
-        c = style.curtain
         if traits.hair == "bangs":
             y = np.interp(a, [0, 40, 60], [f, f + 2, f - 2])
         elif traits.hair == "afro":
             y = np.interp(a, [0, 30, 52, 64, 76, 90, 180], [f, f + 2, f - 8, 16, -30, -52, -62])
+        elif traits.hair == "scarf":
+            y = np.interp(a, [0, 25, 45, 70], [f, f + 1, f - 8, f - 40])
         else:
             # parted: an arch that falls from the parting to both sides, later where more hair lies
             off = np.degrees(theta - traits.hair_part)
@@ -102,9 +121,16 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     if style is None:
         return None
     rng = generator(seed, identity, 3)
-    theta = np.where(_THETA > np.pi, _THETA - 2 * np.pi, _THETA)
+    theta = np.where(np.pi < _THETA, _THETA - 2 * np.pi, _THETA)
     crown, volume = p.y[0], traits.hair_volume
-    down = np.concatenate([np.linspace(0, 3, 4)[:-1], np.linspace(3, 60, 22)[:-1], np.linspace(60, 115, 26)[:-1], np.linspace(115, 190, 22)])
+    down = np.concatenate(
+        [
+            np.linspace(0, 3, 4)[:-1],
+            np.linspace(3, 60, 22)[:-1],
+            np.linspace(60, 115, 26)[:-1],
+            np.linspace(115, 190, 22),
+        ]
+    )
     end = crown - style.length + 4
     if end > 192:
         down = np.concatenate([down[:-1], np.linspace(190, end, 18)])
@@ -126,23 +152,29 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     presence = yy - _hairline(traits, style, theta, rng)[None]
     if style.curtain and traits.hair != "afro":  # the front edge of hanging hair follows an angle, not a height
         opening = style.curtain + 6 * np.clip((-20 - yy) / 80, 0, 1)
-        edge = np.degrees(np.abs(theta))[None] - opening + 2.0 * sample(texture(3, 10, 5), theta[None] * 8, yy * 0.12 + traits.hair_seed)
+        edge = (
+            np.degrees(np.abs(theta))[None]
+            - opening
+            + 2.0 * sample(texture(3, 10, 5), theta[None] * 8, yy * 0.12 + traits.hair_seed)
+        )
         jag = 5.0 * sample(texture(1.5, 8, 13), theta[None] * 20, yy * 0 + traits.hair_seed)
         presence = np.minimum(np.maximum(presence, edge * 1.3), yy - style.length - jag)
     up = np.clip(normal[..., 1], 0, 1)
-    behind = _step(-cos, 0.0, 0.8)
+    behind = step(-cos, 0.0, 0.8)
     thick = style.side + (style.back - style.side) * behind + (style.top - style.side) * up**0.8
-    ahead = _step(cos, 0.35, 0.85)
+    ahead = step(cos, 0.35, 0.85)
     thick = thick + style.front * ahead * np.exp(-(((yy - 78) / 20) ** 2))
     lumps = sample(texture(10, 10, 6), theta[None] * 14 + traits.hair_seed, yy * 0.35) * style.lumps
     clumps = sample(texture(2.2, 14, 7), theta[None] * 22 + traits.hair_seed, yy * 0.22) * style.lumps
     if style.wave:
-        lumps = lumps + style.wave * np.sin(yy / 11 + 2.5 * np.sin(theta[None] * 2.0 + traits.hair_seed)) * _step(-yy, -60, 20)
+        lumps = lumps + style.wave * np.sin(yy / 11 + 2.5 * np.sin(theta[None] * 2.0 + traits.hair_seed)) * step(
+            -yy, -60, 20
+        )
     thick = (thick * volume + lumps + 0.5 * clumps) * 1.0
     thick = np.maximum(thick, 1.2)
     rise = np.clip(presence / style.taper, 0, 1)
-    lies_flat = _step(cos, 0.2, 0.5) if traits.hair not in ("bangs", "scarf") else 0.0
-    shell = thick * (rise**0.7 + lies_flat * (_step(presence, -1, 1.5 * style.taper) - rise**0.7))
+    lies_flat = step(cos, 0.2, 0.5) if traits.hair not in ("bangs", "scarf") else 0.0
+    shell = thick * (rise**0.7 + lies_flat * (step(presence, -1, 1.5 * style.taper) - rise**0.7))
     if traits.hair in ("bangs", "scarf"):
         shell = np.maximum(shell, np.where(presence > 0, 4.5, 0))
     shell = shell + np.minimum(presence, 0) * 0.25 + 0.6
@@ -157,14 +189,19 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     fan = np.arctan2(points[..., 0], points[..., 2] + 40) * 85
     if style.sweep:
         px = 55 * np.sin(traits.hair_part)
-        fan = np.abs(fan - px * _step(yy, 0, 90)) + 0.8 * np.clip(yy - 5, 0, 72) * _step(cos, 0.0, 0.6)
+        fan = np.abs(fan - px * step(yy, 0, 90)) + 0.8 * np.clip(yy - 5, 0, 72) * step(cos, 0.0, 0.6)
     flat = points.reshape(-1, 3)
     attributes = np.concatenate(
         [
-            place.normals(normals.reshape(-1, 3)), place.normals(tangent.reshape(-1, 3)), presence.reshape(-1, 1) - 1.2, fan.reshape(-1, 1),
-            yy.reshape(-1, 1), np.maximum(shell, 0).reshape(-1, 1),
-        ], 1,
-    ).astype(np.float32)  # fmt: skip
+            place.normals(normals.reshape(-1, 3)),
+            place.normals(tangent.reshape(-1, 3)),
+            presence.reshape(-1, 1) - 1.2,
+            fan.reshape(-1, 1),
+            yy.reshape(-1, 1),
+            np.maximum(shell, 0).reshape(-1, 1),
+        ],
+        1,
+    ).astype(np.float32)
     mesh = Mesh(place.points(flat), grid_triangles(len(y), len(theta), True), attributes)
     return _with_bun(traits, place, mesh) if traits.hair == "bun" else mesh
 
@@ -173,23 +210,32 @@ def _with_bun(traits: Traits, place: Pose, mesh: Mesh) -> Mesh:
     """Add a knot of hair on top of the head."""
     a, b = np.linspace(0, np.pi, 14)[:, None], np.linspace(0, 2 * np.pi, 29)[None, :-1]
     unit = np.stack([np.sin(a) * np.sin(b), np.cos(a) * np.ones_like(b), np.sin(a) * np.cos(b)], -1)
-    points = (unit * np.array([27, 21, 25]) * (0.85 + 0.2 * traits.hair_volume) + np.array([0, 124, -32])).astype(np.float32)
+    points = (unit * np.array([27, 21, 25]) * (0.85 + 0.2 * traits.hair_volume) + np.array([0, 124, -32])).astype(
+        np.float32
+    )
     normals = grid_normals(points, True)
     tangent = np.stack([np.cos(b) * np.ones_like(a), np.zeros_like(a * b), -np.sin(b) * np.ones_like(a)], -1)
     extra = np.concatenate(
         [
-            place.normals(normals.reshape(-1, 3)), place.normals(tangent.reshape(-1, 3)), np.full((points[..., 0].size, 1), 20.0),
-            (a * 40 + 8 * np.sin(b)).reshape(-1, 1), (b * 30 + 0 * a).reshape(-1, 1), np.full((points[..., 0].size, 1), 8.0),
-        ], 1,
-    ).astype(np.float32)  # fmt: skip
+            place.normals(normals.reshape(-1, 3)),
+            place.normals(tangent.reshape(-1, 3)),
+            np.full((points[..., 0].size, 1), 20.0),
+            (a * 40 + 8 * np.sin(b)).reshape(-1, 1),
+            (b * 30 + 0 * a).reshape(-1, 1),
+            np.full((points[..., 0].size, 1), 8.0),
+        ],
+        1,
+    ).astype(np.float32)
     triangles = np.concatenate([mesh.triangles, grid_triangles(*points.shape[:2], True) + len(mesh.vertices)])
     return Mesh(
-        np.concatenate([mesh.vertices, place.points(points.reshape(-1, 3))]), triangles, np.concatenate([mesh.attributes, extra])
+        np.concatenate([mesh.vertices, place.points(points.reshape(-1, 3))]),
+        triangles,
+        np.concatenate([mesh.attributes, extra]),
     )
 
 
 def strands(traits: Traits, across: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Strand pattern at strand coordinate `across` and length `along` (millimetres): fine lines and broad locks, unit variance."""
+    """Strand pattern at strand coordinate `across` and length `along` (mm): fine lines, broad locks, unit variance."""
     curl = traits.hair_curl
     if traits.hair in ("afro", "buzz"):
         fine = sample(texture(1.1, 1.1, 8), across * 0.9, along * 0.9)

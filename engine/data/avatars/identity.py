@@ -7,37 +7,25 @@ from functools import lru_cache
 
 import numpy as np
 
-HAIR_STYLES = ("bald", "balding", "buzz", "short", "side", "quiff", "bob", "long", "bangs", "wavy", "afro", "bun", "scarf")
+from .palette import CLOTH, HAIR, IRIS, SKIN, hsv, linear
+
+HAIR_STYLES = (
+    "bald",
+    "balding",
+    "buzz",
+    "short",
+    "side",
+    "quiff",
+    "bob",
+    "long",
+    "bangs",
+    "wavy",
+    "afro",
+    "bun",
+    "scarf",
+)
 _STYLES_MASCULINE = (0.06, 0.10, 0.13, 0.25, 0.20, 0.13, 0.01, 0.03, 0.02, 0.01, 0.05, 0.01, 0.0)
 _STYLES_FEMININE = (0.01, 0.0, 0.02, 0.06, 0.05, 0.03, 0.17, 0.20, 0.14, 0.14, 0.06, 0.08, 0.04)
-
-# sRGB anchors of human skin, from lightest to darkest
-_SKIN = np.array(
-    [(246, 219, 203), (238, 202, 178), (226, 181, 150), (206, 156, 120), (178, 124, 88), (140, 92, 64), (102, 66, 46), (72, 47, 36)]
-)
-_HAIR = {  # sRGB
-    "black": (22, 18, 17),
-    "dark brown": (48, 32, 24),
-    "brown": (84, 56, 38),
-    "light brown": (128, 92, 60),
-    "blond": (190, 154, 98),
-    "platinum": (222, 202, 160),
-    "red": (140, 66, 30),
-    "grey": (138, 136, 134),
-    "white": (214, 212, 208),
-    "dyed": (120, 40, 90),
-}
-_IRIS = ((62, 38, 22), (92, 58, 30), (120, 84, 42), (104, 108, 62), (94, 124, 108), (92, 128, 160), (124, 142, 154))
-_CLOTH = (
-    (28, 30, 38), (44, 58, 92), (96, 28, 36), (36, 84, 66), (150, 150, 152), (226, 224, 218), (196, 168, 120),
-    (188, 92, 70), (82, 72, 110), (60, 110, 150), (210, 180, 60), (120, 60, 90), (70, 70, 60), (16, 16, 18),
-)  # fmt: skip
-
-
-def linear(srgb) -> np.ndarray:
-    """sRGB bytes (..., 3) to linear light in [0, 1], float32."""
-    c = np.asarray(srgb, np.float64) / 255.0
-    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 def generator(seed: int, identity: int, stream: int, frame: int = 0) -> np.random.Generator:
@@ -181,9 +169,9 @@ def traits(seed: int, identity: int) -> Traits:
     man = masculine > 0.5
     age = float(np.clip(18 + 62 * rng.beta(1.5, 2.2), 18, 80))
     melanin = float(np.clip(rng.beta(1.15, 1.35), 0.01, 0.99))
-    place = melanin * (len(_SKIN) - 1)
-    low = min(int(place), len(_SKIN) - 2)
-    skin = linear(_SKIN[low] + (place - low) * (_SKIN[low + 1] - _SKIN[low]))
+    place = melanin * (len(SKIN) - 1)
+    low = min(int(place), len(SKIN) - 2)
+    skin = linear(SKIN[low] + (place - low) * (SKIN[low + 1] - SKIN[low]))
     skin = skin * np.exp(np.array([0.03, 0.0, -0.05]) * n() + 0.06 * n())
     makeup = 0.0 if man else float(np.clip(r() * 1.5 - 0.35, 0, 1))
     shape = _shape(rng, masculine, age, melanin, makeup)
@@ -195,49 +183,84 @@ def traits(seed: int, identity: int) -> Traits:
         style = "short"
     fair = np.clip(0.55 - melanin, 0, 0.55)
     names = ("black", "dark brown", "brown", "light brown", "blond", "platinum", "red", "dyed")
-    weight = np.array([0.25 + 1.4 * melanin, 0.35, 0.9 * fair, 0.8 * fair, 1.0 * fair, 0.25 * fair, 0.35 * fair, 0.0 if man else 0.035])
+    weight = np.array(
+        [
+            0.25 + 1.4 * melanin,
+            0.35,
+            0.9 * fair,
+            0.8 * fair,
+            1.0 * fair,
+            0.25 * fair,
+            0.35 * fair,
+            0.0 if man else 0.035,
+        ]
+    )
     name = names[rng.choice(len(names), p=weight / weight.sum())]
     grey = float(np.clip((age - 42) / 26 + 0.25 * n(), 0, 1)) if age > 38 and (man or r() < 0.55) else 0.0
-    colour = linear(_HAIR[name]) * np.exp(0.16 * n())
-    silver = linear(_HAIR["white"] if age > 66 else _HAIR["grey"])
+    colour = linear(HAIR[name]) * np.exp(0.16 * n())
+    silver = linear(HAIR["white"] if age > 66 else HAIR["grey"])
     hair_colour = (colour + grey * (silver - colour)).astype(np.float32)
     # one exposure serves skin and hair: silver stays below white on dark skin
     hair_colour = hair_colour * min(1.0, (0.10 + 0.62 * float(skin.mean())) / max(float(hair_colour.max()), 1e-3))
-    natural = linear(_HAIR["dark brown"]) if name in ("dyed", "platinum") else colour
+    natural = linear(HAIR["dark brown"]) if name in ("dyed", "platinum") else colour
     brow_colour = natural * 0.75 + 0.35 * grey * (silver - natural)
     # light brows vanish on light skin: keep them readable
-    brow_colour = np.minimum(brow_colour, skin * 0.42)
+    brow_colour = np.minimum(brow_colour, skin * (0.42 - 0.18 * melanin))
 
     dark_eye = np.clip(melanin * 2.2 - 0.1 + (0.3 if name in ("black", "dark brown") else 0), 0, 0.97)
-    iris = linear(_IRIS[rng.integers(0, 2) if r() < dark_eye else rng.integers(1, len(_IRIS))]) * np.exp(0.15 * n())
+    iris = linear(IRIS[rng.integers(0, 2) if r() < dark_eye else rng.integers(1, len(IRIS))]) * np.exp(0.15 * n())
     beard = ""
     if man:
-        beard = str(rng.choice(["", "shadow", "stubble", "moustache", "goatee", "full"], p=[0.22, 0.26, 0.18, 0.06, 0.09, 0.19]))
+        beard = str(
+            rng.choice(["", "shadow", "stubble", "moustache", "goatee", "full"], p=[0.22, 0.26, 0.18, 0.06, 0.09, 0.19])
+        )
     pink = linear((196, 108, 104)) * (1 - melanin) + linear((120, 62, 58)) * melanin
     lip = 0.45 * pink + 0.55 * skin * np.array([0.84, 0.60, 0.60])
     stick = linear(((176, 40, 52), (190, 84, 92), (140, 34, 60), (196, 104, 88), (108, 30, 40))[rng.integers(5)])
     lip = lip + makeup * 0.62 * (stick * (0.4 + 0.6 * skin.mean() / 0.5) - lip)
     shade = linear(((70, 46, 40), (96, 70, 92), (50, 50, 60), (120, 76, 58), (60, 84, 92))[rng.integers(5)])
     glasses = str(rng.choice(["round", "square", "thin"])) if r() < 0.16 + 0.14 * (age > 50) else ""
-    frame_colour = linear(((18, 16, 16), (58, 34, 22), (120, 112, 104), (150, 120, 70), (90, 20, 26), (30, 44, 80))[rng.integers(6)])
-    garment = str(rng.choice(["crew", "v", "shirt", "suit"], p=[0.34, 0.14, 0.24, 0.28]) if man else
-                  rng.choice(["crew", "v", "shirt", "scoop"], p=[0.3, 0.25, 0.15, 0.3]))  # fmt: skip
-    cloth = linear(_CLOTH[rng.integers(len(_CLOTH))]) * np.exp(0.12 * n())
+    frame_colour = linear(
+        ((18, 16, 16), (58, 34, 22), (120, 112, 104), (150, 120, 70), (90, 20, 26), (30, 44, 80))[rng.integers(6)]
+    )
+    garment = str(
+        rng.choice(["crew", "v", "shirt", "suit"], p=[0.34, 0.14, 0.24, 0.28])
+        if man
+        else rng.choice(["crew", "v", "shirt", "scoop"], p=[0.3, 0.25, 0.15, 0.3])
+    )
+    cloth = linear(CLOTH[rng.integers(len(CLOTH))]) * np.exp(0.12 * n())
     if garment == "suit":
         cloth = linear(((26, 28, 36), (36, 42, 62), (60, 60, 64), (20, 20, 22))[rng.integers(4)])
     second = linear(((140, 24, 32), (30, 50, 110), (40, 90, 70), (90, 60, 110), (170, 130, 40))[rng.integers(5)])
     return Traits(
-        masculine=masculine, age=age, melanin=melanin, skin=skin.astype(np.float32),
+        masculine=masculine,
+        age=age,
+        melanin=melanin,
+        skin=skin.astype(np.float32),
         ruddy=float(np.clip(0.5 + 0.35 * n(), 0, 1.3)),
         freckles=float(r()) if melanin < 0.4 and r() < (0.6 if name == "red" else 0.14) else 0.0,
-        shape=shape, hair=style, hair_colour=hair_colour, hair_grey=grey,
-        hair_part=float(rng.choice([-1, 1]) * (0.25 + 0.35 * r())), hair_volume=float(np.clip(1 + 0.25 * n(), 0.5, 1.7)),
-        hair_curl=float(np.clip(r() * 1.4 - 0.3 + 0.4 * (style == "wavy"), 0, 1)), hair_seed=float(r() * 256),
-        brow_colour=brow_colour.astype(np.float32), iris=iris.astype(np.float32), beard=beard, lip=lip.astype(np.float32),
-        makeup=makeup, shadow_colour=shade, glasses=glasses, glasses_colour=frame_colour,
-        earrings=(not man) and r() < 0.4, garment=garment, cloth=cloth.astype(np.float32),
-        cloth_second=second, texture_offset=rng.random(2) * 256,
-    )  # fmt: skip
+        shape=shape,
+        hair=style,
+        hair_colour=hair_colour,
+        hair_grey=grey,
+        hair_part=float(rng.choice([-1, 1]) * (0.25 + 0.35 * r())),
+        hair_volume=float(np.clip(1 + 0.25 * n(), 0.5, 1.7)),
+        hair_curl=float(np.clip(r() * 1.4 - 0.3 + 0.4 * (style == "wavy"), 0, 1)),
+        hair_seed=float(r() * 256),
+        brow_colour=brow_colour.astype(np.float32),
+        iris=iris.astype(np.float32),
+        beard=beard,
+        lip=lip.astype(np.float32),
+        makeup=makeup,
+        shadow_colour=shade,
+        glasses=glasses,
+        glasses_colour=frame_colour,
+        earrings=(not man) and r() < 0.4 and style != "scarf",
+        garment=garment,
+        cloth=cloth.astype(np.float32),
+        cloth_second=second,
+        texture_offset=rng.random(2) * 256,
+    )
 
 
 @lru_cache(maxsize=16)
@@ -256,27 +279,33 @@ def scene(seed: int, identity: int) -> Scene:
     sky = ambient * np.array([1 - 0.05 * cool, 1.0, 1 + 0.08 * cool])
     ground = sky * np.array([0.74, 0.64, 0.57])
     hue, kind = r(), r()
-    base = linear(_hsv(hue, 0.05 + 0.36 * r() ** 1.5, 0.22 + 0.62 * r()))
+    base = linear(hsv(hue, 0.04 + 0.30 * r() ** 1.5, 0.22 + 0.62 * r()))
     if kind < 0.3:  # studio grey
         base = linear(np.full(3, 60 + 165 * r()))
-    other = linear(_hsv(hue + 0.12 * n(), 0.08 + 0.36 * r(), 0.2 + 0.6 * r()))
-    accent = linear(_hsv(r(), 0.2 + 0.6 * r(), 0.4 + 0.6 * r()))
+    other = linear(hsv(hue + 0.12 * n(), 0.06 + 0.30 * r(), 0.2 + 0.6 * r()))
+    accent = linear(hsv(r(), 0.2 + 0.6 * r(), 0.4 + 0.6 * r()))
     background = np.stack([base, 0.55 * base + 0.45 * other, other * 0.7, accent])
     rim = (0.5 * r() if r() < 0.5 else 0.0) * np.array([1.0, 1.0, 1.0 + 0.2 * n()])
     f = np.float32
     return Scene(
-        key=key.astype(f), key_colour=key_colour.astype(f), key_strength=0.62 + 0.5 * contrast, sky=sky.astype(f), ground=ground.astype(f), rim=rim.astype(f),
-        softness=float(r()), background=background.astype(f), bokeh=float(r()) if kind > 0.45 else 0.0,
-        span=float(286 + 9 * np.clip(n(), -1.6, 1.6)), distance=float(900 + 500 * r()), offset=np.clip(2.5 * rng.standard_normal(2), -6, 6),
+        key=key.astype(f),
+        key_colour=key_colour.astype(f),
+        key_strength=0.62 + 0.5 * contrast,
+        sky=sky.astype(f),
+        ground=ground.astype(f),
+        rim=rim.astype(f),
+        softness=float(r()),
+        background=background.astype(f),
+        bokeh=float(r()) if kind > 0.45 else 0.0,
+        span=float(286 + 9 * np.clip(n(), -1.6, 1.6)),
+        distance=float(900 + 500 * r()),
+        offset=np.clip(2.5 * rng.standard_normal(2), -6, 6),
         white_balance=np.exp(np.array([0.05, 0.0, -0.06]) * np.clip(n(), -1.6, 1.6)),
-        exposure=float(np.exp(0.12 * np.clip(n(), -2, 2))), grain=float(0.002 + 0.006 * r()),
-        vignette=float(0.28 * r()), blur=float(0.12 + 0.25 * r()),
-    )  # fmt: skip
-
-
-def _hsv(h: float, s: float, v: float) -> np.ndarray:
-    k = (np.array([5.0, 3.0, 1.0]) + 6 * (h % 1.0)) % 6
-    return 255 * (v - v * s * np.clip(np.minimum(k, 4 - k), 0, 1))
+        exposure=float(np.exp(0.12 * np.clip(n(), -2, 2))),
+        grain=float(0.002 + 0.006 * r()),
+        vignette=float(0.28 * r()),
+        blur=float(0.12 + 0.25 * r()),
+    )
 
 
 def frame(seed: int, identity: int, index: int) -> Frame:
@@ -293,29 +322,51 @@ def frame(seed: int, identity: int, index: int) -> Frame:
         "pucker": float(0.8 * r()) if r() < 0.06 else 0.0,
         "brow": float(np.clip(0.35 * n(), -1, 1)),
         "open": float(np.clip(1.0 + 0.06 * n(), 0.8, 1.12)),
-        "gaze_x": 0.0, "gaze_y": 0.0,
-    }  # fmt: skip
+        "gaze_x": 0.0,
+        "gaze_y": 0.0,
+    }
     if base["smile"] > 0.45 and r() < 0.7:
         base["teeth"] = float(0.4 + 0.6 * r())
     look_away = r() < 0.25
     gaze = 0.20 * rng.standard_normal(2) if look_away else 0.02 * rng.standard_normal(2)
     blink_at = 3 + 9 * r()
-    amplitude = {"yaw": 0.22, "pitch": 0.08, "roll": 0.04, "mouth_open": 0.35, "smile": 0.35, "teeth": 0.3, "pucker": 0.1, "brow": 0.4,
-                 "open": 0.04, "gaze_x": 0.12, "gaze_y": 0.06}  # fmt: skip
+    amplitude = {
+        "yaw": 0.22,
+        "pitch": 0.08,
+        "roll": 0.04,
+        "mouth_open": 0.35,
+        "smile": 0.35,
+        "teeth": 0.3,
+        "pucker": 0.1,
+        "brow": 0.4,
+        "open": 0.04,
+        "gaze_x": 0.12,
+        "gaze_y": 0.06,
+    }
     value = {}
     for name, start in base.items():
         period, phase, slow = 11 + 9 * r(), 2 * np.pi * r(), amplitude[name] * (0.4 + 0.6 * r())
         value[name] = start + slow * (np.sin(2 * np.pi * index / period + phase) - np.sin(phase))
     # every identity's first frame keeps its eyes open in 49 cases of 50; clips blink now and then
-    shut = 1.0 if r() < 0.02 and index == 0 else float(np.exp(-(((index % 14) - blink_at) ** 2) / 0.7)) if index else 0.0
+    shut = (
+        1.0 if r() < 0.02 and index == 0 else float(np.exp(-(((index % 14) - blink_at) ** 2) / 0.7)) if index else 0.0
+    )
     smile = float(np.clip(value["smile"], -0.5, 1.0))
     lid = value["open"] * (1 - 0.16 * max(smile, 0)) + 0.12 * max(value["brow"], 0)
     wink = 0.05 * n()
     return Frame(
-        yaw=float(np.clip(value["yaw"], -0.54, 0.54)), pitch=float(np.clip(value["pitch"], -0.28, 0.28)),
-        roll=float(np.clip(value["roll"], -0.16, 0.16)), mouth_open=float(np.clip(value["mouth_open"], 0, 1)),
-        smile=smile, teeth=float(np.clip(value["teeth"], 0, 1)) if smile > 0.1 else 0.0,
-        pucker=float(np.clip(value["pucker"], 0, 1)), brow=float(np.clip(value["brow"], -1, 1)),
-        eye_left=float(np.clip((lid + wink) * (1 - shut), 0.03, 1.2)), eye_right=float(np.clip((lid - wink) * (1 - shut), 0.03, 1.2)),
-        gaze=(float(np.clip(gaze[0] + value["gaze_x"], -0.5, 0.5)), float(np.clip(gaze[1] + value["gaze_y"], -0.3, 0.3))),
-    )  # fmt: skip
+        yaw=float(np.clip(value["yaw"], -0.54, 0.54)),
+        pitch=float(np.clip(value["pitch"], -0.28, 0.28)),
+        roll=float(np.clip(value["roll"], -0.16, 0.16)),
+        mouth_open=float(np.clip(value["mouth_open"], 0, 1)),
+        smile=smile,
+        teeth=float(np.clip(value["teeth"], 0, 1)) if smile > 0.1 else 0.0,
+        pucker=float(np.clip(value["pucker"], 0, 1)),
+        brow=float(np.clip(value["brow"], -1, 1)),
+        eye_left=float(np.clip((lid + wink) * (1 - shut), 0.03, 1.2)),
+        eye_right=float(np.clip((lid - wink) * (1 - shut), 0.03, 1.2)),
+        gaze=(
+            float(np.clip(gaze[0] + value["gaze_x"], -0.5, 0.5)),
+            float(np.clip(gaze[1] + value["gaze_y"], -0.3, 0.3)),
+        ),
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 SIDE = 256
 
 
-@lru_cache(maxsize=None)
+@cache
 def texture(across: float, along: float, stream: int = 0) -> np.ndarray:
     """(256, 256) float32 periodic Gaussian noise, zero mean, unit variance.
 

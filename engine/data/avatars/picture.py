@@ -8,8 +8,8 @@ import numpy as np
 
 from engine.errors import InputError
 
-from . import accessories, geometry, hair, paint, shading
-from .camera_tone import finish_game, finish_photo, game_background, photo_background
+from . import accessories, geometry, hair, material, paint, shading
+from .film import finish_game, finish_photo, game_background, photo_background
 from .contours import Features, features
 from .identity import Frame, Scene, Traits, frame, generator, scene, traits
 from .raster import Camera, Surface, join, rasterise
@@ -51,18 +51,43 @@ def draw(seed: int, identity: int, index: int, size: int) -> Drawing:
     camera = geometry.camera(where, raster)
     points = geometry.head_points(who, face, profile)
     meshes = [
-        geometry.head_mesh(points, place), geometry.ear_mesh(who, profile, -1, place), geometry.ear_mesh(who, profile, 1, place),
-        geometry.torso_mesh(who, place), *accessories.arm_meshes(who, face, profile, place),
-    ]  # fmt: skip
+        geometry.head_mesh(points, place),
+        geometry.torso_mesh(who, place),
+    ]
+    parts = [HEAD, TORSO]
+    if who.hair != "scarf":  # a scarf covers the ears
+        meshes += [geometry.ear_mesh(who, profile, side, place) for side in (-1, 1)]
+        parts += [EAR, EAR]
+    arms = accessories.arm_meshes(who, face, profile, place)
+    meshes, parts = meshes + arms, parts + [ARM] * len(arms)
     mesh, source = join(meshes)
     body = rasterise(mesh, camera, raster)
-    part = np.array([HEAD, EAR, EAR, TORSO, ARM, ARM, ARM, ARM])[source[body.triangle]]
+    part = np.array(parts)[source[body.triangle]]
     shell = hair.hair_mesh(who, profile, place, seed, identity)
-    top = None if shell is None else _in_front(rasterise(shell, camera, raster, cull=False, clip=hair.PRESENCE), body, raster)
+    top = (
+        None
+        if shell is None
+        else _in_front(rasterise(shell, camera, raster, cull=False, clip=hair.PRESENCE), body, raster)
+    )
     u, v, _ = camera.project(place.points(geometry.landmarks(who, face, profile)))
     marks = (np.stack([u, v], 1) + 0.5) / factor - 0.5
     return Drawing(
-        seed, identity, index, size, factor, who, where, how, face, profile, place, camera, body, part, top, marks.astype(np.float32)
+        seed,
+        identity,
+        index,
+        size,
+        factor,
+        who,
+        where,
+        how,
+        face,
+        profile,
+        place,
+        camera,
+        body,
+        part,
+        top,
+        marks.astype(np.float32),
     )
 
 
@@ -73,19 +98,27 @@ def _in_front(top: Surface, body: Surface, raster: int) -> Surface:
     return Surface(top.pixels[keep], top.attributes[keep], top.depth[keep], top.triangle[keep])
 
 
-def _material(d: Drawing, detail: bool) -> paint.Material:
+def _material(d: Drawing, detail: bool) -> material.Material:
     a = d.body.attributes
     n = a[:, 3:6] / np.maximum(np.sqrt((a[:, 3:6] ** 2).sum(1, keepdims=True)), 1e-6)
     count = len(a)
-    m = paint.Material(
-        a[:, 0].copy(), a[:, 1].copy(), a[:, 2].copy(), n, np.empty((count, 3), np.float32), np.zeros(count, np.float32),
-        np.zeros(count, np.float32), np.zeros((count, 3), np.float32), 1 / d.camera.scale, detail,
-    )  # fmt: skip
+    m = material.Material(
+        a[:, 0].copy(),
+        a[:, 1].copy(),
+        a[:, 2].copy(),
+        n,
+        np.empty((count, 3), np.float32),
+        np.zeros(count, np.float32),
+        np.zeros(count, np.float32),
+        np.zeros((count, 3), np.float32),
+        1 / d.camera.scale,
+        detail,
+    )
     rest = np.interp(m.y, d.profile.y[::-1], d.profile.rest[::-1])
     rest = np.where(m.y < d.profile.y[-1], m.y, rest).astype(np.float32)
-    paint.paint_skin(m, d.traits, d.face, rest)
+    material.paint_skin(m, d.traits, d.face, rest)
     torso = np.flatnonzero(d.part == TORSO)
-    paint.paint_clothes(m, d.traits, torso)
+    material.paint_clothes(m, d.traits, torso)
     arm = d.part == ARM
     m.albedo[arm], m.skin[arm], m.gloss[arm] = d.traits.glasses_colour, 0, 0.3
     if detail:
@@ -95,7 +128,7 @@ def _material(d: Drawing, detail: bool) -> paint.Material:
     hidden = np.flatnonzero(d.part != HEAD)
     z = m.z[hidden].copy()
     m.z[hidden] = -999
-    paint.paint_beard(m, d.traits, d.face, rest)
+    material.paint_beard(m, d.traits, d.face, rest)
     paint.paint_nostrils(m, d.traits, d.face)
     paint.paint_mouth(m, d.traits, d.face, d.place.matrix.T @ np.array([0, 0, 1.0]))
     for brow in d.face.brows:
@@ -119,7 +152,7 @@ def paint_look(d: Drawing, name: str) -> np.ndarray:
     return _photo(d) if name == "photo" else _game(d)
 
 
-def _face_level(d: Drawing, m: paint.Material, colour: np.ndarray) -> float:
+def _face_level(d: Drawing, m: material.Material, colour: np.ndarray) -> float:
     core = (d.part == HEAD) & (m.skin > 0.5) & (m.z > 40) & (m.y < 40)
     luminance = colour[core] @ np.array([0.2126, 0.7152, 0.0722])
     return float(luminance.mean()) if luminance.size else 0.3
@@ -137,27 +170,49 @@ def _photo(d: Drawing) -> np.ndarray:
     if d.hair is not None:
         depth[d.hair.pixels] = d.hair.depth
         known[d.hair.pixels] = True
-    occlusion, shadow = shading.occlusion_and_shadow(depth.reshape(raster, raster), known.reshape(raster, raster), d.scene, d.camera.scale)
+    occlusion, shadow = shading.occlusion_and_shadow(
+        depth.reshape(raster, raster), known.reshape(raster, raster), d.scene, d.camera.scale
+    )
     occlusion, shadow = occlusion.reshape(-1), shadow.reshape(-1)
     p = d.body.pixels
     colour = shading.skin_light(
-        m.normal, m.albedo, m.gloss, m.skin, m.glow, occlusion[p] * d.body.attributes[:, 6], shadow[p], d.scene, d.traits.melanin
+        m.normal,
+        m.albedo,
+        m.gloss,
+        m.skin,
+        occlusion[p] * d.body.attributes[:, 6],
+        shadow[p],
+        d.scene,
+        d.traits.melanin,
     )
-    image[p] = colour
+    gain = _gain(d, _face_level(d, m, colour)) * d.scene.exposure
+    image[p] = colour + m.glow / gain
     if d.hair is not None:
         p, a = d.hair.pixels, d.hair.attributes
         fine, broad = hair.strands(d.traits, a[:, 7], a[:, 8])
+        if d.traits.hair == "buzz":  # too short for locks
+            fine, broad = 0.5 * fine, 0.25 * broad
         n = a[:, :3] / np.maximum(np.sqrt((a[:, :3] ** 2).sum(1, keepdims=True)), 1e-6)
         if d.traits.hair == "scarf":
             fold = np.sin(a[:, 8] / 9 + 0.05 * a[:, 7]) * 0.25
             n = n + np.stack([0 * fold, fold, 0 * fold], 1)
             base = np.broadcast_to(d.traits.cloth, (len(p), 3))
-            lit = shading.skin_light(n, base, 0 * fold, 0 * fold, np.zeros((1, 3)), occlusion[p], shadow[p], d.scene, 0.0)
+            lit = shading.skin_light(n, base, 0 * fold, 0 * fold, occlusion[p], shadow[p], d.scene, 0.0)
             alpha = np.ones(len(p))
         else:
             grey = d.traits.hair_grey
             base = d.traits.hair_colour * np.exp(0.25 * grey * fine)[:, None]
-            lit = shading.hair_light(n, a[:, 3:6], base, fine, broad, occlusion[p], shadow[p], d.scene, 0.4 if d.traits.hair == "afro" else 1.0)
+            lit = shading.hair_light(
+                n,
+                a[:, 3:6],
+                base,
+                fine,
+                broad,
+                occlusion[p],
+                shadow[p],
+                d.scene,
+                0.4 if d.traits.hair == "afro" else 1.0,
+            )
             fade = {"buzz": 9.0, "bangs": 2.0}.get(d.traits.hair, 8.0)
             alpha = np.clip(0.15 + (a[:, 6] + 1.8 * fine) / fade, 0, 1)
             if d.traits.hair == "buzz":
@@ -165,11 +220,11 @@ def _photo(d: Drawing) -> np.ndarray:
         bare = np.ones(raster * raster, bool)
         bare[d.body.pixels] = False
         # only skin shows through thin hair; against the background its outline frays into strands
-        fray = np.ones(len(p)) if d.traits.hair == "scarf" else np.clip(0.35 + 3.2 * np.abs(n[:, 2]) + 0.35 * fine, 0, 1)
+        fray = np.ones(len(p)) if d.traits.hair == "scarf" else np.clip(0.5 + 3.0 * np.abs(n[:, 2]) + 0.3 * fine, 0, 1)
         alpha = np.where(bare[p], fray, alpha)
         image[p] += alpha[:, None] * (lit - image[p])
     gain = _gain(d, _face_level(d, m, colour)) * d.scene.exposure
-    _accessories(d, image, depth.reshape(raster, raster), True, 1.0)
+    _accessories(d, image, depth.reshape(raster, raster), True, gain)
     return finish_photo(image.reshape(raster, raster, 3), gain, d.scene, rng, d.factor)
 
 
@@ -178,15 +233,17 @@ def _accessories(d: Drawing, image: np.ndarray, depth: np.ndarray, detail: bool,
     for pixels, cover, normal in accessories.earrings(d.traits, d.profile, d.place, d.camera, depth):
         lit = np.clip(normal @ d.scene.key, 0, 1)
         metal = np.array([0.62, 0.50, 0.26]) * (0.25 + 0.7 * lit + (1.6 * lit**12 if detail else 0))[:, None]
-        image[pixels] += cover[:, None] * (metal * gain - image[pixels])
+        image[pixels] += cover[:, None] * ((metal if detail else metal * gain) - image[pixels])
     over = accessories.glasses(d.traits, d.face, d.profile, d.place, d.camera, depth)
     if over is None:
         return
     here = image[over.pixels]
     if detail:  # the lens dims a little and mirrors a soft window
         u, v = over.u * np.sign(d.scene.key[0] or 1.0), over.v
-        window = np.clip(1 - np.abs(u + 0.5 * v - 7) / 4.5, 0, 1) + 0.6 * np.clip(1 - np.abs(u + 0.5 * v - 16) / 2.0, 0, 1)
-        sheen = 0.010 + 0.055 * window * d.scene.key_strength
+        window = np.clip(1 - np.abs(u + 0.5 * v - 7) / 4.5, 0, 1) + 0.6 * np.clip(
+            1 - np.abs(u + 0.5 * v - 16) / 2.0, 0, 1
+        )
+        sheen = (0.010 + 0.05 * window * d.scene.key_strength) / gain
         here = here * (1 - 0.07 * over.lens)[:, None] + (sheen * over.lens)[:, None]
         shine = 0.65 + 0.5 * np.clip(over.v / 18, -1, 1) * d.scene.key[1]
         frame = d.traits.glasses_colour * shine[:, None] + 0.012
@@ -199,14 +256,14 @@ def _game(d: Drawing) -> np.ndarray:
     raster = d.size * d.factor
     image = game_background(d.scene, raster).reshape(-1, 3)
     m = _material(d, False)
-    colour = shading.lambert(m.normal, m.albedo, m.glow, d.scene)
+    colour = shading.lambert(m.normal, m.albedo, d.scene)
     gain = _gain(d, _face_level(d, m, colour))
     image[d.body.pixels] = colour * gain
     if d.hair is not None:
         a = d.hair.attributes
         n = a[:, :3] * np.where(a[:, 2:3] < 0, -1, 1)
         base = d.traits.cloth if d.traits.hair == "scarf" else d.traits.hair_colour
-        image[d.hair.pixels] = gain * shading.lambert(n, np.broadcast_to(base, n.shape), np.zeros((1, 3)), d.scene)
+        image[d.hair.pixels] = gain * shading.lambert(n, np.broadcast_to(base, n.shape), d.scene)
     depth = np.full(raster * raster, -300.0, np.float32)
     depth[d.body.pixels] = d.body.depth
     if d.hair is not None:
@@ -220,8 +277,8 @@ def render(identity: int, frame: int, look: str, size: int, seed: int = 0) -> tu
 
     identity, frame, seed: >= 0; frames of an identity share all but pose, expression and sensor noise.
     look: "photo" or "game"; both show the same geometry.  size: pixels per side, at least 16.
-    returns: (size, size, 3) uint8 RGB and (68, 2) float32 landmarks in iBUG order: x, y in pixels, 0 = centre of the first
-    pixel; some may lie outside the picture.  Raises InputError for values out of range.
+    returns: (size, size, 3) uint8 RGB and (68, 2) float32 landmarks in iBUG order: x, y in pixels, 0 = centre of the
+    first pixel; some may lie outside the picture.  Raises InputError for values out of range.
     """
     if look not in LOOKS:
         raise InputError(f"unknown look {look!r}: take one of {', '.join(LOOKS)}")

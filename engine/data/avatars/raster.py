@@ -68,7 +68,7 @@ def grid_triangles(rows: int, columns: int, wrap: bool = False) -> np.ndarray:
 
 
 def grid_normals(points: np.ndarray, wrap: bool = False) -> np.ndarray:
-    """Unit normals (R, C, 3) of a grid of points (R, C, 3) by central differences; they point out of `grid_triangles`."""
+    """Unit normals (R, C, 3) of a grid of points (R, C, 3) by central differences, out of `grid_triangles`."""
     down = np.empty_like(points)
     down[1:-1] = points[2:] - points[:-2]
     down[0], down[-1] = points[1] - points[0], points[-1] - points[-2]

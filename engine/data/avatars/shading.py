@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .camera_tone import blur, double
+from .film import blur, double
 from .identity import Scene
 
 
@@ -12,7 +12,9 @@ def _rgb(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def occlusion_and_shadow(depth: np.ndarray, known: np.ndarray, scene: Scene, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def occlusion_and_shadow(
+    depth: np.ndarray, known: np.ndarray, scene: Scene, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Ambient occlusion and key-light shadow (S, S), 0 dark to 1 open, from a depth picture.
 
     depth: (S, S) view-space z in millimetres.  known: (S, S) bool.  scale: raster pixels per millimetre.
@@ -32,7 +34,7 @@ def occlusion_and_shadow(depth: np.ndarray, known: np.ndarray, scene: Scene, sca
     pad = int(70 * scale) + 3
     padded = np.pad(rough, pad, constant_values=-1e4)
     for reach in (3.0, 5.0, 8.0, 12.0, 17.0, 23.0, 31.0, 42.0, 56.0, 70.0):
-        dx, dy = int(round(reach * lx * scale)), int(round(-reach * ly * scale))
+        dx, dy = round(reach * lx * scale), round(-reach * ly * scale)
         over = padded[pad + dy : pad + dy + n, pad + dx : pad + dx + n] - (z + lz * reach)
         bias = 1.2 + 0.06 * reach
         hit = np.clip((over - bias) / (1.5 + 0.10 * reach), 0, 1) * np.clip((60 - over) / 20, 0, 1)
@@ -41,17 +43,23 @@ def occlusion_and_shadow(depth: np.ndarray, known: np.ndarray, scene: Scene, sca
     return double(occlusion), double(light)
 
 
-def lambert(normal: np.ndarray, albedo: np.ndarray, glow: np.ndarray, scene: Scene) -> np.ndarray:
+def lambert(normal: np.ndarray, albedo: np.ndarray, scene: Scene) -> np.ndarray:
     """The game look's light (P, 3): one lamp, one flat ambient, no shadows."""
     lit = np.clip(normal @ scene.key, 0, 1)[:, None]
-    return albedo * (scene.key_colour * scene.key_strength * 0.95 * lit + 0.9 * scene.sky.mean() + 0.08) + glow
+    return albedo * (scene.key_colour * scene.key_strength * 0.95 * lit + 0.9 * scene.sky.mean() + 0.08)
 
 
 def skin_light(
-    normal: np.ndarray, albedo: np.ndarray, gloss: np.ndarray, skin: np.ndarray, glow: np.ndarray, occlusion: np.ndarray,
-    shadow: np.ndarray, scene: Scene, melanin: float,
-) -> np.ndarray:  # fmt: skip
-    """The photo look's light (P, 3): light bleeding through skin, warm shadow edges, sky and ground, highlights, rim."""
+    normal: np.ndarray,
+    albedo: np.ndarray,
+    gloss: np.ndarray,
+    skin: np.ndarray,
+    occlusion: np.ndarray,
+    shadow: np.ndarray,
+    scene: Scene,
+    melanin: float,
+) -> np.ndarray:
+    """The photo look's light (P, 3): light bleeding through skin, warm shadow edges, sky, ground, highlights, rim."""
     key = scene.key
     ndl = normal @ key
     scatter = skin[:, None] * _rgb(0.34, 0.16, 0.11) * (1 - 0.4 * melanin)
@@ -69,13 +77,20 @@ def skin_light(
     fresnel = 0.35 + 0.65 * facing**3
     shine = gloss * (0.16 * ndh**14 + 0.20 * ndh**60) * fresnel * shadow * np.clip(ndl * 4, 0, 1) * scene.key_strength
     rim = facing**2.5 * (0.4 + 0.6 * np.abs(normal[:, 0])) * occlusion * 0.35
-    return out + shine[:, None] * scene.key_colour + rim[:, None] * scene.rim * (0.2 + albedo) + glow
+    return out + shine[:, None] * scene.key_colour + rim[:, None] * scene.rim * (0.2 + albedo)
 
 
 def hair_light(
-    normal: np.ndarray, tangent: np.ndarray, albedo: np.ndarray, fine: np.ndarray, broad: np.ndarray, occlusion: np.ndarray,
-    shadow: np.ndarray, scene: Scene, shine: float,
-) -> np.ndarray:  # fmt: skip
+    normal: np.ndarray,
+    tangent: np.ndarray,
+    albedo: np.ndarray,
+    fine: np.ndarray,
+    broad: np.ndarray,
+    occlusion: np.ndarray,
+    shadow: np.ndarray,
+    scene: Scene,
+    shine: float,
+) -> np.ndarray:
     """The photo look's hair (P, 3): wrapped diffuse and two highlights along the strands."""
     key = scene.key
     back = normal[:, 2] < -0.25
@@ -88,8 +103,14 @@ def hair_light(
     tinted = np.clip(1 - (lean + 0.18) ** 2, 0, 1) ** 14
     up = 0.5 + 0.5 * normal[:, 1:2]
     ambient = (scene.ground + up * (scene.sky - scene.ground)) * occlusion[:, None]
-    depth = np.exp(0.24 * fine + 0.26 * broad)[:, None] * np.where(back, 0.45, 1.0)[:, None]
-    out = albedo * depth * (scene.key_colour * scene.key_strength * (ndl * (0.25 + 0.75 * shadow))[:, None] * 0.95 + ambient)
+    # light hair scatters: its strands shade each other less
+    contrast = 1 - 0.78 * min(float(albedo.max(initial=0)) / 0.4, 1.0)
+    depth = np.exp(contrast * (0.26 * fine + 0.28 * broad))[:, None] * np.where(back, 0.45, 1.0)[:, None]
+    out = (
+        albedo
+        * depth
+        * (scene.key_colour * scene.key_strength * (ndl * (0.25 + 0.75 * shadow))[:, None] * 0.95 + ambient)
+    )
     spark = (np.clip(1 + 0.6 * fine, 0, 2) * ndl * shadow * scene.key_strength * np.where(back, 0, 1) * shine)[:, None]
     out += spark * (0.035 * white[:, None] * scene.key_colour + 0.55 * tinted[:, None] * albedo)
     edge = np.clip(1 - normal[:, 2], 0, 1) ** 2

@@ -1,4 +1,4 @@
-"""The set as files: OUT/photo and OUT/game, each images/, manifest.csv and landmarks_68.npy, written by several processes."""
+"""The set as files: OUT/photo and OUT/game, each images/, manifest.csv, landmarks_68.npy; by several processes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ from engine.data.avatars.picture import LOOKS, draw, paint_look
 from engine.errors import InputError
 
 _SMALL = 24  # pictures; below this, starting processes takes longer than drawing
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
+_ONE_THREAD = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 
 
 def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress: bool = True) -> None:
     """Render `count` identities x `frames` frames in both looks into `out`, all or nothing.
 
     out: must not exist, or be an empty folder.  size: pixels per side.  progress: a bar on standard error.
-    The files do not depend on the number of processes.  Raises InputError for a used `out` or numbers out of range, OSError
-    where it cannot be written; an interrupted call leaves nothing at `out`.
+    The files do not depend on the number of processes.  Raises InputError for a used `out` or numbers out of range,
+    OSError where it cannot be written; an interrupted call leaves nothing at `out`.
     """
     out = Path(out)
     if count < 1 or frames < 1 or seed < 0:
@@ -66,13 +72,19 @@ def file_name(identity: int, frame: int) -> str:
     return f"id{identity:05d}_f{frame:02d}.jpg"
 
 
-def render_share(folder: Path, count: int, frames: int, size: int, seed: int, share: int, shares: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Write every `shares`-th identity from `share` on, all frames, both looks; yield row and landmarks (68, 2) of each picture."""
+def render_share(
+    folder: Path, count: int, frames: int, size: int, seed: int, share: int, shares: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Write every `shares`-th identity from `share` on, both looks; yield row and landmarks (68, 2) of each frame."""
     for identity in range(share, count, shares):
         for frame in range(frames):
             drawing = draw(seed, identity, frame, size)
             for look in LOOKS:
-                _save(folder / look / "images" / file_name(identity, frame), paint_look(drawing, look), f"{look} look, identity {identity}")
+                _save(
+                    folder / look / "images" / file_name(identity, frame),
+                    paint_look(drawing, look),
+                    f"{look} look, identity {identity}",
+                )
             yield identity * frames + frame, drawing.landmarks
 
 
@@ -82,13 +94,17 @@ def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> 
         yield from render_share(folder, count, frames, size, seed, 0, 1)
         return
     # plain child interpreters rather than multiprocessing: a caller's script needs no __main__ guard
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), **dict.fromkeys(_ONE_THREAD, "1"))
+    environment = dict(
+        os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), **dict.fromkeys(_ONE_THREAD, "1")
+    )
     common = [sys.executable, "-m", "engine.data.avatars.worker", str(folder), *map(str, (count, frames, size, seed))]
     children: list[subprocess.Popen] = []
     try:
         for share in range(workers):
             command = [*common, str(share), str(workers)]
-            children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment))
+            children.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+            )
         yield from _collect(children)
     finally:
         for child in children:
@@ -112,7 +128,9 @@ def _collect(children: list[subprocess.Popen]) -> Iterator[tuple[int, np.ndarray
                 if not data:
                     ready.unregister(key.fileobj)
                     if key.data.wait() != 0 or pending[key.fd]:
-                        raise OSError(f"a process that renders avatars ended with status {key.data.returncode}; its message is above")
+                        raise OSError(
+                            f"a process that renders avatars ended with status {key.data.returncode}; see above"
+                        )
                     continue
                 data = pending[key.fd] + data
                 for start in range(0, len(data) - length + 1, length):
@@ -144,7 +162,9 @@ def _write_tables(folder: Path, jobs: list[tuple[int, int]], landmarks: np.ndarr
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["file", "landmarks_row", "identity", "frame"])
-        table.writerows((file_name(identity, frame), row, identity, frame) for row, (identity, frame) in enumerate(jobs))
+        table.writerows(
+            (file_name(identity, frame), row, identity, frame) for row, (identity, frame) in enumerate(jobs)
+        )
         stream.flush()
         os.fsync(stream.fileno())
     _sync_folder(folder / "images")

@@ -49,13 +49,20 @@ def photo_background(scene: Scene, rng: np.random.Generator, size: int) -> np.nd
     """An out-of-focus background (size, size, 3) linear float32: soft colours, sometimes discs of light."""
     small = 24
     coarse = rng.random((5, 5, 2)).astype(np.float32)
-    mix = np.stack([np.asarray(Image.fromarray(coarse[..., i]).resize((small, small), Image.BICUBIC)) for i in range(2)], -1)
+    mix = np.stack(
+        [np.asarray(Image.fromarray(coarse[..., i]).resize((small, small), Image.BICUBIC)) for i in range(2)], -1
+    )
     y = np.linspace(1, 0, small)[:, None, None]
     b = scene.background
-    image = b[0] + mix[..., :1] * 0.55 * (b[1] - b[0]) + (mix[..., 1:] * 0.6 * (0.3 + 0.7 * (1 - y))) * (b[2] - b[0]) * 0.8
+    image = (
+        b[0] + mix[..., :1] * 0.55 * (b[1] - b[0]) + (mix[..., 1:] * 0.6 * (0.3 + 0.7 * (1 - y))) * (b[2] - b[0]) * 0.8
+    )
     x = np.linspace(-1, 1, small)[None, :, None]
     image = image * (1.06 - 0.25 * (x * 0.8) ** 2 - 0.12 * (1 - y))
-    planes = [np.asarray(Image.fromarray(image[..., i].astype(np.float32)).resize((size, size), Image.BICUBIC)) for i in range(3)]
+    planes = [
+        np.asarray(Image.fromarray(image[..., i].astype(np.float32)).resize((size, size), Image.BICUBIC))
+        for i in range(3)
+    ]
     image = np.stack(planes, -1)
     if scene.bokeh > 0.35:
         v, u = np.mgrid[0:size:2, 0:size:2].astype(np.float32) / size
@@ -76,7 +83,9 @@ def game_background(scene: Scene, size: int) -> np.ndarray:
 
 
 _CURVE = np.linspace(0, 1, 8193)
-_ENCODE = np.where(_CURVE <= 0.0031308, 12.92 * _CURVE, 1.055 * np.maximum(_CURVE, 1e-9) ** (1 / 2.4) - 0.055).astype(np.float32)
+_ENCODE = np.where(_CURVE <= 0.0031308, 12.92 * _CURVE, 1.055 * np.maximum(_CURVE, 1e-9) ** (1 / 2.4) - 0.055).astype(
+    np.float32
+)
 
 
 def encode(image: np.ndarray) -> np.ndarray:
@@ -105,7 +114,8 @@ def finish_photo(image: np.ndarray, gain: float, scene: Scene, rng: np.random.Ge
     c = np.linspace(-1, 1, size, dtype=np.float32)
     fall = 1 - scene.vignette * 0.5 * (c[:, None] ** 2 + c[None, :] ** 2)
     image = expose(image * fall[..., None], gain * scene.white_balance)
-    out = encode(image)
+    grey = image @ np.array([0.2126, 0.7152, 0.0722], np.float32)
+    out = encode(grey[..., None] + 0.90 * (image - grey[..., None]))
     noise = rng.standard_normal((size, size, 4), dtype=np.float32)
     mono = blur(noise[..., 3], 0.45)
     out = out + scene.grain * (1.2 - 0.6 * out) * (mono[..., None] * 1.3 + 0.45 * noise[..., :3])
