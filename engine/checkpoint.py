@@ -89,13 +89,20 @@ def save(
     return final
 
 
-def latest(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose files all match its manifest; names the damaged ones it passes over."""
-    for path in sorted(Path(run_dir).glob(f"{FOLDER}/step_*"), key=_step_of, reverse=True):
+def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
+    """The newest checkpoint whose files all match its manifest, or None when there is no checkpoint.
+
+    tell: name the damaged ones it passes over. Raises InputError when all are damaged.
+    """
+    found = sorted(Path(run_dir).glob(f"{FOLDER}/step_*"), key=_step_of, reverse=True)
+    for path in found:
         wrong = problem(path)
         if wrong is None:
             return path
-        print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
+        if tell:
+            print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
+    if found:
+        raise InputError(f"every checkpoint in {run_dir} is damaged; start a new run in another folder")
     return None
 
 
@@ -132,7 +139,7 @@ def load(path: Path | str, system: str | None = None) -> Checkpoint:
     if not (path / "manifest.json").exists() and not path.name.startswith("step_"):
         found = latest(path)
         if found is None:
-            raise InputError(f"{path} holds no good checkpoint; give a run folder or one of its checkpoints")
+            raise InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
         path = found
     elif wrong := problem(path):
         raise InputError(f"the checkpoint {path} cannot be used: {wrong}; use another one of the run")

@@ -105,16 +105,15 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
     try:
         if out.exists() and not out.is_dir():
             raise InputError(f"--out {out} is a file; name a folder")
-        content = {path.name for path in out.iterdir()} if out.exists() else set()
+        names = {path.name for path in out.iterdir()} if out.exists() else set()
+        content = {name for name in names if not name.startswith(".writing-")}  # left by a kill
         if content and not config.resume:
             raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
         start = None
         if config.resume:
-            found = checkpoint.latest(out)
+            found = checkpoint.latest(out, tell=False)  # told when the configuration was resolved
             if found is not None:
                 start = checkpoint.load(found)
-            elif any((out / checkpoint.FOLDER).glob("step_*")):
-                raise InputError(f"every checkpoint in {out} is damaged; start a new run with another --out")
             elif content and "config.json" not in content:
                 raise InputError(f"{out} is not the folder of a run; choose another --out")
             else:
@@ -168,7 +167,7 @@ class Trainer:
                 self._sample()
             while self.step < config.steps and stop.number is None:
                 self._one_step()
-            if stop.number is not None:
+            if self.step < config.steps:
                 return self._stopped(stop)
         print(f"done    {self.step} steps; {self.saved}")
         if self._report_works:

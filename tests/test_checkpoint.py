@@ -134,7 +134,7 @@ def test_a_crash_before_the_rename_is_not_believed_and_cleaned_up(tmp_path: Path
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no good checkpoint"):
+    with pytest.raises(InputError, match="no checkpoint"):
         load(tmp_path)
     (tmp_path / "file.txt").write_text("hello")
     with pytest.raises(InputError, match="folder"):

@@ -167,8 +167,8 @@ def test_resume_never_starts_over_damaged_checkpoints(tmp_path: Path) -> None:
     train(tiny_config(*FLAGS, out=tmp_path))
     for path in tmp_path.glob("checkpoints/*/state.pt"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="damaged"):
-        prepare_folder(tiny_config(*FLAGS, "--resume", out=tmp_path))
+    with pytest.raises(InputError, match=r"every checkpoint in .* is damaged"):
+        main(["--resume", "--out", str(tmp_path)])
 
 
 def test_resume_of_a_finished_run_says_so(tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """A run that is interrupted at any moment and resumed ends with the same bits as one that is not."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -78,7 +79,8 @@ def test_interrupted_at_random_moments(processes, uninterrupted, tmp_path: Path,
             time.sleep(0.002)
         if interruptions < 4:
             time.sleep(draw.uniform(0, 0.05))
-            os.kill(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.kill(process.pid, number)
         process.join(60)
         if process.exitcode == 0:
             break
@@ -137,7 +139,7 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
         )
 
     flags = ["--fused", "--data", str(images), "--resolution", "16", "--filters", "4", "--batch-size", "5", "--steps",
-             "25", "--crop", "random", "--log-every", "1", "--checkpoint-every", "1000"]  # fmt: skip
+             "60", "--crop", "random", "--log-every", "1", "--checkpoint-every", "1000"]  # fmt: skip
     whole, parts = command("whole", *flags), command("parts", *flags)
     metrics = tmp_path / "parts" / "metrics.jsonl"
     while parts.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 7):
@@ -153,5 +155,5 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
     assert again.returncode == 0, text
     assert "going on from step" in text
     a, b = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "parts")
-    assert a.step == b.step == 25
+    assert a.step == b.step == 60
     assert same(a.weights, b.weights) and same(a.state, b.state)
