@@ -15,8 +15,8 @@ def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor,
     target, reconstruction: (B, ...) float32, bfloat16 or float16, same shape and dtype; any strides
     returns: per_sample (B,) float32 and mean () float32. Sums are float32 in blocks, then float64.
 
-    The forward pass reads both tensors once and writes the gradient of the mean; backward only rescales it where the
-    incoming gradient is not one. Gradients reach both arguments (0 where they are equal); under create_graph=True they
+    The forward pass reads both tensors once and writes the sign of their difference; backward multiplies it by each
+    sample's coefficient. Gradients reach both arguments (0 where they are equal); under create_graph=True they
     come from the reference. Raises ValueError when shapes or dtypes differ. Source: Nasser 2022, equation (1).
     """
     needs_gradient = torch.is_grad_enabled() and (target.requires_grad or reconstruction.requires_grad)
@@ -42,48 +42,48 @@ def _order(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _outputs(reconstruction: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-    shape = reconstruction.shape if with_gradient else (0,)
-    order = _order(reconstruction) if with_gradient else torch.contiguous_format
-    gradient = torch.empty(shape, dtype=reconstruction.dtype, device=reconstruction.device, memory_format=order)
+def _outputs(reconstruction: Tensor, with_sign: bool) -> tuple[Tensor, Tensor, Tensor]:
+    shape = reconstruction.shape if with_sign else (0,)
+    order = _order(reconstruction) if with_sign else torch.contiguous_format
+    sign = torch.empty(shape, dtype=reconstruction.dtype, device=reconstruction.device, memory_format=order)
     per_sample = torch.empty(len(reconstruction), dtype=torch.float32, device=reconstruction.device)
-    return per_sample, per_sample.new_empty(()), gradient
+    return per_sample, per_sample.new_empty(()), sign
 
 
-def _forward_cpu(target, reconstruction, with_gradient):
+def _forward_cpu(target, reconstruction, with_sign):
     _check(target, reconstruction)
-    per_sample, mean, gradient = _outputs(reconstruction, with_gradient)
+    per_sample, mean, sign = _outputs(reconstruction, with_sign)
     batch, size = len(target), target[:1].numel()
     if batch:
         order = _order(reconstruction)
         tensors = [target.contiguous(memory_format=order), reconstruction.contiguous(memory_format=order)]
-        pointers = [_native.address(t) for t in (*tensors, per_sample, gradient if with_gradient else None)]
-        _native.call(f"{NAME}_forward", pointers, [_op.DTYPES[target.dtype], batch, size], [1.0 / (batch * size)])
+        pointers = [_native.address(t) for t in (*tensors, per_sample, sign if with_sign else None)]
+        _native.call(f"{NAME}_forward", pointers, [_op.DTYPES[target.dtype], batch, size], [])
     torch.mean(per_sample, dim=0, out=mean)
-    return per_sample, mean, gradient
+    return per_sample, mean, sign
 
 
-def _forward_fake(target, reconstruction, with_gradient):
+def _forward_fake(target, reconstruction, with_sign):
     _check(target, reconstruction)
-    return _outputs(reconstruction, with_gradient)
+    return _outputs(reconstruction, with_sign)
 
 
-def _scale_cpu(gradient, coefficient):
-    order = _order(gradient)
-    gradient, coefficient = gradient.contiguous(memory_format=order), coefficient.float().contiguous()
-    result = torch.empty(gradient.shape, dtype=gradient.dtype, memory_format=order)
-    if len(gradient):
-        pointers = [_native.address(t) for t in (gradient, coefficient, result)]
-        _native.call(f"{NAME}_scale", pointers, [_op.DTYPES[gradient.dtype], len(gradient), gradient[:1].numel()], [])
+def _scale_cpu(sign, coefficient):
+    order = _order(sign)
+    sign, coefficient = sign.contiguous(memory_format=order), coefficient.float().contiguous()
+    result = torch.empty(sign.shape, dtype=sign.dtype, memory_format=order)
+    if len(sign):
+        pointers = [_native.address(t) for t in (sign, coefficient, result)]
+        _native.call(f"{NAME}_scale", pointers, [_op.DTYPES[sign.dtype], len(sign), sign[:1].numel()], [])
     return result
 
 
-def _scale_fake(gradient, coefficient):
-    return torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device, memory_format=_order(gradient))
+def _scale_fake(sign, coefficient):
+    return torch.empty(sign.shape, dtype=sign.dtype, device=sign.device, memory_format=_order(sign))
 
 
 def _setup_context(ctx, inputs, output):
-    target, reconstruction, ctx.with_gradient = inputs
+    target, reconstruction, ctx.with_sign = inputs
     # the arguments are kept for second derivatives only: no copies, just references to what lives anyway
     ctx.save_for_backward(target, reconstruction, output[2])
     ctx.mark_non_differentiable(output[2])
@@ -91,30 +91,31 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad_per_sample, grad_mean, _):
-    target, reconstruction, gradient = ctx.saved_tensors
+    target, reconstruction, sign = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:2])
     if torch.is_grad_enabled():
         upstream = [grad_per_sample, grad_mean]
         return *_op.differentiable_gradients(reference, [target, reconstruction], need, upstream), None
     if grad_per_sample is None and grad_mean is None:
         return None, None, None
-    coefficient = gradient.new_zeros(len(target), dtype=torch.float32)
+    coefficient = sign.new_zeros(len(target), dtype=torch.float32)
     if grad_mean is not None:
-        coefficient = coefficient + grad_mean
+        coefficient = coefficient + grad_mean / len(target)
     if grad_per_sample is not None:
-        coefficient = coefficient + grad_per_sample * len(target)
-    for_target = _scale(gradient, -coefficient) if need[0] else None
-    for_reconstruction = _scale(gradient, coefficient) if need[1] else None
+        coefficient = coefficient + grad_per_sample
+    coefficient = coefficient / (target[:1].numel() or 1)
+    for_target = _scale(sign, -coefficient) if need[0] else None
+    for_reconstruction = _scale(sign, coefficient) if need[1] else None
     return for_target, for_reconstruction, None
 
 
 _scale = _op.define(
-    f"{NAME}_scale(Tensor gradient, Tensor coefficient) -> Tensor",
+    f"{NAME}_scale(Tensor sign, Tensor coefficient) -> Tensor",
     cpu=_scale_cpu,
     fake=_scale_fake,
 )
 _forward = _op.define(
-    f"{NAME}(Tensor target, Tensor reconstruction, bool with_gradient) -> (Tensor, Tensor, Tensor)",
+    f"{NAME}(Tensor target, Tensor reconstruction, bool with_sign) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
     fake=_forward_fake,
     setup_context=_setup_context,

@@ -6,15 +6,14 @@ namespace KILN_NAMESPACE {
 
 constexpr int64_t CHUNK = 4096;  // elements summed in float32 before they join the float64 total
 
-// pointers: target, reconstruction, per_sample (float32), gradient (sign(reconstruction - target) * factor);
-// integers: dtype, batch, elements per sample; floats: factor. Both tensors are dense in the same order.
+// pointers: target, reconstruction, per_sample (float32), sign of reconstruction - target (or null);
+// integers: dtype, batch, elements per sample. The tensors are dense in the same order.
 void l1_autoencoder_loss_forward(const Arguments& a) {
     const void *target = a.pointer<void>(0), *reconstruction = a.pointer<void>(1);
     float* per_sample = a.pointer<float>(2);
-    void* gradient = a.pointer<void>(3);
+    void* sign = a.pointer<void>(3);
     const Dtype dtype = Dtype(a.integer(0));
     const int64_t batch = a.integers[1], size = a.integers[2], chunks = (size + CHUNK - 1) / CHUNK;
-    const float factor = float(a.floats[0]);
     double* partial = reinterpret_cast<double*>(scratch(7, 2 * batch * chunks + 2));
 
 #pragma omp parallel for schedule(static)
@@ -30,9 +29,9 @@ void l1_autoencoder_loss_forward(const Arguments& a) {
             const vf r = whole ? load_as(dtype, reconstruction, at) : load_part(dtype, reconstruction, at, part);
             const vf d = r - t;
             sum += d < 0.0f ? -d : d;
-            if (gradient) {
-                const vf g = d > 0.0f ? splat(factor) : d < 0.0f ? splat(-factor) : d * factor;  // 0, or a NaN kept
-                whole ? store_as(dtype, gradient, at, g) : store_part(dtype, gradient, at, g, part);
+            if (sign) {
+                const vf s = d > 0.0f ? splat(1.0f) : d < 0.0f ? splat(-1.0f) : d;  // 0, or a NaN kept
+                whole ? store_as(dtype, sign, at, s) : store_part(dtype, sign, at, s, part);
             }
         }
         double total = 0;
@@ -46,9 +45,9 @@ void l1_autoencoder_loss_forward(const Arguments& a) {
     }
 }
 
-// pointers: gradient, coefficient per sample (float32), result; integers: dtype, batch, elements per sample.
+// pointers: sign, coefficient per sample (float32), result; integers: dtype, batch, elements per sample.
 void l1_autoencoder_loss_scale(const Arguments& a) {
-    const void* gradient = a.pointer<void>(0);
+    const void* sign = a.pointer<void>(0);
     const float* coefficient = a.pointer<float>(1);
     void* result = a.pointer<void>(2);
     const Dtype dtype = Dtype(a.integer(0));
@@ -60,9 +59,9 @@ void l1_autoencoder_loss_scale(const Arguments& a) {
         const int64_t left = size - item % chunks * CHUNK, n = left < CHUNK ? left : CHUNK;
         const float c = coefficient[item / chunks];
         int64_t i = 0;
-        for (; i + VL <= n; i += VL) store_as(dtype, result, first + i, load_as(dtype, gradient, first + i) * c);
+        for (; i + VL <= n; i += VL) store_as(dtype, result, first + i, load_as(dtype, sign, first + i) * c);
         if (i < n)
-            store_part(dtype, result, first + i, load_part(dtype, gradient, first + i, int(n - i)) * c, int(n - i));
+            store_part(dtype, result, first + i, load_part(dtype, sign, first + i, int(n - i)) * c, int(n - i));
     }
 }
 
