@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written beside their place, flushed to the disk, then renamed."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The folder is created when it is missing. Raises OSError where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -26,8 +27,23 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # a failed write (a full disk) does not say where
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises OSError; "permission denied" where the system says that the folder above is missing, as in /proc.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise PermissionError(errno.EACCES, "no folder can be made here", str(path)) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int:
     out = arguments.out or run_dir / "evaluation" / f"{Path(dataset.name).stem}-step_{stored.step:08d}"
     print(f"data    {dataset.summary()}, {count} taken", flush=True)
 
-    out.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(out)
     # an earlier evaluation must not look like the result of this one
     (out / "metrics.json").unlink(missing_ok=True)
     images = refine_all(model, config, dataset, indices, arguments.batch_size, device)
