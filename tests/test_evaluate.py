@@ -219,7 +219,7 @@ def test_bad_input(tmp_path, capsys):
         ((run, "--data", tmp_path / "empty"), "no image file"),
         ((run, "--data", tmp_path / "missing"), "there is no folder or zip"),
         ((tmp_path / "missing", "--data", data), "does not exist"),
-        ((data, "--data", data), "no good checkpoint"),
+        ((data, "--data", data), "give a run folder or one of its checkpoints"),
         ((run, "--data", data, "--out", tmp_path / "file"), "file"),
         ((run, "--data", data, "--limit", -1), "--limit"),
     ]:

@@ -337,7 +337,7 @@ def test_bad_paths(run, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     for words, message in [
         ((tmp_path / "missing", tmp_path / "in", tmp_path / "out"), "does not exist"),
-        ((tmp_path / "in", tmp_path / "in", tmp_path / "out"), "no good checkpoint"),
+        ((tmp_path / "in", tmp_path / "in", tmp_path / "out"), "give a run folder or one of its checkpoints"),
         ((run, tmp_path / "missing", tmp_path / "out"), "no such file or folder"),
         ((run, tmp_path / "nothing", tmp_path / "out"), "no image file"),
         ((run, tmp_path / "in", tmp_path / "file"), "is a file"),
