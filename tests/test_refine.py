@@ -375,15 +375,6 @@ def test_a_diverged_model_writes_nothing(tmp_path, capsys, monkeypatch):
     assert "diverged" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-class Faces:
-    """Stands in for OpenCV: one face where the picture has its brightest corner, or none."""
-
-    found = [(40, 30, 110, 100)]
-
-    def boxes(self, pixels):
-        return self.found
-
-
 def test_the_face_is_framed_as_a_portrait(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     assert cv2.data
