@@ -189,7 +189,7 @@ def hair_mesh(traits: Traits, p: Profile, place: Pose, seed: int, identity: int)
     fan = np.arctan2(points[..., 0], points[..., 2] + 40) * 85
     if style.sweep:
         px = 55 * np.sin(traits.hair_part)
-        fan = np.abs(fan - px * step(yy, 0, 90)) + 0.8 * np.clip(yy - 5, 0, 72) * step(cos, 0.0, 0.6)
+        fan = np.abs(fan - px * step(yy, 0, 90)) + 0.7 * np.clip(yy - 5, 0, 72) * step(cos, -0.7, 0.2)
     flat = points.reshape(-1, 3)
     attributes = np.concatenate(
         [

@@ -35,7 +35,7 @@ def paint_nostrils(m: Material, traits: Traits, face: Features) -> None:
 def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndarray, light: np.ndarray) -> None:
     """Eyeball in the opening, lashes, lid crease and make-up of one eye.
 
-    gaze: (2,) shift of the iris on the eyeball, mm in head coordinates.  light: (3,) towards the light, head coordinates.
+    gaze: (2,) shift of the iris, mm in head coordinates.  light: (3,) towards the light, head coordinates.
     """
     a = eye.half_width
     lo, hi = eye.side * eye.x - 1.9 * a, eye.side * eye.x + 1.9 * a

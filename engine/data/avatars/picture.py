@@ -9,8 +9,8 @@ import numpy as np
 from engine.errors import InputError
 
 from . import accessories, geometry, hair, material, paint, shading
-from .film import finish_game, finish_photo, game_background, photo_background
 from .contours import Features, features
+from .film import finish_game, finish_photo, game_background, photo_background
 from .identity import Frame, Scene, Traits, frame, generator, scene, traits
 from .raster import Camera, Surface, join, rasterise
 

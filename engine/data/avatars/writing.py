@@ -102,9 +102,15 @@ def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> 
     try:
         for share in range(workers):
             command = [*common, str(share), str(workers)]
-            children.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+            # a session of its own: an interrupt reaches the caller alone, which then ends its workers
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
             )
+            children.append(child)
         yield from _collect(children)
     finally:
         for child in children:
