@@ -127,12 +127,16 @@ def _autocast_key(device: str) -> torch._C.DispatchKeySet:
 
 def _cast_first(overload: Callable, device: str) -> Callable:
     kind = device.lower()
+    # grad_scale stays float32: k of the BEGAN balance moves in steps that half precision cannot hold
+    kept = [argument.name == "grad_scale" for argument in overload._schema.arguments]
 
     def with_autocast(*args: object) -> object:
         dtype = torch.get_autocast_dtype(kind)
         cast = [
-            a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64 else a
-            for a in args
+            a.to(dtype)
+            if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64 and not keep
+            else a
+            for a, keep in zip(args, kept, strict=True)
         ]
         with torch._C._ExcludeDispatchKeyGuard(_autocast_key(device)):
             return overload(*cast)

@@ -56,7 +56,7 @@ def _autograd(ctx, grad):
             return reference(x, weight, bias, grad_scale=grad_scale)
 
         return *_op.differentiable_gradients(of, [x, weight, bias], need, [grad]), None
-    scaled = grad * grad_scale.to(grad.dtype).unsqueeze(1)
+    scaled = (grad * grad_scale.unsqueeze(1)).to(grad.dtype)
     return (
         grad @ weight if need[0] else None,
         scaled.t() @ x if need[1] else None,
