@@ -8,11 +8,16 @@ from engine.config import TrainConfig, resolve
 from engine.data import Batch
 
 
+TINY = {"--resolution": "16", "--filters": "2", "--hidden": "4", "--batch-size": "4", "--threads": "1"}
+# the paper's dials, whatever the preset is tuned to
+DIALS = {"--gamma": "0.5", "--lambda-k": "0.001", "--lambda-r": "0.5", "--lr-schedule": "constant"}
+
+
 def tiny_config(*flags: str, mode: str = "--eager", out: Path | None = None) -> TrainConfig:
-    """16x16, 2 filters, batch 4, one thread, resolved from a command line."""
-    words = [mode, "--resolution", "16", "--filters", "2", "--hidden", "4", "--batch-size", "4", "--threads", "1"]
-    if out is not None:
-        words += ["--out", str(out)]
+    """16x16, 2 filters, batch 4, one thread, resolved from a command line; `flags` win."""
+    words = [mode] if out is None else [mode, "--out", str(out)]
+    for flag, value in (TINY | DIALS).items():
+        words += [] if flag in flags else [flag, value]
     return resolve([*words, *flags])[0]
 
 
