@@ -1,16 +1,58 @@
 """Frontal faces by OpenCV's bundled Haar cascade (opencv-python-headless below 5; nothing is downloaded)."""
 
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine import atomic
 from engine.environment import attempt
 from engine.errors import InputError
 from engine.pictures import Box
 
-# the cascade's box in an aligned portrait (medians over 360 faces of four sources): share of the side, centre
-_SHARE, _CENTRE_X, _CENTRE_Y = 0.70, 0.50, 0.46
 _WORKING_SIDE = 640
+_FEWEST = 8  # faces that a framing is measured on, at least
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Where the cascade finds the face in a square picture: the box's share of the side, and its centre."""
+
+    share: float = 0.70
+    x: float = 0.50
+    y: float = 0.48
+
+    FILE = "framing.json"
+
+    def write(self, run_dir: Path) -> None:
+        """Keep it in the run folder, for refine. Raises OSError."""
+        atomic.write_text(run_dir / self.FILE, json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def of(cls, model: Path) -> "Framing":
+        """That of a run folder's (or its checkpoint's) photos; an aligned portrait's where it was not measured."""
+        for folder in (model, model.parent.parent):
+            try:
+                return cls(**json.loads((folder / cls.FILE).read_text()))
+            except (OSError, ValueError, TypeError):
+                continue
+        return cls()
+
+    @classmethod
+    def measure(cls, pictures: np.ndarray) -> "Framing | None":
+        """Medians over square pictures (N, R, R, channels) uint8; None without OpenCV or where few faces are found."""
+        try:
+            finder = FaceFinder()
+        except InputError:
+            return None
+        found = [(boxes[0], len(p)) for p in pictures if (boxes := finder.boxes(p if p.shape[2] == 3 else p[:, :, 0]))]
+        if len(found) < _FEWEST:
+            return None
+        rows = [((r - l) / n, (l + r) / 2 / n, (t + b) / 2 / n) for (l, t, r, b), n in found]  # noqa: E741
+        return cls(*(round(float(value), 4) for value in np.median(rows, 0)))
 
 
 class FaceFinder:
@@ -45,15 +87,13 @@ class FaceFinder:
         boxes = [tuple(round(v / scale) for v in (x, y, x + w, y + h)) for x, y, w, h in found]
         return sorted(boxes, key=lambda box: box[0] - box[2])
 
-    def portrait(self, pixels: np.ndarray) -> Box | None:
-        """The square around the largest face, framed as an aligned portrait, inside the image; None without a face."""
+    def portrait(self, pixels: np.ndarray, framing: Framing) -> Box | None:
+        """The square that frames the largest face like that; it may reach beyond the image. None without a face."""
         boxes = self.boxes(pixels)
         if not boxes:
             return None
         left, top, right, bottom = boxes[0]
-        height, width = pixels.shape[:2]
-        side = min(round((right - left) / _SHARE), width, height)
-        x = round((left + right) / 2 - _CENTRE_X * side)
-        y = round((top + bottom) / 2 - _CENTRE_Y * side)
-        x, y = min(max(x, 0), width - side), min(max(y, 0), height - side)
+        side = round((right - left) / framing.share)
+        x = round((left + right) / 2 - framing.x * side)
+        y = round((top + bottom) / 2 - framing.y * side)
         return x, y, x + side, y + side

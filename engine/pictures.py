@@ -23,7 +23,7 @@ Box = tuple[int, int, int, int]
 class Placement:
     """Where a part of a picture lies in the network's square.
 
-    window:  left, top, right, bottom of the part, in pixels of the picture.
+    window:  left, top, right, bottom of the part, in pixels of the picture; it may reach beyond the picture.
     content: left, top, right, bottom of its copy, in pixels of the square; padding lies around it.
     """
 
@@ -72,13 +72,25 @@ def place(size: tuple[int, int], resolution: int, fit: str, window: Box | None =
 
 
 def to_square(image: Image.Image, placement: Placement, resolution: int, channels: int) -> np.ndarray:
-    """(channels, R, R) uint8: the placed part of the picture; padding repeats its border pixels."""
-    image = image.convert("RGB" if channels == 3 else "L")
+    """(channels, R, R) uint8: the placed part of the picture; its border repeats beyond it and in the padding."""
+    image, window = _reaching(image.convert("RGB" if channels == 3 else "L"), placement.window)
     left, top, right, bottom = placement.content
-    part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=placement.window)
+    part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=window)
     pixels = np.atleast_3d(np.asarray(part))
     around = ((top, resolution - bottom), (left, resolution - right), (0, 0))
     return np.ascontiguousarray(np.pad(pixels, around, mode="edge").transpose(2, 0, 1))
+
+
+def _reaching(image: Image.Image, window: Box) -> tuple[Image.Image, Box]:
+    """The picture with its border repeated as far as the window needs, and the window in its pixels."""
+    left, top, right, bottom = window
+    beyond = max(0, -left, -top, right - image.width, bottom - image.height)
+    if not beyond:
+        return image, window
+    around = ((beyond, beyond), (beyond, beyond), (0, 0))
+    pixels = np.pad(np.atleast_3d(np.asarray(image)), around, mode="edge")
+    larger = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    return larger, (left + beyond, top + beyond, right + beyond, bottom + beyond)
 
 
 def from_square(pixels: np.ndarray, placement: Placement, *, original_size: bool) -> Image.Image:

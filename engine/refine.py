@@ -40,7 +40,8 @@ class Arguments:
     """Images that are not square: crop takes the central square (as in training), pad the whole image with its border
     repeated (and cut off again), stretch the whole image squeezed (--original-size pulls it back)."""
     face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Take the square around the largest face instead (needs OpenCV); images without a face are treated by --fit."""
+    """Frame the largest face as in the model's photos, repeating the border where the square reaches beyond the image
+    (needs OpenCV); images without a face are treated by --fit."""
     original_size: tyro.conf.FlagCreatePairsOff[bool] = False
     """Enlarge the result, which has the network's resolution, to the size of the part of the image it was made of."""
     format: Literal["keep", "png", "jpg", "webp"] = "keep"
@@ -163,9 +164,9 @@ class Preparer:
         self._landmarks = find_landmarks(source) if landmarks else None
         self._finder = None
         if arguments.face_crop:
-            from engine.faces import FaceFinder
+            from engine.faces import FaceFinder, Framing
 
-            self._finder = FaceFinder()
+            self._finder, self._framing = FaceFinder(), Framing.of(arguments.model)
 
     def __call__(self, name: str) -> Prepared:
         """Raises Skipped with the reason."""
@@ -178,7 +179,7 @@ class Preparer:
         remarks = [f"{remark} refined"] if remark else []
         window = None
         if self._finder:
-            window = self._finder.portrait(np.asarray(image))
+            window = self._finder.portrait(np.asarray(image), self._framing)
             if window is None:
                 remarks.append(f"no face found, treated by --fit {self._fit}")
         placement = pictures.place(image.size, self._resolution, self._fit, window)

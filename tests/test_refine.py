@@ -375,20 +375,38 @@ def test_a_diverged_model_writes_nothing(tmp_path, capsys, monkeypatch):
     assert "diverged" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_the_face_is_framed_as_a_portrait(monkeypatch):
+def test_the_face_is_framed_as_in_the_photos(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     assert cv2.data
-    from engine.faces import FaceFinder
+    from engine.faces import FaceFinder, Framing
 
-    finder = FaceFinder()
+    finder, framing = FaceFinder(), Framing(share=0.7, x=0.5, y=0.4)
     monkeypatch.setattr(finder, "boxes", lambda pixels: [(140, 130, 210, 200)])
-    left, top, right, bottom = finder.portrait(np.zeros((400, 500, 3), np.uint8))
-    assert right - left == bottom - top == 100
-    assert (left + right) / 2 == 175 and top < 130 and bottom > 200
+    assert finder.portrait(np.zeros((400, 500, 3), np.uint8), framing) == (125, 125, 225, 225)
     monkeypatch.setattr(finder, "boxes", lambda pixels: [(0, 0, 70, 70)])
-    assert finder.portrait(np.zeros((80, 90, 3), np.uint8)) == (0, 0, 80, 80)
+    assert finder.portrait(np.zeros((80, 90, 3), np.uint8), framing) == (-15, -5, 85, 95)  # beyond the image
     monkeypatch.setattr(finder, "boxes", lambda pixels: [])
-    assert finder.portrait(np.zeros((80, 90, 3), np.uint8)) is None
+    assert finder.portrait(np.zeros((80, 90, 3), np.uint8), framing) is None
+
+
+def test_a_window_beyond_the_picture_repeats_its_border():
+    ramp = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    placement = pictures.Placement((-2, -1, 6, 7), (0, 0, 8, 8))
+    square = pictures.to_square(Image.fromarray(ramp), placement, 8, 1)[0]
+    np.testing.assert_array_equal(square, np.pad(ramp, ((1, 3), (2, 2)), mode="edge"))
+
+
+def test_the_framing_of_the_photos_is_kept_with_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("cv2")
+    from engine.faces import FaceFinder, Framing
+
+    monkeypatch.setattr(FaceFinder, "boxes", lambda self, pixels: [(16, 8, 48, 40)])
+    framing = Framing.measure(np.zeros((9, 64, 64, 3), np.uint8))
+    assert framing == Framing(0.5, 0.5, 0.375)
+    framing.write(tmp_path)
+    assert Framing.of(tmp_path) == Framing.of(tmp_path / "checkpoints" / "step_1") == framing
+    assert Framing.of(tmp_path / "elsewhere") == Framing()
+    assert Framing.measure(np.zeros((3, 64, 64, 3), np.uint8)) is None  # too few to tell
 
 
 def test_face_crop_takes_the_face_or_says_why_not(run, tmp_path, capsys):

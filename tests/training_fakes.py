@@ -7,7 +7,6 @@ import torch
 from engine.config import TrainConfig, resolve
 from engine.data import Batch
 
-
 TINY = {"--resolution": "16", "--filters": "2", "--hidden": "4", "--batch-size": "4", "--threads": "1"}
 # the paper's dials, whatever the preset is tuned to
 DIALS = {"--gamma": "0.5", "--lambda-k": "0.001", "--lambda-r": "0.5", "--lr-schedule": "constant"}
