@@ -2,8 +2,9 @@
 
 Operators: every sample of every kernels/<op>/spec.py, forward and gradients, in three dtypes. An error against the
 float64 reference may be at most twice that of eager PyTorch in the same dtype, plus the floor named in spec.py.
-Training: the same steps of the refiner fused and eager, from the same weights on the same images, in float32; every
-loss must agree to 1e-4. Exit status 1 when anything fails.
+Training: steps of the refiner fused and eager, in float32; every loss and every network's gradient must agree to 1e-4.
+Both start each step from the state of the eager run: left alone, two runs that differ by rounding drift apart. Exit
+status 1 when anything fails.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ class Row:
 
     subject, variant:        operator and dtype (and instruction set), or "training" and what ran
     checks, failed:          comparisons made and those outside the tolerance
-    error, reference_error:  the worst one's error and that of eager PyTorch, both against float64; allowed: its limit
+    error, reference_error:  the worst one's error and that of eager PyTorch; allowed: its limit
     worst:                   where that was, or why nothing could run
     """
 
@@ -107,23 +108,29 @@ def training_images(count: int, channels: int, resolution: int, step: int, devic
 
 
 def verify_training(steps: int, device: torch.device, *, resolution: int = 32, filters: int = 8, batch: int = 4) -> Row:
-    """The same refiner steps, fused and eager: the largest relative difference of a loss."""
+    """The same refiner steps, fused and eager: the largest relative difference of a loss or a network's gradient."""
     from engine.config import TrainConfig
     from engine.data import Batch
     from engine.systems import build
 
     config = TrainConfig(resolution=resolution, filters=filters, hidden=16, batch_size=batch, inject=(8, 16), model="B")
-    systems = {mode: build(dataclasses.replace(config, fused=mode), device) for mode in (True, False)}
+    # a k that counts from the first step on
+    config = dataclasses.replace(config, gamma=0.9, lambda_k=0.05)
+    fused, eager = (build(dataclasses.replace(config, fused=mode), device) for mode in (True, False))
     failed, checks, largest, where = 0, 0, 0.0, ""
     began = time.perf_counter()
     for step in range(1, steps + 1):
         images = training_images(batch, config.channels, resolution, step, device)
         data = Batch(images=images, landmarks=None, indices=torch.arange(batch))
-        fused, eager = (
-            {name: value.item() for name, value in systems[mode].step(data).items()} for mode in (True, False)
-        )
-        for name, exact in eager.items():
-            difference = abs(fused[name] - exact) / max(abs(exact), 1e-6)
+        fused.load_weights(eager.weights())
+        fused.load_state_dict(eager.state_dict())
+        losses, exact = fused.step(data), eager.step(data)
+        differences = {name: relative(losses[name], exact[name]) for name in exact}
+        for name, network in eager.networks().items():
+            pair = zip(fused.networks()[name].parameters(), network.parameters(), strict=True)
+            ours, theirs = zip(*((a.grad.flatten(), b.grad.flatten()) for a, b in pair), strict=True)
+            differences[f"gradient of the {name}"] = relative(torch.cat(ours), torch.cat(theirs))
+        for name, difference in differences.items():
             checks += 1
             # written so that NaN fails
             failed += not difference <= LOSS_TOLERANCE
@@ -131,6 +138,11 @@ def verify_training(steps: int, device: torch.device, *, resolution: int = 32, f
                 largest, where = difference, f"{name} at step {step}"
     seconds = time.perf_counter() - began
     return Row("training", f"{steps} steps", checks, failed, largest, None, LOSS_TOLERANCE, where, seconds)
+
+
+def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """||value - exact|| / ||exact||, in float64."""
+    return (value.double() - exact.double()).norm().item() / max(exact.double().norm().item(), 1e-6)
 
 
 @contextlib.contextmanager
