@@ -37,7 +37,7 @@ def test_the_paper_preset_is_the_paper() -> None:
 @pytest.mark.parametrize(
     ("flags", "model", "inject"),
     [
-        ([], "B", (8, 16)),
+        ([], "C", (8, 16, 32)),
         (["--model", "A"], "A", (8,)),
         (["--model", "C"], "C", (8, 16, 32)),
         (["--inject", "16,8"], "B", (8, 16)),
