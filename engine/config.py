@@ -20,9 +20,9 @@ from engine.errors import InputError
 Origins = dict[str, str]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance: a soft G(z) is reconstructed better
-    # than a photo, L(G(z)) is about 0.7 L(x), so with gamma 0.5 k stays 0 and nothing sharpens, and with the paper's
-    # lambda_k of 0.001 k would need tens of thousands of steps to rise. A few thousand steps bear gamma 0.9 and
+    # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance: a soft G(z) is reconstructed
+    # better than a photo, L(G(z)) is about 0.7 L(x), so with gamma 0.5 k stays 0 and nothing sharpens, and with the
+    # paper's lambda_k of 0.001 k would need tens of thousands of steps to rise. A few thousand steps bear gamma 0.9 and
     # lambda_r 0.3 (sharper); 1,200 do not
     "quick": {
         "steps": 1200,
