@@ -171,12 +171,6 @@ def free_disk(path: Path) -> int | None:
     return None
 
 
-def threads_by_library() -> list[dict[str, Any]] | None:
-    """The OpenMP and BLAS runtimes loaded in this process (threadpoolctl), or None when it is not installed."""
-    threadpoolctl, _ = attempt("threadpoolctl")
-    return None if threadpoolctl is None else threadpoolctl.threadpool_info()
-
-
 def loaded_openmp() -> list[str] | None:
     """Paths of the OpenMP runtimes mapped into this process, from /proc; None where there is no /proc."""
     if sys.platform != "linux":

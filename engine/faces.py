@@ -43,12 +43,12 @@ class Framing:
 
     @classmethod
     def measure(cls, pictures: np.ndarray) -> "Framing | None":
-        """Medians over square pictures (N, R, R, channels) uint8; None without OpenCV or where few faces are found."""
+        """Medians over square pictures (N, R, R, 3) uint8; None without OpenCV or where few faces are found."""
         try:
             finder = FaceFinder()
         except InputError:
             return None
-        found = [(boxes[0], len(p)) for p in pictures if (boxes := finder.boxes(p if p.shape[2] == 3 else p[:, :, 0]))]
+        found = [(boxes[0], len(p)) for p in pictures if (boxes := finder.boxes(p))]
         if len(found) < _FEWEST:
             return None
         rows = [((r - l) / n, (l + r) / 2 / n, (t + b) / 2 / n) for (l, t, r, b), n in found]  # noqa: E741

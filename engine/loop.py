@@ -18,7 +18,7 @@ from engine.faces import Framing
 from engine.metrics import LossMeter, MetricsLog
 from engine.networks.layers import OPERATORS, parameter_count
 from engine.progress import Progress, memory_mb
-from engine.samples import save_grid
+from engine.samples import save_grid, to_pixels
 from engine.schedule import learning_rate
 from engine.signals import StopRequest
 from engine.systems import build
@@ -232,9 +232,7 @@ class Trainer:
 
     def _measure_framing(self) -> None:
         """How the photos frame their faces, for `refine --face-crop`; nothing where no faces are found."""
-        photos = self.loader.fixed(FRAMED).images
-        pixels = photos.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        framing = Framing.measure(pixels)
+        framing = Framing.measure(to_pixels(self.loader.fixed(FRAMED).images))
         if framing:
             with self._writing(Framing.FILE):
                 framing.write(self.run_dir)

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -33,7 +33,6 @@ class Operator:
     function: Callable
     reference: Callable
     implementations: Callable[[], list[Implementation]]
-    schemas: list[str] = field(default_factory=list)
 
 
 OPERATORS: dict[str, Operator] = {}

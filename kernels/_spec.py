@@ -10,15 +10,14 @@ from torch import Tensor
 
 from . import _op
 
-LAYOUTS = ("channels_last", "contiguous", "sliced", "expanded")
-
 
 @dataclass(frozen=True)
 class Sample:
     """One call of an operator: shapes of its tensors by argument name, and its options.
 
     integers: small whole numbers instead of Gaussian ones, so that no value lies next to a kink of the activation.
-    layout:   of the first tensor; "sliced" is a view into a larger one, "expanded" repeats one sample.
+    layout:   of the first tensor: "channels_last", "contiguous", "sliced" (a view into a larger one) or "expanded"
+              (one sample repeated).
     """
 
     name: str

@@ -17,7 +17,6 @@ from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_re
 
 OPERATORS = ("resize_conv_act", "linear", "l1_autoencoder_loss")  # what fused networks and losses run on
 SMALLEST = 8  # side of the coarsest level
-LARGEST = 256
 
 
 def level_sizes(resolution: int) -> list[int]:

@@ -205,13 +205,9 @@ static void direct_weight_gradient(const Stencil& s, bool taps_on_gradient, cons
             const float* x = taps_on_gradient ? in.at(i0, 0) : in.at(i0 * in_step + dr, dc);
             const float* g = taps_on_gradient ? gradient.at(i0 * gradient_step + dr, dc) : gradient.at(i0, 0);
             p.a = by_output ? x : g;
-            for (int n0 = 0; n0 < layout.columns();) {
-                const int width = panel_width(n0, layout.columns());
-                p.b = (by_output ? g : x) + n0;
-                p.c = sums + n0;
-                multiply_panel(p, layout.rows(), width);
-                n0 += width;
-            }
+            p.b = by_output ? g : x;
+            p.c = sums;
+            multiply(p, layout.rows(), layout.columns());
         }
 }
 

@@ -90,5 +90,16 @@ static inline void multiply_panel(Product p, int rows, int width) {
     }
 }
 
+// All rows and columns with a B that is not packed: its columns lie beside each other, as those of C.
+static inline void multiply(Product p, int rows, int columns) {
+    for (int n0 = 0; n0 < columns;) {
+        const int width = panel_width(n0, columns);
+        multiply_panel(p, rows, width);
+        p.b += width;
+        p.c += width;
+        n0 += width;
+    }
+}
+
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln

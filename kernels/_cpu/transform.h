@@ -193,23 +193,20 @@ static void transform_weight_gradient(const Band& in, const Sums& layout, const 
         const int n = count - t0 < block ? count - t0 : block;
         transform_input<A>(in, tiles, t0, n, block, u);
         transform_gradient<A>(gradient, tiles, t0, n, block, m);
-        for (int q = 0; q < products; ++q)
-            for (int n0 = 0; n0 < padded;) {
-                const int width = panel_width(n0, padded);
-                Product p{};
-                p.a = u + int64_t(q) * block * in.channels;
-                p.a_row = 1;
-                p.a_step = in.channels;
-                p.b = m + int64_t(q) * block * padded + n0;
-                p.b_step = padded;
-                p.segments = 1;
-                p.depth = n;
-                p.c = sums + int64_t(q) * cin * padded + n0;
-                p.c_row = padded;
-                p.accumulate = true;
-                multiply_panel(p, cin, width);
-                n0 += width;
-            }
+        for (int q = 0; q < products; ++q) {
+            Product p{};
+            p.a = u + int64_t(q) * block * in.channels;
+            p.a_row = 1;
+            p.a_step = in.channels;
+            p.b = m + int64_t(q) * block * padded;
+            p.b_step = padded;
+            p.segments = 1;
+            p.depth = n;
+            p.c = sums + int64_t(q) * cin * padded;
+            p.c_row = padded;
+            p.accumulate = true;
+            multiply(p, cin, padded);
+        }
     }
 }
 

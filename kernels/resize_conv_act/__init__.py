@@ -149,10 +149,15 @@ def _gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     ]
 
 
+def _float32_like(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float32 else torch.empty_like(tensor, dtype=torch.float32)
+
+
 def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):
     dx, dweight, dbias, dsecond = _gradients([x, weight, bias, second], need)
-    dw = torch.empty(weight.shape, dtype=torch.float32) if need[1] else None
-    db = torch.empty(bias.shape, dtype=torch.float32) if need[2] else None
+    # sums are float32: the gradients themselves where the parameters are, else cast from these
+    dw = _float32_like(dweight) if need[1] else None
+    db = _float32_like(dbias) if need[2] else None
     integers = _integers(x, weight, second, resize, activation, exact)
     x, second, y, grad = _dense(x), _dense(second), _dense(y), _dense(grad)
     weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
@@ -160,10 +165,9 @@ def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activati
     results = [dx if need[0] else None, dsecond if need[3] else None, dw, db]
     pointers = [_native.address(t) for t in (x, weights, second, y, grad, scale, *results)]
     _native.call(f"{NAME}_backward", pointers, integers, [negative_slope])
-    if need[1]:
-        dweight = dw if weight.dtype == torch.float32 else dweight.copy_(dw)
-    if need[2]:
-        dbias = db if bias.dtype == torch.float32 else dbias.copy_(db)
+    for gradient, sums in ((dweight, dw), (dbias, db)):
+        if sums is not None and sums is not gradient:
+            gradient.copy_(sums)
     return dx, dweight, dbias, dsecond
 
 
