@@ -37,6 +37,7 @@ class Spec:
     floor: dict[torch.dtype, float]  # relative; joins twice the error of eager PyTorch in the same dtype
     flops: Callable[[Sample], float]  # of forward and backward, as written
     bytes: Callable[[Sample, torch.dtype], float]  # least traffic of forward and backward
+    strong: Callable | None = None  # the best known with library parts, the operator's arguments; None: the reference
 
 
 @dataclass(frozen=True)
