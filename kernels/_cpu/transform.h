@@ -74,11 +74,15 @@ struct Tiles {
     int column(int t) const { return t % columns; }
 };
 
+// Floats between two products' matrices of a block: a cache line more than they fill, so that the P * P lines one tile
+// touches do not fall in the same cache set.
+static inline int64_t plane_floats(int block, int channels) { return int64_t(block) * channels + 16; }
+
 // out[P * P][block][channels]: `transform` on both axes of the IN x IN squares at tile * step + offset of a band.
 template <int IN, int P, void (*transform)(const vf*, vf*)>
 static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int count, int block, int step, int offset,
                             float* out) {
-    const int64_t plane = int64_t(block) * band.channels;
+    const int64_t plane = plane_floats(block, band.channels);
     for (int t = 0; t < count; ++t) {
         const float* corner = band.at(tiles.row(t0 + t) * step + offset, tiles.column(t0 + t) * step + offset);
         for (int c = 0; c < band.channels; c += VL) {
@@ -113,7 +117,7 @@ static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0,
 template <class A>
 static void transform_output(const float* m, int padded, const Tiles& tiles, int t0, int count, int block,
                              const Sink& sink, int image, const float* add, int add_row0, int add_columns) {
-    const int64_t plane = int64_t(block) * padded;
+    const int64_t plane = plane_floats(block, padded);
     for (int t = 0; t < count; ++t) {
         const int row0 = tiles.row(t0 + t) * A::OUT, column0 = tiles.column(t0 + t) * A::OUT;
         for (int c = 0; c < padded; c += VL) {
@@ -152,8 +156,9 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     const int depth = w.depth(), padded = w.padded(), count = (r1 - r0) * columns;
     constexpr int products = A::P * A::P;
     const int block = block_tiles(products, in.channels, padded);
-    float* u = scratch(2, int64_t(products) * block * in.channels);
-    float* m = scratch(3, int64_t(products) * block * padded);
+    const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
+    float* u = scratch(2, products * u_plane);
+    float* m = scratch(3, products * m_plane);
     const Tiles tiles{r0, columns};
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
@@ -162,14 +167,14 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
             for (int n0 = 0; n0 < padded;) {
                 const int width = panel_width(n0, padded);
                 Product p{};
-                p.a = u + int64_t(q) * block * in.channels;
+                p.a = u + q * u_plane;
                 p.a_row = in.channels;
                 p.a_step = 1;
                 p.b = packed + (int64_t(n0) * products + int64_t(q) * width) * depth;
                 p.b_step = width;
                 p.segments = 1;
                 p.depth = depth;
-                p.c = m + int64_t(q) * block * padded + n0;
+                p.c = m + q * m_plane + n0;
                 p.c_row = padded;
                 multiply_panel(p, n, width);
                 n0 += width;
@@ -186,8 +191,9 @@ static void transform_weight_gradient(const Band& in, const Sums& layout, const 
     const int count = (r1 - r0) * columns, padded = gradient.channels;
     constexpr int products = A::P * A::P;
     const int block = block_tiles(products, in.channels, padded);
-    float* u = scratch(2, int64_t(products) * block * in.channels);
-    float* m = scratch(3, int64_t(products) * block * padded);
+    const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
+    float* u = scratch(2, products * u_plane);
+    float* m = scratch(3, products * m_plane);
     const Tiles tiles{r0, columns};
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
@@ -195,10 +201,10 @@ static void transform_weight_gradient(const Band& in, const Sums& layout, const 
         transform_gradient<A>(gradient, tiles, t0, n, block, m);
         for (int q = 0; q < products; ++q) {
             Product p{};
-            p.a = u + int64_t(q) * block * in.channels;
+            p.a = u + q * u_plane;
             p.a_row = 1;
             p.a_step = in.channels;
-            p.b = m + int64_t(q) * block * padded;
+            p.b = m + q * m_plane;
             p.b_step = padded;
             p.segments = 1;
             p.depth = n;
