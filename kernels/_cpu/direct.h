@@ -13,6 +13,7 @@ struct Tap {
 };
 
 // One axis of a pass: output o = step_out * i + phase reads inputs step_in * i + offset. Two axes are the outer product.
+// The offsets of a phase ascend by one.
 struct Stencil {
     int step_in, step_out;
     int count[2];
@@ -34,7 +35,7 @@ private:
 };
 
 constexpr Stencil SAME = {1, 1, {3, 0}, {{{-1, {1, 0, 0}}, {0, {0, 1, 0}}, {1, {0, 0, 1}}}}};
-constexpr Stencil SAME_ADJOINT = {1, 1, {3, 0}, {{{1, {1, 0, 0}}, {0, {0, 1, 0}}, {-1, {0, 0, 1}}}}};
+constexpr Stencil SAME_ADJOINT = {1, 1, {3, 0}, {{{-1, {0, 0, 1}}, {0, {0, 1, 0}}, {1, {1, 0, 0}}}}};
 constexpr Stencil DOWN = {2, 1, {3, 0}, {{{-1, {1, 0, 0}}, {0, {0, 1, 0}}, {1, {0, 0, 1}}}}};
 constexpr Stencil DOWN_ADJOINT = {1, 2, {1, 2}, {{{0, {0, 1, 0}}}, {{0, {0, 0, 1}}, {1, {1, 0, 0}}}}};
 constexpr Stencil UP = {1, 2, {2, 2}, {{{-1, {1, 0, 0}}, {0, {0, 1, 1}}}, {{0, {1, 1, 0}}, {1, {0, 0, 1}}}}};
@@ -56,12 +57,12 @@ struct Weights {
     }
 };
 
-// The rows of kernel g combined to one line of three.
-static inline void combine_rows(const float* g, const float* row, float* line) {
-    for (int q = 0; q < 3; ++q) line[q] = row[0] * g[q] + row[1] * g[3 + q] + row[2] * g[6 + q];
+// The rows of a kernel g combined to one line of three; T is float, or a vector of as many kernels.
+template <class T> static inline void combine_rows(const float* g, const T* kernel, T* line) {
+    for (int q = 0; q < 3; ++q) line[q] = kernel[q] * g[0] + kernel[3 + q] * g[1] + kernel[6 + q] * g[2];
 }
 
-static inline float dot3(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+template <class T> static inline T dot3(const T* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
 // For thin passes: [r][c][column n][depth padded to whole vectors].
 static void pack_thin(const Weights& w, const float (*row)[3], int rows, const float (*column)[3], int columns,
@@ -72,29 +73,39 @@ static void pack_thin(const Weights& w, const float (*row)[3], int rows, const f
             for (int n = 0; n < w.columns(); ++n, out += padded)
                 for (int k = 0; k < padded; ++k) {
                     float line[3] = {};
-                    if (k < depth) combine_rows(w.kernel(k, n), row[r], line);
+                    if (k < depth) combine_rows(row[r], w.kernel(k, n), line);
                     out[k] = dot3(line, column[c]);
                 }
 }
 
+// Kernels (k, n) of VL columns n from n0, one vector per tap; zeros past the last column.
+static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
+    alignas(64) float lanes[9][VL] = {};
+    const int n = w.columns() - n0 < VL ? w.columns() - n0 : VL;
+    for (int lane = 0; lane < n; ++lane) {
+        const float* kernel = w.kernel(k, n0 + lane);
+        for (int t = 0; t < 9; ++t) lanes[t][lane] = kernel[t];
+    }
+    for (int t = 0; t < 9; ++t) taps[t] = load(lanes[t]);
+}
+
 // Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width].
 static void pack(const Weights& w, const float (*row)[3], int rows, const float (*column)[3], int columns, float* out) {
-    const int depth = w.depth(), padded = w.padded(), n_columns = w.columns();
+    const int depth = w.depth(), padded = w.padded();
 #pragma omp parallel for schedule(static)
-    for (int k = 0; k < depth; ++k) {
-        for (int n0 = 0; n0 < padded;) {
-            const int width = panel_width(n0, padded);
-            float* panel = out + (int64_t(n0) * rows * columns) * depth + int64_t(k) * width;
-            for (int n = n0; n < n0 + width; ++n) {
-                const float* g = n < n_columns ? w.kernel(k, n) : nullptr;
-                for (int r = 0; r < rows; ++r) {
-                    float line[3] = {};
-                    if (g) combine_rows(g, row[r], line);
-                    for (int c = 0; c < columns; ++c)
-                        panel[(int64_t(r) * columns + c) * depth * width + (n - n0)] = dot3(line, column[c]);
-                }
+    for (int n = 0; n < padded; n += VL) {  // one vector of columns: its kernels are read in the order they lie
+        const int n0 = n % (2 * VL) && panel_width(n - VL, padded) == 2 * VL ? n - VL : n;
+        const int width = panel_width(n0, padded);
+        float* panel = out + int64_t(n0) * rows * columns * depth + (n - n0);
+        for (int k = 0; k < depth; ++k) {
+            vf kernel[9];
+            load_kernels(w, k, n, kernel);
+            for (int r = 0; r < rows; ++r) {
+                vf line[3];
+                combine_rows(row[r], kernel, line);
+                for (int c = 0; c < columns; ++c)
+                    store(panel + ((int64_t(r) * columns + c) * depth + k) * width, dot3(line, column[c]));
             }
-            n0 += width;
         }
     }
 }
@@ -121,30 +132,31 @@ static void direct_rows(const Stencil& s, const Band& in, const Weights& w, cons
     const int depth = w.depth(), padded = w.padded();
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc) {
-            int64_t a_segment[16], b_offset[16], b_segment[16];
-            int taps = 0;
+            // where pixels lie dense, the taps of a row read one run of numbers
+            const int run = in.channels == depth && !w.thin() ? s.count[pc] : 1;
+            int64_t a_segment[16], b_segment[16];
+            int segments = 0, taps = s.count[pr] * s.count[pc];
             for (int r = 0; r < s.count[pr]; ++r)
-                for (int c = 0; c < s.count[pc]; ++c, ++taps) {
-                    a_segment[taps] = in.at(i * s.step_in + s.taps[pr][r].offset, s.taps[pc][c].offset) - in.data;
-                    b_offset[taps] = int64_t(taps) * depth;
-                }
+                for (int c = 0; c < s.count[pc]; c += run)
+                    a_segment[segments++] =
+                        in.at(i * s.step_in + s.taps[pr][r].offset, s.taps[pc][c].offset) - in.data;
             float* to = rows + (int64_t(pr) * cells * s.step_out + pc) * padded;
             if (w.thin())
                 thin_row_of(w.columns())(in.data, int64_t(s.step_in) * in.channels, a_segment, taps, in.channels, packed, to,
                                          int64_t(s.step_out) * padded, cells, accumulate);
             for (int n0 = 0; n0 < padded && !w.thin();) {
                 const int width = panel_width(n0, padded);
-                for (int t = 0; t < taps; ++t) b_segment[t] = b_offset[t] * width;
+                for (int t = 0; t < segments; ++t) b_segment[t] = int64_t(t) * run * depth * width;
                 Product p{};
                 p.a = in.data;
                 p.a_row = int64_t(s.step_in) * in.channels;
                 p.a_step = 1;
                 p.b = packed + int64_t(n0) * taps * depth;
                 p.b_step = width;
-                p.segments = taps;
+                p.segments = segments;
                 p.a_segment = a_segment;
                 p.b_segment = b_segment;
-                p.depth = depth;
+                p.depth = run * depth;
                 p.c = to + n0;
                 p.c_row = int64_t(s.step_out) * padded;
                 p.accumulate = accumulate;
@@ -159,21 +171,20 @@ static void direct_rows(const Stencil& s, const Band& in, const Weights& w, cons
 static void put_row(const Sink& sink, int image, int row, const float* from, int padded) {
     if (row >= sink.height) return;
     const int64_t pixel0 = (int64_t(image) * sink.height + row) * sink.width;
-    for (int column = 0; column < sink.width; ++column)
-        for (int c = 0; c < padded; c += VL) sink.put(pixel0 + column, c, load(from + int64_t(column) * padded + c));
+    with_put(sink, [&](auto put) {
+        for (int column = 0; column < sink.width; ++column)
+            for (int c = 0; c < padded; c += VL) put(pixel0 + column, c, load(from + int64_t(column) * padded + c));
+    });
 }
 
 // Where the sums of a weight gradient lie: [tap][cin][padded cout], or [tap][cout][padded cin] where cout is thin, so
 // that the vectors always run along the wider of the two.
 struct Sums {
     int cin, cout;
-    bool by_output() const { return cout > THIN || cin <= cout; }
+    bool by_output() const { return cout > THIN || cin <= THIN; }
     int rows() const { return by_output() ? cin : cout; }
     int columns() const { return round_up(by_output() ? cout : cin, VL); }
     int64_t size(int taps) const { return int64_t(taps) * rows() * columns(); }
-    int64_t at(int tap, int i, int o) const {
-        return (int64_t(tap) * rows() + (by_output() ? i : o)) * columns() + (by_output() ? o : i);
-    }
 };
 
 // Weight gradient of cell rows [i0, i1): sums += input taps x gradient taps. The taps move the input where the pass
@@ -199,35 +210,46 @@ static void direct_weight_gradient(const Stencil& s, bool taps_on_gradient, cons
     p.depth = cells;
     p.c_row = layout.columns();
     p.accumulate = true;
+    // where the pixels that the taps move over lie dense, those of a row are one run of rows of the product
+    const Band& moved = taps_on_gradient ? gradient : in;
+    const bool dense = taps_on_gradient != by_output && moved.channels == layout.rows();
+    const int run = dense ? s.count[0] : 1;
     for (int r = 0; r < s.count[0]; ++r)
-        for (int c = 0; c < s.count[0]; ++c, sums += layout.size(1)) {
+        for (int c = 0; c < s.count[0]; c += run, sums += layout.size(run)) {
             const int dr = s.taps[0][r].offset, dc = s.taps[0][c].offset;
             const float* x = taps_on_gradient ? in.at(i0, 0) : in.at(i0 * in_step + dr, dc);
             const float* g = taps_on_gradient ? gradient.at(i0 * gradient_step + dr, dc) : gradient.at(i0, 0);
             p.a = by_output ? x : g;
             p.b = by_output ? g : x;
             p.c = sums;
-            multiply(p, layout.rows(), layout.columns());
+            multiply(p, run * layout.rows(), layout.columns());
         }
 }
 
 // dw[cout][cin][p][q] = sum over r, c of taps[r][p] taps[c][q] sums[r][c][cin][cout], for input channels from `first`.
 static void unpack_gradient(const float* sums, const Sums& layout, const float (*taps)[3], int n, int first, int cin_all,
                             float* dw) {
+    const bool by_output = layout.by_output();
+    const int rows = layout.rows(), across = by_output ? layout.cout : layout.cin;
+    const int64_t plane = layout.size(1);
 #pragma omp parallel for schedule(static)
-    for (int o = 0; o < layout.cout; ++o)
-        for (int i = 0; i < layout.cin; ++i) {
-            float sum[9] = {};
+    for (int v = 0; v < layout.columns(); v += VL)  // a vector of outputs (or inputs) at a time
+        for (int m = 0; m < rows; ++m) {
+            vf sum[9];
+            for (int t = 0; t < 9; ++t) sum[t] = splat(0.0f);
             for (int r = 0; r < n; ++r) {
-                float line[3] = {};
+                vf line[3] = {splat(0.0f), splat(0.0f), splat(0.0f)};
                 for (int c = 0; c < n; ++c) {
-                    const float value = sums[layout.at(r * n + c, i, o)];
+                    const vf value = load(sums + (int64_t(r) * n + c) * plane + int64_t(m) * layout.columns() + v);
                     for (int q = 0; q < 3; ++q) line[q] += taps[c][q] * value;
                 }
-                for (int p = 0; p < 3; ++p)
-                    for (int q = 0; q < 3; ++q) sum[p * 3 + q] += taps[r][p] * line[q];
+                for (int t = 0; t < 9; ++t) sum[t] += taps[r][t / 3] * line[t % 3];
             }
-            std::memcpy(dw + (int64_t(o) * cin_all + first + i) * 9, sum, sizeof sum);
+            for (int lane = 0; lane < VL && v + lane < across; ++lane) {
+                const int o = by_output ? v + lane : m, i = by_output ? m : v + lane;
+                float* to = dw + (int64_t(o) * cin_all + first + i) * 9;
+                for (int t = 0; t < 9; ++t) to[t] = sum[t][lane];
+            }
         }
 }
 

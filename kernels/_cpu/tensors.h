@@ -17,17 +17,28 @@ struct Source {
     Activation activation = NONE;
     float slope = 0;
 
-    int padded_channels() const { return round_up(channels + channels2, VL); }
+    int all_channels() const { return channels + channels2; }
 };
 
-// Rows from `row0`, columns from `column0` of one image, as float32 with `channels` (a multiple of VL) per pixel.
+// Rows from `row0`, columns from `column0` of a few images, as float32 with `channels` per pixel.
 struct Band {
     float* data;
     int row0, column0, columns, channels;
+    int64_t image_step;
     float* at(int row, int column) const {
         return data + (int64_t(row - row0) * columns + (column - column0)) * channels;
     }
+    Band image(int i) const { return {data + i * image_step, row0, column0, columns, channels, image_step}; }
 };
+
+// Some consecutive images of a batch: those that one work item covers.
+struct Images {
+    int first, count;
+};
+
+// Whether a band's pixels are padded with zeros to whole vectors, or lie as close as they do in the tensor, so that the
+// pixels under neighbouring taps are one run of numbers.
+enum Spacing { DENSE, PADDED };
 
 static inline void fill_channels(float* to, const void* from, int64_t index, int n, Dtype dtype, float scale) {
     int c = 0;
@@ -35,45 +46,69 @@ static inline void fill_channels(float* to, const void* from, int64_t index, int
     if (c < n) store(to + c, load_part(dtype, from, index + c, n - c) * scale);
 }
 
-static inline void fill_gradient(float* to, const Source& s, int64_t index, float scale) {
+template <Activation KIND> static inline void fill_gradient(float* to, const Source& s, int64_t index, float scale) {
     int c = 0;
     for (; c + VL <= s.channels; c += VL)
         store(to + c, load_as(s.dtype, s.data, index + c) * scale *
-                          derivative(s.activation, load_as(s.dtype, s.output, index + c), s.slope));
+                          derivative(KIND, load_as(s.dtype, s.output, index + c), s.slope));
     if (c < s.channels) {
         const int n = s.channels - c;
         store(to + c, load_part(s.dtype, s.data, index + c, n) * scale *
-                          derivative(s.activation, load_part(s.dtype, s.output, index + c, n), s.slope));
+                          derivative(KIND, load_part(s.dtype, s.output, index + c, n), s.slope));
     }
 }
 
-// Copies rows [row0, row1) and columns [column0, column1) of one image times `scale`; zeros outside the image.
-static Band fill_band(int slot, const Source& s, int image, float scale, int row0, int row1, int column0, int column1) {
-    const int cp = s.padded_channels();
-    Band band{nullptr, row0, column0, column1 - column0, cp};
-    band.data = scratch(slot, int64_t(row1 - row0) * band.columns * cp + 2 * VL);
+template <Activation KIND> static void fill_pixel(float* to, const Source& s, int64_t pixel, float scale, int) {
+    fill_gradient<KIND>(to, s, pixel * s.channels, scale);
+}
+// Without an output (or with one whose derivative is one) the values are copied.
+template <> void fill_pixel<NONE>(float* to, const Source& s, int64_t pixel, float scale, int padded) {
+    if (s.channels2 && padded >= VL) store(to + padded - VL, splat(0.0f));
+    fill_channels(to, s.data, pixel * s.channels, s.channels, s.dtype, scale);
+    if (s.channels2) fill_channels(to + s.channels, s.data2, pixel * s.channels2, s.channels2, s.dtype, scale);
+}
+
+// One row of pixels [first, last). Ascending: each vector's surplus lanes are written over by what follows them.
+template <Activation KIND>
+static void fill_row(float* to, const Source& s, int64_t pixel0, int first, int last, float scale, int channels) {
+    for (int column = first; column < last; ++column, to += channels)
+        fill_pixel<KIND>(to, s, pixel0 + column, scale, channels);
+}
+
+static void fill_pixels(float* to, const Source& s, int64_t pixel0, int first, int last, float scale, int channels) {
+    switch (s.output ? s.activation : NONE) {
+    case ELU: return fill_row<ELU>(to, s, pixel0, first, last, scale, channels);
+    case RELU: return fill_row<RELU>(to, s, pixel0, first, last, scale, channels);
+    case LEAKY_RELU: return fill_row<LEAKY_RELU>(to, s, pixel0, first, last, scale, channels);
+    case TANH: return fill_row<TANH>(to, s, pixel0, first, last, scale, channels);
+    case SIGMOID: return fill_row<SIGMOID>(to, s, pixel0, first, last, scale, channels);
+    default: return fill_row<NONE>(to, s, pixel0, first, last, scale, channels);
+    }
+}
+
+// Copies rows [row0, row1) and columns [column0, column1) of some images, each times its `scale` (one without); zeros
+// outside the image. Two vectors past the end may be written and read.
+static Band fill_band(int slot, const Source& s, Images images, const float* scale, Spacing spacing, int row0, int row1,
+                      int column0, int column1) {
+    const int channels = spacing == DENSE ? s.all_channels() : round_up(s.all_channels(), VL);
+    Band band{nullptr, row0, column0, column1 - column0, channels, 0};
+    band.image_step = int64_t(row1 - row0) * band.columns * channels;
+    band.data = scratch(slot, images.count * band.image_step + 2 * VL);
     const int first = column0 < 0 ? 0 : column0, last = column1 < s.width ? column1 : s.width;
-    for (int row = row0; row < row1; ++row) {
-        float* line = band.at(row, column0);
-        if (row < 0 || row >= s.height) {
-            std::memset(line, 0, sizeof(float) * band.columns * cp);
-            continue;
-        }
-        std::memset(line, 0, sizeof(float) * (first - column0) * cp);
-        const int64_t pixel0 = (int64_t(image) * s.height + row) * s.width;
-        for (int column = first; column < last; ++column) {
-            float* to = band.at(row, column);
-            const int64_t pixel = pixel0 + column;
-            if (s.output) {
-                fill_gradient(to, s, pixel * s.channels, scale);
-            } else {
-                if (s.channels2) store(to + cp - VL, splat(0.0f));
-                fill_channels(to, s.data, pixel * s.channels, s.channels, s.dtype, scale);
-                if (s.channels2)
-                    fill_channels(to + s.channels, s.data2, pixel * s.channels2, s.channels2, s.dtype, scale);
+    for (int i = 0; i < images.count; ++i) {
+        const int image = images.first + i;
+        for (int row = row0; row < row1; ++row) {
+            float* line = band.data + i * band.image_step + int64_t(row - row0) * band.columns * channels;
+            if (row < 0 || row >= s.height) {
+                std::memset(line, 0, sizeof(float) * band.columns * channels);
+                continue;
             }
+            std::memset(line, 0, sizeof(float) * (first - column0) * channels);
+            fill_pixels(line + int64_t(first - column0) * channels, s, (int64_t(image) * s.height + row) * s.width, first,
+                        last, scale ? scale[image] : 1.0f, channels);
+            if (column1 > last)
+                std::memset(line + int64_t(last - column0) * channels, 0, sizeof(float) * (column1 - last) * channels);
         }
-        if (column1 > last) std::memset(band.at(row, last), 0, sizeof(float) * (column1 - last) * cp);
     }
     return band;
 }
@@ -111,6 +146,20 @@ private:
         store_part(dtype, data2, pixel * channels2 + first, load(lanes + lane), n);
     }
 };
+
+// Calls body(put) with the leanest put(pixel, c, v) that writes to this sink.
+template <class Body> static inline void with_put(const Sink& sink, Body body) {
+    float* to = static_cast<float*>(sink.data);
+    const int channels = sink.channels;
+    const float* bias = sink.bias;
+    const bool plain = sink.dtype == F32 && channels % VL == 0 && to && !sink.channels2;
+    if (plain && sink.activation == ELU && bias)
+        body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, activate(ELU, v + load(bias + c), 0)); });
+    else if (plain && sink.activation == NONE && !bias)
+        body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, v); });
+    else
+        body([&sink](int64_t pixel, int c, vf v) { sink.put(pixel, c, v); });
+}
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln

@@ -67,10 +67,61 @@ struct Winograd2Adjoint : Winograd2 {
     static constexpr float G[P][3] = {{0, 0, 1}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {1, 0, 0}};
 };
 
-// A grid of tiles, numbered along rows; a block is a run of them.
+// Winograd F(4, 3) at the points 0, +-1/sqrt 2, +-sqrt 2 and infinity: their squares multiply to one, which keeps every
+// coefficient near one and the rounding error an order below that of 0, +-1, +-2.
+struct Winograd4 {
+    static constexpr int IN = 6, STEP = 4, P = 6, OUT = 4;
+    static constexpr float A = 0.70710678118654752f, B = 1.41421356237309505f;
+    static constexpr float G[P][3] = {{1, 0, 0},
+                                      {-2.0f / 3, -2.0f / 3 * A, -1.0f / 3},
+                                      {-2.0f / 3, 2.0f / 3 * A, -1.0f / 3},
+                                      {1.0f / 6, B / 6, 1.0f / 3},
+                                      {1.0f / 6, -B / 6, 1.0f / 3},
+                                      {0, 0, 1}};
+    static void input(const vf* x, vf* u) {
+        u[0] = x[0] + x[4] - 2.5f * x[2];
+        const vf even_a = x[4] - 2.0f * x[2], odd_a = x[3] - 2.0f * x[1];
+        u[1] = even_a + A * odd_a;
+        u[2] = even_a - A * odd_a;
+        const vf even_b = x[4] - 0.5f * x[2], odd_b = x[3] - 0.5f * x[1];
+        u[3] = even_b + B * odd_b;
+        u[4] = even_b - B * odd_b;
+        u[5] = x[1] + x[5] - 2.5f * x[3];
+    }
+    static void output(const vf* m, vf* y) {
+        const vf sum_a = m[1] + m[2], sum_b = m[3] + m[4], difference_a = m[1] - m[2], difference_b = m[3] - m[4];
+        y[0] = m[0] + sum_a + sum_b;
+        y[1] = A * difference_a + B * difference_b;
+        y[2] = 0.5f * sum_a + 2.0f * sum_b;
+        y[3] = m[5] + A * 0.5f * difference_a + B * 2.0f * difference_b;
+    }
+    static void output_adjoint(const vf* y, vf* m) {
+        m[0] = y[0];
+        const vf even_a = y[0] + 0.5f * y[2], odd_a = y[1] + 0.5f * y[3];
+        m[1] = even_a + A * odd_a;
+        m[2] = even_a - A * odd_a;
+        const vf even_b = y[0] + 2.0f * y[2], odd_b = y[1] + 2.0f * y[3];
+        m[3] = even_b + B * odd_b;
+        m[4] = even_b - B * odd_b;
+        m[5] = y[3];
+    }
+};
+
+struct Winograd4Adjoint : Winograd4 {
+    static constexpr float G[P][3] = {{0, 0, 1},
+                                      {-1.0f / 3, -2.0f / 3 * A, -2.0f / 3},
+                                      {-1.0f / 3, 2.0f / 3 * A, -2.0f / 3},
+                                      {1.0f / 3, B / 6, 1.0f / 6},
+                                      {1.0f / 3, -B / 6, 1.0f / 6},
+                                      {1, 0, 0}};
+};
+
+// The tiles of a band, numbered along the rows of one image after the other; a block is a run of them.
 struct Tiles {
-    int row0, columns;  // first tile row of the band, tiles in a row
-    int row(int t) const { return row0 + t / columns; }
+    int row0, rows, columns, images;  // rows and columns in tiles, of each image
+    int count() const { return images * rows * columns; }
+    int image(int t) const { return t / (rows * columns); }
+    int row(int t) const { return row0 + t / columns % rows; }
     int column(int t) const { return t % columns; }
 };
 
@@ -84,7 +135,8 @@ static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int co
                             float* out) {
     const int64_t plane = plane_floats(block, band.channels);
     for (int t = 0; t < count; ++t) {
-        const float* corner = band.at(tiles.row(t0 + t) * step + offset, tiles.column(t0 + t) * step + offset);
+        const float* corner = band.at(tiles.row(t0 + t) * step + offset, tiles.column(t0 + t) * step + offset) +
+                              tiles.image(t0 + t) * band.image_step;
         for (int c = 0; c < band.channels; c += VL) {
             vf rows[P][IN];
             for (int j = 0; j < IN; ++j) {
@@ -113,53 +165,67 @@ static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0,
     transform_tiles<A::OUT, A::P, A::output_adjoint>(gradient, tiles, t0, n, block, A::OUT, 0, m);
 }
 
-// Results of tiles [t0, t0 + count) to the sink; `add` (the second input's share, band rows from add_row0) joins first.
+// What another pass has already summed for the outputs of a band, float32: [image][row][column][padded channels].
+struct Addend {
+    const float* data;  // or null
+    int row0, columns;
+    int64_t image_step;
+};
+
+// Results of tiles [t0, t0 + count) to the sink; the addend joins first.
 template <class A>
 static void transform_output(const float* m, int padded, const Tiles& tiles, int t0, int count, int block,
-                             const Sink& sink, int image, const float* add, int add_row0, int add_columns) {
+                             const Sink& sink, Images images, const Addend& add) {
     const int64_t plane = plane_floats(block, padded);
-    for (int t = 0; t < count; ++t) {
-        const int row0 = tiles.row(t0 + t) * A::OUT, column0 = tiles.column(t0 + t) * A::OUT;
-        for (int c = 0; c < padded; c += VL) {
-            const float* from = m + int64_t(t) * padded + c;
-            vf rows[A::OUT][A::P];
-            for (int q = 0; q < A::P; ++q) {
-                vf x[A::P], y[A::OUT];
-                for (int p = 0; p < A::P; ++p) x[p] = load(from + (p * A::P + q) * plane);
-                A::output(x, y);
-                for (int o = 0; o < A::OUT; ++o) rows[o][q] = y[o];
-            }
-            for (int o = 0; o < A::OUT && row0 + o < sink.height; ++o) {
-                vf y[A::OUT];
-                A::output(rows[o], y);
-                const int64_t pixel = (int64_t(image) * sink.height + row0 + o) * sink.width + column0;
-                for (int i = 0; i < A::OUT && column0 + i < sink.width; ++i) {
-                    if (add)
-                        y[i] += load(add + (int64_t(row0 + o - add_row0) * add_columns + column0 + i) * padded + c);
-                    sink.put(pixel + i, c, y[i]);
+    with_put(sink, [&](auto put) {
+        for (int t = 0; t < count; ++t) {
+            const int row0 = tiles.row(t0 + t) * A::OUT, column0 = tiles.column(t0 + t) * A::OUT;
+            const int image = tiles.image(t0 + t);
+            const int rows = sink.height - row0 < A::OUT ? sink.height - row0 : A::OUT;
+            const int columns = sink.width - column0 < A::OUT ? sink.width - column0 : A::OUT;
+            const int64_t pixel0 = (int64_t(images.first + image) * sink.height + row0) * sink.width + column0;
+            for (int c = 0; c < padded; c += VL) {
+                const float* from = m + int64_t(t) * padded + c;
+                vf part[A::OUT][A::P];
+                for (int q = 0; q < A::P; ++q) {
+                    vf x[A::P], y[A::OUT];
+                    for (int p = 0; p < A::P; ++p) x[p] = load(from + (p * A::P + q) * plane);
+                    A::output(x, y);
+                    for (int o = 0; o < A::OUT; ++o) part[o][q] = y[o];
+                }
+                for (int o = 0; o < rows; ++o) {
+                    vf y[A::OUT];
+                    A::output(part[o], y);
+                    if (add.data) {
+                        const float* more = add.data + image * add.image_step + c +
+                                            (int64_t(row0 + o - add.row0) * add.columns + column0) * padded;
+                        for (int i = 0; i < columns; ++i) y[i] += load(more + int64_t(i) * padded);
+                    }
+                    for (int i = 0; i < columns; ++i) put(pixel0 + int64_t(o) * sink.width + i, c, y[i]);
                 }
             }
         }
-    }
+    });
 }
 
-// Tiles per block: transformed inputs and products of a block stay in the L2 cache.
-static inline int block_tiles(int products, int channels_in, int channels_out) {
-    const int fit = (640 << 10) / (4 * products * (channels_in + channels_out));
-    return fit < 28 ? 28 : fit > 112 ? 112 : fit;
+// Tiles per block: transformed inputs and products of a block stay in the L2 cache, and register tiles are full.
+static inline int block_tiles(int products, int channels_in, int channels_out, int64_t bytes = 768 << 10) {
+    const int fit = bytes / (4 * products * (channels_in + channels_out)) / MR * MR;
+    const int most = 112 / MR * MR, least = 28 / MR * MR;
+    return fit < least ? least : fit > most ? most : fit;
 }
 
 // One band of tile rows [r0, r1) of a convolution pass.
 template <class A>
 static void transform_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int columns,
-                           const Sink& sink, int image, const float* add) {
-    const int depth = w.depth(), padded = w.padded(), count = (r1 - r0) * columns;
+                           const Sink& sink, Images images, const Addend& add) {
+    const Tiles tiles{r0, r1 - r0, columns, images.count};
+    const int depth = w.depth(), padded = w.padded(), count = tiles.count();
     constexpr int products = A::P * A::P;
     const int block = block_tiles(products, in.channels, padded);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
     float* u = scratch(2, products * u_plane);
     float* m = scratch(3, products * m_plane);
-    const Tiles tiles{r0, columns};
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
         transform_input<A>(in, tiles, t0, n, block, u);
@@ -179,22 +245,22 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
                 multiply_panel(p, n, width);
                 n0 += width;
             }
-        transform_output<A>(m, padded, tiles, t0, n, block, sink, image, add, r0 * A::OUT, sink.width);
+        transform_output<A>(m, padded, tiles, t0, n, block, sink, images, add);
     }
 }
 
 // Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m (never thin).
 template <class A>
 static void transform_weight_gradient(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1,
-                                      int columns, float* sums) {
-    const int cin = layout.cin;
-    const int count = (r1 - r0) * columns, padded = gradient.channels;
+                                      int columns, int images, float* sums) {
+    const Tiles tiles{r0, r1 - r0, columns, images};
+    const int cin = layout.cin, padded = gradient.channels, count = tiles.count();
     constexpr int products = A::P * A::P;
-    const int block = block_tiles(products, in.channels, padded);
+    const int64_t sums_bytes = int64_t(4) * products * cin * padded;
+    const int block = block_tiles(products, in.channels, padded, sums_bytes > (768 << 10) ? sums_bytes : 768 << 10);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
     float* u = scratch(2, products * u_plane);
     float* m = scratch(3, products * m_plane);
-    const Tiles tiles{r0, columns};
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
         transform_input<A>(in, tiles, t0, n, block, u);

@@ -11,7 +11,7 @@ from .reference import resize_conv_act as reference
 
 RESIZES = {"none": 0, "up": 1, "down": 2}
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
-DIRECT, TRANSFORMED = 0, 1
+DIRECT, TRANSFORMED, LARGE_TILES = 0, 1, 2
 NAME = "resize_conv_act"
 
 
@@ -50,10 +50,23 @@ def resize_conv_act(
     return _forward(x, weight, bias, second, grad_scale, resize, activation, float(negative_slope), exact)
 
 
-def form(resize: str, channels: int, out_channels: int, exact: bool) -> int:
-    """Which algebra runs: few channels and resize="down" (already a quarter of the products) take the direct sum."""
-    few = min(channels, out_channels) < 8
-    return DIRECT if exact or few or resize == "down" else TRANSFORMED
+def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str, exact: bool) -> int:
+    """Which algebra runs.
+
+    Few channels and resize="down" (already a quarter of the products) take the direct sum; "up" its nine products; the
+    same size Winograd tiles, F(4x4) unless many of its tiles would hang over the edge or there are hardly any.
+    """
+    if exact or min(channels, out_channels) < 8 or resize == "down":
+        return DIRECT
+    if resize == "up":
+        return TRANSFORMED
+    batch, _, height, width = x_shape
+
+    def cost(side: int) -> int:
+        # matrix products of (side + 2)^2 each for this many tiles; packing the weights is worth a block of tiles
+        return (side + 2) ** 2 * (batch * -(-height // side) * -(-width // side) + 24)
+
+    return LARGE_TILES if cost(4) < cost(2) else TRANSFORMED
 
 
 def _check(
@@ -115,7 +128,7 @@ def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act
     channels = x.shape[1]
     further = 0 if second is None else second.shape[1]
     merged = channels if resize == "up" else channels + further
-    which = form(resize, merged, weight.shape[0], exact)
+    which = form(x.shape, merged, weight.shape[0], resize, exact)
     sizes = [x.shape[0], channels, further, x.shape[2], x.shape[3], weight.shape[0]]
     return [_op.DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
 

@@ -8,41 +8,42 @@ namespace kiln {
 namespace KILN_NAMESPACE {
 
 enum Resize { SAME_SIZE = 0, UP_FIRST = 1, DOWN_AFTER = 2 };
+enum Form { DIRECT = 0, TRANSFORMED = 1, LARGE_TILES = 2 };
 
 // One convolution pass: output row r * rows ... from input rows r * step + low ... r * step + high - 1.
 struct Pass {
     int step, low, high, rows, products;
     void (*pack)(const Weights&, float*);
-    void (*band)(const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, int image, float* add);
+    Spacing spacing;  // that its input wants, where it is not thin
+    void (*band)(const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, Images, const Addend&);
+
+    Spacing spacing_for(const Weights& w) const { return w.thin() ? PADDED : spacing; }
 };
 
 template <const Stencil& S> static void direct_pack(const Weights& w, float* out) { pack_stencil(w, S, out); }
 
 template <const Stencil& S>
 static void direct_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells, const Sink& sink,
-                        int image, float* add) {
+                        Images images, const Addend& add) {
     const int64_t row_floats = int64_t(cells) * S.step_out * w.padded(), cell_floats = row_floats * S.step_out;
-    float* rows = add ? add : scratch(4, cell_floats);
-    for (int r = r0; r < r1; ++r) {
-        float* cell = add ? rows + (r - r0) * cell_floats : rows;
-        direct_rows(S, in, w, packed, r, cells, cell, add != nullptr);
-        for (int o = 0; o < S.step_out; ++o) put_row(sink, image, r * S.step_out + o, cell + o * row_floats, w.padded());
-    }
-}
-
-template <class A>
-static void transformed_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells,
-                             const Sink& sink, int image, float* add) {
-    transform_band<A>(in, w, packed, r0, r1, cells, sink, image, add);
+    float* rows = scratch(4, cell_floats);
+    for (int i = 0; i < images.count; ++i)
+        for (int r = r0; r < r1; ++r) {
+            if (add.data)
+                std::memcpy(rows, add.data + i * add.image_step + (r - r0) * cell_floats, sizeof(float) * cell_floats);
+            direct_rows(S, in.image(i), w, packed, r, cells, rows, add.data != nullptr);
+            for (int o = 0; o < S.step_out; ++o)
+                put_row(sink, images.first + i, r * S.step_out + o, rows + o * row_floats, w.padded());
+        }
 }
 
 template <class A> static void transform_pack(const Weights& w, float* out) { pack(w, A::G, A::P, A::G, A::P, out); }
 
 template <const Stencil& S> static Pass direct() {
-    return {S.step_in, S.lowest(), S.highest() + 1, S.step_out, S.products(), direct_pack<S>, direct_band<S>};
+    return {S.step_in, S.lowest(), S.highest() + 1, S.step_out, S.products(), direct_pack<S>, DENSE, direct_band<S>};
 }
 template <class A> static Pass transformed() {
-    return {A::STEP, -1, A::IN - 1, A::OUT, A::P * A::P, transform_pack<A>, transformed_band<A>};
+    return {A::STEP, -1, A::IN - 1, A::OUT, A::P * A::P, transform_pack<A>, PADDED, transform_band<A>};
 }
 
 // The weight gradient: cell row r reads input rows r * in_step + in_low ... and gradient rows r * g_step + g_low ...
@@ -50,40 +51,33 @@ struct WeightPass {
     int in_step, in_low, in_high, g_step, g_low, g_high;
     int x_rows;  // rows of x for one cell row
     int taps;
-    float g[4][3];
-    void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, float* sums);
+    float g[6][3];
+    bool direct;
+    void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, int images, float* sums);
+
+    // the operand whose channels are scalars of the product may lie dense; vectors and transforms want padding
+    Spacing input_spacing(const Sums& layout) const { return direct && layout.by_output() ? DENSE : PADDED; }
+    Spacing gradient_spacing(const Sums& layout) const { return direct && !layout.by_output() ? DENSE : PADDED; }
 };
 
 template <const Stencil& S, bool ON_GRADIENT>
-static void direct_sums(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1, int cells, float* sums) {
-    direct_weight_gradient(S, ON_GRADIENT, in, layout, gradient, r0, r1, cells, sums);
+static void direct_sums(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1, int cells, int images,
+                        float* sums) {
+    for (int i = 0; i < images; ++i)
+        direct_weight_gradient(S, ON_GRADIENT, in.image(i), layout, gradient.image(i), r0, r1, cells, sums);
 }
 
 template <const Stencil& S, bool ON_GRADIENT> static WeightPass direct_weights() {
-    WeightPass p{S.step_in, S.lowest(), S.highest() + 1, 1, 0, 1, S.step_in, S.count[0], {}, direct_sums<S, ON_GRADIENT>};
-    if (ON_GRADIENT) p = {1, 0, 1, S.step_in, S.lowest(), S.highest() + 1, 1, S.count[0], {}, direct_sums<S, ON_GRADIENT>};
+    WeightPass p{S.step_in, S.lowest(), S.highest() + 1, 1, 0, 1, S.step_in, S.count[0], {}, true, direct_sums<S, ON_GRADIENT>};
+    if (ON_GRADIENT) p = {1, 0, 1, S.step_in, S.lowest(), S.highest() + 1, 1, S.count[0], {}, true, direct_sums<S, ON_GRADIENT>};
     for (int t = 0; t < S.count[0]; ++t) std::memcpy(p.g[t], S.taps[0][t].g, sizeof p.g[t]);
     return p;
 }
 template <class A> static WeightPass transformed_weights() {
     // an input step of one row with two outputs is the nearest x2 form; otherwise tiles are as large in both
-    WeightPass p{A::STEP, -1, A::IN - 1, A::OUT, 0, A::OUT, A::STEP, A::P, {}, transform_weight_gradient<A>};
+    WeightPass p{A::STEP, -1, A::IN - 1, A::OUT, 0, A::OUT, A::STEP, A::P, {}, false, transform_weight_gradient<A>};
     std::memcpy(p.g, A::G, sizeof A::G);
     return p;
-}
-
-struct Passes {
-    Pass forward, input;
-    WeightPass weights;
-};
-
-static Passes passes_of(Resize resize, bool direct_form) {
-    if (resize == DOWN_AFTER) return {direct<DOWN>(), direct<DOWN_ADJOINT>(), direct_weights<DOWN, false>()};
-    if (resize == UP_FIRST && direct_form) return {direct<UP>(), direct<UP_ADJOINT>(), direct_weights<UP_ADJOINT, true>()};
-    if (resize == UP_FIRST)
-        return {transformed<NearestUp>(), transformed<NearestUpAdjoint>(), transformed_weights<NearestUp>()};
-    if (direct_form) return {direct<SAME>(), direct<SAME_ADJOINT>(), direct_weights<SAME, false>()};
-    return {transformed<Winograd2>(), transformed<Winograd2Adjoint>(), transformed_weights<Winograd2>()};
 }
 
 // The call's integers, in the order kernels/resize_conv_act/__init__.py passes them.
@@ -91,13 +85,13 @@ struct Call {
     Dtype dtype;
     Resize resize;
     Activation activation;
-    bool direct_form;
+    Form form;
     int batch, c1, c2, h, w, cout;
     float slope;
 
     explicit Call(const Arguments& a)
         : dtype(Dtype(a.integer(0))), resize(Resize(a.integer(1))), activation(Activation(a.integer(2))),
-          direct_form(a.integer(3) == 0), batch(a.integer(4)), c1(a.integer(5)), c2(a.integer(6)), h(a.integer(7)),
+          form(Form(a.integer(3))), batch(a.integer(4)), c1(a.integer(5)), c2(a.integer(6)), h(a.integer(7)),
           w(a.integer(8)), cout(a.integer(9)), slope(float(a.floats[0])) {}
 
     int conv_h() const { return resize == UP_FIRST ? 2 * h : h; }
@@ -117,14 +111,58 @@ struct Call {
     Weights second_weights(const float* data, bool adjoint) const { return {data, cout, c1 + c2, c1, c2, adjoint}; }
 };
 
+struct Passes {
+    Pass forward, input;
+    WeightPass weights;
+};
+
+// Where the output is thin, the weight gradient moves its taps over the narrower tensor: the gradient.
+static WeightPass same_size_weights(int cin, int cout) {
+    return Sums{cin, cout}.by_output() ? direct_weights<SAME, false>() : direct_weights<SAME_ADJOINT, true>();
+}
+
+static Passes passes_of(const Call& call) {
+    const Resize resize = call.resize;
+    const bool direct_form = call.form == DIRECT;
+    if (resize == DOWN_AFTER) return {direct<DOWN>(), direct<DOWN_ADJOINT>(), direct_weights<DOWN, false>()};
+    if (resize == UP_FIRST && direct_form) return {direct<UP>(), direct<UP_ADJOINT>(), direct_weights<UP_ADJOINT, true>()};
+    if (resize == UP_FIRST)
+        return {transformed<NearestUp>(), transformed<NearestUpAdjoint>(), transformed_weights<NearestUp>()};
+    if (direct_form)
+        return {direct<SAME>(), direct<SAME_ADJOINT>(), same_size_weights(call.merged(), call.cout)};
+    if (call.form == LARGE_TILES)
+        return {transformed<Winograd4>(), transformed<Winograd4Adjoint>(), transformed_weights<Winograd4>()};
+    return {transformed<Winograd2>(), transformed<Winograd2Adjoint>(), transformed_weights<Winograd2>()};
+}
+
 static inline int cells(int outputs, int rows) { return (outputs + rows - 1) / rows; }
 
-// Rows of x per band: a few hundred KiB of padded input and gradient, a multiple of every form's tile.
-static int band_rows(const Call& call) {
+// How the batch is cut into work items: `rows` rows of x of one image, or all rows of some `images`.
+struct Cut {
+    int rows, images, bands, groups;  // bands of an image, groups of images
+    int items() const { return bands * groups; }
+};
+
+// An item's padded input and gradient fill a few hundred KiB; its rows are a multiple of every form's tile. Images that
+// need less go together, as long as every thread gets several items.
+static Cut cut_of(const Call& call, int threads) {
     const int up = call.resize == UP_FIRST ? 4 : 1;
     const int64_t row_bytes = 4ll * call.w * (round_up(call.merged(), VL) + up * round_up(call.cout, VL));
-    const int64_t fit = (768 << 10) / row_bytes / 4 * 4;
-    return int(fit < 4 ? 4 : fit > 64 ? 64 : fit);
+    const int64_t fit = (768 << 10) / row_bytes;
+    Cut cut{int(fit < 4 ? 4 : fit > 64 ? 64 : fit / 4 * 4), 1, 1, call.batch};
+    cut.bands = cells(call.h, cut.rows);
+    if (cut.bands == 1) {
+        const int64_t most = 4 * fit / call.h, share = call.batch / (2 * threads);
+        cut.images = int(most < share ? most : share);
+        if (cut.images < 1) cut.images = 1;
+        cut.groups = cells(call.batch, cut.images);
+    }
+    return cut;
+}
+
+static inline Images images_of(const Call& call, const Cut& cut, int item) {
+    const int first = item / cut.bands * cut.images, left = call.batch - first;
+    return {first, left < cut.images ? left : cut.images};
 }
 
 void resize_conv_act_forward(const Arguments& a) {
@@ -132,7 +170,7 @@ void resize_conv_act_forward(const Arguments& a) {
     const void* second = a.pointer<void>(3);
     const float* weight = a.pointer<float>(1);
     const float* bias = a.pointer<float>(2);
-    const Pass pass = passes_of(call.resize, call.direct_form).forward, apart = direct<SAME>();
+    const Pass pass = passes_of(call).forward, apart = direct<SAME>();
     const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
     const Weights w = call.weights(weight, false), w2 = call.second_weights(weight, false);
     const int padded = w.padded();
@@ -149,21 +187,26 @@ void resize_conv_act_forward(const Arguments& a) {
 
     const int rows = cells(call.out_h(), pass.rows), columns = cells(call.out_w(), pass.rows);
     const int x_rows = call.resize == UP_FIRST ? 1 : call.resize == DOWN_AFTER ? 2 : pass.rows;
-    const int height = band_rows(call) / x_rows, bands = cells(rows, height);
+    const Cut cut = cut_of(call, omp_get_max_threads());
+    const int height = cut.rows / x_rows;
 #pragma omp parallel for schedule(dynamic)
-    for (int item = 0; item < call.batch * bands; ++item) {
-        const int image = item / bands, r0 = item % bands * height, r1 = r0 + height < rows ? r0 + height : rows;
-        const Band in = fill_band(0, source, image, 1.0f, r0 * pass.step + pass.low, (r1 - 1) * pass.step + pass.high,
-                                  pass.low, (columns - 1) * pass.step + pass.high);
-        float* add = nullptr;
+    for (int item = 0; item < cut.items(); ++item) {
+        const Images images = images_of(call, cut, item);
+        const int r0 = item % cut.bands * height, r1 = r0 + height < rows ? r0 + height : rows;
+        const Band in = fill_band(0, source, images, nullptr, pass.spacing_for(w), r0 * pass.step + pass.low,
+                                  (r1 - 1) * pass.step + pass.high, pass.low, (columns - 1) * pass.step + pass.high);
+        Addend add{};
         if (call.second_apart()) {
             const int o0 = r0 * pass.rows, o1 = r1 * pass.rows, width = columns * pass.rows;
-            const Band in2 = fill_band(1, other, image, 1.0f, o0 - 1, o1 + 1, -1, width + 1);
-            add = scratch(5, int64_t(o1 - o0) * width * padded);
-            for (int o = o0; o < o1; ++o)
-                direct_rows(SAME, in2, w2, packed2, o, width, add + int64_t(o - o0) * width * padded, false);
+            const Band in2 = fill_band(1, other, images, nullptr, apart.spacing_for(w2), o0 - 1, o1 + 1, -1, width + 1);
+            const int64_t row = int64_t(width) * padded, image_step = (o1 - o0) * row;
+            float* sums = scratch(5, images.count * image_step);
+            for (int i = 0; i < images.count; ++i)
+                for (int o = o0; o < o1; ++o)
+                    direct_rows(SAME, in2.image(i), w2, packed2, o, width, sums + i * image_step + (o - o0) * row, false);
+            add = {sums, o0, width, image_step};
         }
-        pass.band(in, w, packed, r0, r1, columns, sink, image, add);
+        pass.band(in, w, packed, r0, r1, columns, sink, images, add);
     }
 }
 
@@ -177,6 +220,23 @@ struct Extent {
     }
 };
 
+// sums[channel] += the gradient over rows [row0, row1), each image times its scale.
+static void bias_gradient(const Band& delta, Images images, const float* scale, int row0, int row1, int width, int padded,
+                          float* sums) {
+    for (int i = 0; i < images.count; ++i) {
+        const Band gradient = delta.image(i);
+        for (int c = 0; c < padded; c += VL) {
+            vf sum = splat(0.0f);
+            for (int row = row0; row < row1; ++row) {
+                vf line = splat(0.0f);
+                for (int column = 0; column < width; ++column) line += load(gradient.at(row, column) + c);
+                sum += line;
+            }
+            store(sums + c, load(sums + c) + sum * (scale ? scale[images.first + i] : 1.0f));
+        }
+    }
+}
+
 void resize_conv_act_backward(const Arguments& a) {
     const Call call(a);
     const float* weight = a.pointer<float>(1);
@@ -185,7 +245,7 @@ void resize_conv_act_backward(const Arguments& a) {
     void *dx = a.pointer<void>(6), *dsecond = a.pointer<void>(7);
     float *dw = a.pointer<float>(8), *db = a.pointer<float>(9);
 
-    const Passes passes = passes_of(call.resize, call.direct_form);
+    const Passes passes = passes_of(call);
     const Pass input = passes.input, apart = direct<SAME_ADJOINT>();
     const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
     const bool split = call.second_apart();
@@ -193,7 +253,8 @@ void resize_conv_act_backward(const Arguments& a) {
 
     const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
     Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
-    gradient.output = a.pointer<void>(3), gradient.activation = call.activation, gradient.slope = call.slope;
+    gradient.activation = call.activation, gradient.slope = call.slope;
+    if (call.activation != NONE) gradient.output = a.pointer<void>(3);
 
     const Weights w = call.weights(weight, true), w2 = call.second_weights(weight, true);
     float* packed = scratch(7, packed_floats(w, input.products) + packed_floats(w2, apart.products));
@@ -212,13 +273,18 @@ void resize_conv_act_backward(const Arguments& a) {
     float* all_sums = dw || db ? scratch(5, sums_stride * threads) : nullptr;
     if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
 
-    const int height = band_rows(call), bands = cells(call.h, height), items = call.batch * bands;
+    // the gradient lies dense only where every pass that reads it can take it so
+    const bool dense = !split && weights.gradient_spacing(layout) == DENSE &&
+                       (!need_input || input.spacing_for(w) == DENSE);
+    const Cut cut = cut_of(call, threads);
+    const int items = cut.items();
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
         float* sums = all_sums + sums_stride * thread;
         for (int item = int64_t(items) * thread / threads; item < int64_t(items) * (thread + 1) / threads; ++item) {
-            const int image = item / bands, x0 = item % bands * height, x1 = x0 + height < call.h ? x0 + height : call.h;
+            const Images images = images_of(call, cut, item);
+            const int x0 = item % cut.bands * cut.rows, x1 = x0 + cut.rows < call.h ? x0 + cut.rows : call.h;
             const int i0 = x0 / input.rows, i1 = cells(x1, input.rows), i_columns = cells(call.w, input.rows);
             const int g0 = x0 / weights.x_rows, g1 = cells(x1, weights.x_rows), g_columns = cells(call.w, weights.x_rows);
             const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // the second input's rows, where it is apart
@@ -234,34 +300,26 @@ void resize_conv_act_backward(const Arguments& a) {
                 rows.cover(s0, s1, 1, -1, 2);
                 columns.cover(0, s_columns, 1, -1, 2);
             }
-            const Band delta = fill_band(1, gradient, image, 1.0f, rows.low, rows.high, columns.low, columns.high);
-            if (need_input) input.band(delta, w, packed, i0, i1, i_columns, sink, image, nullptr);
-            if (need_apart) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, image, nullptr);
-
-            const float scale = grad_scale ? grad_scale[image] : 1.0f;
+            const Band delta = fill_band(1, gradient, images, nullptr, dense ? DENSE : PADDED, rows.low, rows.high,
+                                         columns.low, columns.high);
+            if (need_input) input.band(delta, w, packed, i0, i1, i_columns, sink, images, {});
+            if (need_apart) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, images, {});
             if (dw) {
-                const Band in = fill_band(0, source, image, scale, g0 * weights.in_step + weights.in_low,
+                const Band in = fill_band(0, source, images, grad_scale, weights.input_spacing(layout),
+                                          g0 * weights.in_step + weights.in_low,
                                           (g1 - 1) * weights.in_step + weights.in_high, weights.in_low,
                                           (g_columns - 1) * weights.in_step + weights.in_high);
-                weights.band(in, layout, delta, g0, g1, g_columns, sums);
+                weights.band(in, layout, delta, g0, g1, g_columns, images.count, sums);
                 if (split) {
-                    const Band in2 = fill_band(0, other, image, scale, s0 - 1, s1 + 1, -1, s_columns + 1);
-                    apart_weights.band(in2, layout2, delta, s0, s1, s_columns, sums + sums_size);
+                    const Band in2 = fill_band(0, other, images, grad_scale, apart_weights.input_spacing(layout2), s0 - 1,
+                                               s1 + 1, -1, s_columns + 1);
+                    apart_weights.band(in2, layout2, delta, s0, s1, s_columns, images.count, sums + sums_size);
                 }
             }
             if (db) {
                 const int o0 = call.resize == UP_FIRST ? 2 * x0 : call.resize == DOWN_AFTER ? x0 / 2 : x0;
                 const int o1 = call.resize == UP_FIRST ? 2 * x1 : call.resize == DOWN_AFTER ? cells(x1, 2) : x1;
-                for (int c = 0; c < padded; c += VL) {
-                    vf sum = splat(0.0f);
-                    for (int row = o0; row < o1; ++row) {
-                        vf line = splat(0.0f);
-                        for (int column = 0; column < gradient.width; ++column) line += load(delta.at(row, column) + c);
-                        sum += line;
-                    }
-                    float* to = sums + sums_size + sums2_size + c;
-                    store(to, load(to) + sum * scale);
-                }
+                bias_gradient(delta, images, grad_scale, o0, o1, call.out_w(), padded, sums + sums_size + sums2_size);
             }
         }
 #pragma omp barrier

@@ -40,6 +40,10 @@ def _samples() -> list[Sample]:
             _sample(2, 12, 10, 11, 17, resize, "elu", layout="sliced"),
             _sample(3, 16, 8, 8, 16, resize, "elu", layout="expanded"),
             _sample(1, 1, 40, 70, 1, resize, "relu", second=1),
+            _sample(2, 20, 22, 37, 36, resize, "elu", second=5, grad_scale=True),  # F(4x4), tiles over both edges
+            _sample(9, 32, 8, 8, 48, resize, "elu", grad_scale=True),  # several images to a work item
+            _sample(2, 4, 12, 10, 3, resize, "elu", grad_scale=True),
+            _sample(2, 16, 70, 30, 2, resize, "none", grad_scale=True),
         ]
     return found
 
