@@ -24,6 +24,8 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
     vf sum[ROWS][VECTORS];
     for (int m = 0; m < ROWS; ++m)
         for (int v = 0; v < VECTORS; ++v) sum[m][v] = splat(0.0f);
+    for (int m = 0; m < ROWS; ++m)  // the results' lines are on their way while the products are formed
+        for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(p.c + m * p.c_row + v * VL, 1);
     const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
     const int depth = p.depth;
     for (int s = 0; s < p.segments; ++s) {

@@ -208,11 +208,13 @@ static void transform_output(const float* m, int padded, const Tiles& tiles, int
     });
 }
 
-// Tiles per block: transformed inputs and products of a block stay in the L2 cache, and register tiles are full.
-static inline int block_tiles(int products, int channels_in, int channels_out, int64_t bytes = 768 << 10) {
-    const int fit = bytes / (4 * products * (channels_in + channels_out)) / MR * MR;
-    const int most = 112 / MR * MR, least = 28 / MR * MR;
-    return fit < least ? least : fit > most ? most : fit;
+constexpr int64_t BLOCK_BYTES = 896 << 10;  // of the L2 cache
+
+// Tiles per block, in blocks of nearly equal size: transformed inputs and products of a block fill so many bytes.
+static inline int block_tiles(int tiles, int products, int channels_in, int channels_out) {
+    const int fit = int(BLOCK_BYTES / (4 * products * (channels_in + channels_out)));
+    const int most = fit < 28 ? 28 : fit > 112 ? 112 : fit, blocks = (tiles + most - 1) / most;
+    return (tiles + blocks - 1) / blocks;
 }
 
 // One band of tile rows [r0, r1) of a convolution pass.
@@ -222,7 +224,7 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     const Tiles tiles{r0, r1 - r0, columns, images.count};
     const int depth = w.depth(), padded = w.padded(), count = tiles.count();
     constexpr int products = A::P * A::P;
-    const int block = block_tiles(products, in.channels, padded);
+    const int block = block_tiles(count, products, in.channels, padded);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
     float* u = scratch(2, products * u_plane);
     float* m = scratch(3, products * m_plane);
@@ -256,8 +258,7 @@ static void transform_weight_gradient(const Band& in, const Sums& layout, const 
     const Tiles tiles{r0, r1 - r0, columns, images};
     const int cin = layout.cin, padded = gradient.channels, count = tiles.count();
     constexpr int products = A::P * A::P;
-    const int64_t sums_bytes = int64_t(4) * products * cin * padded;
-    const int block = block_tiles(products, in.channels, padded, sums_bytes > (768 << 10) ? sums_bytes : 768 << 10);
+    const int block = block_tiles(count, products, in.channels, padded);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
     float* u = scratch(2, products * u_plane);
     float* m = scratch(3, products * m_plane);
