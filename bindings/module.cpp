@@ -30,7 +30,7 @@ float* scratch(int slot, int64_t floats) {
         int64_t size = 0;
         ~Buffer() { std::free(data); }
     };
-    static thread_local Buffer buffers[8];
+    static thread_local Buffer buffers[9];
     Buffer& buffer = buffers[slot];
     if (buffer.size < floats) {
         std::free(buffer.data);

@@ -126,44 +126,73 @@ static void pack_stencil(const Weights& w, const Stencil& s, float* out) {
         }
 }
 
+// Phase (pr, pc) of cell row i of a thin pass. A view has nothing past the image: taps out there are left out, and
+// neighbouring cells that have the same taps go together.
+static void thin_phase(const Stencil& s, int pr, int pc, const Band& in, const Weights& w, const float* packed, int i,
+                       int cells, float* to, int64_t to_step, bool accumulate) {
+    const int64_t weights_of_tap = int64_t(w.columns()) * in.channels;
+    const auto columns_of = [&](int j) {
+        int mask = 0;
+        for (int c = 0; c < s.count[pc]; ++c) mask |= in.holds_column(j * s.step_in + s.taps[pc][c].offset) << c;
+        return mask;
+    };
+    for (int j = 0, next; j < cells; j = next) {
+        const int mask = columns_of(j);
+        for (next = j + 1; next < cells && columns_of(next) == mask;) ++next;
+        ThinTap tap[16];
+        int taps = 0;
+        for (int r = 0; r < s.count[pr]; ++r)
+            for (int c = 0; c < s.count[pc]; ++c) {
+                const int row = i * s.step_in + s.taps[pr][r].offset;
+                if (!in.holds_row(row) || !(mask >> c & 1)) continue;
+                tap[taps++] = {in.at(row, j * s.step_in + s.taps[pc][c].offset) - in.data,
+                               packed + (r * s.count[pc] + c) * weights_of_tap};
+            }
+        thin_row_of(w.columns())(in.data, int64_t(s.step_in) * in.channels, tap, taps, in.channels, to + j * to_step, to_step,
+                                 next - j, accumulate);
+    }
+}
+
+// Phase (pr, pc) of cell row i as a matrix product.
+static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const Weights& w, const float* packed, int i,
+                       int cells, float* to, int64_t to_step, bool accumulate) {
+    const int depth = w.depth(), padded = w.padded(), taps = s.count[pr] * s.count[pc];
+    const int run = in.channels == depth ? s.count[pc] : 1;  // where pixels lie dense, a row's taps read one run of numbers
+    int64_t a_segment[16], b_segment[16];
+    int segments = 0;
+    for (int r = 0; r < s.count[pr]; ++r)
+        for (int c = 0; c < s.count[pc]; c += run)
+            a_segment[segments++] = in.at(i * s.step_in + s.taps[pr][r].offset, s.taps[pc][c].offset) - in.data;
+    for (int n0 = 0; n0 < padded;) {
+        const int width = panel_width(n0, padded);
+        for (int t = 0; t < segments; ++t) b_segment[t] = int64_t(t) * run * depth * width;
+        Product p{};
+        p.a = in.data;
+        p.a_row = int64_t(s.step_in) * in.channels;
+        p.a_step = 1;
+        p.b = packed + int64_t(n0) * taps * depth;
+        p.b_step = width;
+        p.segments = segments;
+        p.a_segment = a_segment;
+        p.b_segment = b_segment;
+        p.depth = run * depth;
+        p.c = to + n0;
+        p.c_row = to_step;
+        p.accumulate = accumulate;
+        multiply_panel(p, cells, width);
+        n0 += width;
+    }
+}
+
 // The step_out output rows of cell row i into `rows` (float32, step_out x cells * step_out x padded columns).
 static void direct_rows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int i, int cells,
                         float* rows, bool accumulate) {
-    const int depth = w.depth(), padded = w.padded();
+    const int64_t step = int64_t(s.step_out) * w.padded();
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc) {
-            // where pixels lie dense, the taps of a row read one run of numbers
-            const int run = in.channels == depth && !w.thin() ? s.count[pc] : 1;
-            int64_t a_segment[16], b_segment[16];
-            int segments = 0, taps = s.count[pr] * s.count[pc];
-            for (int r = 0; r < s.count[pr]; ++r)
-                for (int c = 0; c < s.count[pc]; c += run)
-                    a_segment[segments++] =
-                        in.at(i * s.step_in + s.taps[pr][r].offset, s.taps[pc][c].offset) - in.data;
-            float* to = rows + (int64_t(pr) * cells * s.step_out + pc) * padded;
-            if (w.thin())
-                thin_row_of(w.columns())(in.data, int64_t(s.step_in) * in.channels, a_segment, taps, in.channels, packed, to,
-                                         int64_t(s.step_out) * padded, cells, accumulate);
-            for (int n0 = 0; n0 < padded && !w.thin();) {
-                const int width = panel_width(n0, padded);
-                for (int t = 0; t < segments; ++t) b_segment[t] = int64_t(t) * run * depth * width;
-                Product p{};
-                p.a = in.data;
-                p.a_row = int64_t(s.step_in) * in.channels;
-                p.a_step = 1;
-                p.b = packed + int64_t(n0) * taps * depth;
-                p.b_step = width;
-                p.segments = segments;
-                p.a_segment = a_segment;
-                p.b_segment = b_segment;
-                p.depth = run * depth;
-                p.c = to + n0;
-                p.c_row = int64_t(s.step_out) * padded;
-                p.accumulate = accumulate;
-                multiply_panel(p, cells, width);
-                n0 += width;
-            }
-            packed += packed_floats(w, taps);
+            float* to = rows + (int64_t(pr) * cells * s.step_out + pc) * w.padded();
+            (w.thin() ? thin_phase : wide_phase)(s, pr, pc, in, w, packed, i, cells, to, step, accumulate);
+            packed += packed_floats(w, s.count[pr] * s.count[pc]);
         }
 }
 

@@ -20,16 +20,36 @@ struct Source {
     int all_channels() const { return channels + channels2; }
 };
 
-// Rows from `row0`, columns from `column0` of a few images, as float32 with `channels` per pixel.
+// Rows from `row0`, columns from `column0` of a few images, as float32 with `channels` per pixel. It holds what it says
+// and zeros around it, or is a view of the tensor, which has nothing past the image.
 struct Band {
     float* data;
-    int row0, column0, columns, channels;
+    int row0, column0, rows, columns, channels;
     int64_t image_step;
     float* at(int row, int column) const {
         return data + (int64_t(row - row0) * columns + (column - column0)) * channels;
     }
-    Band image(int i) const { return {data + i * image_step, row0, column0, columns, channels, image_step}; }
+    Band image(int i) const {
+        Band one = *this;
+        one.data += i * image_step;
+        return one;
+    }
+    bool holds_row(int row) const { return row >= row0 && row < row0 + rows; }
+    bool holds_column(int column) const { return column >= column0 && column < column0 + columns; }
+    bool holds(int row, int column, int side) const {
+        return holds_row(row) && holds_column(column) && holds_row(row + side - 1) && holds_column(column + side - 1);
+    }
 };
+
+// The square at (row, column) of a view's image, with zeros past its edges.
+static void copy_square(const Band& view, int row, int column, int side, float* to) {
+    for (int r = row; r < row + side; ++r)
+        for (int c = column; c < column + side; ++c, to += view.channels)
+            if (view.holds_row(r) && view.holds_column(c))
+                std::memcpy(to, view.at(r, c), sizeof(float) * view.channels);
+            else
+                std::memset(to, 0, sizeof(float) * view.channels);
+}
 
 // Some consecutive images of a batch: those that one work item covers.
 struct Images {
@@ -91,7 +111,7 @@ static void fill_pixels(float* to, const Source& s, int64_t pixel0, int first, i
 static Band fill_band(int slot, const Source& s, Images images, const float* scale, Spacing spacing, int row0, int row1,
                       int column0, int column1) {
     const int channels = spacing == DENSE ? s.all_channels() : round_up(s.all_channels(), VL);
-    Band band{nullptr, row0, column0, column1 - column0, channels, 0};
+    Band band{nullptr, row0, column0, row1 - row0, column1 - column0, channels, 0};
     band.image_step = int64_t(row1 - row0) * band.columns * channels;
     band.data = scratch(slot, images.count * band.image_step + 2 * VL);
     const int first = column0 < 0 ? 0 : column0, last = column1 < s.width ? column1 : s.width;
@@ -111,6 +131,15 @@ static Band fill_band(int slot, const Source& s, Images images, const float* sca
         }
     }
     return band;
+}
+
+// The images themselves where they are float32 with whole vectors of channels, else a padded copy of the part asked for.
+static Band view_or_band(int slot, const Source& s, Images images, int row0, int row1, int column0, int column1) {
+    if (s.dtype != F32 || s.channels2 || s.channels % VL)
+        return fill_band(slot, s, images, nullptr, PADDED, row0, row1, column0, column1);
+    const int64_t image_step = int64_t(s.height) * s.width * s.channels;
+    float* data = static_cast<float*>(const_cast<void*>(s.data)) + images.first * image_step;
+    return {data, 0, 0, s.height, s.width, s.channels, image_step};
 }
 
 // A dense NHWC tensor to write, split over a second one if given (either may be absent), with bias and activation.

@@ -11,6 +11,7 @@ namespace KILN_NAMESPACE {
 // Nearest x2, then 3 taps: differences of neighbours carry the outer taps, so 3 products give 2 outputs per input.
 struct NearestUp {
     static constexpr int IN = 3, STEP = 1, P = 3, OUT = 2;
+    static constexpr bool SUM = false;
     static constexpr float G[P][3] = {{1, 0, 0}, {1, 1, 1}, {0, 0, 1}};
     static void input(const vf* x, vf* u) {
         u[0] = x[0] - x[1];
@@ -37,12 +38,13 @@ struct NearestUpAdjoint {
         u[1] = x[1] + x[2];
         u[2] = x[0] - x[2];
     }
-    static void output(const vf* m, vf* y) { y[0] = m[0] + m[1] + m[2]; }
+    static constexpr bool SUM = true;  // the result is the plain sum of the products
 };
 
 // Winograd F(2, 3).
 struct Winograd2 {
     static constexpr int IN = 4, STEP = 2, P = 4, OUT = 2;
+    static constexpr bool SUM = false;
     static constexpr float G[P][3] = {{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}};
     static void input(const vf* x, vf* u) {
         u[0] = x[0] - x[2];
@@ -71,6 +73,7 @@ struct Winograd2Adjoint : Winograd2 {
 // coefficient near one and the rounding error an order below that of 0, +-1, +-2.
 struct Winograd4 {
     static constexpr int IN = 6, STEP = 4, P = 6, OUT = 4;
+    static constexpr bool SUM = false;
     static constexpr float A = 0.70710678118654752f, B = 1.41421356237309505f;
     static constexpr float G[P][3] = {{1, 0, 0},
                                       {-2.0f / 3, -2.0f / 3 * A, -1.0f / 3},
@@ -129,19 +132,30 @@ struct Tiles {
 // touches do not fall in the same cache set.
 static inline int64_t plane_floats(int block, int channels) { return int64_t(block) * channels + 16; }
 
-// out[P * P][block][channels]: `transform` on both axes of the IN x IN squares at tile * step + offset of a band.
+// out[P * P][block][channels]: `transform` on both axes of the IN x IN squares at tile * step + offset of a band, each
+// image times its scale.
 template <int IN, int P, void (*transform)(const vf*, vf*)>
 static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int count, int block, int step, int offset,
-                            float* out) {
+                            const float* scale, float* out) {
     const int64_t plane = plane_floats(block, band.channels);
     for (int t = 0; t < count; ++t) {
-        const float* corner = band.at(tiles.row(t0 + t) * step + offset, tiles.column(t0 + t) * step + offset) +
-                              tiles.image(t0 + t) * band.image_step;
+        const int image = tiles.image(t0 + t);
+        const int row = tiles.row(t0 + t) * step + offset, column = tiles.column(t0 + t) * step + offset;
+        const float* corner = band.at(row, column) + image * band.image_step;
+        int64_t line = int64_t(band.columns) * band.channels;
+        if (!band.holds(row, column, IN)) {
+            float* square = scratch(8, IN * IN * band.channels);
+            copy_square(band.image(image), row, column, IN, square);
+            corner = square;
+            line = int64_t(IN) * band.channels;
+        }
         for (int c = 0; c < band.channels; c += VL) {
             vf rows[P][IN];
             for (int j = 0; j < IN; ++j) {
                 vf x[IN], r[P];
-                for (int i = 0; i < IN; ++i) x[i] = load(corner + (int64_t(i) * band.columns + j) * band.channels + c);
+                for (int i = 0; i < IN; ++i) x[i] = load(corner + i * line + j * band.channels + c);
+                if (scale)
+                    for (int i = 0; i < IN; ++i) x[i] *= scale[image];
                 transform(x, r);
                 for (int p = 0; p < P; ++p) rows[p][j] = r[p];
             }
@@ -156,13 +170,14 @@ static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int co
 }
 
 template <class A> static void transform_input(const Band& in, const Tiles& tiles, int t0, int n, int block, float* u) {
-    transform_tiles<A::IN, A::P, A::input>(in, tiles, t0, n, block, A::STEP, -1, u);
+    transform_tiles<A::IN, A::P, A::input>(in, tiles, t0, n, block, A::STEP, -1, nullptr, u);
 }
 
 // The adjoint of the output transform, on the OUT x OUT gradients of each tile.
 template <class A>
-static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0, int n, int block, float* m) {
-    transform_tiles<A::OUT, A::P, A::output_adjoint>(gradient, tiles, t0, n, block, A::OUT, 0, m);
+static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0, int n, int block, const float* scale,
+                               float* m) {
+    transform_tiles<A::OUT, A::P, A::output_adjoint>(gradient, tiles, t0, n, block, A::OUT, 0, scale, m);
 }
 
 // What another pass has already summed for the outputs of a band, float32: [image][row][column][padded channels].
@@ -217,6 +232,17 @@ static inline int block_tiles(int tiles, int products, int channels_in, int chan
     return (tiles + blocks - 1) / blocks;
 }
 
+// Results of tiles that are single pixels.
+static void put_tiles(const float* m, int padded, const Tiles& tiles, int t0, int count, const Sink& sink, Images images) {
+    with_put(sink, [&](auto put) {
+        for (int t = 0; t < count; ++t) {
+            const int64_t row = int64_t(images.first + tiles.image(t0 + t)) * sink.height + tiles.row(t0 + t);
+            for (int c = 0; c < padded; c += VL)
+                put(row * sink.width + tiles.column(t0 + t), c, load(m + int64_t(t) * padded + c));
+        }
+    });
+}
+
 // One band of tile rows [r0, r1) of a convolution pass.
 template <class A>
 static void transform_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int columns,
@@ -227,11 +253,13 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     const int block = block_tiles(count, products, in.channels, padded);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
     float* u = scratch(2, products * u_plane);
-    float* m = scratch(3, products * m_plane);
+    float* m = scratch(3, (A::SUM ? 1 : products) * m_plane);
+    int64_t a_segment[products], b_segment[products];
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
         transform_input<A>(in, tiles, t0, n, block, u);
-        for (int q = 0; q < products; ++q)
+        // each product apart, or all as one long product where only their sum matters
+        for (int q = 0; q < products; q += A::SUM ? products : 1)
             for (int n0 = 0; n0 < padded;) {
                 const int width = panel_width(n0, padded);
                 Product p{};
@@ -240,21 +268,31 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
                 p.a_step = 1;
                 p.b = packed + (int64_t(n0) * products + int64_t(q) * width) * depth;
                 p.b_step = width;
-                p.segments = 1;
+                p.segments = A::SUM ? products : 1;
                 p.depth = depth;
                 p.c = m + q * m_plane + n0;
                 p.c_row = padded;
+                if (A::SUM) {
+                    for (int s = 0; s < products; ++s)
+                        a_segment[s] = s * u_plane, b_segment[s] = int64_t(s) * width * depth;
+                    p.a_segment = a_segment;
+                    p.b_segment = b_segment;
+                }
                 multiply_panel(p, n, width);
                 n0 += width;
             }
-        transform_output<A>(m, padded, tiles, t0, n, block, sink, images, add);
+        if constexpr (A::SUM)
+            put_tiles(m, padded, tiles, t0, n, sink, images);
+        else
+            transform_output<A>(m, padded, tiles, t0, n, block, sink, images, add);
     }
 }
 
-// Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m (never thin).
+// Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m (never thin), each
+// image times its scale.
 template <class A>
 static void transform_weight_gradient(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1,
-                                      int columns, int images, float* sums) {
+                                      int columns, int images, const float* scale, float* sums) {
     const Tiles tiles{r0, r1 - r0, columns, images};
     const int cin = layout.cin, padded = gradient.channels, count = tiles.count();
     constexpr int products = A::P * A::P;
@@ -265,7 +303,7 @@ static void transform_weight_gradient(const Band& in, const Sums& layout, const 
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
         transform_input<A>(in, tiles, t0, n, block, u);
-        transform_gradient<A>(gradient, tiles, t0, n, block, m);
+        transform_gradient<A>(gradient, tiles, t0, n, block, scale, m);
         for (int q = 0; q < products; ++q) {
             Product p{};
             p.a = u + q * u_plane;

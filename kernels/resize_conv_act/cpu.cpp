@@ -14,10 +14,11 @@ enum Form { DIRECT = 0, TRANSFORMED = 1, LARGE_TILES = 2 };
 struct Pass {
     int step, low, high, rows, products;
     void (*pack)(const Weights&, float*);
-    Spacing spacing;  // that its input wants, where it is not thin
+    bool direct;
     void (*band)(const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, Images, const Addend&);
 
-    Spacing spacing_for(const Weights& w) const { return w.thin() ? PADDED : spacing; }
+    bool takes_views(const Weights& w) const { return !direct || w.thin(); }
+    Spacing spacing(const Weights& w) const { return takes_views(w) ? PADDED : DENSE; }
 };
 
 template <const Stencil& S> static void direct_pack(const Weights& w, float* out) { pack_stencil(w, S, out); }
@@ -40,10 +41,10 @@ static void direct_band(const Band& in, const Weights& w, const float* packed, i
 template <class A> static void transform_pack(const Weights& w, float* out) { pack(w, A::G, A::P, A::G, A::P, out); }
 
 template <const Stencil& S> static Pass direct() {
-    return {S.step_in, S.lowest(), S.highest() + 1, S.step_out, S.products(), direct_pack<S>, DENSE, direct_band<S>};
+    return {S.step_in, S.lowest(), S.highest() + 1, S.step_out, S.products(), direct_pack<S>, true, direct_band<S>};
 }
 template <class A> static Pass transformed() {
-    return {A::STEP, -1, A::IN - 1, A::OUT, A::P * A::P, transform_pack<A>, PADDED, transform_band<A>};
+    return {A::STEP, -1, A::IN - 1, A::OUT, A::P * A::P, transform_pack<A>, false, transform_band<A>};
 }
 
 // The weight gradient: cell row r reads input rows r * in_step + in_low ... and gradient rows r * g_step + g_low ...
@@ -53,7 +54,9 @@ struct WeightPass {
     int taps;
     float g[6][3];
     bool direct;
-    void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, int images, float* sums);
+    // `scale`, from the first of the images on, or null; a direct pass has it in its input already
+    void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, int images,
+                 const float* scale, float* sums);
 
     // the operand whose channels are scalars of the product may lie dense; vectors and transforms want padding
     Spacing input_spacing(const Sums& layout) const { return direct && layout.by_output() ? DENSE : PADDED; }
@@ -62,7 +65,7 @@ struct WeightPass {
 
 template <const Stencil& S, bool ON_GRADIENT>
 static void direct_sums(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1, int cells, int images,
-                        float* sums) {
+                        const float*, float* sums) {
     for (int i = 0; i < images; ++i)
         direct_weight_gradient(S, ON_GRADIENT, in.image(i), layout, gradient.image(i), r0, r1, cells, sums);
 }
@@ -193,12 +196,14 @@ void resize_conv_act_forward(const Arguments& a) {
     for (int item = 0; item < cut.items(); ++item) {
         const Images images = images_of(call, cut, item);
         const int r0 = item % cut.bands * height, r1 = r0 + height < rows ? r0 + height : rows;
-        const Band in = fill_band(0, source, images, nullptr, pass.spacing_for(w), r0 * pass.step + pass.low,
-                                  (r1 - 1) * pass.step + pass.high, pass.low, (columns - 1) * pass.step + pass.high);
+        const int low = r0 * pass.step + pass.low, high = (r1 - 1) * pass.step + pass.high;
+        const int left = pass.low, right = (columns - 1) * pass.step + pass.high;
+        const Band in = pass.takes_views(w) ? view_or_band(0, source, images, low, high, left, right)
+                                            : fill_band(0, source, images, nullptr, DENSE, low, high, left, right);
         Addend add{};
         if (call.second_apart()) {
             const int o0 = r0 * pass.rows, o1 = r1 * pass.rows, width = columns * pass.rows;
-            const Band in2 = fill_band(1, other, images, nullptr, apart.spacing_for(w2), o0 - 1, o1 + 1, -1, width + 1);
+            const Band in2 = fill_band(1, other, images, nullptr, apart.spacing(w2), o0 - 1, o1 + 1, -1, width + 1);
             const int64_t row = int64_t(width) * padded, image_step = (o1 - o0) * row;
             float* sums = scratch(5, images.count * image_step);
             for (int i = 0; i < images.count; ++i)
@@ -275,7 +280,7 @@ void resize_conv_act_backward(const Arguments& a) {
 
     // the gradient lies dense only where every pass that reads it can take it so
     const bool dense = !split && weights.gradient_spacing(layout) == DENSE &&
-                       (!need_input || input.spacing_for(w) == DENSE);
+                       (!need_input || input.spacing(w) == DENSE);
     const Cut cut = cut_of(call, threads);
     const int items = cut.items();
 #pragma omp parallel num_threads(threads)
@@ -305,15 +310,20 @@ void resize_conv_act_backward(const Arguments& a) {
             if (need_input) input.band(delta, w, packed, i0, i1, i_columns, sink, images, {});
             if (need_apart) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, images, {});
             if (dw) {
-                const Band in = fill_band(0, source, images, grad_scale, weights.input_spacing(layout),
-                                          g0 * weights.in_step + weights.in_low,
-                                          (g1 - 1) * weights.in_step + weights.in_high, weights.in_low,
-                                          (g_columns - 1) * weights.in_step + weights.in_high);
-                weights.band(in, layout, delta, g0, g1, g_columns, images.count, sums);
+                const int low = g0 * weights.in_step + weights.in_low;
+                const int high = (g1 - 1) * weights.in_step + weights.in_high;
+                const int left = weights.in_low, right = (g_columns - 1) * weights.in_step + weights.in_high;
+                // transforms read the tensor itself, and have the samples' scale join on the gradient's side
+                const Band in = weights.direct ? fill_band(0, source, images, grad_scale, weights.input_spacing(layout),
+                                                           low, high, left, right)
+                                               : view_or_band(0, source, images, low, high, left, right);
+                const float* scale = grad_scale ? grad_scale + images.first : nullptr;
+                weights.band(in, layout, delta, g0, g1, g_columns, images.count, scale, sums);
                 if (split) {
                     const Band in2 = fill_band(0, other, images, grad_scale, apart_weights.input_spacing(layout2), s0 - 1,
                                                s1 + 1, -1, s_columns + 1);
-                    apart_weights.band(in2, layout2, delta, s0, s1, s_columns, images.count, sums + sums_size);
+                    apart_weights.band(in2, layout2, delta, s0, s1, s_columns, images.count, nullptr,
+                                       sums + sums_size);
                 }
             }
             if (db) {
