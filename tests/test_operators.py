@@ -246,3 +246,17 @@ def test_operator_folders_are_complete():
     for name, operator in _op.discover().items():
         assert operator.function.__doc__ and operator.name == name
         assert name in _spec.specs()
+
+
+def test_kept_weights_are_never_stale():
+    """What inference keeps of a weight follows every change to it, even one that autograd does not see."""
+    x, weight = torch.randn(2, 16, 12, 12), torch.randn(16, 16, 3, 3)
+    trained = weight.clone().requires_grad_()
+    for change in (lambda w: w, lambda w: w.mul_(2), lambda w: w.view(-1)[-1:].add_(1)):
+        with torch.no_grad():
+            change(weight.data), change(trained.data)
+            for side in (12, 5):  # two forms, kept side by side
+                kept = ops.resize_conv_act(x[..., :side, :side], weight)
+                again = ops.resize_conv_act(x[..., :side, :side], weight)
+        fresh = ops.resize_conv_act(x[..., :side, :side], trained)
+        assert torch.equal(kept, fresh) and torch.equal(kept, again)

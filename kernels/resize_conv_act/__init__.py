@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _native, _op
+from . import kept_weights
 from .reference import ACTIVATIONS
 from .reference import resize_conv_act as reference
 
@@ -47,6 +48,9 @@ def resize_conv_act(
     """
     if exact is None:
         exact = os.environ.get("KILN_EXACT", "") not in {"", "0"}
+    inference = not (torch.is_grad_enabled() and weight.requires_grad)
+    if inference and not torch.compiler.is_compiling():
+        kept_weights.keep(weight)
     return _forward(x, weight, bias, second, grad_scale, resize, activation, float(negative_slope), exact)
 
 
@@ -139,8 +143,10 @@ def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negati
     x, second = _dense(x), _dense(second)
     weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     biases = None if bias is None else bias.detach().float().contiguous()
-    pointers = [_native.address(t) for t in (x, weights, biases, second, y)]
-    _native.call(f"{NAME}_forward", pointers, _integers(x, weight, second, resize, activation, exact), [negative_slope])
+    integers = _integers(x, weight, second, resize, activation, exact)
+    kept = kept_weights.packed(weight, weights, integers)
+    pointers = [_native.address(t) for t in (x, weights, biases, second, y, kept)]
+    _native.call(f"{NAME}_forward", pointers, integers, [negative_slope])
     return y
 
 

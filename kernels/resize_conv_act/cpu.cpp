@@ -168,21 +168,59 @@ static inline Images images_of(const Call& call, const Cut& cut, int item) {
     return {first, left < cut.images ? left : cut.images};
 }
 
+// The weights of a forward pass as it reads them; kept between calls, they follow a copy of what they were made of.
+struct PackedForward {
+    const Call& call;
+    Pass pass, apart;
+    Weights w, w2;
+
+    PackedForward(const Call& c, const float* weight)
+        : call(c), pass(passes_of(c).forward), apart(direct<SAME>()), w(c.weights(weight, false)),
+          w2(c.second_weights(weight, false)) {}
+    int64_t first() const { return packed_floats(w, pass.products); }
+    int64_t floats() const { return first() + (call.second_apart() ? packed_floats(w2, apart.products) : 0); }
+    int64_t source() const { return (int64_t(w.cout) * w.cin * 9 + VL - 1) / VL * VL; }
+    void pack(float* to) const {
+        pass.pack(w, to);
+        if (call.second_apart()) apart.pack(w2, to + first());
+    }
+};
+
+// pointers: weight, kept (or null), an int64 answer: the floats to keep, or whether those kept are of this weight.
+void resize_conv_act_kept(const Arguments& a) {
+    const Call call(a);
+    const float *weight = a.pointer<float>(0), *kept = a.pointer<float>(1);
+    const PackedForward packed(call, weight);
+    *a.pointer<int64_t>(2) = kept ? !std::memcmp(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9)
+                                  : packed.source() + packed.floats();
+}
+
+// pointers: weight, kept: fills it.
+void resize_conv_act_keep(const Arguments& a) {
+    const Call call(a);
+    const float* weight = a.pointer<float>(0);
+    float* kept = a.pointer<float>(1);
+    const PackedForward packed(call, weight);
+    std::memcpy(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9);
+    packed.pack(kept + packed.source());
+}
+
+// pointers: x, weight, bias, second, y, kept (null: the weights are packed for this call alone).
 void resize_conv_act_forward(const Arguments& a) {
     const Call call(a);
     const void* second = a.pointer<void>(3);
-    const float* weight = a.pointer<float>(1);
     const float* bias = a.pointer<float>(2);
-    const Pass pass = passes_of(call).forward, apart = direct<SAME>();
+    const float* kept = a.pointer<float>(5);
+    const PackedForward forward(call, a.pointer<float>(1));
+    const Pass &pass = forward.pass, &apart = forward.apart;
+    const Weights &w = forward.w, &w2 = forward.w2;
     const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
-    const Weights w = call.weights(weight, false), w2 = call.second_weights(weight, false);
     const int padded = w.padded();
 
-    float* packed = scratch(7, packed_floats(w, pass.products) + packed_floats(w2, apart.products) + padded);
-    float* packed2 = packed + packed_floats(w, pass.products);
-    float* padded_bias = packed2 + packed_floats(w2, apart.products);
-    pass.pack(w, packed);
-    if (call.second_apart()) apart.pack(w2, packed2);
+    float* padded_bias = scratch(7, padded + (kept ? 0 : forward.floats()));
+    if (!kept) forward.pack(padded_bias + padded);
+    const float* packed = kept ? kept + forward.source() : padded_bias + padded;
+    const float* packed2 = packed + forward.first();
     for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
 
     Sink sink{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
@@ -352,5 +390,7 @@ void resize_conv_act_backward(const Arguments& a) {
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
 
+KILN_REGISTER(resize_conv_act_kept)
+KILN_REGISTER(resize_conv_act_keep)
 KILN_REGISTER(resize_conv_act_forward)
 KILN_REGISTER(resize_conv_act_backward)
