@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine import checkpoint, random_state
+from engine import allocator, checkpoint, random_state
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError
@@ -93,8 +93,10 @@ def require_fused(config: TrainConfig) -> None:
 
 
 def set_machine(config: TrainConfig) -> None:
-    """Threads, precision and seeds of this process."""
+    """Threads, memory, precision and seeds of this process."""
     torch.set_num_threads(config.threads)
+    if config.device == "cpu":
+        allocator.keep_freed_memory()
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
