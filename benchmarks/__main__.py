@@ -117,7 +117,7 @@ def run_operators(arguments: Arguments, limits: Limits) -> tuple[list[dict], lis
     chosen = list(operators.cases(arguments.filter, arguments.quick))
     if chosen:
         tqdm.write(table.head())
-    for spec, sample in tqdm(chosen, desc="operators", leave=False):
+    for spec, sample in tqdm(chosen, desc="operators", leave=False, disable=None):
         timings, failed = operators.measure(spec, sample, arguments.device, arguments.rounds, has_compiler())
         entry = row("ops", f"{spec.operator} {sample.name}", timings, failed)
         if not failed:
@@ -138,7 +138,7 @@ def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Ta
     if chosen:
         tqdm.write(table.head())
     for name, setting in chosen.items():
-        with tqdm(total=arguments.rounds, desc=name, leave=False) as bar:
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
             tick = lambda _, bar=bar: bar.update()  # noqa: E731
             timings, failed = step.measure(setting, arguments.device, arguments.rounds, tick, competitors)
         entry = row("step", name, timings, failed)
@@ -165,7 +165,7 @@ def run_scaling(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[
     chosen = list(scaling.cases(arguments.filter, arguments.quick, arguments.device))
     if chosen:
         tqdm.write(table.head())
-    for name, prepare in tqdm(chosen, desc="threads", leave=False):
+    for name, prepare in tqdm(chosen, desc="threads", leave=False, disable=None):
         calls, failed = prepare()
         label = name.removesuffix(" channels_last")
         if failed:
@@ -188,7 +188,7 @@ def run_profile(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[
     """The profile suite: the native calls of a fused step, the longest first, and the rest of the step."""
     rows, tables = [], []
     for name, setting in step.settings(arguments.filter, arguments.quick).items():
-        with tqdm(total=arguments.rounds, desc=name, leave=False) as bar:
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
             found = profile.measure(setting, arguments.device, arguments.rounds, lambda _, bar=bar: bar.update())
         wall = found.wall.median
         columns = [("layer", 32), ("pass", 25), ("shape and form", 42), ("ms", 7), ("share", 5)]
