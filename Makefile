@@ -32,7 +32,7 @@ sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1 \
 		$(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys tests/test_sanitized.py tests/test_operators.py $(ARGS)
 
-bench: $(VENV)/installed  ## fused against eager PyTorch on this machine
+bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
 
 lint: $(VENV)/installed  ## formatting and lint

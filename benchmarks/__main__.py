@@ -4,6 +4,7 @@ Three baselines, at the same precision, in the same process, interleaved, each i
 channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
 """
 
+import functools
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import operators, profile, scaling, step
-from benchmarks.measure import Timing, copy_bandwidth, sgemm_rate
+from benchmarks.measure import Limits, Timing, copy_bandwidth, sgemm_rate
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
 from engine.errors import InputError
@@ -46,14 +47,6 @@ class Arguments:
     """Interleaved rounds; medians and quartiles are over them."""
     threads: int = 0
     """CPU threads; 0 = PyTorch's own choice."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What this machine can do at most, measured once: float32 products and copies that no cache holds."""
-
-    sgemm_flops: float
-    copy_bytes_per_s: float
 
 
 def best(timings: dict[str, Timing], baseline: str) -> Timing | None:
@@ -139,11 +132,13 @@ def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Ta
         tqdm.write(table.head())
     for name, setting in chosen.items():
         with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
-            tick = lambda _, bar=bar: bar.update()  # noqa: E731
+            tick = functools.partial(_update, bar)
             timings, failed = step.measure(setting, arguments.device, arguments.rounds, tick, competitors)
         entry = row("step", name, timings, failed)
         if not failed:
             entry = shares(entry, limits, step.flops(setting, arguments.device), None)
+        tqdm.write(table.add(cells(entry)))
+        if not failed:
             peaks = {n: step.peak_memory(n, setting, arguments.device) for n in competitors}
             entry["memory"] = {
                 n: min((v for k, v in peaks.items() if k.split()[0] == n), default=None) for n in ("fused", *BASELINES)
@@ -151,9 +146,8 @@ def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Ta
             mib = ["-" if v is None else f"{v / 2**20:.0f}" for v in entry["memory"].values()]
             memory.add([name, *mib, percent(entry["memory"]["fused"] / entry["memory"]["eager"])])
         rows.append(entry)
-        tqdm.write(table.add(cells(entry)))
     if memory.rows:
-        print("\n".join([memory.head(), *(memory.line(cells) for cells in memory.rows)]))
+        print(memory)
     return rows, [table, memory]
 
 
@@ -189,35 +183,17 @@ def run_profile(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[
     rows, tables = [], []
     for name, setting in step.settings(arguments.filter, arguments.quick).items():
         with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
-            found = profile.measure(setting, arguments.device, arguments.rounds, lambda _, bar=bar: bar.update())
-        wall = found.wall.median
-        columns = [("layer", 32), ("pass", 25), ("shape and form", 42), ("ms", 7), ("share", 5)]
-        columns += [("GFLOP/s", 7), ("sgemm", 5), ("GB/s", 5), ("copy", 4)]
-        inside = Table(f"Native calls of one fused step of {name} ({ms(wall)} ms)", columns, left=3)
-        lines = []
-        for line in sorted(found.lines, key=lambda line: -line.seconds):
-            shape = line.work.shape if line.work else "x".join(map(str, line.integers))
-            flops, moved = (
-                (line.work.flops / line.seconds, line.work.bytes / line.seconds) if line.work else (None, None)
-            )
-            lines.append({"layer": line.layer, "function": line.function, "integers": line.integers, "shape": shape})
-            lines[-1] |= {"seconds": line.seconds, "flops_per_s": flops, "bytes_per_s": moved}
-            rates = [f"{flops / 1e9:.0f}", percent(flops / limits.sgemm_flops)] if line.work else ["-", "-"]
-            rates += [f"{moved / 1e9:.1f}", percent(moved / limits.copy_bytes_per_s)] if line.work else ["-", "-"]
-            inside.add([line.layer, line.function, shape, ms(line.seconds), percent(line.seconds / wall), *rates])
-        outside = Table(f"The whole step of {name}", [("", 50), ("ms", 9), ("share", 6)])
-        native = {"native calls": sum(line.seconds for line in found.lines)}
-        shown = {k: v for k, v in found.outside.items() if v >= wall / 1000 or not k.startswith("aten::")}
-        few = {"PyTorch's other operators": sum(found.outside.values()) - sum(shown.values())}
-        for label, seconds in (native | shown | few).items():
-            outside.add([label, ms(seconds), percent(seconds / wall)])
-        for table in (inside, outside):
-            print("\n".join([table.head(), *(table.line(cells) for cells in table.rows)]))
-        rows.append(
-            {"suite": "profile", "name": name, "wall": found.wall.to_json(), "calls": lines, "outside": found.outside}
-        )
-        tables += [inside, outside]
+            tick = functools.partial(_update, bar)
+            found = profile.measure(setting, arguments.device, arguments.rounds, tick)
+        rows.append({"suite": "profile", "name": name, **found.to_json(limits)})
+        for table in (profile.inside(name, found, limits), profile.outside(name, found)):
+            print(table)
+            tables.append(table)
     return rows, tables
+
+
+def _update(bar: tqdm, _: int) -> None:
+    bar.update()
 
 
 SUITES = {"ops": run_operators, "step": run_steps, "scaling": run_scaling, "profile": run_profile}

@@ -21,6 +21,9 @@ class Table:
         self.rows.append(cells)
         return self.line(cells)
 
+    def __str__(self) -> str:
+        return "\n".join([self.head(), *(self.line(cells) for cells in self.rows)])
+
     def markdown(self) -> str:
         """The whole table as Markdown."""
         headings = [heading for heading, _ in self.columns]
@@ -44,3 +47,8 @@ def ms(seconds: float) -> str:
 def percent(share: float | None) -> str:
     """A share of a limit; - where it is unknown."""
     return "-" if share is None else f"{share:.0%}"
+
+
+def giga(rate: float | None, digits: int = 0) -> str:
+    """Thousand millions in a second; - where it is unknown."""
+    return "-" if rate is None else f"{rate / 1e9:.{digits}f}"
