@@ -49,7 +49,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, second: Tensor 
     if resize == "up":
         channels = x.shape[1]
         y = F.conv_transpose2d(x, folded(weight[:, :channels]), bias, stride=2, padding=1)
-        return y if second is None else y + F.conv2d(second, weight[:, channels:], padding=1)
+        return y if second is None else y.add_(F.conv2d(second, weight[:, channels:], padding=1))
     if second is not None:
         x = torch.cat([x, second], dim=1)
     return F.conv2d(x, weight, bias, stride=2 if resize == "down" else 1, padding=1)
