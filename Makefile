@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test bench lint clean
+.PHONY: train test sanitize bench lint clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -13,7 +13,26 @@ train: $(VENV)/installed  ## train the refiner on the embedded faces, quick pres
 test: $(VENV)/installed  ## run the tests
 	$(RUN) -m pytest $(ARGS)
 
-bench: $(VENV)/installed  ## fused against eager PyTorch on this machine
+# its own copy of the sources, so that the normal build stays; the first finding of either sanitizer ends the tests
+SANITIZED := build/sanitize
+# setuptools compiles with -fwrapv, which would hide overflows
+SANITIZERS := -O1 -g1 -fno-omit-frame-pointer -fno-wrapv -fsanitize=address,undefined -fno-sanitize-recover=all
+PRELOAD = $(foreach library,libasan.so libubsan.so libstdc++.so.6,$(shell $(CXX) -print-file-name=$(library)))
+
+$(SANITIZED)/built: $(VENV)/installed
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE bindings kernels engine \
+		| tar -x -C $(SANITIZED)
+	cd $(SANITIZED) && KILN_SANITIZE="$(SANITIZERS)" $(abspath $(RUN)) setup.py --quiet build_ext --inplace
+	touch $@
+
+sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
+	tar -c --exclude='*.so' --exclude=__pycache__ kernels engine tests | tar -x -C $(SANITIZED)
+	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1 \
+		$(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys tests/test_sanitized.py tests/test_operators.py $(ARGS)
+
+bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
 
 lint: $(VENV)/installed  ## formatting and lint

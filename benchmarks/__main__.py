@@ -1,6 +1,12 @@
-"""`python -m benchmarks [ops|step|all]`: fused against eager PyTorch on this machine, equivalence first."""
+"""`python -m benchmarks [ops|step|scaling|profile|all]`: fused against PyTorch on this machine, equivalence first.
 
+Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
+channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
+"""
+
+import functools
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,58 +16,192 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarks import operators, step
-from benchmarks.measure import Timing, copy_bandwidth, sgemm_rate
+from benchmarks import operators, profile, scaling, step
+from benchmarks.measure import Limits, Timing, copy_bandwidth, sgemm_rate
+from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
 from engine.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
+BASELINES = ("eager", "compile", "strong")
+LEAST_ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Options of the benchmark."""
 
-    suite: Annotated[Literal["ops", "step", "all"], tyro.conf.Positional] = "all"
-    """Operators, whole training steps, or both."""
+    suite: Annotated[Literal["ops", "step", "scaling", "profile", "all"], tyro.conf.Positional] = "all"
+    """Operators; whole training steps; both at 1 to all threads; where a fused step's time goes; or everything."""
     filter: str = ""
     """Only cases whose name contains this text."""
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False
+    """A few operator shapes and the small step only: minutes."""
     json: Path | None = None
     """Write every sample to this file, with machine, versions and commit."""
+    markdown: Path | None = None
+    """Write the tables to this file."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to measure."""
-    rounds: int = 10
-    """Interleaved rounds; medians are over them."""
+    rounds: int = LEAST_ROUNDS
+    """Interleaved rounds; medians and quartiles are over them."""
     threads: int = 0
     """CPU threads; 0 = PyTorch's own choice."""
 
 
-def row(name: str, timings: dict[str, Timing], failed: list[str]) -> dict[str, object]:
-    """One line of the result; without speed where the equivalence check failed."""
+def best(timings: dict[str, Timing], baseline: str) -> Timing | None:
+    """A competitor in the better of its layouts; None where it did not run."""
+    ran = [timing for name, timing in timings.items() if name.split()[0] == baseline]
+    return min(ran, key=lambda timing: timing.median, default=None)
+
+
+def row(suite: str, name: str, timings: dict[str, Timing], failed: list[str]) -> dict:
+    """One result: the speed-up against each baseline; none of it where the equivalence check failed."""
     if failed:
-        return {"name": name, "failed": failed}
-    eager = min((t for n, t in timings.items() if n.startswith("eager")), key=lambda t: t.median)
+        return {"suite": suite, "name": name, "failed": failed}
+    fused = timings["fused"].median
+    found = {baseline: best(timings, baseline) for baseline in BASELINES}
+    found["strong"] = found["strong"] or found["eager"]  # where no library part is stronger than the reference
     return {
+        "suite": suite,
         "name": name,
-        "speedup": eager.median / timings["fused"].median,
+        "speedup": {baseline: found[baseline].median / fused for baseline in BASELINES if found[baseline]},
         "timings": {n: t.to_json() for n, t in timings.items()},
     }
 
 
-def line(entry: dict) -> str:
-    """A row for the terminal."""
+def shares(entry: dict, limits: Limits, flops: float | None, moved: float | None) -> dict:
+    """The row with its rates: FLOPs that the algebra needs and least bytes, over time, as shares of the limits."""
+    seconds = entry["timings"]["fused"]["median"]
+    return entry | {
+        "algebra_flops": flops,
+        "bytes": moved,
+        "share_of_sgemm": flops and flops / seconds / limits.sgemm_flops,
+        "share_of_copy": moved and moved / seconds / limits.copy_bytes_per_s,
+    }
+
+
+def comparison(title: str) -> Table:
+    """The table of the ops and step suites."""
+    against = [column for name in BASELINES for column in ((f"{name} ms", 10), ("x", 6))]
+    return Table(title, [("", 45), ("fused ms", 8), ("quartiles", 17), *against, ("sgemm", 6), ("copy", 5)])
+
+
+def cells(entry: dict) -> list[str]:
+    """A row of the table."""
+    name = entry["name"].removesuffix(" channels_last")
     if "failed" in entry:
-        return f"{entry['name']:<58}  DIFFERENT: {entry['failed'][0]}"
-    medians = {name: t["median"] for name, t in entry["timings"].items()}
-    fused, eager = medians["fused"], min(v for n, v in medians.items() if n.startswith("eager"))
-    low, high = entry["timings"]["fused"]["quartiles"]
-    text = f"{entry['name']:<58} {fused * 1e3:10.2f} {eager * 1e3:10.2f} {entry['speedup']:7.2f}x"
-    text += f"  quartiles {low * 1e3:.2f} .. {high * 1e3:.2f}"
-    if "flops" in entry:
-        text += f"  {entry['flops'] / fused / 1e9:6.0f} GFLOP/s as written"
-    if "memory" in entry:
-        text += f"  peak {entry['memory']['fused'] / 2**20:.0f} MiB against {entry['memory']['eager'] / 2**20:.0f}"
-    return text
+        return [name, f"DIFFERENT: {entry['failed'][0]}"]
+    timings, speedup = entry["timings"], entry["speedup"]
+    fused = timings["fused"]["median"]
+    low, high = timings["fused"]["quartiles"]
+    against = [
+        text
+        for baseline in BASELINES
+        for text in ((ms(fused * speedup[baseline]), f"{speedup[baseline]:.2f}") if baseline in speedup else ("-", "-"))
+    ]
+    limits = [percent(entry[share]) for share in ("share_of_sgemm", "share_of_copy")]
+    return [name, ms(fused), f"{ms(low)}..{ms(high)}", *against, *limits]
+
+
+def run_operators(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The ops suite."""
+    rows, table = [], comparison("Operators, forward + backward, float32")
+    chosen = list(operators.cases(arguments.filter, arguments.quick))
+    if chosen:
+        tqdm.write(table.head())
+    for spec, sample in tqdm(chosen, desc="operators", leave=False, disable=None):
+        timings, failed = operators.measure(spec, sample, arguments.device, arguments.rounds, has_compiler())
+        entry = row("ops", f"{spec.operator} {sample.name}", timings, failed)
+        if not failed:
+            flops, moved = operators.flops(spec, sample, arguments.device), spec.bytes(sample, torch.float32)
+            entry = shares(entry, limits, flops, moved) | {"flops_as_written": spec.flops(sample)}
+        rows.append(entry)
+        tqdm.write(table.add(cells(entry)))
+    return rows, [table]
+
+
+def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The step suite, with peak memory."""
+    rows, table = [], comparison("Training steps, float32")
+    columns = [("", 45), ("fused MiB", 10), *((f"{name} MiB", 12) for name in BASELINES), ("of eager", 9)]
+    memory = Table("Peak training memory: what three steps add to a process", columns)
+    chosen = step.settings(arguments.filter, arguments.quick)
+    competitors = tuple(name for name in step.COMPETITORS if name != "compile" or has_compiler())
+    if chosen:
+        tqdm.write(table.head())
+    for name, setting in chosen.items():
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
+            tick = functools.partial(_update, bar)
+            timings, failed = step.measure(setting, arguments.device, arguments.rounds, tick, competitors)
+        entry = row("step", name, timings, failed)
+        if not failed:
+            entry = shares(entry, limits, step.flops(setting, arguments.device), None)
+        tqdm.write(table.add(cells(entry)))
+        if not failed:
+            peaks = {n: step.peak_memory(n, setting, arguments.device) for n in competitors}
+            entry["memory"] = {
+                n: min((v for k, v in peaks.items() if k.split()[0] == n), default=None) for n in ("fused", *BASELINES)
+            }
+            mib = ["-" if v is None else f"{v / 2**20:.0f}" for v in entry["memory"].values()]
+            memory.add([name, *mib, percent(entry["memory"]["fused"] / entry["memory"]["eager"])])
+        rows.append(entry)
+    if memory.rows:
+        print(memory)
+    return rows, [table, memory]
+
+
+def run_scaling(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The scaling suite: fused and eager by thread count."""
+    rows = []
+    columns = [("", 45), ("", 6), ("threads", 8), ("ms", 9), ("quartiles", 17), ("speed-up over 1", 16)]
+    table = Table("Threads", columns, left=2)
+    chosen = list(scaling.cases(arguments.filter, arguments.quick, arguments.device))
+    if chosen:
+        tqdm.write(table.head())
+    for name, prepare in tqdm(chosen, desc="threads", leave=False, disable=None):
+        calls, failed = prepare()
+        label = name.removesuffix(" channels_last")
+        if failed:
+            rows.append({"suite": "scaling", "name": name, "failed": failed})
+            tqdm.write(table.add([label, f"DIFFERENT: {failed[0]}"]))
+            continue
+        by_name = scaling.measure(calls, arguments.rounds)
+        gains = {n: {t: by[1].median / timing.median for t, timing in by.items()} for n, by in by_name.items()}
+        timings = {n: {t: timing.to_json() for t, timing in by.items()} for n, by in by_name.items()}
+        rows.append({"suite": "scaling", "name": name, "speedup_over_one_thread": gains, "timings": timings})
+        for which, by in by_name.items():
+            for threads, timing in by.items():
+                low, high = timing.quartiles
+                figures = [ms(timing.median), f"{ms(low)}..{ms(high)}", f"{gains[which][threads]:.2f}"]
+                tqdm.write(table.add([label, which, str(threads), *figures]))
+    return rows, [table]
+
+
+def run_profile(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The profile suite: the native calls of a fused step, the longest first, and the rest of the step."""
+    rows, tables = [], []
+    for name, setting in step.settings(arguments.filter, arguments.quick).items():
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
+            tick = functools.partial(_update, bar)
+            found = profile.measure(setting, arguments.device, arguments.rounds, tick)
+        rows.append({"suite": "profile", "name": name, **found.to_json(limits)})
+        for table in (profile.inside(name, found, limits), profile.outside(name, found)):
+            print(table)
+            tables.append(table)
+    return rows, tables
+
+
+def _update(bar: tqdm, _: int) -> None:
+    bar.update()
+
+
+SUITES = {"ops": run_operators, "step": run_steps, "scaling": run_scaling, "profile": run_profile}
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile can build CPU code here."""
+    return bool(shutil.which("g++") or shutil.which("clang++"))
 
 
 def commit() -> str | None:
@@ -75,61 +215,44 @@ def commit() -> str | None:
     return name.stdout.strip() + "+" * bool(dirty.stdout.strip())
 
 
-def run_operators(arguments: Arguments) -> list[dict]:
-    """The rows of the ops suite."""
-    rows = []
-    cases = list(operators.cases(arguments.filter))
-    for spec, sample in tqdm(cases, desc="operators", leave=False):
-        timings, failed = operators.measure(spec, sample, arguments.device, arguments.rounds)
-        entry = row(f"{spec.operator} {sample.name}", timings, failed)
-        rows.append(entry | {"flops": spec.flops(sample), "bytes": spec.bytes(sample, torch.float32)})
-        tqdm.write(line(rows[-1]))
-    return rows
-
-
-def run_steps(arguments: Arguments) -> list[dict]:
-    """The rows of the step suite, with peak memory."""
-    rows = []
-    for name, setting in step.SETTINGS.items():
-        if arguments.filter not in name:
-            continue
-        with tqdm(total=arguments.rounds, desc=name, leave=False) as bar:
-            timings, failed = step.measure(setting, arguments.device, arguments.rounds, lambda _, bar=bar: bar.update())
-        entry = row(name, timings, failed)
-        if not failed:
-            peaks = {n: step.peak_memory(n, setting, arguments.device) for n in step.COMPETITORS}
-            entry["memory"] = {"fused": peaks["fused"], "eager": min(v for n, v in peaks.items() if n != "fused")}
-        rows.append(entry)
-        tqdm.write(line(entry))
-    return rows
+def check(arguments: Arguments) -> None:
+    """Raises InputError with what to do when the arguments do not fit."""
+    if arguments.rounds < LEAST_ROUNDS:
+        raise InputError(f"--rounds must be at least {LEAST_ROUNDS}: medians of fewer say little")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no CUDA device here; use --device cpu")
+    for option, path in (("--json", arguments.json), ("--markdown", arguments.markdown)):
+        if path and not path.parent.is_dir():
+            raise InputError(f"{path.parent} is not a folder; create it or give {option} another")
 
 
 def main(argv: list[str]) -> int:
     """Measures, prints and saves. Returns 1 when a result differs from the reference."""
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks", description=__doc__)
-    if arguments.rounds < 2:
-        raise InputError("--rounds must be at least 2")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device here; use --device cpu")
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise InputError(f"{arguments.json.parent} is not a folder; create it or write the JSON elsewhere")
+    check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    limits = {"sgemm_flops": sgemm_rate(), "copy_bytes_per_s": copy_bandwidth()}
-    print(
-        f"{torch.get_num_threads()} threads, sgemm {limits['sgemm_flops'] / 1e9:.0f} GFLOP/s, "
-        f"copy {limits['copy_bytes_per_s'] / 1e9:.1f} GB/s\n\n"
-        f"{'forward + backward, or a whole step':<58} {'fused ms':>10} {'eager ms':>10} {'speed-up':>8}"
+    limits = Limits(sgemm_rate(), copy_bandwidth())
+    machine = (
+        f"{environment.cpu()['model']}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"sgemm {limits.sgemm_flops / 1e9:.0f} GFLOP/s, copy {limits.copy_bytes_per_s / 1e9:.1f} GB/s"
     )
-    rows = run_operators(arguments) if arguments.suite in ("ops", "all") else []
-    rows += run_steps(arguments) if arguments.suite in ("step", "all") else []
+    print(machine)
+    if not has_compiler() and arguments.suite in ("ops", "step", "all"):
+        print("no C++ compiler (g++ or clang++) here: the baseline `compile` is left out")
+    rows, tables = [], []
+    for suite in SUITES if arguments.suite == "all" else [arguments.suite]:
+        more_rows, more_tables = SUITES[suite](arguments, limits)
+        rows, tables = rows + more_rows, tables + more_tables
     if not rows:
         raise InputError(f"no case contains {arguments.filter!r}")
     if arguments.json:
-        result = {"schema": SCHEMA, "commit": commit(), "threads": torch.get_num_threads(), "limits": limits}
-        atomic.write_text(
-            arguments.json, json.dumps(result | {"machine": environment.snapshot(), "rows": rows}, indent=1)
-        )
+        head = {"schema": SCHEMA, "commit": commit(), "threads": torch.get_num_threads(), "limits": vars(limits)}
+        everything = head | {"machine": environment.snapshot(), "rows": rows}
+        atomic.write_text(arguments.json, json.dumps(everything, indent=1))
+    if arguments.markdown:
+        texts = [f"{machine}; commit {commit()}.\n", *(table.markdown() for table in tables if table.rows)]
+        atomic.write_text(arguments.markdown, "\n".join(texts))
     return 1 if any("failed" in entry for entry in rows) else 0
 
 

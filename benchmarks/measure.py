@@ -29,6 +29,14 @@ class Timing:
         return {**asdict(self), "median": self.median, "quartiles": list(self.quartiles)}
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What this machine can do at most, measured once: float32 products and copies that no cache holds."""
+
+    sgemm_flops: float
+    copy_bytes_per_s: float
+
+
 def interleaved(
     competitors: dict[str, Callable[[], object]],
     *,

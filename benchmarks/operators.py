@@ -1,54 +1,101 @@
-"""Every operator's benchmark shapes: forward and backward, fused against eager in the better of both layouts."""
+"""Every operator's benchmark shapes: forward and backward, fused against eager, compiled and strong PyTorch."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 
+from benchmarks import native
 from benchmarks.measure import Timing, interleaved
 from engine import ops
 from engine.kernels import _spec
 
+TOLERANCE = 1e-4  # norm-wise difference of a baseline from eager: it must compute the same to be one
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
-def cases(only: str) -> Iterator[tuple[_spec.Spec, _spec.Sample]]:
-    """The shapes of every operator whose name or shape contains `only`."""
+
+def cases(only: str, quick: bool = False) -> Iterator[tuple[_spec.Spec, _spec.Sample]]:
+    """The shapes of every operator whose name or shape contains `only`.
+
+    quick: of the shapes with the same options, the one in the middle by FLOPs.
+    """
     for name, spec in _spec.specs().items():
-        for sample in spec.benchmarks:
-            if only in f"{name} {sample.name}":
-                yield spec, sample
+        chosen = [sample for sample in spec.benchmarks if only in f"{name} {sample.name}"]
+        if quick:
+            alike: dict[str, list[_spec.Sample]] = {}
+            for sample in sorted(chosen, key=spec.flops):
+                alike.setdefault(str(sorted(sample.options.items())), []).append(sample)
+            chosen = [group[(len(group) - 1) // 2] for group in alike.values()]
+        for sample in chosen:
+            yield spec, sample
 
 
-def measure(spec: _spec.Spec, sample: _spec.Sample, device: str, rounds: int) -> tuple[dict[str, Timing], list[str]]:
-    """Timings of fused and both layouts of eager, and the results that failed the dtype rule (then no timings)."""
+def baselines(spec: _spec.Spec, compiled: bool = True) -> dict[str, Callable]:
+    """eager, compile and, where the spec names one, strong: functions with the operator's arguments."""
+    reference = ops.OPERATORS[spec.operator].reference
+    found = {"eager": reference}
+    if compiled:
+        torch._dynamo.reset()  # each shape is compiled for itself, however many there were before
+        found["compile"] = torch.compile(reference, dynamic=False, fullgraph=True)
+    if spec.strong:
+        found["strong"] = spec.strong
+    return found
+
+
+def measure(
+    spec: _spec.Spec, sample: _spec.Sample, device: str, rounds: int, compiled: bool = True
+) -> tuple[dict[str, Timing], list[str]]:
+    """Timings of fused and of every baseline in both layouts, and the results that are not right (then no timings)."""
+    others = baselines(spec, compiled)
+    failed = disagreements(spec, sample, device, others)
+    if failed:
+        return {}, failed
+    made = _spec.tensors(sample, torch.float32, device)
+    competitors = {"fused": both_passes(ops.OPERATORS[spec.operator].function, made, sample)}
+    for name, function in others.items():
+        # where nothing has four axes, both layouts are one
+        for layout, order in list(LAYOUTS.items())[: 2 if any(t.dim() == 4 for t in made.values()) else 1]:
+            laid_out = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in made.items()}
+            competitors[f"{name} {layout}"] = both_passes(function, laid_out, sample)
+    return interleaved(competitors, rounds=rounds), []
+
+
+def disagreements(spec: _spec.Spec, sample: _spec.Sample, device: str, others: dict[str, Callable]) -> list[str]:
+    """The results of fused outside the dtype rule, and those of a baseline that computes something else."""
     failed = [
         f"{e.result}: error {e.fused:.1e}, allowed {e.allowed:.1e}"
         for e in _spec.compare(spec, sample, torch.float32, device)
         if not e.passed
     ]
-    if failed:
-        return {}, failed
-    operator = ops.OPERATORS[spec.operator]
     made = _spec.tensors(sample, torch.float32, device)
-    plain = {name: tensor.contiguous() for name, tensor in made.items()}
-    return interleaved(
-        {
-            "fused": _both_passes(operator.function, made, sample),
-            "eager channels_last": _both_passes(operator.reference, made, sample),
-            "eager contiguous": _both_passes(operator.reference, plain, sample),
-        },
-        rounds=rounds,
-    ), []
+    eager = _spec.run(others["eager"], sample, made, torch.float32)
+    for name in others.keys() - {"eager"}:
+        for result, value in _spec.run(others[name], sample, made, torch.float32).items():
+            error = _spec.relative_error(value, eager[result])
+            if not error <= TOLERANCE:
+                failed.append(f"{result} of {name}: error {error:.1e}, allowed {TOLERANCE:.1e}")
+    return failed
 
 
-def _both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spec.Sample) -> Callable[[], object]:
+def flops(spec: _spec.Spec, sample: _spec.Sample, device: str) -> float:
+    """FLOPs of forward and backward in the form that the fused operator takes; as written where that is unknown."""
+    made = _spec.tensors(sample, torch.float32, device)
+    with native.recorded() as calls:
+        both_passes(ops.OPERATORS[spec.operator].function, made, sample)()
+    found = native.flops(calls)
+    return spec.flops(sample) if found is None else found
+
+
+def both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spec.Sample) -> Callable[[], object]:
+    """A call that runs forward and backward of `function` on leaves like `made`."""
     leaves = {n: t.detach().clone().requires_grad_(n != "grad_scale") for n, t in made.items()}
     wanted = [t for t in leaves.values() if t.requires_grad]
-    with torch.no_grad():
-        output = function(**leaves, **sample.options)
-    output = output[-1] if isinstance(output, tuple) else output
-    upstream = torch.ones_like(output)
+    upstream: list[torch.Tensor] = []
 
     def call() -> object:
         y = function(**leaves, **sample.options)
-        return torch.autograd.grad(y[-1] if isinstance(y, tuple) else y, wanted, upstream)
+        y = y[-1] if isinstance(y, tuple) else y
+        if not upstream:
+            upstream.append(torch.ones_like(y))
+        return torch.autograd.grad(y, wanted, upstream)
 
     return call

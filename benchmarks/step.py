@@ -1,6 +1,14 @@
-"""Whole training steps: the fused one-pass step against the textbook step in eager PyTorch, time and peak memory."""
+"""Whole training steps: the fused one-pass step against the textbook step and stronger ones, time and peak memory.
 
+eager:   the step as it is usually written, in both layouts
+compile: the same, networks and losses through torch.compile, channels_last
+strong:  what library parts can do (strong.py)
+"""
+
+import ctypes
 import dataclasses
+import functools
+import gc
 import json
 import subprocess
 import sys
@@ -9,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import native
 from benchmarks.measure import Timing, interleaved
 from engine import systems
 from engine.config import TrainConfig
@@ -19,19 +28,28 @@ SETTINGS = {
     "refiner 64x64, 64 filters, batch 25": {"filters": 64, "batch_size": 25},
     "refiner 64x64, 16 filters, batch 16": {"filters": 16, "batch_size": 16},
 }
+QUICK = "refiner 64x64, 16 filters, batch 16"
+# a k that counts from the second step on
+BALANCE = {"gamma": 0.9, "lambda_k": 0.5}
 TOLERANCE = 1e-4  # relative difference of the losses over CHECKED steps
 CHECKED = 3
-COMPETITORS = ("fused", "eager channels_last", "eager contiguous")
+COMPETITORS = ("fused", "eager channels_last", "eager contiguous", "compile", "strong")
+
+
+def settings(only: str, quick: bool = False) -> dict[str, dict]:
+    """The settings whose name contains `only`; quick: only the small one."""
+    return {name: setting for name, setting in SETTINGS.items() if only in name and (not quick or name == QUICK)}
 
 
 def measure(
-    setting: dict, device: str, rounds: int, tick: Callable[[int], None]
+    setting: dict, device: str, rounds: int, tick: Callable[[int], None], competitors: tuple[str, ...] = COMPETITORS
 ) -> tuple[dict[str, Timing], list[str]]:
     """Seconds per step of every competitor, and the losses that disagree (then no timings)."""
-    failed = _disagreements(setting, device)
+    built = {name: build(name, setting, device) for name in competitors}
+    failed = disagreements(built, build("eager channels_last", setting, device))
     if failed:
         return {}, failed
-    steps = {name: _stepper(name, setting, device) for name in COMPETITORS}
+    steps = {name: functools.partial(system.step, batch) for name, (system, batch) in built.items()}
     return interleaved(steps, rounds=rounds, after_round=tick), []
 
 
@@ -43,49 +61,77 @@ def peak_memory(name: str, setting: dict, device: str) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _system(name: str, setting: dict, device: str) -> tuple[System, Batch]:
+def build(name: str, setting: dict, device: str) -> tuple[System, Batch]:
+    """A competitor's system, untrained, and the batch that every one steps on."""
     fused = name == "fused"
-    config = dataclasses.replace(TrainConfig(fused=fused, eager=not fused), inject=(8, 16), **setting)
+    config = dataclasses.replace(TrainConfig(fused=fused, eager=not fused), inject=(8, 16), **BALANCE, **setting)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(config.batch_size, 3, config.resolution, config.resolution, generator=generator) * 2 - 1
     layout = torch.contiguous_format if name == "eager contiguous" else torch.channels_last
     images = images.to(device).contiguous(memory_format=layout)
     batch = Batch(images=images, landmarks=None, indices=torch.arange(config.batch_size))
+    if name == "strong":
+        from benchmarks.strong import StrongRefiner  # other competitors' processes do not load it
+
+        return StrongRefiner(config, device), batch
     system = systems.build(config, device)
     if layout == torch.channels_last and not fused:
         for network in system.networks().values():
             network.to(memory_format=torch.channels_last)
+    if name == "compile":
+        system._loss = torch.compile(system._loss, dynamic=False)
+        system._refine = torch.compile(system._refine, dynamic=False)
     return system, batch
 
 
-def _stepper(name: str, setting: dict, device: str) -> Callable[[], object]:
-    system, batch = _system(name, setting, device)
-    return lambda: system.step(batch)
+def flops(setting: dict, device: str) -> float | None:
+    """FLOPs of one fused step in the forms that its native calls take (the losses and fully connected layers aside)."""
+    system, batch = build("fused", setting, device)
+    with native.recorded() as calls:
+        system.step(batch)
+    return native.flops([call for call in calls if call.work()])
 
 
-def _disagreements(setting: dict, device: str) -> list[str]:
-    (fused, batch), (eager, _) = (_system(name, setting, device) for name in COMPETITORS[:2])
+def disagreements(built: dict[str, tuple[System, Batch]], eager: tuple[System, Batch]) -> list[str]:
+    """The losses of each system that differ from those of the eager one over CHECKED steps."""
+    system, batch = eager
+    expected = [{name: float(loss) for name, loss in system.step(batch).items()} for _ in range(CHECKED)]
     failed = []
-    for step in range(CHECKED):
-        ours, theirs = fused.step(batch), eager.step(batch)
-        for loss in ours:
-            a, b = float(ours[loss]), float(theirs[loss])
-            if abs(a - b) > TOLERANCE * max(abs(b), 1e-3):
-                failed.append(f"step {step}: {loss} is {a:.6g} fused and {b:.6g} eager")
+    for competitor, (system, batch) in built.items():
+        for step, losses in enumerate(expected):
+            for loss, found in system.step(batch).items():
+                a, b = float(found), losses[loss]
+                if not abs(a - b) <= TOLERANCE * max(abs(b), 1e-3):
+                    failed.append(f"step {step}: {loss} is {a:.6g} {competitor} and {b:.6g} eager")
     return failed
 
 
 def main(name: str, setting: str, device: str, threads: str) -> None:
     """The process that peak_memory starts."""
     torch.set_num_threads(int(threads))
-    system, batch = _system(name, json.loads(setting), device)
+    system, batch = build(name, json.loads(setting), device)
     cuda = device.startswith("cuda")
-    if not cuda:
+    if name == "compile":
+        _compile_apart(system, batch)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS")
     for _ in range(3):
         system.step(batch)
     print((torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before)
+
+
+def _compile_apart(system: System, batch: Batch) -> None:
+    """One step that compiles, then back to a system without gradients and moments: compiling is no step's memory."""
+    system.step(batch)
+    for optimiser in system.optimisers.values():
+        optimiser.zero_grad(set_to_none=True)
+        optimiser.state.clear()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(field: str) -> int:

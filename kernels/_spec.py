@@ -1,7 +1,7 @@
 """What every spec.py is made of: samples, the dtype rule, and the comparison that tests and commands share."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one call of a native function is: its shape in words, the FLOPs of the form it takes, its least traffic."""
+
+    shape: str
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
 class Spec:
     """An operator's samples, the floors of its dtype rule, and the costs that the benchmark divides by."""
 
@@ -38,6 +47,8 @@ class Spec:
     flops: Callable[[Sample], float]  # of forward and backward, as written
     bytes: Callable[[Sample, torch.dtype], float]  # least traffic of forward and backward
     strong: Callable | None = None  # the best known with library parts, the operator's arguments; None: the reference
+    # of a call of one of its native functions: name, pointers, integers; None: unknown
+    work: Callable[[str, Sequence[int], Sequence[int]], Work] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_run import command
 
-from engine import doctor, verify
+from engine import doctor, ops, verify
 from engine.kernels import _native, _op, _spec
 
 ROOT = Path(__file__).parent.parent
@@ -34,9 +34,59 @@ def test_verify_passes_here(capsys):
     assert printed.count("PASS ") == 3 and "FAIL" not in printed and "all PASSED" in printed
 
 
-def test_a_training_row_passes():
-    row = verify.verify_training(2, CPU)
+def test_training_rows_pass():
+    row, trained = verify.verify_training(2, CPU)
     assert row.passed and row.checks == 2 * (7 + 2) and 0 < row.error < 1e-4  # losses, and D's and G's gradients
+    assert trained.passed and trained.variant == "after 2 steps" and 0 < trained.error <= trained.allowed
+    assert trained.checks > 7 + 20 * 4  # losses, and outputs and gradients of every layer's call
+
+
+@pytest.mark.parametrize(
+    "factors, passes",
+    [
+        ([1.001], True),  # once, as where rounding decides a sign of v - D(v): other images tell
+        ([1.001] * verify.ATTEMPTS, False),
+        ([1.1], False),  # more than one element's sign can change
+    ],
+)
+def test_a_gradient_that_differs(monkeypatch, factors, passes):
+    from engine.systems.refiner import RefinerSystem
+
+    honest, left = RefinerSystem.step, list(factors)
+
+    def step(self, batch):
+        losses = honest(self, batch)
+        if self.config.fused and left:
+            factor = left.pop(0)
+            for parameter in self.generator.parameters():
+                parameter.grad.mul_(factor)
+        return losses
+
+    monkeypatch.setattr(RefinerSystem, "step", step)
+    row, _ = verify.verify_training(1, CPU)
+    assert row.passed == passes and not left
+    assert passes or row.worst == "gradient of the generator at step 1"
+
+
+def test_an_operator_that_errs_on_trained_tensors_fails(monkeypatch):
+    """What the samples of spec.py do not show: it errs on the tensors of training only, too little for the losses."""
+    honest = ops.linear
+
+    def linear(x, weight, bias=None, *, grad_scale=None):
+        return honest(x, weight, bias, grad_scale=grad_scale) * 1.000005
+
+    monkeypatch.setattr(ops, "linear", linear)
+    monkeypatch.setitem(ops.OPERATORS, "linear", replace(ops.OPERATORS["linear"], function=linear))
+    training, trained = verify.verify_training(1, CPU)
+    assert training.passed and not trained.passed and "linear" in trained.worst
+
+
+def test_capturing_leaves_the_operators_alone():
+    before = {name: getattr(ops, name) for name in ops.OPERATORS}
+    with pytest.raises(ZeroDivisionError), verify.captured():
+        assert ops.linear is not before["linear"]
+        1 / 0  # noqa: B018
+    assert {name: getattr(ops, name) for name in ops.OPERATORS} == before
 
 
 def wrong(monkeypatch, function):
@@ -97,7 +147,7 @@ def test_a_training_that_differs_fails(monkeypatch, value):
         return {**losses, "l_real": losses["l_real"] * value} if self.config.fused else losses
 
     monkeypatch.setattr(RefinerSystem, "step", step)
-    row = verify.verify_training(1, CPU)
+    row, _ = verify.verify_training(1, CPU)
     assert not row.passed and row.failed == 1 and row.worst == "l_real at step 1"
 
 

@@ -1,9 +1,12 @@
 """Samples, tolerances and costs of resize_conv_act."""
 
+from collections.abc import Sequence
+
 import torch
 
-from .._spec import Sample, Spec
+from .._spec import Sample, Spec, Work
 from .reference import ACTIVATIONS
+from .strong import resize_conv_act as strong
 
 KINKED = ("relu", "leaky_relu")  # their derivative jumps at zero
 
@@ -68,18 +71,66 @@ def _bytes(s: Sample, dtype: torch.dtype) -> float:
     return float(dtype.itemsize) * (3 * x + 3 * out + 3 * weight)
 
 
-_BENCHMARKS = [
-    _sample(batch, channels, side, side, channels, resize, "elu")
-    for resize in ("none", "up", "down")
-    for batch, channels, side in ((25, 64, 32), (16, 16, 32), (25, 128, 16), (1, 64, 64), (25, 24, 32))
-] + [_sample(25, 64, 64, 64, 3, "none", "none"), _sample(25, 3, 64, 64, 64, "none", "elu")]
+# form -> (name, products for each output of the convolution), by resize as the call's integers number them
+_FORMS = {
+    0: {0: ("direct", 9), 1: ("2x2 tiles", 16 / 4), 2: ("4x4 tiles", 36 / 16)},
+    1: {0: ("4 phases", 16 / 4), 1: ("9 products", 9 / 4)},
+    2: {0: ("stride 2", 9)},
+}
+
+
+def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
+    dtype, resize, _, form, b, c, c2, h, w, cout = integers[:10]
+    scale = 2 if resize == 1 else 1
+    out = b * -(-h // 2) * -(-w // 2) if resize == 2 else b * h * w * scale**2
+    name, each = _FORMS[resize][form]
+    # beside nearest x2 the second input is convolved apart, by the direct sum
+    first, apart = (each * c, 9 * c2) if resize == 1 else (each * (c + c2), 0)
+    x, second, y = b * h * w * c, b * h * w * scale**2 * c2, out * cout
+    weight = cout * (c + c2) * 9
+    if function.endswith("_forward"):
+        products, moved = first + apart, x + second + weight + y
+    else:
+        dx, dsecond, dw = (pointer != 0 for pointer in pointers[6:9])
+        products = first * ((dx or (dsecond and not apart)) + dw) + apart * (dsecond + dw)
+        # y and its gradient are read once for all of them
+        moved = 2 * y + weight * (1 + dw) + x * (dx + dw) + second * (dsecond + dw)
+    shape = f"{b}x{c}{f'+{c2}' if c2 else ''}x{h}x{w}->{cout} {('none', 'up', 'down')[resize]}, {name}"
+    return Work(shape, 2.0 * products * out * cout, moved * (2.0 if dtype else 4.0))
+
+
+# batch, channels, side of the convolution: as large a batch as keeps a case near 20 GFLOP as written
+_CROSSING = (
+    *((25, 16, 32), (1, 16, 128), (25, 24, 64), (25, 32, 32), (16, 71, 32)),
+    *((25, 64, 16), (25, 64, 32), (25, 64, 64), (1, 64, 128)),
+    *((25, 128, 16), (25, 128, 32), (1, 128, 64), (25, 256, 16), (1, 256, 32)),
+)
+
+
+def _benchmarks() -> list[Sample]:
+    found = []
+    for resize in ("none", "up", "down"):
+        crossing = _CROSSING if resize == "up" else (*_CROSSING, (25, 128, 8))
+        for batch, channels, side in crossing:
+            x_side = side // 2 if resize == "up" else side
+            found.append(_sample(batch, channels, x_side, x_side, channels, resize, "elu"))
+    return [
+        *found,
+        _sample(25, 3, 64, 64, 64, "none", "elu"),
+        _sample(25, 64, 64, 64, 3, "none", "none"),
+        _sample(25, 64, 8, 8, 64, "up", "elu", second=3),
+        _sample(16, 3, 64, 64, 3, "down", "elu"),
+    ]
+
 
 SPEC = Spec(
     operator="resize_conv_act",
     samples=_samples(),
-    benchmarks=_BENCHMARKS,
+    benchmarks=_benchmarks(),
     # float32: the Winograd tiles' allowance is 2e-5 (the docstring names it); what they reach is nearer 5e-7
     floor={torch.float32: 1e-6, torch.bfloat16: 1e-4, torch.float16: 2e-5},
     flops=_flops,
     bytes=_bytes,
+    strong=strong,
+    work=_work,
 )
