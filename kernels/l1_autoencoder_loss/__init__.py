@@ -50,7 +50,7 @@ def _order(tensor: Tensor) -> torch.memory_format:
 
 def _outputs(reconstruction: Tensor, with_signs: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, device = reconstruction.shape[0], reconstruction.device
-    packed = -(-reconstruction[:1].numel() // SIGNS_OF) * IN_BYTES if with_signs and batch else 0
+    packed = -(-reconstruction.numel() // (SIGNS_OF * batch)) * IN_BYTES if with_signs and batch else 0
     per_sample = torch.empty(batch, dtype=torch.float32, device=device)
     mean = torch.empty((), dtype=torch.float32, device=device)
     return per_sample, mean, torch.empty((batch, packed), dtype=torch.uint8, device=device)
@@ -59,7 +59,7 @@ def _outputs(reconstruction: Tensor, with_signs: bool) -> tuple[Tensor, Tensor, 
 def _forward_cpu(target, reconstruction, with_signs):
     _check(target, reconstruction)
     per_sample, mean, signs = _outputs(reconstruction, with_signs)
-    batch = len(target)
+    batch = target.shape[0]
     order = _order(reconstruction)
     target, reconstruction = target.contiguous(memory_format=order), reconstruction.contiguous(memory_format=order)
     tensors = (target, reconstruction, per_sample, mean, signs if with_signs else None)
@@ -75,20 +75,17 @@ def _forward_fake(target, reconstruction, with_signs):
 
 def _gradients(like: Tensor, need: list[bool]) -> list[Tensor]:
     """Empty gradients of target and reconstruction; one not needed has no elements."""
-    return [
-        torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=_order(like))
-        if n
-        else torch.empty(0, dtype=like.dtype, device=like.device)
-        for n in need
-    ]
+    order = _order(like)
+    return [torch.empty_like(like, memory_format=order) if n else like.new_empty(0) for n in need]
 
 
 def _backward_cpu(signs, like, grad_per_sample, grad_mean, need):
     gradients = _gradients(like, need)
     upstream = [None if g is None else g.float().contiguous() for g in (grad_per_sample, grad_mean)]
-    results = [g if n else None for g, n in zip(gradients, need, strict=True)]
-    sizes = [_op.DTYPES[like.dtype], len(like), like.numel() // (len(like) or 1)]
-    pointers = [_native.address(t) for t in (signs.contiguous(), *upstream, *results)]
+    batch = like.shape[0]
+    sizes = [_op.DTYPES[like.dtype], batch, like.numel() // (batch or 1)]
+    pointers = [_native.address(t) for t in (signs.contiguous(), *upstream)]
+    pointers += [gradient.data_ptr() if n else 0 for gradient, n in zip(gradients, need, strict=True)]
     _native.call(f"{NAME}_backward", pointers, sizes, [])
     return tuple(gradients)
 

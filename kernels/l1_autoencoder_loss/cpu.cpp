@@ -8,6 +8,15 @@ constexpr int64_t CHUNK = 4096;  // elements summed in float32 before they join 
 constexpr int GROUP = 64;        // elements whose signs share 16 bytes: byte i has two bits each of i, i + 16, i + 32, i + 48
 
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
+typedef uint16_t vs __attribute__((vector_size(VL * 2)));
+
+// In two steps each: the compiler has no instruction for four to one.
+static inline void store_bytes(uint8_t* to, vu v) {
+    *reinterpret_cast<vb*>(to) = __builtin_convertvector(__builtin_convertvector(v, vs), vb);
+}
+static inline vu load_bytes(const uint8_t* from) {
+    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const vb*>(from), vs), vu);
+}
 
 static inline int64_t signs_per_sample(int64_t size) { return (size + GROUP - 1) / GROUP * (GROUP / 4); }
 
@@ -24,10 +33,11 @@ static inline void forward_group(Dtype dtype, const void* target, const void* re
                                : load_part(dtype, reconstruction, first + at, part) -
                                      load_part(dtype, target, first + at, part);
             sum[j] += (vf)((vu)d & 0x7fffffffu);
-            // 1: positive, 2: negative, 0: equal, 3: a NaN, which compares with nothing
-            code |= ((~(vu)(d <= 0.0f) & 1u) | (~(vu)(d >= 0.0f) & 2u)) << (2 * j);
+            // the sign as a two-bit whole number, -2 for a NaN (which compares with nothing)
+            const vu above = ~(vu)(d <= 0.0f), below = ~(vu)(d >= 0.0f);
+            code |= ((below & 2u) | ((above ^ below) & 1u)) << (2 * j);
         }
-        if (signs) *reinterpret_cast<vb*>(signs + lane) = __builtin_convertvector(code, vb);
+        if (signs) store_bytes(signs + lane, code);
     }
 }
 
@@ -75,16 +85,13 @@ void l1_autoencoder_loss_forward(const Arguments& a) {
 template <bool WHOLE>
 static inline void backward_group(Dtype dtype, const uint8_t* signs, float coefficient, void* for_target,
                                   void* for_reconstruction, int64_t first, int n) {
-    const vf positive = splat(coefficient), zero = splat(0.0f), nan = splat(__builtin_nanf(""));
     for (int lane = 0; lane < GROUP / 4; lane += VL) {
-        const vu code = __builtin_convertvector(*reinterpret_cast<const vb*>(signs + lane), vu);
+        const vu code = load_bytes(signs + lane);
         for (int j = 0; j < 4; ++j) {
             const int at = j * (GROUP / 4) + lane;
             const int part = n - at < 0 ? 0 : n - at < VL ? n - at : VL;
-            const vu sign = (code >> (2 * j)) & 3u;
-            vf g = sign == 1u ? positive : zero;
-            g = sign == 2u ? -positive : g;
-            g = sign == 3u ? nan : g;
+            const vf sign = __builtin_convertvector((vi)(code << (30 - 2 * j)) >> 30, vf);
+            const vf g = sign < -1.5f ? splat(__builtin_nanf("")) : sign * coefficient;
             if (for_reconstruction)
                 WHOLE ? store_as(dtype, for_reconstruction, first + at, g)
                       : store_part(dtype, for_reconstruction, first + at, g, part);
