@@ -50,7 +50,8 @@ SPEC = Spec(
     flops=lambda s: 6.0 * prod(s.shapes["features"]) * s.shapes["features"][1],
     # two reads and the gradient's write; the matrix and its gradient, written and read
     bytes=lambda s, dtype: (
-        3.0 * dtype.itemsize * prod(s.shapes["features"]) + 4.0 * 4 * s.shapes["features"][0] * s.shapes["features"][1] ** 2
+        3.0 * dtype.itemsize * prod(s.shapes["features"])
+        + 4.0 * 4 * s.shapes["features"][0] * s.shapes["features"][1] ** 2
     ),
     strong=strong,
 )
