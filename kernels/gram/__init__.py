@@ -12,12 +12,12 @@ NAME = "gram"
 def gram(features: Tensor) -> Tensor:
     """Gram matrix of each image's features: G = F F^T / (C H W).
 
-    features: (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last is read in place).
+    features: (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last and contiguous: in place).
     returns:  (B, C, C) float32, symmetric. Sums are float32 over blocks of pixels.
 
     The products are those of one half; backward is one product, (dG + dG^T) F / (C H W). Gradients of first order are
-    fused; under create_graph=True they come from the reference, for any order. Raises ValueError when the shape or dtype
-    does not fit. Source: Gatys et al. 2016, equation 3; normalised as in Johnson et al. 2016.
+    fused; under create_graph=True they come from the reference, for any order. Raises ValueError when the shape or
+    dtype does not fit. Source: Gatys et al. 2016, equation 3; normalised as in Johnson et al. 2016.
     """
     return _forward(features)
 
@@ -33,13 +33,15 @@ def _check(features: Tensor) -> None:
     _op.require(shape[1:].numel() > 0, NAME, f"no empty channels or sides: features is {tuple(shape)}")
 
 
-def _dense(features: Tensor) -> Tensor:
-    return features.contiguous(memory_format=torch.channels_last)
+def _order(features: Tensor) -> torch.memory_format:
+    """The order the features are read in: as they lie where they are dense, else channels_last."""
+    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planar else torch.channels_last
 
 
-def _sizes(features: Tensor) -> list[int]:
+def _sizes(features: Tensor, order: torch.memory_format) -> list[int]:
     batch, channels, height, width = features.shape
-    return [_op.DTYPES[features.dtype], batch, height * width, channels]
+    return [_op.DTYPES[features.dtype], batch, height * width, channels, order == torch.contiguous_format]
 
 
 def _output(features: Tensor) -> Tensor:
@@ -50,8 +52,9 @@ def _output(features: Tensor) -> Tensor:
 def _forward_cpu(features):
     _check(features)
     result = _output(features)
-    dense = _dense(features)
-    _native.call(f"{NAME}_forward", [dense.data_ptr(), result.data_ptr()], _sizes(dense), [])
+    order = _order(features)
+    dense = features.contiguous(memory_format=order)
+    _native.call(f"{NAME}_forward", [dense.data_ptr(), result.data_ptr()], _sizes(dense, order), [])
     return result
 
 
@@ -61,14 +64,15 @@ def _forward_fake(features):
 
 
 def _backward_cpu(grad, features):
-    dense, grad = _dense(features), grad.float().contiguous()
-    result = torch.empty_like(dense, memory_format=torch.channels_last)
-    _native.call(f"{NAME}_backward", [t.data_ptr() for t in (dense, grad, result)], _sizes(dense), [])
+    order = _order(features)
+    dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
+    result = torch.empty_like(dense, memory_format=order)
+    _native.call(f"{NAME}_backward", [t.data_ptr() for t in (dense, grad, result)], _sizes(dense, order), [])
     return result
 
 
 def _backward_fake(grad, features):
-    return torch.empty_like(features, memory_format=torch.channels_last)
+    return torch.empty_like(features, memory_format=_order(features))
 
 
 def _setup_context(ctx, inputs, output):

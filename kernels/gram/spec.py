@@ -42,6 +42,7 @@ SPEC = Spec(
         _sample(2, 71, 13, 11, layout="sliced"),
         _sample(3, 40, 6, 6, layout="expanded"),
         _sample(1, 130, 33, 31),
+        _sample(2, 47, 7, 19, layout="contiguous"),
         _sample(0, 8, 4, 4),
     ],
     benchmarks=[_sample(8, 256, 16, 16), _sample(25, 64, 32, 32), _sample(16, 128, 32, 32)],

@@ -12,15 +12,16 @@ NAME = "style_loss"
 def style_loss(a: Tensor, b: Tensor, *, squared: bool = False) -> tuple[Tensor, Tensor]:
     """||Gram(a) - Gram(b)||_F of each image, and its mean over the batch; Gram as in `gram`.
 
-    a, b:    (B, C, H, W) float32, bfloat16 or float16, same shape and dtype; any strides (channels_last is read in place)
+    a, b:    (B, C, H, W) float32, bfloat16 or float16, same shape and dtype; any strides (channels_last and contiguous
+             are read in place)
     squared: the squared norm instead
     returns: per_sample (B,) float32 and mean () float32. Sums are float32 over blocks of pixels.
 
     Both Gram matrices are one set of products, half of them by symmetry; only their difference is kept, and only for
     backward, which is one product for each argument that needs it. The gradient is 0 where the norm is. Gradients of
     first order are fused; under create_graph=True they come from the reference, for any order. Raises ValueError when
-    shapes or dtypes differ or do not fit. Source: Gatys et al. 2016, equations 3 to 5; per image, as the perceptual loss of the
-    reenactment system takes it at relu3_3.
+    shapes or dtypes differ or do not fit. Source: Gatys et al. 2016, equations 3 to 5; per image, as the perceptual
+    loss of the reenactment system takes it.
     """
     needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     per_sample, mean, _ = _forward(a, b, squared, needs_gradient)
@@ -40,13 +41,19 @@ def _check(a: Tensor, b: Tensor) -> None:
     _op.require(a.device == b.device, NAME, f"b is on {b.device} but a on {a.device}")
 
 
-def _dense(features: Tensor) -> Tensor:
-    return features.contiguous(memory_format=torch.channels_last)
+def _order(features: Tensor) -> torch.memory_format:
+    """The order the features are read in: as they lie where they are dense, else channels_last."""
+    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planar else torch.channels_last
 
 
-def _sizes(features: Tensor, squared: bool) -> list[int]:
-    batch, channels, height, width = features.shape
-    return [_op.DTYPES[features.dtype], batch, height * width, channels, squared]
+def _dense(a: Tensor, b: Tensor, squared: bool) -> tuple[Tensor, Tensor, list[int]]:
+    """Both to be read in place, and the integers that the native functions take."""
+    batch, channels, height, width = a.shape
+    orders = _order(a), _order(b)
+    planar = [order == torch.contiguous_format for order in orders]
+    sizes = [_op.DTYPES[a.dtype], batch, height * width, channels, squared, *planar]
+    return a.contiguous(memory_format=orders[0]), b.contiguous(memory_format=orders[1]), sizes
 
 
 def _outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,8 +66,9 @@ def _outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
 def _forward_cpu(a, b, squared, with_difference):
     _check(a, b)
     outputs = _outputs(a, with_difference)
-    tensors = (_dense(a), _dense(b), *outputs[:2], outputs[2] if with_difference else None)
-    _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], _sizes(a, squared), [])
+    a, b, sizes = _dense(a, b, squared)
+    tensors = (a, b, *outputs[:2], outputs[2] if with_difference else None)
+    _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
     return outputs
 
 
@@ -72,17 +80,16 @@ def _forward_fake(a, b, squared, with_difference):
 def _gradients(a: Tensor, b: Tensor, need: list[bool]) -> list[Tensor]:
     """Empty gradients of a and b; one not needed has no elements."""
     pairs = zip((a, b), need, strict=True)
-    return [torch.empty_like(t, memory_format=torch.channels_last) if n else t.new_empty(0) for t, n in pairs]
+    return [torch.empty_like(t, memory_format=_order(t)) if n else t.new_empty(0) for t, n in pairs]
 
 
 def _backward_cpu(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
     gradients = _gradients(a, b, need)
-    # features without a gradient are not read
-    dense = [_dense(t) if n else None for t, n in zip((a, b), need, strict=True)]
+    a, b, sizes = _dense(a, b, squared)
     upstream = [None if g is None else g.float().contiguous() for g in (grad_per_sample, grad_mean)]
     results = [g if n else None for g, n in zip(gradients, need, strict=True)]
-    tensors = (*dense, difference.contiguous(), per_sample.contiguous(), *upstream, *results)
-    _native.call(f"{NAME}_backward", [_native.address(t) for t in tensors], _sizes(a, squared), [])
+    tensors = (a, b, difference.contiguous(), per_sample.contiguous(), *upstream, *results)
+    _native.call(f"{NAME}_backward", [_native.address(t) for t in tensors], sizes, [])
     return tuple(gradients)
 
 

@@ -26,15 +26,15 @@ static double squared_norm(const Triangle& sums, float scale) {
     return total;
 }
 
-// pointers: a, b (NHWC), per_sample (float32), mean (float32), Gram(a) - Gram(b) (B, C, C) float32 (or null);
-// integers: dtype, batch, pixels, channels, squared.
+// pointers: a, b, per_sample (float32), mean (float32), Gram(a) - Gram(b) (B, C, C) float32 (or null);
+// integers: dtype, batch, pixels, channels, squared, a planar (NCHW, else NHWC), b planar.
 void style_loss_forward(const Arguments& arguments) {
     const Dtype dtype = Dtype(arguments.integer(0));
     const int64_t batch = arguments.integers[1], pixels = arguments.integers[2];
     const int channels = arguments.integer(3);
     const bool squared = arguments.integer(4);
-    const Features a{dtype, pixels, channels, arguments.pointer<void>(0)};
-    const Features b{dtype, pixels, channels, arguments.pointer<void>(1)};
+    const Features a{dtype, pixels, channels, bool(arguments.integer(5)), arguments.pointer<void>(0)};
+    const Features b{dtype, pixels, channels, bool(arguments.integer(6)), arguments.pointer<void>(1)};
     float *per_sample = arguments.pointer<float>(2), *difference = arguments.pointer<float>(4);
     const float scale = 1.0f / float(pixels * channels);
     for_each_gram(a, &b, batch, [=](int64_t image, const Triangle& sums) {
@@ -47,8 +47,8 @@ void style_loss_forward(const Arguments& arguments) {
     *arguments.pointer<float>(3) = float(mean / double(batch));
 }
 
-// pointers: a, b (NHWC), Gram(a) - Gram(b), per_sample, gradient of per_sample (or null), of mean (or null), of a (or
-// null), of b (or null); integers: dtype, batch, pixels, channels, squared.
+// pointers: a, b, Gram(a) - Gram(b), per_sample, gradient of per_sample (or null), of mean (or null), of a (or
+// null), of b (or null); integers as in forward.
 void style_loss_backward(const Arguments& arguments) {
     const Dtype dtype = Dtype(arguments.integer(0));
     const int64_t batch = arguments.integers[1], pixels = arguments.integers[2];
@@ -66,7 +66,7 @@ void style_loss_backward(const Arguments& arguments) {
             const float norm = per_sample[image];
             return norm == 0.0f ? 0.0f : upstream * scale * (squared ? 2.0f : 1.0f / norm);
         };
-        const Features f{dtype, pixels, channels, arguments.pointer<void>(side)};
+        const Features f{dtype, pixels, channels, bool(arguments.integer(5 + side)), arguments.pointer<void>(side)};
         gram_gradient(f, batch, difference, true, factor, result);
     }
 }
