@@ -1,0 +1,101 @@
+"""The Gram matrix of each image's features, half of it computed."""
+
+import torch
+from torch import Tensor
+
+from .. import _native, _op
+from .reference import gram as reference
+
+NAME = "gram"
+
+
+def gram(features: Tensor) -> Tensor:
+    """Gram matrix of each image's features: G = F F^T / (C H W).
+
+    features: (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last and contiguous: in place).
+    returns:  (B, C, C) float32, symmetric. Sums are float32 over blocks of pixels.
+
+    The products are those of one half; backward is one product, (dG + dG^T) F / (C H W). Gradients of first order are
+    fused; under create_graph=True they come from the reference, for any order. Raises ValueError when the shape or
+    dtype does not fit. Source: Gatys et al. 2016, equation 3; normalised as in Johnson et al. 2016.
+    """
+    return _forward(features)
+
+
+def _check(features: Tensor) -> None:
+    shape = features.shape
+    if len(shape) == 4 and features.dtype in _op.DTYPES and features.numel():
+        return
+    _op.require(len(shape) == 4, NAME, f"features must be (B, C, H, W), not {tuple(shape)}")
+    _op.require(
+        features.dtype in _op.DTYPES, NAME, f"features is {features.dtype}; float32, bfloat16 and float16 are supported"
+    )
+    _op.require(shape[1:].numel() > 0, NAME, f"no empty channels or sides: features is {tuple(shape)}")
+
+
+def _order(features: Tensor) -> torch.memory_format:
+    """The order the features are read in: as they lie where they are dense, else channels_last."""
+    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planar else torch.channels_last
+
+
+def _sizes(features: Tensor, order: torch.memory_format) -> list[int]:
+    batch, channels, height, width = features.shape
+    return [_op.DTYPES[features.dtype], batch, height * width, channels, order == torch.contiguous_format]
+
+
+def _output(features: Tensor) -> Tensor:
+    batch, channels = features.shape[:2]
+    return torch.empty((batch, channels, channels), dtype=torch.float32, device=features.device)
+
+
+def _forward_cpu(features):
+    _check(features)
+    result = _output(features)
+    order = _order(features)
+    dense = features.contiguous(memory_format=order)
+    _native.call(f"{NAME}_forward", [dense.data_ptr(), result.data_ptr()], _sizes(dense, order), [])
+    return result
+
+
+def _forward_fake(features):
+    _check(features)
+    return _output(features)
+
+
+def _backward_cpu(grad, features):
+    order = _order(features)
+    dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
+    result = torch.empty_like(dense, memory_format=order)
+    _native.call(f"{NAME}_backward", [t.data_ptr() for t in (dense, grad, result)], _sizes(dense, order), [])
+    return result
+
+
+def _backward_fake(grad, features):
+    return torch.empty_like(features, memory_format=_order(features))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0])
+
+
+def _autograd(ctx, grad):
+    (features,) = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return _op.differentiable_gradients(reference, [features], [True], [grad])[0]
+    return _backward(grad, features)
+
+
+_backward = _op.define(
+    f"{NAME}_backward(Tensor grad, Tensor features) -> Tensor",
+    cpu=_backward_cpu,
+    fake=_backward_fake,
+)
+_forward = _op.define(
+    f"{NAME}(Tensor features) -> Tensor",
+    cpu=_forward_cpu,
+    fake=_forward_fake,
+    setup_context=_setup_context,
+    backward=_autograd,
+)
+_op.publish(gram, reference, lambda: _op.native_implementation(NAME))

@@ -1,0 +1,71 @@
+"""Calls go past the dispatcher only where nothing but autograd would listen there, and the results are the same."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine import ops
+from engine.kernels import _op, _spec
+
+
+class Listener(TorchDispatchMode):
+    """Notes the names of Kiln's operators that the dispatcher runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.heard += [function.name()] * function.name().startswith("kiln::")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", sorted(ops.OPERATORS))
+def test_both_ways_agree(name, monkeypatch):
+    for sample in _spec.specs()[name].samples:
+        made = _spec.tensors(sample, torch.float32)
+        direct = _spec.run(ops.OPERATORS[name].function, sample, made, torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(_op, "_only_autograd_listens", lambda tensors: False)
+            dispatched = _spec.run(ops.OPERATORS[name].function, sample, made, torch.float32)
+        for key, value in direct.items():
+            torch.testing.assert_close(dispatched[key], value, rtol=0, atol=0, equal_nan=True)
+            assert dispatched[key].stride() == value.stride()
+
+
+def test_modes_hear_both_passes():
+    a, b = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4, requires_grad=True)
+    with Listener() as listener:
+        torch.autograd.grad(ops.l1_autoencoder_loss(a, b)[1], [b])
+    assert listener.heard == ["kiln::l1_autoencoder_loss", "kiln::l1_autoencoder_loss_backward"]
+    value = ops.l1_autoencoder_loss(a, b)[1]  # recorded directly, listened to in backward
+    with Listener() as listener:
+        torch.autograd.grad(value, [b])
+    assert listener.heard == ["kiln::l1_autoencoder_loss_backward"]
+
+
+def test_the_profiler_names_operators():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ops.gram(torch.randn(1, 3, 4, 4))
+    assert "kiln::gram" in {event.key for event in profile.key_averages()}
+
+
+def test_lazily_negated_tensors_are_resolved():
+    a, b = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(
+        ops.l1_autoencoder_loss(torch._neg_view(a), b)[1], ops.l1_autoencoder_loss(-a, b)[1], rtol=0, atol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_reach_the_operator_image_by_image():
+    a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mapped = torch.func.vmap(lambda a, b: ops.l1_autoencoder_loss(a, b)[1])(a, b)
+    torch.testing.assert_close(mapped, (a - b).abs().mean((1, 2)))
+
+
+def test_other_devices_reach_their_own_implementation():
+    x = torch.randn(2, 3, 4, 4, device="meta")
+    assert ops.gram(x).shape == (2, 3, 3) and ops.gram(x).is_meta
+    with pytest.raises(ValueError, match="different devices"):
+        ops.l1_autoencoder_loss(x, torch.randn(2, 3, 4, 4))
