@@ -40,7 +40,7 @@ def measure(spec: _spec.Spec, sample: _spec.Sample, device: str, rounds: int) ->
 
 
 def _both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spec.Sample) -> Callable[[], object]:
-    leaves = {n: t.detach().clone().requires_grad_(n != "grad_scale") for n, t in made.items()}
+    leaves = {n: t.detach().clone().requires_grad_(sample.differentiable(n)) for n, t in made.items()}
     wanted = [t for t in leaves.values() if t.requires_grad]
     with torch.no_grad():
         output = function(**leaves, **sample.options)
@@ -49,6 +49,6 @@ def _both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spe
 
     def call() -> object:
         y = function(**leaves, **sample.options)
-        return torch.autograd.grad(y[-1] if isinstance(y, tuple) else y, wanted, upstream)
+        return torch.autograd.grad(y[-1] if isinstance(y, tuple) else y, wanted, upstream) if wanted else y
 
     return call

@@ -1,0 +1,632 @@
+// landmark_conv on the CPU: activation(conv(image | heatmaps of landmarks) + bias), dense NHWC tensors, float32 sums.
+// The image's part is a product over its few channels, band by band of output rows; a landmark's part is the sum of its
+// stamp, the convolution of one small Gaussian, into the rows of the band it reaches.
+#include <omp.h>
+
+#include "../_cpu/gaussian.h"
+#include "../_cpu/gemm.h"
+#include "../_cpu/thin.h"
+
+namespace kiln {
+namespace KILN_NAMESPACE {
+
+static inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+static inline int ceil_div(int a, int b) { return -floor_div(-a, b); }
+static inline int larger(int a, int b) { return a > b ? a : b; }
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+
+// The call's integers and floats, in the order kernels/landmark_conv/__init__.py passes them.
+struct Conv {
+    Dtype dtype;
+    int stride, padding;
+    Gaussian gaussian;
+    Activation activation;
+    int batch, count, channels, height, width, kh, kw, cout, out_h, out_w;
+    float slope;
+
+    explicit Conv(const Arguments& a)
+        : dtype(Dtype(a.integer(0))), stride(a.integer(1)), padding(a.integer(2)),
+          gaussian{a.integer(3) != 0, a.integer(4), float(a.floats[0])}, activation(Activation(a.integer(5))),
+          batch(a.integer(6)), count(a.integer(7)), channels(a.integer(8)), height(a.integer(9)), width(a.integer(10)),
+          kh(a.integer(11)), kw(a.integer(12)), cout(a.integer(13)), out_h(a.integer(14)), out_w(a.integer(15)),
+          slope(float(a.floats[1])) {}
+
+    int padded() const { return round_up(cout, VL); }
+    int depth() const { return kw * channels; }  // one kernel row of the image's part: neighbours in memory
+    int64_t kernel() const { return int64_t(kh) * kw * padded(); }
+};
+
+// Bands of output rows, a few hundred KiB of float32 each.
+struct Bands {
+    int height, count;
+    explicit Bands(const Conv& c) {
+        const int64_t fit = (384 << 10) / (4ll * c.padded() * c.out_w);
+        height = int(fit < 4 ? 4 : fit < c.out_h ? fit : c.out_h);
+        count = (c.out_h + height - 1) / height;
+        height = (c.out_h + count - 1) / count;
+        count = (c.out_h + height - 1) / height;
+    }
+};
+
+// --- one axis of a stamp: which outputs see the pixels of its support, through which kernel taps ---
+
+struct Reach {
+    Support in;
+    int low, high;  // outputs [low, high]; none where low > high
+    int stride, padding, taps;
+
+    Reach(const Conv& c, int taps, const Support& s, int first, int end)
+        : in(s), low(larger(ceil_div(s.first + c.padding - taps + 1, c.stride), first)),
+          high(smaller(floor_div(s.last + c.padding, c.stride), end - 1)), stride(c.stride), padding(c.padding),
+          taps(taps) {}
+
+    bool empty() const { return in.empty() || low > high; }
+    int size() const { return high - low + 1; }
+    // taps [first, last] of output o that meet the support, and the place of the first one's pixel in it
+    int first_tap(int o) const { return larger(0, in.first - o * stride + padding); }
+    int last_tap(int o) const { return smaller(taps - 1, in.last - o * stride + padding); }
+    int place(int o, int tap) const { return o * stride - padding + tap - in.first; }
+    // outputs that meet the support with this tap
+    int first_output(int tap) const { return larger(low, ceil_div(in.first + padding - tap, stride)); }
+    int last_output(int tap) const { return smaller(high, floor_div(in.last + padding - tap, stride)); }
+};
+
+// --- sums of a few vectors: out (+)= sum over k < n of factor[k * factor_step] * in[k * step], over all channels ---
+
+template <int VECTORS>
+static inline void sum_block(float* out, const float* in, int64_t step, const float* factor, int factor_step, int n,
+                             bool accumulate) {
+    vf sum[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) sum[v] = accumulate ? load(out + v * VL) : splat(0.0f);
+    for (int k = 0; k < n; ++k, in += step, factor += factor_step) {
+        const vf f = splat(*factor);
+        for (int v = 0; v < VECTORS; ++v) sum[v] += f * load(in + v * VL);
+    }
+    for (int v = 0; v < VECTORS; ++v) store(out + v * VL, sum[v]);
+}
+
+static inline void weigh(float* out, const float* in, int64_t step, const float* factor, int factor_step, int n,
+                         int channels, bool accumulate) {
+    int c = 0;
+    for (; c + 4 * VL <= channels; c += 4 * VL)
+        sum_block<4>(out + c, in + c, step, factor, factor_step, n, accumulate);
+    for (; c < channels; c += VL) sum_block<1>(out + c, in + c, step, factor, factor_step, n, accumulate);
+}
+
+static inline void add(float* out, const float* in, int64_t n, float scale) {  // n is a multiple of VL
+    for (int64_t i = 0; i < n; i += VL) store(out + i, load(out + i) + load(in + i) * scale);
+}
+
+static inline float dot(const float* a, const float* b, int64_t n) {
+    vf sum = splat(0.0f);
+    for (int64_t i = 0; i < n; i += VL) sum += load(a + i) * load(b + i);
+    return sum_lanes(sum);
+}
+
+// --- a stamp, separably: the kernel meets the Gaussian along x, then along y ---
+
+// Adds a landmark's stamp to the rows and columns of `to` that it reaches; w is its kernel, [kh][kw][padded].
+static void add_stamp(const Conv& c, const float* w, const Reach& rows, const Reach& columns, const float* along_y,
+                      const float* along_x, const Band& to) {
+    const int padded = c.padded();
+    float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);  // [column][p]
+    for (int v = columns.low; v <= columns.high; ++v) {
+        const int q = columns.first_tap(v), n = columns.last_tap(v) - q + 1;
+        float* column = t + int64_t(v - columns.low) * c.kh * padded;
+        for (int p = 0; p < c.kh; ++p)
+            weigh(column + p * padded, w + (p * c.kw + q) * padded, padded, along_x + columns.place(v, q), 1, n, padded,
+                  false);
+    }
+    for (int u = rows.low; u <= rows.high; ++u) {
+        const int p = rows.first_tap(u), n = rows.last_tap(u) - p + 1;
+        for (int v = columns.low; v <= columns.high; ++v)
+            weigh(to.at(u, v), t + (int64_t(v - columns.low) * c.kh + p) * padded, padded, along_y + rows.place(u, p), 1,
+                  n, padded, true);
+    }
+}
+
+// The adjoint's first half: t[column][p] = sum over rows of along_y * delta.
+static void gather_rows(const Conv& c, const Reach& rows, const Reach& columns, const float* along_y, const Band& delta,
+                        float* t) {
+    const int padded = c.padded();
+    for (int p = 0; p < c.kh; ++p) {
+        const int u = rows.first_output(p), n = rows.last_output(p) - u + 1;
+        for (int v = columns.low; v <= columns.high; ++v) {
+            float* to = t + (int64_t(v - columns.low) * c.kh + p) * padded;
+            if (n > 0)
+                weigh(to, delta.at(u, v), int64_t(delta.columns) * padded, along_y + rows.place(u, p), c.stride, n,
+                      padded, false);
+            else
+                std::memset(to, 0, sizeof(float) * padded);
+        }
+    }
+}
+
+// Its second half: the gradient of the kernel, [kh][kw][padded].
+static void gather_columns(const Conv& c, const Reach& columns, const float* along_x, const float* t, float* kernel) {
+    const int padded = c.padded();
+    for (int q = 0; q < c.kw; ++q) {
+        const int v = columns.first_output(q), n = columns.last_output(q) - v + 1;
+        for (int p = 0; p < c.kh; ++p) {
+            float* to = kernel + (p * c.kw + q) * padded;
+            if (n > 0)
+                weigh(to, t + (int64_t(v - columns.low) * c.kh + p) * padded, int64_t(c.kh) * padded,
+                      along_x + columns.place(v, q), c.stride, n, padded, false);
+            else
+                std::memset(to, 0, sizeof(float) * padded);
+        }
+    }
+}
+
+// --- integer centres: a stamp that no border cuts is the same in every image, up to the centre's place in a stride ---
+
+struct Stamps {
+    bool used;
+    int rows, columns;  // of the largest
+    int64_t size;
+    float* data;
+
+    explicit Stamps(const Conv& c)
+        : rows((2 * c.gaussian.radius + c.kh - 1) / c.stride + 1), columns((2 * c.gaussian.radius + c.kw - 1) / c.stride + 1),
+          size(int64_t(rows) * columns * c.padded()), data(nullptr) {
+        // worth forming when they are used more than once and stay near the cache
+        used = !c.gaussian.subpixel && c.batch > 2 * variants(c) && floats(c) <= 2 << 20;
+    }
+    static int variants(const Conv& c) { return c.stride * c.stride; }
+    int64_t floats(const Conv& c) const { return variants(c) * size * c.count; }
+
+    // The support of the stamp centred at `pixel`.
+    static Support support(const Conv& c, int pixel) {
+        return {pixel - c.gaussian.radius, pixel + c.gaussian.radius, float(pixel)};
+    }
+    static Reach unbounded(const Conv& c, int taps, int pixel) {
+        return {c, taps, support(c, pixel), -(1 << 28), 1 << 28};
+    }
+    bool fits(const Conv& c, const Support& y, const Support& x) const {
+        return used && y.size() == 2 * c.gaussian.radius + 1 && x.size() == 2 * c.gaussian.radius + 1;
+    }
+    // The stamp of landmark n centred at (x, y), as a band over the outputs it reaches.
+    Band at(const Conv& c, int n, int y, int x) const {
+        const int variant = y % c.stride * c.stride + x % c.stride;
+        return {data + (int64_t(n) * variants(c) + variant) * size, unbounded(c, c.kh, y).low, unbounded(c, c.kw, x).low,
+                columns, c.padded()};
+    }
+};
+
+// --- weights ---
+
+// [landmark][p][q][padded] from (cout, channels + count, kh, kw), and [panel][p][q][channel][panel width] of the image's.
+static void pack_weights(const Conv& c, const float* weight, float* kernels, float* panels) {
+    const int padded = c.padded(), cin = c.channels + c.count, area = c.kh * c.kw;
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < cin; ++i)
+        for (int t = 0; t < area; ++t)
+            for (int o = 0; o < padded; ++o) {
+                const float value = o < c.cout ? weight[(int64_t(o) * cin + i) * area + t] : 0.0f;
+                if (i >= c.channels) {
+                    kernels[(int64_t(i - c.channels) * area + t) * padded + o] = value;
+                } else if (panels) {
+                    int n0 = 0, width = panel_width(0, padded);
+                    while (o >= n0 + width) n0 += width, width = panel_width(n0, padded);
+                    panels[int64_t(n0) * area * c.channels + (int64_t(t) * c.channels + i) * width + (o - n0)] = value;
+                }
+            }
+}
+
+// The taps of one axis whose pixels have (pixel + padding) % stride == phase, in order.
+static int taps_of(const Conv& c, int phase, int taps, int* found) {
+    int n = 0;
+    for (int t = phase; t < taps; t += c.stride) found[n++] = t;
+    return n;
+}
+
+// For the image's gradient, phase by phase: [tap][channel][padded cout], or [panel][tap][cout][panel width].
+static int64_t adjoint_floats(const Conv& c, int taps) {
+    return int64_t(taps) * (c.channels <= THIN ? c.channels * c.padded() : c.cout * round_up(c.channels, VL));
+}
+
+static void pack_adjoint(const Conv& c, const float* weight, float* out) {
+    const int padded = c.padded(), cin = c.channels + c.count, wide = round_up(c.channels, VL);
+    auto value = [&](int o, int i, int p, int q) {
+        return o < c.cout && i < c.channels ? weight[((int64_t(o) * cin + i) * c.kh + p) * c.kw + q] : 0.0f;
+    };
+    for (int pr = 0; pr < c.stride; ++pr)
+        for (int pc = 0; pc < c.stride; ++pc) {
+            int p[8], q[8];
+            const int np = taps_of(c, pr, c.kh, p), nq = taps_of(c, pc, c.kw, q);
+            for (int t = 0; t < np * nq; ++t) {
+                const int row = p[t / nq], column = q[t % nq];
+                if (c.channels <= THIN) {
+                    for (int i = 0; i < c.channels; ++i)
+                        for (int o = 0; o < padded; ++o) out[(int64_t(t) * c.channels + i) * padded + o] = value(o, i, row, column);
+                } else {
+                    for (int n0 = 0; n0 < wide;) {
+                        const int width = panel_width(n0, wide);
+                        float* panel = out + int64_t(n0) * np * nq * c.cout + int64_t(t) * c.cout * width;
+                        for (int o = 0; o < c.cout; ++o)
+                            for (int i = 0; i < width; ++i) panel[o * width + i] = value(o, n0 + i, row, column);
+                        n0 += width;
+                    }
+                }
+            }
+            out += adjoint_floats(c, np * nq);
+        }
+}
+
+// --- the image's part ---
+
+// The rows of the image that outputs [o0, o1) read, times `scale`, zeros around it, channels side by side unpadded.
+static Band image_band(const Conv& c, const void* image, int b, float scale, int o0, int o1) {
+    const int row0 = o0 * c.stride - c.padding, row1 = (o1 - 1) * c.stride - c.padding + c.kh;
+    const int columns = (c.out_w - 1) * c.stride + c.kw, last = smaller(columns - c.padding, c.width);
+    Band band{nullptr, row0, -c.padding, columns, c.channels};
+    const int64_t line = int64_t(columns) * c.channels;
+    band.data = scratch(0, (row1 - row0) * line + VL);
+    for (int row = row0; row < row1; ++row) {
+        float* to = band.data + (row - row0) * line;
+        if (row < 0 || row >= c.height || last <= 0) {
+            std::memset(to, 0, sizeof(float) * line);
+            continue;
+        }
+        const int64_t before = int64_t(c.padding) * c.channels, n = int64_t(last) * c.channels;
+        std::memset(to, 0, sizeof(float) * before);
+        // whole vectors are written: what follows the pixels is overwritten next
+        fill_channels(to + before, image, (int64_t(b) * c.height + row) * c.width * c.channels, int(n), c.dtype, scale);
+        std::memset(to + before + n, 0, sizeof(float) * (line - before - n));
+    }
+    return band;
+}
+
+// Output row o of the image's part into `to`, out_w x padded.
+static void image_row(const Conv& c, const Band& in, const float* panels, int o, float* to) {
+    const int padded = c.padded();
+    int64_t a_segment[8], b_segment[8];
+    for (int p = 0; p < c.kh; ++p) a_segment[p] = int64_t(p) * in.columns * c.channels;
+    Product product{};
+    product.a = in.at(o * c.stride - c.padding, -c.padding);
+    product.a_row = int64_t(c.stride) * c.channels;
+    product.a_step = 1;
+    product.segments = c.kh;
+    product.a_segment = a_segment;
+    product.b_segment = b_segment;
+    product.depth = c.depth();
+    product.c_row = padded;
+    for (int n0 = 0; n0 < padded;) {
+        const int width = panel_width(n0, padded);
+        for (int p = 0; p < c.kh; ++p) b_segment[p] = int64_t(p) * c.depth() * width;
+        product.b = panels + int64_t(n0) * c.kh * c.depth();
+        product.b_step = width;
+        product.c = to + n0;
+        multiply_panel(product, c.out_w, width);
+        n0 += width;
+    }
+}
+
+// sums[p][q][channel][padded] += the image's weight gradient of output rows [o0, o1).
+static void image_weight_gradient(const Conv& c, const Band& in, const Band& delta, int o0, int o1, float* sums) {
+    const int padded = c.padded();
+    int64_t* a_segment = reinterpret_cast<int64_t*>(scratch(6, int64_t(o1 - o0) * 4));
+    int64_t* b_segment = a_segment + (o1 - o0);
+    for (int i = 0; i < o1 - o0; ++i) {
+        a_segment[i] = int64_t(i) * c.stride * in.columns * c.channels;
+        b_segment[i] = int64_t(i) * delta.columns * padded;
+    }
+    Product product{};
+    product.a_row = 1;
+    product.a_step = int64_t(c.stride) * c.channels;
+    product.b = delta.at(o0, 0);
+    product.b_step = padded;
+    product.segments = o1 - o0;
+    product.a_segment = a_segment;
+    product.b_segment = b_segment;
+    product.depth = c.out_w;
+    product.c_row = padded;
+    product.accumulate = true;
+    for (int p = 0; p < c.kh; ++p) {
+        product.a = in.at(o0 * c.stride - c.padding + p, -c.padding);
+        product.c = sums + int64_t(p) * c.depth() * padded;
+        multiply(product, c.depth(), padded);
+    }
+}
+
+// Row r of the image's gradient.
+static void image_gradient_row(const Conv& c, const Band& delta, const float* packed, int b, int r, void* result) {
+    const bool thin = c.channels <= THIN;
+    const int wide = thin ? c.channels : round_up(c.channels, VL);
+    float* row = scratch(4, int64_t(c.width) * wide + VL);
+    for (int phase_r = 0; phase_r < c.stride; ++phase_r)
+        for (int phase_c = 0; phase_c < c.stride; ++phase_c) {
+            int p[8], q[8];
+            const int np = taps_of(c, phase_r, c.kh, p), nq = taps_of(c, phase_c, c.kw, q), taps = np * nq;
+            const float* weights = packed;
+            packed += adjoint_floats(c, taps);
+            if ((r + c.padding) % c.stride != phase_r) continue;
+            const int x0 = (phase_c + c.stride - c.padding % c.stride) % c.stride;
+            const int pixels = (c.width - x0 + c.stride - 1) / c.stride;
+            if (pixels <= 0) continue;
+            int64_t offset[64], b_segment[64];
+            for (int t = 0; t < taps; ++t)
+                offset[t] = delta.at((r + c.padding - p[t / nq]) / c.stride, 0) - delta.data +
+                            int64_t(floor_div(x0 + c.padding - q[t % nq], c.stride)) * delta.channels;
+            float* to = row + x0 * wide;
+            if (thin) {
+                thin_row_of(c.channels)(delta.data, delta.channels, offset, taps, delta.channels, weights, to,
+                                        c.stride * wide, pixels, false);
+                continue;
+            }
+            for (int n0 = 0; n0 < wide;) {
+                const int width = panel_width(n0, wide);
+                for (int t = 0; t < taps; ++t) b_segment[t] = int64_t(t) * c.cout * width;
+                Product product{};
+                product.a = delta.data;
+                product.a_row = delta.channels;
+                product.a_step = 1;
+                product.b = weights + int64_t(n0) * taps * c.cout;
+                product.b_step = width;
+                product.segments = taps;
+                product.a_segment = offset;
+                product.b_segment = b_segment;
+                product.depth = c.cout;
+                product.c = to + n0;
+                product.c_row = int64_t(c.stride) * wide;
+                multiply_panel(product, pixels, width);
+                n0 += width;
+            }
+        }
+    const int64_t first = (int64_t(b) * c.height + r) * c.width;
+    if (thin) {
+        const int64_t n = int64_t(c.width) * wide;
+        int64_t i = 0;
+        for (; i + VL <= n; i += VL) store_as(c.dtype, result, first * wide + i, load(row + i));
+        if (i < n) store_part(c.dtype, result, first * wide + i, load(row + i), int(n - i));
+        return;
+    }
+    const Sink sink{c.dtype, c.height, c.width, c.channels, result};
+    for (int x = 0; x < c.width; ++x)
+        for (int i = 0; i < wide; i += VL) sink.put(first + x, i, load(row + int64_t(x) * wide + i));
+}
+
+// pointers: landmarks (B, N, 2), weight (Cout, C + N, KH, KW), bias (or null), all float32; image (or null), y;
+// integers: dtype, stride, padding, subpixel, radius, activation, B, N, C, H, W, KH, KW, Cout, Ho, Wo;
+// floats: sigma, negative slope.
+void landmark_conv_forward(const Arguments& a) {
+    const Conv c(a);
+    const float *landmarks = a.pointer<float>(0), *weight = a.pointer<float>(1), *bias = a.pointer<float>(2);
+    const void* image = a.pointer<void>(3);
+    const int padded = c.padded();
+    Stamps stamps(c);
+
+    const int64_t kernels_size = c.count * c.kernel(), panels_size = c.kh * int64_t(c.depth()) * padded;
+    float* kernels = scratch(7, kernels_size + panels_size + padded + (stamps.used ? stamps.floats(c) : 0));
+    float *panels = kernels + kernels_size, *padded_bias = panels + panels_size;
+    stamps.data = padded_bias + padded;
+    pack_weights(c, weight, kernels, panels);
+    for (int o = 0; o < padded; ++o) padded_bias[o] = bias && o < c.cout ? bias[o] : 0.0f;
+
+    const int variants = stamps.used ? Stamps::variants(c) : 0;
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < c.count * variants; ++i) {
+        const int n = i / variants, y = i % variants / c.stride, x = i % variants % c.stride;
+        const Reach rows = Stamps::unbounded(c, c.kh, y), columns = Stamps::unbounded(c, c.kw, x);
+        const Band stamp = stamps.at(c, n, y, x);
+        float* along_y = scratch(3, rows.in.size() + columns.in.size());
+        float* along_x = along_y + rows.in.size();
+        c.gaussian.values(rows.in, along_y);
+        c.gaussian.values(columns.in, along_x);
+        std::memset(stamp.data, 0, sizeof(float) * stamps.size);
+        add_stamp(c, kernels + n * c.kernel(), rows, columns, along_y, along_x, stamp);
+    }
+
+    Sink sink{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
+    sink.bias = padded_bias, sink.activation = c.activation, sink.slope = c.slope;
+    const Bands bands(c);
+#pragma omp parallel for schedule(dynamic)
+    for (int item = 0; item < c.batch * bands.count; ++item) {
+        const int b = item / bands.count, o0 = item % bands.count * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
+        const int64_t row_floats = int64_t(c.out_w) * padded;
+        const Band out{scratch(1, (o1 - o0) * row_floats), o0, 0, c.out_w, padded};
+        if (c.channels) {
+            const Band in = image_band(c, image, b, 1.0f, o0, o1);
+            for (int o = o0; o < o1; ++o) image_row(c, in, panels, o, out.at(o, 0));
+        } else {
+            std::memset(out.data, 0, sizeof(float) * (o1 - o0) * row_floats);
+        }
+        float* along_y = scratch(3, c.height + c.width);
+        float* along_x = along_y + c.height;
+        for (int n = 0; n < c.count; ++n) {
+            const float* landmark = landmarks + (int64_t(b) * c.count + n) * 2;
+            const Reach rows(c, c.kh, c.gaussian.support(landmark[1], c.height), o0, o1);
+            const Reach columns(c, c.kw, c.gaussian.support(landmark[0], c.width), 0, c.out_w);
+            if (rows.empty() || columns.empty()) continue;
+            if (stamps.fits(c, rows.in, columns.in)) {
+                const Band stamp = stamps.at(c, n, rows.in.first + c.gaussian.radius, columns.in.first + c.gaussian.radius);
+                for (int u = rows.low; u <= rows.high; ++u)
+                    add(out.at(u, columns.low), stamp.at(u, columns.low), int64_t(columns.size()) * padded, 1.0f);
+                continue;
+            }
+            c.gaussian.values(rows.in, along_y);
+            c.gaussian.values(columns.in, along_x);
+            add_stamp(c, kernels + n * c.kernel(), rows, columns, along_y, along_x, out);
+        }
+        const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w;
+        for (int64_t pixel = 0; pixel < int64_t(o1 - o0) * c.out_w; ++pixel)
+            for (int o = 0; o < padded; o += VL) sink.put(pixel0 + pixel, o, load(out.data + pixel * padded + o));
+    }
+}
+
+// What one thread sums of the parameters' gradients, one after another.
+struct Totals {
+    int64_t image, kernels, patches, bias;  // floats of each
+    float* data;
+    float* kernels_at() const { return data + image; }
+    float* patches_at() const { return kernels_at() + kernels; }
+    float* bias_at() const { return patches_at() + patches; }
+    int64_t size() const { return image + kernels + patches + bias; }
+};
+
+// Landmark by landmark: the gradients that rows [delta's o0, o1) of image b give to its kernel and its position.
+static void landmark_gradients(const Conv& c, const float* landmarks, const float* kernels, const Stamps& stamps,
+                               const Band& delta, int o0, int o1, float scale, const Totals* totals, float* moved) {
+    const int padded = c.padded();
+    float* along_y = scratch(3, 2 * (c.height + c.width));
+    float *along_x = along_y + c.height, *slope_y = along_x + c.width, *slope_x = slope_y + c.height;
+    float* kernel = scratch(4, c.kernel());
+    for (int n = 0; n < c.count; ++n) {
+        const Reach rows(c, c.kh, c.gaussian.support(landmarks[2 * n + 1], c.height), o0, o1);
+        const Reach columns(c, c.kw, c.gaussian.support(landmarks[2 * n], c.width), 0, c.out_w);
+        if (rows.empty() || columns.empty()) continue;
+        if (totals && stamps.fits(c, rows.in, columns.in)) {
+            const Band patch = stamps.at(c, n, rows.in.first + c.gaussian.radius, columns.in.first + c.gaussian.radius);
+            for (int u = rows.low; u <= rows.high; ++u)
+                add(patch.at(u, columns.low), delta.at(u, columns.low), int64_t(columns.size()) * padded, scale);
+            continue;
+        }
+        float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+        const float* w = kernels + n * c.kernel();
+        c.gaussian.values(rows.in, along_y);
+        c.gaussian.values(columns.in, along_x);
+        gather_rows(c, rows, columns, along_y, delta, t);
+        if (totals) {
+            gather_columns(c, columns, along_x, t, kernel);
+            add(totals->kernels_at() + n * c.kernel(), kernel, c.kernel(), scale);
+        }
+        if (moved) {
+            c.gaussian.slopes(columns.in, along_x, slope_x);
+            gather_columns(c, columns, slope_x, t, kernel);
+            moved[2 * n] = dot(kernel, w, c.kernel());
+            c.gaussian.slopes(rows.in, along_y, slope_y);
+            gather_rows(c, rows, columns, slope_y, delta, t);
+            gather_columns(c, columns, along_x, t, kernel);
+            moved[2 * n + 1] = dot(kernel, w, c.kernel());
+        }
+    }
+}
+
+// The gradients of the kernels from the summed patches, and all of them into (cout, channels + count, kh, kw).
+static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& totals, float* dw) {
+    const int padded = c.padded(), area = c.kh * c.kw, cin = c.channels + c.count;
+#pragma omp parallel for schedule(static)
+    for (int i = 0; i < cin; ++i) {
+        float* sums = totals.data + i * padded;
+        int64_t step = int64_t(c.channels) * padded;
+        if (i >= c.channels) {
+            const int n = i - c.channels;
+            sums = totals.kernels_at() + n * c.kernel();
+            step = padded;
+            float* kernel = scratch(4, c.kernel());
+            for (int variant = 0; stamps.used && variant < Stamps::variants(c); ++variant) {
+                const int y = variant / c.stride, x = variant % c.stride;
+                const Reach rows = Stamps::unbounded(c, c.kh, y), columns = Stamps::unbounded(c, c.kw, x);
+                float* along_y = scratch(3, rows.in.size() + columns.in.size());
+                float* along_x = along_y + rows.in.size();
+                float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+                c.gaussian.values(rows.in, along_y);
+                c.gaussian.values(columns.in, along_x);
+                gather_rows(c, rows, columns, along_y, stamps.at(c, n, y, x), t);
+                gather_columns(c, columns, along_x, t, kernel);
+                add(sums, kernel, c.kernel(), 1.0f);
+            }
+        }
+        for (int t = 0; t < area; ++t)
+            for (int o = 0; o < c.cout; ++o) dw[(int64_t(o) * cin + i) * area + t] = sums[t * step + o];
+    }
+}
+
+// pointers: landmarks, weight, image (or null), y (null without activation), gradient of y, grad_scale (or null);
+// results, each null where not needed: of landmarks, weight and bias (float32), of image. The rest as above.
+void landmark_conv_backward(const Arguments& a) {
+    const Conv c(a);
+    const float *landmarks = a.pointer<float>(0), *weight = a.pointer<float>(1), *grad_scale = a.pointer<float>(5);
+    const void* image = a.pointer<void>(2);
+    float *dlandmarks = a.pointer<float>(6), *dw = a.pointer<float>(7), *db = a.pointer<float>(8);
+    void* dimage = a.pointer<void>(9);
+    const int padded = c.padded();
+    Stamps stamps(c);
+    stamps.used = stamps.used && dw;
+
+    Source gradient{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
+    if (c.activation != NONE) gradient.output = a.pointer<void>(3);
+    gradient.activation = c.activation, gradient.slope = c.slope;
+
+    const int64_t kernels_size = c.count * c.kernel();
+    float* kernels = scratch(7, kernels_size + adjoint_floats(c, c.kh * c.kw));
+    float* adjoint = kernels + kernels_size;
+    if (dlandmarks) pack_weights(c, weight, kernels, nullptr);
+    if (dimage) pack_adjoint(c, weight, adjoint);
+
+    // each thread sums its own parameter gradients; they are added in the order of the threads
+    const int threads = omp_get_max_threads();
+    const Bands bands(c);
+    const int64_t items = int64_t(c.batch) * bands.count, moved_size = dlandmarks ? items * c.count * 2 : 0;
+    Totals all{0, 0, 0, db ? padded : 0, nullptr};
+    if (dw) all.image = c.kh * int64_t(c.depth()) * padded, all.kernels = kernels_size;
+    if (stamps.used) all.patches = stamps.floats(c);
+    const int64_t total_size = all.size() * threads + moved_size;
+    all.data = scratch(5, total_size + 1);
+    float* moved = all.data + all.size() * threads;
+    std::memset(all.data, 0, sizeof(float) * total_size);
+
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num();
+        Totals mine = all;
+        mine.data += all.size() * thread;
+        Stamps patches = stamps;
+        patches.data = mine.patches_at();
+        for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; ++item) {
+            const int b = int(item / bands.count), band = int(item % bands.count);
+            const int o0 = band * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
+            // the image's rows that belong to this band
+            const int r0 = smaller(o0 * c.stride, c.height), r1 = o1 == c.out_h ? c.height : smaller(o1 * c.stride, c.height);
+            int d0 = o0, d1 = o1, left = 0, right = c.out_w;
+            if (dimage) {
+                if (r0 < r1) {
+                    d0 = smaller(d0, ceil_div(r0 + c.padding - c.kh + 1, c.stride));
+                    d1 = larger(d1, floor_div(r1 - 1 + c.padding, c.stride) + 1);
+                }
+                left = smaller(left, ceil_div(c.padding - c.kw + 1, c.stride));
+                right = larger(right, floor_div(c.width - 1 + c.padding, c.stride) + 1);
+            }
+            const Band delta = fill_band(1, gradient, b, 1.0f, d0, d1, left, right);
+            if (dimage)
+                for (int r = r0; r < r1; ++r) image_gradient_row(c, delta, adjoint, b, r, dimage);
+            const float scale = grad_scale ? grad_scale[b] : 1.0f;
+            if (dw && c.channels)
+                image_weight_gradient(c, image_band(c, image, b, scale, o0, o1), delta, o0, o1, mine.data);
+            if (dw || dlandmarks)
+                landmark_gradients(c, landmarks + int64_t(b) * c.count * 2, kernels, patches, delta, o0, o1, scale,
+                                   dw ? &mine : nullptr, dlandmarks ? moved + item * c.count * 2 : nullptr);
+            if (db)
+                for (int o = 0; o < padded; o += VL) {
+                    vf sum = splat(0.0f);
+                    for (int row = o0; row < o1; ++row) {
+                        vf line = splat(0.0f);
+                        for (int column = 0; column < c.out_w; ++column) line += load(delta.at(row, column) + o);
+                        sum += line;
+                    }
+                    store(mine.bias_at() + o, load(mine.bias_at() + o) + sum * scale);
+                }
+        }
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < all.size() / VL; ++i)
+            for (int t = 1; t < threads; ++t)
+                store(all.data + i * VL, load(all.data + i * VL) + load(all.data + all.size() * t + i * VL));
+    }
+    stamps.data = all.patches_at();
+    if (dw) finish_weights(c, stamps, all, dw);
+    if (db) std::memcpy(db, all.bias_at(), sizeof(float) * c.cout);
+    if (dlandmarks)
+        for (int64_t i = 0; i < int64_t(c.batch) * c.count * 2; ++i) {
+            float sum = 0;
+            for (int band = 0; band < bands.count; ++band)
+                sum += moved[(i / (2 * c.count) * bands.count + band) * c.count * 2 + i % (2 * c.count)];
+            dlandmarks[i] = sum;
+        }
+}
+
+}  // namespace KILN_NAMESPACE
+}  // namespace kiln
+
+KILN_REGISTER(landmark_conv_forward)
+KILN_REGISTER(landmark_conv_backward)
