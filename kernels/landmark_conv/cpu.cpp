@@ -33,16 +33,17 @@ struct Conv {
 
     int padded() const { return round_up(cout, VL); }
     int depth() const { return kw * channels; }  // one kernel row of the image's part: neighbours in memory
+    int wide() const { return round_up(kh * depth(), VL); }
     int64_t kernel() const { return int64_t(kh) * kw * padded(); }
 };
 
-// Bands of output rows, a few hundred KiB of float32 each.
+// Bands of output rows: an image, or as much of it as stays near the cache and as every thread needs.
 struct Bands {
     int height, count;
-    explicit Bands(const Conv& c) {
-        const int64_t fit = (384 << 10) / (4ll * c.padded() * c.out_w);
-        height = int(fit < 4 ? 4 : fit < c.out_h ? fit : c.out_h);
-        count = (c.out_h + height - 1) / height;
+    Bands(const Conv& c, int threads) {
+        const int64_t fit = (1 << 20) / (4ll * c.padded() * c.out_w);
+        const int least = c.batch ? (threads + c.batch - 1) / c.batch : 1;
+        count = larger(least, int((c.out_h + larger(4, int(fit)) - 1) / larger(4, int(fit))));
         height = (c.out_h + count - 1) / count;
         count = (c.out_h + height - 1) / height;
     }
@@ -213,44 +214,18 @@ static void pack_weights(const Conv& c, const float* weight, float* kernels, flo
             }
 }
 
-// The taps of one axis whose pixels have (pixel + padding) % stride == phase, in order.
-static int taps_of(const Conv& c, int phase, int taps, int* found) {
-    int n = 0;
-    for (int t = phase; t < taps; t += c.stride) found[n++] = t;
-    return n;
-}
-
-// For the image's gradient, phase by phase: [tap][channel][padded cout], or [panel][tap][cout][panel width].
-static int64_t adjoint_floats(const Conv& c, int taps) {
-    return int64_t(taps) * (c.channels <= THIN ? c.channels * c.padded() : c.cout * round_up(c.channels, VL));
-}
-
+// For the image's gradient: [panel][cout][panel width], the columns (p, q, channel).
 static void pack_adjoint(const Conv& c, const float* weight, float* out) {
-    const int padded = c.padded(), cin = c.channels + c.count, wide = round_up(c.channels, VL);
-    auto value = [&](int o, int i, int p, int q) {
-        return o < c.cout && i < c.channels ? weight[((int64_t(o) * cin + i) * c.kh + p) * c.kw + q] : 0.0f;
-    };
-    for (int pr = 0; pr < c.stride; ++pr)
-        for (int pc = 0; pc < c.stride; ++pc) {
-            int p[8], q[8];
-            const int np = taps_of(c, pr, c.kh, p), nq = taps_of(c, pc, c.kw, q);
-            for (int t = 0; t < np * nq; ++t) {
-                const int row = p[t / nq], column = q[t % nq];
-                if (c.channels <= THIN) {
-                    for (int i = 0; i < c.channels; ++i)
-                        for (int o = 0; o < padded; ++o) out[(int64_t(t) * c.channels + i) * padded + o] = value(o, i, row, column);
-                } else {
-                    for (int n0 = 0; n0 < wide;) {
-                        const int width = panel_width(n0, wide);
-                        float* panel = out + int64_t(n0) * np * nq * c.cout + int64_t(t) * c.cout * width;
-                        for (int o = 0; o < c.cout; ++o)
-                            for (int i = 0; i < width; ++i) panel[o * width + i] = value(o, n0 + i, row, column);
-                        n0 += width;
-                    }
-                }
+    const int cin = c.channels + c.count, area = c.kh * c.kw, wide = c.wide();
+    for (int n0 = 0; n0 < wide;) {
+        const int width = panel_width(n0, wide);
+        for (int o = 0; o < c.cout; ++o, out += width)
+            for (int i = 0; i < width; ++i) {
+                const int tap = (n0 + i) / c.channels, channel = (n0 + i) % c.channels;
+                out[i] = tap < area ? weight[(int64_t(o) * cin + channel) * area + tap] : 0.0f;
             }
-            out += adjoint_floats(c, np * nq);
-        }
+        n0 += width;
+    }
 }
 
 // --- the image's part ---
@@ -302,88 +277,80 @@ static void image_row(const Conv& c, const Band& in, const float* panels, int o,
     }
 }
 
-// sums[p][q][channel][padded] += the image's weight gradient of output rows [o0, o1).
-static void image_weight_gradient(const Conv& c, const Band& in, const Band& delta, int o0, int o1, float* sums) {
+// sums[p][q][channel][padded] += the image's weight gradient of output row o.
+static void image_weight_gradient(const Conv& c, const Band& in, const Band& delta, int o, float* sums) {
     const int padded = c.padded();
-    int64_t* a_segment = reinterpret_cast<int64_t*>(scratch(6, int64_t(o1 - o0) * 4));
-    int64_t* b_segment = a_segment + (o1 - o0);
-    for (int i = 0; i < o1 - o0; ++i) {
-        a_segment[i] = int64_t(i) * c.stride * in.columns * c.channels;
-        b_segment[i] = int64_t(i) * delta.columns * padded;
-    }
     Product product{};
     product.a_row = 1;
     product.a_step = int64_t(c.stride) * c.channels;
-    product.b = delta.at(o0, 0);
+    product.b = delta.at(o, 0);
     product.b_step = padded;
-    product.segments = o1 - o0;
-    product.a_segment = a_segment;
-    product.b_segment = b_segment;
+    product.segments = 1;
     product.depth = c.out_w;
     product.c_row = padded;
     product.accumulate = true;
     for (int p = 0; p < c.kh; ++p) {
-        product.a = in.at(o0 * c.stride - c.padding + p, -c.padding);
+        product.a = in.at(o * c.stride - c.padding + p, -c.padding);
         product.c = sums + int64_t(p) * c.depth() * padded;
         multiply(product, c.depth(), padded);
     }
 }
 
-// Row r of the image's gradient.
-static void image_gradient_row(const Conv& c, const Band& delta, const float* packed, int b, int r, void* result) {
-    const bool thin = c.channels <= THIN;
-    const int wide = thin ? c.channels : round_up(c.channels, VL);
-    float* row = scratch(4, int64_t(c.width) * wide + VL);
-    for (int phase_r = 0; phase_r < c.stride; ++phase_r)
-        for (int phase_c = 0; phase_c < c.stride; ++phase_c) {
-            int p[8], q[8];
-            const int np = taps_of(c, phase_r, c.kh, p), nq = taps_of(c, phase_c, c.kw, q), taps = np * nq;
-            const float* weights = packed;
-            packed += adjoint_floats(c, taps);
-            if ((r + c.padding) % c.stride != phase_r) continue;
-            const int x0 = (phase_c + c.stride - c.padding % c.stride) % c.stride;
-            const int pixels = (c.width - x0 + c.stride - 1) / c.stride;
-            if (pixels <= 0) continue;
-            int64_t offset[64], b_segment[64];
-            for (int t = 0; t < taps; ++t)
-                offset[t] = delta.at((r + c.padding - p[t / nq]) / c.stride, 0) - delta.data +
-                            int64_t(floor_div(x0 + c.padding - q[t % nq], c.stride)) * delta.channels;
-            float* to = row + x0 * wide;
-            if (thin) {
-                thin_row_of(c.channels)(delta.data, delta.channels, offset, taps, delta.channels, weights, to,
-                                        c.stride * wide, pixels, false);
-                continue;
-            }
-            for (int n0 = 0; n0 < wide;) {
-                const int width = panel_width(n0, wide);
-                for (int t = 0; t < taps; ++t) b_segment[t] = int64_t(t) * c.cout * width;
-                Product product{};
-                product.a = delta.data;
-                product.a_row = delta.channels;
-                product.a_step = 1;
-                product.b = weights + int64_t(n0) * taps * c.cout;
-                product.b_step = width;
-                product.segments = taps;
-                product.a_segment = offset;
-                product.b_segment = b_segment;
-                product.depth = c.cout;
-                product.c = to + n0;
-                product.c_row = int64_t(c.stride) * wide;
-                multiply_panel(product, pixels, width);
-                n0 += width;
-            }
+// to += from, n floats of memory that reaches a vector further on both sides.
+static inline void add_some(float* to, const float* from, int n) {
+    int i = 0;
+    for (; i + VL <= n; i += VL) store(to + i, load(to + i) + load(from + i));
+    if (i == n) return;
+    vi lane;
+    for (int l = 0; l < VL; ++l) lane[l] = l;
+    const vi kept = lane < n - i;
+    store(to + i, load(to + i) + (vf)((vi)load(from + i) & kept));
+}
+
+// Rows [r0, r1) of the image's gradient from output rows [o0, o1): each output gives to its whole window.
+static void image_gradient_rows(const Conv& c, const Band& delta, const float* packed, int b, int r0, int r1, int o0, int o1,
+                                void* result) {
+    const int wide = c.wide(), depth = c.depth(), step = c.stride * c.channels;
+    const int reached = (c.out_w - 1) * step + depth, needed = (c.width + c.padding) * c.channels;
+    const int64_t length = larger(reached, needed) + VL;
+    float* given = scratch(4, int64_t(c.out_w) * wide + (r1 - r0) * length + 2 * VL);
+    float* rows = given + int64_t(c.out_w) * wide + VL;  // from the first column of padding
+    std::memset(rows, 0, sizeof(float) * (r1 - r0) * length);
+    for (int o = o0; o < o1; ++o) {
+        for (int n0 = 0; n0 < wide;) {
+            const int width = panel_width(n0, wide);
+            Product product{};
+            product.a = delta.at(o, 0);
+            product.a_row = delta.channels;
+            product.a_step = 1;
+            product.b = packed + int64_t(n0) * c.cout;
+            product.b_step = width;
+            product.segments = 1;
+            product.depth = c.cout;
+            product.c = given + n0;
+            product.c_row = wide;
+            multiply_panel(product, c.out_w, width);
+            n0 += width;
         }
-    const int64_t first = (int64_t(b) * c.height + r) * c.width;
-    if (thin) {
-        const int64_t n = int64_t(c.width) * wide;
-        int64_t i = 0;
-        for (; i + VL <= n; i += VL) store_as(c.dtype, result, first * wide + i, load(row + i));
-        if (i < n) store_part(c.dtype, result, first * wide + i, load(row + i), int(n - i));
-        return;
+        const int apart = (c.out_w + 7) / 8;
+        for (int p = 0; p < c.kh; ++p) {
+            const int r = o * c.stride - c.padding + p;
+            if (r < r0 || r >= r1) continue;
+            float* row = rows + (r - r0) * length;
+            // neighbours overlap: taken far apart, a sum does not wait for the one just stored
+            for (int first = 0; first < apart; ++first)
+                for (int x = first; x < c.out_w; x += apart)
+                    add_some(row + int64_t(x) * step, given + int64_t(x) * wide + p * depth, depth);
+        }
     }
-    const Sink sink{c.dtype, c.height, c.width, c.channels, result};
-    for (int x = 0; x < c.width; ++x)
-        for (int i = 0; i < wide; i += VL) sink.put(first + x, i, load(row + int64_t(x) * wide + i));
+    const int64_t pixels = int64_t(c.width) * c.channels;
+    for (int r = r0; r < r1; ++r) {
+        const float* from = rows + (r - r0) * length + c.padding * c.channels;
+        const int64_t to = (int64_t(b) * c.height + r) * pixels;
+        int64_t i = 0;
+        for (; i + VL <= pixels; i += VL) store_as(c.dtype, result, to + i, load(from + i));
+        if (i < pixels) store_part(c.dtype, result, to + i, load(from + i), int(pixels - i));
+    }
 }
 
 // pointers: landmarks (B, N, 2), weight (Cout, C + N, KH, KW), bias (or null), all float32; image (or null), y;
@@ -418,18 +385,22 @@ void landmark_conv_forward(const Arguments& a) {
     }
 
     Sink sink{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
-    sink.bias = padded_bias, sink.activation = c.activation, sink.slope = c.slope;
-    const Bands bands(c);
+    sink.activation = c.activation, sink.slope = c.slope;
+    const bool in_place = c.dtype == F32 && c.cout == padded;  // the sums are formed where the result lies
+    const Bands bands(c, omp_get_max_threads());
 #pragma omp parallel for schedule(dynamic)
     for (int item = 0; item < c.batch * bands.count; ++item) {
         const int b = item / bands.count, o0 = item % bands.count * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
-        const int64_t row_floats = int64_t(c.out_w) * padded;
-        const Band out{scratch(1, (o1 - o0) * row_floats), o0, 0, c.out_w, padded};
-        if (c.channels) {
-            const Band in = image_band(c, image, b, 1.0f, o0, o1);
-            for (int o = o0; o < o1; ++o) image_row(c, in, panels, o, out.at(o, 0));
-        } else {
-            std::memset(out.data, 0, sizeof(float) * (o1 - o0) * row_floats);
+        const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w, pixels = int64_t(o1 - o0) * c.out_w;
+        const Band out{in_place ? a.pointer<float>(4) + pixel0 * padded : scratch(1, pixels * padded), o0, 0, c.out_w, padded};
+        const Band in = c.channels ? image_band(c, image, b, 1.0f, o0, o1) : Band{};
+        for (int o = o0; o < o1; ++o) {
+            if (c.channels) image_row(c, in, panels, o, out.at(o, 0));
+            for (int x = 0; x < c.out_w; ++x)
+                for (int i = 0; i < padded; i += VL) {
+                    float* to = out.at(o, x) + i;
+                    store(to, c.channels ? load(to) + load(padded_bias + i) : load(padded_bias + i));
+                }
         }
         float* along_y = scratch(3, c.height + c.width);
         float* along_x = along_y + c.height;
@@ -448,8 +419,8 @@ void landmark_conv_forward(const Arguments& a) {
             c.gaussian.values(columns.in, along_x);
             add_stamp(c, kernels + n * c.kernel(), rows, columns, along_y, along_x, out);
         }
-        const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w;
-        for (int64_t pixel = 0; pixel < int64_t(o1 - o0) * c.out_w; ++pixel)
+        if (in_place && c.activation == NONE) continue;
+        for (int64_t pixel = 0; pixel < pixels; ++pixel)
             for (int o = 0; o < padded; o += VL) sink.put(pixel0 + pixel, o, load(out.data + pixel * padded + o));
     }
 }
@@ -547,16 +518,17 @@ void landmark_conv_backward(const Arguments& a) {
     Source gradient{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
     if (c.activation != NONE) gradient.output = a.pointer<void>(3);
     gradient.activation = c.activation, gradient.slope = c.slope;
+    const bool in_place = c.dtype == F32 && c.cout == padded && c.activation == NONE;  // read where it lies
 
     const int64_t kernels_size = c.count * c.kernel();
-    float* kernels = scratch(7, kernels_size + adjoint_floats(c, c.kh * c.kw));
+    float* kernels = scratch(7, kernels_size + int64_t(c.cout) * c.wide());
     float* adjoint = kernels + kernels_size;
     if (dlandmarks) pack_weights(c, weight, kernels, nullptr);
     if (dimage) pack_adjoint(c, weight, adjoint);
 
     // each thread sums its own parameter gradients; they are added in the order of the threads
     const int threads = omp_get_max_threads();
-    const Bands bands(c);
+    const Bands bands(c, threads);
     const int64_t items = int64_t(c.batch) * bands.count, moved_size = dlandmarks ? items * c.count * 2 : 0;
     Totals all{0, 0, 0, db ? padded : 0, nullptr};
     if (dw) all.image = c.kh * int64_t(c.depth()) * padded, all.kernels = kernels_size;
@@ -578,33 +550,30 @@ void landmark_conv_backward(const Arguments& a) {
             const int o0 = band * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
             // the image's rows that belong to this band
             const int r0 = smaller(o0 * c.stride, c.height), r1 = o1 == c.out_h ? c.height : smaller(o1 * c.stride, c.height);
-            int d0 = o0, d1 = o1, left = 0, right = c.out_w;
-            if (dimage) {
-                if (r0 < r1) {
-                    d0 = smaller(d0, ceil_div(r0 + c.padding - c.kh + 1, c.stride));
-                    d1 = larger(d1, floor_div(r1 - 1 + c.padding, c.stride) + 1);
-                }
-                left = smaller(left, ceil_div(c.padding - c.kw + 1, c.stride));
-                right = larger(right, floor_div(c.width - 1 + c.padding, c.stride) + 1);
+            int d0 = o0, d1 = o1;
+            if (dimage && r0 < r1) {
+                d0 = larger(0, smaller(d0, ceil_div(r0 + c.padding - c.kh + 1, c.stride)));
+                d1 = smaller(c.out_h, larger(d1, floor_div(r1 - 1 + c.padding, c.stride) + 1));
             }
-            const Band delta = fill_band(1, gradient, b, 1.0f, d0, d1, left, right);
-            if (dimage)
-                for (int r = r0; r < r1; ++r) image_gradient_row(c, delta, adjoint, b, r, dimage);
+            const Band delta = in_place ? Band{const_cast<float*>(static_cast<const float*>(gradient.data)) +
+                                                   int64_t(b) * c.out_h * c.out_w * padded,
+                                               0, 0, c.out_w, padded}
+                                        : fill_band(1, gradient, b, 1.0f, d0, d1, 0, c.out_w);
+            if (dimage && r0 < r1) image_gradient_rows(c, delta, adjoint, b, r0, r1, d0, d1, dimage);
             const float scale = grad_scale ? grad_scale[b] : 1.0f;
-            if (dw && c.channels)
-                image_weight_gradient(c, image_band(c, image, b, scale, o0, o1), delta, o0, o1, mine.data);
+            if (dw && c.channels) {
+                const Band in = image_band(c, image, b, scale, o0, o1);
+                for (int o = o0; o < o1; ++o) image_weight_gradient(c, in, delta, o, mine.data);
+            }
             if (dw || dlandmarks)
                 landmark_gradients(c, landmarks + int64_t(b) * c.count * 2, kernels, patches, delta, o0, o1, scale,
                                    dw ? &mine : nullptr, dlandmarks ? moved + item * c.count * 2 : nullptr);
             if (db)
-                for (int o = 0; o < padded; o += VL) {
-                    vf sum = splat(0.0f);
-                    for (int row = o0; row < o1; ++row) {
-                        vf line = splat(0.0f);
-                        for (int column = 0; column < c.out_w; ++column) line += load(delta.at(row, column) + o);
-                        sum += line;
-                    }
-                    store(mine.bias_at() + o, load(mine.bias_at() + o) + sum * scale);
+                for (int o = o0; o < o1; ++o) {
+                    const float one = 1.0f;
+                    float* line = scratch(4, padded);
+                    weigh(line, delta.at(o, 0), padded, &one, 0, c.out_w, padded, false);
+                    add(mine.bias_at(), line, padded, scale);
                 }
         }
 #pragma omp barrier

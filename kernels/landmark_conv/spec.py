@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._spec import Sample, Spec
 from ..landmark_heatmap import landmark_heatmap
-from .reference import ACTIVATIONS, landmark_conv
+from .reference import ACTIVATIONS
 
 
 def _sample(
@@ -62,18 +62,26 @@ def _samples() -> list[Sample]:
 
 
 def strong(
-    landmarks: Tensor, weight: Tensor, bias: Tensor | None = None, *, image: Tensor | None = None, **options
+    landmarks: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    image: Tensor | None = None,
+    height: int,
+    width: int,
+    stride: int = 1,
+    padding: int = 0,
+    subpixel: bool = False,
 ) -> Tensor:
-    """With library parts: heatmaps from landmark_heatmap, and an input gradient only of what asks for one."""
-    plain = ("activation", "negative_slope", "grad_scale")
-    if image is None or options["subpixel"] or any(options.get(name) for name in plain):
-        return landmark_conv(landmarks, weight, bias, image=image, **options)
-    size = {name: options[name] for name in ("height", "width")}
-    stamp = {name: options[name] for name in ("sigma", "radius") if name in options}
-    maps = landmark_heatmap(landmarks, **size, **stamp, dtype=weight.dtype)
-    geometry = {name: options[name] for name in ("stride", "padding") if name in options}
-    of_image = F.conv2d(image, weight[:, : image.shape[1]], bias, **geometry)
-    return of_image + F.conv2d(maps, weight[:, image.shape[1] :], None, **geometry)
+    """With library parts: fused heatmaps, then one convolution or two, so that heatmaps without gradient get none."""
+    maps = landmark_heatmap(landmarks, height, width, subpixel=subpixel, dtype=weight.dtype)
+    if image is None:
+        return F.conv2d(maps, weight, bias, stride, padding)
+    if subpixel:
+        return F.conv2d(torch.cat([image, maps], dim=1), weight, bias, stride, padding)
+    channels = image.shape[1]
+    of_image = F.conv2d(image, weight[:, :channels], bias, stride, padding)
+    return of_image + F.conv2d(maps, weight[:, channels:], None, stride, padding)
 
 
 def _sizes(s: Sample) -> tuple[int, int, int]:
