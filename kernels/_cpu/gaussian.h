@@ -26,12 +26,14 @@ struct Gaussian {
         return {first < 0 ? 0 : first, last < size ? last : size - 1, subpixel ? at : pixel};
     }
 
-    // to[x - first] = exp(-(x - centre)^2 / (2 sigma^2))
+    // to[x - first] = exp(-(x - centre)^2 / (2 sigma^2)), in whole vectors
     void values(const Support& s, float* to) const {
         const float scale = -0.5f / (sigma * sigma);
-        for (int x = s.first; x <= s.last; ++x) {
-            const float d = float(x) - s.centre;
-            to[x - s.first] = __builtin_expf(d * d * scale);
+        vf lane;
+        for (int l = 0; l < VL; ++l) lane[l] = float(l);
+        for (int x = s.first; x <= s.last; x += VL) {
+            const vf d = (float(x) + lane) - s.centre;
+            store(to + (x - s.first), exp_of_negative(d * d * scale));
         }
     }
 
@@ -40,6 +42,9 @@ struct Gaussian {
         const float scale = 1.0f / (sigma * sigma);
         for (int x = s.first; x <= s.last; ++x) to[x - s.first] = values[x - s.first] * (float(x) - s.centre) * scale;
     }
+
+    // Floats that hold the values of one axis.
+    static int64_t room(int64_t size) { return size + VL; }
 };
 
 }  // namespace KILN_NAMESPACE

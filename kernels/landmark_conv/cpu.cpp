@@ -72,26 +72,38 @@ struct Reach {
     int last_output(int tap) const { return smaller(high, floor_div(in.last + padding - tap, stride)); }
 };
 
-// --- sums of a few vectors: out (+)= sum over k < n of factor[k * factor_step] * in[k * step], over all channels ---
+// --- weighted sums of rows: out[i] (+)= sum over k < n of factor[k * factor_step] * in[k * step + i], whole vectors ---
 
-template <int VECTORS>
-static inline void sum_block(float* out, const float* in, int64_t step, const float* factor, int factor_step, int n,
-                             bool accumulate) {
-    vf sum[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) sum[v] = accumulate ? load(out + v * VL) : splat(0.0f);
-    for (int k = 0; k < n; ++k, in += step, factor += factor_step) {
-        const vf f = splat(*factor);
-        for (int v = 0; v < VECTORS; ++v) sum[v] += f * load(in + v * VL);
+template <int N>
+static inline void weigh_few(float* out, const float* in, int64_t step, const float* factor, int factor_step,
+                             int64_t floats, bool accumulate) {
+    vf f[N];
+    for (int k = 0; k < N; ++k) f[k] = splat(factor[k * factor_step]);
+    for (int64_t i = 0; i < floats; i += VL) {
+        vf sum = f[0] * load(in + i);
+#pragma GCC unroll 8
+        for (int k = 1; k < N; ++k) sum += f[k] * load(in + k * step + i);
+        store(out + i, accumulate ? load(out + i) + sum : sum);
     }
-    for (int v = 0; v < VECTORS; ++v) store(out + v * VL, sum[v]);
 }
 
-static inline void weigh(float* out, const float* in, int64_t step, const float* factor, int factor_step, int n,
-                         int channels, bool accumulate) {
-    int c = 0;
-    for (; c + 4 * VL <= channels; c += 4 * VL)
-        sum_block<4>(out + c, in + c, step, factor, factor_step, n, accumulate);
-    for (; c < channels; c += VL) sum_block<1>(out + c, in + c, step, factor, factor_step, n, accumulate);
+static void weigh(float* out, const float* in, int64_t step, const float* factor, int factor_step, int n, int64_t floats,
+                  bool accumulate) {
+    if (n <= 0) {
+        if (!accumulate) std::memset(out, 0, sizeof(float) * floats);
+        return;
+    }
+    for (; n > 7; n -= 7, in += 7 * step, factor += 7 * factor_step, accumulate = true)
+        weigh_few<7>(out, in, step, factor, factor_step, floats, accumulate);
+    switch (n) {
+    case 1: return weigh_few<1>(out, in, step, factor, factor_step, floats, accumulate);
+    case 2: return weigh_few<2>(out, in, step, factor, factor_step, floats, accumulate);
+    case 3: return weigh_few<3>(out, in, step, factor, factor_step, floats, accumulate);
+    case 4: return weigh_few<4>(out, in, step, factor, factor_step, floats, accumulate);
+    case 5: return weigh_few<5>(out, in, step, factor, factor_step, floats, accumulate);
+    case 6: return weigh_few<6>(out, in, step, factor, factor_step, floats, accumulate);
+    default: return weigh_few<7>(out, in, step, factor, factor_step, floats, accumulate);
+    }
 }
 
 static inline void add(float* out, const float* in, int64_t n, float scale) {  // n is a multiple of VL
@@ -106,56 +118,47 @@ static inline float dot(const float* a, const float* b, int64_t n) {
 
 // --- a stamp, separably: the kernel meets the Gaussian along x, then along y ---
 
-// Adds a landmark's stamp to the rows and columns of `to` that it reaches; w is its kernel, [kh][kw][padded].
-static void add_stamp(const Conv& c, const float* w, const Reach& rows, const Reach& columns, const float* along_y,
-                      const float* along_x, const Band& to) {
+// The kernel met by the Gaussian along x: t[p][column][padded]; w is the landmark's kernel, [kh][kw][padded].
+static void spread_columns(const Conv& c, const float* w, const Reach& columns, const float* along_x, float* t) {
     const int padded = c.padded();
-    float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);  // [column][p]
     for (int v = columns.low; v <= columns.high; ++v) {
         const int q = columns.first_tap(v), n = columns.last_tap(v) - q + 1;
-        float* column = t + int64_t(v - columns.low) * c.kh * padded;
         for (int p = 0; p < c.kh; ++p)
-            weigh(column + p * padded, w + (p * c.kw + q) * padded, padded, along_x + columns.place(v, q), 1, n, padded,
-                  false);
+            weigh(t + (int64_t(p) * columns.size() + v - columns.low) * padded, w + (p * c.kw + q) * padded, padded,
+                  along_x + columns.place(v, q), 1, n, padded, false);
     }
+}
+
+// Adds the stamp, these columns met by the Gaussian along y, to the rows of `to` that it reaches.
+static void spread_rows(const Conv& c, const Reach& rows, const Reach& columns, const float* along_y, const float* t,
+                        const Band& to) {
+    const int64_t line = int64_t(columns.size()) * c.padded();
     for (int u = rows.low; u <= rows.high; ++u) {
         const int p = rows.first_tap(u), n = rows.last_tap(u) - p + 1;
-        for (int v = columns.low; v <= columns.high; ++v)
-            weigh(to.at(u, v), t + (int64_t(v - columns.low) * c.kh + p) * padded, padded, along_y + rows.place(u, p), 1,
-                  n, padded, true);
+        weigh(to.at(u, columns.low), t + p * line, line, along_y + rows.place(u, p), 1, n, line, true);
     }
 }
 
-// The adjoint's first half: t[column][p] = sum over rows of along_y * delta.
+// The adjoint of spread_rows: t[p][column][padded] = sum over rows of along_y * delta.
 static void gather_rows(const Conv& c, const Reach& rows, const Reach& columns, const float* along_y, const Band& delta,
                         float* t) {
-    const int padded = c.padded();
+    const int64_t line = int64_t(columns.size()) * c.padded();
     for (int p = 0; p < c.kh; ++p) {
         const int u = rows.first_output(p), n = rows.last_output(p) - u + 1;
-        for (int v = columns.low; v <= columns.high; ++v) {
-            float* to = t + (int64_t(v - columns.low) * c.kh + p) * padded;
-            if (n > 0)
-                weigh(to, delta.at(u, v), int64_t(delta.columns) * padded, along_y + rows.place(u, p), c.stride, n,
-                      padded, false);
-            else
-                std::memset(to, 0, sizeof(float) * padded);
-        }
+        const float* factors = n > 0 ? along_y + rows.place(u, p) : along_y;
+        weigh(t + p * line, delta.at(u, columns.low), int64_t(delta.columns) * delta.channels, factors, c.stride, n, line,
+              false);
     }
 }
 
-// Its second half: the gradient of the kernel, [kh][kw][padded].
+// The adjoint of spread_columns: the gradient of the kernel, [kh][kw][padded].
 static void gather_columns(const Conv& c, const Reach& columns, const float* along_x, const float* t, float* kernel) {
     const int padded = c.padded();
     for (int q = 0; q < c.kw; ++q) {
         const int v = columns.first_output(q), n = columns.last_output(q) - v + 1;
-        for (int p = 0; p < c.kh; ++p) {
-            float* to = kernel + (p * c.kw + q) * padded;
-            if (n > 0)
-                weigh(to, t + (int64_t(v - columns.low) * c.kh + p) * padded, int64_t(c.kh) * padded,
-                      along_x + columns.place(v, q), c.stride, n, padded, false);
-            else
-                std::memset(to, 0, sizeof(float) * padded);
-        }
+        for (int p = 0; p < c.kh; ++p)
+            weigh(kernel + (p * c.kw + q) * padded, t + (int64_t(p) * columns.size() + v - columns.low) * padded, padded,
+                  n > 0 ? along_x + columns.place(v, q) : along_x, c.stride, n, padded, false);
     }
 }
 
@@ -376,12 +379,14 @@ void landmark_conv_forward(const Arguments& a) {
         const int n = i / variants, y = i % variants / c.stride, x = i % variants % c.stride;
         const Reach rows = Stamps::unbounded(c, c.kh, y), columns = Stamps::unbounded(c, c.kw, x);
         const Band stamp = stamps.at(c, n, y, x);
-        float* along_y = scratch(3, rows.in.size() + columns.in.size());
-        float* along_x = along_y + rows.in.size();
+        float* along_y = scratch(3, Gaussian::room(rows.in.size()) + Gaussian::room(columns.in.size()));
+        float* along_x = along_y + Gaussian::room(rows.in.size());
         c.gaussian.values(rows.in, along_y);
         c.gaussian.values(columns.in, along_x);
         std::memset(stamp.data, 0, sizeof(float) * stamps.size);
-        add_stamp(c, kernels + n * c.kernel(), rows, columns, along_y, along_x, stamp);
+        float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+        spread_columns(c, kernels + n * c.kernel(), columns, along_x, t);
+        spread_rows(c, rows, columns, along_y, t, stamp);
     }
 
     Sink sink{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
@@ -402,8 +407,8 @@ void landmark_conv_forward(const Arguments& a) {
                     store(to, c.channels ? load(to) + load(padded_bias + i) : load(padded_bias + i));
                 }
         }
-        float* along_y = scratch(3, c.height + c.width);
-        float* along_x = along_y + c.height;
+        float* along_y = scratch(3, Gaussian::room(c.height) + Gaussian::room(c.width));
+        float* along_x = along_y + Gaussian::room(c.height);
         for (int n = 0; n < c.count; ++n) {
             const float* landmark = landmarks + (int64_t(b) * c.count + n) * 2;
             const Reach rows(c, c.kh, c.gaussian.support(landmark[1], c.height), o0, o1);
@@ -417,7 +422,9 @@ void landmark_conv_forward(const Arguments& a) {
             }
             c.gaussian.values(rows.in, along_y);
             c.gaussian.values(columns.in, along_x);
-            add_stamp(c, kernels + n * c.kernel(), rows, columns, along_y, along_x, out);
+            float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+            spread_columns(c, kernels + n * c.kernel(), columns, along_x, t);
+            spread_rows(c, rows, columns, along_y, t, out);
         }
         if (in_place && c.activation == NONE) continue;
         for (int64_t pixel = 0; pixel < pixels; ++pixel)
@@ -439,8 +446,9 @@ struct Totals {
 static void landmark_gradients(const Conv& c, const float* landmarks, const float* kernels, const Stamps& stamps,
                                const Band& delta, int o0, int o1, float scale, const Totals* totals, float* moved) {
     const int padded = c.padded();
-    float* along_y = scratch(3, 2 * (c.height + c.width));
-    float *along_x = along_y + c.height, *slope_y = along_x + c.width, *slope_x = slope_y + c.height;
+    const int64_t tall = Gaussian::room(c.height), wide = Gaussian::room(c.width);
+    float* along_y = scratch(3, 2 * (tall + wide));
+    float *along_x = along_y + tall, *slope_y = along_x + wide, *slope_x = slope_y + tall;
     float* kernel = scratch(4, c.kernel());
     for (int n = 0; n < c.count; ++n) {
         const Reach rows(c, c.kh, c.gaussian.support(landmarks[2 * n + 1], c.height), o0, o1);
@@ -488,8 +496,8 @@ static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& to
             for (int variant = 0; stamps.used && variant < Stamps::variants(c); ++variant) {
                 const int y = variant / c.stride, x = variant % c.stride;
                 const Reach rows = Stamps::unbounded(c, c.kh, y), columns = Stamps::unbounded(c, c.kw, x);
-                float* along_y = scratch(3, rows.in.size() + columns.in.size());
-                float* along_x = along_y + rows.in.size();
+                float* along_y = scratch(3, Gaussian::room(rows.in.size()) + Gaussian::room(columns.in.size()));
+                float* along_x = along_y + Gaussian::room(rows.in.size());
                 float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
                 c.gaussian.values(rows.in, along_y);
                 c.gaussian.values(columns.in, along_x);

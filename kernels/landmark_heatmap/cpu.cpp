@@ -30,9 +30,10 @@ static void stamp(const Maps& m, const float* landmark, int64_t image, int n, in
     if (first > last) return;
     const Support columns = m.gaussian.support(landmark[0], m.width);
     if (columns.empty()) return;
-    float* along_y = scratch(0, 2 * m.height + 2 * m.width + 4 * VL);
-    float* along_x = along_y + m.height;
-    float* line = along_x + m.width + VL;  // one row in the result's dtype, in whole vectors
+    const int64_t tall = Gaussian::room(m.height), wide = Gaussian::room(m.width);
+    float* along_y = scratch(0, tall + 2 * wide);
+    float* along_x = along_y + tall;
+    float* line = along_x + wide;  // one row in the result's dtype, in whole vectors
     m.gaussian.values(rows, along_y);
     m.gaussian.values(columns, along_x);
     for (int y = first; y <= last; ++y) {
@@ -85,8 +86,9 @@ void landmark_heatmap_backward(const Arguments& a) {
         const Support columns = m.gaussian.support(landmark[0], m.width);
         float by_x = 0, by_y = 0;
         if (!rows.empty() && !columns.empty()) {
-            float* along_y = scratch(0, 2 * m.height + 2 * m.width);
-            float *slope_y = along_y + m.height, *along_x = slope_y + m.height, *slope_x = along_x + m.width;
+            const int64_t tall = Gaussian::room(m.height), wide = Gaussian::room(m.width);
+            float* along_y = scratch(0, 2 * tall + 2 * wide);
+            float *slope_y = along_y + tall, *along_x = slope_y + tall, *slope_x = along_x + wide;
             m.gaussian.values(rows, along_y);
             m.gaussian.slopes(rows, along_y, slope_y);
             m.gaussian.values(columns, along_x);
