@@ -109,6 +109,11 @@ def _opcheck_cases():
     for arguments in ((True, torch.float32, True), (True, torch.bfloat16, False)):
         yield torch.ops.kiln.landmark_heatmap.default, (landmarks, 7, 8, 1.0, 3, *arguments)
     yield torch.ops.kiln.landmark_heatmap.default, (landmarks.detach(), 7, 8, 1.0, 3, False, torch.float32, True)
+    weight, bias = torch.randn(8, 6, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+    image, options = torch.randn(2, 3, 7, 8, requires_grad=True), (7, 8, 2, 1, 1.0, 3)
+    operator = torch.ops.kiln.landmark_conv.default
+    yield operator, (landmarks, weight, bias, image, torch.rand(2), *options, True, "elu", 0.2)
+    yield operator, (landmarks.detach(), weight[:, :3], None, None, None, *options, False, "none", 0.2)
 
 
 @pytest.mark.parametrize("overload, arguments", list(_opcheck_cases()))
@@ -157,7 +162,9 @@ def test_grad_scale_weighs_samples():
     torch.testing.assert_close(db, sum(k * s[2] for k, s in zip(scale, singles, strict=True)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resize_conv_act", "l1_autoencoder_loss", "linear", "landmark_heatmap"])
+@pytest.mark.parametrize(
+    "name", ["resize_conv_act", "l1_autoencoder_loss", "linear", "landmark_heatmap", "landmark_conv"]
+)
 def test_second_derivatives(name):
     """A gradient penalty through the fused operator equals that of the reference."""
     torch.use_deterministic_algorithms(False)

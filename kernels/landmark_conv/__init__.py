@@ -33,7 +33,7 @@ def landmark_conv(
 
     landmarks:      (B, N, 2) x, y in pixels; float32, bfloat16 or float16; any strides. As in landmark_heatmap: what
                     lies outside leaves the part of its stamp that reaches the image, NaN and infinity leave none
-    weight:         (Cout, C + N, KH, KW) float32, bfloat16 or float16, KH and KW from 1 to 7; the image's channels first
+    weight:         (Cout, C + N, KH, KW) float32, bfloat16 or float16; KH, KW from 1 to 7; the image's channels first
     bias:           (Cout,) of weight's dtype, or None
     image:          (B, C, H, W) of weight's dtype, any strides (channels_last is read in place); None: C = 0, and
                     height and width give the size of the heatmaps
@@ -84,13 +84,18 @@ def _check(landmarks, weight, bias, image, grad_scale, height, width, stride, pa
     channels = count + (0 if image is None else image.shape[1])
     kernel = tuple(weight.shape)
     _op.require(
-        len(kernel) == 4 and kernel[0] > 0 and kernel[1] == channels and 1 <= min(kernel[2:]) <= max(kernel[2:]) <= MAX_KERNEL,
+        len(kernel) == 4
+        and kernel[0] > 0
+        and kernel[1] == channels
+        and 1 <= min(kernel[2:]) <= max(kernel[2:]) <= MAX_KERNEL,
         NAME,
         f"weight is {kernel}; it must be (Cout, {channels}, KH, KW) with kernels from 1 to {MAX_KERNEL}",
     )
     _op.require(stride in (1, 2), NAME, f"stride is {stride}; it must be 1 or 2")
     fits = padding >= 0 and height + 2 * padding >= kernel[2] and width + 2 * padding >= kernel[3]
-    _op.require(fits, NAME, f"padding {padding} leaves no output of {height}x{width} with a {kernel[2]}x{kernel[3]} kernel")
+    _op.require(
+        fits, NAME, f"padding {padding} leaves no output of {height}x{width} with a {kernel[2]}x{kernel[3]} kernel"
+    )
     _op.require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
     _op.require(grad_scale is None or grad_scale.shape == (batch,), NAME, f"grad_scale must be ({batch},)")
     for name, tensor in (("bias", bias), ("image", image)):
@@ -99,12 +104,16 @@ def _check(landmarks, weight, bias, image, grad_scale, height, width, stride, pa
     for name, tensor in (("weight", weight), ("bias", bias), ("image", image)):
         if tensor is not None:
             _op.require(
-                tensor.device == landmarks.device, NAME, f"{name} is on {tensor.device} but landmarks on {landmarks.device}"
+                tensor.device == landmarks.device,
+                NAME,
+                f"{name} is on {tensor.device} but landmarks on {landmarks.device}",
             )
 
 
 def _output(landmarks: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
-    rows, columns = ((n + 2 * padding - k) // stride + 1 for n, k in zip((height, width), weight.shape[2:], strict=True))
+    rows, columns = (
+        (n + 2 * padding - k) // stride + 1 for n, k in zip((height, width), weight.shape[2:], strict=True)
+    )
     return torch.empty(
         (landmarks.shape[0], weight.shape[0], rows, columns),
         dtype=weight.dtype,

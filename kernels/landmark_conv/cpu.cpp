@@ -299,7 +299,7 @@ static void image_weight_gradient(const Conv& c, const Band& in, const Band& del
     }
 }
 
-// to += from, n floats of memory that reaches a vector further on both sides.
+// to += from, n floats of memory that reaches a vector further.
 static inline void add_some(float* to, const float* from, int n) {
     int i = 0;
     for (; i + VL <= n; i += VL) store(to + i, load(to + i) + load(from + i));

@@ -27,9 +27,7 @@ def landmark_conv(
 ) -> Tensor:
     """The same signature and result as the public operator."""
     height, width = image.shape[2:] if image is not None else (height, width)
-    x = landmark_heatmap(
-        landmarks, height, width, sigma=sigma, radius=radius, subpixel=subpixel, dtype=weight.dtype
-    )
+    x = landmark_heatmap(landmarks, height, width, sigma=sigma, radius=radius, subpixel=subpixel, dtype=weight.dtype)
     if image is not None:
         x = torch.cat([image, x], dim=1)
     if grad_scale is None:

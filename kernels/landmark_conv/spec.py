@@ -89,8 +89,7 @@ def _sizes(s: Sample) -> tuple[int, int, int]:
     cout, _, kh, kw = s.shapes["weight"]
     stride, padding = s.options.get("stride", 1), s.options.get("padding", 0)
     rows, columns = (
-        (n + 2 * padding - k) // stride + 1
-        for n, k in ((s.options["height"], kh), (s.options["width"], kw))
+        (n + 2 * padding - k) // stride + 1 for n, k in ((s.options["height"], kh), (s.options["width"], kw))
     )
     image = prod(s.shapes["image"]) if "image" in s.shapes else 0
     return image, s.shapes["landmarks"][0] * cout * rows * columns, prod(s.shapes["weight"])
@@ -112,7 +111,12 @@ SPEC = Spec(
     operator="landmark_conv",
     samples=_samples(),
     benchmarks=[
-        *(_sample(b, 68, 3, 64, 64, 64, k, padding=1, subpixel=s) for b in (8, 25) for k in (3, 5) for s in (False, True)),
+        *(
+            _sample(b, 68, 3, 64, 64, 64, k, padding=1, subpixel=s)
+            for b in (8, 25)
+            for k in (3, 5)
+            for s in (False, True)
+        ),
         _sample(8, 68, 3, 64, 64, 64, 5, padding=1, subpixel=False, image_gradient=False),
         _sample(8, 68, 0, 64, 64, 64, 5, padding=1, subpixel=False),
         _sample(8, 68, 3, 64, 64, 32, 4, padding=1, stride=2, subpixel=False),

@@ -52,7 +52,9 @@ def check_landmarks(name: str, landmarks: Tensor, height: int, width: int, sigma
     shape = tuple(landmarks.shape)
     _op.require(len(shape) == 3 and shape[2] == 2 and shape[1] > 0, name, f"landmarks must be (B, N, 2), not {shape}")
     _op.require(
-        landmarks.dtype in _op.DTYPES, name, f"landmarks are {landmarks.dtype}; float32, bfloat16 and float16 are supported"
+        landmarks.dtype in _op.DTYPES,
+        name,
+        f"landmarks are {landmarks.dtype}; float32, bfloat16 and float16 are supported",
     )
     _op.require(height > 0 and width > 0, name, f"height and width must be positive, not {height} and {width}")
     # the smallest sigma whose square float32 still divides by

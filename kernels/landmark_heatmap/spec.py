@@ -51,7 +51,9 @@ SPEC = Spec(
     # one product per pixel of a window; 3 more for the gradient
     flops=lambda s: prod(s.shapes["landmarks"][:2]) * (2.0 * s.options.get("radius", 3) + 1) ** 2 * 4,
     # the write of the maps; the gradient reads the windows only
-    bytes=lambda s, dtype: float(dtype.itemsize)
-    * prod(s.shapes["landmarks"][:2])
-    * (s.options["height"] * s.options["width"] + s.options["subpixel"] * 49),
+    bytes=lambda s, dtype: (
+        float(dtype.itemsize)
+        * prod(s.shapes["landmarks"][:2])
+        * (s.options["height"] * s.options["width"] + s.options["subpixel"] * 49)
+    ),
 )
