@@ -72,7 +72,7 @@ struct Reach {
     int last_output(int tap) const { return smaller(high, floor_div(in.last + padding - tap, stride)); }
 };
 
-// --- weighted sums of rows: out[i] (+)= sum over k < n of factor[k * factor_step] * in[k * step + i], whole vectors ---
+// --- weighted sums of rows: out[i] (+)= sum over k < n of factor[k * factor_step] * in[k * step + i] ---
 
 template <int N>
 static inline void weigh_few(float* out, const float* in, int64_t step, const float* factor, int factor_step,
@@ -87,8 +87,9 @@ static inline void weigh_few(float* out, const float* in, int64_t step, const fl
     }
 }
 
-static void weigh(float* out, const float* in, int64_t step, const float* factor, int factor_step, int n, int64_t floats,
-                  bool accumulate) {
+// `floats` is a multiple of VL.
+static void weigh(float* out, const float* in, int64_t step, const float* factor, int factor_step, int n,
+                  int64_t floats, bool accumulate) {
     if (n <= 0) {
         if (!accumulate) std::memset(out, 0, sizeof(float) * floats);
         return;
@@ -146,8 +147,8 @@ static void gather_rows(const Conv& c, const Reach& rows, const Reach& columns, 
     for (int p = 0; p < c.kh; ++p) {
         const int u = rows.first_output(p), n = rows.last_output(p) - u + 1;
         const float* factors = n > 0 ? along_y + rows.place(u, p) : along_y;
-        weigh(t + p * line, delta.at(u, columns.low), int64_t(delta.columns) * delta.channels, factors, c.stride, n, line,
-              false);
+        const int64_t step = int64_t(delta.columns) * delta.channels;
+        weigh(t + p * line, delta.at(u, columns.low), step, factors, c.stride, n, line, false);
     }
 }
 
@@ -156,9 +157,11 @@ static void gather_columns(const Conv& c, const Reach& columns, const float* alo
     const int padded = c.padded();
     for (int q = 0; q < c.kw; ++q) {
         const int v = columns.first_output(q), n = columns.last_output(q) - v + 1;
-        for (int p = 0; p < c.kh; ++p)
-            weigh(kernel + (p * c.kw + q) * padded, t + (int64_t(p) * columns.size() + v - columns.low) * padded, padded,
-                  n > 0 ? along_x + columns.place(v, q) : along_x, c.stride, n, padded, false);
+        const float* factors = n > 0 ? along_x + columns.place(v, q) : along_x;
+        for (int p = 0; p < c.kh; ++p) {
+            const float* from = t + (int64_t(p) * columns.size() + v - columns.low) * padded;
+            weigh(kernel + (p * c.kw + q) * padded, from, padded, factors, c.stride, n, padded, false);
+        }
     }
 }
 
@@ -171,7 +174,8 @@ struct Stamps {
     float* data;
 
     explicit Stamps(const Conv& c)
-        : rows((2 * c.gaussian.radius + c.kh - 1) / c.stride + 1), columns((2 * c.gaussian.radius + c.kw - 1) / c.stride + 1),
+        : rows((2 * c.gaussian.radius + c.kh - 1) / c.stride + 1),
+          columns((2 * c.gaussian.radius + c.kw - 1) / c.stride + 1),
           size(int64_t(rows) * columns * c.padded()), data(nullptr) {
         // worth forming when they are used more than once and stay near the cache
         used = !c.gaussian.subpixel && c.batch > 2 * variants(c) && floats(c) <= 2 << 20;
@@ -189,17 +193,21 @@ struct Stamps {
     bool fits(const Conv& c, const Support& y, const Support& x) const {
         return used && y.size() == 2 * c.gaussian.radius + 1 && x.size() == 2 * c.gaussian.radius + 1;
     }
+    Band at(const Conv& c, int n, const Reach& rows, const Reach& columns) const {
+        return at(c, n, rows.in.first + c.gaussian.radius, columns.in.first + c.gaussian.radius);
+    }
     // The stamp of landmark n centred at (x, y), as a band over the outputs it reaches.
     Band at(const Conv& c, int n, int y, int x) const {
         const int variant = y % c.stride * c.stride + x % c.stride;
-        return {data + (int64_t(n) * variants(c) + variant) * size, unbounded(c, c.kh, y).low, unbounded(c, c.kw, x).low,
-                columns, c.padded()};
+        float* at = data + (int64_t(n) * variants(c) + variant) * size;
+        return {at, unbounded(c, c.kh, y).low, unbounded(c, c.kw, x).low, columns, c.padded()};
     }
 };
 
 // --- weights ---
 
-// [landmark][p][q][padded] from (cout, channels + count, kh, kw), and [panel][p][q][channel][panel width] of the image's.
+// From (cout, channels + count, kh, kw): the landmarks' [landmark][p][q][padded], the image's
+// [panel][p][q][channel][panel width].
 static void pack_weights(const Conv& c, const float* weight, float* kernels, float* panels) {
     const int padded = c.padded(), cin = c.channels + c.count, area = c.kh * c.kw;
 #pragma omp parallel for schedule(static)
@@ -311,8 +319,8 @@ static inline void add_some(float* to, const float* from, int n) {
 }
 
 // Rows [r0, r1) of the image's gradient from output rows [o0, o1): each output gives to its whole window.
-static void image_gradient_rows(const Conv& c, const Band& delta, const float* packed, int b, int r0, int r1, int o0, int o1,
-                                void* result) {
+static void image_gradient_rows(const Conv& c, const Band& delta, const float* packed, int b, int r0, int r1, int o0,
+                                int o1, void* result) {
     const int wide = c.wide(), depth = c.depth(), step = c.stride * c.channels;
     const int reached = (c.out_w - 1) * step + depth, needed = (c.width + c.padding) * c.channels;
     const int64_t length = larger(reached, needed) + VL;
@@ -395,9 +403,11 @@ void landmark_conv_forward(const Arguments& a) {
     const Bands bands(c, omp_get_max_threads());
 #pragma omp parallel for schedule(dynamic)
     for (int item = 0; item < c.batch * bands.count; ++item) {
-        const int b = item / bands.count, o0 = item % bands.count * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
+        const int b = item / bands.count, o0 = item % bands.count * bands.height;
+        const int o1 = smaller(o0 + bands.height, c.out_h);
         const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w, pixels = int64_t(o1 - o0) * c.out_w;
-        const Band out{in_place ? a.pointer<float>(4) + pixel0 * padded : scratch(1, pixels * padded), o0, 0, c.out_w, padded};
+        float* sums = in_place ? a.pointer<float>(4) + pixel0 * padded : scratch(1, pixels * padded);
+        const Band out{sums, o0, 0, c.out_w, padded};
         const Band in = c.channels ? image_band(c, image, b, 1.0f, o0, o1) : Band{};
         for (int o = o0; o < o1; ++o) {
             if (c.channels) image_row(c, in, panels, o, out.at(o, 0));
@@ -415,7 +425,7 @@ void landmark_conv_forward(const Arguments& a) {
             const Reach columns(c, c.kw, c.gaussian.support(landmark[0], c.width), 0, c.out_w);
             if (rows.empty() || columns.empty()) continue;
             if (stamps.fits(c, rows.in, columns.in)) {
-                const Band stamp = stamps.at(c, n, rows.in.first + c.gaussian.radius, columns.in.first + c.gaussian.radius);
+                const Band stamp = stamps.at(c, n, rows, columns);
                 for (int u = rows.low; u <= rows.high; ++u)
                     add(out.at(u, columns.low), stamp.at(u, columns.low), int64_t(columns.size()) * padded, 1.0f);
                 continue;
@@ -455,7 +465,7 @@ static void landmark_gradients(const Conv& c, const float* landmarks, const floa
         const Reach columns(c, c.kw, c.gaussian.support(landmarks[2 * n], c.width), 0, c.out_w);
         if (rows.empty() || columns.empty()) continue;
         if (totals && stamps.fits(c, rows.in, columns.in)) {
-            const Band patch = stamps.at(c, n, rows.in.first + c.gaussian.radius, columns.in.first + c.gaussian.radius);
+            const Band patch = stamps.at(c, n, rows, columns);
             for (int u = rows.low; u <= rows.high; ++u)
                 add(patch.at(u, columns.low), delta.at(u, columns.low), int64_t(columns.size()) * padded, scale);
             continue;
@@ -557,7 +567,8 @@ void landmark_conv_backward(const Arguments& a) {
             const int b = int(item / bands.count), band = int(item % bands.count);
             const int o0 = band * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
             // the image's rows that belong to this band
-            const int r0 = smaller(o0 * c.stride, c.height), r1 = o1 == c.out_h ? c.height : smaller(o1 * c.stride, c.height);
+            const int r0 = smaller(o0 * c.stride, c.height);
+            const int r1 = o1 == c.out_h ? c.height : smaller(o1 * c.stride, c.height);
             int d0 = o0, d1 = o1;
             if (dimage && r0 < r1) {
                 d0 = larger(0, smaller(d0, ceil_div(r0 + c.padding - c.kh + 1, c.stride)));

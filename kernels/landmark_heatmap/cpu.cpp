@@ -40,13 +40,14 @@ static void stamp(const Maps& m, const float* landmark, int64_t image, int n, in
         const vf scale = splat(along_y[y - rows.first]);
         for (int x = 0; x < columns.size(); x += VL) store_as(m.dtype, line, x, load(along_x + x) * scale);
         const int64_t at = m.row(image, n, y) + columns.first * m.step();
+        const char* from = reinterpret_cast<char*>(line);
+        char* to = static_cast<char*>(out) + at * element_size(m.dtype);
         if (!m.channels_last)
-            std::memcpy(static_cast<char*>(out) + at * element_size(m.dtype), line, columns.size() * element_size(m.dtype));
+            std::memcpy(to, from, columns.size() * element_size(m.dtype));
         else if (m.dtype == F32)
-            for (int x = 0; x < columns.size(); ++x) static_cast<float*>(out)[at + int64_t(x) * m.count] = line[x];
+            for (int64_t x = 0; x < columns.size(); ++x) std::memcpy(to + x * m.count * 4, from + x * 4, 4);
         else
-            for (int x = 0; x < columns.size(); ++x)
-                std::memcpy(static_cast<uint16_t*>(out) + at + int64_t(x) * m.count, reinterpret_cast<char*>(line) + 2 * x, 2);
+            for (int64_t x = 0; x < columns.size(); ++x) std::memcpy(to + x * m.count * 2, from + x * 2, 2);
     }
 }
 
