@@ -318,32 +318,40 @@ static inline void add_some(float* to, const float* from, int n) {
     store(to + i, load(to + i) + (vf)((vi)load(from + i) & kept));
 }
 
-// Rows [r0, r1) of the image's gradient from output rows [o0, o1): each output gives to its whole window.
-static void image_gradient_rows(const Conv& c, const Band& delta, const float* packed, int b, int r0, int r1, int o0,
-                                int o1, void* result) {
-    const int wide = c.wide(), depth = c.depth(), step = c.stride * c.channels;
-    const int reached = (c.out_w - 1) * step + depth, needed = (c.width + c.padding) * c.channels;
-    const int64_t length = larger(reached, needed) + VL;
-    float* given = scratch(4, int64_t(c.out_w) * wide + (r1 - r0) * length + 2 * VL);
-    float* rows = given + int64_t(c.out_w) * wide + VL;  // from the first column of padding
-    std::memset(rows, 0, sizeof(float) * (r1 - r0) * length);
-    for (int o = o0; o < o1; ++o) {
+// Rows [r0, r1) of the image's gradient, float32 sums; each output row gives to the whole window it reads.
+struct ImageGradient {
+    const Conv& c;
+    const float* packed;
+    int r0, r1;
+    int64_t length;  // of a row, from the first column of padding
+    float *given, *rows;
+
+    ImageGradient(const Conv& c, const float* packed, int r0, int r1) : c(c), packed(packed), r0(r0), r1(r1) {
+        const int reached = (c.out_w - 1) * c.stride * c.channels + c.depth();
+        length = larger(reached, (c.width + c.padding) * c.channels) + VL;
+        const int64_t of_row = int64_t(c.out_w) * c.wide() + VL;
+        given = scratch(4, of_row + (r1 - r0) * length + VL);
+        rows = given + of_row;
+        std::memset(rows, 0, sizeof(float) * (r1 - r0) * length);
+    }
+
+    void add_output_row(const Band& delta, int o) {
+        const int wide = c.wide(), depth = c.depth(), step = c.stride * c.channels, apart = (c.out_w + 7) / 8;
+        Product product{};
+        product.a = delta.at(o, 0);
+        product.a_row = delta.channels;
+        product.a_step = 1;
+        product.segments = 1;
+        product.depth = c.cout;
+        product.c_row = wide;
         for (int n0 = 0; n0 < wide;) {
             const int width = panel_width(n0, wide);
-            Product product{};
-            product.a = delta.at(o, 0);
-            product.a_row = delta.channels;
-            product.a_step = 1;
             product.b = packed + int64_t(n0) * c.cout;
             product.b_step = width;
-            product.segments = 1;
-            product.depth = c.cout;
             product.c = given + n0;
-            product.c_row = wide;
             multiply_panel(product, c.out_w, width);
             n0 += width;
         }
-        const int apart = (c.out_w + 7) / 8;
         for (int p = 0; p < c.kh; ++p) {
             const int r = o * c.stride - c.padding + p;
             if (r < r0 || r >= r1) continue;
@@ -354,15 +362,18 @@ static void image_gradient_rows(const Conv& c, const Band& delta, const float* p
                     add_some(row + int64_t(x) * step, given + int64_t(x) * wide + p * depth, depth);
         }
     }
-    const int64_t pixels = int64_t(c.width) * c.channels;
-    for (int r = r0; r < r1; ++r) {
-        const float* from = rows + (r - r0) * length + c.padding * c.channels;
-        const int64_t to = (int64_t(b) * c.height + r) * pixels;
-        int64_t i = 0;
-        for (; i + VL <= pixels; i += VL) store_as(c.dtype, result, to + i, load(from + i));
-        if (i < pixels) store_part(c.dtype, result, to + i, load(from + i), int(pixels - i));
+
+    void store_rows(int b, void* result) const {
+        const int64_t pixels = int64_t(c.width) * c.channels;
+        for (int r = r0; r < r1; ++r) {
+            const float* from = rows + (r - r0) * length + c.padding * c.channels;
+            const int64_t to = (int64_t(b) * c.height + r) * pixels;
+            int64_t i = 0;
+            for (; i + VL <= pixels; i += VL) store_as(c.dtype, result, to + i, load(from + i));
+            if (i < pixels) store_part(c.dtype, result, to + i, load(from + i), int(pixels - i));
+        }
     }
-}
+};
 
 // pointers: landmarks (B, N, 2), weight (Cout, C + N, KH, KW), bias (or null), all float32; image (or null), y;
 // integers: dtype, stride, padding, subpixel, radius, activation, B, N, C, H, W, KH, KW, Cout, Ho, Wo;
@@ -578,22 +589,25 @@ void landmark_conv_backward(const Arguments& a) {
                                                    int64_t(b) * c.out_h * c.out_w * padded,
                                                0, 0, c.out_w, padded}
                                         : fill_band(1, gradient, b, 1.0f, d0, d1, 0, c.out_w);
-            if (dimage && r0 < r1) image_gradient_rows(c, delta, adjoint, b, r0, r1, d0, d1, dimage);
             const float scale = grad_scale ? grad_scale[b] : 1.0f;
-            if (dw && c.channels) {
-                const Band in = image_band(c, image, b, scale, o0, o1);
-                for (int o = o0; o < o1; ++o) image_weight_gradient(c, in, delta, o, mine.data);
-            }
-            if (dw || dlandmarks)
-                landmark_gradients(c, landmarks + int64_t(b) * c.count * 2, kernels, patches, delta, o0, o1, scale,
-                                   dw ? &mine : nullptr, dlandmarks ? moved + item * c.count * 2 : nullptr);
-            if (db)
-                for (int o = o0; o < o1; ++o) {
+            const Band in = dw && c.channels ? image_band(c, image, b, scale, o0, o1) : Band{};
+            ImageGradient of_image(c, adjoint, r0, dimage ? r1 : r0);
+            // one row at a time, for all that read it
+            for (int o = d0; o < d1; ++o) {
+                if (dimage) of_image.add_output_row(delta, o);
+                if (o < o0 || o >= o1) continue;
+                if (in.data) image_weight_gradient(c, in, delta, o, mine.data);
+                if (db) {
                     const float one = 1.0f;
-                    float* line = scratch(4, padded);
+                    float* line = scratch(6, padded);
                     weigh(line, delta.at(o, 0), padded, &one, 0, c.out_w, padded, false);
                     add(mine.bias_at(), line, padded, scale);
                 }
+            }
+            if (dimage) of_image.store_rows(b, dimage);
+            if (dw || dlandmarks)
+                landmark_gradients(c, landmarks + int64_t(b) * c.count * 2, kernels, patches, delta, o0, o1, scale,
+                                   dw ? &mine : nullptr, dlandmarks ? moved + item * c.count * 2 : nullptr);
         }
 #pragma omp barrier
 #pragma omp for schedule(static)
