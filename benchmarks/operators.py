@@ -87,13 +87,15 @@ def flops(spec: _spec.Spec, sample: _spec.Sample, device: str) -> float:
 
 def both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spec.Sample) -> Callable[[], object]:
     """A call that runs forward and backward of `function` on leaves like `made`."""
-    leaves = {n: t.detach().clone().requires_grad_(n != "grad_scale") for n, t in made.items()}
+    leaves = {n: t.detach().clone().requires_grad_(sample.differentiable(n)) for n, t in made.items()}
     wanted = [t for t in leaves.values() if t.requires_grad]
     upstream: list[torch.Tensor] = []
 
     def call() -> object:
         y = function(**leaves, **sample.options)
         y = y[-1] if isinstance(y, tuple) else y
+        if not wanted:
+            return y
         if not upstream:
             upstream.append(torch.ones_like(y))
         return torch.autograd.grad(y, wanted, upstream)

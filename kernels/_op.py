@@ -176,8 +176,8 @@ def _autocast_key(device: str) -> torch._C.DispatchKeySet:
 
 def _cast_first(overload: Callable, device: str) -> Callable:
     kind = device.lower()
-    # grad_scale stays float32: k of the BEGAN balance moves in steps that half precision cannot hold
-    kept = [argument.name == "grad_scale" for argument in overload._schema.arguments]
+    # these stay float32: half precision holds neither the steps of the BEGAN balance k nor a fraction of a pixel
+    kept = [argument.name in ("grad_scale", "landmarks") for argument in overload._schema.arguments]
 
     def with_autocast(*args: object) -> object:
         dtype = torch.get_autocast_dtype(kind)

@@ -18,6 +18,8 @@ class Sample:
     integers: small whole numbers instead of Gaussian ones, so that no value lies next to a kink of the activation.
     layout:   of the first tensor: "channels_last", "contiguous", "sliced" (a view into a larger one) or "expanded"
               (one sample repeated).
+    uniform:  tensors drawn evenly from [low, high) instead.
+    fixed:    tensors the operator gives no gradient of.
     """
 
     name: str
@@ -25,6 +27,12 @@ class Sample:
     options: dict[str, Any] = field(default_factory=dict)
     layout: str = "channels_last"
     integers: bool = False
+    uniform: dict[str, tuple[float, float]] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+
+    def differentiable(self, name: str) -> bool:
+        """Whether the operator gives a gradient of this tensor."""
+        return name != "grad_scale" and name not in self.fixed
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,10 @@ def tensors(sample: Sample, dtype: torch.dtype, device: str = "cpu", seed: int =
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for position, (name, shape) in enumerate(sample.shapes.items()):
-        if sample.integers:
+        if name in sample.uniform:
+            low, high = sample.uniform[name]
+            value = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        elif sample.integers:
             value = torch.randint(-2, 3, shape, generator=generator).double()
             value = value + 0.5 if name == "bias" else value
         else:
@@ -107,13 +118,14 @@ def run(function: Callable, sample: Sample, made: dict[str, Tensor], dtype: torc
             inputs[name] = tensor.to(torch.float64) if dtype == torch.float64 else tensor
         else:
             # a fresh leaf with the same strides
-            inputs[name] = (tensor if tensor.dtype == dtype else tensor.to(dtype)).detach().requires_grad_()
+            leaf = (tensor if tensor.dtype == dtype else tensor.to(dtype)).detach()
+            inputs[name] = leaf.requires_grad_(sample.differentiable(name))
     outputs = function(**inputs, **sample.options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     generator = torch.Generator().manual_seed(1)
     upstream = [_upstream(o, sample, generator) for o in outputs]
     leaves = {name: leaf for name, leaf in inputs.items() if leaf.requires_grad}
-    gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream) if leaves else ()
     results = {f"output {i}" if len(outputs) > 1 else "output": o.detach() for i, o in enumerate(outputs)}
     return results | {f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)}
 

@@ -170,9 +170,10 @@ def test_grad_scale_reaches_every_parameter_and_no_input(fused: bool) -> None:
         torch.testing.assert_close(mixed, a - 0.3 * b, rtol=1e-3, atol=1e-4)
 
 
-def test_landmark_maps_are_gaussians_at_subpixel_centres() -> None:
+@MODES
+def test_landmark_maps_are_gaussians_at_subpixel_centres(fused: bool) -> None:
     landmarks = torch.tensor([[[3.5, 3.5], [12.0, 20.0]] + [[-500.0, 0.0]] * 66])
-    maps = landmark_maps(landmarks, 64)
+    maps = landmark_maps(landmarks, 64, fused=fused)
     assert maps.shape == (1, 68, 8, 8)
     assert maps[0, 0].max() == maps[0, 0, 0, 0] == 1  # 3.5 is the middle of the first cell of 8 pixels
     assert maps[0, 2].max() < 1e-6  # far outside
@@ -182,10 +183,12 @@ def test_landmark_maps_are_gaussians_at_subpixel_centres() -> None:
             assert maps[0, 1, y, x].item() == pytest.approx(math.exp(-squared / 2), abs=1e-6)
 
 
-def test_mirrored_landmarks_give_mirrored_maps() -> None:
+@MODES
+def test_mirrored_landmarks_give_mirrored_maps(fused: bool) -> None:
     landmarks = torch.rand(2, 68, 2) * 32
     mirrored = torch.stack([31 - landmarks[..., 0], landmarks[..., 1]], -1)
-    torch.testing.assert_close(landmark_maps(mirrored, 32), landmark_maps(landmarks, 32).flip(-1))
+    maps = landmark_maps(landmarks, 32, fused=fused)
+    torch.testing.assert_close(landmark_maps(mirrored, 32, fused=fused), maps.flip(-1))
 
 
 def test_landmark_estimator_and_its_scale() -> None:

@@ -105,6 +105,15 @@ def _opcheck_cases():
     yield torch.ops.kiln.l1_autoencoder_loss.default, (v, r, True)
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     yield torch.ops.kiln.linear.default, (x, weight, torch.randn(5, requires_grad=True), torch.rand(3))
+    landmarks = (torch.rand(2, 3, 2) * 9).requires_grad_()
+    for arguments in ((True, torch.float32, True), (True, torch.bfloat16, False)):
+        yield torch.ops.kiln.landmark_heatmap.default, (landmarks, 7, 8, 1.0, 3, *arguments)
+    yield torch.ops.kiln.landmark_heatmap.default, (landmarks.detach(), 7, 8, 1.0, 3, False, torch.float32, True)
+    weight, bias = torch.randn(8, 6, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
+    image, options = torch.randn(2, 3, 7, 8, requires_grad=True), (7, 8, 2, 1, 1.0, 3)
+    operator = torch.ops.kiln.landmark_conv.default
+    yield operator, (landmarks, weight, bias, image, torch.rand(2), *options, True, "elu", 0.2)
+    yield operator, (landmarks.detach(), weight[:, :3], None, None, None, *options, False, "none", 0.2)
 
 
 @pytest.mark.parametrize("overload, arguments", list(_opcheck_cases()))
@@ -113,13 +122,16 @@ def test_opcheck(overload, arguments):
     torch.library.opcheck(overload, arguments)
 
 
-@pytest.mark.parametrize(
-    "spec, sample", [c for c in CASES if 0 < torch.Size(next(iter(c.values[1].shapes.values()))).numel() < 200]
-)
+def _small_and_differentiable(sample: _spec.Sample) -> bool:
+    size = torch.Size(next(iter(sample.shapes.values()))).numel()
+    return 0 < size < 200 and any(map(sample.differentiable, sample.shapes))
+
+
+@pytest.mark.parametrize("spec, sample", [c for c in CASES if _small_and_differentiable(c.values[1])])
 def test_gradcheck_of_the_reference(spec, sample):
     """The reference in float64 is differentiable twice, except that grad_scale makes a gradient no function has."""
     made = {
-        n: t.double().requires_grad_(n != "grad_scale")
+        n: t.double().contiguous().requires_grad_(sample.differentiable(n))
         for n, t in _spec.tensors(sample, torch.float64).items()
         if n != "grad_scale"
     }
@@ -150,7 +162,9 @@ def test_grad_scale_weighs_samples():
     torch.testing.assert_close(db, sum(k * s[2] for k, s in zip(scale, singles, strict=True)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resize_conv_act", "l1_autoencoder_loss", "linear"])
+@pytest.mark.parametrize(
+    "name", ["resize_conv_act", "l1_autoencoder_loss", "linear", "landmark_heatmap", "landmark_conv"]
+)
 def test_second_derivatives(name):
     """A gradient penalty through the fused operator equals that of the reference."""
     torch.use_deterministic_algorithms(False)
@@ -160,7 +174,7 @@ def test_second_derivatives(name):
     made = _spec.tensors(sample, torch.float32)
 
     def penalty(function):
-        leaves = {n: t.clone().requires_grad_(n != "grad_scale") for n, t in made.items()}
+        leaves = {n: t.clone().requires_grad_(sample.differentiable(n)) for n, t in made.items()}
         output = function(**leaves, **sample.options)
         output = output[0] if isinstance(output, tuple) else output
         wanted = [t for t in leaves.values() if t.requires_grad]

@@ -9,7 +9,7 @@ from engine.checkpoint import save
 from engine.errors import InputError
 from engine.networks import layers
 from engine.networks.landmarks import normalise
-from engine.networks.refiner import landmark_maps, pyramid
+from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
 from engine.systems import build
 from engine.systems.refiner import RefinerSystem, load_generator
 from tests.training_fakes import batch_of, tiny_config
@@ -93,6 +93,7 @@ def test_one_pass_is_exact_where_fp32_is_chaotic(flags: tuple[str, ...], monkeyp
     """With a high k the game magnifies rounding, so the algebra is compared in fp64, on the references."""
     for name in ("resize_conv_act", "linear", "l1_autoencoder_loss"):
         monkeypatch.setattr(layers.ops, name, getattr(layers, f"eager_{name}"))
+    monkeypatch.setattr(layers.ops, "landmark_heatmap", eager_landmark_heatmap)
     runs = {}
     for mode in ("--fused", "--eager"):
         config = tiny_config("--gamma", "1", "--lambda-k", "0.1", *flags, mode=mode)

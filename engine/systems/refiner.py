@@ -170,7 +170,8 @@ class RefinerSystem(System):
             for size, small in pyramid(images, self.generator.inject).items()
         }
         if self.config.landmarks:
-            maps = landmark_maps(batch.landmarks, resolution).amax(1, keepdim=True) * 2 - 1
+            maps = landmark_maps(batch.landmarks, resolution, fused=self.config.fused)
+            maps = maps.amax(1, keepdim=True) * 2 - 1
             rows["landmarks"] = nn.functional.interpolate(maps, size=resolution, mode="nearest").expand_as(images)
         rows |= {"refined": refined, "original": images, "D(refined)": of_refined, "D(original)": of_real}
         return {label: row.float().clamp(-1, 1) for label, row in rows.items()}
@@ -179,7 +180,7 @@ class RefinerSystem(System):
         side = self.config.resolution
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         points = torch.empty(1, LANDMARKS, 2, device=self.device)
-        maps = landmark_maps(points, side) if self.config.landmarks else None
+        maps = landmark_maps(points, side, fused=self.config.fused) if self.config.landmarks else None
         found = [
             (self.discriminator, (image,), 2 if fused else 3),
             (self.generator, (pyramid(image, self.generator.inject), maps), 1),
@@ -207,7 +208,9 @@ def build_generator(config: "TrainConfig") -> RefinerGenerator:
 
 def generate(generator: RefinerGenerator, images: Tensor, landmarks: Tensor | None) -> Tensor:
     """G(z) for the shrunken copies z of images (B, C, R, R); landmarks (B, 68, 2) in pixels of R, or None."""
-    heatmaps = None if landmarks is None else landmark_maps(landmarks, generator.resolution)
+    heatmaps = None
+    if landmarks is not None:
+        heatmaps = landmark_maps(landmarks, generator.resolution, fused=generator.first.fused)
     return generator(pyramid(images, generator.inject), heatmaps)
 
 

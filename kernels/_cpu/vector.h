@@ -88,8 +88,8 @@ static inline void store_part(Dtype dtype, void* base, int64_t index, vf v, int 
 
 enum Activation { NONE = 0, ELU = 1, RELU = 2, LEAKY_RELU = 3, TANH = 4, SIGMOID = 5 };
 
-// exp(x) - 1, accurate near zero: 2^n (expm1(r) + 1) - 1 with r = x - n ln 2.
-static inline vf expm1(vf x) {
+// For x in [-87, 88]: exp(x) = scale * (1 + result), with scale = 2^n and result = expm1(x - n ln 2).
+static inline vf exp_parts(vf x, vf& scale) {
     x = x < -87.0f ? splat(-87.0f) : x;
     x = x > 88.0f ? splat(88.0f) : x;
     vf n = x * 1.44269504f + 12582912.0f - 12582912.0f;
@@ -101,8 +101,22 @@ static inline vf expm1(vf x) {
     p = p * r + 1.66666667e-1f;
     p = p * r + 0.5f;
     p = p * r * r + r;
-    vf scale = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+    scale = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+    return p;
+}
+
+// exp(x) - 1, accurate near zero.
+static inline vf expm1(vf x) {
+    vf scale;
+    const vf p = exp_parts(x, scale);
     return p * scale + (scale - 1.0f);
+}
+
+// exp(x) for x <= 0; zero below -87.
+static inline vf exp_of_negative(vf x) {
+    vf scale;
+    const vf p = exp_parts(x, scale);
+    return x < -87.0f ? splat(0.0f) : p * scale + scale;
 }
 
 static inline vf activate(Activation kind, vf x, float slope) {

@@ -1,0 +1,148 @@
+"""Gaussian heatmaps of landmarks: zeros written once and one small stamp per landmark."""
+
+import torch
+from torch import Tensor
+
+from .. import _native, _op
+from .reference import landmark_heatmap as reference
+
+NAME = "landmark_heatmap"
+MAX_RADIUS = 1 << 20
+
+
+def landmark_heatmap(
+    landmarks: Tensor,
+    height: int,
+    width: int,
+    *,
+    sigma: float = 1.0,
+    radius: int = 3,
+    subpixel: bool = False,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Tensor:
+    """One map per landmark: a Gaussian of peak 1, cut to a square of 2 radius + 1 pixels and to the image, on zeros.
+
+    landmarks:     (B, N, 2) x, y in pixels, 0 the centre of the first; float32, bfloat16 or float16; any strides.
+                   What lies outside leaves the part of its stamp that reaches the image; NaN and infinity leave none.
+    sigma, radius: in pixels, > 0 and >= 1
+    subpixel:      False: the stamp is centred at the pixel int(x), int(y), and the result has no gradient.
+                   True: the Gaussian is centred at (x, y) and the window at the nearest pixel; gradients reach the
+                   landmarks through the exponent (the choice of the window has none).
+    dtype:         of the result: float32, bfloat16 or float16; None: that of landmarks
+    memory_format: of the result: torch.channels_last, as a following convolution reads it, or torch.contiguous_format
+
+    Returns (B, N, height, width). Under create_graph=True the gradient comes from the reference, for any order.
+    Raises ValueError when a shape, dtype or option does not fit.
+    Source: the 7x7 stamp (variance 1/3 on a [-1, 1] grid of 7: sigma 1, radius 3) of the landmark-conditioned
+    reenactment; with subpixel=True its differentiable form.
+    """
+    landmarks = landmarks if subpixel else landmarks.detach()
+    channels_last = memory_format is torch.channels_last
+    _op.require(
+        channels_last or memory_format is torch.contiguous_format,
+        NAME,
+        f"memory_format is {memory_format}; it must be torch.channels_last or torch.contiguous_format",
+    )
+    return _forward(landmarks, height, width, float(sigma), radius, subpixel, dtype or landmarks.dtype, channels_last)
+
+
+def check_landmarks(name: str, landmarks: Tensor, height: int, width: int, sigma: float, radius: int) -> None:
+    """The checks that landmark_heatmap and landmark_conv share."""
+    shape = tuple(landmarks.shape)
+    _op.require(len(shape) == 3 and shape[2] == 2 and shape[1] > 0, name, f"landmarks must be (B, N, 2), not {shape}")
+    _op.require(
+        landmarks.dtype in _op.DTYPES,
+        name,
+        f"landmarks are {landmarks.dtype}; float32, bfloat16 and float16 are supported",
+    )
+    _op.require(height > 0 and width > 0, name, f"height and width must be positive, not {height} and {width}")
+    # the smallest sigma whose square float32 still divides by
+    _op.require(1e-6 <= sigma < float("inf"), name, f"sigma is {sigma}; it must be positive and finite")
+    _op.require(1 <= radius <= MAX_RADIUS, name, f"radius is {radius}; it must be from 1 to {MAX_RADIUS}")
+
+
+def _output(landmarks: Tensor, height: int, width: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    return torch.empty(
+        (*landmarks.shape[:2], height, width),
+        dtype=dtype,
+        device=landmarks.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _integers(landmarks, maps, channels_last, subpixel, radius):
+    return [_op.DTYPES[maps.dtype], channels_last, subpixel, radius, *maps.shape]
+
+
+def _check(landmarks, height, width, sigma, radius, dtype):
+    check_landmarks(NAME, landmarks, height, width, sigma, radius)
+    _op.require(dtype in _op.DTYPES, NAME, f"dtype is {dtype}; float32, bfloat16 and float16 are supported")
+
+
+def _forward_cpu(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
+    _check(landmarks, height, width, sigma, radius, dtype)
+    maps = _output(landmarks, height, width, dtype, channels_last)
+    at = landmarks.detach().float().contiguous()
+    integers = _integers(landmarks, maps, channels_last, subpixel, radius)
+    _native.call(f"{NAME}_forward", [_native.address(at), _native.address(maps)], integers, [sigma])
+    return maps
+
+
+def _forward_fake(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
+    _check(landmarks, height, width, sigma, radius, dtype)
+    return _output(landmarks, height, width, dtype, channels_last)
+
+
+def _gradient(landmarks: Tensor) -> Tensor:
+    return torch.empty(landmarks.shape, dtype=landmarks.dtype, device=landmarks.device)
+
+
+def _backward_cpu(grad, landmarks, sigma, radius):
+    channels_last = grad.is_contiguous(memory_format=torch.channels_last)
+    grad = grad if channels_last else grad.contiguous()
+    at = landmarks.detach().float().contiguous()
+    sums = torch.empty_like(at)
+    integers = _integers(landmarks, grad, channels_last, True, radius)
+    _native.call(f"{NAME}_backward", [_native.address(t) for t in (at, grad, sums)], integers, [sigma])
+    return _gradient(landmarks).copy_(sums)
+
+
+def _backward_fake(grad, landmarks, sigma, radius):
+    return _gradient(landmarks)
+
+
+def _setup_context(ctx, inputs, output):
+    landmarks, ctx.height, ctx.width, ctx.sigma, ctx.radius, ctx.subpixel, ctx.dtype, ctx.channels_last = inputs
+    ctx.save_for_backward(landmarks)
+
+
+def _autograd(ctx, grad):
+    (landmarks,) = ctx.saved_tensors
+    rest = [None] * 7
+    if not (ctx.subpixel and ctx.needs_input_grad[0]):
+        return None, *rest
+    if torch.is_grad_enabled():
+
+        def of(landmarks):
+            options = {"sigma": ctx.sigma, "radius": ctx.radius, "subpixel": True, "dtype": ctx.dtype}
+            return reference(landmarks, ctx.height, ctx.width, **options)
+
+        return *_op.differentiable_gradients(of, [landmarks], [True], [grad]), *rest
+    return _backward(grad, landmarks, ctx.sigma, ctx.radius), *rest
+
+
+_backward = _op.define(
+    f"{NAME}_backward(Tensor grad, Tensor landmarks, float sigma, int radius) -> Tensor",
+    cpu=_backward_cpu,
+    fake=_backward_fake,
+)
+_forward = _op.define(
+    f"{NAME}(Tensor landmarks, SymInt height, SymInt width, float sigma, int radius, bool subpixel, "
+    "ScalarType dtype, bool channels_last) -> Tensor",
+    cpu=_forward_cpu,
+    fake=_forward_fake,
+    setup_context=_setup_context,
+    backward=_autograd,
+)
+_op.publish(landmark_heatmap, reference, lambda: _op.native_implementation(NAME))

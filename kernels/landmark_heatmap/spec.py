@@ -1,0 +1,59 @@
+"""Samples, tolerances and costs of landmark_heatmap."""
+
+from math import prod
+
+import torch
+
+from .._spec import Sample, Spec
+
+
+def _sample(
+    b: int, n: int, height: int, width: int, *, subpixel: bool = True, layout: str = "contiguous", **options
+) -> Sample:
+    options |= {"height": height, "width": width, "subpixel": subpixel}
+    name = f"{b}x{n}x{height}x{width}" + " subpixel" * subpixel + " expanded" * (layout == "expanded")
+    extras = [f"{key} {value}" for key, value in options.items() if key in ("sigma", "radius", "memory_format")]
+    return Sample(
+        " ".join([name, *extras]),
+        {"landmarks": (b, n, 2)},
+        options,
+        layout,
+        uniform={"landmarks": (-6.0, max(height, width) + 6.0)},  # some stamps are cut, some lie outside
+        fixed=() if subpixel else ("landmarks",),
+    )
+
+
+PLANES = torch.contiguous_format
+
+SPEC = Spec(
+    operator="landmark_heatmap",
+    samples=[
+        _sample(2, 7, 16, 24),
+        _sample(2, 7, 16, 24, subpixel=False),
+        _sample(1, 68, 33, 17),
+        _sample(3, 5, 64, 70, subpixel=False),
+        _sample(2, 20, 19, 21, memory_format=PLANES),
+        _sample(2, 20, 19, 21, memory_format=PLANES, subpixel=False),
+        _sample(2, 9, 8, 8, radius=15),
+        _sample(2, 9, 40, 31, radius=1, sigma=0.5),
+        _sample(2, 9, 40, 31, radius=9, sigma=3.0, memory_format=PLANES),
+        _sample(1, 3, 1, 1),
+        _sample(0, 4, 8, 8),
+        _sample(3, 4, 12, 9, layout="expanded"),
+    ],
+    benchmarks=[
+        _sample(25, 68, side, side, subpixel=subpixel, memory_format=layout)
+        for side in (64, 128)
+        for subpixel in (False, True)
+        for layout in (torch.channels_last, PLANES)
+    ],
+    floor={torch.float32: 3e-7, torch.bfloat16: 1e-4, torch.float16: 2e-5},
+    # one product per pixel of a window; 3 more for the gradient
+    flops=lambda s: prod(s.shapes["landmarks"][:2]) * (2.0 * s.options.get("radius", 3) + 1) ** 2 * 4,
+    # the write of the maps; the gradient reads the windows only
+    bytes=lambda s, dtype: (
+        float(dtype.itemsize)
+        * prod(s.shapes["landmarks"][:2])
+        * (s.options["height"] * s.options["width"] + s.options["subpixel"] * 49)
+    ),
+)
