@@ -24,8 +24,9 @@ struct Source {
 // and zeros around it, or is a view of the tensor, which has nothing past the image.
 struct Band {
     float* data;
-    int row0, column0, rows, columns, channels;
-    int64_t image_step;
+    int row0, column0, columns, channels;
+    int rows = 0;
+    int64_t image_step = 0;
     float* at(int row, int column) const {
         return data + (int64_t(row - row0) * columns + (column - column0)) * channels;
     }
@@ -42,7 +43,7 @@ struct Band {
 };
 
 // The square at (row, column) of a view's image, with zeros past its edges.
-static void copy_square(const Band& view, int row, int column, int side, float* to) {
+static inline void copy_square(const Band& view, int row, int column, int side, float* to) {
     for (int r = row; r < row + side; ++r)
         for (int c = column; c < column + side; ++c, to += view.channels)
             if (view.holds_row(r) && view.holds_column(c))
@@ -111,7 +112,7 @@ static void fill_pixels(float* to, const Source& s, int64_t pixel0, int first, i
 static Band fill_band(int slot, const Source& s, Images images, const float* scale, Spacing spacing, int row0, int row1,
                       int column0, int column1) {
     const int channels = spacing == DENSE ? s.all_channels() : round_up(s.all_channels(), VL);
-    Band band{nullptr, row0, column0, row1 - row0, column1 - column0, channels, 0};
+    Band band{nullptr, row0, column0, column1 - column0, channels, row1 - row0};
     band.image_step = int64_t(row1 - row0) * band.columns * channels;
     band.data = scratch(slot, images.count * band.image_step + 2 * VL);
     const int first = column0 < 0 ? 0 : column0, last = column1 < s.width ? column1 : s.width;
@@ -134,12 +135,12 @@ static Band fill_band(int slot, const Source& s, Images images, const float* sca
 }
 
 // The images themselves where they are float32 with whole vectors of channels, else a padded copy of the part asked for.
-static Band view_or_band(int slot, const Source& s, Images images, int row0, int row1, int column0, int column1) {
+static inline Band view_or_band(int slot, const Source& s, Images images, int row0, int row1, int column0, int column1) {
     if (s.dtype != F32 || s.channels2 || s.channels % VL)
         return fill_band(slot, s, images, nullptr, PADDED, row0, row1, column0, column1);
     const int64_t image_step = int64_t(s.height) * s.width * s.channels;
     float* data = static_cast<float*>(const_cast<void*>(s.data)) + images.first * image_step;
-    return {data, 0, 0, s.height, s.width, s.channels, image_step};
+    return {data, 0, 0, s.width, s.channels, s.height, image_step};
 }
 
 // A dense NHWC tensor to write, split over a second one if given (either may be absent), with bias and activation.

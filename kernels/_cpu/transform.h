@@ -5,12 +5,13 @@
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// A one-dimensional bilinear algorithm. `IN` inputs at tile * STEP - 1 ... become P values (`input`), each is multiplied
-// with combination G[p] of the three taps, and `output` makes OUT results from the P products. Two axes nest.
+// A one-dimensional bilinear algorithm. `IN` inputs at tile * STEP + FIRST ... become P values (`input`), each is
+// multiplied with combination G[p] of the three taps, and `output` makes OUT results from the P products. Where the one
+// result is the SUM of the products, they are formed as a single longer one. Two axes nest.
 
 // Nearest x2, then 3 taps: differences of neighbours carry the outer taps, so 3 products give 2 outputs per input.
 struct NearestUp {
-    static constexpr int IN = 3, STEP = 1, P = 3, OUT = 2;
+    static constexpr int IN = 3, STEP = 1, FIRST = -1, P = 3, OUT = 2;
     static constexpr bool SUM = false;
     static constexpr float G[P][3] = {{1, 0, 0}, {1, 1, 1}, {0, 0, 1}};
     static void input(const vf* x, vf* u) {
@@ -31,19 +32,45 @@ struct NearestUp {
 
 // Its adjoint: four gradients 2i-1 ... 2i+2 give one input gradient, the sum of three products.
 struct NearestUpAdjoint {
-    static constexpr int IN = 4, STEP = 2, P = 3, OUT = 1;
+    static constexpr int IN = 4, STEP = 2, FIRST = -1, P = 3, OUT = 1;
     static constexpr float G[P][3] = {{1, 0, 0}, {1, 1, 1}, {0, 0, 1}};
     static void input(const vf* x, vf* u) {
         u[0] = x[3] - x[1];
         u[1] = x[1] + x[2];
         u[2] = x[0] - x[2];
     }
-    static constexpr bool SUM = true;  // the result is the plain sum of the products
+    static constexpr bool SUM = true;
+};
+
+// The kept outputs of nearest /2, a convolution at stride 2: the products as they are, gathered for one long product.
+struct Down {
+    static constexpr int IN = 3, STEP = 2, FIRST = -1, P = 3, OUT = 1;
+    static constexpr bool SUM = true;
+    static constexpr float G[P][3] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
+    static void input(const vf* x, vf* u) {
+        for (int i = 0; i < 3; ++i) u[i] = x[i];
+    }
+};
+
+// Its adjoint: an even result takes one product, an odd one two.
+struct DownAdjoint {
+    static constexpr int IN = 2, STEP = 1, FIRST = 0, P = 3, OUT = 2;
+    static constexpr bool SUM = false;
+    static constexpr float G[P][3] = {{0, 1, 0}, {0, 0, 1}, {1, 0, 0}};
+    static void input(const vf* x, vf* u) {
+        u[0] = x[0];
+        u[1] = x[0];
+        u[2] = x[1];
+    }
+    static void output(const vf* m, vf* y) {
+        y[0] = m[0];
+        y[1] = m[1] + m[2];
+    }
 };
 
 // Winograd F(2, 3).
 struct Winograd2 {
-    static constexpr int IN = 4, STEP = 2, P = 4, OUT = 2;
+    static constexpr int IN = 4, STEP = 2, FIRST = -1, P = 4, OUT = 2;
     static constexpr bool SUM = false;
     static constexpr float G[P][3] = {{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}};
     static void input(const vf* x, vf* u) {
@@ -72,7 +99,7 @@ struct Winograd2Adjoint : Winograd2 {
 // Winograd F(4, 3) at the points 0, +-1/sqrt 2, +-sqrt 2 and infinity: their squares multiply to one, which keeps every
 // coefficient near one and the rounding error an order below that of 0, +-1, +-2.
 struct Winograd4 {
-    static constexpr int IN = 6, STEP = 4, P = 6, OUT = 4;
+    static constexpr int IN = 6, STEP = 4, FIRST = -1, P = 6, OUT = 4;
     static constexpr bool SUM = false;
     static constexpr float A = 0.70710678118654752f, B = 1.41421356237309505f;
     static constexpr float G[P][3] = {{1, 0, 0},
@@ -170,14 +197,19 @@ static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int co
 }
 
 template <class A> static void transform_input(const Band& in, const Tiles& tiles, int t0, int n, int block, float* u) {
-    transform_tiles<A::IN, A::P, A::input>(in, tiles, t0, n, block, A::STEP, -1, nullptr, u);
+    transform_tiles<A::IN, A::P, A::input>(in, tiles, t0, n, block, A::STEP, A::FIRST, nullptr, u);
 }
 
-// The adjoint of the output transform, on the OUT x OUT gradients of each tile.
+static inline void as_it_is(const vf* x, vf* u) { u[0] = x[0]; }
+
+// The adjoint of the output transform, on the OUT x OUT gradients of each tile; of a sum it is the same for every product.
 template <class A>
 static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0, int n, int block, const float* scale,
                                float* m) {
-    transform_tiles<A::OUT, A::P, A::output_adjoint>(gradient, tiles, t0, n, block, A::OUT, 0, scale, m);
+    if constexpr (A::SUM)
+        transform_tiles<1, 1, as_it_is>(gradient, tiles, t0, n, block, 1, 0, scale, m);
+    else
+        transform_tiles<A::OUT, A::P, A::output_adjoint>(gradient, tiles, t0, n, block, A::OUT, 0, scale, m);
 }
 
 // What another pass has already summed for the outputs of a band, float32: [image][row][column][padded channels].
@@ -309,7 +341,7 @@ static void transform_weight_gradient(const Band& in, const Sums& layout, const 
             p.a = u + q * u_plane;
             p.a_row = 1;
             p.a_step = in.channels;
-            p.b = m + q * m_plane;
+            p.b = m + (A::SUM ? 0 : q * m_plane);
             p.b_step = padded;
             p.segments = 1;
             p.depth = n;

@@ -30,7 +30,7 @@ class _Symmetric(torch.autograd.Function):
 
 def strong(features: Tensor) -> Tensor:
     """The scaled product in one call, and a backward of one product instead of two."""
-    return _Symmetric.apply(features.flatten(2), 1 / features[0].numel())
+    return _Symmetric.apply(features.flatten(2), 1 / prod(features.shape[1:]))
 
 
 SPEC = Spec(

@@ -588,7 +588,7 @@ void landmark_conv_backward(const Arguments& a) {
             const Band delta = in_place ? Band{const_cast<float*>(static_cast<const float*>(gradient.data)) +
                                                    int64_t(b) * c.out_h * c.out_w * padded,
                                                0, 0, c.out_w, padded}
-                                        : fill_band(1, gradient, b, 1.0f, d0, d1, 0, c.out_w);
+                                        : fill_band(1, gradient, {b, 1}, nullptr, PADDED, d0, d1, 0, c.out_w);
             const float scale = grad_scale ? grad_scale[b] : 1.0f;
             const Band in = dw && c.channels ? image_band(c, image, b, scale, o0, o1) : Band{};
             ImageGradient of_image(c, adjoint, r0, dimage ? r1 : r0);

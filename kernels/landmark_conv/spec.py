@@ -6,9 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _op
 from .._spec import Sample, Spec
 from ..landmark_heatmap import landmark_heatmap
+from ..landmark_heatmap.reference import landmark_heatmap as eager_heatmap
 from .reference import ACTIVATIONS
+from .reference import landmark_conv as reference
 
 
 def _sample(
@@ -67,21 +70,33 @@ def strong(
     bias: Tensor | None = None,
     *,
     image: Tensor | None = None,
-    height: int,
-    width: int,
+    height: int | None = None,
+    width: int | None = None,
     stride: int = 1,
     padding: int = 0,
+    activation: str = "none",
+    negative_slope: float = 0.2,
+    grad_scale: Tensor | None = None,
     subpixel: bool = False,
+    **stamp: float,
 ) -> Tensor:
     """With library parts: fused heatmaps, then one convolution or two, so that heatmaps without gradient get none."""
-    maps = landmark_heatmap(landmarks, height, width, subpixel=subpixel, dtype=weight.dtype)
+    if grad_scale is not None:
+        options = {"height": height, "width": width, "stride": stride, "padding": padding, "subpixel": subpixel}
+        options |= {"activation": activation, "negative_slope": negative_slope, "grad_scale": grad_scale}
+        return reference(landmarks, weight, bias, image=image, **options, **stamp)
+    height, width = image.shape[2:] if image is not None else (height, width)
+    heatmap = landmark_heatmap if landmarks.dtype in _op.DTYPES else eager_heatmap
+    maps = heatmap(landmarks, height, width, subpixel=subpixel, dtype=weight.dtype, **stamp)
     if image is None:
-        return F.conv2d(maps, weight, bias, stride, padding)
-    if subpixel:
-        return F.conv2d(torch.cat([image, maps], dim=1), weight, bias, stride, padding)
-    channels = image.shape[1]
-    of_image = F.conv2d(image, weight[:, :channels], bias, stride, padding)
-    return of_image + F.conv2d(maps, weight[:, channels:], None, stride, padding)
+        y = F.conv2d(maps, weight, bias, stride, padding)
+    elif subpixel:
+        y = F.conv2d(torch.cat([image, maps], dim=1), weight, bias, stride, padding)
+    else:
+        channels = image.shape[1]
+        of_image = F.conv2d(image, weight[:, :channels], bias, stride, padding)
+        y = of_image + F.conv2d(maps, weight[:, channels:], None, stride, padding)
+    return ACTIVATIONS[activation](y, negative_slope)
 
 
 def _sizes(s: Sample) -> tuple[int, int, int]:

@@ -57,12 +57,14 @@ def resize_conv_act(
 def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str, exact: bool) -> int:
     """Which algebra runs.
 
-    Few channels and resize="down" (already a quarter of the products) take the direct sum; "up" its nine products; the
-    same size Winograd tiles, F(4x4) unless many of its tiles would hang over the edge or there are hardly any.
+    Few channels take the direct sum; "up" its nine products; "down" the direct sum too, or with many channels the same
+    products gathered for larger matrices; the same size Winograd tiles, F(4x4) unless many of its tiles would hang over
+    the edge or there are hardly any.
     """
-    if exact or min(channels, out_channels) < 8 or resize == "down":
+    fewest = min(channels, out_channels)
+    if exact or fewest < (96 if resize == "down" else 8):
         return DIRECT
-    if resize == "up":
+    if resize != "none":
         return TRANSFORMED
     batch, _, height, width = x_shape
 

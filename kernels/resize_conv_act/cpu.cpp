@@ -44,7 +44,7 @@ template <const Stencil& S> static Pass direct() {
     return {S.step_in, S.lowest(), S.highest() + 1, S.step_out, S.products(), direct_pack<S>, true, direct_band<S>};
 }
 template <class A> static Pass transformed() {
-    return {A::STEP, -1, A::IN - 1, A::OUT, A::P * A::P, transform_pack<A>, false, transform_band<A>};
+    return {A::STEP, A::FIRST, A::FIRST + A::IN, A::OUT, A::P * A::P, transform_pack<A>, false, transform_band<A>};
 }
 
 // The weight gradient: cell row r reads input rows r * in_step + in_low ... and gradient rows r * g_step + g_low ...
@@ -78,7 +78,7 @@ template <const Stencil& S, bool ON_GRADIENT> static WeightPass direct_weights()
 }
 template <class A> static WeightPass transformed_weights() {
     // an input step of one row with two outputs is the nearest x2 form; otherwise tiles are as large in both
-    WeightPass p{A::STEP, -1, A::IN - 1, A::OUT, 0, A::OUT, A::STEP, A::P, {}, false, transform_weight_gradient<A>};
+    WeightPass p{A::STEP, A::FIRST, A::FIRST + A::IN, A::OUT, 0, A::OUT, A::STEP, A::P, {}, false, transform_weight_gradient<A>};
     std::memcpy(p.g, A::G, sizeof A::G);
     return p;
 }
@@ -127,6 +127,8 @@ static WeightPass same_size_weights(int cin, int cout) {
 static Passes passes_of(const Call& call) {
     const Resize resize = call.resize;
     const bool direct_form = call.form == DIRECT;
+    if (resize == DOWN_AFTER && !direct_form)
+        return {transformed<Down>(), transformed<DownAdjoint>(), transformed_weights<Down>()};
     if (resize == DOWN_AFTER) return {direct<DOWN>(), direct<DOWN_ADJOINT>(), direct_weights<DOWN, false>()};
     if (resize == UP_FIRST && direct_form) return {direct<UP>(), direct<UP_ADJOINT>(), direct_weights<UP_ADJOINT, true>()};
     if (resize == UP_FIRST)

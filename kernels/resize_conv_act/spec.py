@@ -45,6 +45,7 @@ def _samples() -> list[Sample]:
             _sample(1, 1, 40, 70, 1, resize, "relu", second=1),
             _sample(2, 20, 22, 37, 36, resize, "elu", second=5, grad_scale=True),  # F(4x4), tiles over both edges
             _sample(9, 32, 8, 8, 48, resize, "elu", grad_scale=True),  # several images to a work item
+            _sample(3, 96, 11, 6, 112, resize, "elu", grad_scale=True),  # "down" as a gathered product
             _sample(2, 4, 12, 10, 3, resize, "elu", grad_scale=True),
             _sample(2, 16, 70, 30, 2, resize, "none", grad_scale=True),
         ]
@@ -75,7 +76,7 @@ def _bytes(s: Sample, dtype: torch.dtype) -> float:
 _FORMS = {
     0: {0: ("direct", 9), 1: ("2x2 tiles", 16 / 4), 2: ("4x4 tiles", 36 / 16)},
     1: {0: ("4 phases", 16 / 4), 1: ("9 products", 9 / 4)},
-    2: {0: ("stride 2", 9)},
+    2: {0: ("stride 2", 9), 1: ("stride 2, gathered", 9)},
 }
 
 
@@ -88,6 +89,8 @@ def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Wo
     first, apart = (each * c, 9 * c2) if resize == 1 else (each * (c + c2), 0)
     x, second, y = b * h * w * c, b * h * w * scale**2 * c2, out * cout
     weight = cout * (c + c2) * 9
+    if not function.endswith(("_forward", "_backward")):
+        return Work("weights kept by inference", 0.0, 8.0 * weight)
     if function.endswith("_forward"):
         products, moved = first + apart, x + second + weight + y
     else:

@@ -35,7 +35,7 @@ class _Difference(torch.autograd.Function):
 
 def strong(a: Tensor, b: Tensor, *, squared: bool = False) -> tuple[Tensor, Tensor]:
     """Two batched products forward and, knowing the symmetry, one for each argument backward."""
-    difference = _Difference.apply(a.flatten(2), b.flatten(2), 1 / a[0].numel()).flatten(1)
+    difference = _Difference.apply(a.flatten(2), b.flatten(2), 1 / prod(a.shape[1:])).flatten(1)
     per_sample = difference.square().sum(1) if squared else torch.linalg.vector_norm(difference, dim=1)
     return per_sample, per_sample.mean()
 
