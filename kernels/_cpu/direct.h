@@ -1,10 +1,14 @@
 // Convolution as a sum of shifted products: every 3x3 pass, resized or not, is a table of taps.
 #pragma once
 #include "gemm.h"
-#include "thin.h"
+#include "tensors.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
+
+constexpr int THIN = 4;  // most columns of a thin pass (an image on the way out): fewer than a vector has lanes
+
+typedef float v4_any __attribute__((vector_size(16), aligned(4), may_alias));
 
 // One tap along one axis: reads the input at `offset` with the combination g of the three kernel taps.
 struct Tap {
@@ -64,20 +68,6 @@ template <class T> static inline void combine_rows(const float* g, const T* kern
 
 template <class T> static inline T dot3(const T* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
-// For thin passes: [r][c][column n][depth padded to whole vectors].
-static void pack_thin(const Weights& w, const float (*row)[3], int rows, const float (*column)[3], int columns,
-                      float* out) {
-    const int depth = w.depth(), padded = round_up(depth, VL);
-    for (int r = 0; r < rows; ++r)
-        for (int c = 0; c < columns; ++c)
-            for (int n = 0; n < w.columns(); ++n, out += padded)
-                for (int k = 0; k < padded; ++k) {
-                    float line[3] = {};
-                    if (k < depth) combine_rows(row[r], w.kernel(k, n), line);
-                    out[k] = dot3(line, column[c]);
-                }
-}
-
 // Kernels (k, n) of VL columns n from n0, one vector per tap; zeros past the last column.
 static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
     alignas(64) float lanes[9][VL] = {};
@@ -110,48 +100,119 @@ static void pack(const Weights& w, const float (*row)[3], int rows, const float 
     }
 }
 
+// A thin pass has the products of all its taps side by side, as one matrix: column (tap, n), padded to whole vectors.
 static int64_t packed_floats(const Weights& w, int products) {
-    return int64_t(products) * (w.thin() ? w.columns() * round_up(w.depth(), VL) : w.depth() * w.padded());
+    return int64_t(w.depth()) * (w.thin() ? round_up(products * w.columns(), VL) : products * w.padded());
+}
+
+// For thin passes, panel by panel: [panel][depth][panel width], the taps in the order phase, row, column.
+static void pack_thin(const Weights& w, const Stencil& s, float* out) {
+    const int depth = w.depth(), padded = round_up(s.products() * w.columns(), VL);
+    std::memset(out, 0, sizeof(float) * depth * padded);
+    int column = 0;
+    for (int pr = 0; pr < s.step_out; ++pr)
+        for (int pc = 0; pc < s.step_out; ++pc)
+            for (int r = 0; r < s.count[pr]; ++r)
+                for (int c = 0; c < s.count[pc]; ++c)
+                    for (int n = 0; n < w.columns(); ++n, ++column) {
+                        int n0 = column / (2 * VL) * 2 * VL;
+                        n0 += panel_width(n0, padded) == VL && column >= n0 + VL ? VL : 0;
+                        const int width = panel_width(n0, padded);
+                        for (int k = 0; k < depth; ++k) {
+                            float line[3];
+                            combine_rows(s.taps[pr][r].g, w.kernel(k, n), line);
+                            out[int64_t(n0) * depth + int64_t(k) * width + (column - n0)] = dot3(line, s.taps[pc][c].g);
+                        }
+                    }
 }
 
 // All phases of a stencil, one after another.
 static void pack_stencil(const Weights& w, const Stencil& s, float* out) {
+    if (w.thin()) return pack_thin(w, s, out);
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc) {
             float row[4][3], column[4][3];
             for (int t = 0; t < s.count[pr]; ++t) std::memcpy(row[t], s.taps[pr][t].g, sizeof row[t]);
             for (int t = 0; t < s.count[pc]; ++t) std::memcpy(column[t], s.taps[pc][t].g, sizeof column[t]);
-            (w.thin() ? pack_thin : pack)(w, row, s.count[pr], column, s.count[pc], out);
+            pack(w, row, s.count[pr], column, s.count[pc], out);
             out += packed_floats(w, s.count[pr] * s.count[pc]);
         }
 }
 
-// Phase (pr, pc) of cell row i of a thin pass. A view has nothing past the image: taps out there are left out, and
-// neighbouring cells that have the same taps go together.
-static void thin_phase(const Stencil& s, int pr, int pc, const Band& in, const Weights& w, const float* packed, int i,
-                       int cells, float* to, int64_t to_step, bool accumulate) {
-    const int64_t weights_of_tap = int64_t(w.columns()) * in.channels;
-    const auto columns_of = [&](int j) {
-        int mask = 0;
-        for (int c = 0; c < s.count[pc]; ++c) mask |= in.holds_column(j * s.step_in + s.taps[pc][c].offset) << c;
-        return mask;
-    };
-    for (int j = 0, next; j < cells; j = next) {
-        const int mask = columns_of(j);
-        for (next = j + 1; next < cells && columns_of(next) == mask;) ++next;
-        ThinTap tap[16];
-        int taps = 0;
-        for (int r = 0; r < s.count[pr]; ++r)
-            for (int c = 0; c < s.count[pc]; ++c) {
-                const int row = i * s.step_in + s.taps[pr][r].offset;
-                if (!in.holds_row(row) || !(mask >> c & 1)) continue;
-                tap[taps++] = {in.at(row, j * s.step_in + s.taps[pc][c].offset) - in.data,
-                               packed + (r * s.count[pc] + c) * weights_of_tap};
-            }
-        thin_row_of(w.columns())(in.data, int64_t(s.step_in) * in.channels, tap, taps, in.channels, to + j * to_step, to_step,
-                                 next - j, accumulate);
+// A thin pass over the cell rows of a band, in ascending order. A row of pixels is multiplied with all taps at once, so
+// that the matrices are wide enough; a result is the sum of the products that neighbouring pixels have for it.
+struct ThinRows {
+    const Stencil& s;
+    const Band& in;
+    const Weights& w;
+    const float* packed;
+    int cells;
+    int kept, left, columns, padded, next;  // rows kept, first column and columns of a row, its products, first row to come
+    float* products;                        // [row modulo kept][column][products]
+
+    ThinRows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int cells)
+        : s(s), in(in), w(w), packed(packed), cells(cells), kept(s.highest() - s.lowest() + 1), left(s.lowest()),
+          columns((cells - 1) * s.step_in + kept), padded(round_up(s.products() * w.columns(), VL)), next(-(1 << 30)),
+          products(scratch(2, int64_t(kept) * columns * padded + VL)) {}
+
+    float* at(int row, int column) const {
+        return products + (int64_t((row - s.lowest()) % kept) * columns + (column - left)) * padded;
     }
-}
+
+    void multiply_row(int row) {
+        const int first = in.column0 > left ? in.column0 : left;
+        const int end = in.column0 + in.columns, last = end < left + columns ? end : left + columns;
+        if (!in.holds_row(row) || first >= last) {
+            std::memset(at(row, left), 0, sizeof(float) * columns * padded);
+            return;
+        }
+        std::memset(at(row, left), 0, sizeof(float) * (first - left) * padded);
+        if (in.holds_row(row + 1)) {  // it comes from memory: ask for it while this row is multiplied
+            const float* ahead = in.at(row + 1, first);
+            for (int64_t at = 0; at < int64_t(last - first) * in.channels; at += 16) __builtin_prefetch(ahead + at, 0, 2);
+        }
+        for (int n0 = 0; n0 < padded;) {
+            const int width = panel_width(n0, padded);
+            Product p{};
+            p.a = in.at(row, first);
+            p.a_row = in.channels;
+            p.a_step = 1;
+            p.b = packed + int64_t(n0) * w.depth();
+            p.b_step = width;
+            p.segments = 1;
+            p.depth = w.depth();
+            p.c = at(row, first) + n0;
+            p.c_row = padded;
+            multiply_panel(p, last - first, width);
+            n0 += width;
+        }
+        std::memset(at(row, left) + int64_t(last - left) * padded, 0, sizeof(float) * (left + columns - last) * padded);
+    }
+
+    // As direct_rows; four floats of every padded column are written.
+    void row(int i, float* rows, bool accumulate) {
+        const int end = i * s.step_in + s.highest() + 1;
+        for (next = next > end - kept ? next : end - kept; next < end; ++next) multiply_row(next);
+        int tap0 = 0;
+        for (int pr = 0; pr < s.step_out; ++pr)
+            for (int pc = 0; pc < s.step_out; ++pc) {
+                const int across = s.count[pc], n = w.columns();
+                const float* line[4];
+                for (int r = 0; r < s.count[pr]; ++r)
+                    line[r] = at(i * s.step_in + s.taps[pr][r].offset, s.taps[pc][0].offset) + (tap0 + r * across) * n;
+                for (int j = 0; j < cells; ++j) {
+                    float* to = rows + (int64_t(pr) * cells * s.step_out + j * s.step_out + pc) * w.padded();
+                    v4_any sum = {};
+                    for (int r = 0; r < s.count[pr]; ++r)
+                        for (int c = 0; c < across; ++c)
+                            sum += *reinterpret_cast<const v4_any*>(line[r] + int64_t(j * s.step_in + c) * padded + c * n);
+                    if (accumulate) sum += *reinterpret_cast<const v4_any*>(to);
+                    *reinterpret_cast<v4_any*>(to) = sum;
+                }
+                tap0 += s.count[pr] * across;
+            }
+    }
+};
 
 // Phase (pr, pc) of cell row i as a matrix product.
 static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const Weights& w, const float* packed, int i,
@@ -185,21 +246,39 @@ static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const W
 }
 
 // The step_out output rows of cell row i into `rows` (float32, step_out x cells * step_out x padded columns).
-static void direct_rows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int i, int cells,
-                        float* rows, bool accumulate) {
+static void wide_rows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int i, int cells,
+                      float* rows, bool accumulate) {
     const int64_t step = int64_t(s.step_out) * w.padded();
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc) {
             float* to = rows + (int64_t(pr) * cells * s.step_out + pc) * w.padded();
-            (w.thin() ? thin_phase : wide_phase)(s, pr, pc, in, w, packed, i, cells, to, step, accumulate);
+            wide_phase(s, pr, pc, in, w, packed, i, cells, to, step, accumulate);
             packed += packed_floats(w, s.count[pr] * s.count[pc]);
         }
+}
+
+// Cell rows [r0, r1) of one image of a band: each row's results to rows_of(i), accumulated there or not, then done(i).
+template <class RowsOf, class Done>
+static void direct_rows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells,
+                        bool accumulate, RowsOf rows_of, Done done) {
+    if (w.thin()) {
+        ThinRows thin(s, in, w, packed, cells);
+        for (int i = r0; i < r1; ++i) thin.row(i, rows_of(i), accumulate), done(i);
+    } else {
+        for (int i = r0; i < r1; ++i) wide_rows(s, in, w, packed, i, cells, rows_of(i), accumulate), done(i);
+    }
 }
 
 // Stores one float32 row of `columns` pixels as output row `row` of one image.
 static void put_row(const Sink& sink, int image, int row, const float* from, int padded) {
     if (row >= sink.height) return;
     const int64_t pixel0 = (int64_t(image) * sink.height + row) * sink.width;
+    if (sink.channels <= THIN && sink.dtype == F32 && sink.activation == NONE && sink.data && !sink.channels2) {
+        float* to = static_cast<float*>(sink.data) + pixel0 * sink.channels;
+        for (int column = 0; column < sink.width; ++column, from += padded)
+            for (int c = 0; c < sink.channels; ++c) *to++ = from[c] + (sink.bias ? sink.bias[c] : 0.0f);
+        return;
+    }
     with_put(sink, [&](auto put) {
         for (int column = 0; column < sink.width; ++column)
             for (int c = 0; c < padded; c += VL) put(pixel0 + column, c, load(from + int64_t(column) * padded + c));

@@ -30,6 +30,14 @@ static inline void store(float* p, vf v) { *reinterpret_cast<vf_any*>(p) = v; }
 static inline vf splat(float s) { return s - (vf){}; }
 static inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
+static inline float sum_lanes(vf v) {
+    typedef float v4 __attribute__((vector_size(16)));
+    v4 part[VL / 4];
+    std::memcpy(part, &v, sizeof v);
+    for (int i = 1; i < VL / 4; ++i) part[0] += part[i];
+    return (part[0][0] + part[0][1]) + (part[0][2] + part[0][3]);
+}
+
 enum Dtype { F32 = 0, BF16 = 1, F16 = 2 };
 
 static inline vf half_to_float(vh raw) {

@@ -5,7 +5,7 @@
 
 #include "../_cpu/gaussian.h"
 #include "../_cpu/gemm.h"
-#include "../_cpu/thin.h"
+#include "../_cpu/tensors.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {

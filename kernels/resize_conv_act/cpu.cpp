@@ -28,14 +28,17 @@ static void direct_band(const Band& in, const Weights& w, const float* packed, i
                         Images images, const Addend& add) {
     const int64_t row_floats = int64_t(cells) * S.step_out * w.padded(), cell_floats = row_floats * S.step_out;
     float* rows = scratch(4, cell_floats);
-    for (int i = 0; i < images.count; ++i)
-        for (int r = r0; r < r1; ++r) {
+    for (int i = 0; i < images.count; ++i) {
+        const auto rows_of = [&](int r) {
             if (add.data)
                 std::memcpy(rows, add.data + i * add.image_step + (r - r0) * cell_floats, sizeof(float) * cell_floats);
-            direct_rows(S, in.image(i), w, packed, r, cells, rows, add.data != nullptr);
+            return rows;
+        };
+        direct_rows(S, in.image(i), w, packed, r0, r1, cells, add.data != nullptr, rows_of, [&](int r) {
             for (int o = 0; o < S.step_out; ++o)
                 put_row(sink, images.first + i, r * S.step_out + o, rows + o * row_floats, w.padded());
-        }
+        });
+    }
 }
 
 template <class A> static void transform_pack(const Weights& w, float* out) { pack(w, A::G, A::P, A::G, A::P, out); }
@@ -247,8 +250,9 @@ void resize_conv_act_forward(const Arguments& a) {
             const int64_t row = int64_t(width) * padded, image_step = (o1 - o0) * row;
             float* sums = scratch(5, images.count * image_step);
             for (int i = 0; i < images.count; ++i)
-                for (int o = o0; o < o1; ++o)
-                    direct_rows(SAME, in2.image(i), w2, packed2, o, width, sums + i * image_step + (o - o0) * row, false);
+                direct_rows(
+                    SAME, in2.image(i), w2, packed2, o0, o1, width, false,
+                    [&](int o) { return sums + i * image_step + (o - o0) * row; }, [](int) {});
             add = {sums, o0, width, image_step};
         }
         pass.band(in, w, packed, r0, r1, columns, sink, images, add);
