@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class StrongConv(Conv):
     """The layer over Spec.strong of its operator: folded transposed convolution, stride 2, activation in place."""
 
-    def forward(self, x: Tensor, second: Tensor | None = None, grad_scale: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, second: Tensor | None = None, **options: Tensor | int | None) -> Tensor:
         run = _spec.specs()["resize_conv_act"].strong
-        options = {"resize": self.resize, "activation": self.activation, "second": second, "grad_scale": grad_scale}
+        options |= {"resize": self.resize, "activation": self.activation, "second": second}
         return run(x, self.weight, self.bias, **options)
 
 

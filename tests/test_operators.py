@@ -98,9 +98,9 @@ def _opcheck_cases():
         weight, bias = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
         yield (
             torch.ops.kiln.resize_conv_act.default,
-            (x, weight, bias, second, torch.rand(2), resize, "elu", 0.2, False),
+            (x, weight, bias, second, torch.rand(2), resize, "elu", 0.2, False, 1),
         )
-        yield torch.ops.kiln.resize_conv_act.default, (x, weight[:, :5], None, None, None, resize, "none", 0.2, True)
+        yield torch.ops.kiln.resize_conv_act.default, (x, weight[:, :5], None, None, None, resize, "none", 0.2, True, 0)
     v, r = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
     yield torch.ops.kiln.l1_autoencoder_loss.default, (v, r, True)
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)

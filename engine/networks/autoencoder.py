@@ -26,9 +26,9 @@ class Encoder(nn.Module):
             self.blocks.append(Conv(width, level * filters, resize=resize, fused=fused))
             width = level * filters
 
-    def forward(self, images: Tensor, grad_scale: Tensor | None = None) -> Tensor:
-        """(B, channels, R, R) -> (B, levels*filters, 8, 8)."""
-        x = self.first(images, grad_scale=grad_scale)
+    def forward(self, images: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> Tensor:
+        """(B, channels, R, R) -> (B, levels*filters, 8, 8); input_grad_from as in Conv, for the images."""
+        x = self.first(images, grad_scale=grad_scale, input_grad_from=input_grad_from)
         for block in self.blocks:
             x = block(x, grad_scale=grad_scale)
         return x
@@ -86,7 +86,7 @@ class Autoencoder(nn.Module):
         self.decode = Linear(hidden, SMALLEST * SMALLEST * filters, fused=fused)
         self.decoder = Decoder(resolution, filters, channels, fused=fused)
 
-    def forward(self, images: Tensor, grad_scale: Tensor | None = None) -> Tensor:
-        """(B, channels, R, R) -> the reconstruction, same shape; grad_scale (B,) as in Conv."""
-        code = self.encode(to_rows(self.encoder(images, grad_scale)), grad_scale)
+    def forward(self, images: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> Tensor:
+        """(B, channels, R, R) -> the reconstruction, same shape; grad_scale (B,) and input_grad_from as in Conv."""
+        code = self.encode(to_rows(self.encoder(images, grad_scale, input_grad_from)), grad_scale)
         return self.decoder(from_rows(self.decode(code, grad_scale), SMALLEST), grad_scale=grad_scale)

@@ -50,10 +50,17 @@ class Conv(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels + second_channels, 3, 3))
         self.bias = nn.Parameter(torch.empty(out_channels))
 
-    def forward(self, x: Tensor, second: Tensor | None = None, grad_scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        second: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        input_grad_from: int = 0,
+    ) -> Tensor:
         """x (B, C, H, W), second (B, C2, ...) at the resolution of the convolution, grad_scale (B,) float32.
 
         grad_scale multiplies each sample's contribution to this layer's parameter gradients, nothing else.
+        Samples before input_grad_from get no gradient in x and second.
         """
         run = ops.resize_conv_act if self.fused else eager_resize_conv_act
         return run(
@@ -64,6 +71,7 @@ class Conv(nn.Module):
             activation=self.activation,
             second=second,
             grad_scale=grad_scale,
+            input_grad_from=input_grad_from,
         )
 
     def extra_repr(self) -> str:

@@ -91,10 +91,13 @@ class RefinerSystem(System):
             "measure": l_real + balance.abs(),
         }
 
-    def _loss(self, v: Tensor, grad_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """L(v) per sample (B,) and its mean; grad_scale (B,) scales D's parameter gradients."""
+    def _loss(self, v: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> tuple[Tensor, Tensor]:
+        """L(v) per sample (B,) and its mean; grad_scale (B,) scales D's parameter gradients.
+
+        Samples before input_grad_from get no gradient through D (nobody reads that of a photo).
+        """
         with self.precision():
-            reconstruction = self.discriminator(v, grad_scale).to(v.dtype)
+            reconstruction = self.discriminator(v, grad_scale, input_grad_from).to(v.dtype)
         return l1_autoencoder_loss(v, reconstruction, fused=self.config.fused)
 
     def _refine(self, batch: "Batch", generator: nn.Module) -> Tensor:
@@ -118,7 +121,7 @@ class RefinerSystem(System):
         fake = self._refine(batch, self.generator)
         ones = torch.ones_like(self.k).expand(n)
         both = torch.cat([images, fake.detach()]).requires_grad_()
-        per_sample, _ = self._loss(both, torch.cat([ones, -self.k.expand(n)]))
+        per_sample, _ = self._loss(both, torch.cat([ones, -self.k.expand(n)]), input_grad_from=n)
         (per_sample.sum() / n).backward()
         to_fake = (1 - self.lambda_r) * both.grad[n:]
         losses = {"l_real": per_sample.detach()[:n].mean(), "l_fake": per_sample.detach()[n:].mean()}

@@ -27,6 +27,7 @@ def resize_conv_act(
     grad_scale: Tensor | None = None,
     negative_slope: float = 0.2,
     exact: bool | None = None,
+    input_grad_from: int = 0,
 ) -> Tensor:
     """activation(conv3x3(resize(x) with second's channels after it) + bias), padding 1, all in one pass.
 
@@ -41,6 +42,7 @@ def resize_conv_act(
     negative_slope: >= 0, of "leaky_relu"
     exact:          True: the direct sum of products, no Winograd tiles (norm-wise error up to 2e-5 in float32 without);
                     None: as the environment variable KILN_EXACT=1 says, else False
+    input_grad_from: samples before this one get no gradient in x and second (it is 0 there, and not computed)
 
     Returns (B, Cout, Ho, Wo) of x's dtype, channels_last; Ho = H, 2H or ceil(H / 2). Sums are float32.
     Gradients of first order are fused; under create_graph=True they come from the reference, for any order.
@@ -51,7 +53,8 @@ def resize_conv_act(
     inference = not (torch.is_grad_enabled() and weight.requires_grad)
     if inference and not torch.compiler.is_compiling():
         kept_weights.keep(weight)
-    return _forward(x, weight, bias, second, grad_scale, resize, activation, float(negative_slope), exact)
+    options = resize, activation, float(negative_slope), exact, input_grad_from
+    return _forward(x, weight, bias, second, grad_scale, *options)
 
 
 def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str, exact: bool) -> int:
@@ -83,6 +86,7 @@ def _check(
     grad_scale: Tensor | None,
     resize: str,
     act: str,
+    input_grad_from: int,
 ) -> None:
     _op.require(resize in RESIZES, NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
     _op.require(act in ACTIVATIONS, NAME, f"activation is {act!r}; it must be one of {', '.join(ACTIVATIONS)}")
@@ -105,6 +109,9 @@ def _check(
     )
     _op.require(min(x.shape[1:]) > 0 and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
     _op.require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
+    _op.require(
+        0 <= input_grad_from <= len(x), NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {len(x)}"
+    )
     _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
     for name, tensor in (("weight", weight), ("bias", bias), ("second", second)):
         if tensor is not None:
@@ -139,8 +146,8 @@ def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act
     return [_op.DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
 
 
-def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):
-    _check(x, weight, bias, second, grad_scale, resize, activation)
+def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
+    _check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     y = _output(x, weight, resize)
     x, second = _dense(x), _dense(second)
     weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
@@ -152,8 +159,8 @@ def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negati
     return y
 
 
-def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact):
-    _check(x, weight, bias, second, grad_scale, resize, activation)
+def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
+    _check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     return _output(x, weight, resize)
 
 
@@ -174,7 +181,9 @@ def _float32_like(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float32 else torch.empty_like(tensor, dtype=torch.float32)
 
 
-def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):
+def _backward_cpu(
+    grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
+):
     dx, dweight, dbias, dsecond = _gradients([x, weight, bias, second], need)
     # sums are float32: the gradients themselves where the parameters are, else cast from these
     dw = _float32_like(dweight) if need[1] else None
@@ -185,14 +194,16 @@ def _backward_cpu(grad, y, x, weight, bias, second, grad_scale, resize, activati
     scale = None if grad_scale is None else grad_scale.float().contiguous()
     results = [dx if need[0] else None, dsecond if need[3] else None, dw, db]
     pointers = [_native.address(t) for t in (x, weights, second, y, grad, scale, *results)]
-    _native.call(f"{NAME}_backward", pointers, integers, [negative_slope])
+    _native.call(f"{NAME}_backward", pointers, [*integers, input_grad_from], [negative_slope])
     for gradient, sums in ((dweight, dw), (dbias, db)):
         if sums is not None and sums is not gradient:
             gradient.copy_(sums)
     return dx, dweight, dbias, dsecond
 
 
-def _backward_fake(grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need):
+def _backward_fake(
+    grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
+):
     return tuple(_gradients([x, weight, bias, second], need))
 
 
@@ -203,33 +214,33 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad):
     x, weight, bias, second, grad_scale, y = ctx.saved_tensors
-    resize, activation, negative_slope, exact = ctx.options
+    resize, activation, negative_slope, _, input_grad_from = ctx.options
     need = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3)]
     if torch.is_grad_enabled():
 
         def of(x, weight, bias, second):
             options = {"resize": resize, "activation": activation, "negative_slope": negative_slope}
-            return reference(x, weight, bias, second=second, grad_scale=grad_scale, **options)
+            options |= {"grad_scale": grad_scale, "input_grad_from": input_grad_from}
+            return reference(x, weight, bias, second=second, **options)
 
         found = _op.differentiable_gradients(of, [x, weight, bias, second], need, [grad])
-        return *found, None, None, None, None, None
-    dx, dweight, dbias, dsecond = _backward(
-        grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, need
-    )
+        return *found, None, None, None, None, None, None
+    dx, dweight, dbias, dsecond = _backward(grad, y, x, weight, bias, second, grad_scale, *ctx.options, need)
     given = [g if n else None for g, n in zip((dx, dweight, dbias, dsecond), need, strict=True)]
-    return *given, None, None, None, None, None
+    return *given, None, None, None, None, None, None
 
 
 _backward = _op.define(
     f"{NAME}_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
-    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, bool[] need) "
+    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, int input_grad_from, "
+    "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
     fake=_backward_fake,
 )
 _forward = _op.define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
-    "float negative_slope, bool exact) -> Tensor",
+    "float negative_slope, bool exact, int input_grad_from) -> Tensor",
     cpu=_forward_cpu,
     fake=_forward_fake,
     setup_context=_setup_context,

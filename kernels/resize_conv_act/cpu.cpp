@@ -299,6 +299,7 @@ void resize_conv_act_backward(const Arguments& a) {
     const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
     const bool split = call.second_apart();
     const bool need_input = dx || (dsecond && !split), need_apart = split && dsecond;
+    const int input_from = a.integer(10);  // images before it get no gradient in x and second
 
     const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
     Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
@@ -351,8 +352,9 @@ void resize_conv_act_backward(const Arguments& a) {
             }
             const Band delta = fill_band(1, gradient, images, nullptr, dense ? DENSE : PADDED, rows.low, rows.high,
                                          columns.low, columns.high);
-            if (need_input) input.band(delta, w, packed, i0, i1, i_columns, sink, images, {});
-            if (need_apart) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, images, {});
+            const bool wanted = images.first + images.count > input_from;
+            if (need_input && wanted) input.band(delta, w, packed, i0, i1, i_columns, sink, images, {});
+            if (need_apart && wanted) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, images, {});
             if (dw) {
                 const int low = g0 * weights.in_step + weights.in_low;
                 const int high = (g1 - 1) * weights.in_step + weights.in_high;
@@ -385,6 +387,9 @@ void resize_conv_act_backward(const Arguments& a) {
                     for (int64_t i = block * 1024; i < last; ++i) all_sums[i] += all_sums[sums_stride * t + i];
         }
     }
+    const int64_t element = element_size(call.dtype);
+    if (dx) std::memset(dx, 0, element * input_from * call.h * call.w * call.c1);
+    if (dsecond) std::memset(dsecond, 0, element * input_from * call.conv_h() * call.conv_w() * call.c2);
     if (dw) {
         const int cin_all = call.c1 + call.c2;
         unpack_gradient(all_sums, layout, weights.g, weights.taps, 0, cin_all, dw);

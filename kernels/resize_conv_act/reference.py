@@ -25,8 +25,10 @@ def resize_conv_act(
     grad_scale: Tensor | None = None,
     negative_slope: float = 0.2,
     exact: bool | None = None,
+    input_grad_from: int = 0,
 ) -> Tensor:
     """The same signature and result as the public operator; `exact` changes nothing here."""
+    x, second = gradient_from(x, input_grad_from), gradient_from(second, input_grad_from)
     if resize == "up":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
     if second is not None:
@@ -40,3 +42,10 @@ def resize_conv_act(
         y = for_input + grad_scale.to(x.dtype).view(-1, 1, 1, 1) * (for_weights - for_weights.detach())
     y = ACTIVATIONS[activation](y, negative_slope)
     return y[:, :, ::2, ::2] if resize == "down" else y
+
+
+def gradient_from(tensor: Tensor | None, first: int) -> Tensor | None:
+    """The tensor, its samples before `first` without gradient."""
+    if tensor is None or not first:
+        return tensor
+    return torch.cat([tensor[:first].detach(), tensor[first:]])

@@ -13,7 +13,8 @@ KINKED = ("relu", "leaky_relu")  # their derivative jumps at zero
 
 def _sample(
     b: int, c: int, h: int, w: int, cout: int, resize: str, activation: str, *,
-    second: int = 0, bias: bool = True, grad_scale: bool = False, layout: str = "channels_last",
+    second: int = 0, bias: bool = True, grad_scale: bool = False, input_grad_from: int = 0,
+    layout: str = "channels_last",
 ) -> Sample:  # fmt: skip
     scale = 2 if resize == "up" else 1
     shapes = {"x": (b, c, h, w), "weight": (cout, c + second, 3, 3)}
@@ -24,8 +25,12 @@ def _sample(
     if grad_scale:
         shapes["grad_scale"] = (b,)
     extras = [f"second {second}" * bool(second), "no bias" * (not bias), "grad_scale" * grad_scale]
+    options = {"resize": resize, "activation": activation}
+    if input_grad_from:
+        options["input_grad_from"] = input_grad_from
+        extras.append(f"input gradient from {input_grad_from}")
     name = " ".join([f"{b}x{c}x{h}x{w}->{cout}", resize, activation, *filter(None, extras), layout])
-    return Sample(name, shapes, {"resize": resize, "activation": activation}, layout, activation in KINKED)
+    return Sample(name, shapes, options, layout, activation in KINKED)
 
 
 def _samples() -> list[Sample]:
@@ -44,6 +49,8 @@ def _samples() -> list[Sample]:
             _sample(3, 16, 8, 8, 16, resize, "elu", layout="expanded"),
             _sample(1, 1, 40, 70, 1, resize, "relu", second=1),
             _sample(2, 20, 22, 37, 36, resize, "elu", second=5, grad_scale=True),  # F(4x4), tiles over both edges
+            _sample(6, 3, 8, 8, 16, resize, "elu", input_grad_from=3),
+            _sample(9, 32, 8, 8, 48, resize, "elu", second=3, input_grad_from=4),
             _sample(9, 32, 8, 8, 48, resize, "elu", grad_scale=True),  # several images to a work item
             _sample(3, 96, 11, 6, 112, resize, "elu", grad_scale=True),  # "down" as a gathered product
             _sample(2, 4, 12, 10, 3, resize, "elu", grad_scale=True),

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .reference import gradient_from
+
 # rows: the four taps of the stride-2 transposed convolution; columns: the three of the convolution after nearest x2
 FOLD = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
 # in place: the convolution keeps its inputs for backward, each activation its output, and neither the sum between them
@@ -28,12 +30,14 @@ def resize_conv_act(
     grad_scale: Tensor | None = None,
     negative_slope: float = 0.2,
     exact: bool | None = None,
+    input_grad_from: int = 0,
 ) -> Tensor:
     """The same signature and result as the public operator; `exact` changes nothing here.
 
     "up" is one 4x4 transposed convolution of stride 2 on folded weights, 16 products per pixel of x where the reference
     takes 36; "down" is the convolution at stride 2, a quarter of the reference's products.
     """
+    x, second = gradient_from(x, input_grad_from), gradient_from(second, input_grad_from)
     if grad_scale is None:
         y = _convolution(x, weight, bias, second, resize)
     else:
