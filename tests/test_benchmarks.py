@@ -91,7 +91,8 @@ def test_every_operator_runs(operator):
     spec, sample = tiny(operator)
     timings, failed = operators.measure(spec, sample, "cpu", rounds=2, compiled=False)
     assert not failed and {"fused", "eager channels_last"} <= timings.keys()
-    assert operators.flops(spec, sample, "cpu") > 0
+    products = operators.flops(spec, sample, "cpu")
+    assert products > 0 if spec.work or operator == "linear" else products is None
 
 
 # equivalence comes first

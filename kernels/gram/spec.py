@@ -1,11 +1,12 @@
 """Samples, tolerances, costs and the strongest library form of gram."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from .._spec import Sample, Spec
+from .._spec import Sample, Spec, Work
 
 
 def _sample(*shape: int, layout: str = "channels_last") -> Sample:
@@ -33,6 +34,16 @@ def strong(features: Tensor) -> Tensor:
     return _Symmetric.apply(features.flatten(2), 1 / prod(features.shape[1:]))
 
 
+def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
+    dtype, batch, pixels, channels = integers[:4]
+    backward = function.endswith("_backward")
+    features, matrix = batch * pixels * channels * (2.0 if dtype else 4.0), 4.0 * batch * channels**2
+    # forward, the half of the products on and above the diagonal; backward, all
+    products = batch * pixels * channels * (2 * channels if backward else channels + 1)
+    shape = f"{batch}x{channels}x{pixels} pixels"
+    return Work(shape, float(products), (2 if backward else 1) * features + matrix)
+
+
 SPEC = Spec(
     operator="gram",
     samples=[
@@ -55,4 +66,5 @@ SPEC = Spec(
         + 4.0 * 4 * s.shapes["features"][0] * s.shapes["features"][1] ** 2
     ),
     strong=strong,
+    work=_work,
 )

@@ -1,11 +1,12 @@
 """Samples, tolerances and costs of l1_autoencoder_loss."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from .._spec import Sample, Spec
+from .._spec import Sample, Spec, Work
 
 
 def _sample(*shape: int, layout: str = "channels_last", integers: bool = False) -> Sample:
@@ -18,6 +19,16 @@ def strong(target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
     axes = tuple(range(1, target.dim()))
     per_sample = torch.linalg.vector_norm(target - reconstruction, 1, axes) / target[0].numel()
     return per_sample, per_sample.mean()
+
+
+def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
+    dtype, batch, size = integers[:3]
+    elements, width = batch * size, 2.0 if dtype else 4.0
+    signs = elements / 4  # two bits each
+    if function.endswith("_forward"):
+        return Work(f"{batch}x{size}", 3.0 * elements, 2 * width * elements + signs)
+    gradients = sum(pointer != 0 for pointer in pointers[3:5])
+    return Work(f"{batch}x{size}", float(gradients * elements), signs + gradients * width * elements)
 
 
 SPEC = Spec(
@@ -38,4 +49,5 @@ SPEC = Spec(
     # two reads forward, two writes backward, and a quarter of a byte of sign written and read
     bytes=lambda s, dtype: (4.0 * dtype.itemsize + 0.5) * prod(s.shapes["target"]),
     strong=strong,
+    work=_work,
 )

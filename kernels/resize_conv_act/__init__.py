@@ -72,8 +72,11 @@ def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str
     batch, _, height, width = x_shape
 
     def cost(side: int) -> int:
-        # matrix products of (side + 2)^2 each for this many tiles; packing the weights is worth a block of tiles
-        return (side + 2) ** 2 * (batch * -(-height // side) * -(-width // side) + 24)
+        products = (side + 2) ** 2
+        # as many products for each tile; to pack the weights and to sum their gradient is worth so many tiles more,
+        # most of all where these do not fit into the L2 cache
+        more = 24 if 4 * products * channels * out_channels <= 1 << 20 else 160
+        return products * (batch * -(-height // side) * -(-width // side) + more)
 
     return LARGE_TILES if cost(4) < cost(2) else TRANSFORMED
 

@@ -143,34 +143,38 @@ static Passes passes_of(const Call& call) {
     return {transformed<Winograd2>(), transformed<Winograd2Adjoint>(), transformed_weights<Winograd2>()};
 }
 
-static inline int cells(int outputs, int rows) { return (outputs + rows - 1) / rows; }
+static inline int cells(int outputs, int rows) { return rows ? (outputs + rows - 1) / rows : 0; }
 
-// How the batch is cut into work items: `rows` rows of x of one image, or all rows of some `images`.
+// How the batch is cut into work items: `rows` rows of x of one image, or all rows of up to `images`.
 struct Cut {
-    int rows, images, bands, groups;  // bands of an image, groups of images
-    int items() const { return bands * groups; }
+    int batch, rows, bands, images;  // bands of an image
 };
 
-// An item's padded input and gradient fill a few hundred KiB; its rows are a multiple of every form's tile. Images that
-// need less go together, as long as every thread gets several items.
+// An item's padded input and gradient fill a few hundred KiB; its rows are a multiple of every form's tile. Where there
+// are few items, there are as many for every thread. Images that need less than a band go together.
 static Cut cut_of(const Call& call, int threads) {
     const int up = call.resize == UP_FIRST ? 4 : 1;
     const int64_t row_bytes = 4ll * call.w * (round_up(call.merged(), VL) + up * round_up(call.cout, VL));
-    const int64_t fit = (768 << 10) / row_bytes;
-    Cut cut{int(fit < 4 ? 4 : fit > 64 ? 64 : fit / 4 * 4), 1, 1, call.batch};
+    const int64_t fit = (768 << 10) / row_bytes, most = 4 * fit / call.h;
+    Cut cut{call.batch, int(fit < 4 ? 4 : fit > 64 ? 64 : fit / 4 * 4), 1, 1};
     cut.bands = cells(call.h, cut.rows);
-    if (cut.bands == 1) {
-        const int64_t most = 4 * fit / call.h, share = call.batch / (2 * threads);
-        cut.images = int(most < share ? most : share);
-        if (cut.images < 1) cut.images = 1;
-        cut.groups = cells(call.batch, cut.images);
+    if (cut.bands > threads && int64_t(call.batch) * cut.bands < 4 * threads) {
+        cut.rows = round_up(cells(call.h, cut.bands / threads * threads), 4);
+        cut.bands = cells(call.h, cut.rows);
     }
+    if (cut.bands == 1 && most > 1) cut.images = int(most < call.batch ? most : call.batch);
     return cut;
 }
 
-static inline Images images_of(const Call& call, const Cut& cut, int item) {
-    const int first = item / cut.bands * cut.images, left = call.batch - first;
-    return {first, left < cut.images ? left : cut.images};
+// Calls body(images, band) for the items of one thread, in order: its share of the bands, or of the images.
+template <class Body> static void for_items(const Cut& cut, int thread, int threads, Body body) {
+    const int64_t units = int64_t(cut.batch) * cut.bands;
+    const int first = int(units * thread / threads), last = int(units * (thread + 1) / threads);
+    const int step = cells(last - first, cells(last - first, cut.images));  // groups of nearly equal size
+    for (int unit = first; unit < last; unit += step) {
+        const int count = last - unit < step ? last - unit : step;
+        body(Images{unit / cut.bands, cut.bands == 1 ? count : 1}, unit % cut.bands);
+    }
 }
 
 // The weights of a forward pass as it reads them; kept between calls, they follow a copy of what they were made of.
@@ -233,12 +237,11 @@ void resize_conv_act_forward(const Arguments& a) {
 
     const int rows = cells(call.out_h(), pass.rows), columns = cells(call.out_w(), pass.rows);
     const int x_rows = call.resize == UP_FIRST ? 1 : call.resize == DOWN_AFTER ? 2 : pass.rows;
-    const Cut cut = cut_of(call, omp_get_max_threads());
+    const int threads = omp_get_max_threads();
+    const Cut cut = cut_of(call, threads);
     const int height = cut.rows / x_rows;
-#pragma omp parallel for schedule(dynamic)
-    for (int item = 0; item < cut.items(); ++item) {
-        const Images images = images_of(call, cut, item);
-        const int r0 = item % cut.bands * height, r1 = r0 + height < rows ? r0 + height : rows;
+    const auto item = [&](Images images, int band) {
+        const int r0 = band * height, r1 = r0 + height < rows ? r0 + height : rows;
         const int low = r0 * pass.step + pass.low, high = (r1 - 1) * pass.step + pass.high;
         const int left = pass.low, right = (columns - 1) * pass.step + pass.high;
         const Band in = pass.takes_views(w) ? view_or_band(0, source, images, low, high, left, right)
@@ -256,7 +259,9 @@ void resize_conv_act_forward(const Arguments& a) {
             add = {sums, o0, width, image_step};
         }
         pass.band(in, w, packed, r0, r1, columns, sink, images, add);
-    }
+    };
+#pragma omp parallel num_threads(threads)
+    for_items(cut, omp_get_thread_num(), threads, item);
 }
 
 // Bounds of the rows (or columns) that a set of passes reads.
@@ -327,14 +332,12 @@ void resize_conv_act_backward(const Arguments& a) {
     const bool dense = !split && weights.gradient_spacing(layout) == DENSE &&
                        (!need_input || input.spacing(w) == DENSE);
     const Cut cut = cut_of(call, threads);
-    const int items = cut.items();
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
         float* sums = all_sums + sums_stride * thread;
-        for (int item = int64_t(items) * thread / threads; item < int64_t(items) * (thread + 1) / threads; ++item) {
-            const Images images = images_of(call, cut, item);
-            const int x0 = item % cut.bands * cut.rows, x1 = x0 + cut.rows < call.h ? x0 + cut.rows : call.h;
+        for_items(cut, thread, threads, [&](Images images, int band) {
+            const int x0 = band * cut.rows, x1 = x0 + cut.rows < call.h ? x0 + cut.rows : call.h;
             const int i0 = x0 / input.rows, i1 = cells(x1, input.rows), i_columns = cells(call.w, input.rows);
             const int g0 = x0 / weights.x_rows, g1 = cells(x1, weights.x_rows), g_columns = cells(call.w, weights.x_rows);
             const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // the second input's rows, where it is apart
@@ -377,7 +380,7 @@ void resize_conv_act_backward(const Arguments& a) {
                 const int o1 = call.resize == UP_FIRST ? 2 * x1 : call.resize == DOWN_AFTER ? cells(x1, 2) : x1;
                 bias_gradient(delta, images, grad_scale, o0, o1, call.out_w(), padded, sums + sums_size + sums2_size);
             }
-        }
+        });
 #pragma omp barrier
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < (sums_stride + 1023) / 1024; ++block) {

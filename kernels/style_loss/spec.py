@@ -1,11 +1,12 @@
 """Samples, tolerances, costs and the strongest library form of style_loss."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from .._spec import Sample, Spec
+from .._spec import Sample, Spec, Work
 
 
 def _sample(*shape: int, layout: str = "channels_last", squared: bool = False) -> Sample:
@@ -40,6 +41,17 @@ def strong(a: Tensor, b: Tensor, *, squared: bool = False) -> tuple[Tensor, Tens
     return per_sample, per_sample.mean()
 
 
+def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
+    dtype, batch, pixels, channels = integers[:4]
+    backward = function.endswith("_backward")
+    features, matrix = batch * pixels * channels * (2.0 if dtype else 4.0), 4.0 * batch * channels**2
+    shape, once = f"{batch}x{channels}x{pixels} pixels", batch * pixels * channels
+    if not backward:  # of each argument the half of the products on and above the diagonal
+        return Work(shape, 2.0 * once * (channels + 1), 2 * features + matrix)
+    gradients = sum(pointer != 0 for pointer in pointers[6:8])
+    return Work(shape, 2.0 * gradients * once * channels, gradients * 2 * features + matrix)
+
+
 SPEC = Spec(
     operator="style_loss",
     samples=[
@@ -61,4 +73,5 @@ SPEC = Spec(
         6.0 * dtype.itemsize * prod(s.shapes["a"]) + 3.0 * 4 * s.shapes["a"][0] * s.shapes["a"][1] ** 2
     ),
     strong=strong,
+    work=_work,
 )
