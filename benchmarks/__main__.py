@@ -73,12 +73,7 @@ def row(suite: str, name: str, timings: dict[str, Timing], failed: list[str]) ->
 def shares(entry: dict, limits: Limits, flops: float | None, moved: float | None) -> dict:
     """The row with its rates: FLOPs that the algebra needs and least bytes, over time, as shares of the limits."""
     seconds = entry["timings"]["fused"]["median"]
-    return entry | {
-        "algebra_flops": flops,
-        "bytes": moved,
-        "share_of_sgemm": flops and flops / seconds / limits.sgemm_flops,
-        "share_of_copy": moved and moved / seconds / limits.copy_bytes_per_s,
-    }
+    return entry | {"algebra_flops": flops, "bytes": moved, **limits.shares(seconds, flops, moved)}
 
 
 def comparison(title: str) -> Table:

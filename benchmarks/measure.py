@@ -36,6 +36,13 @@ class Limits:
     sgemm_flops: float
     copy_bytes_per_s: float
 
+    def shares(self, seconds: float, flops: float | None, moved: float | None) -> dict[str, float | None]:
+        """What share of each limit so much work in so many seconds is; None where the work is unknown, 0 for none."""
+        return {
+            "share_of_sgemm": flops and flops / seconds / self.sgemm_flops,
+            "share_of_copy": moved and moved / seconds / self.copy_bytes_per_s,
+        }
+
 
 def interleaved(
     competitors: dict[str, Callable[[], object]],

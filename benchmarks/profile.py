@@ -123,9 +123,5 @@ def outside(name: str, found: Profile) -> Table:
 
 def _rates(line: Line, limits: Limits) -> dict[str, float | None]:
     flops, moved = (line.work.flops, line.work.bytes) if line.work else (None, None)
-    return {
-        "flops_per_s": flops and flops / line.seconds,
-        "share_of_sgemm": flops and flops / line.seconds / limits.sgemm_flops,
-        "bytes_per_s": moved and moved / line.seconds,
-        "share_of_copy": moved and moved / line.seconds / limits.copy_bytes_per_s,
-    }
+    rates = {"flops_per_s": flops and flops / line.seconds, "bytes_per_s": moved and moved / line.seconds}
+    return rates | limits.shares(line.seconds, flops, moved)

@@ -287,11 +287,7 @@ def call_errors(call: Call) -> list[_spec.Error]:
     operator, floor = ops.OPERATORS[call.operator], _spec.specs()[call.operator].floor[torch.float32]
     truth = call.results(operator.reference, torch.float64)
     plain, ours = (call.results(function, torch.float32) for function in (operator.reference, operator.function))
-    errors = []
-    for name, value in truth.items():
-        of_eager = _spec.relative_error(plain[name], value)
-        errors.append(_spec.Error(name, _spec.relative_error(ours[name], value), of_eager, 2 * of_eager + floor))
-    return errors
+    return _spec.judge(truth, plain, ours, floor)
 
 
 def relative(value: torch.Tensor, exact: torch.Tensor) -> float:

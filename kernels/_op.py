@@ -193,6 +193,17 @@ def _cast_first(overload: Callable, device: str) -> Callable:
     return with_autocast
 
 
+def channels_last(tensor: Tensor | None) -> Tensor | None:
+    """The tensor itself where it lies dense in channels_last order, else a copy that does; None stays None."""
+    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
+
+
+def order(features: Tensor) -> torch.memory_format:
+    """The order features are read in by what takes either: as they lie where they are dense, else channels_last."""
+    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planar else torch.channels_last
+
+
 def require(condition: bool, operator: str, message: str) -> None:
     """Raises ValueError with one line when an argument does not fit."""
     if not condition:

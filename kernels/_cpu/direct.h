@@ -25,7 +25,6 @@ struct Stencil {
 
     int lowest() const { return extreme(-1); }
     int highest() const { return extreme(1); }
-    int cells(int outputs) const { return (outputs + step_out - 1) / step_out; }
     int products() const { return (count[0] + count[1]) * (count[0] + count[1]); }
 
 private:
@@ -84,8 +83,7 @@ static void pack(const Weights& w, const float (*row)[3], int rows, const float 
     const int depth = w.depth(), padded = w.padded();
 #pragma omp parallel for schedule(static)
     for (int n = 0; n < padded; n += VL) {  // one vector of columns: its kernels are read in the order they lie
-        const int n0 = n % (2 * VL) && panel_width(n - VL, padded) == 2 * VL ? n - VL : n;
-        const int width = panel_width(n0, padded);
+        const int n0 = panel_start(n), width = panel_width(n0, padded);
         float* panel = out + int64_t(n0) * rows * columns * depth + (n - n0);
         for (int k = 0; k < depth; ++k) {
             vf kernel[9];
@@ -115,9 +113,7 @@ static void pack_thin(const Weights& w, const Stencil& s, float* out) {
             for (int r = 0; r < s.count[pr]; ++r)
                 for (int c = 0; c < s.count[pc]; ++c)
                     for (int n = 0; n < w.columns(); ++n, ++column) {
-                        int n0 = column / (2 * VL) * 2 * VL;
-                        n0 += panel_width(n0, padded) == VL && column >= n0 + VL ? VL : 0;
-                        const int width = panel_width(n0, padded);
+                        const int n0 = panel_start(column), width = panel_width(n0, padded);
                         for (int k = 0; k < depth; ++k) {
                             float line[3];
                             combine_rows(s.taps[pr][r].g, w.kernel(k, n), line);

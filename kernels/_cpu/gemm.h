@@ -77,6 +77,8 @@ template <int VECTORS> static inline Tile tile_of(int rows) {
 
 // Width in floats of the column panel that starts at n0 of n_padded columns: two vectors, or one at the end.
 static inline int panel_width(int n0, int n_padded) { return n_padded - n0 >= 2 * VL ? 2 * VL : VL; }
+// The first column of the panel that a column lies in.
+static inline int panel_start(int column) { return column / (2 * VL) * (2 * VL); }
 
 // All rows of one column panel, cut into register tiles of nearly equal height. `p.a`, `p.c` point at row 0.
 static inline void multiply_panel(Product p, int rows, int width) {

@@ -33,12 +33,6 @@ def _check(features: Tensor) -> None:
     _op.require(shape[1:].numel() > 0, NAME, f"no empty channels or sides: features is {tuple(shape)}")
 
 
-def _order(features: Tensor) -> torch.memory_format:
-    """The order the features are read in: as they lie where they are dense, else channels_last."""
-    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
-    return torch.contiguous_format if planar else torch.channels_last
-
-
 def _sizes(features: Tensor, order: torch.memory_format) -> list[int]:
     batch, channels, height, width = features.shape
     return [_op.DTYPES[features.dtype], batch, height * width, channels, order == torch.contiguous_format]
@@ -52,7 +46,7 @@ def _output(features: Tensor) -> Tensor:
 def _forward_cpu(features):
     _check(features)
     result = _output(features)
-    order = _order(features)
+    order = _op.order(features)
     dense = features.contiguous(memory_format=order)
     _native.call(f"{NAME}_forward", [dense.data_ptr(), result.data_ptr()], _sizes(dense, order), [])
     return result
@@ -64,7 +58,7 @@ def _forward_fake(features):
 
 
 def _backward_cpu(grad, features):
-    order = _order(features)
+    order = _op.order(features)
     dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
     result = torch.empty_like(dense, memory_format=order)
     _native.call(f"{NAME}_backward", [t.data_ptr() for t in (dense, grad, result)], _sizes(dense, order), [])
@@ -72,7 +66,7 @@ def _backward_cpu(grad, features):
 
 
 def _backward_fake(grad, features):
-    return torch.empty_like(features, memory_format=_order(features))
+    return torch.empty_like(features, memory_format=_op.order(features))
 
 
 def _setup_context(ctx, inputs, output):

@@ -122,10 +122,6 @@ def _output(landmarks: Tensor, weight: Tensor, height: int, width: int, stride: 
     )
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
-
-
 def _float32(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().float().contiguous()
 
@@ -143,7 +139,7 @@ def _forward_cpu(
 ):  # fmt: skip
     _check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
     y = _output(landmarks, weight, height, width, stride, padding)
-    kept = [_float32(landmarks), _float32(weight), _float32(bias), _dense(image), y]
+    kept = [_float32(landmarks), _float32(weight), _float32(bias), _op.channels_last(image), y]
     integers = _integers(landmarks, weight, image, y, height, width, stride, padding, radius, subpixel, activation)
     _native.call(f"{NAME}_forward", [_native.address(t) for t in kept], integers, [sigma, negative_slope])
     return y
@@ -179,7 +175,14 @@ def _backward_cpu(
         None if not n else r if r.dtype == torch.float32 else torch.empty_like(r, dtype=torch.float32)
         for r, n in zip(results[:3], need[:3], strict=True)
     ]
-    kept = [_float32(landmarks), _float32(weight), _dense(image), _dense(y), _dense(grad), _float32(grad_scale)]
+    kept = [
+        _float32(landmarks),
+        _float32(weight),
+        _op.channels_last(image),
+        _op.channels_last(y),
+        _op.channels_last(grad),
+        _float32(grad_scale),
+    ]
     integers = _integers(landmarks, weight, image, grad, height, width, stride, padding, radius, subpixel, activation)
     pointers = [_native.address(t) for t in (*kept, *sums, results[3] if need[3] else None)]
     _native.call(f"{NAME}_backward", pointers, integers, [sigma, negative_slope])

@@ -218,8 +218,7 @@ static void pack_weights(const Conv& c, const float* weight, float* kernels, flo
                 if (i >= c.channels) {
                     kernels[(int64_t(i - c.channels) * area + t) * padded + o] = value;
                 } else if (panels) {
-                    int n0 = 0, width = panel_width(0, padded);
-                    while (o >= n0 + width) n0 += width, width = panel_width(n0, padded);
+                    const int n0 = panel_start(o), width = panel_width(n0, padded);
                     panels[int64_t(n0) * area * c.channels + (int64_t(t) * c.channels + i) * width + (o - n0)] = value;
                 }
             }

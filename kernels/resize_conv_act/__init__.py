@@ -136,10 +136,6 @@ def _output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
     )
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
-
-
 def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act: str, exact: bool) -> list[int]:
     channels = x.shape[1]
     further = 0 if second is None else second.shape[1]
@@ -152,7 +148,7 @@ def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act
 def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
     _check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     y = _output(x, weight, resize)
-    x, second = _dense(x), _dense(second)
+    x, second = _op.channels_last(x), _op.channels_last(second)
     weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     biases = None if bias is None else bias.detach().float().contiguous()
     integers = _integers(x, weight, second, resize, activation, exact)
@@ -192,7 +188,7 @@ def _backward_cpu(
     dw = _float32_like(dweight) if need[1] else None
     db = _float32_like(dbias) if need[2] else None
     integers = _integers(x, weight, second, resize, activation, exact)
-    x, second, y, grad = _dense(x), _dense(second), _dense(y), _dense(grad)
+    x, second, y, grad = _op.channels_last(x), _op.channels_last(second), _op.channels_last(y), _op.channels_last(grad)
     weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     scale = None if grad_scale is None else grad_scale.float().contiguous()
     results = [dx if need[0] else None, dsecond if need[3] else None, dw, db]

@@ -80,7 +80,6 @@ template <const Stencil& S, bool ON_GRADIENT> static WeightPass direct_weights()
     return p;
 }
 template <class A> static WeightPass transformed_weights() {
-    // an input step of one row with two outputs is the nearest x2 form; otherwise tiles are as large in both
     WeightPass p{A::STEP, A::FIRST, A::FIRST + A::IN, A::OUT, 0, A::OUT, A::STEP, A::P, {}, false, transform_weight_gradient<A>};
     std::memcpy(p.g, A::G, sizeof A::G);
     return p;

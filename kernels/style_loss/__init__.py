@@ -41,16 +41,10 @@ def _check(a: Tensor, b: Tensor) -> None:
     _op.require(a.device == b.device, NAME, f"b is on {b.device} but a on {a.device}")
 
 
-def _order(features: Tensor) -> torch.memory_format:
-    """The order the features are read in: as they lie where they are dense, else channels_last."""
-    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
-    return torch.contiguous_format if planar else torch.channels_last
-
-
 def _dense(a: Tensor, b: Tensor, squared: bool) -> tuple[Tensor, Tensor, list[int]]:
     """Both to be read in place, and the integers that the native functions take."""
     batch, channels, height, width = a.shape
-    orders = _order(a), _order(b)
+    orders = _op.order(a), _op.order(b)
     planar = [order == torch.contiguous_format for order in orders]
     sizes = [_op.DTYPES[a.dtype], batch, height * width, channels, squared, *planar]
     return a.contiguous(memory_format=orders[0]), b.contiguous(memory_format=orders[1]), sizes
@@ -80,7 +74,7 @@ def _forward_fake(a, b, squared, with_difference):
 def _gradients(a: Tensor, b: Tensor, need: list[bool]) -> list[Tensor]:
     """Empty gradients of a and b; one not needed has no elements."""
     pairs = zip((a, b), need, strict=True)
-    return [torch.empty_like(t, memory_format=_order(t)) if n else t.new_empty(0) for t, n in pairs]
+    return [torch.empty_like(t, memory_format=_op.order(t)) if n else t.new_empty(0) for t, n in pairs]
 
 
 def _backward_cpu(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
