@@ -1,13 +1,18 @@
 """The operator contract: schema, implementations, fake, autograd and autocast registered in one call."""
 
+import functools
 import importlib
-from collections.abc import Callable
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from . import _native
 
@@ -21,7 +26,7 @@ class Implementation:
 
     operator: str
     device: str
-    kind: str  # "native C++", "library GEMM", "none"
+    kind: str  # "native C++", "Triton", "Triton, interpreted", "library GEMM", "none"
     why: str
 
 
@@ -42,29 +47,97 @@ def define(
     schema: str,
     *,
     cpu: Callable,
+    cuda: Callable,
     fake: Callable,
-    cuda: Callable | None = None,
     setup_context: Callable | None = None,
     backward: Callable | None = None,
     autocast: bool = False,
+    triton: bool = True,
 ) -> Callable:
     """Registers torch.ops.kiln.<name> and returns what calls it: its default overload, by a shorter way where one is.
 
     cpu, cuda: run on real tensors. fake: gives empty outputs with the true strides. backward, setup_context: as in
     torch.library.register_autograd. autocast: floating-point tensors are cast to the autocast dtype first.
+    triton: `cuda` launches Triton kernels, which torch.compile is to see (as those of a torch.library.triton_op).
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     overload = getattr(torch.ops.kiln, name).default
-    LIBRARY.impl(name, cpu, "CPU")
-    LIBRARY.impl(name, cuda or _no_cuda(name), "CUDA")
+
+    def on_cpu(*args: object) -> object:
+        return cuda(*args) if _gpu_kernels_on_cpu else cpu(*args)
+
+    LIBRARY.impl(name, on_cpu, "CPU")
+    LIBRARY.impl(name, _on_its_device(cuda), "CUDA")
     torch.library.register_fake(f"kiln::{name}", fake, lib=LIBRARY)
+    if triton:
+        rule = functools.partial(_expose_kernels, cuda)
+        torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"kiln::{name}", backward, setup_context=setup_context, lib=LIBRARY)
     if autocast:
         for device in ("CPU", "CUDA"):
             LIBRARY.impl(name, _cast_first(overload, device), f"Autocast{device}")
-    return _direct(overload, cpu, setup_context, backward)
+    return _direct(overload, on_cpu, setup_context, backward)
+
+
+def gpu(package: str, function: str) -> Callable:
+    """The function of an operator's gpu.py, imported at its first call: Triton is loaded where a GPU is used."""
+
+    @cache
+    def find() -> Callable:
+        return getattr(importlib.import_module(".gpu", package), function)
+
+    def run(*args: object) -> object:
+        return find()(*args)
+
+    return run
+
+
+# Triton's own switch for its interpreter: then CPU tensors go through the GPU kernels, slowly, to try and debug them
+_gpu_kernels_on_cpu = os.environ.get("TRITON_INTERPRET", "") == "1"
+
+
+@contextmanager
+def gpu_kernels_on_cpu() -> Iterator[None]:
+    """CPU tensors go the GPU kernels' way within the block, to note what would be launched (_gpu.launch.noted)."""
+    global _gpu_kernels_on_cpu
+    before, _gpu_kernels_on_cpu = _gpu_kernels_on_cpu, True
+    try:
+        yield
+    finally:
+        _gpu_kernels_on_cpu = before
+
+
+def _on_its_device(cuda: Callable) -> Callable:
+    """Triton launches on the current device: it becomes that of the tensors."""
+
+    def run(*args: object) -> object:
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        if device.index == torch.cuda.current_device():
+            return cuda(*args)
+        with torch.cuda.device(device):
+            return cuda(*args)
+
+    return run
+
+
+def _expose_kernels(
+    cuda: Callable, mode: object, overload: Callable, types: tuple, args: tuple, kwargs: dict
+) -> object:
+    """Under torch.compile, on CUDA tensors: the operator's Triton kernels and allocations instead of one opaque call.
+
+    The rule of torch.library.triton_op for an operator that has a CPU implementation too. torch.export keeps the call.
+    """
+    from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+    on_gpu = all(a.is_cuda for a in args if isinstance(a, Tensor))
+    if not on_gpu or custom_triton_ops_decomposition_disabled():
+        return mode.__torch_dispatch__(overload, types, args, kwargs)
+    from ._gpu.launch import traced
+
+    with mode, traced():
+        return cuda(*args, **kwargs)
 
 
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
@@ -147,26 +220,49 @@ def discover() -> dict[str, Operator]:
     return OPERATORS
 
 
-def native_implementation(operator: str) -> list[Implementation]:
-    """The rows of explain() of an operator written in C++ for the CPU and not yet for the GPU."""
+def own_implementations(operator: str) -> list[Implementation]:
+    """The rows of explain() of an operator written in C++ for the CPU and in Triton for NVIDIA GPUs."""
+    return [_cpu_row(operator), _cuda_row(operator)]
+
+
+def _cpu_row(operator: str) -> Implementation:
+    if _gpu_kernels_on_cpu:
+        why = "TRITON_INTERPRET=1: the GPU kernels, interpreted; correct and slow, for debugging"
+        return Implementation(operator, "cpu", "Triton, interpreted", why)
     try:
         native = _native.load()
     except _native.NativeMissing as error:
-        return [Implementation(operator, "cpu", "none", str(error)), _cuda_row(operator)]
+        return Implementation(operator, "cpu", "none", str(error))
     best, used = native.machine_isa(), native.isa()
     why = f"{used}, the best of this machine" if best == used else f"{used}: KILN_ISA caps this machine's {best}"
-    return [Implementation(operator, "cpu", "native C++", why), _cuda_row(operator)]
+    return Implementation(operator, "cpu", "native C++", why)
 
 
 def _cuda_row(operator: str) -> Implementation:
-    return Implementation(operator, "cuda", "none", "the Triton kernel is not written yet: --eager runs PyTorch's")
+    why = _why_no_gpu()
+    if why:
+        return Implementation(operator, "cuda", "none", why)
+    names = sorted({f"sm_{major}{minor}" for major, minor in map(torch.cuda.get_device_capability, _devices())})
+    return Implementation(
+        operator, "cuda", "Triton", f"compiled for {', '.join(names)} at the first call of each shape"
+    )
 
 
-def _no_cuda(name: str) -> Callable:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise NotImplementedError(f"kiln::{name} has no CUDA kernel yet: train with --eager, or on --device cpu")
+def _devices() -> range:
+    return range(torch.cuda.device_count())
 
-    return refuse
+
+def _why_no_gpu() -> str:
+    """Why Triton kernels cannot run here; "" where they can."""
+    if not torch.cuda.is_available():
+        built = "this torch is built for the CPU" if torch.version.cuda is None else "torch finds no CUDA device"
+        return f"Triton kernels need an NVIDIA GPU (compute capability 8.0 or newer): {built}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    oldest = min(map(torch.cuda.get_device_capability, _devices()))
+    if oldest < (8, 0):
+        return f"the GPU has compute capability {oldest[0]}.{oldest[1]}; the Triton kernels need 8.0 (Ampere) or newer"
+    return ""
 
 
 @cache

@@ -83,13 +83,15 @@ def _autograd(ctx, grad):
 _backward = _op.define(
     f"{NAME}_backward(Tensor grad, Tensor features) -> Tensor",
     cpu=_backward_cpu,
+    cuda=_op.gpu(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = _op.define(
     f"{NAME}(Tensor features) -> Tensor",
     cpu=_forward_cpu,
+    cuda=_op.gpu(__name__, "forward"),
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
 )
-_op.publish(gram, reference, lambda: _op.native_implementation(NAME))
+_op.publish(gram, reference, lambda: _op.own_implementations(NAME))

@@ -118,13 +118,15 @@ _backward = _op.define(
     f"{NAME}_backward(Tensor signs, Tensor like, Tensor? grad_per_sample, Tensor? grad_mean, bool[] need) "
     "-> (Tensor, Tensor)",
     cpu=_backward_cpu,
+    cuda=_op.gpu(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = _op.define(
     f"{NAME}(Tensor target, Tensor reconstruction, bool with_signs) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
+    cuda=_op.gpu(__name__, "forward"),
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
 )
-_op.publish(l1_autoencoder_loss, reference, lambda: _op.native_implementation(NAME))
+_op.publish(l1_autoencoder_loss, reference, lambda: _op.own_implementations(NAME))

@@ -235,14 +235,16 @@ _backward = _op.define(
     f"{NAME}_backward(Tensor grad, Tensor? y, Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, "
     f"Tensor? grad_scale, {_OPTIONS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
+    cuda=_op.gpu(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = _op.define(
     f"{NAME}(Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, Tensor? grad_scale, {_OPTIONS}) -> Tensor",
     cpu=_forward_cpu,
+    cuda=_op.gpu(__name__, "forward"),
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
     autocast=True,
 )
-_op.publish(landmark_conv, reference, lambda: _op.native_implementation(NAME))
+_op.publish(landmark_conv, reference, lambda: _op.own_implementations(NAME))

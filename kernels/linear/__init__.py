@@ -73,6 +73,7 @@ _forward = _op.define(
     setup_context=_setup_context,
     backward=_autograd,
     autocast=True,
+    triton=False,
 )
 
 

@@ -81,7 +81,7 @@ def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str
     return LARGE_TILES if cost(4) < cost(2) else TRANSFORMED
 
 
-def _check(
+def check(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -122,7 +122,7 @@ def _check(
             _op.require(tensor.device == x.device, NAME, f"{name} is on {tensor.device} but x on {x.device}")
 
 
-def _output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
+def output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
     height, width = x.shape[2:]
     if resize == "up":
         height, width = 2 * height, 2 * width
@@ -146,8 +146,8 @@ def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act
 
 
 def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
-    _check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
-    y = _output(x, weight, resize)
+    check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
+    y = output(x, weight, resize)
     x, second = _op.channels_last(x), _op.channels_last(second)
     weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     biases = None if bias is None else bias.detach().float().contiguous()
@@ -159,11 +159,11 @@ def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negati
 
 
 def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
-    _check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
-    return _output(x, weight, resize)
+    check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
+    return output(x, weight, resize)
 
 
-def _gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
+def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     """Empty gradients of x, weight, bias and second; those not needed have no elements."""
     given = [t if n else None for t, n in zip(like, need, strict=True)]
     formats = [torch.channels_last, torch.contiguous_format, torch.contiguous_format, torch.channels_last]
@@ -183,7 +183,7 @@ def _float32_like(tensor: Tensor) -> Tensor:
 def _backward_cpu(
     grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
 ):
-    dx, dweight, dbias, dsecond = _gradients([x, weight, bias, second], need)
+    dx, dweight, dbias, dsecond = gradients([x, weight, bias, second], need)
     # sums are float32: the gradients themselves where the parameters are, else cast from these
     dw = _float32_like(dweight) if need[1] else None
     db = _float32_like(dbias) if need[2] else None
@@ -203,7 +203,7 @@ def _backward_cpu(
 def _backward_fake(
     grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
 ):
-    return tuple(_gradients([x, weight, bias, second], need))
+    return tuple(gradients([x, weight, bias, second], need))
 
 
 def _setup_context(ctx, inputs, output):
@@ -235,15 +235,17 @@ _backward = _op.define(
     "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
+    cuda=_op.gpu(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = _op.define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
     "float negative_slope, bool exact, int input_grad_from) -> Tensor",
     cpu=_forward_cpu,
+    cuda=_op.gpu(__name__, "forward"),
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
     autocast=True,
 )
-_op.publish(resize_conv_act, reference, lambda: _op.native_implementation(NAME))
+_op.publish(resize_conv_act, reference, lambda: _op.own_implementations(NAME))

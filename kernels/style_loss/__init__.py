@@ -119,13 +119,15 @@ _backward = _op.define(
     f"{NAME}_backward(Tensor a, Tensor b, Tensor difference, Tensor per_sample, Tensor? grad_per_sample, "
     "Tensor? grad_mean, bool squared, bool[] need) -> (Tensor, Tensor)",
     cpu=_backward_cpu,
+    cuda=_op.gpu(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = _op.define(
     f"{NAME}(Tensor a, Tensor b, bool squared, bool with_difference) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
+    cuda=_op.gpu(__name__, "forward"),
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
 )
-_op.publish(style_loss, reference, lambda: _op.native_implementation(NAME))
+_op.publish(style_loss, reference, lambda: _op.own_implementations(NAME))

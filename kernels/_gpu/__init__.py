@@ -1,0 +1,1 @@
+"""What the operators' Triton kernels share: how they are launched and tuned, and the device functions they call."""

@@ -1,0 +1,124 @@
+"""How a Triton kernel is started: run, interpreted on the CPU, traced by torch.compile, or only noted."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one launch has to do, for the roofline: the FLOPs it computes (padding of tiles aside) and its traffic.
+
+    flops:    on matrix units where `matrix`, else on the ordinary ones
+    moved:    bytes that device memory must move at least: every input read once, every output written once
+    gathered: bytes that all programs together ask of the L2 cache; 0: as many as `moved`
+    """
+
+    flops: float
+    moved: float
+    gathered: float = 0.0
+    matrix: bool = False
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as it was asked for. arguments: by parameter name, those fixed at compile time included."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    cost: Cost = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+
+class _State(threading.local):
+    tracing = False
+    noted: list[Launch] | None = None
+    run = True
+    every_choice = False
+
+
+_state = _State()
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    cost: Callable[[], Cost],
+    num_warps: int = 4,
+    num_stages: int = 2,
+    **constants: Any,
+) -> None:
+    """Starts kernel[grid] with these arguments and compile-time constants; nothing where the grid is empty.
+
+    cost is called only where launches are noted.
+    """
+    if any(isinstance(size, int) and size == 0 for size in grid):
+        return
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    if _state.noted is not None:
+        given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+        _state.noted.append(Launch(kernel, grid, given, num_warps, num_stages, cost()))
+        if not _state.run:
+            return
+    if _state.tracing:
+        kernel = torch.library.wrap_triton(kernel)
+    kernel[grid](*arguments, **constants, **options)
+
+
+@contextlib.contextmanager
+def noted(run: bool = True, every_choice: bool = False) -> Iterator[list[Launch]]:
+    """Every launch of this thread within the block.
+
+    run=False: they are noted and not started, outputs stay unset. every_choice: with every candidate of tuning.
+    """
+    before = _state.noted, _state.run, _state.every_choice
+    _state.noted, _state.run, _state.every_choice = [], run, every_choice
+    try:
+        yield _state.noted
+    finally:
+        _state.noted, _state.run, _state.every_choice = before
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[None]:
+    """Launches within the block become nodes of the graph being traced (torch.library.wrap_triton)."""
+    before, _state.tracing = _state.tracing, True
+    try:
+        yield
+    finally:
+        _state.tracing = before
+
+
+def is_noted() -> bool:
+    """Whether launches are noted now."""
+    return _state.noted is not None
+
+
+def notes_every_choice() -> bool:
+    """Whether launches are noted with every candidate of tuning now."""
+    return _state.noted is not None and _state.every_choice
+
+
+def is_traced() -> bool:
+    """Whether launches become graph nodes now."""
+    return _state.tracing
+
+
+def size(*tensors: Tensor | None) -> float:
+    """Bytes of the tensors' elements."""
+    return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))
