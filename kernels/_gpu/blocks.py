@@ -22,7 +22,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 @triton.jit
 def rounded(value, DTYPE: tl.constexpr):
     """float32 value as DTYPE, to the nearest."""
-    if _INTERPRETED and DTYPE == tl.bfloat16:  # where the interpreter would cut off
+    if _INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 (where the interpreter would cut off)
         bits = value.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
         value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)

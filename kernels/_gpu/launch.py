@@ -119,6 +119,11 @@ def is_traced() -> bool:
     return _state.tracing
 
 
+def wide(*tensors: Tensor | None) -> bool:
+    """Whether offsets into one of the tensors need 64 bits."""
+    return any(t is not None and t.numel() >= 2**31 for t in tensors)
+
+
 def size(*tensors: Tensor | None) -> float:
     """Bytes of the tensors' elements."""
     return float(sum(t.numel() * t.element_size() for t in tensors if t is not None))

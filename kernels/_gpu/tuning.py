@@ -19,14 +19,19 @@ import triton
 from .launch import INTERPRETED, is_noted, is_traced, notes_every_choice
 
 T = TypeVar("T")
+# elements of a program where each is made by itself; the interpreter has no threads to share them
+ELEMENTS = 1 << 14 if INTERPRETED else 256
 ROUNDS = 7
 # streaming multiprocessors of an H100: what sizes are chosen for where there is no GPU to ask
 H100_PROCESSORS = 132
+INTERPRETED_PROCESSORS = 4  # the interpreter runs programs one after another: few large ones are soonest done
 
 
 @cache
 def processors() -> int:
     """Streaming multiprocessors of the GPU that runs, or of an H100 where none does."""
+    if INTERPRETED:
+        return INTERPRETED_PROCESSORS
     if not torch.cuda.is_available():
         return H100_PROCESSORS
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count

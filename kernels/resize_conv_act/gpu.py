@@ -2,8 +2,7 @@
 
 Nearest x2 before the convolution is four phases of 2x2 taps on folded weights, 16 products per pixel of x for the 36 as
 written; nearest /2 after it the convolution at stride 2. Their input gradients are the adjoint sums: one convolution of
-4x4 taps at stride 2, and four phases of 1 to 4 taps. Weight gradients are split over the pixels and summed in a fixed
-order, so that every result is the same in every run.
+4x4 taps at stride 2, and four phases of 1 to 4 taps. Weight gradients are in gpu_weight_gradient.py.
 
 float32 products run on the matrix units as three TF32 products (near float32), as one where
 torch.backends.cudnn.allow_tf32 is set, and as plain float32 arithmetic with exact=True.
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from .. import _op
 from .._gpu import tuning
-from .._gpu.blocks import activate, derivative, dot, rounded
-from .._gpu.launch import Cost, launch, size
+from .._gpu.activation_backward import through_activation
+from .._gpu.blocks import activate, dot, rounded
+from .._gpu.launch import Cost, launch, size, wide
 from . import ACTIVATION_NUMBERS, check, gradients, output
+from .gpu_weight_gradient import weight_gradient
 
 # which pixels a product takes, and where its sum goes; the _T are the adjoints, for the gradient of the input
 SAME, DOWN, UP, SAME_T, DOWN_T, UP_T = (tl.constexpr(number) for number in range(6))
@@ -30,16 +31,18 @@ FEW_CHANNELS = 8  # as many or fewer: taps and channels are one axis, so that no
 
 @triton.jit
 def pack_weights_kernel(
-    weight, packed, rows, columns, channels, first, FOLD: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr
-):
-    """weight (N, channels, 3, 3) -> packed (rows, taps, columns) of weight[:, first:first + C], by one element each.
+    weight, packed, rows, columns, width, channels, first,
+    FOLD: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """weight (N, channels, 3, 3) -> packed (rows, taps, width) of weight[:, first:first + C], by one element each.
 
-    (rows, columns) is (N, C), or (C, N) where TRANSPOSED. FOLD: the 4x4 taps of nearest x2 and convolution in one.
+    (rows, columns) is (N, C), or (C, N) where TRANSPOSED; from columns to width there are zeros. FOLD: the 4x4 taps of
+    nearest x2 and the convolution in one.
     """
     taps: tl.constexpr = 16 if FOLD else 9
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < rows * taps * columns
-    column, tap, row = at % columns, (at // columns) % taps, at // (columns * taps)
+    column, tap, row = at % width, (at // width) % taps, at // (width * taps)
+    inside = (row < rows) & (column < columns)
     n, c = (column, row) if TRANSPOSED else (row, column)
     source = weight + (n * channels + first + c) * 9
     if FOLD:
@@ -52,20 +55,29 @@ def pack_weights_kernel(
                 value += tl.load(source + p * 3 + q, mask=inside & part, other=0.0).to(tl.float32)
     else:
         value = tl.load(source + tap, mask=inside, other=0.0).to(tl.float32)
-    tl.store(packed + at, rounded(value, packed.dtype.element_ty), mask=inside)
+    tl.store(packed + at, rounded(value, packed.dtype.element_ty), mask=row < rows)
+
+
+@triton.jit
+def pad_channels_kernel(x, padded, pixels, C, CP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr):
+    """padded (pixels, CP) = x (pixels, C) with zeros after it; CP a multiple of 16, so that rows are aligned."""
+    p = (tl.cast(tl.program_id(0), tl.int64) if WIDE else tl.program_id(0)) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * 16 + tl.arange(0, 16)
+    value = tl.load(x + p[:, None] * C + c[None, :], mask=(p < pixels)[:, None] & (c < C)[None, :], other=0.0)
+    tl.store(padded + p[:, None] * CP + c[None, :], value, mask=(p < pixels)[:, None])
 
 
 @triton.jit
 def _add_products(
     acc, source, weights, sample, y0, x0, valid, n, N, H, W, C, rows, columns, first, by_row, by_column,
-    TAPS: tl.constexpr, FLAT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    TAPS: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """acc (BM, BN) plus the products of rows x columns taps from pixel (y0, x0) of (batch, H, W, C) with weights.
 
     weights is (N, TAPS, C); tap (i, j) takes its matrix first + i by_row + j by_column. FLAT: one axis of taps and C.
     """
     k = tl.arange(0, BK)
-    start = tl.cast(sample, tl.int64) * (H * W)
+    start = (tl.cast(sample, tl.int64) if WIDE else sample) * (H * W)
     if FLAT:
         for k0 in range(0, rows * columns * C, BK):
             at = k0 + k
@@ -103,15 +115,15 @@ def conv_kernel(
 ):  # fmt: skip
     """y (batch, height, width, N) of x (batch, H, W, C) by FORM; a tile is BM pixels of a phase's grid times BN of N.
 
-    second (batch, height, width, C2) joins UP and SAME as further channels, at the size the convolution runs at. For
-    DOWN it is (batch, H, W, C2). WIDE: there are more than 2^31 pixels.
+    second joins as further channels, at the size the convolution runs at: (batch, height, width, C2), or (batch, H, W,
+    C2) for DOWN. WIDE: offsets take 64 bits.
     """
     pid = tl.program_id(0)
     n_blocks = tl.cdiv(N, BN)
     n = (pid % n_blocks) * BN + tl.arange(0, BN)
-    rest = pid // n_blocks
-    phase_y, phase_x = 0, 0
-    if (FORM == UP) | (FORM == DOWN_T):
+    rest, phase_y, phase_x = pid // n_blocks, 0, 0
+    PHASES: tl.constexpr = (FORM == UP) | (FORM == DOWN_T)
+    if PHASES:
         phase_y, phase_x = (rest % 4) // 2, rest % 2
         rest = rest // 4
     pixels = grid_height * grid_width
@@ -121,184 +133,44 @@ def conv_kernel(
     valid = m < batch * pixels
     sample, inner = tl.cast(m // pixels, tl.int32), tl.cast(m % pixels, tl.int32)
     gy, gx = inner // grid_width, inner % grid_width
-    acc = tl.zeros((BM, BN), tl.float32)
-    if FORM == SAME:
-        acc = _add_products(
-            acc, x, weights, sample, gy - 1, gx - 1, valid, n, N, H, W, C, 3, 3, 0, 3, 1, 9, FLAT, BK, PRECISION
-        )
-    elif FORM == DOWN:
-        acc = _add_products(
-            acc, x, weights, sample, 2 * gy - 1, 2 * gx - 1, valid, n, N, H, W, C, 3, 3, 0, 3, 1, 9, FLAT, BK, PRECISION
-        )
+    # the first pixel that the taps take, how many there are, and which matrices they take
+    TAPS: tl.constexpr = 16 if (FORM == UP) | (FORM == UP_T) else 9
+    y0, x0, rows, columns, first, by_row, by_column = gy - 1, gx - 1, 3, 3, 0, 3, 1
+    if FORM == DOWN:
+        y0, x0 = 2 * gy - 1, 2 * gx - 1
     elif FORM == UP:
-        first = (3 - phase_y) * 4 + 3 - phase_x
-        acc = _add_products(
-            acc, x, weights, sample, gy - 1 + phase_y, gx - 1 + phase_x, valid, n, N, H, W, C, 2, 2, first, -8, -2, 16,
-            FLAT, BK, PRECISION,
-        )  # fmt: skip
+        y0, x0, rows, columns = gy - 1 + phase_y, gx - 1 + phase_x, 2, 2
+        first, by_row, by_column = (3 - phase_y) * 4 + 3 - phase_x, -8, -2
     elif FORM == SAME_T:
-        acc = _add_products(
-            acc, x, weights, sample, gy - 1, gx - 1, valid, n, N, H, W, C, 3, 3, 8, -3, -1, 9, FLAT, BK, PRECISION
-        )
+        first, by_row, by_column = 8, -3, -1
     elif FORM == DOWN_T:
-        first = (1 + phase_y) * 3 + 1 + phase_x
-        acc = _add_products(
-            acc, x, weights, sample, gy, gx, valid, n, N, H, W, C, 1 + phase_y, 1 + phase_x, first, -6, -2, 9,
-            FLAT, BK, PRECISION,
-        )  # fmt: skip
-    else:
-        acc = _add_products(
-            acc, x, weights, sample, 2 * gy - 1, 2 * gx - 1, valid, n, N, H, W, C, 4, 4, 0, 4, 1, 16,
-            FLAT, BK, PRECISION,
-        )  # fmt: skip
+        y0, x0, rows, columns = gy, gx, 1 + phase_y, 1 + phase_x
+        first, by_row, by_column = (1 + phase_y) * 3 + 1 + phase_x, -6, -2
+    elif FORM == UP_T:
+        y0, x0, rows, columns, by_row = 2 * gy - 1, 2 * gx - 1, 4, 4, 4
+    acc = tl.zeros((BM, BN), tl.float32)
+    acc = _add_products(
+        acc, x, weights, sample, y0, x0, valid, n, N, H, W, C, rows, columns, first, by_row, by_column,
+        TAPS, FLAT, WIDE, BK, PRECISION,
+    )  # fmt: skip
     oy, ox = gy, gx
-    if (FORM == UP) | (FORM == DOWN_T):
+    if PHASES:
         oy, ox = 2 * gy + phase_y, 2 * gx + phase_x
         valid = valid & (oy < height) & (ox < width)
     if HAS_SECOND:
+        y0, x0, second_height, second_width = oy - 1, ox - 1, height, width
         if FORM == DOWN:
-            acc = _add_products(
-                acc, second, second_weights, sample, 2 * oy - 1, 2 * ox - 1, valid, n, N, H, W, C2, 3, 3, 0, 3, 1, 9,
-                FLAT2, BK2, PRECISION,
-            )  # fmt: skip
-        else:
-            acc = _add_products(
-                acc, second, second_weights, sample, oy - 1, ox - 1, valid, n, N, height, width, C2, 3, 3, 0, 3, 1, 9,
-                FLAT2, BK2, PRECISION,
-            )  # fmt: skip
+            y0, x0, second_height, second_width = 2 * oy - 1, 2 * ox - 1, H, W
+        acc = _add_products(
+            acc, second, second_weights, sample, y0, x0, valid, n, N, second_height, second_width, C2, 3, 3, 0, 3, 1,
+            9, FLAT2, WIDE, BK2, PRECISION,
+        )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     acc = activate(acc, ACTIVATION, slope)
-    pixel = (tl.cast(sample, tl.int64) * (height * width) + oy * width + ox) * N
+    pixel = ((tl.cast(sample, tl.int64) if WIDE else sample) * (height * width) + oy * width + ox) * N
     inside = valid[:, None] & (n < N)[None, :]
     tl.store(y + pixel[:, None] + n[None, :], rounded(acc, y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def activation_backward_kernel(
-    grad, y, dz, scale, partial, pixels, N, part_pixels, parts, slope,
-    ACTIVATION: tl.constexpr, SCALED: tl.constexpr, WITH_BIAS: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """dz = grad * activation'(y) for (batch, pixels, N) and, WITH_BIAS, the sum of each part of a sample's pixels.
-
-    partial (batch * parts, N) float32: the sums times the sample's scale. Without activation dz is not written.
-    """
-    part, sample = tl.program_id(0) % parts, tl.program_id(0) // parts
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    total = tl.zeros((BN,), tl.float32)
-    start = tl.cast(sample, tl.int64) * pixels * N
-    for p0 in range(part * part_pixels, tl.minimum((part + 1) * part_pixels, pixels), BP):
-        p = p0 + tl.arange(0, BP)
-        inside = (p < tl.minimum((part + 1) * part_pixels, pixels))[:, None] & (n < N)[None, :]
-        at = start + tl.cast(p, tl.int64)[:, None] * N + n[None, :]
-        value = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        if ACTIVATION != 0:
-            of_y = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-            value = value * derivative(of_y, ACTIVATION, slope)
-            tl.store(dz + at, rounded(value, dz.dtype.element_ty), mask=inside)
-        total += tl.sum(value, axis=0)
-    if WITH_BIAS:
-        if SCALED:
-            total *= tl.load(scale + sample)
-        tl.store(partial + tl.cast(tl.program_id(0), tl.int64) * N + n, total, mask=n < N)
-
-
-@triton.jit
-def conv_weight_grad_kernel(
-    dz, x, scale, partial, steps, steps_per_split, H, W, C, ZH, ZW, N, grid_height, grid_width,
-    FORM: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
-    BJ: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
-):  # fmt: skip
-    """partial (splits, taps, C, N) float32: sums over one split's pixels of x at each tap times dz, FORM SAME, DOWN, UP.
-
-    A step is BP pixels of one sample, counted on the grid that has both: dz's for SAME and DOWN, x's for UP, where each
-    of 16 taps takes another pixel of dz. The product of a step counts `scale` times where SCALED.
-    """
-    TAPS: tl.constexpr = 16 if FORM == UP else 9
-    SIDE: tl.constexpr = 4 if FORM == UP else 3
-    n_blocks = tl.cdiv(N, BN)
-    n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
-    block = tl.program_id(0) // n_blocks
-    if FLAT:
-        j = block * BJ + tl.arange(0, BJ)
-        tap, c, wanted = j // C, j % C, j < TAPS * C
-    else:
-        c_blocks = tl.cdiv(C, BJ)
-        tap, c = block // c_blocks, (block % c_blocks) * BJ + tl.arange(0, BJ)
-        j, wanted = tap * C + c, c < C
-    tap_y, tap_x = tap // SIDE, tap % SIDE
-    per_sample = tl.cdiv(grid_height * grid_width, BP)
-    acc = tl.zeros((BJ, BN), tl.float32)
-    first = tl.program_id(1) * steps_per_split
-    for step in range(first, tl.minimum(first + steps_per_split, steps)):
-        sample = step // per_sample
-        p = (step % per_sample) * BP + tl.arange(0, BP)
-        valid = p < grid_height * grid_width
-        gy, gx = p // grid_width, p % grid_width
-        x_start, z_start = tl.cast(sample, tl.int64) * (H * W), tl.cast(sample, tl.int64) * (ZH * ZW)
-        if FORM == UP:
-            zy, zx = 2 * gy + tap_y - 1, 2 * gx + tap_x - 1
-            z_valid = valid & (zy >= 0) & (zy < ZH) & (zx >= 0) & (zx < ZW)
-            z_pixel = z_start + zy * ZW + zx
-            a_at, a_valid = (x_start + p)[:, None] * C + c[None, :], valid[:, None] & wanted[None, :]
-        else:
-            z_valid, z_pixel = valid, z_start + p
-            STRIDE: tl.constexpr = 2 if FORM == DOWN else 1
-            if FLAT:
-                xy, xx = STRIDE * gy[:, None] + tap_y[None, :] - 1, STRIDE * gx[:, None] + tap_x[None, :] - 1
-                a_valid = valid[:, None] & wanted[None, :] & (xy >= 0) & (xy < H) & (xx >= 0) & (xx < W)
-                a_at = (x_start + xy * W + xx) * C + c[None, :]
-            else:
-                xy, xx = STRIDE * gy + tap_y - 1, STRIDE * gx + tap_x - 1
-                a_valid = (valid & (xy >= 0) & (xy < H) & (xx >= 0) & (xx < W))[:, None] & wanted[None, :]
-                a_at = (x_start + xy * W + xx)[:, None] * C + c[None, :]
-        a = tl.load(x + a_at, mask=a_valid, other=0.0)
-        z = tl.load(dz + z_pixel[:, None] * N + n[None, :], mask=z_valid[:, None] & (n < N)[None, :], other=0.0)
-        if SCALED:
-            acc += dot(tl.trans(a), z, tl.zeros((BJ, BN), tl.float32), PRECISION) * tl.load(scale + sample)
-        else:
-            acc = dot(tl.trans(a), z, acc, PRECISION)
-    start = partial + tl.cast(tl.program_id(1), tl.int64) * (TAPS * C) * N
-    tl.store(start + j[:, None] * N + n[None, :], acc, mask=wanted[:, None] & (n < N)[None, :])
-
-
-@triton.jit
-def sum_gradients_kernel(
-    partial, splits, dweight, C, N, channels, first, bias_partial, bias_rows, dbias,
-    FOLD: tl.constexpr, WITH_WEIGHT: tl.constexpr, WITH_BIAS: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
-):  # fmt: skip
-    """Sums of the splits in their order: dweight (N, channels, 3, 3)[:, first:first + C] and, WITH_BIAS, dbias (N,).
-
-    FOLD: each of the 3x3 taps is the sum of four of the 4x4 taps that hold it. Program axis 1 is a tap, its last the bias.
-    """
-    n_blocks = tl.cdiv(N, BN)
-    n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
-    tap, block = tl.program_id(1), tl.program_id(0) // n_blocks
-    if WITH_WEIGHT and tap < 9:
-        c = block * BC + tl.arange(0, BC)
-        inside = (c < C)[:, None] & (n < N)[None, :]
-        total = tl.zeros((BC, BN), tl.float32)
-        TAPS: tl.constexpr = 16 if FOLD else 9
-        for split in range(splits):
-            start = partial + tl.cast(split, tl.int64) * (TAPS * C) * N
-            if FOLD:
-                for i in tl.static_range(2):
-                    for j in tl.static_range(2):
-                        folded = (2 - tap // 3 + i) * 4 + 2 - tap % 3 + j
-                        total += tl.load(start + (folded * C + c)[:, None] * N + n[None, :], mask=inside, other=0.0)
-            else:
-                total += tl.load(start + (tap * C + c)[:, None] * N + n[None, :], mask=inside, other=0.0)
-        at = (n[None, :] * channels + first + c[:, None]) * 9 + tap
-        tl.store(dweight + at, rounded(total, dweight.dtype.element_ty), mask=inside)
-    elif WITH_BIAS:
-        if block == 0:
-            sums = tl.zeros((BN,), tl.float32)
-            for r0 in range(0, bias_rows, BR):
-                r = r0 + tl.arange(0, BR)
-                inside = (r < bias_rows)[:, None] & (n < N)[None, :]
-                part = tl.load(bias_partial + tl.cast(r, tl.int64)[:, None] * N + n[None, :], mask=inside, other=0.0)
-                sums += tl.sum(part, axis=0)
-            tl.store(dbias + n, rounded(sums, dbias.dtype.element_ty), mask=n < N)
 
 
 def precision(dtype: torch.dtype, exact: bool) -> str:
@@ -308,43 +180,62 @@ def precision(dtype: torch.dtype, exact: bool) -> str:
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
-def _power(size: int, low: int, high: int) -> int:
-    """The smallest power of two that holds size, from low to high."""
-    return min(high, max(low, triton.next_power_of_2(size)))
+def _block(channels: int, dtype: torch.dtype) -> int:
+    """Channels of a step: few steps, and little padding in the last."""
+    sizes = (16, 32, 64) if dtype != torch.float32 else (16, 32)
+    return min(sizes, key=lambda size: -(-channels // size) * (size + 8))
 
 
 def conv_tiles(pixels: int, phases: int, channels: int, n: int, dtype: torch.dtype) -> list[dict[str, int]]:
-    """Tile shapes of conv_kernel worth trying, the likely best first: as large as still occupy every multiprocessor."""
+    """Tile shapes of conv_kernel worth trying, the likely best first: as large as still occupy the multiprocessors."""
     half = dtype != torch.float32
-    bk = _power(channels, 16, 64 if half else 32)
-    bn = _power(n, 16, 128)
+    widest = min(128, max(16, triton.next_power_of_2(n)))
 
     def tile(bm: int, bn: int) -> dict[str, int]:
-        return {
-            "BM": bm,
-            "BN": bn,
-            "BK": bk,
-            "num_warps": 8 if bm * bn >= 128 * 128 else 4,
-            "num_stages": 4 if half else 3,
-        }
+        # a float32 product is three, and the parts of its factors stay in registers: half the elements to a thread
+        warps = 8 if bm * bn >= (128 * 128 if half else 64 * 128) else 4
+        return {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": 4 if half else 3}
 
-    wide = [tile(bm, b) for bm, b in ((128, bn), (64, bn), (64, min(bn, 64)), (32, min(bn, 32)))]
-    filled = [t for t in wide if phases * -(-pixels // t["BM"]) * -(-n // t["BN"]) >= tuning.processors()]
-    first = filled[0] if filled else wide[-1]
-    others = [t for t in wide if t != first]
-    nearest = sorted(others, key=lambda t: abs(t["BM"] * t["BN"] - first["BM"] * first["BN"]))
-    return [first, *nearest[:1]]
+    largest = (128, widest) if half else (128, min(widest, 64))
+    sizes = dict.fromkeys([largest, (64, widest), (64, min(widest, 64)), (32, min(widest, 32))])
+    tiles = [tile(*size) for size in sizes]
+    enough = 0.7 * tuning.processors()
+    filled = [t for t in tiles if phases * -(-pixels // t["BM"]) * -(-n // t["BN"]) >= enough]
+    first = filled[0] if filled else tiles[-1]
+    others = sorted((t for t in tiles if t != first), key=lambda t: abs(t["BM"] * t["BN"] - first["BM"] * first["BN"]))
+    return [first, *others[:1]]
+
+
+def aligned(channels: int) -> int:
+    """Channels as the matrix kernels read them: rows of whole 16-byte words, unless there are but few."""
+    return channels if channels <= FEW_CHANNELS else -(-channels // 16) * 16
+
+
+def padded(x: Tensor) -> Tensor:
+    """x, channels_last, with as many channels as `aligned` says."""
+    batch, channels, height, width = x.shape
+    wider = aligned(channels)
+    if wider == channels:
+        return x
+    shape = (batch, wider, height, width)
+    result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    pixels, block = batch * height * width, 128
+    launch(
+        pad_channels_kernel, (triton.cdiv(pixels, block), wider // 16), x, result, pixels, channels,
+        CP=wider, WIDE=wide(result), BP=block, cost=lambda: Cost(0.0, size(x, result)),
+    )  # fmt: skip
+    return result
 
 
 def packed(weight: Tensor, first: int, channels: int, dtype: torch.dtype, fold: bool, transposed: bool) -> Tensor:
-    """weight[:, first:first + channels] as the kernels read it: (N, taps, C), or (C, taps, N) transposed."""
+    """weight[:, first:first + channels] as the kernels read it: (N, taps, C), or (C, taps, N) transposed, padded."""
     n, taps = weight.shape[0], 16 if fold else 9
     rows, columns = (channels, n) if transposed else (n, channels)
-    result = torch.empty((rows, taps, columns), dtype=dtype, device=weight.device)
-    block = 256
+    result = torch.empty((rows, taps, aligned(columns)), dtype=dtype, device=weight.device)
+    block = tuning.ELEMENTS
     launch(
-        pack_weights_kernel, (triton.cdiv(result.numel(), block),), weight, result, rows, columns, weight.shape[1], first,
-        FOLD=fold, TRANSPOSED=transposed, BLOCK=block,
+        pack_weights_kernel, (triton.cdiv(result.numel(), block),), weight, result, rows, columns, result.shape[2],
+        weight.shape[1], first, FOLD=fold, TRANSPOSED=transposed, BLOCK=block,
         cost=lambda: Cost(10.0 * result.numel() * fold, 9 * n * channels * weight.element_size() + size(result)),
     )  # fmt: skip
     return result
@@ -355,7 +246,7 @@ def _convolve(
     second: Tensor | None = None, second_weights: Tensor | None = None, bias: Tensor | None = None,
     activation: str = "none", slope: float = 0.0,
 ) -> None:  # fmt: skip
-    """One launch of conv_kernel: y from x, both channels_last, by the form."""
+    """One launch of conv_kernel: y from x, both channels_last, by the form; the inputs are padded."""
     batch, channels, height, width = x.shape
     n, out_height, out_width = y.shape[1:]
     phases = 4 if form in PHASED else 1
@@ -366,19 +257,20 @@ def _convolve(
 
     def cost() -> Cost:
         flops = 2.0 * batch * out_height * out_width * n * (taps * channels + 9 * further)
-        moved = size(x, weights, second, second_weights, bias, y)
-        return Cost(flops, moved, taps * size(x) * y[0, 0].numel() / x[0, 0].numel() + size(y), matrix=not exact)
+        gathered = batch * out_height * out_width * (taps * channels + 9 * further) * x.element_size()
+        return Cost(flops, size(x, weights, second, second_weights, bias, y), gathered + size(y), matrix=not exact)
 
     def run(tile: dict[str, int]) -> None:
         blocks = triton.cdiv(pixels, tile["BM"]) * phases * triton.cdiv(n, tile["BN"])
+        flat, flat2 = channels <= FEW_CHANNELS, further <= FEW_CHANNELS
         launch(
             conv_kernel, (blocks,), x, weights, x if second is None else second,
             weights if second is None else second_weights, weights if bias is None else bias, y, batch, height, width,
             channels, further, n, *grid, out_height, out_width, slope,
             FORM=form, ACTIVATION=ACTIVATION_NUMBERS[activation], HAS_SECOND=further > 0, HAS_BIAS=bias is not None,
-            FLAT=channels <= FEW_CHANNELS, FLAT2=further <= FEW_CHANNELS, WIDE=pixels + tile["BM"] >= 2**31,
-            PRECISION=precision(x.dtype, exact), BK2=_power(further, 32, tile["BK"]) if further > FEW_CHANNELS else 32,
-            cost=cost, **(tile | {"BK": 32} if channels <= FEW_CHANNELS else tile),
+            FLAT=flat, FLAT2=flat2, WIDE=wide(x, second, y), PRECISION=precision(x.dtype, exact),
+            BK=32 if flat else _block(channels, x.dtype), BK2=32 if flat2 else _block(further, x.dtype),
+            cost=cost, **tile,
         )  # fmt: skip
 
     problem = (form, batch, channels, further, height, width, n, x.dtype, precision(x.dtype, exact))
@@ -388,13 +280,15 @@ def _convolve(
 def forward(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
     check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     y = output(x, weight, resize)
-    x, second = _op.channels_last(x), _op.channels_last(second)
+    if not y.numel():
+        return y
     weight, channels = weight.contiguous(), x.shape[1]
     first = packed(weight, 0, channels, x.dtype, resize == "up", False)
     further = None if second is None else packed(weight, channels, second.shape[1], x.dtype, False, False)
     _convolve(
-        x, first, y, FORWARD[resize], exact,
-        second=second, second_weights=further, bias=bias, activation=activation, slope=negative_slope,
+        padded(_op.channels_last(x)), first, y, FORWARD[resize], exact,
+        second=None if second is None else padded(_op.channels_last(second)), second_weights=further,
+        bias=None if bias is None else bias.contiguous(), activation=activation, slope=negative_slope,
     )  # fmt: skip
     return y
 
@@ -402,98 +296,32 @@ def forward(x, weight, bias, second, grad_scale, resize, activation, negative_sl
 def backward(
     grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
 ):
-    dx, dweight, dbias, dsecond = gradients([x, weight, bias, second], need)
+    results = gradients([x, weight, bias, second], need)
+    dx, dweight, dbias, dsecond = results
     if x.shape[0] == 0:
         for gradient in (dweight, dbias):
             gradient.zero_()
-        return dx, dweight, dbias, dsecond
-    x, second, y, grad = _op.channels_last(x), _op.channels_last(second), _op.channels_last(y), _op.channels_last(grad)
+        return tuple(results)
     weight, channels = weight.contiguous(), x.shape[1]
     scale = None if grad_scale is None else grad_scale.float().contiguous()
-    dz, bias_partial = _through_activation(grad, y, scale, activation, negative_slope, need[2])
+    dz, bias_rows = through_activation(
+        _op.channels_last(grad), _op.channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
+        with_bias=need[2], channels=aligned(grad.shape[1]),
+    )  # fmt: skip
     # beside nearest x2 the second input's convolution runs at the full size
-    second_resize = "none" if resize == "up" else resize
-    inputs = [(dx, x, 0, resize, need[0]), (dsecond, second, channels, second_resize, need[3])]
-    for gradient, source, at, form, needed in inputs:
+    inputs = [(x, dx, 0, resize, need[0])]
+    if second is not None:
+        inputs.append((second, dsecond, channels, "none" if resize == "up" else resize, need[3]))
+    for source, gradient, at, form, needed in inputs:
         if needed:
             gradient[:input_grad_from].zero_()
             if input_grad_from < len(gradient):
                 weights = packed(weight, at, source.shape[1], x.dtype, form == "up", True)
                 _convolve(dz[input_grad_from:], weights, gradient[input_grad_from:], ADJOINT[form], exact)
-    if need[1] or need[2]:
-        _weight_gradient(dz, x, scale, dweight, 0, resize, exact, need[1], bias_partial, dbias)
-    if need[1] and second is not None:
-        _weight_gradient(dz, second, scale, dweight, channels, second_resize, exact, True, None, None)
-    return dx, dweight, dbias, dsecond
-
-
-def _through_activation(
-    grad: Tensor, y: Tensor, scale: Tensor | None, activation: str, slope: float, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient before the activation, channels_last, and partial sums (rows, N) of the bias's gradient."""
-    if activation == "none" and not with_bias:
-        return grad, None
-    batch, n, height, width = grad.shape
-    pixels, bn = height * width, _power(n, 16, 64)
-    bp = 2048 // bn
-    # a few programs for each multiprocessor, and no part smaller than a block
-    parts = max(1, min(triton.cdiv(pixels, bp), triton.cdiv(4 * tuning.processors(), batch)))
-    part_pixels = triton.cdiv(triton.cdiv(pixels, parts), bp) * bp
-    parts = triton.cdiv(pixels, part_pixels)
-    dz = grad if activation == "none" else torch.empty_like(grad, memory_format=torch.channels_last)
-    partial = torch.empty((batch * parts, n), dtype=torch.float32, device=grad.device) if with_bias else None
-    launch(
-        activation_backward_kernel, (batch * parts, triton.cdiv(n, bn)), grad, y, dz, grad if scale is None else scale,
-        grad if partial is None else partial, pixels, n, part_pixels, parts, slope,
-        ACTIVATION=ACTIVATION_NUMBERS[activation], SCALED=scale is not None, WITH_BIAS=with_bias, BP=bp, BN=bn,
-        cost=lambda: Cost(4.0 * grad.numel(), size(grad, partial) + (0 if dz is grad else size(y, dz))),
-    )  # fmt: skip
-    return dz, partial
-
-
-def _weight_gradient(
-    dz: Tensor, x: Tensor, scale: Tensor | None, dweight: Tensor, first: int, resize: str, exact: bool,
-    with_weight: bool, bias_partial: Tensor | None, dbias: Tensor | None,
-) -> None:  # fmt: skip
-    """dweight[:, first:first + C] and, where its partial sums are given, dbias."""
-    batch, channels, height, width = x.shape
-    n, z_height, z_width = dz.shape[1:]
-    form, fold = FORWARD[resize], resize == "up"
-    taps = 16 if fold else 9
-    grid = (height, width) if fold else (z_height, z_width)
-    flat = not fold and channels < 64
-    half, splits = x.dtype != torch.float32, 1
-    bj, bn = (_power(taps * channels, 16, 64) if flat else _power(channels, 16, 128)), _power(n, 16, 128)
-    bp = _power(grid[0] * grid[1], 16, 64 if half else 32)
-    steps = batch * triton.cdiv(grid[0] * grid[1], bp)
-    columns = triton.cdiv(taps * channels, bj) if flat else taps * triton.cdiv(channels, bj)
-    tiles = columns * triton.cdiv(n, bn)
-    # enough programs for two rounds of the multiprocessors, and at least eight steps for each
-    splits = max(1, min(triton.cdiv(2 * tuning.processors(), tiles), triton.cdiv(steps, 8)))
-    per_split = triton.cdiv(steps, splits)
-    splits = triton.cdiv(steps, per_split)
-    shape = (splits, taps, channels, n) if with_weight else (0,)
-    partial = torch.empty(shape, dtype=torch.float32, device=x.device)
-
-    def cost() -> Cost:
-        flops = 2.0 * batch * grid[0] * grid[1] * taps * channels * n
-        gathered = columns * size(dz) * (4 if fold else 1) + taps * triton.cdiv(n, bn) * size(x)
-        return Cost(flops, size(x, dz, partial), gathered, matrix=not exact)
-
-    if with_weight:
-        launch(
-            conv_weight_grad_kernel, (tiles, splits), dz, x, partial if scale is None else scale, partial, steps,
-            per_split, height, width, channels, z_height, z_width, n, *grid,
-            FORM=form, SCALED=scale is not None, FLAT=flat, PRECISION=precision(x.dtype, exact), BJ=bj, BN=bn, BP=bp,
-            cost=cost, num_warps=8 if bj * bn >= 128 * 128 else 4, num_stages=3,
-        )  # fmt: skip
-    bc, bn = 16, _power(n, 16, 64)
-    blocks = triton.cdiv(channels, bc) * triton.cdiv(n, bn)
-    rows = 0 if bias_partial is None else len(bias_partial)
-    launch(
-        sum_gradients_kernel, (blocks, 10) if with_weight else (triton.cdiv(n, bn), 1), partial, splits,
-        dweight if with_weight else partial, channels, n, dweight.shape[1] if with_weight else channels, first,
-        partial if bias_partial is None else bias_partial, rows, partial if dbias is None else dbias,
-        FOLD=fold, WITH_WEIGHT=with_weight, WITH_BIAS=bias_partial is not None, BC=bc, BN=bn, BR=64,
-        cost=lambda: Cost(partial.numel() * (4.0 if fold else 1.0), size(partial, bias_partial, dbias) + taps * n * channels),
-    )  # fmt: skip
+        if need[1] or bias_rows is not None:
+            weight_gradient(
+                dz, padded(_op.channels_last(source)) if need[1] else source, scale, dweight if need[1] else None, at,
+                source.shape[1], FORWARD[form], precision(x.dtype, exact), bias_rows, dbias,
+            )  # fmt: skip
+            bias_rows = None  # once is enough
+    return tuple(results)

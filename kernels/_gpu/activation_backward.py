@@ -1,0 +1,78 @@
+"""The gradient before an activation, from the output alone, with the bias's gradient on the way: one pass."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tuning
+from .blocks import derivative, rounded
+from .launch import Cost, launch, size, wide
+
+
+@triton.jit
+def activation_backward_kernel(
+    grad, y, dz, scale, partial, pixels, N, NP, part_pixels, parts, slope,
+    ACTIVATION: tl.constexpr, WRITE: tl.constexpr, SCALED: tl.constexpr, WITH_BIAS: tl.constexpr, WIDE: tl.constexpr,
+    BP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dz (batch, pixels, NP) = grad * activation'(y) of (batch, pixels, N), where WRITE, zero from channel N on.
+
+    WITH_BIAS: partial (batch * parts, N) float32, the sum over a part of a sample's pixels times the sample's scale.
+    """
+    part, sample = tl.program_id(0) % parts, tl.program_id(0) // parts
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    total = tl.zeros((BN,), tl.float32)
+    start = (tl.cast(sample, tl.int64) if WIDE else sample) * pixels
+    end = tl.minimum((part + 1) * part_pixels, pixels)
+    for p0 in range(part * part_pixels, end, BP):
+        p = p0 + tl.arange(0, BP)
+        inside = (p < end)[:, None] & (n < N)[None, :]
+        at = (start + p)[:, None] * N + n[None, :]
+        value = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        if ACTIVATION != 0:
+            of_y = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+            value = tl.where(inside, value * derivative(of_y, ACTIVATION, slope), 0.0)
+        if WRITE:
+            to = dz + (start + p)[:, None] * NP + n[None, :]
+            tl.store(to, rounded(value, dz.dtype.element_ty), mask=(p < end)[:, None] & (n < NP)[None, :])
+        total += tl.sum(value, axis=0)
+    if WITH_BIAS:
+        if SCALED:
+            total *= tl.load(scale + sample)
+        tl.store(partial + tl.program_id(0) * N + n, total, mask=n < N)
+
+
+def through_activation(
+    grad: Tensor, y: Tensor, scale: Tensor | None, activation: int, slope: float, *, with_bias: bool, channels: int
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient before the activation and the rows whose sum is the bias's gradient, times each sample's scale.
+
+    grad, y:    (B, N, H, W) channels_last, B > 0; activation by its number, 0 for none
+    scale:      (B,) float32 or None; it weighs the bias's gradient only
+    channels:   how many the result has, at least N; those from N on are zero
+    Returns (B, channels, H, W) channels_last, grad itself where nothing changes, and (rows, N) float32 or None.
+    """
+    batch, n, height, width = grad.shape
+    write = activation != 0 or channels != n
+    if not write and not with_bias:
+        return grad, None
+    pixels, bn = height * width, min(64, max(16, triton.next_power_of_2(channels)))
+    bp = 1024 // bn
+    # a few programs for each multiprocessor, and no part smaller than a block
+    parts = max(1, min(triton.cdiv(pixels, bp), triton.cdiv(4 * tuning.processors(), batch)))
+    part_pixels = triton.cdiv(triton.cdiv(pixels, parts), bp) * bp
+    parts = triton.cdiv(pixels, part_pixels)
+    dz = grad
+    if write:
+        shape = (batch, channels, height, width)
+        dz = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    partial = torch.empty((batch * parts, n), dtype=torch.float32, device=grad.device) if with_bias else None
+    launch(
+        activation_backward_kernel, (batch * parts, triton.cdiv(channels, bn)), grad, y, dz,
+        grad if scale is None else scale, grad if partial is None else partial, pixels, n, channels, part_pixels, parts,
+        slope, ACTIVATION=activation, WRITE=write, SCALED=scale is not None, WITH_BIAS=with_bias, WIDE=wide(dz),
+        BP=bp, BN=bn,
+        cost=lambda: Cost(4.0 * grad.numel(), size(grad, partial) + size(*(y, dz) if write else ())),
+    )  # fmt: skip
+    return dz, partial
