@@ -130,9 +130,9 @@ class GraphedStep:
         mine = self._inputs
         if (kind := _kind(batch)) != (wanted := _kind(mine)):
             raise ValueError(f"the recorded step takes batches of {wanted}, not of {kind}")
-        mine.images.copy_(batch.images, non_blocking=True)
+        mine.images.copy_(batch.images)
         if mine.landmarks is not None:
-            mine.landmarks.copy_(batch.landmarks, non_blocking=True)
+            mine.landmarks.copy_(batch.landmarks)
 
 
 def _buffers(batch: "Batch") -> "Batch":
