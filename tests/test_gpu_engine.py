@@ -178,9 +178,9 @@ def test_the_command_without_waiting(
     monkeypatch.setenv("KILN_SYNC_DEBUG", "1")
     monkeypatch.setattr("engine.report.write", lambda run_dir: None)
     out = tmp_path / "run"
-    words = ["--fused", "--device", "cuda", "--precision", "bf16", "--data", str(tmp_path / "set"), "--resolution",
-             "32", "--filters", "16", "--batch-size", "6", "--log-every", "5", "--sample-every", "8", "--checkpoint-every",
-             "10", "--loader", kind, graph, *LANDMARKS, "--out", str(out)]  # fmt: skip
+    words = ["--fused", "--device", "cuda", "--precision", "bf16", "--data", str(tmp_path / "set"), "--loader", kind,
+             "--resolution", "32", "--filters", "16", "--batch-size", "6", "--log-every", "5", "--sample-every", "8",
+             "--checkpoint-every", "10", graph, *LANDMARKS, "--out", str(out)]  # fmt: skip
     assert main([*words, "--steps", "15"]) == 0
     assert main(["--resume", "--out", str(out), "--steps", "30"]) == 0
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
