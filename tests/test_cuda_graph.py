@@ -3,9 +3,12 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engine import checkpoint, verify
 from engine.config import TrainConfig, resolve
@@ -198,6 +201,38 @@ def test_no_step_waits_for_the_device(mode: str, flags: tuple[str, ...]) -> None
     for wait in (lambda: meter._sums[0].item(), lambda: meter._sums[meter._sums > 0], lambda: torch.tensor(1.0)):
         with pytest.raises(AssertionError, match="the host would wait"), NoWaiting():
             wait()
+
+
+class OnlyOn(TorchDispatchMode):
+    """Raises AssertionError when an operator sees or makes a tensor on another device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, results)):
+            if isinstance(tensor, torch.Tensor) and tensor.device != self.device:
+                raise AssertionError(f"{func} and a tensor on {tensor.device}")
+        return results
+
+
+@MODES
+@KINDS
+def test_everything_a_step_takes_lies_on_the_device(mode: str, flags: tuple[str, ...]) -> None:
+    """On the meta device, which shows what the CPU cannot: no tensor of the host's takes part. Adam is left out."""
+    config = tiny_config(*CHANGING, *flags, mode=mode)
+    system, batch, meter = build(config, "meta"), batch_of(config), LossMeter(torch.device("meta"))
+    for optimiser in system.optimisers.values():
+        optimiser.step = lambda: None
+    batch = Batch(batch.images.to("meta"), batch.landmarks.to("meta"), batch.indices)
+    with OnlyOn("meta"):
+        for number in (1, 2):
+            meter.add(number, system.step(batch))
+    assert all(p.grad is not None for network in system.networks().values() for p in network.parameters())
+    with pytest.raises(AssertionError, match="a tensor on cpu"), OnlyOn("meta"):
+        system.k.add_(torch.ones(()))
 
 
 def test_both_ways_to_move_an_average() -> None:
