@@ -115,6 +115,8 @@ class TrainConfig:
     """Where to train; default cuda when there is one."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Arithmetic of the networks; tf32 needs cuda."""
+    cuda_graph: bool = True
+    """On cuda: record the step as one CUDA graph and launch it whole; without, kernel by kernel."""
     threads: int = 0
     """CPU threads; 0 = all that PyTorch would use. The same number gives the same bits."""
 
@@ -222,6 +224,8 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     config = _choose_sizes(config, given, origins)
     config = _fill(config, origins)
     check(config)
+    if "cuda_graph" in given and config.cuda_graph and config.device != "cuda":
+        raise InputError("--cuda-graph needs an NVIDIA GPU: add --device cuda, or leave it out")
     if saved is not None:
         _check_resumable(config, saved)
     return config, origins

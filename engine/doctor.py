@@ -205,7 +205,7 @@ def check_room() -> list[Finding]:
 
 
 def check_training() -> list[Finding]:
-    """One small fused step on each device: the only proof that training works."""
+    """A small fused step on each device, on a GPU also as a CUDA graph: the only proof that training works."""
     torch, _ = environment.attempt("torch")
     if torch is None:
         return [Finding("training", BROKEN, "cannot work without torch", "see torch above")]
@@ -213,7 +213,9 @@ def check_training() -> list[Finding]:
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         try:
             _one_step(torch.device(device))
-            findings.append(Finding(f"training ({device})", OK, "one fused step of a small refiner works"))
+            works = "one fused step of a small refiner works"
+            works += ", also as a CUDA graph" if device == "cuda" else ""
+            findings.append(Finding(f"training ({device})", OK, works))
         except Exception as error:  # whatever it is, it belongs on the page
             found = f"a fused step fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             mend = "see above; --eager may still work" if device == "cpu" else "use --device cpu, or --eager"
@@ -227,12 +229,18 @@ def _one_step(device: Any) -> None:
 
     from engine.config import TrainConfig
     from engine.data import Batch
+    from engine.graph import WARM_UP, GraphedStep
     from engine.systems import build
     from engine.verify import training_images
 
     config = TrainConfig(fused=True, resolution=16, filters=4, hidden=8, batch_size=2, model="A", inject=(8,))
     images = training_images(2, 3, 16, 1, device)
-    losses = build(config, device).step(Batch(images=images, landmarks=None, indices=torch.arange(2)))
+    batch, system = Batch(images=images, landmarks=None, indices=torch.arange(2)), build(config, device)
+    losses = system.step(batch)
+    if device.type == "cuda":
+        graphed = GraphedStep(system)
+        for _ in range(WARM_UP + 1):
+            losses = graphed(batch)
     if not all(bool(torch.isfinite(value)) for value in losses.values()):
         raise FloatingPointError("the losses are not finite")
 

@@ -15,6 +15,7 @@ from engine import config as configuration
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError
 from engine.faces import Framing
+from engine.graph import WARM_UP, GraphedStep, no_waiting
 from engine.metrics import LossMeter, MetricsLog
 from engine.networks.layers import OPERATORS, parameter_count
 from engine.progress import Progress, memory_mb
@@ -73,8 +74,7 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
         print(f"data    {dataset.summary()}\nloader  {loader.describe()}")
         system = build(config, config.device)
         sizes = ", ".join(f"{name} {parameter_count(net):,}" for name, net in system.networks().items())
-        mode = "fused operators" if config.fused else "plain PyTorch (eager)"
-        print(f"model   {config.system}: {sizes} parameters\nmode    {mode}, {config.precision}, {config.device}")
+        print(f"model   {config.system}: {sizes} parameters\nmode    {mode(config)}")
         return Trainer(config, origins, system, loader, start).run()
     finally:
         loader.close()
@@ -90,6 +90,15 @@ def require_fused(config: TrainConfig) -> None:
     for row in missing:
         if row.operator in OPERATORS:
             raise InputError(f"--fused: {row.operator} cannot run on {config.device}: {row.why}")
+
+
+def mode(config: TrainConfig) -> str:
+    """How steps run, for the terminal."""
+    operators = "fused operators" if config.fused else "plain PyTorch (eager)"
+    launches = ""
+    if config.device == "cuda":
+        launches = ", each step one CUDA graph" if config.cuda_graph else ", launched kernel by kernel"
+    return f"{operators}, {config.precision}, {config.device}{launches}"
 
 
 def set_machine(config: TrainConfig) -> None:
@@ -142,6 +151,8 @@ class Trainer:
         self.config, self.origins, self.system, self.loader = config, origins, system, loader
         self.run_dir: Path = config.out
         self.meter = LossMeter(system.device)
+        on_gpu = system.device.type == "cuda"
+        self._train_on = GraphedStep(system, settle=loader.settle) if on_gpu and config.cuda_graph else system.step
         self.step = 0
         self.saved: Path | None = None
         self._elapsed_before = 0.0
@@ -181,10 +192,12 @@ class Trainer:
 
     def _one_step(self) -> None:
         config, step = self.config, self.step + 1
-        self.system.set_learning_rate(learning_rate(config, step))
-        losses = self.system.step(self.loader.next())
+        # the first steps compile, tune and record, and may wait for the device
+        with no_waiting(self.system.device) if step - self.first_step > WARM_UP else contextlib.nullcontext():
+            self.system.set_learning_rate(learning_rate(config, step))
+            losses = self._train_on(self.loader.next())
+            self.meter.add(step, losses)
         self.step = step
-        self.meter.add(step, losses)
         last = step == config.steps
         self.progress.show(step, self._read() if step % config.log_every == 0 or last else None)
         with self._pause():

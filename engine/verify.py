@@ -5,20 +5,20 @@ float64 reference may be at most twice that of eager PyTorch in the same dtype, 
 Training: steps of the refiner fused and eager, in float32; every loss and every network's gradient must agree to 1e-4.
 Both start each step from the state of the eager run: left alone, two runs that differ by rounding drift apart.
 Trained: after those steps, one more in float64 too. Its losses, and every operator call of the fused step on the very
-weights, activations and gradients that training has made, keep the operators' rule. Exit status 1 when anything fails.
+weights, activations and gradients that training has made, keep the operators' rule.
+Captured (on cuda): the same fused steps launched kernel by kernel and as a CUDA graph. Exit status 1 when anything
+fails.
 """
 
 import contextlib
 import copy
 import dataclasses
-import functools
-import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,11 @@ import tyro
 from tqdm import tqdm
 
 from engine import ops
+from engine.calls import Call, captured
 from engine.cli import parse, run
 from engine.environment import pick_device
 from engine.errors import InputError
+from engine.graph import WARM_UP, GraphedStep, Recorder
 from engine.kernels import _native, _spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -191,63 +193,6 @@ def gradient_pairs(fused: "System", eager: "System") -> dict[str, tuple[torch.Te
     return {name: (flat(fused, name), flat(eager, name)) for name in eager.networks()}
 
 
-@dataclass
-class Call:
-    """One call of an operator in a training step: its arguments, and the gradients that reached its outputs."""
-
-    operator: str
-    tensors: dict[str, torch.Tensor]
-    options: dict[str, Any]
-    upstream: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def results(self, function: Callable, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Outputs and gradients of `function` on these tensors as `dtype`."""
-        floats = {name for name, tensor in self.tensors.items() if tensor.is_floating_point()}
-        given = {name: (t.to(dtype) if name in floats else t).detach() for name, t in self.tensors.items()}
-        leaves = {name: t.requires_grad_() for name, t in given.items() if name in floats - {"grad_scale"}}
-        outputs = function(**given, **self.options)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
-        if self.upstream:
-            reached, upstream = zip(*((outputs[i], g.to(dtype)) for i, g in self.upstream.items()), strict=True)
-            gradients = torch.autograd.grad(reached, list(leaves.values()), upstream)
-            found |= {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
-        return found
-
-
-@contextlib.contextmanager
-def captured() -> Iterator[list[Call]]:
-    """Every call that layers make through engine.ops within the block."""
-    calls: list[Call] = []
-
-    def keep(call: Call, output: int, gradient: torch.Tensor | None) -> None:
-        if gradient is not None:
-            call.upstream[output] = gradient.clone()
-
-    def recording(operator: str, function: Callable) -> Callable:
-        def record(*args: Any, **options: Any) -> Any:
-            given = inspect.signature(function).bind(*args, **options).arguments
-            tensors = {name: v.detach().clone() for name, v in given.items() if isinstance(v, torch.Tensor)}
-            call = Call(operator, tensors, {name: v for name, v in given.items() if name not in tensors})
-            calls.append(call)
-            outputs = function(*args, **options)
-            for number, output in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
-                if output.requires_grad:
-                    output.register_hook(functools.partial(keep, call, number))
-            return outputs
-
-        return record
-
-    honest = {name: getattr(ops, name) for name in ops.OPERATORS}
-    for name, function in honest.items():
-        setattr(ops, name, recording(name, function))
-    try:
-        yield calls
-    finally:
-        for name, function in honest.items():
-            setattr(ops, name, function)
-
-
 def verify_trained(fused: "System", eager: "System", steps: int) -> Row:
     """One more step from eager's state, and each operator call in it: fused and eager in float32 against float64."""
     from engine.systems import build
@@ -280,6 +225,34 @@ def verify_trained(fused: "System", eager: "System", steps: int) -> Row:
     seconds = time.perf_counter() - began
     figures = (worst.fused, worst.eager, worst.allowed, worst.result)
     return Row("trained", f"after {steps} steps", len(errors), len(failed), *figures, seconds)
+
+
+def verify_captured(steps: int, device: torch.device, recorder: Recorder | None = None) -> Row:
+    """Fused steps from the same start, launched kernel by kernel and as a CUDA graph: every loss, then the weights.
+
+    recorder: of the graph; None records on the GPU. The learning rate changes with every step.
+    """
+    from engine.systems import build
+
+    config = training_config()
+    plain, recorded = (build(dataclasses.replace(config, fused=True), device) for _ in range(2))
+    graphed = GraphedStep(recorded, recorder)
+    began = time.perf_counter()
+    differences = {}
+    for step in range(1, WARM_UP + steps + 1):
+        data = training_batch(config, step, device)
+        for system in (plain, recorded):
+            system.set_learning_rate(config.lr / step)
+        exact, losses = plain.step(data), graphed(data)
+        differences |= {f"{name} at step {step}": relative(losses[name], value) for name, value in exact.items()}
+    weights = recorded.weights()
+    differences |= {f"the weights {name}": relative(weights[name], value) for name, value in plain.weights().items()}
+    # written so that NaN fails
+    failed = [name for name, difference in differences.items() if not difference <= LOSS_TOLERANCE]
+    where = failed[0] if failed else max(differences, key=differences.get)
+    figures = (differences[where], None, LOSS_TOLERANCE, where)
+    variant = f"{WARM_UP} + {steps} steps"
+    return Row("captured", variant, len(differences), len(failed), *figures, time.perf_counter() - began)
 
 
 def call_errors(call: Call) -> list[_spec.Error]:
@@ -335,6 +308,8 @@ def verify(arguments: Arguments, device: torch.device) -> list[Row]:
     if arguments.steps and arguments.operator is None:
         try:
             rows += verify_training(arguments.steps, device)
+            if device.type == "cuda":
+                rows.append(verify_captured(arguments.steps, device))
         except (NotImplementedError, _native.NativeMissing) as error:
             rows.append(Row("training", f"{arguments.steps} steps", 1, 1, None, None, None, str(error), 0.0))
     return rows

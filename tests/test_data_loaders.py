@@ -11,7 +11,9 @@ from PIL import Image
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
 from engine.data.landmarks import MIRROR_ORDER
 from engine.data.order import Order
+from engine.data.upload import Uploads, send
 from engine.errors import InputError
+from tests.tape import NoWaiting
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytest.importorskip("nvidia.dali")
@@ -100,6 +102,75 @@ def test_both_loaders_give_the_same_bits(tmp_path: Path, crop: str, mirror: bool
     assert_same(resident.fixed(6), dali.fixed(6))
     assert_same(resident.next(), dali.next())
     dali.close()
+
+
+class FakeEvent:
+    """Counts what torch.cuda.Event is asked for; `log` gets (number of the event, what)."""
+
+    log: list[tuple[int, str]] = []
+
+    def __init__(self, blocking: bool) -> None:
+        self.number = FakeEvent.made = getattr(FakeEvent, "made", -1) + 1
+
+    def record(self) -> None:
+        self.log.append((self.number, "record"))
+
+    def synchronize(self) -> None:
+        self.log.append((self.number, "wait"))
+
+
+@pytest.mark.parametrize("kind", ["resident", "dali"])
+def test_batches_through_the_ring_of_uploads(pictures: ImageSet, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """As on a GPU: the same batches, and a buffer is written again only after its last copy was waited for."""
+    plain, ringed = load(pictures, kind, crop="random"), load(pictures, kind, crop="random")
+    monkeypatch.setattr(FakeEvent, "log", log := [])
+    monkeypatch.setattr(FakeEvent, "made", -1, raising=False)
+    ringed._uploads = Uploads(4, torch.device("cpu"), slots=3, pinned=False, event=FakeEvent)
+    batches = [(plain.next(), ringed.next()) for _ in range(8)]
+    for expected, batch in batches:  # after all were made: none lies in the ring
+        assert_same(expected, batch)
+    first_round = [(slot, "record") for slot in range(3)]
+    assert log == first_round + [(step % 3, what) for step in range(3, 8) for what in ("wait", "record")]
+    plain.close()
+    ringed.close()
+
+
+def test_what_is_uploaded_is_the_draw() -> None:
+    uploads = Uploads(5, torch.device("cpu"), slots=2, pinned=False, event=FakeEvent)
+    order = Order(13, 1, mirror=True, slack=8)
+    for step in range(5):
+        draw = order.draw(5 * step, 5)
+        wanted, sent = send(draw, torch.device("cpu")), uploads(draw)
+        for name in ("indices", "offsets", "mirror"):
+            a, b = getattr(sent, name), getattr(wanted, name)
+            assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def test_a_settled_loader_has_nothing_under_way(pictures: ImageSet) -> None:
+    loader, other = load(pictures, "dali"), load(pictures, "resident")
+    first = loader.next()
+    loader.settle()
+    assert len(loader._ready) == 2 and all(batch.done() for batch in loader._ready)
+    other.settle()
+    assert_same(first, other.next())
+    for _ in range(4):
+        assert_same(loader.next(), other.next())
+    loader.close()
+
+
+def test_no_batch_waits_for_the_device(tmp_path: Path) -> None:
+    """What a batch is made with, once its draw lies on the device."""
+    landmarks = np.random.default_rng(0).uniform(0, 40, (6, 68, 2))
+    images = open_dataset(
+        write_manifest_set(tmp_path / "set", [picture(i) for i in range(6)], landmarks), channels=3, resolution=16
+    )
+    loader = load(images)
+    loader.next()
+    for step in range(1, 4):
+        draw = loader._draw(4 * step)
+        indices, sent = torch.from_numpy(draw.indices), send(draw, loader.device)
+        with NoWaiting():
+            assert loader._finish(indices, sent, *loader._squares(sent)).landmarks.shape == (4, 68, 2)
 
 
 def test_batches_are_fresh_tensors(pictures: ImageSet) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from engine import checkpoint, random_state
 from engine.config import TrainConfig
 from engine.errors import InputError
-from engine.loop import Trainer, prepare_folder, require_fused
+from engine.loop import Trainer, prepare_folder, require_fused, set_machine
 from engine.metrics import LossMeter, MetricsLog, cut_after
 from engine.samples import draw_grid, to_pixels
 from engine.systems import build
@@ -231,6 +231,21 @@ def test_fused_is_strict(tmp_path: Path, monkeypatch, capsys) -> None:
         main(["--fused", "--device", "cpu", "--out", str(out)])
     assert not out.exists()
     require_fused(tiny_config(mode="--eager"))
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_only_tf32_is_tf32(precision: str, tf32: bool) -> None:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before, threads = [place.allow_tf32 for place in places], torch.get_num_threads()
+    try:
+        for place in places:
+            place.allow_tf32 = not tf32
+        set_machine(TrainConfig(device="cuda", precision=precision, threads=1))
+        assert [place.allow_tf32 for place in places] == [tf32, tf32]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
+        torch.set_num_threads(threads)
 
 
 def test_cut_after(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from engine.checkpoint import save
 from engine.errors import InputError
+from engine.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.landmarks import normalise
 from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
@@ -119,14 +120,15 @@ def test_k_stays_between_0_and_1() -> None:
 @MODES
 def test_a_step_never_reads_from_the_device(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(*LANDMARKS, mode=mode)
-    system, batch = build(config, "cpu"), batch_of(config)
+    system, batch, meter = build(config, "cpu"), batch_of(config), LossMeter(torch.device("cpu"))
 
     def waits(*_: object) -> None:
         raise AssertionError("the step waits for the device")
 
     for name in ("item", "__float__", "__bool__", "__int__", "tolist", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, waits)
-    system.step(batch)
+    for number in range(1, 3):
+        meter.add(number, system.step(batch))
 
 
 def test_moving_average_follows_the_generator() -> None:

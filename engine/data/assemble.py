@@ -1,5 +1,7 @@
 """The last step, shared by both loaders: cut windows from stored uint8 squares, mirror, scale to [-1, 1]."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,12 @@ def assemble_landmarks(stored: Tensor, offsets: Tensor, mirror: Tensor, resoluti
     Mirroring maps x to R - 1 - x and swaps the left and right points.
     """
     points = stored - offsets[:, None, :]
-    order = torch.from_numpy(MIRROR_ORDER.copy()).to(stored.device)
-    mirrored = points[:, order]
+    mirrored = points.index_select(1, _mirror_order(stored.device))
     mirrored = torch.stack([resolution - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)
     return torch.where(mirror[:, None, None], mirrored, points)
+
+
+@cache
+def _mirror_order(device: torch.device) -> Tensor:
+    """MIRROR_ORDER there, uploaded once: a copy from pageable memory makes the host wait."""
+    return torch.from_numpy(MIRROR_ORDER.copy()).to(device)

@@ -75,6 +75,7 @@ class Decoder:
         pipeline.build()
         self._pipeline, self._device = pipeline, device
         self._stream: torch.cuda.Stream | None = None
+        self._copied: torch.cuda.Event | None = None
 
     def __call__(self, encoded: Sequence[bytes], corners: np.ndarray, sides: np.ndarray) -> "torch.Tensor":
         """encoded: B <= batch_size files; corners (B, 2) x, y and sides (B,) of the square to keep, in pixels.
@@ -100,12 +101,14 @@ class Decoder:
 
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(
-            self._stream
-        ):  # memory of its own stream: kernels of training may still use other blocks
+            self._copied = torch.cuda.Event(blocking=True)
+        # memory of its own stream: kernels of training may still use other blocks
+        with torch.cuda.stream(self._stream):
             result = torch.empty(images.as_tensor().shape(), dtype=torch.uint8, device=self._device)
             feed_ndarray(images.as_tensor(), result, cuda_stream=self._stream)
-        self._stream.synchronize()
+            self._copied.record()
+        # the calling thread sleeps until then; DALI writes the next batch where this one was
+        self._copied.synchronize()
         return result
 
 

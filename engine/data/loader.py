@@ -15,6 +15,7 @@ from engine.data.dataset import ImageSet
 from engine.data.geometry import central_square, check_resolution, place_landmarks, stored_size
 from engine.data.memory import free_bytes
 from engine.data.order import Draw, Order
+from engine.data.upload import Sent, Uploads, send
 from engine.errors import InputError
 
 
@@ -30,7 +31,10 @@ class Batch:
 
 
 class Loader(ABC):
-    """An endless stream of batches. Order and mirroring depend on (seed, epoch, position) only, not on the loader."""
+    """An endless stream of batches. Order and mirroring depend on (seed, epoch, position) only, not on the loader.
+
+    On a GPU a batch is made there from what already lies there and one small upload; `next` returns while it is made.
+    """
 
     def __init__(self, images: ImageSet, *, batch_size: int, resolution: int, channels: int, device: torch.device,
                  seed: int, mirror: bool, crop: str, rank: int, world_size: int) -> None:  # fmt: skip
@@ -41,6 +45,7 @@ class Loader(ABC):
         self.seconds_waited = 0.0
         self._order = Order(len(images), seed, mirror=mirror, slack=self.stored - resolution)
         self._samples = 0  # of the whole stream, all ranks together, that have been handed out
+        self._uploads = Uploads(batch_size, device) if device.type == "cuda" else None
         self._landmarks = None
         if images.landmarks is not None:
             placed = place_landmarks(images.landmarks, images.sizes, self.stored)
@@ -53,10 +58,11 @@ class Loader(ABC):
 
     def next(self) -> Batch:
         """This rank's next batch. Raises InputError when a file has vanished or changed."""
-        started = time.perf_counter()
         draw = self._draw(self._samples)
-        store, rows = self._squares(draw)
-        batch = self._finish(draw, store, rows)
+        # where the host is far ahead of a GPU it is held here: that is no waiting for data
+        sent = self._uploads(draw) if self._uploads else send(draw, self.device)
+        started = time.perf_counter()
+        batch = self._finish(torch.from_numpy(draw.indices), sent, *self._squares(sent))
         self._samples += self.batch_size * self.world_size
         self.seconds_waited += time.perf_counter() - started
         return batch
@@ -66,7 +72,7 @@ class Loader(ABC):
         indices = np.arange(count, dtype=np.int64) * len(self.images) // count
         middle = np.full((count, 2), (self.stored - self.resolution) // 2, np.int64)
         draw = Draw(indices, np.zeros(count, bool), middle)
-        return self._finish(draw, *self._chosen_squares(indices))
+        return self._finish(torch.from_numpy(indices), send(draw, self.device), *self._chosen_squares(indices))
 
     def state_dict(self) -> dict[str, int | str]:
         """Where the stream stands; loads into a loader of another kind, batch size or world size."""
@@ -91,12 +97,15 @@ class Loader(ABC):
     def describe(self) -> str:
         """One line: which loader, and why."""
 
+    def settle(self) -> None:  # noqa: B027 (nothing in the background is the common case)
+        """Wait until no thread of the loader uses the device any more; until the next batch is asked for, none will."""
+
     def close(self) -> None:  # noqa: B027 (nothing to free is the common case)
         """Free threads and pipelines. The loader is not to be used afterwards."""
 
     @abstractmethod
-    def _squares(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """A store (M, S, S, C) uint8 and the rows (B,) of it that hold the draw's images."""
+    def _squares(self, sent: Sent) -> tuple[Tensor, Tensor]:
+        """A store (M, S, S, C) uint8 and the rows (B,) of it that hold the images of the stream's next draw."""
 
     @abstractmethod
     def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -113,13 +122,12 @@ class Loader(ABC):
     def _draw(self, samples: int) -> Draw:
         return self._order.draw(samples + self.rank * self.batch_size, self.batch_size)
 
-    def _finish(self, draw: Draw, store: Tensor, rows: Tensor) -> Batch:
-        indices = torch.from_numpy(draw.indices)
-        offsets = torch.from_numpy(draw.offsets).to(self.device)
-        mirror = torch.from_numpy(draw.mirror).to(self.device)
+    def _finish(self, indices: Tensor, sent: Sent, store: Tensor, rows: Tensor) -> Batch:
+        """The batch of what was sent; indices (B,) on the host."""
+        offsets, mirror = sent.offsets, sent.mirror
         landmarks = None
         if self._landmarks is not None:
-            chosen = self._landmarks[indices.to(self.device)]
+            chosen = self._landmarks.index_select(0, sent.indices)
             landmarks = assemble_landmarks(chosen, offsets, mirror, self.resolution)
         return Batch(assemble_images(store, rows, offsets, mirror, self.resolution), landmarks, indices)
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from engine.data.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
 from engine.data.loader import Loader
-from engine.data.order import Draw
+from engine.data.upload import Sent
 
 _CHUNK = 64
 _CHUNK_PIXELS = 48_000_000
@@ -42,8 +42,8 @@ class ResidentLoader(Loader):
         """Free the store."""
         self._store = self._store[:0]
 
-    def _squares(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        return self._chosen_squares(draw.indices)
+    def _squares(self, sent: Sent) -> tuple[Tensor, Tensor]:
+        return self._store, sent.indices
 
     def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         return self._store, torch.from_numpy(indices).to(self.device)

@@ -1,7 +1,7 @@
 """The streaming loader: files read and decoded through DALI a few batches ahead of training."""
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.data.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
 from engine.data.loader import Loader
-from engine.data.order import Draw
+from engine.data.upload import Sent
 
 _AHEAD = 3  # batches being read, decoded or waiting to be used
 
@@ -26,6 +26,7 @@ class StreamingLoader(Loader):
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="kiln-decode")
         self._ready: deque[Future[Tensor]] = deque()
         self._planned = self._samples  # where in the stream the next batch to prepare begins
+        self._rows = torch.arange(self.batch_size, device=self.device)
 
     def describe(self) -> str:
         """One line: which loader, and why."""
@@ -35,6 +36,10 @@ class StreamingLoader(Loader):
             f"({self._reason})"
         )
 
+    def settle(self) -> None:
+        """Wait until the batches being prepared are there. What went wrong with one is told when it is asked for."""
+        wait(self._ready)
+
     def close(self) -> None:
         """Stop the threads and free DALI's buffers."""
         self._readers.shutdown(cancel_futures=True)
@@ -42,12 +47,11 @@ class StreamingLoader(Loader):
         self._ready.clear()
         self._decoder = None
 
-    def _squares(self, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _squares(self, sent: Sent) -> tuple[Tensor, Tensor]:
         while len(self._ready) < _AHEAD:
             self._ready.append(self._prepare(self._draw(self._planned).indices))
             self._planned += self.batch_size * self.world_size
-        store = claim(self._ready.popleft().result())
-        return store, torch.arange(len(store), device=self.device)
+        return claim(self._ready.popleft().result()), self._rows
 
     def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [self._prepare(indices[i : i + self.batch_size]) for i in range(0, len(indices), self.batch_size)]

@@ -1,7 +1,7 @@
 """What a system gives the training loop, and what all systems share: optimisers, moving average, state."""
 
 import contextlib
-import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 
 class System:
-    """Networks, their optimisers and one training step. Subclasses build the networks and write `step`.
+    """Networks, their optimisers and one training step. Subclasses build the networks and write `update`.
 
-    After a step nothing has been read from the device: losses are tensors there.
+    A step has two parts. `advance` runs on the host: it counts, and sets the few scalars on the device that depend on
+    the step's number. `update` is the same work in every step, on tensors that stay where they are, and reads nothing
+    from the device: so a CUDA graph of it (engine.graph) can be launched in place of its kernels.
     """
 
     name: str
@@ -31,6 +33,8 @@ class System:
         self.device = torch.device(device)
         self.steps_done = 0
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        # how far the moving averages go towards their networks in this step: 1 - decay
+        self.average_weight = torch.zeros((), dtype=torch.float32, device=self.device)
 
     # to be written by each system
 
@@ -42,8 +46,12 @@ class System:
         """Moving averages by the name that begins their weights' keys."""
         return {}
 
-    def step(self, batch: "Batch") -> dict[str, Tensor]:
-        """Train on one batch; returns the step's losses and states as scalars on the device."""
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
+        """The device's part of a step on one batch; returns the step's losses and states as scalars on the device.
+
+        No Python number in it may differ between steps, and the batch's indices (on the host) may not be read: of a
+        CUDA graph, Python runs once. Scalars that change are tensors on the device, set by `advance`.
+        """
         raise NotImplementedError
 
     def sample(self, batch: "Batch") -> dict[str, Tensor]:
@@ -66,13 +74,26 @@ class System:
 
     # shared
 
+    def step(self, batch: "Batch") -> dict[str, Tensor]:
+        """Train on one batch; returns the step's losses and states as scalars on the device."""
+        self.advance()
+        return self.update(batch)
+
+    def advance(self) -> None:
+        """The host's part of a step, before `update`: count it, and set what depends on its number.
+
+        Moving averages go quickly in the first steps, then with the configured decay.
+        """
+        self.steps_done += 1
+        self.average_weight.fill_(1 - min(self.config.ema, (1 + self.steps_done) / (10 + self.steps_done)))
+
     def add_optimiser(self, name: str, network: nn.Module, betas: tuple[float, float]) -> torch.optim.Optimizer:
         """Adam in one kernel over all parameters of `network`."""
         on_gpu = self.device.type == "cuda"
-        # on a GPU the learning rate is a tensor, so that changing it never waits for the device
+        # on a GPU the learning rate is a tensor: changing it never waits for the device, and a CUDA graph reads it anew
         lr = torch.tensor(self.config.lr, device=self.device) if on_gpu else self.config.lr
         fused = self.device.type in ("cpu", "cuda")
-        optimiser = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=fused)
+        optimiser = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=fused, capturable=on_gpu)
         self.optimisers[name] = optimiser
         return optimiser
 
@@ -92,10 +113,9 @@ class System:
         return contextlib.nullcontext()
 
     def average(self, name: str, of: nn.Module) -> None:
-        """Move the average `name` towards `of`; quickly in the first steps, then with the configured decay."""
-        decay = min(self.config.ema, (1 + self.steps_done) / (10 + self.steps_done))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.averaged()[name].parameters()), list(of.parameters()), 1 - decay)
+        """Move the average `name` towards `of` by this step's weight."""
+        averages, towards = list(self.averaged()[name].parameters()), list(of.parameters())
+        approach(averages, towards, self.average_weight, few_launches=self.device.type == "cuda")
 
     def weights(self) -> dict[str, Tensor]:
         """Every network's weights, flat: "generator.first.weight", "ema.first.weight", ... (live tensors)."""
@@ -119,12 +139,50 @@ class System:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state saved by state_dict(); the settings of the optimisers stay those of the configuration."""
+        """Take the state saved by state_dict(); the settings of the optimisers stay those of the configuration.
+
+        Tensors that are there take the values and stay where they are, as a CUDA graph needs it.
+        """
         self.steps_done = state["steps_done"]
         for name, optimiser in self.optimisers.items():
-            moments = copy.deepcopy(state["optimisers"].get(name, {}))
-            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+            load_moments(optimiser, state["optimisers"].get(name, {}))
         self.load_own_state(state["own"])
+
+
+@torch.no_grad()
+def approach(averages: Sequence[Tensor], towards: Sequence[Tensor], weight: Tensor, *, few_launches: bool) -> None:
+    """averages += weight (towards - averages), in place.
+
+    weight: () on the tensors' device. few_launches: three over all tensors, where lerp with such a weight takes one for
+    each of them.
+    """
+    weight = weight.to(averages[0].dtype)
+    if few_launches:
+        way = torch._foreach_sub(towards, averages)
+        torch._foreach_mul_(way, weight)
+        torch._foreach_add_(averages, way)
+    else:
+        torch._foreach_lerp_(averages, towards, [weight] * len(averages))
+
+
+@torch.no_grad()
+def load_moments(optimiser: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> None:
+    """Give `optimiser` the moments and step counts of its parameters, saved by their position; none: as never stepped.
+
+    Each lands on its parameter's device, in the tensor that is there or in a new one.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for position, parameter in enumerate(parameters):
+        held, values = optimiser.state.get(parameter, {}), saved.get(position, {})
+        for name, tensor in held.items():
+            if name not in values:
+                tensor.zero_()
+        for name, value in values.items():
+            if name in held:
+                held[name].copy_(value)
+            else:
+                # Optimizer.state is a defaultdict
+                optimiser.state[parameter][name] = value.detach().to(parameter.device, copy=True)
 
 
 def load_part(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:

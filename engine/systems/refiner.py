@@ -66,7 +66,7 @@ class RefinerSystem(System):
     def averaged(self) -> dict[str, nn.Module]:
         return {"ema": self.ema}
 
-    def step(self, batch: "Batch") -> dict[str, Tensor]:
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
         """One update of D and G (and E) from the same old weights and the same k, then of k."""
         if batch.landmarks is None and (self.config.landmarks or self.estimator):
             raise InputError("this run uses landmarks and the data set has none; choose another --data")
@@ -75,7 +75,6 @@ class RefinerSystem(System):
         losses = self._gradients(batch)
         for optimiser in self.optimisers.values():
             optimiser.step()
-        self.steps_done += 1
         self.average("ema", self.generator)
         l_real, l_fake, k_used = losses["l_real"], losses["l_fake"], self.k.clone()
         balance = self.gamma * l_real - l_fake

@@ -1,0 +1,69 @@
+"""The calls of operators that a training step makes, kept with their tensors and upstream gradients."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from engine import ops
+
+
+@dataclass
+class Call:
+    """One call of an operator in a training step: its arguments, and the gradients that reached its outputs."""
+
+    operator: str
+    tensors: dict[str, torch.Tensor]
+    options: dict[str, Any]
+    upstream: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def results(self, function: Callable, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Outputs and gradients of `function` on these tensors as `dtype`."""
+        floats = {name for name, tensor in self.tensors.items() if tensor.is_floating_point()}
+        given = {name: (t.to(dtype) if name in floats else t).detach() for name, t in self.tensors.items()}
+        leaves = {name: t.requires_grad_() for name, t in given.items() if name in floats - {"grad_scale"}}
+        outputs = function(**given, **self.options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+        if self.upstream:
+            reached, upstream = zip(*((outputs[i], g.to(dtype)) for i, g in self.upstream.items()), strict=True)
+            gradients = torch.autograd.grad(reached, list(leaves.values()), upstream)
+            found |= {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+        return found
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[list[Call]]:
+    """Every call that layers make through engine.ops within the block."""
+    calls: list[Call] = []
+
+    def keep(call: Call, output: int, gradient: torch.Tensor | None) -> None:
+        if gradient is not None:
+            call.upstream[output] = gradient.clone()
+
+    def recording(operator: str, function: Callable) -> Callable:
+        def record(*args: Any, **options: Any) -> Any:
+            given = inspect.signature(function).bind(*args, **options).arguments
+            tensors = {name: v.detach().clone() for name, v in given.items() if isinstance(v, torch.Tensor)}
+            call = Call(operator, tensors, {name: v for name, v in given.items() if name not in tensors})
+            calls.append(call)
+            outputs = function(*args, **options)
+            for number, output in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
+                if output.requires_grad:
+                    output.register_hook(functools.partial(keep, call, number))
+            return outputs
+
+        return record
+
+    honest = {name: getattr(ops, name) for name in ops.OPERATORS}
+    for name, function in honest.items():
+        setattr(ops, name, recording(name, function))
+    try:
+        yield calls
+    finally:
+        for name, function in honest.items():
+            setattr(ops, name, function)

@@ -1,0 +1,172 @@
+"""A training step as one CUDA graph: recorded once, then launched whole, so that no step waits for the host.
+
+The first WARM_UP steps run kernel by kernel: they train like any other, compile and tune every kernel, and let Adam
+make its state. Then `System.update` is recorded (nothing runs), and every further step copies its batch into the
+recorded buffers, sets the scalars of `System.advance` and the learning rate, and launches the graph.
+
+KILN_SYNC_DEBUG=1 in the environment makes every wait for the device inside a recorded step an error (see `no_waiting`).
+Source: PyTorch's notes on CUDA graphs, "Whole-network capture".
+"""
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from engine.data import Batch
+    from engine.systems.base import System
+
+WARM_UP = 3
+
+Losses = dict[str, Tensor]
+
+
+class Recorder(Protocol):
+    """Runs a function of the device's work, or records it without running and replays the recording."""
+
+    def warm(self, work: Callable[[], Losses]) -> Losses:
+        """Run the work now, as the recording will be made."""
+
+    def record(self, work: Callable[[], Losses]) -> Losses:
+        """Record the work without running it; returns the tensors that each replay fills."""
+
+    def replay(self) -> None:
+        """Start the recorded work on the current stream."""
+
+
+class CudaRecorder:
+    """Records into a torch.cuda.CUDAGraph with memory of its own."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        # recording needs a stream of its own; the steps before it use the same, for autograd remembers streams
+        self._stream = torch.cuda.Stream(device)
+        self._graph = torch.cuda.CUDAGraph()
+
+    def warm(self, work: Callable[[], Losses]) -> Losses:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            losses = work()
+        current.wait_stream(self._stream)
+        return losses
+
+    def record(self, work: Callable[[], Losses]) -> Losses:
+        gc.collect()  # what dies in a cycle gives its memory back now, and not while recording
+        # thread_local: loader threads may use the device meanwhile
+        with torch.cuda.device(self._device):
+            recording = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
+            with recording:
+                return work()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class GraphedStep:
+    """`system.step(batch)`, recorded after WARM_UP calls and replayed from then on.
+
+    recorder: CudaRecorder on the system's device by default
+    settle:   called right before the recording; afterwards no other thread uses the device until the next call
+
+    Every batch must be of the first one's kind: shapes, dtypes, with or without landmarks. The losses returned are
+    overwritten by the next step. Weights, moments and states may be loaded at any time (System.load_weights and
+    load_state_dict write into the tensors that are there).
+    """
+
+    def __init__(
+        self, system: "System", recorder: Recorder | None = None, settle: Callable[[], None] = lambda: None
+    ) -> None:
+        self.system = system
+        self._recorder = recorder or CudaRecorder(system.device)
+        self._settle = settle
+        self._inputs: Batch | None = None
+        self._losses: Losses | None = None
+        self._warmed = 0
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next step is a replay."""
+        return self._losses is not None
+
+    def __call__(self, batch: "Batch") -> Losses:
+        """One step. Raises ValueError for a batch of another kind, RuntimeError when the step cannot be recorded."""
+        self._take(batch)
+        self.system.advance()
+        if self._losses is not None:
+            self._recorder.replay()
+            return dict(self._losses)
+        losses = self._recorder.warm(self._update)
+        self._warmed += 1
+        if self._warmed == WARM_UP:
+            self._record()
+        return losses
+
+    def _update(self) -> Losses:
+        return self.system.update(self._inputs)
+
+    def _record(self) -> None:
+        self._settle()
+        for optimiser in self.system.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)  # the recorded step has gradients of its own
+        try:
+            self._losses = self._recorder.record(self._update)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise RuntimeError(
+                f"the training step could not be recorded as a CUDA graph ({type(error).__name__}: {reason}); "
+                "--no-cuda-graph trains without it"
+            ) from error
+
+    def _take(self, batch: "Batch") -> None:
+        """Copy a batch into the buffers that the recorded step reads."""
+        if self._inputs is None:
+            self._inputs = _buffers(batch)
+        mine = self._inputs
+        if (kind := _kind(batch)) != (wanted := _kind(mine)):
+            raise ValueError(f"the recorded step takes batches of {wanted}, not of {kind}")
+        mine.images.copy_(batch.images)
+        if mine.landmarks is not None:
+            mine.landmarks.copy_(batch.landmarks)
+
+
+def _buffers(batch: "Batch") -> "Batch":
+    """Empty tensors of the batch's kind, images in channels_last; indices stay on the host, so a step has none."""
+    from engine.data import Batch
+
+    images = torch.empty_like(batch.images, memory_format=torch.channels_last)
+    landmarks = None if batch.landmarks is None else torch.empty_like(batch.landmarks)
+    return Batch(images, landmarks, batch.indices.new_empty(0))
+
+
+def _kind(batch: "Batch") -> str:
+    def of(tensor: Tensor | None) -> str:
+        if tensor is None:
+            return "none"
+        return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
+
+    return f"images {of(batch.images)}, landmarks {of(batch.landmarks)}"
+
+
+def no_waiting(device: torch.device) -> contextlib.AbstractContextManager:
+    """With KILN_SYNC_DEBUG=1 and on a GPU: within the block, what makes the host wait for the device raises.
+
+    PyTorch's switch is one for all threads of the process.
+    """
+    wanted = device.type == "cuda" and os.environ.get("KILN_SYNC_DEBUG", "") == "1"
+    return _waiting_raises() if wanted else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _waiting_raises() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
