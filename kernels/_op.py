@@ -95,12 +95,13 @@ def gpu(package: str, function: str) -> Callable:
 
 
 # Triton's own switch for its interpreter: then CPU tensors go through the GPU kernels, slowly, to try and debug them
-_gpu_kernels_on_cpu = os.environ.get("TRITON_INTERPRET", "") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "") == "1"
+_gpu_kernels_on_cpu = INTERPRETED
 
 
 @contextmanager
 def gpu_kernels_on_cpu() -> Iterator[None]:
-    """CPU tensors go the GPU kernels' way within the block, to note what would be launched (_gpu.launch.noted)."""
+    """CPU tensors go the GPU kernels' way within the block: to note what would be launched, or to trace it."""
     global _gpu_kernels_on_cpu
     before, _gpu_kernels_on_cpu = _gpu_kernels_on_cpu, True
     try:
@@ -132,7 +133,8 @@ def _expose_kernels(
     from torch.export._trace import custom_triton_ops_decomposition_disabled
 
     on_gpu = all(a.is_cuda for a in args if isinstance(a, Tensor))
-    if not on_gpu or custom_triton_ops_decomposition_disabled():
+    visible = (on_gpu or _gpu_kernels_on_cpu) and not INTERPRETED
+    if not visible or custom_triton_ops_decomposition_disabled():
         return mode.__torch_dispatch__(overload, types, args, kwargs)
     from ._gpu.launch import traced
 
@@ -226,7 +228,7 @@ def own_implementations(operator: str) -> list[Implementation]:
 
 
 def _cpu_row(operator: str) -> Implementation:
-    if _gpu_kernels_on_cpu:
+    if INTERPRETED:
         why = "TRITON_INTERPRET=1: the GPU kernels, interpreted; correct and slow, for debugging"
         return Implementation(operator, "cpu", "Triton, interpreted", why)
     try:

@@ -70,14 +70,14 @@ def launch(
     if any(isinstance(size, int) and size == 0 for size in grid):
         return
     options = {"num_warps": num_warps, "num_stages": num_stages}
+    if _state.tracing:
+        torch.library.wrap_triton(kernel)[grid](*arguments, **constants, **options)
+        return
     if _state.noted is not None:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
         _state.noted.append(Launch(kernel, grid, given, num_warps, num_stages, cost()))
-        if not _state.run:
-            return
-    if _state.tracing:
-        kernel = torch.library.wrap_triton(kernel)
-    kernel[grid](*arguments, **constants, **options)
+    if _state.noted is None or _state.run:
+        kernel[grid](*arguments, **constants, **options)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,144 @@
+"""What the Triton kernels share, without a GPU: how launches are noted, traced and tuned, and offsets past 2^31."""
+
+import json
+
+import pytest
+import torch
+
+from engine import ops
+from engine.kernels import _op, _spec
+from engine.kernels._gpu import launch, tuning
+
+compiled_only = pytest.mark.skipif(_op.INTERPRETED, reason="the interpreter has no kernels to trace")
+interpreted_only = pytest.mark.skipif(not _op.INTERPRETED, reason="runs the kernels: under TRITON_INTERPRET=1")
+CONV = _spec.specs()["resize_conv_act"]
+
+
+class H100Driver:
+    """What torch asks of Triton's driver to read a kernel."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@compiled_only
+def test_noted_launches_are_not_run():
+    sample = CONV.samples[0]
+    made = _spec.tensors(sample, torch.float32)
+    with _op.gpu_kernels_on_cpu(), launch.noted(run=False) as launches:
+        _spec.run(ops.resize_conv_act, sample, made, torch.float32)
+    names = [noted.name for noted in launches]
+    assert names.count("conv_kernel") == 2 and "conv_weight_grad_kernel" in names
+    forward = launches[names.index("conv_kernel")]
+    batch, channels, height, width = sample.shapes["x"]
+    products = batch * height * width * channels * sample.shapes["weight"][0] * 9
+    assert forward.cost.flops == 2 * products and forward.cost.matrix
+    assert forward.arguments["C"] == channels and forward.num_warps in (4, 8)
+
+
+@compiled_only
+def test_every_choice_is_noted():
+    sample = next(s for s in CONV.benchmarks if s.name.startswith("25x64x64x64->64 none"))
+    made = _spec.tensors(sample, torch.bfloat16)
+
+    def count(every_choice: bool) -> int:
+        with _op.gpu_kernels_on_cpu(), launch.noted(run=False, every_choice=every_choice) as launches, torch.no_grad():
+            ops.resize_conv_act(**made, **sample.options)
+        return [noted.name for noted in launches].count("conv_kernel")
+
+    assert count(False) == 1 and count(True) > 1
+
+
+@compiled_only
+@pytest.mark.parametrize("resize", ["none", "up", "down"])
+def test_compilers_see_the_kernels(resize, monkeypatch):
+    """Under AOTAutograd the operator becomes its Triton kernels, which write their own outputs and nothing else."""
+    from functorch.compile import aot_function
+    from triton.runtime import driver
+
+    graphs = []
+
+    class Seen(Exception):
+        pass
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        raise Seen
+
+    x = torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
+    weight = torch.randn(24, 16, 3, 3)
+    monkeypatch.setattr(driver, "_active", H100Driver())
+    function = aot_function(lambda x, w: ops.resize_conv_act(x, w, resize=resize, activation="elu"), fw_compiler=keep)
+    with _op.gpu_kernels_on_cpu(), pytest.raises(Seen):
+        function(x, weight)
+    nodes = list(graphs[0].graph.nodes)
+    assert not any("kiln" in str(node.target) or "clone" in str(node.target) for node in nodes), nodes
+    written = [node.kwargs["tensors_to_clone"] for node in nodes if "triton_kernel" in str(node.target)]
+    assert written == [["packed"], ["y"]]
+
+
+def test_offsets_past_31_bits_are_wide():
+    small, large = (torch.empty(1, 1, 1 << 16, side, device="meta") for side in ((1 << 15) - 1, 1 << 15))
+    assert launch.wide(None, small, large) and not launch.wide(None, small)
+
+
+@interpreted_only
+@pytest.mark.parametrize("resize", ["none", "up", "down"])
+def test_wide_gpu_kernels_give_the_same(resize, monkeypatch):
+    from engine.kernels._gpu import activation_backward
+    from engine.kernels.resize_conv_act import gpu, gpu_weight_gradient
+
+    sample = next(s for s in CONV.samples if s.options["resize"] == resize and "second 3 grad_scale" in s.name)
+    made = _spec.tensors(sample, torch.float32)
+    narrow = _spec.run(ops.resize_conv_act, sample, made, torch.float32)
+    for module in (gpu, gpu_weight_gradient, activation_backward):
+        monkeypatch.setattr(module, "wide", lambda *tensors: True)
+    for name, value in _spec.run(ops.resize_conv_act, sample, made, torch.float32).items():
+        assert torch.equal(value, narrow[name]), name
+
+
+@interpreted_only
+def test_gpu_kernels_repeat_their_bits():
+    for sample in CONV.samples[:20:4]:
+        made = _spec.tensors(sample, torch.float32)
+        once, again = (_spec.run(ops.resize_conv_act, sample, made, torch.float32) for _ in range(2))
+        assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch, tmp_path):
+    """A GPU as far as tuning asks."""
+    monkeypatch.setattr(tuning, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended GPU")
+    monkeypatch.setenv("KILN_CACHE", str(tmp_path))
+    tuning._choices.cache_clear()
+    yield tmp_path
+    tuning._choices.cache_clear()
+
+
+def test_tuning_keeps_the_fastest(pretended_gpu, monkeypatch):
+    seconds, measured, ran = {"wide": 2.0, "tall": 1.0}, [], []
+    monkeypatch.setattr(tuning, "_measure", lambda run, candidate: measured.append(candidate) or seconds[candidate])
+    for _ in range(2):
+        tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
+    assert ran == ["tall", "tall"] and measured == ["wide", "tall"]
+    assert list(json.loads(tuning.choices_file().read_text()).values()) == [1]
+    tuning._choices.cache_clear()  # another process
+    tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
+    assert ran[-1] == "tall" and len(measured) == 2
+    tuning.choices_file().write_text("cut of")
+    tuning._choices.cache_clear()
+    tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
+    assert ran[-1] == "tall" and len(measured) == 4
+
+
+def test_nothing_is_measured_during_capture(pretended_gpu, monkeypatch):
+    ran = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(tuning, "_measure", lambda run, candidate: pytest.fail("measured while a graph was captured"))
+    tuning.run_best("conv", (3,), ["wide", "tall"], ran.append)
+    assert ran == ["wide"] and not tuning.choices_file().exists()
