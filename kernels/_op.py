@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -51,13 +51,14 @@ def define(
     fake: Callable,
     setup_context: Callable | None = None,
     backward: Callable | None = None,
-    autocast: bool = False,
+    autocast: Collection[str] | None = None,
     triton: bool = True,
 ) -> Callable:
     """Registers torch.ops.kiln.<name> and returns what calls it: its default overload, by a shorter way where one is.
 
     cpu, cuda: run on real tensors. fake: gives empty outputs with the true strides. backward, setup_context: as in
-    torch.library.register_autograd. autocast: floating-point tensors are cast to the autocast dtype first.
+    torch.library.register_autograd. autocast: floating-point tensors are cast to the autocast dtype first, except
+    these arguments; None: nothing is.
     triton: `cuda` launches Triton kernels, which torch.compile is to see (as those of a torch.library.triton_op).
     """
     name = schema.split("(", 1)[0]
@@ -75,9 +76,9 @@ def define(
         torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
     if backward is not None:
         torch.library.register_autograd(f"kiln::{name}", backward, setup_context=setup_context, lib=LIBRARY)
-    if autocast:
+    if autocast is not None:
         for device in ("CPU", "CUDA"):
-            LIBRARY.impl(name, _cast_first(overload, device), f"Autocast{device}")
+            LIBRARY.impl(name, _cast_first(overload, device, autocast), f"Autocast{device}")
     return _direct(overload, on_cpu, setup_context, backward)
 
 
@@ -272,10 +273,13 @@ def _autocast_key(device: str) -> torch._C.DispatchKeySet:
     return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 
 
-def _cast_first(overload: Callable, device: str) -> Callable:
+# these stay float32: half precision holds neither the steps of the BEGAN balance k nor a fraction of a pixel
+_NEVER_CAST = ("grad_scale", "landmarks")
+
+
+def _cast_first(overload: Callable, device: str, but: Collection[str]) -> Callable:
     kind = device.lower()
-    # these stay float32: half precision holds neither the steps of the BEGAN balance k nor a fraction of a pixel
-    kept = [argument.name in ("grad_scale", "landmarks") for argument in overload._schema.arguments]
+    kept = [argument.name in (*but, *_NEVER_CAST) for argument in overload._schema.arguments]
 
     def with_autocast(*args: object) -> object:
         dtype = torch.get_autocast_dtype(kind)

@@ -199,13 +199,25 @@ def test_compiles_in_one_graph():
     torch.testing.assert_close(torch.autograd.grad(compiled(x), weight)[0], expected)
 
 
-def test_autocast_casts_every_tensor():
-    x, weight = torch.randn(1, 8, 8, 8), torch.randn(8, 8, 3, 3, requires_grad=True)
+@pytest.mark.parametrize("resize", ["none", "up", "down"])
+def test_autocast(resize):
+    """The image is cast, the parameters and their gradients stay float32: as near to float64 as the dtype rule asks."""
+    x, bias = torch.randn(2, 8, 8, 8), torch.randn(16)
+    weight = torch.randn(16, 8, 3, 3) / 8
+
+    def gradients(function, dtype, **options):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x.bfloat16(), weight, bias)]
+        y = function(*leaves, resize=resize, activation="elu", **options)
+        return y, torch.autograd.grad(y.square().sum(), leaves)
+
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = ops.resize_conv_act(x, weight, activation="elu")
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert weight.grad.dtype == torch.float32
+        y, found = gradients(ops.resize_conv_act, torch.float32)
+    assert y.dtype == torch.bfloat16 and {g.dtype for g in found} == {torch.float32}
+    reference = ops.OPERATORS["resize_conv_act"].reference
+    exact, plain = (gradients(reference, dtype) for dtype in (torch.float64, torch.bfloat16))
+    for ours, eager, truth in zip((y, *found), (plain[0], *plain[1]), (exact[0], *exact[1]), strict=True):
+        allowed = 2 * _spec.relative_error(eager, truth) + 1e-4
+        assert _spec.relative_error(ours, truth) <= allowed
 
 
 def test_nan_is_not_hidden():
@@ -233,6 +245,7 @@ GOOD = {"x": torch.randn(2, 4, 6, 6), "weight": torch.randn(8, 4, 3, 3), "bias":
         ({"grad_scale": torch.ones(3)}, "grad_scale must be (2,)"),
         ({"x": torch.randn(2, 4, 6, 6).double()}, "float64"),
         ({"bias": torch.randn(8).bfloat16()}, "bias is torch.bfloat16"),
+        ({"second": torch.randn(2, 1, 6, 6).bfloat16(), "weight": torch.randn(8, 5, 3, 3)}, "second is torch.bfloat16"),
         ({"x": torch.randn(2, 4, 0, 6)}, "no empty"),
     ],
 )

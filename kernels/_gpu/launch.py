@@ -44,14 +44,23 @@ class Launch:
         return self.kernel.__name__
 
 
-class _State(threading.local):
-    tracing = False
-    noted: list[Launch] | None = None
-    run = True
-    every_choice = False
+class _Tracing(threading.local):
+    on = False
 
 
-_state = _State()
+_tracing = _Tracing()
+
+
+@dataclass
+class _Noting:
+    """What launches are noted to: one for all threads, for autograd runs backward passes of a GPU in its own."""
+
+    launches: list[Launch] | None = None
+    run: bool = True
+    every_choice: bool = False
+
+
+_noting = _Noting()
 
 
 def launch(
@@ -70,53 +79,53 @@ def launch(
     if any(isinstance(size, int) and size == 0 for size in grid):
         return
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    if _state.tracing:
+    if _tracing.on:
         torch.library.wrap_triton(kernel)[grid](*arguments, **constants, **options)
         return
-    if _state.noted is not None:
+    if _noting.launches is not None:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        _state.noted.append(Launch(kernel, grid, given, num_warps, num_stages, cost()))
-    if _state.noted is None or _state.run:
+        _noting.launches.append(Launch(kernel, grid, given, num_warps, num_stages, cost()))
+    if _noting.launches is None or _noting.run:
         kernel[grid](*arguments, **constants, **options)
 
 
 @contextlib.contextmanager
 def noted(run: bool = True, every_choice: bool = False) -> Iterator[list[Launch]]:
-    """Every launch of this thread within the block.
+    """Every launch within the block.
 
     run=False: they are noted and not started, outputs stay unset. every_choice: with every candidate of tuning.
     """
-    before = _state.noted, _state.run, _state.every_choice
-    _state.noted, _state.run, _state.every_choice = [], run, every_choice
+    global _noting
+    before, _noting = _noting, _Noting([], run, every_choice)
     try:
-        yield _state.noted
+        yield _noting.launches
     finally:
-        _state.noted, _state.run, _state.every_choice = before
+        _noting = before
 
 
 @contextlib.contextmanager
 def traced() -> Iterator[None]:
     """Launches within the block become nodes of the graph being traced (torch.library.wrap_triton)."""
-    before, _state.tracing = _state.tracing, True
+    before, _tracing.on = _tracing.on, True
     try:
         yield
     finally:
-        _state.tracing = before
+        _tracing.on = before
 
 
 def is_noted() -> bool:
     """Whether launches are noted now."""
-    return _state.noted is not None
+    return _noting.launches is not None
 
 
 def notes_every_choice() -> bool:
     """Whether launches are noted with every candidate of tuning now."""
-    return _state.noted is not None and _state.every_choice
+    return _noting.launches is not None and _noting.every_choice
 
 
 def is_traced() -> bool:
     """Whether launches become graph nodes now."""
-    return _state.tracing
+    return _tracing.on
 
 
 def wide(*tensors: Tensor | None) -> bool:

@@ -245,6 +245,6 @@ _forward = _op.define(
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
-    autocast=True,
+    autocast=(),
 )
 _op.publish(landmark_conv, reference, lambda: _op.own_implementations(NAME))

@@ -72,7 +72,7 @@ _forward = _op.define(
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
-    autocast=True,
+    autocast=(),
     triton=False,
 )
 

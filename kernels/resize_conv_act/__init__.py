@@ -32,8 +32,8 @@ def resize_conv_act(
     """activation(conv3x3(resize(x) with second's channels after it) + bias), padding 1, all in one pass.
 
     x:              (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last is read in place)
-    weight:         (Cout, C + C2, 3, 3) of x's dtype
-    bias:           (Cout,) of x's dtype, or None
+    weight:         (Cout, C + C2, 3, 3) of x's dtype, or float32 beside x in half precision, as under autocast
+    bias:           (Cout,) likewise, or None
     resize:         "none"; "up": x is enlarged by nearest x2 before the convolution; "down": the result keeps its even
                     rows and columns (nearest /2 after the convolution), the others are never computed
     activation:     "none", "elu" (alpha 1), "relu", "leaky_relu" (negative_slope), "tanh", "sigmoid"
@@ -118,7 +118,8 @@ def check(
     _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
     for name, tensor in (("weight", weight), ("bias", bias), ("second", second)):
         if tensor is not None:
-            _op.require(tensor.dtype == x.dtype, NAME, f"{name} is {tensor.dtype} but x is {x.dtype}")
+            fits = tensor.dtype == x.dtype or (tensor.dtype == torch.float32 and name != "second")
+            _op.require(fits, NAME, f"{name} is {tensor.dtype} but x is {x.dtype}")
             _op.require(tensor.device == x.device, NAME, f"{name} is on {tensor.device} but x on {x.device}")
 
 
@@ -246,6 +247,6 @@ _forward = _op.define(
     fake=_forward_fake,
     setup_context=_setup_context,
     backward=_autograd,
-    autocast=True,
+    autocast=("weight", "bias"),  # cast as they are packed, and their gradients need no cast at all
 )
 _op.publish(resize_conv_act, reference, lambda: _op.own_implementations(NAME))

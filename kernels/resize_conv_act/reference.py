@@ -29,6 +29,7 @@ def resize_conv_act(
 ) -> Tensor:
     """The same signature and result as the public operator; `exact` changes nothing here."""
     x, second = gradient_from(x, input_grad_from), gradient_from(second, input_grad_from)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if resize == "up":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
     if second is not None:
