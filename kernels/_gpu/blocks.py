@@ -12,9 +12,16 @@ ELU, RELU, LEAKY_RELU, TANH, SIGMOID = (tl.constexpr(number) for number in (1, 2
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b with float32 sums. PRECISION of float32 inputs: "ieee", "tf32x3" (near float32) or "tf32"."""
+    """acc + a b with float32 sums. PRECISION of float32 inputs: "ieee", "tf32x3" (near float32) or "tf32".
+
+    The matrix units cut sums off where float32 rounds. That is far below what half precision and TF32 resolve; for
+    "tf32x3" only the products of this call are summed there, and added to acc outside.
+    """
     if _INTERPRETED:  # the interpreter multiplies no bfloat16; these products are exact in float32
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    elif PRECISION == "tf32x3":
+        # the last argument means nothing for float32, but keeps the compiler from moving acc into the product
+        return acc + tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=1 << 30)
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
 

@@ -43,19 +43,23 @@ def run_best(kernel: str, problem: tuple, candidates: Sequence[T], run: Callable
         for candidate in candidates:
             run(candidate)
         return
-    if len(candidates) == 1 or INTERPRETED or is_noted() or is_traced() or not torch.cuda.is_available():
+    if len(candidates) == 1 or INTERPRETED or not torch.cuda.is_available():
         run(candidates[0])
         return
     key = f"{kernel} {' '.join(map(str, problem))} of {len(candidates)}"
     known = _choices()
-    if key not in known:
-        if torch.cuda.is_current_stream_capturing() or os.environ.get("KILN_AUTOTUNE", "") == "0":
+    if known.get(key, len(candidates)) >= len(candidates):
+        if is_traced() or is_noted() or not _may_measure():
             run(candidates[0])
             return
         seconds = [_measure(run, candidate) for candidate in candidates]
         known[key] = seconds.index(min(seconds))
         _keep(known)
     run(candidates[known[key]])
+
+
+def _may_measure() -> bool:
+    return not torch.cuda.is_current_stream_capturing() and os.environ.get("KILN_AUTOTUNE", "") != "0"
 
 
 def _measure(run: Callable[[T], None], candidate: T) -> float:
