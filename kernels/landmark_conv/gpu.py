@@ -63,36 +63,42 @@ def _add_image(
 
 @triton.jit
 def _add_stamp(
-    acc, place, packed, unusual, y0, x0, n, H, W, N, radius, scale,
+    acc, place, packed, y0, x0, n, H, W, N, radius, scale,
     SUBPIXEL: tl.constexpr, TAPS: tl.constexpr, KW: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """acc (BM, BN) plus the part of the landmark at `place`: its Gaussian at pixels (y0, x0) + tap times its weights.
 
-    y0, x0: float32. unusual: whether a weight is NaN or infinite; it is then kept from where the Gaussian is cut off.
+    y0, x0: float32; packed: the landmark's weights (taps, N), finite ones
     """
     t = tl.arange(0, BT)
-    taps = (t < TAPS)[:, None]
-    weights = tl.load(packed + t[:, None] * N + n[None, :], mask=taps & (n < N)[None, :], other=0.0)
+    inside = (t < TAPS)[:, None] & (n < N)[None, :]
+    weights = tl.load(packed + t[:, None] * N + n[None, :], mask=inside, other=0.0)
     first_y, last_y, centre_y = window(tl.load(place + 1), H, radius, SUBPIXEL)
     first_x, last_x, centre_x = window(tl.load(place), W, radius, SUBPIXEL)
-    # the window as its middle and half its size: one comparison for each value; infinite taps lie outside
-    i = tl.where(t < TAPS, (t // KW).to(tl.float32), float("inf"))
-    j = (t % KW).to(tl.float32)
-    middle_y, half_y = (first_y + last_y) * 0.5, (last_y - first_y) * 0.5
-    middle_x, half_x = (first_x + last_x) * 0.5, (last_x - first_x) * 0.5
+    # taps that are none lie outside; the window as its middle and half its size: one comparison for each value
+    i, j = tl.where(t < TAPS, (t // KW).to(tl.float32), float("inf")), (t % KW).to(tl.float32)
     dy, dx = y0[:, None] + (i - centre_y)[None, :], x0[:, None] + (j - centre_x)[None, :]
-    inside = tl.abs(y0[:, None] + (i - middle_y)[None, :]) <= half_y
-    inside = inside & (tl.abs(x0[:, None] + (j - middle_x)[None, :]) <= half_x)
+    middle_y, middle_x = (first_y + last_y) * 0.5, (first_x + last_x) * 0.5
+    inside = tl.abs(y0[:, None] + (i - middle_y)[None, :]) <= (last_y - first_y) * 0.5
+    inside = inside & (tl.abs(x0[:, None] + (j - middle_x)[None, :]) <= (last_x - first_x) * 0.5)
     values = tl.where(inside, tl.exp2((dy * dy + dx * dx) * scale), 0.0)
-    values = rounded(values, packed.dtype.element_ty)
-    if tl.load(unusual) == 0:
-        acc = dot(values, weights, acc, PRECISION)
-    else:
-        for tap in range(TAPS):
-            one = tl.where((t == tap)[:, None], weights, tl.zeros_like(weights))
-            reached = tl.max(tl.where((t == tap)[None, :] & inside, 1, 0), axis=1) > 0
-            part = dot(values, one, tl.zeros_like(acc), PRECISION)
-            acc += tl.where(reached[:, None], part, 0.0)
+    return dot(rounded(values, packed.dtype.element_ty), weights, acc, PRECISION)
+
+
+@triton.jit
+def _add_unusual_stamp(
+    acc, place, packed, y0, x0, n, H, W, N, radius, scale,
+    SUBPIXEL: tl.constexpr, TAPS: tl.constexpr, KW: tl.constexpr,
+):  # fmt: skip
+    """As _add_stamp, of weights that may be NaN or infinite: what the window cuts off takes no product with them."""
+    first_y, last_y, centre_y = window(tl.load(place + 1), H, radius, SUBPIXEL)
+    first_x, last_x, centre_x = window(tl.load(place), W, radius, SUBPIXEL)
+    for tap in range(TAPS):
+        weights = tl.load(packed + tap * N + n, mask=n < N, other=0.0).to(tl.float32)
+        y, x = y0 + tap // KW, x0 + tap % KW
+        inside = (y >= first_y) & (y <= last_y) & (x >= first_x) & (x <= last_x)
+        values = tl.exp2(((y - centre_y) * (y - centre_y) + (x - centre_x) * (x - centre_x)) * scale)
+        acc += tl.where(inside[:, None], values[:, None] * weights[None, :], 0.0)
     return acc
 
 
@@ -109,7 +115,7 @@ def landmark_conv_kernel(
     C); scale: of the exponent of 2.
     """
     TAPS: tl.constexpr = KH * KW
-    CHUNK: tl.constexpr = 16  # landmarks tested at once; those found are the bits of one number
+    CHUNK: tl.constexpr = 32  # landmarks tested at once; those found are the bits of one number
     n_blocks, tiles_y, tiles_x = tl.cdiv(N, BN), tl.cdiv(out_height, BH), tl.cdiv(out_width, BW)
     block, rest = tl.program_id(0) % n_blocks, tl.program_id(0) // n_blocks
     top, left, sample = (rest // tiles_x) % tiles_y * BH, rest % tiles_x * BW, rest // (tiles_x * tiles_y)
@@ -124,24 +130,35 @@ def landmark_conv_kernel(
     low_y, high_y = top * STRIDE - padding, (top + BH - 1) * STRIDE - padding + KH - 1
     low_x, high_x = left * STRIDE - padding, (left + BW - 1) * STRIDE - padding + KW - 1
     places = landmarks + tl.cast(sample, tl.int64) * count * 2
+    of_landmarks, flags = packed + tl.cast(C * TAPS, tl.int64) * N, unusual + C * n_blocks + block
+    fy, fx = y0.to(tl.float32), x0.to(tl.float32)
+    left_out = 0
     for start in range(0, count, CHUNK):
         each = start + tl.arange(0, CHUNK)
         at_x = tl.load(places + each * 2, mask=each < count, other=0.0)
         at_y = tl.load(places + each * 2 + 1, mask=each < count, other=0.0)
+        plain = tl.load(flags + each * n_blocks, mask=each < count, other=0) == 0
         first_x, last_x, _ = window(at_x, W, radius, SUBPIXEL)
         first_y, last_y, _ = window(at_y, H, radius, SUBPIXEL)
         found = (tl.maximum(first_x, low_x) <= tl.minimum(last_x, high_x)) & (each < count)
         found = found & (tl.maximum(first_y, low_y) <= tl.minimum(last_y, high_y))
+        left_out += tl.sum(tl.where(found & ~plain, 1, 0), axis=0)
+        found = found & plain
         bits = tl.sum(tl.where(found, 1 << tl.arange(0, CHUNK), 0), axis=0)
         for _ in range(tl.sum(tl.where(found, 1, 0), axis=0)):
             lowest = bits & -bits
             bits -= lowest
-            # its place is the exponent of the number as a float
-            landmark = start + (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+            # its place is the exponent of the number as a float, of either sign
+            landmark = start + ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
             acc = _add_stamp(
-                acc, places + landmark * 2, packed + tl.cast((C + landmark) * TAPS, tl.int64) * N,
-                unusual + (C + landmark) * n_blocks + block, y0.to(tl.float32), x0.to(tl.float32), n, H, W, N, radius,
-                scale, SUBPIXEL, TAPS, KW, BT, PRECISION,
+                acc, places + landmark * 2, of_landmarks + tl.cast(landmark * TAPS, tl.int64) * N, fy, fx, n, H, W, N,
+                radius, scale, SUBPIXEL, TAPS, KW, BT, PRECISION,
+            )  # fmt: skip
+    for landmark in range(tl.where(left_out > 0, count, 0)):
+        if tl.load(flags + landmark * n_blocks) != 0:
+            acc = _add_unusual_stamp(
+                acc, places + landmark * 2, of_landmarks + tl.cast(landmark * TAPS, tl.int64) * N, fy, fx, n, H, W, N,
+                radius, scale, SUBPIXEL, TAPS, KW,
             )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
@@ -152,7 +169,7 @@ def landmark_conv_kernel(
 
 
 def packed_weights(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """weight (N, channels, KH, KW) as (channels, taps, N), and where it is not finite: (channels, blocks of N) int32."""
+    """weight (N, channels, KH, KW) as (channels, taps, N), and whether not finite, (channels, blocks of N) int32."""
     n, channels, kh, kw = weight.shape
     taps = kh * kw
     packed = torch.empty((channels, taps, n), dtype=weight.dtype, device=weight.device)
@@ -166,7 +183,7 @@ def packed_weights(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def tiles(pixels: int, n_blocks: int) -> list[dict[str, int]]:
     """Tiles worth trying, the likely best first: larger ones read a landmark's weights less often."""
-    small, large = {"BH": 8, "BW": 8, "num_warps": 4}, {"BH": 8, "BW": 16, "num_warps": 4}
+    small, large = {"BH": 8, "BW": 8, "num_warps": 4}, {"BH": 8, "BW": 16, "num_warps": 8}
     return [large, small] if pixels * n_blocks >= 128 * 4 * tuning.processors() else [small, large]
 
 
@@ -200,7 +217,7 @@ def forward(
             padding, radius, exponent(sigma), negative_slope,
             **g.constants(), SUBPIXEL=subpixel, ACTIVATION=ACTIVATION_NUMBERS[activation], HAS_IMAGE=image is not None,
             HAS_BIAS=bias is not None, PRECISION=precision(y.dtype, False),
-            BN=bn, BT=power(g.taps, 16, 64), BK=32, cost=cost, num_stages=1, **tile,
+            BN=bn, BT=power(g.taps, 16, 64), BK=16, cost=cost, num_stages=1, **tile,
         )  # fmt: skip
 
     problem = (batch, count, channels, *g.kernel, stride, radius, g.out_height, g.out_width, n, y.dtype)

@@ -21,7 +21,8 @@ def _reached(first, last, size, padding, TAPS: tl.constexpr, STRIDE: tl.constexp
 
 @triton.jit
 def landmark_conv_weight_grad_kernel(
-    landmarks, dz, factors, partial, batch, per_split, count, H, W, N, NP, out_height, out_width, padding, radius, scale,
+    landmarks, dz, factors, partial, batch, per_split, count, H, W, N, NP, out_height, out_width, padding, radius,
+    scale,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, SUBPIXEL: tl.constexpr, SCALED: tl.constexpr,
     PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
@@ -194,20 +195,20 @@ def landmarks_gradient(
 def sum_gradients(
     of_image: Tensor | None, of_landmarks: Tensor | None, dweight: Tensor, bias_rows: Tensor | None, dbias: Tensor
 ) -> None:
-    """dweight from the splits of its parts (splits, rows, n) float32, where given, and dbias from its rows, likewise."""
-    n = dweight.shape[0] if of_landmarks is not None else dbias.shape[0]
-    rows = dweight[0].numel() if of_landmarks is not None else 0
-    dummy = of_landmarks if of_landmarks is not None else bias_rows
+    """dweight of the splits of its parts, (splits, rows, n) float32, and dbias of (rows, n), where they are given."""
+    n = dbias.shape[0] if of_landmarks is None else dweight.shape[0]
+    rows = 0 if of_landmarks is None else dweight[0].numel()
+    splits = [0 if t is None else len(t) for t in (of_image, of_landmarks, bias_rows)]
+    given = [dweight if t is None else t for t in (of_image, of_landmarks, bias_rows)]
     br, bn = 16, power(n, 16, 64)
-    grid = (triton.cdiv(rows, br) + (bias_rows is not None), triton.cdiv(n, bn))
 
     def cost() -> Cost:
-        partial = (of_image, of_landmarks, bias_rows)
-        return Cost(size(*partial) / 4, size(*partial, dweight, dbias))
+        parts = size(of_image, of_landmarks, bias_rows)
+        return Cost(parts / 4, parts + size(dweight, dbias))
 
     launch(
-        landmark_conv_sum_kernel, grid, dummy if of_image is None else of_image, 0 if of_image is None else len(of_image),
-        0 if of_image is None else of_image.shape[1], dummy, 0 if of_landmarks is None else len(of_landmarks), rows,
-        dweight, dummy if bias_rows is None else bias_rows, 0 if bias_rows is None else len(bias_rows), dbias, n,
-        WITH_WEIGHT=of_landmarks is not None, WITH_BIAS=bias_rows is not None, BR=br, BN=bn, cost=cost,
+        landmark_conv_sum_kernel, (triton.cdiv(rows, br) + (bias_rows is not None), triton.cdiv(n, bn)),
+        given[0], splits[0], 0 if of_image is None else of_image.shape[1], given[1], splits[1], rows, dweight,
+        given[2], splits[2], dbias, n, WITH_WEIGHT=of_landmarks is not None, WITH_BIAS=bias_rows is not None,
+        BR=br, BN=bn, cost=cost,
     )  # fmt: skip

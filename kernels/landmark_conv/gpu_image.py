@@ -147,17 +147,25 @@ def _outputs(side: int, taps: int, stride: int, padding: int) -> tuple[int, int]
     return first, (side - 1 + padding) // stride - first + 1
 
 
-def squares(channels: int, stride: int) -> list[dict[str, int]]:
-    """Squares and tiles worth trying, the likely best first; a square's pixels and channels are at most a few tiles."""
-    sides = [s for s in (4, 2, 1) if s * s * channels <= 64 and s % stride == 0] or [stride]
-    tiles = [{"SIDE": s, "BM": bm} for s in sides[:2] for bm in (64, 32)]
-    return tiles[:3]
+def square_tiles(batch: int, channels: int, geometry: Geometry) -> list[dict[str, int]]:
+    """Squares and tiles worth trying, the likely best first: large ones share more, but they must be many."""
+    g = geometry
+    sides = [s for s in (4, 2, 1) if s * s * channels <= 64 and s % g.stride == 0] or [g.stride]
+    found = []
+    for side in sides:
+        bn = power(side * side * channels, 16, 64)
+        for bm in (64, 32):
+            programs = batch * -(-g.height // side) * -(-g.width // side) / bm * -(-side * side * channels // bn)
+            tile = {"SIDE": side, "BM": bm, "BN": bn, "num_warps": 8 if bm * bn >= 64 * 64 else 4}
+            found.append((tile, programs >= 0.7 * tuning.processors()))
+    first = next((i for i, (_, enough) in enumerate(found) if enough), len(found) - 1)
+    return [found[first][0], *(tile for tile, _ in (*found[:first][-1:], *found[first + 1 :][:1]))]
 
 
 def image_gradient(dz: Tensor, weight: Tensor, result: Tensor, geometry: Geometry, precision: str) -> None:
     """result (B, C, H, W) of dz (B, NP, Ho, Wo), both channels_last, and weight (n, C + count, KH, KW), contiguous."""
     g, (batch, channels) = geometry, result.shape[:2]
-    n, of_dz = weight.shape[0], dz.shape[1]
+    n, of_dz, half = weight.shape[0], dz.shape[1], dz.element_size() == 2
 
     def run(tile: dict[str, int]) -> None:
         side = tile["SIDE"]
@@ -172,8 +180,8 @@ def image_gradient(dz: Tensor, weight: Tensor, result: Tensor, geometry: Geometr
             **g.constants(), SIDE=side, BE=block, cost=lambda: Cost(0.0, size(weight[:, :channels], spread)),
         )  # fmt: skip
         grid_height, grid_width = triton.cdiv(g.height, side), triton.cdiv(g.width, side)
-        count, bn = batch * grid_height * grid_width, power(width, 16, 64)
-        blocks, n_blocks = triton.cdiv(count, tile["BM"]), triton.cdiv(width, bn)
+        count = batch * grid_height * grid_width
+        blocks, n_blocks = triton.cdiv(count, tile["BM"]), triton.cdiv(width, tile["BN"])
 
         def cost() -> Cost:
             taps = rows * columns
@@ -183,9 +191,9 @@ def image_gradient(dz: Tensor, weight: Tensor, result: Tensor, geometry: Geometr
         launch(
             landmark_conv_image_grad_kernel, (blocks * n_blocks,), dz, spread, result, count, grid_height, grid_width,
             channels, g.height, g.width, of_dz, g.out_height, g.out_width, first_u, first_v, rows, columns,
-            STRIDE=g.stride, **tile, PRECISION=precision, BN=bn, BK=power(of_dz, 16, 64 if dz.element_size() == 2 else 32),
-            cost=cost, num_stages=4 if dz.element_size() == 2 else 3,
+            STRIDE=g.stride, PRECISION=precision, BK=power(of_dz, 16, 64 if half else 32), cost=cost,
+            num_stages=4 if half else 3, **tile,
         )  # fmt: skip
 
     problem = (*result.shape, *g.kernel, g.stride, g.padding, of_dz, dz.dtype, precision)
-    tuning.run_best("landmark_conv_image_grad", problem, squares(channels, g.stride), run)
+    tuning.run_best("landmark_conv_image_grad", problem, square_tiles(batch, channels, g), run)

@@ -73,7 +73,7 @@ def landmark_heatmap_rows_kernel(
 def landmark_heatmap_planes_kernel(
     landmarks, maps, N, W, pixels, radius, scale, SUBPIXEL: tl.constexpr, COUNT: tl.constexpr, BE: tl.constexpr
 ):
-    """maps (B, N, pixels), pixels = H W: a program writes BE pixels of each of COUNT maps. scale: of the exponent of 2."""
+    """maps (B, N, pixels), pixels = H W: a program writes BE of each of COUNT maps. scale: of the exponent of 2."""
     blocks = tl.cdiv(pixels, BE)
     groups = tl.cdiv(N, COUNT)
     e = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE)
