@@ -161,14 +161,15 @@ def landmarks_weight_gradient(
 
     def cost() -> Cost:
         windows = batch * count * g.stamp_pixels()
-        gathered = windows * n * dz.element_size() + size(partial)
-        return Cost(windows * g.taps * (2.0 * n + 14.0 * blocks), size(at, dz, partial), gathered, matrix=True)
+        of_dz = windows * n * dz.element_size()
+        moved = size(at, partial) + min(of_dz, size(dz))
+        return Cost(windows * g.taps * (2.0 * n + 14.0 * blocks), moved, of_dz + size(partial), matrix=True)
 
     launch(
         landmark_conv_weight_grad_kernel, (count * blocks, splits), at, dz, at if scale is None else scale, partial,
         batch, per_split, count, g.height, g.width, n, channels, g.out_height, g.out_width, g.padding, g.radius,
         exponent(g.sigma), **g.constants(), SUBPIXEL=g.subpixel, SCALED=scale is not None, PRECISION=precision,
-        BT=power(g.taps, 16, 64), BN=bn, BP=64, cost=cost, num_stages=2,
+        BT=power(g.taps, 16, 64), BN=bn, BP=64 if dz.element_size() == 2 else 32, cost=cost, num_stages=2,
     )  # fmt: skip
     return partial
 
@@ -181,8 +182,9 @@ def landmarks_gradient(
 
     def cost() -> Cost:
         windows = at.shape[0] * count * g.stamp_pixels()
-        gathered = windows * n * dz.element_size() + at.shape[0] * size(packed)
-        return Cost(windows * g.taps * (2.0 * n + 18.0), size(at, packed, dz, result), gathered, matrix=True)
+        of_dz = windows * n * dz.element_size()
+        moved = size(at, packed, result) + min(of_dz, size(dz))
+        return Cost(windows * g.taps * (2.0 * n + 18.0), moved, of_dz + at.shape[0] * size(packed), matrix=True)
 
     launch(
         landmark_conv_landmark_grad_kernel, (at.shape[0] * count,), at, packed, dz, result, count,

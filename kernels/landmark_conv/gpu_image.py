@@ -173,7 +173,7 @@ def image_gradient(dz: Tensor, weight: Tensor, result: Tensor, geometry: Geometr
         first_v, columns = _outputs(side, g.kernel[1], g.stride, g.padding)
         width = side * side * channels
         spread = torch.empty((rows * columns, of_dz, width), dtype=weight.dtype, device=weight.device)
-        block = 512
+        block = 1024
         launch(
             landmark_conv_spread_kernel, (triton.cdiv(spread.numel(), block),), weight, spread, spread.numel(),
             weight.shape[1], channels, n, of_dz, g.padding, first_u, first_v, columns,
