@@ -63,7 +63,7 @@ def landmark_conv(
     return _forward(landmarks, weight, bias, image, grad_scale, *options)
 
 
-def _check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation):
+def check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation):
     _op.require(
         activation in ACTIVATION_NUMBERS,
         NAME,
@@ -110,7 +110,7 @@ def _check(landmarks, weight, bias, image, grad_scale, height, width, stride, pa
             )
 
 
-def _output(landmarks: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
+def output(landmarks: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
     rows, columns = (
         (n + 2 * padding - k) // stride + 1 for n, k in zip((height, width), weight.shape[2:], strict=True)
     )
@@ -137,8 +137,8 @@ def _forward_cpu(
     landmarks, weight, bias, image, grad_scale,
     height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope,
 ):  # fmt: skip
-    _check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
-    y = _output(landmarks, weight, height, width, stride, padding)
+    check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
+    y = output(landmarks, weight, height, width, stride, padding)
     kept = [_float32(landmarks), _float32(weight), _float32(bias), _op.channels_last(image), y]
     integers = _integers(landmarks, weight, image, y, height, width, stride, padding, radius, subpixel, activation)
     _native.call(f"{NAME}_forward", [_native.address(t) for t in kept], integers, [sigma, negative_slope])
@@ -149,11 +149,11 @@ def _forward_fake(
     landmarks, weight, bias, image, grad_scale,
     height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope,
 ):  # fmt: skip
-    _check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
-    return _output(landmarks, weight, height, width, stride, padding)
+    check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
+    return output(landmarks, weight, height, width, stride, padding)
 
 
-def _gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
+def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     """Empty gradients of landmarks, weight, bias and image; those not needed have no elements."""
     formats = [torch.contiguous_format] * 3 + [torch.channels_last]
     given = [t if n else None for t, n in zip(like, need, strict=True)]
@@ -169,7 +169,7 @@ def _backward_cpu(
     grad, y, landmarks, weight, bias, image, grad_scale,
     height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope, need,
 ):  # fmt: skip
-    results = _gradients([landmarks, weight, bias, image], need)
+    results = gradients([landmarks, weight, bias, image], need)
     # sums are float32: the gradients themselves where the parameters are, else cast from these
     sums = [
         None if not n else r if r.dtype == torch.float32 else torch.empty_like(r, dtype=torch.float32)
@@ -196,7 +196,7 @@ def _backward_fake(
     grad, y, landmarks, weight, bias, image, grad_scale,
     height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope, need,
 ):  # fmt: skip
-    return tuple(_gradients([landmarks, weight, bias, image], need))
+    return tuple(gradients([landmarks, weight, bias, image], need))
 
 
 def _setup_context(ctx, inputs, output):

@@ -1,4 +1,4 @@
-"""Gaussian heatmaps of landmarks: zeros written once and one small stamp per landmark."""
+"""Gaussian heatmaps of landmarks: each map written once, zeros and one small stamp."""
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def check_landmarks(name: str, landmarks: Tensor, height: int, width: int, sigma
     _op.require(1 <= radius <= MAX_RADIUS, name, f"radius is {radius}; it must be from 1 to {MAX_RADIUS}")
 
 
-def _output(landmarks: Tensor, height: int, width: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
+def output(landmarks: Tensor, height: int, width: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
     return torch.empty(
         (*landmarks.shape[:2], height, width),
         dtype=dtype,
@@ -75,14 +75,14 @@ def _integers(landmarks, maps, channels_last, subpixel, radius):
     return [_op.DTYPES[maps.dtype], channels_last, subpixel, radius, *maps.shape]
 
 
-def _check(landmarks, height, width, sigma, radius, dtype):
+def check(landmarks, height, width, sigma, radius, dtype):
     check_landmarks(NAME, landmarks, height, width, sigma, radius)
     _op.require(dtype in _op.DTYPES, NAME, f"dtype is {dtype}; float32, bfloat16 and float16 are supported")
 
 
 def _forward_cpu(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
-    _check(landmarks, height, width, sigma, radius, dtype)
-    maps = _output(landmarks, height, width, dtype, channels_last)
+    check(landmarks, height, width, sigma, radius, dtype)
+    maps = output(landmarks, height, width, dtype, channels_last)
     at = landmarks.detach().float().contiguous()
     integers = _integers(landmarks, maps, channels_last, subpixel, radius)
     _native.call(f"{NAME}_forward", [_native.address(at), _native.address(maps)], integers, [sigma])
@@ -90,11 +90,11 @@ def _forward_cpu(landmarks, height, width, sigma, radius, subpixel, dtype, chann
 
 
 def _forward_fake(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
-    _check(landmarks, height, width, sigma, radius, dtype)
-    return _output(landmarks, height, width, dtype, channels_last)
+    check(landmarks, height, width, sigma, radius, dtype)
+    return output(landmarks, height, width, dtype, channels_last)
 
 
-def _gradient(landmarks: Tensor) -> Tensor:
+def gradient(landmarks: Tensor) -> Tensor:
     return torch.empty(landmarks.shape, dtype=landmarks.dtype, device=landmarks.device)
 
 
@@ -105,11 +105,11 @@ def _backward_cpu(grad, landmarks, sigma, radius):
     sums = torch.empty_like(at)
     integers = _integers(landmarks, grad, channels_last, True, radius)
     _native.call(f"{NAME}_backward", [_native.address(t) for t in (at, grad, sums)], integers, [sigma])
-    return _gradient(landmarks).copy_(sums)
+    return gradient(landmarks).copy_(sums)
 
 
 def _backward_fake(grad, landmarks, sigma, radius):
-    return _gradient(landmarks)
+    return gradient(landmarks)
 
 
 def _setup_context(ctx, inputs, output):
