@@ -154,11 +154,12 @@ def variant(launch: Launch) -> Variant:
 
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.jit_cache_hook = look
-        _warm(launch.kernel, found)
+        warm(launch.kernel, found)
     return found
 
 
-def _warm(kernel: Any, wanted: Variant) -> Any:
+def warm(kernel: Any, wanted: Variant) -> Any:
+    """Compiles for the current target by Triton's launcher, which launches nothing. Returns its compiled kernel."""
     return kernel.warmup(grid=(1,), num_warps=wanted.num_warps, num_stages=wanted.num_stages, **wanted.arguments)
 
 
@@ -217,7 +218,7 @@ def compile_one(wanted: Variant, capability: int) -> Resources:
     """Compiles (or takes from Triton's cache) and looks at the result."""
     try:
         with target(capability):
-            made = _warm(getattr(importlib.import_module(wanted.module), wanted.name), wanted)
+            made = warm(getattr(importlib.import_module(wanted.module), wanted.name), wanted)
     except Exception as error:
         last = str(error).strip().splitlines()[-1:] or [""]
         return Resources(error=f"{type(error).__name__}: {last[0]}"[:300])

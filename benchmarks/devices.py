@@ -23,8 +23,8 @@ class Device:
     l2_bytes: float
     shared_per_processor: int
     shared_per_program: int
-    launch: float = 1.5e-6
-    latency: float = 1.5e-6
+    launch: float = 1.0e-6
+    latency: float = 1.2e-6
     registers_per_processor: int = 65536
     threads_per_processor: int = 2048
     programs_per_processor: int = 32
