@@ -22,12 +22,18 @@ def copy_kernel(source, target, one, sixteen, seventeen, large, scale, flag, not
 
 
 @triton.jit
-def crowded_kernel(a, b, c, SIZE: tl.constexpr):
-    """Products of two large tiles by one warp: more registers than there are."""
+def crowded_kernel(source, target, SIZE: tl.constexpr):
+    """Every value is needed again after the sum of all: one warp has no registers for so many."""
     at = tl.arange(0, SIZE)
-    left = tl.load(a + at[:, None] * SIZE + at[None, :])
-    right = tl.load(b + at[:, None] * SIZE + at[None, :])
-    tl.store(c + at[:, None] * SIZE + at[None, :], tl.dot(left, right, input_precision="ieee"))
+    value = tl.load(source + at)
+    tl.store(target + at, value * tl.sum(value))
+
+
+@triton.jit
+def plain_kernel(source, target, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tile = tl.load(source + at[:, None] * SIZE + at[None, :])
+    tl.store(target + at[:, None] * SIZE + at[None, :], tl.dot(tile, tile, input_precision="ieee"))
 
 
 def signature() -> dict:
@@ -51,16 +57,16 @@ def signature() -> dict:
 
 def spilling() -> dict:
     """What is found wrong with a kernel that spills, and with one of plain float32 products called a matrix kernel."""
-    tensor = torch.zeros(128, 128)
+    tensor = torch.zeros(16384)
     found = {}
-    for name, size, warps, matrix in (("spilling", 128, 1, False), ("plain", 32, 4, True)):
+    for kernel, size, matrix in ((crowded_kernel, 16384, False), (plain_kernel, 16, True)):
         with noted(run=False) as launches:
             cost = Cost(0, 0, matrix=matrix)
-            start(crowded_kernel, (1,), tensor, tensor, tensor, SIZE=size, num_warps=warps, cost=lambda cost=cost: cost)
+            start(kernel, (1,), tensor, tensor, SIZE=size, num_warps=1, cost=lambda cost=cost: cost)
         with compiled.target(90):
             wanted = compiled.variant(launches[0])
         made = compiled.compile_one(wanted, 90)
-        found[name] = {"problems": compiled.problems(wanted, 90, made), "stack": made.stack, "error": made.error}
+        found[wanted.name] = {"problems": compiled.problems(wanted, 90, made), "stack": made.stack, "error": made.error}
     return found
 
 

@@ -78,8 +78,8 @@ def test_arguments_are_specialised_as_triton_does():
 
 def test_what_is_wrong_is_found():
     found = outside_the_interpreter("spilling")
-    assert found["spilling"]["stack"] > 0 and "spills" in found["spilling"]["problems"][0]
-    assert found["plain"]["problems"] == ["a matrix kernel without matrix instructions"]
+    assert found["crowded_kernel"]["stack"] > 0 and "spills" in found["crowded_kernel"]["problems"][0]
+    assert found["plain_kernel"]["problems"] == ["a matrix kernel without matrix instructions"]
 
 
 @pytest.mark.parametrize(
