@@ -289,29 +289,44 @@ def gpu(capability: int) -> devices.Device:
     return devices.DEVICES[devices.OF_CAPABILITY[capability]]
 
 
-def chosen(variants: Iterable[Variant], pairs: bool) -> list[Variant]:
-    """A few variants with every kernel's every arithmetic and every compile-time choice among them, large tiles first.
+def chosen(variants: Iterable[Variant], thorough: bool) -> list[Variant]:
+    """A few variants that have every kernel in every arithmetic and with every choice of its form, large tiles first.
 
-    pairs: also every choice in every arithmetic that has it.
+    thorough: every choice of the form in every arithmetic that has it, and every tile size and number of warps.
     """
-    left: dict[str, set] = {}
-    known = {}
+    largest: dict[frozenset, Variant] = {}
     for v in variants:
-        choices = [(v.name, n, c) for n, c in v.constants.items()] + [(v.name, "warps", v.num_warps)]
-        aspects = {(v.name, m) for m in v.modes} | set(choices)
-        left[v.key] = aspects | {(m, *c) for m in v.modes for c in choices} if pairs else aspects
-        known[v.key] = v
+        aspects = frozenset(_aspects(v, thorough))
+        known = largest.get(aspects)
+        if known is None or _order(v) > _order(known):
+            largest[aspects] = v
+    left = {v.key: (set(aspects), v) for aspects, v in largest.items()}
     found = []
     while left:
         # the most that is new; of equals the one with the largest tile, where registers run out first
-        best = max(left, key=lambda key: (len(left[key]), _tile_size(known[key]), key))
-        covered = left.pop(best)
+        covered, best = left.pop(max(left, key=lambda key: (len(left[key][0]), _order(left[key][1]))))
         if not covered:
             break
-        found.append(known[best])
-        for key in left:
-            left[key] = left[key] - covered
+        found.append(best)
+        for aspects, v in left.values():
+            if v.name == best.name:
+                aspects -= covered
     return found
+
+
+def _aspects(v: Variant, thorough: bool) -> Iterator[tuple]:
+    for name, choice in v.constants.items():
+        if not TILE.match(name):
+            yield from ((v.name, mode, name, choice) for mode in v.modes) if thorough else [(v.name, name, choice)]
+        elif thorough:
+            yield v.name, name, choice
+    yield from ((v.name, mode) for mode in v.modes)
+    if thorough:
+        yield v.name, v.num_warps
+
+
+def _order(v: Variant) -> tuple[int, str]:
+    return _tile_size(v), v.key
 
 
 def _tile_size(v: Variant) -> int:

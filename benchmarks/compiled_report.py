@@ -29,7 +29,7 @@ def subset() -> list[dict[str, Any]]:
     """Rows of a few shipped variants, the tests' shapes included: for sm_90 every kernel's every choice in every
     arithmetic, for the others every choice and every arithmetic once."""
     variants = list(compiled.shipped(samples=True).variants.values())
-    many, few = compiled.chosen(variants, pairs=True), compiled.chosen(variants, pairs=False)
+    many, few = compiled.chosen(variants, thorough=True), compiled.chosen(variants, thorough=False)
     wanted = [(v, 90) for v in many] + [(v, c) for v in few for c in CAPABILITIES if c != 90]
     return [row(*result) for result in compiled.compile_all(wanted)]
 

@@ -125,7 +125,7 @@ def test_few_variants_cover_every_choice():
         for bm in (32, 64)
         for mode in ("a", "b")
     ]
-    few, many = compiled.chosen(made, pairs=False), compiled.chosen(made, pairs=True)
+    few, many = compiled.chosen(made, thorough=False), compiled.chosen(made, thorough=True)
     assert few[0].arguments["BM"] == 64 and len(few) == 2
     assert {(m, v.arguments["FORM"]) for v in many for m in v.modes} == {("a", 0), ("a", 1), ("b", 0), ("b", 1)}
     assert len(many) == 4
