@@ -33,15 +33,15 @@ class Device:
 # Matrix and float32 rates, memory bandwidth, multiprocessors and boost clock: NVIDIA's architecture papers and data
 # sheets of each product, without sparsity. Shared memory and registers: the tables of compute capabilities in the CUDA
 # programming guide (of each program's shared memory 1 KiB is the system's). L2: the A100's paper states 5120 bytes per
-# clock; for the H100 published micro-benchmarks read about 5.6 TB/s; nothing is published for the B200, taken as the
-# H100's for each multiprocessor. launch, latency: of the order that published measurements give for these GPUs.
+# clock; for the H100 published micro-benchmarks read about 5.6 TB/s; nothing is published for the B200, taken as
+# one and a half times its memory's. launch, latency: of the order that published measurements give for these GPUs.
 DEVICES = {
     "a100": Device(
         "A100 SXM 80 GB", 80, 108, 1.41e9, 312e12, 156e12, 19.5e12, 2.039e12, 7.2e12, 164 * 1024, 163 * 1024
     ),
     "h100": Device("H100 SXM", 90, 132, 1.83e9, 989e12, 494e12, 66.9e12, 3.35e12, 5.6e12, 228 * 1024, 227 * 1024),
     "h200": Device("H200 SXM", 90, 132, 1.83e9, 989e12, 494e12, 66.9e12, 4.8e12, 5.6e12, 228 * 1024, 227 * 1024),
-    "b200": Device("B200", 100, 148, 1.97e9, 2250e12, 1125e12, 75e12, 7.7e12, 6.3e12, 228 * 1024, 227 * 1024),
+    "b200": Device("B200", 100, 148, 1.97e9, 2250e12, 1125e12, 75e12, 7.7e12, 11.5e12, 228 * 1024, 227 * 1024),
 }
 # the GPU that a compilation target stands for
 OF_CAPABILITY = {80: "a100", 90: "h100", 100: "b200"}
