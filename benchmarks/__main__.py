@@ -9,7 +9,6 @@ channels_last: eager PyTorch as people write it, torch.compile of the same, and 
 import functools
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import operators, profile, scaling, step
-from benchmarks.measure import PRECISIONS, Limits, Timing, measure_limits
+from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
 from engine.errors import InputError
@@ -253,17 +252,6 @@ WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
 def has_compiler() -> bool:
     """Whether torch.compile can build CPU code here."""
     return bool(shutil.which("g++") or shutil.which("clang++"))
-
-
-def commit() -> str | None:
-    """The checkout's commit, with + where it has changes; None outside one."""
-    here = Path(__file__).parent
-    try:
-        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return name.stdout.strip() + "+" * bool(dirty.stdout.strip())
 
 
 def check(arguments: Arguments) -> None:

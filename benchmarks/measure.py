@@ -3,9 +3,11 @@
 import contextlib
 import gc
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -172,3 +174,14 @@ def gpu_seconds(call: Callable[[], object], rounds: int = 10) -> float:
         end.synchronize()
         taken.append(start.elapsed_time(end) / 1e3)
     return statistics.median(taken)
+
+
+def commit() -> str | None:
+    """The checkout's commit, with + where it has changes; None outside one."""
+    here = Path(__file__).parent
+    try:
+        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name.stdout.strip() + "+" * bool(dirty.stdout.strip())

@@ -11,7 +11,6 @@ from benchmarks import native
 from benchmarks.measure import PRECISIONS, Timing, captured, interleaved, tf32_allowed
 from engine import ops
 from engine.kernels import _spec
-from engine.kernels._gpu.launch import noted
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -103,6 +102,8 @@ def disagreements(
 def flops(spec: _spec.Spec, sample: _spec.Sample, device: str) -> float | None:
     """FLOPs of forward and backward in the form that the fused operator takes; None where its spec does not say."""
     if device == "cuda":
+        from engine.kernels._gpu.launch import noted  # loads Triton
+
         with noted() as launched:
             both_passes(ops.OPERATORS[spec.operator].function, _spec.tensors(sample, torch.float32, device), sample)()
         return sum(launch.cost.flops for launch in launched) if launched else spec.flops(sample)

@@ -24,7 +24,6 @@ from benchmarks.measure import PRECISIONS, Timing, interleaved, tf32_allowed
 from engine import systems
 from engine.config import TrainConfig
 from engine.data import Batch
-from engine.kernels._gpu.launch import noted
 from engine.systems.base import System
 
 SETTINGS = {
@@ -77,7 +76,10 @@ def stepper(name: str, system: System, batch: Batch) -> Callable[[], object]:
 
 
 def peak_memory(name: str, setting: dict, device: str, precision: str = "fp32") -> int:
-    """Bytes that three steps add to a fresh process: peak resident size (or CUDA allocations) less that before."""
+    """Bytes that three steps add: on a GPU the peak of its allocations, else of a fresh process's resident size."""
+    if device == "cuda":
+        with tf32_allowed(PRECISIONS[precision].tf32):
+            return _peak(name, *build(name, setting, device, precision))
     command = [sys.executable, "-m", "benchmarks.step", name, json.dumps(setting), device, precision]
     root = Path(__file__).parent.parent
     done = subprocess.run(
@@ -115,6 +117,8 @@ def flops(setting: dict, device: str) -> float | None:
     """FLOPs of one fused step in the forms that it takes (fully connected layers aside, on the CPU also the losses)."""
     system, batch = build("fused", setting, device)
     if device == "cuda":
+        from engine.kernels._gpu.launch import noted  # loads Triton
+
         with noted() as launched:
             system.step(batch)
         return sum(launch.cost.flops for launch in launched)
@@ -144,21 +148,23 @@ def main(name: str, setting: str, device: str, precision: str, threads: str) -> 
     """The process that peak_memory starts."""
     torch.set_num_threads(int(threads))
     with tf32_allowed(PRECISIONS[precision].tf32):
-        _print_peak(name, *build(name, json.loads(setting), device, precision))
+        print(_peak(name, *build(name, json.loads(setting), device, precision)))
 
 
-def _print_peak(name: str, system: System, batch: Batch) -> None:
+def _peak(name: str, system: System, batch: Batch) -> int:
     cuda = system.device.type == "cuda"
     if name.startswith("compile"):
         _compile_apart(system, batch)
     if cuda:
+        gc.collect()
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS")
     for _ in range(3):
         system.step(batch)
-    print((torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before)
+    return (torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before
 
 
 def _compile_apart(system: System, batch: Batch) -> None:
