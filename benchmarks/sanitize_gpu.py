@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sanitize_gpu`: every operator's smallest samples on the GPU, for compute-sanitizer to watch.
+"""`python -m benchmarks.sanitize_gpu`: smallest samples of every operator with GPU kernels, for compute-sanitizer.
 
 Results are not looked at: the tests do that. Tuning is off, so that each kernel runs once.
 """
@@ -8,15 +8,16 @@ import sys
 
 import torch
 
+from benchmarks import launches
 from engine import ops
 from engine.kernels import _spec
 
-SAMPLES = 3  # of each operator, the smallest with and without each option aside
+SAMPLES = 3  # of each operator
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def smallest(spec: _spec.Spec, count: int = SAMPLES) -> list[_spec.Sample]:
-    """The cheapest samples that have something to do, one of each layout first."""
+    """The cheapest samples that have something to do, no two with the same options."""
     found: dict[str, _spec.Sample] = {}
     ordered = sorted((s for s in spec.samples if all(0 not in shape for shape in s.shapes.values())), key=spec.flops)
     for sample in ordered:
@@ -29,7 +30,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("benchmarks.sanitize_gpu: torch finds no CUDA device", file=sys.stderr)
         return 2
-    for name, spec in _spec.specs().items():
+    for name, spec in launches.specs().items():
         for sample in smallest(spec):
             for dtype in DTYPES:
                 made = _spec.tensors(sample, dtype, "cuda")

@@ -50,7 +50,7 @@ def read_avatars(folder: Path, size: int, count: int = AVATAR_COUNT) -> ImageSet
     source = open_source(folder / "photo")
     listing = list_images(source)
     records = []
-    for name in sorted(listing.images):
+    for name in listing.names:
         data = source.read(name)
         digest = hashlib.sha256(data).hexdigest()
         records.append(FileRecord(name, size=len(data), sha256=digest, width=size, height=size))
