@@ -41,6 +41,7 @@ from benchmarks.devices import Device
 from engine import ops
 from engine.kernels import _spec
 from engine.kernels._gpu.launch import Cost, Launch
+from engine.systems.base import System
 
 # published micro-benchmarks of the H100 read 62 % of the wgmma peak with mma.sync; taken for Blackwell too
 MMA_SYNC_SHARE = 0.62
@@ -178,14 +179,24 @@ def eager_operator(spec: _spec.Spec, sample: _spec.Sample, mode: launches.Mode) 
 def eager_step(setting: dict, mode: str) -> list[Operation]:
     """Operations of one textbook step, which runs on the CPU for it."""
     system, batch = step.build("eager channels_last", setting, "cpu", launches.STEP_MODES[mode])
+    _make_moments(system)
     return counted(lambda: system.step(batch))
 
 
 def fused_step(setting: dict, mode: str) -> tuple[list[Launch], list[Operation]]:
     """Launches of one fused step, and PyTorch's own operations in it."""
     system, batch = step.build("fused", setting, "cpu", launches.STEP_MODES[mode])
+    _make_moments(system)
     with launches.only_noted(launches.MODES[mode].tf32) as found:
         return found, counted(lambda: system.step(batch))
+
+
+def _make_moments(system: System) -> None:
+    """Adam's state, which only the first step makes."""
+    for optimiser in system.optimisers.values():
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()
 
 
 def total(operations: Iterable[Operation], device: Device, tf32: bool = False) -> float:

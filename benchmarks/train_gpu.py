@@ -22,10 +22,9 @@ from PIL import Image
 
 from engine.config import PRESETS, Origins, TrainConfig
 from engine.config import resolve as resolve_options
-from engine.data import Loader, avatars, open_dataset, open_loader
+from engine.data import Loader, avatars, open_dataset, open_loader, resident
 from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
 from engine.data.manifest import list_images
-from engine.data.resident import ResidentLoader
 from engine.data.sources import open_source
 from engine.data.validate import FileRecord
 from engine.loop import Trainer, prepare_folder, require_fused, set_machine
@@ -35,8 +34,12 @@ TRIED = 60  # steps that tell how long one takes
 PAPER_STEPS = PRESETS["paper"]["steps"]
 
 
-class PillowLoader(ResidentLoader):
+class PillowLoader(resident.ResidentLoader):
     """The resident loader without DALI, for square pictures that have their stored size."""
+
+    def describe(self) -> str:
+        """One line: which loader, and why."""
+        return f"resident loader: {len(self.images):,} images decoded once by Pillow, for DALI is not installed"
 
     def _decode_all(self) -> None:
         for index in range(len(self.images)):
@@ -59,14 +62,24 @@ def read_avatars(folder: Path, size: int, count: int = AVATAR_COUNT) -> ImageSet
 
 def open_images(config: TrainConfig, folder: Path) -> Loader:
     """A resident loader over the avatars, by DALI or without it."""
-    settings = {"batch_size": config.batch_size, "resolution": config.resolution, "channels": config.channels}
-    settings |= {"device": torch.device(config.device), "seed": config.seed, "mirror": config.mirror}
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        images = open_dataset(None, channels=config.channels, resolution=config.resolution)
-        return open_loader(images, crop="center", loader="resident", **settings)
-    images = read_avatars(folder / "avatars", config.resolution)
-    reason = "decoded by Pillow: DALI is not installed"
-    return PillowLoader(images, crop="center", rank=0, world_size=1, reason=reason, **settings)
+    images = None
+    if not _has_dali():
+        images = read_avatars(folder / "avatars", config.resolution)
+        resident.ResidentLoader = PillowLoader  # of this process: what open_loader makes below
+    return open_loader(
+        images or open_dataset(None, channels=config.channels, resolution=config.resolution),
+        batch_size=config.batch_size,
+        resolution=config.resolution,
+        channels=config.channels,
+        device=config.device,
+        seed=config.seed,
+        mirror=config.mirror,
+        loader="resident",
+    )
+
+
+def _has_dali() -> bool:
+    return bool(importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"))
 
 
 def train(out: Path, seconds: float, options: list[str], tell: Callable[[str], None] = print) -> dict:

@@ -1,5 +1,6 @@
 """The dry parts of `make gpu`: a part that fails stops no other, and every part has its row. No GPU is needed."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -11,6 +12,8 @@ from tiny_run import command
 
 from benchmarks import gpu, sanitize_gpu, train_gpu
 from benchmarks.gpu import FAILED, NOT_RUN, OK, Outcome, Part, Place
+from engine.config import TrainConfig
+from engine.data import avatars, resident
 from engine.kernels import _spec
 
 
@@ -147,11 +150,16 @@ def test_small_samples_for_the_sanitizer(spec):
     assert 0 < len(found) <= sanitize_gpu.SAMPLES and all(spec.flops(s) < 1e9 for s in found)
 
 
-def test_training_without_dali(monkeypatch, tmp_path):
-    """The whole run on the CPU, on a few avatars decoded by Pillow."""
-    monkeypatch.setattr(train_gpu.importlib.util, "find_spec", lambda name: None)
+@pytest.fixture
+def few_avatars_and_no_dali(monkeypatch):
+    monkeypatch.setattr(train_gpu, "_has_dali", lambda: False)
+    monkeypatch.setattr(resident, "ResidentLoader", resident.ResidentLoader)  # put back afterwards
     read = train_gpu.read_avatars
     monkeypatch.setattr(train_gpu, "read_avatars", lambda folder, size: read(folder, size, count=12))
+
+
+def test_training_without_dali(few_avatars_and_no_dali, monkeypatch, tmp_path):
+    """The whole run on the CPU, on a few avatars decoded by Pillow."""
     monkeypatch.setattr(train_gpu, "TRIED", 4)
     small = ["--resolution", "16", "--model", "A", "--filters", "8", "--hidden", "8", "--batch-size", "4"]
     found = train_gpu.train(tmp_path, 0.01, ["--device", "cpu", *small], tell=lambda _: None)
@@ -160,15 +168,10 @@ def test_training_without_dali(monkeypatch, tmp_path):
     assert Path(found["samples"]).is_file() and found["last"]["step"] == found["steps"]
 
 
-def test_pictures_decoded_by_pillow_are_the_avatars(tmp_path):
-    from engine.data import avatars
-
-    images = train_gpu.read_avatars(tmp_path / "set", 16, count=3)
-    loader = train_gpu.PillowLoader(
-        images, reason="", batch_size=2, resolution=16, channels=3, device=torch.device("cpu"), seed=0, mirror=False,
-        crop="center", rank=0, world_size=1,
-    )  # fmt: skip
+def test_pictures_decoded_by_pillow_are_the_avatars(few_avatars_and_no_dali, tmp_path):
+    config = dataclasses.replace(TrainConfig(), resolution=16, batch_size=2, device="cpu")
+    loader = train_gpu.open_images(config, tmp_path)
     expected, _ = avatars.render(0, 0, "photo", 16)
-    shown = loader.fixed(3).images[0].permute(1, 2, 0).add(1).mul(127.5)
+    shown = loader.fixed(12).images[0].permute(1, 2, 0).add(1).mul(127.5)
     assert (shown - torch.from_numpy(expected)).abs().mean() < 8  # JPEG
-    assert loader.next().images.shape == (2, 3, 16, 16)
+    assert loader.next().images.shape == (2, 3, 16, 16) and "Pillow" in loader.describe()
