@@ -42,7 +42,7 @@ class Arguments:
     filter: str = ""
     """Only cases whose name contains this text."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
-    """A few operator shapes and the small step only: minutes."""
+    """A few operator shapes and the small step only: minutes. For compiled: what the tests compile."""
     json: Path | None = None
     """Write every sample to this file, with machine, versions and commit."""
     markdown: Path | None = None
@@ -232,7 +232,7 @@ def run_compiled(arguments: Arguments, limits: None) -> tuple[list[dict], list[T
     """The compiled suite: every kernel and shipped configuration, ahead of time."""
     from benchmarks import compiled_report  # loads Triton's compiler
 
-    return compiled_report.suite(arguments.filter)
+    return compiled_report.suite(arguments.filter, arguments.quick)
 
 
 def run_predict(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:

@@ -12,11 +12,15 @@ from benchmarks.compiled import CAPABILITIES, Resources, Variant
 from benchmarks.table import Table
 
 
-def suite(only: str) -> tuple[list[dict], list[Table]]:
-    """Compiles what operators whose name contains `only`, and the step, launch. A row with problems has `failed`."""
+def suite(only: str, quick: bool) -> tuple[list[dict], list[Table]]:
+    """Compiles what operators whose name contains `only`, and the step, launch. A row with problems has `failed`.
+
+    quick: the few variants that every test run compiles.
+    """
     with tqdm(desc="launches", leave=False, disable=None) as bar:
-        found = compiled.shipped(only, tick=lambda what: (bar.set_postfix_str(what), bar.update()))
-    wanted = [(v, c) for v in found.variants.values() for c in CAPABILITIES]
+        found = compiled.shipped(only, samples=quick, tick=lambda what: (bar.set_postfix_str(what), bar.update()))
+    variants = list(found.variants.values())
+    wanted = few(variants) if quick else [(v, c) for v in variants for c in CAPABILITIES]
     with tqdm(total=len(wanted), desc="compiling", leave=False, disable=None) as bar:
         made = compiled.compile_all(wanted, bar.update)
     rows = [row(*result) for result in made]
@@ -25,13 +29,16 @@ def suite(only: str) -> tuple[list[dict], list[Table]]:
     return rows, shown
 
 
+def few(variants: list[Variant]) -> list[tuple[Variant, int]]:
+    """What every test run compiles: for sm_90 every choice of form in every arithmetic, for the others each once."""
+    many, least = (compiled.chosen(variants, thorough) for thorough in (True, False))
+    return [(v, 90) for v in many] + [(v, c) for v in least for c in CAPABILITIES if c != 90]
+
+
 def subset() -> list[dict[str, Any]]:
-    """Rows of a few shipped variants, the tests' shapes included: for sm_90 every kernel's every choice in every
-    arithmetic, for the others every choice and every arithmetic once."""
-    variants = list(compiled.shipped(samples=True).variants.values())
-    many, few = compiled.chosen(variants, thorough=True), compiled.chosen(variants, thorough=False)
-    wanted = [(v, 90) for v in many] + [(v, c) for v in few for c in CAPABILITIES if c != 90]
-    return [row(*result) for result in compiled.compile_all(wanted)]
+    """Rows of `few` of everything that is shipped, the tests' odd shapes included."""
+    made = compiled.compile_all(few(list(compiled.shipped(samples=True).variants.values())))
+    return [row(*result) for result in made]
 
 
 def summary(found: list[tuple[Variant, int, Resources]]) -> Table:
