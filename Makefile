@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test sanitize bench lint clean
+.PHONY: train test sanitize bench gpu lint clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -34,6 +34,9 @@ sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and
 
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
+
+gpu: $(VENV)/installed  ## everything that a GPU can show, in eight minutes; results in OUT=folder
+	$(RUN) -m benchmarks.gpu $(OUT)
 
 lint: $(VENV)/installed  ## formatting and lint
 	$(RUN) -m ruff format --check .

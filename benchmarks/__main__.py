@@ -2,12 +2,15 @@
 
 Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
 channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
+
+`compiled` and `predict` need no GPU: every GPU kernel compiled ahead of time, and what a roofline says it takes.
 """
 
 import functools
 import json
 import shutil
-import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,12 +20,12 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks import operators, profile, scaling, step
-from benchmarks.measure import Limits, Timing, copy_bandwidth, sgemm_rate
+from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
 from engine.errors import InputError
 
-SCHEMA = 2
+SCHEMA = 3
 BASELINES = ("eager", "compile", "strong")
 LEAST_ROUNDS = 10
 
@@ -31,18 +34,29 @@ LEAST_ROUNDS = 10
 class Arguments:
     """Options of the benchmark."""
 
-    suite: Annotated[Literal["ops", "step", "scaling", "profile", "all"], tyro.conf.Positional] = "all"
-    """Operators; whole training steps; both at 1 to all threads; where a fused step's time goes; or everything."""
+    suite: Annotated[
+        Literal["ops", "step", "scaling", "profile", "all", "compiled", "predict"], tyro.conf.Positional
+    ] = "all"
+    """Operators; whole training steps; both at 1 to all CPU threads; where a fused step's time goes on the CPU; or all
+    of these. compiled: GPU kernels ahead of time; predict: their times by a roofline, with cuda also measured."""
     filter: str = ""
     """Only cases whose name contains this text."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
-    """A few operator shapes and the small step only: minutes."""
+    """A few operator shapes and the small step only: minutes. For compiled: what the tests compile."""
     json: Path | None = None
     """Write every sample to this file, with machine, versions and commit."""
     markdown: Path | None = None
     """Write the tables to this file."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to measure."""
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    """Arithmetic of every competitor; default fp32, for predict bf16. tf32 and bf16 need cuda or predict."""
+    gpu: Literal["a100", "h100", "h200", "b200"] = "h100"
+    """The GPU to predict for, without --device cuda."""
+    autotune: tyro.conf.FlagCreatePairsOff[bool] = False
+    """On cuda: also torch.compile in mode max-autotune, which takes minutes for each step and long for each shape."""
+    budget: float = float("inf")
+    """Seconds after which no further case of ops or step is begun; those left out are named."""
     rounds: int = LEAST_ROUNDS
     """Interleaved rounds; medians and quartiles are over them."""
     threads: int = 0
@@ -76,10 +90,23 @@ def shares(entry: dict, limits: Limits, flops: float | None, moved: float | None
     return entry | {"algebra_flops": flops, "bytes": moved, **limits.shares(seconds, flops, moved)}
 
 
+def within(arguments: Arguments, cases: list, name: Callable[[object], str], rows: list[dict], suite: str) -> Iterator:
+    """The cases begun before the budget is spent; the others become rows that say so."""
+    begun = time.monotonic()
+    for case in cases:
+        if time.monotonic() - begun > arguments.budget:
+            rows.append(
+                {"suite": suite, "name": name(case), "not_run": f"the budget of {arguments.budget:g} s was spent"}
+            )
+            tqdm.write(f"{name(case)}: not run, the budget of {arguments.budget:g} s was spent")
+        else:
+            yield case
+
+
 def comparison(title: str) -> Table:
     """The table of the ops and step suites."""
     against = [column for name in BASELINES for column in ((f"{name} ms", 10), ("x", 6))]
-    return Table(title, [("", 45), ("fused ms", 8), ("quartiles", 17), *against, ("sgemm", 6), ("copy", 5)])
+    return Table(title, [("", 45), ("fused ms", 8), ("quartiles", 17), *against, ("matrix", 6), ("copy", 5)])
 
 
 def cells(entry: dict) -> list[str]:
@@ -95,21 +122,26 @@ def cells(entry: dict) -> list[str]:
         for baseline in BASELINES
         for text in ((ms(fused * speedup[baseline]), f"{speedup[baseline]:.2f}") if baseline in speedup else ("-", "-"))
     ]
-    limits = [percent(entry[share]) for share in ("share_of_sgemm", "share_of_copy")]
+    limits = [percent(entry[share]) for share in ("share_of_matrix", "share_of_copy")]
     return [name, ms(fused), f"{ms(low)}..{ms(high)}", *against, *limits]
 
 
 def run_operators(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The ops suite."""
-    rows, table = [], comparison("Operators, forward + backward, float32")
+    precision = arguments.precision or "fp32"
+    rows, table = [], comparison(f"Operators, forward + backward, {precision}")
     chosen = list(operators.cases(arguments.filter, arguments.quick))
     if chosen:
         tqdm.write(table.head())
-    for spec, sample in tqdm(chosen, desc="operators", leave=False, disable=None):
-        timings, failed = operators.measure(spec, sample, arguments.device, arguments.rounds, has_compiler())
+    bar = tqdm(chosen, desc="operators", leave=False, disable=None)
+    for spec, sample in within(arguments, bar, lambda case: f"{case[0].operator} {case[1].name}", rows, "ops"):
+        timings, failed = operators.measure(
+            spec, sample, arguments.device, arguments.rounds, has_compiler(), precision, arguments.autotune
+        )
         entry = row("ops", f"{spec.operator} {sample.name}", timings, failed)
         if not failed:
-            flops, moved = operators.flops(spec, sample, arguments.device), spec.bytes(sample, torch.float32)
+            flops = operators.flops(spec, sample, arguments.device)
+            moved = spec.bytes(sample, PRECISIONS[precision].dtype)
             entry = shares(entry, limits, flops, moved) | {"flops_as_written": spec.flops(sample)}
         rows.append(entry)
         tqdm.write(table.add(cells(entry)))
@@ -118,32 +150,37 @@ def run_operators(arguments: Arguments, limits: Limits) -> tuple[list[dict], lis
 
 def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The step suite, with peak memory."""
-    rows, table = [], comparison("Training steps, float32")
+    precision = arguments.precision or "fp32"
+    rows, table = [], comparison(f"Training steps, {precision}")
     columns = [("", 45), ("fused MiB", 10), *((f"{name} MiB", 12) for name in BASELINES), ("of eager", 9)]
     memory = Table("Peak training memory: what three steps add to a process", columns)
     chosen = step.settings(arguments.filter, arguments.quick)
-    competitors = tuple(name for name in step.COMPETITORS if name != "compile" or has_compiler())
+    competitors = (*step.COMPETITORS, *([step.AUTOTUNED] if arguments.autotune else []))
+    competitors = tuple(name for name in competitors if not name.startswith("compile") or has_compiler())
     if chosen:
         tqdm.write(table.head())
-    for name, setting in chosen.items():
+    for name, setting in within(arguments, list(chosen.items()), lambda case: case[0], rows, "step"):
         with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
             tick = functools.partial(_update, bar)
-            timings, failed = step.measure(setting, arguments.device, arguments.rounds, tick, competitors)
+            timings, failed = step.measure(setting, arguments.device, arguments.rounds, tick, competitors, precision)
         entry = row("step", name, timings, failed)
         if not failed:
             entry = shares(entry, limits, step.flops(setting, arguments.device), None)
         tqdm.write(table.add(cells(entry)))
         if not failed:
-            peaks = {n: step.peak_memory(n, setting, arguments.device) for n in competitors}
-            entry["memory"] = {
-                n: min((v for k, v in peaks.items() if k.split()[0] == n), default=None) for n in ("fused", *BASELINES)
-            }
+            entry["memory"] = _peaks(setting, arguments.device, competitors, precision)
             mib = ["-" if v is None else f"{v / 2**20:.0f}" for v in entry["memory"].values()]
             memory.add([name, *mib, percent(entry["memory"]["fused"] / entry["memory"]["eager"])])
         rows.append(entry)
     if memory.rows:
         print(memory)
     return rows, [table, memory]
+
+
+def _peaks(setting: dict, device: str, competitors: tuple[str, ...], precision: str) -> dict[str, int | None]:
+    """Peak memory of fused and of each baseline in its better form; None where it does not run."""
+    peaks = {n: step.peak_memory(n, setting, device, precision) for n in competitors}
+    return {n: min((v for k, v in peaks.items() if k.split()[0] == n), default=None) for n in ("fused", *BASELINES)}
 
 
 def run_scaling(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
@@ -191,23 +228,30 @@ def _update(bar: tqdm, _: int) -> None:
     bar.update()
 
 
+def run_compiled(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
+    """The compiled suite: every kernel and shipped configuration, ahead of time."""
+    from benchmarks import compiled_report  # loads Triton's compiler
+
+    return compiled_report.suite(arguments.filter, arguments.quick)
+
+
+def run_predict(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
+    """The predict suite: the roofline's times, and how far measured ones are from them."""
+    from benchmarks import forecast
+
+    measured = arguments.device == "cuda"
+    precision = arguments.precision or "bf16"
+    return forecast.suite(arguments.filter, arguments.quick, precision, arguments.gpu, measured)
+
+
 SUITES = {"ops": run_operators, "step": run_steps, "scaling": run_scaling, "profile": run_profile}
+ON_CUDA = ("ops", "step")  # of them, what `all` runs there
+WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
 
 
 def has_compiler() -> bool:
     """Whether torch.compile can build CPU code here."""
     return bool(shutil.which("g++") or shutil.which("clang++"))
-
-
-def commit() -> str | None:
-    """The checkout's commit, with + where it has changes; None outside one."""
-    here = Path(__file__).parent
-    try:
-        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return name.stdout.strip() + "+" * bool(dirty.stdout.strip())
 
 
 def check(arguments: Arguments) -> None:
@@ -216,9 +260,27 @@ def check(arguments: Arguments) -> None:
         raise InputError(f"--rounds must be at least {LEAST_ROUNDS}: medians of fewer say little")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device here; use --device cpu")
+    cuda_alone = {"--autotune": arguments.autotune, "--precision": (arguments.precision or "fp32") != "fp32"}
+    for option, given in cuda_alone.items():
+        if given and arguments.device != "cuda" and arguments.suite != "predict":
+            raise InputError(f"{option} {arguments.precision if option == '--precision' else ''}".rstrip()
+                             + " needs --device cuda")  # fmt: skip
+    if arguments.device == "cuda" and arguments.suite in ("scaling", "profile"):
+        raise InputError(f"{arguments.suite} is of CPU threads and native calls; leave --device cuda out")
     for option, path in (("--json", arguments.json), ("--markdown", arguments.markdown)):
         if path and not path.parent.is_dir():
             raise InputError(f"{path.parent} is not a folder; create it or give {option} another")
+
+
+def describe(arguments: Arguments, limits: Limits | None) -> str:
+    """The machine in one line, with its limits where they were measured."""
+    parts = [environment.cpu()["model"], f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    if arguments.device == "cuda":
+        parts.insert(0, torch.cuda.get_device_name())
+    if limits:
+        parts.append(f"matrix product {limits.matrix_flops / 1e9:,.0f} GFLOP/s")
+        parts.append(f"copy {limits.copy_bytes_per_s / 1e9:,.1f} GB/s, fill {limits.fill_bytes_per_s / 1e9:,.1f} GB/s")
+    return ", ".join(parts)
 
 
 def main(argv: list[str]) -> int:
@@ -227,22 +289,22 @@ def main(argv: list[str]) -> int:
     check(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    limits = Limits(sgemm_rate(), copy_bandwidth())
-    machine = (
-        f"{environment.cpu()['model']}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"sgemm {limits.sgemm_flops / 1e9:.0f} GFLOP/s, copy {limits.copy_bytes_per_s / 1e9:.1f} GB/s"
-    )
+    measured = arguments.suite not in WITHOUT_LIMITS
+    limits = measure_limits(arguments.device, arguments.precision or "fp32") if measured else None
+    machine = describe(arguments, limits)
     print(machine)
     if not has_compiler() and arguments.suite in ("ops", "step", "all"):
         print("no C++ compiler (g++ or clang++) here: the baseline `compile` is left out")
     rows, tables = [], []
-    for suite in SUITES if arguments.suite == "all" else [arguments.suite]:
-        more_rows, more_tables = SUITES[suite](arguments, limits)
+    every = ON_CUDA if arguments.device == "cuda" else SUITES
+    for suite in every if arguments.suite == "all" else [arguments.suite]:
+        more_rows, more_tables = (SUITES | WITHOUT_LIMITS)[suite](arguments, limits)
         rows, tables = rows + more_rows, tables + more_tables
     if not rows:
         raise InputError(f"no case contains {arguments.filter!r}")
     if arguments.json:
-        head = {"schema": SCHEMA, "commit": commit(), "threads": torch.get_num_threads(), "limits": vars(limits)}
+        head = {"schema": SCHEMA, "commit": commit(), "device": arguments.device, "precision": arguments.precision}
+        head |= {"threads": torch.get_num_threads(), "limits": limits and vars(limits)}
         everything = head | {"machine": environment.snapshot(), "rows": rows}
         atomic.write_text(arguments.json, json.dumps(everything, indent=1))
     if arguments.markdown:

@@ -1,10 +1,13 @@
 """Interleaved timing: one call of every competitor per round, medians over the rounds."""
 
+import contextlib
 import gc
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -31,15 +34,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine can do at most, measured once: float32 products and copies that no cache holds."""
+    """What this machine can do at most, measured once: products in the precision, copies and fills no cache holds."""
 
-    sgemm_flops: float
+    matrix_flops: float
     copy_bytes_per_s: float
+    fill_bytes_per_s: float
 
     def shares(self, seconds: float, flops: float | None, moved: float | None) -> dict[str, float | None]:
         """What share of each limit so much work in so many seconds is; None where the work is unknown, 0 for none."""
         return {
-            "share_of_sgemm": flops and flops / seconds / self.sgemm_flops,
+            "share_of_matrix": flops and flops / seconds / self.matrix_flops,
             "share_of_copy": moved and moved / seconds / self.copy_bytes_per_s,
         }
 
@@ -82,13 +86,102 @@ def _time(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def sgemm_rate(size: int = 1536, rounds: int = 8) -> float:
-    """FLOP/s of PyTorch's float32 matrix product, the best of a few."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / min(interleaved({"sgemm": lambda: a @ b}, rounds=rounds)["sgemm"].samples)
+@dataclass(frozen=True)
+class Precision:
+    """How a suite computes: the dtype of operators' tensors, whether float32 products may be TF32, and how far a
+    baseline may be from eager, norm-wise for tensors and relatively for a step's losses."""
+
+    dtype: torch.dtype
+    tf32: bool
+    baseline: float
+    losses: float
 
 
-def copy_bandwidth(floats: int = 1 << 26, rounds: int = 8) -> float:
+PRECISIONS = {
+    "fp32": Precision(torch.float32, False, 1e-4, 1e-4),
+    "tf32": Precision(torch.float32, True, 5e-3, 5e-3),
+    "bf16": Precision(torch.bfloat16, False, 2e-2, 2e-2),
+}
+
+
+@contextlib.contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """float32 convolutions and products with (or without) TF32 within the block, fused and PyTorch's own."""
+    conv, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = conv.allow_tf32, products.allow_tf32
+    conv.allow_tf32 = products.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        conv.allow_tf32, products.allow_tf32 = before
+
+
+def measure_limits(device: str, precision: str) -> Limits:
+    """The limits of the device in a precision of PRECISIONS."""
+    dtype = PRECISIONS[precision].dtype
+    with tf32_allowed(PRECISIONS[precision].tf32):
+        return Limits(matrix_rate(device, dtype), copy_bandwidth(device), fill_bandwidth(device))
+
+
+def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 8) -> float:
+    """FLOP/s of PyTorch's matrix product, the best of a few."""
+    size = 1536 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(interleaved({"product": lambda: a @ b}, rounds=rounds)["product"].samples)
+
+
+def copy_bandwidth(device: str = "cpu", rounds: int = 8) -> float:
     """Bytes/s read and written by a copy that no cache holds, the best of a few."""
-    a, b = torch.zeros(floats), torch.zeros(floats)
-    return 8 * floats / min(interleaved({"copy": lambda: b.copy_(a)}, rounds=rounds)["copy"].samples)
+    a, b = (torch.zeros(_floats(device), device=device) for _ in range(2))
+    return 8 * a.numel() / min(interleaved({"copy": lambda: b.copy_(a)}, rounds=rounds)["copy"].samples)
+
+
+def fill_bandwidth(device: str = "cpu", rounds: int = 8) -> float:
+    """Bytes/s written by filling with zeros what no cache holds, the best of a few."""
+    a = torch.empty(_floats(device), device=device)
+    return 4 * a.numel() / min(interleaved({"fill": a.zero_}, rounds=rounds)["fill"].samples)
+
+
+def _floats(device: str) -> int:
+    return 1 << (26 if device == "cpu" else 28)
+
+
+def captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The call's kernels as a CUDA graph, to be replayed: no Python is timed. The call must not wait for the GPU."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # compiles and tunes
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def gpu_seconds(call: Callable[[], object], rounds: int = 10) -> float:
+    """Median seconds between two events on the GPU around the call, after two calls untimed."""
+    for _ in range(2):
+        call()
+    taken = []
+    for _ in range(rounds):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(taken)
+
+
+def commit() -> str | None:
+    """The checkout's commit, with + where it has changes; None outside one."""
+    here = Path(__file__).parent
+    try:
+        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name.stdout.strip() + "+" * bool(dirty.stdout.strip())

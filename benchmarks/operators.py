@@ -1,15 +1,17 @@
-"""Every operator's benchmark shapes: forward and backward, fused against eager, compiled and strong PyTorch."""
+"""Every operator's benchmark shapes: forward and backward, fused against eager, compiled and strong PyTorch.
+
+On a GPU every competitor is replayed from a CUDA graph, so that kernels are compared and not how Python starts them.
+"""
 
 from collections.abc import Callable, Iterator
 
 import torch
 
 from benchmarks import native
-from benchmarks.measure import Timing, interleaved
+from benchmarks.measure import PRECISIONS, Timing, captured, interleaved, tf32_allowed
 from engine import ops
 from engine.kernels import _spec
 
-TOLERANCE = 1e-4  # norm-wise difference of a baseline from eager: it must compute the same to be one
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
@@ -29,55 +31,82 @@ def cases(only: str, quick: bool = False) -> Iterator[tuple[_spec.Spec, _spec.Sa
             yield spec, sample
 
 
-def baselines(spec: _spec.Spec, compiled: bool = True) -> dict[str, Callable]:
-    """eager, compile and, where the spec names one, strong: functions with the operator's arguments."""
+def baselines(spec: _spec.Spec, compiled: bool = True, autotuned: bool = False) -> dict[str, Callable]:
+    """eager, compile and, where the spec names one, strong: functions with the operator's arguments.
+
+    autotuned: also "compile max-autotune" (the CUDA graph is ours, as everybody's).
+    """
     reference = ops.OPERATORS[spec.operator].reference
     found = {"eager": reference}
     if compiled:
         torch._dynamo.reset()  # each shape is compiled for itself, however many there were before
         found["compile"] = torch.compile(reference, dynamic=False, fullgraph=True)
+    if compiled and autotuned:
+        mode = "max-autotune-no-cudagraphs"
+        found["compile max-autotune"] = torch.compile(reference, dynamic=False, fullgraph=True, mode=mode)
     if spec.strong:
         found["strong"] = spec.strong
     return found
 
 
 def measure(
-    spec: _spec.Spec, sample: _spec.Sample, device: str, rounds: int, compiled: bool = True
+    spec: _spec.Spec,
+    sample: _spec.Sample,
+    device: str,
+    rounds: int,
+    compiled: bool = True,
+    precision: str = "fp32",
+    autotuned: bool = False,
 ) -> tuple[dict[str, Timing], list[str]]:
-    """Timings of fused and of every baseline in both layouts, and the results that are not right (then no timings)."""
-    others = baselines(spec, compiled)
-    failed = disagreements(spec, sample, device, others)
-    if failed:
-        return {}, failed
-    made = _spec.tensors(sample, torch.float32, device)
-    competitors = {"fused": both_passes(ops.OPERATORS[spec.operator].function, made, sample)}
-    for name, function in others.items():
-        # where nothing has four axes, both layouts are one
-        for layout, order in list(LAYOUTS.items())[: 2 if any(t.dim() == 4 for t in made.values()) else 1]:
-            laid_out = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in made.items()}
-            competitors[f"{name} {layout}"] = both_passes(function, laid_out, sample)
-    return interleaved(competitors, rounds=rounds), []
+    """Timings of fused and of every baseline in both layouts, and the results that are not right (then no timings).
+
+    precision: of PRECISIONS; everybody computes in it.
+    """
+    with tf32_allowed(PRECISIONS[precision].tf32):
+        others = baselines(spec, compiled, autotuned)
+        failed = disagreements(spec, sample, device, others, precision)
+        if failed:
+            return {}, failed
+        made = _spec.tensors(sample, PRECISIONS[precision].dtype, device)
+        competitors = {"fused": both_passes(ops.OPERATORS[spec.operator].function, made, sample)}
+        for name, function in others.items():
+            # where nothing has four axes, both layouts are one
+            for layout, order in list(LAYOUTS.items())[: 2 if any(t.dim() == 4 for t in made.values()) else 1]:
+                laid_out = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in made.items()}
+                competitors[f"{name} {layout}"] = both_passes(function, laid_out, sample)
+        if device == "cuda":
+            competitors = {name: captured(call) for name, call in competitors.items()}
+        return interleaved(competitors, rounds=rounds), []
 
 
-def disagreements(spec: _spec.Spec, sample: _spec.Sample, device: str, others: dict[str, Callable]) -> list[str]:
+def disagreements(
+    spec: _spec.Spec, sample: _spec.Sample, device: str, others: dict[str, Callable], precision: str = "fp32"
+) -> list[str]:
     """The results of fused outside the dtype rule, and those of a baseline that computes something else."""
+    dtype, tolerance = PRECISIONS[precision].dtype, PRECISIONS[precision].baseline
     failed = [
         f"{e.result}: error {e.fused:.1e}, allowed {e.allowed:.1e}"
-        for e in _spec.compare(spec, sample, torch.float32, device)
+        for e in _spec.compare(spec, sample, dtype, device)
         if not e.passed
     ]
-    made = _spec.tensors(sample, torch.float32, device)
-    eager = _spec.run(others["eager"], sample, made, torch.float32)
+    made = _spec.tensors(sample, dtype, device)
+    eager = _spec.run(others["eager"], sample, made, dtype)
     for name in others.keys() - {"eager"}:
-        for result, value in _spec.run(others[name], sample, made, torch.float32).items():
+        for result, value in _spec.run(others[name], sample, made, dtype).items():
             error = _spec.relative_error(value, eager[result])
-            if not error <= TOLERANCE:
-                failed.append(f"{result} of {name}: error {error:.1e}, allowed {TOLERANCE:.1e}")
+            if not error <= tolerance:
+                failed.append(f"{result} of {name}: error {error:.1e}, allowed {tolerance:.1e}")
     return failed
 
 
 def flops(spec: _spec.Spec, sample: _spec.Sample, device: str) -> float | None:
     """FLOPs of forward and backward in the form that the fused operator takes; None where its spec does not say."""
+    if device == "cuda":
+        from engine.kernels._gpu.launch import noted  # loads Triton
+
+        with noted() as launched:
+            both_passes(ops.OPERATORS[spec.operator].function, _spec.tensors(sample, torch.float32, device), sample)()
+        return sum(launch.cost.flops for launch in launched) if launched else spec.flops(sample)
     made = _spec.tensors(sample, torch.float32, device)
     with native.recorded() as calls:
         both_passes(ops.OPERATORS[spec.operator].function, made, sample)()

@@ -97,12 +97,12 @@ def library_operators(call: Callable[[], object]) -> dict[str, float]:
 def inside(name: str, found: Profile, limits: Limits) -> Table:
     """The native calls, the longest first."""
     columns = [("layer", 32), ("pass", 25), ("shape and form", 42), ("ms", 7), ("share", 5)]
-    columns += [("GFLOP/s", 7), ("sgemm", 5), ("GB/s", 5), ("copy", 4)]
+    columns += [("GFLOP/s", 7), ("matrix", 6), ("GB/s", 5), ("copy", 4)]
     wall = found.wall.median
     table = Table(f"Native calls of one fused step of {name} ({ms(wall)} ms)", columns, left=3)
     for line in sorted(found.lines, key=lambda line: -line.seconds):
         rates = _rates(line, limits)
-        arithmetic = [giga(rates["flops_per_s"]), percent(rates["share_of_sgemm"])]
+        arithmetic = [giga(rates["flops_per_s"]), percent(rates["share_of_matrix"])]
         traffic = [giga(rates["bytes_per_s"], 1), percent(rates["share_of_copy"])]
         what = [line.layer, line.function, line.shape]
         table.add([*what, ms(line.seconds), percent(line.seconds / wall), *arithmetic, *traffic])

@@ -3,6 +3,8 @@
 eager:   the step as it is usually written, in both layouts
 compile: the same, networks and losses through torch.compile, channels_last
 strong:  what library parts can do (strong.py)
+
+On a GPU also compile max-autotune; it, strong and fused run as one CUDA graph (engine.graph), the others as written.
 """
 
 import ctypes
@@ -18,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import native
-from benchmarks.measure import Timing, interleaved
+from benchmarks.measure import PRECISIONS, Timing, interleaved, tf32_allowed
 from engine import systems
 from engine.config import TrainConfig
 from engine.data import Batch
@@ -31,9 +33,11 @@ SETTINGS = {
 QUICK = "refiner 64x64, 16 filters, batch 16"
 # a k that counts from the second step on
 BALANCE = {"gamma": 0.9, "lambda_k": 0.5}
-TOLERANCE = 1e-4  # relative difference of the losses over CHECKED steps
-CHECKED = 3
+CHECKED = 3  # steps whose losses are compared
 COMPETITORS = ("fused", "eager channels_last", "eager contiguous", "compile", "strong")
+# joins them on a GPU
+AUTOTUNED = "compile max-autotune"
+GRAPHED = ("fused", "strong", AUTOTUNED)
 
 
 def settings(only: str, quick: bool = False) -> dict[str, dict]:
@@ -42,29 +46,53 @@ def settings(only: str, quick: bool = False) -> dict[str, dict]:
 
 
 def measure(
-    setting: dict, device: str, rounds: int, tick: Callable[[int], None], competitors: tuple[str, ...] = COMPETITORS
+    setting: dict,
+    device: str,
+    rounds: int,
+    tick: Callable[[int], None],
+    competitors: tuple[str, ...] = COMPETITORS,
+    precision: str = "fp32",
 ) -> tuple[dict[str, Timing], list[str]]:
     """Seconds per step of every competitor, and the losses that disagree (then no timings)."""
-    built = {name: build(name, setting, device) for name in competitors}
-    failed = disagreements(built, build("eager channels_last", setting, device))
-    if failed:
-        return {}, failed
-    steps = {name: functools.partial(system.step, batch) for name, (system, batch) in built.items()}
-    return interleaved(steps, rounds=rounds, after_round=tick), []
+    with tf32_allowed(PRECISIONS[precision].tf32):
+        built = {name: build(name, setting, device, precision) for name in competitors}
+        failed = disagreements(built, build("eager channels_last", setting, device, precision), precision)
+        if failed:
+            return {}, failed
+        steps = {name: stepper(name, system, batch) for name, (system, batch) in built.items()}
+        return interleaved(steps, rounds=rounds, after_round=tick), []
 
 
-def peak_memory(name: str, setting: dict, device: str) -> int:
-    """Bytes that three steps add to a fresh process: peak resident size (or CUDA allocations) less that before."""
-    command = [sys.executable, "-m", "benchmarks.step", name, json.dumps(setting), device, str(torch.get_num_threads())]
+def stepper(name: str, system: System, batch: Batch) -> Callable[[], object]:
+    """One step as a competitor runs it: on a GPU fused, strong and the autotuned one as one CUDA graph."""
+    if system.device.type != "cuda" or name not in GRAPHED:
+        return functools.partial(system.step, batch)
+    from engine.graph import WARM_UP, GraphedStep
+
+    graphed = GraphedStep(system)
+    for _ in range(WARM_UP + 1):  # recorded before anything is timed
+        graphed(batch)
+    return functools.partial(graphed, batch)
+
+
+def peak_memory(name: str, setting: dict, device: str, precision: str = "fp32") -> int:
+    """Bytes that three steps add: on a GPU the peak of its allocations, else of a fresh process's resident size."""
+    if device == "cuda":
+        with tf32_allowed(PRECISIONS[precision].tf32):
+            return _peak(name, *build(name, setting, device, precision))
+    command = [sys.executable, "-m", "benchmarks.step", name, json.dumps(setting), device, precision]
     root = Path(__file__).parent.parent
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
+    done = subprocess.run(
+        [*command, str(torch.get_num_threads())], check=True, capture_output=True, text=True, cwd=root
+    )
     return int(done.stdout.split()[-1])
 
 
-def build(name: str, setting: dict, device: str) -> tuple[System, Batch]:
+def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tuple[System, Batch]:
     """A competitor's system, untrained, and the batch that every one steps on."""
     fused = name == "fused"
-    config = dataclasses.replace(TrainConfig(fused=fused, eager=not fused), inject=(8, 16), **BALANCE, **setting)
+    config = TrainConfig(fused=fused, eager=not fused, precision=precision)
+    config = dataclasses.replace(config, inject=(8, 16), **BALANCE, **setting)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(config.batch_size, 3, config.resolution, config.resolution, generator=generator) * 2 - 1
     layout = torch.contiguous_format if name == "eager contiguous" else torch.channels_last
@@ -78,22 +106,32 @@ def build(name: str, setting: dict, device: str) -> tuple[System, Batch]:
     if layout == torch.channels_last and not fused:
         for network in system.networks().values():
             network.to(memory_format=torch.channels_last)
-    if name == "compile":
-        system._loss = torch.compile(system._loss, dynamic=False)
-        system._refine = torch.compile(system._refine, dynamic=False)
+    if name.startswith("compile"):
+        mode = "max-autotune-no-cudagraphs" if name == AUTOTUNED else "default"  # the graph is of the whole step
+        system._loss = torch.compile(system._loss, dynamic=False, mode=mode)
+        system._refine = torch.compile(system._refine, dynamic=False, mode=mode)
     return system, batch
 
 
 def flops(setting: dict, device: str) -> float | None:
-    """FLOPs of one fused step in the forms that its native calls take (the losses and fully connected layers aside)."""
+    """FLOPs of one fused step in the forms that it takes (fully connected layers aside, on the CPU also the losses)."""
     system, batch = build("fused", setting, device)
+    if device == "cuda":
+        from engine.kernels._gpu.launch import noted  # loads Triton
+
+        with noted() as launched:
+            system.step(batch)
+        return sum(launch.cost.flops for launch in launched)
     with native.recorded() as calls:
         system.step(batch)
     return native.flops([call for call in calls if call.work()])
 
 
-def disagreements(built: dict[str, tuple[System, Batch]], eager: tuple[System, Batch]) -> list[str]:
+def disagreements(
+    built: dict[str, tuple[System, Batch]], eager: tuple[System, Batch], precision: str = "fp32"
+) -> list[str]:
     """The losses of each system that differ from those of the eager one over CHECKED steps."""
+    tolerance = PRECISIONS[precision].losses
     system, batch = eager
     expected = [{name: float(loss) for name, loss in system.step(batch).items()} for _ in range(CHECKED)]
     failed = []
@@ -101,26 +139,32 @@ def disagreements(built: dict[str, tuple[System, Batch]], eager: tuple[System, B
         for step, losses in enumerate(expected):
             for loss, found in system.step(batch).items():
                 a, b = float(found), losses[loss]
-                if not abs(a - b) <= TOLERANCE * max(abs(b), 1e-3):
+                if not abs(a - b) <= tolerance * max(abs(b), 1e-3):
                     failed.append(f"step {step}: {loss} is {a:.6g} {competitor} and {b:.6g} eager")
     return failed
 
 
-def main(name: str, setting: str, device: str, threads: str) -> None:
+def main(name: str, setting: str, device: str, precision: str, threads: str) -> None:
     """The process that peak_memory starts."""
     torch.set_num_threads(int(threads))
-    system, batch = build(name, json.loads(setting), device)
-    cuda = device.startswith("cuda")
-    if name == "compile":
+    with tf32_allowed(PRECISIONS[precision].tf32):
+        print(_peak(name, *build(name, json.loads(setting), device, precision)))
+
+
+def _peak(name: str, system: System, batch: Batch) -> int:
+    cuda = system.device.type == "cuda"
+    if name.startswith("compile"):
         _compile_apart(system, batch)
     if cuda:
+        gc.collect()
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS")
     for _ in range(3):
         system.step(batch)
-    print((torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before)
+    return (torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before
 
 
 def _compile_apart(system: System, batch: Batch) -> None:

@@ -9,7 +9,7 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import native, operators, profile, scaling, step
+from benchmarks import measure, native, operators, profile, scaling, step
 from benchmarks.measure import Timing, interleaved
 from benchmarks.strong import StrongConv, StrongRefiner
 from benchmarks.table import Table
@@ -208,9 +208,9 @@ def test_the_better_layout_and_the_missing_baselines():
     timings = {"fused": 1.0, "eager channels_last": 6.0, "eager contiguous": 4.0}
     entry = bench.row("ops", "x", {name: Timing([value] * 3) for name, value in timings.items()}, [])
     assert entry["speedup"] == {"eager": 4.0, "strong": 4.0}  # nothing stronger than the reference; nothing compiled
-    limits = bench.Limits(sgemm_flops=100.0, copy_bytes_per_s=10.0)
+    limits = bench.Limits(matrix_flops=100.0, copy_bytes_per_s=10.0, fill_bytes_per_s=20.0)
     entry = bench.shares(entry, limits, 50.0, 2.0)
-    assert (entry["share_of_sgemm"], entry["share_of_copy"]) == (0.5, 0.2)
+    assert (entry["share_of_matrix"], entry["share_of_copy"]) == (0.5, 0.2)
     assert bench.cells(entry)[3:] == ["4000", "4.00", "-", "-", "4000", "4.00", "50%", "20%"]
 
 
@@ -263,27 +263,25 @@ def small(monkeypatch):
     """The command over one tiny setting and three tiny shapes, without compiling."""
     monkeypatch.setattr(step, "SETTINGS", {"refiner tiny": TINY})
     monkeypatch.setattr(step, "QUICK", "refiner tiny")
-    monkeypatch.setattr(step, "peak_memory", lambda name, setting, device: 2**20 * (1 if name == "fused" else 2))
+    monkeypatch.setattr(step, "peak_memory", lambda name, *setting: 2**20 * (1 if name == "fused" else 2))
     chosen = [conv("up"), conv("down"), tiny("linear")]
     monkeypatch.setattr(operators, "cases", lambda only, quick=False: [c for c in chosen if only in c[0].operator])
     monkeypatch.setattr(bench, "has_compiler", lambda: False)
-    limits = {"sgemm_rate": lambda: 1e11, "copy_bandwidth": lambda: 1e10}
-    for name, function in limits.items():
-        monkeypatch.setattr(bench, name, function)
+    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: bench.Limits(1e11, 1e10, 2e10))
 
 
 def test_the_command(small, tmp_path, capsys):
     json_file, markdown = tmp_path / "result.json", tmp_path / "result.md"
     assert command(bench.main, "all", "--quick", "--json", json_file, "--markdown", markdown) == 0
     result, printed = json.loads(json_file.read_text()), capsys.readouterr().out
-    assert result["schema"] == bench.SCHEMA and result["limits"]["sgemm_flops"] == 1e11
+    assert result["schema"] == bench.SCHEMA and result["limits"]["matrix_flops"] == 1e11
     rows = result["rows"]
     assert {row["suite"] for row in rows} == set(bench.SUITES)
     first = next(row for row in rows if row["suite"] == "ops")
     assert first["speedup"].keys() == {"eager", "strong"} and len(first["timings"]["fused"]["samples"]) == 10
     assert len(first["timings"]["strong contiguous"]["quartiles"]) == 2
     assert (
-        first["share_of_sgemm"] > 0
+        first["share_of_matrix"] > 0
         and first["share_of_copy"] > 0
         and first["flops_as_written"] > first["algebra_flops"]
     )
@@ -299,6 +297,47 @@ def test_a_wrong_result_is_the_exit_status(small, monkeypatch, capsys):
     monkeypatch.setattr(operators, "measure", lambda *a, **o: ({}, ["output: error 1, allowed 0"]))
     assert command(bench.main, "ops", "--filter", "linear") == 1
     assert "DIFFERENT: output: error 1" in capsys.readouterr().out
+
+
+def test_a_spent_budget_names_what_was_left_out(small, tmp_path, capsys):
+    assert command(bench.main, "ops", "--budget", "-1", "--json", tmp_path / "result.json") == 0
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert len(rows) == 3 and all("budget" in row["not_run"] for row in rows)
+    assert "not run" in capsys.readouterr().out
+
+
+def test_limits_of_this_machine():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_floats", lambda device: 1 << 16)
+        limits = measure.measure_limits("cpu", "bf16")
+    assert min(vars(limits).values()) > 0
+
+
+def test_tf32_is_as_before():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    with pytest.raises(ZeroDivisionError), measure.tf32_allowed(not before[0]):
+        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is not before[0]
+        1 / 0  # noqa: B018
+    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+
+
+@pytest.mark.parametrize("precision", list(measure.PRECISIONS))
+def test_an_operator_in_each_precision(precision):
+    """The CPU has no TF32, and strong keeps its dtype there too."""
+    spec, sample = conv("down")
+    timings, failed = operators.measure(spec, sample, "cpu", rounds=2, compiled=False, precision=precision)
+    assert not failed and "strong channels_last" in timings
+
+
+def test_a_step_in_bfloat16():
+    timings, failed = step.measure(TINY, "cpu", 2, lambda _: None, ("fused", "strong"), "bf16")
+    assert not failed and timings.keys() == {"fused", "strong"}
+
+
+def test_what_needs_a_gpu(small, capsys):
+    for arguments in (("ops", "--precision", "bf16"), ("step", "--autotune")):
+        assert command(bench.main, *arguments) == 2
+        assert "needs --device cuda" in capsys.readouterr().err
 
 
 def test_bad_arguments(small, capsys, tmp_path):

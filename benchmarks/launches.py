@@ -1,0 +1,88 @@
+"""What the operators and the refiner's step launch on a GPU, noted on the CPU: kernels are asked for and not started.
+
+Every operator with a gpu.py is found by itself. Outputs stay unset, so nothing here may look at a value.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks import operators, step
+from benchmarks.measure import tf32_allowed
+from engine import ops
+from engine.kernels import _op, _spec
+from engine.kernels._gpu.launch import Launch, noted
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One arithmetic that is shipped: the tensors' dtype and, for float32, how products are formed."""
+
+    dtype: torch.dtype
+    tf32: bool = False
+    exact: bool = False
+
+
+MODES = {
+    "float32": Mode(torch.float32),  # three TF32 products
+    "tf32": Mode(torch.float32, tf32=True),
+    "exact": Mode(torch.float32, exact=True),
+    "bfloat16": Mode(torch.bfloat16),
+    "float16": Mode(torch.float16),
+}
+# what --precision of a training step comes to
+STEP_MODES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}
+
+
+def specs() -> dict[str, _spec.Spec]:
+    """The specs of the operators that have GPU kernels."""
+    package = _spec.__package__
+    return {name: spec for name, spec in _spec.specs().items() if importlib.util.find_spec(f"{package}.{name}.gpu")}
+
+
+def modes(spec: _spec.Spec) -> dict[str, Mode]:
+    """The arithmetics that an operator has."""
+    parameters = inspect.signature(ops.OPERATORS[spec.operator].function).parameters
+    return {n: m for n, m in MODES.items() if m.dtype in spec.floor and (not m.exact or "exact" in parameters)}
+
+
+@contextlib.contextmanager
+def only_noted(tf32: bool, every_choice: bool = False) -> Iterator[list[Launch]]:
+    """Launches of the block's calls on CPU tensors, none of which runs."""
+    with tf32_allowed(tf32), _op.gpu_kernels_on_cpu(), noted(run=False, every_choice=every_choice) as found:
+        yield found
+
+
+def of_operator(spec: _spec.Spec, sample: _spec.Sample, mode: Mode, every_choice: bool = False) -> list[Launch]:
+    """Launches of forward and backward on one sample."""
+    function = ops.OPERATORS[spec.operator].function
+    fixed = {"exact": True} if mode.exact else {}
+    call = operators.both_passes(lambda **inputs: function(**inputs, **fixed), blank(spec, sample, mode), sample)
+    with only_noted(mode.tf32, every_choice) as found:
+        call()
+    return found
+
+
+def of_step(setting: dict, mode: str, every_choice: bool = False) -> list[Launch]:
+    """Launches of one fused training step in a mode of STEP_MODES."""
+    system, batch = step.build("fused", setting, "cpu", STEP_MODES[mode])
+    with only_noted(MODES[mode].tf32, every_choice) as found:
+        system.step(batch)
+    return found
+
+
+def blank(spec: _spec.Spec, sample: _spec.Sample, mode: Mode) -> dict[str, torch.Tensor]:
+    """The sample's tensors; zeros for the large ones of the benchmark, that nobody reads."""
+    if sample in spec.samples:
+        return _spec.tensors(sample, mode.dtype)
+    return {
+        name: torch.zeros(
+            shape,
+            dtype=torch.float32 if name == "grad_scale" else mode.dtype,
+        ).contiguous(memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format)
+        for name, shape in sample.shapes.items()
+    }

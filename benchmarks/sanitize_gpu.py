@@ -1,0 +1,45 @@
+"""`python -m benchmarks.sanitize_gpu`: smallest samples of every operator with GPU kernels, for compute-sanitizer.
+
+Results are not looked at: the tests do that. Tuning is off, so that each kernel runs once.
+"""
+
+import os
+import sys
+
+import torch
+
+from benchmarks import launches
+from engine import ops
+from engine.kernels import _spec
+
+SAMPLES = 3  # of each operator
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def smallest(spec: _spec.Spec, count: int = SAMPLES) -> list[_spec.Sample]:
+    """The cheapest samples that have something to do, no two with the same options."""
+    found: dict[str, _spec.Sample] = {}
+    ordered = sorted((s for s in spec.samples if all(0 not in shape for shape in s.shapes.values())), key=spec.flops)
+    for sample in ordered:
+        found.setdefault(str(sorted(sample.options.items())), sample)
+    return list(found.values())[:count]
+
+
+def main() -> int:
+    """Runs them; 2 without a GPU."""
+    if not torch.cuda.is_available():
+        print("benchmarks.sanitize_gpu: torch finds no CUDA device", file=sys.stderr)
+        return 2
+    for name, spec in launches.specs().items():
+        for sample in smallest(spec):
+            for dtype in DTYPES:
+                made = _spec.tensors(sample, dtype, "cuda")
+                _spec.run(ops.OPERATORS[name].function, sample, made, dtype)
+                torch.cuda.synchronize()
+                print(f"{name} {sample.name} {dtype}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["KILN_AUTOTUNE"] = "0"
+    sys.exit(main())

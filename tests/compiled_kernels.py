@@ -1,0 +1,79 @@
+"""A process without Triton's interpreter, for test_compiled: prints as JSON what `main` finds under the given name."""
+
+import json
+import sys
+
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks import compiled, compiled_report
+from engine.kernels._gpu.launch import Cost, noted
+from engine.kernels._gpu.launch import launch as start
+
+
+@triton.jit
+def copy_kernel(source, target, one, sixteen, seventeen, large, scale, flag, nothing, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    value = tl.load(source + at) * scale + one + sixteen + seventeen
+    if nothing is None and flag:
+        value += large
+    tl.store(target + at, value)
+
+
+@triton.jit
+def crowded_kernel(source, target, SIZE: tl.constexpr):
+    """Every value is needed again after the sum of all: one warp has no registers for so many."""
+    at = tl.arange(0, SIZE)
+    value = tl.load(source + at)
+    tl.store(target + at, value * tl.sum(value))
+
+
+@triton.jit
+def plain_kernel(source, target, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tile = tl.load(source + at[:, None] * SIZE + at[None, :])
+    tl.store(target + at[:, None] * SIZE + at[None, :], tl.dot(tile, tile, input_precision="ieee"))
+
+
+def signature() -> dict:
+    """A launch's signature and attributes by the adapter, and from tensors given to Triton's launcher itself."""
+    storage = torch.zeros(65)
+    arguments = (storage[1:], storage[:64], 1, 16, 17, 2**31, 0.5, True, None)
+    with noted(run=False) as found:
+        start(copy_kernel, (1,), *arguments, SIZE=64, cost=lambda: Cost(0, 0))
+    with compiled.target(90):
+        mine = compiled.variant(found[0])
+        other = compiled.variant(found[0].__class__(**{**vars(found[0]), "num_warps": 8}))
+        theirs = copy_kernel.warmup(*arguments, SIZE=64, grid=(1,), num_warps=4, num_stages=2)
+        again = compiled.warm(copy_kernel, mine)
+    return {
+        "signature": mine.signature,
+        "same": again.hash == theirs.hash,
+        "attributes": {str(k): v for k, v in again.src.attrs.items()},
+        "keys differ": mine.key != other.key,
+    }
+
+
+def spilling() -> dict:
+    """What is found wrong with a kernel that spills, and with one of plain float32 products called a matrix kernel."""
+    tensor = torch.zeros(16384)
+    found = {}
+    for kernel, size, matrix in ((crowded_kernel, 16384, False), (plain_kernel, 16, True)):
+        with noted(run=False) as launches:
+            cost = Cost(0, 0, matrix=matrix)
+            start(kernel, (1,), tensor, tensor, SIZE=size, num_warps=1, cost=lambda cost=cost: cost)
+        with compiled.target(90):
+            wanted = compiled.variant(launches[0])
+        made = compiled.compile_one(wanted, 90)
+        found[wanted.name] = {"problems": compiled.problems(wanted, 90, made), "stack": made.stack, "error": made.error}
+    return found
+
+
+def subset() -> list[dict]:
+    """The shipped configurations that every test run compiles."""
+    return compiled_report.subset()
+
+
+if __name__ == "__main__":
+    print(json.dumps({"signature": signature, "spilling": spilling, "subset": subset}[sys.argv[1]]()))

@@ -1,0 +1,131 @@
+"""Every GPU kernel compiles ahead of time for Ampere, Hopper and Blackwell, without spills and onto the matrix units.
+
+Triton compiles nothing in a process of its interpreter, so all of it runs in processes of its own.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compiled, launches
+from benchmarks.compiled import Resources, Variant
+from benchmarks.devices import DEVICES, programs_at_once
+
+HERE = Path(__file__).parent
+FINE = Resources(registers=128, shared=64 * 1024, threads=128, matrix={"wgmma": 8})
+
+
+def outside_the_interpreter(what: str) -> object:
+    """What compiled_kernels.py prints."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(HERE / "compiled_kernels.py"), what]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return outside_the_interpreter("subset")
+
+
+def test_no_spills_and_matrix_instructions(rows):
+    failed = [
+        f"{r['target']} {r['name']} {r['form']} {r['tile']} {r['modes']}: {r['failed']}" for r in rows if "failed" in r
+    ]
+    assert not failed, "\n".join(failed)
+
+
+def test_every_kernel_in_every_arithmetic(rows):
+    """Whatever a gpu.py defines is launched by its samples, and compiled for every target."""
+    for name, spec in launches.specs().items():
+        module = importlib.import_module(f"engine.kernels.{name}.gpu")
+        kernels = {
+            n for n, value in vars(module).items() if n.endswith("_kernel") and value.__module__ == module.__name__
+        }
+        here = [r for r in rows if name in r["launched_by"]]
+        for target in ("sm_80", "sm_90", "sm_100"):
+            assert kernels <= {r["name"] for r in here if r["target"] == target}, (name, target)
+            assert set(launches.modes(spec)) == {m for r in here if r["target"] == target for m in r["modes"]}
+
+
+def test_matrix_kernels_use_the_generation_s_own_instructions(rows):
+    """At least the largest tiles: wgmma on Hopper, tcgen05 on Blackwell."""
+    found = {
+        target: {kind for r in rows if r["target"] == target for kind in r["matrix"]}
+        for target in ("sm_80", "sm_90", "sm_100")
+    }
+    assert found["sm_80"] == {"mma.sync"} and "wgmma" in found["sm_90"] and "tcgen05" in found["sm_100"]
+
+
+def test_arguments_are_specialised_as_triton_does():
+    found = outside_the_interpreter("signature")
+    expected = {"source": "*fp32", "target": "*fp32", "one": "constexpr", "sixteen": "i32", "seventeen": "i32"}
+    expected |= {"large": "i64", "scale": "fp32", "nothing": "constexpr", "SIZE": "constexpr"}
+    signature = found["signature"]
+    assert signature.pop("flag") in ("i1", "u1") and signature == expected
+    # divisible by 16: the aligned pointer, 16 and 2^31; neither the view from the second element on nor 17
+    divisible = {key for key, value in found["attributes"].items() if ["tt.divisibility", 16] in value}
+    assert divisible == {"(1,)", "(3,)", "(5,)"}
+    assert found["same"] and found["keys differ"]
+
+
+def test_what_is_wrong_is_found():
+    found = outside_the_interpreter("spilling")
+    assert found["crowded_kernel"]["stack"] > 0 and "spills" in found["crowded_kernel"]["problems"][0]
+    assert found["plain_kernel"]["problems"] == ["a matrix kernel without matrix instructions"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({}, None),
+        ({"stack": 8, "spills": 2}, "8 bytes of stack, 2 loads and stores"),
+        ({"local": 16}, "spills"),
+        ({"matrix": {}}, "without matrix instructions"),
+        ({"shared": 300 * 1024}, "does not fit"),
+        ({"error": "PTXASError: no"}, "PTXASError: no"),
+    ],
+)
+def test_problems(change, words):
+    wanted = Variant("module", "kernel", {}, 4, 3, matrix=True)
+    found = compiled.problems(wanted, 90, Resources(**(vars(FINE) | change)))
+    assert (words in found[0] and len(found) == 1) if words else not found
+
+
+@pytest.mark.parametrize(
+    "registers, threads, shared, programs",
+    [
+        (32, 128, 0, 16),  # 2048 threads
+        (128, 128, 0, 4),  # 65536 registers
+        (129, 128, 0, 3),  # registers go by eights
+        (32, 128, 64 * 1024, 3),  # 228 KiB, and one for the system with each
+        (32, 32, 0, 32),  # no more programs than that
+        (32, 128, 228 * 1024, 0),
+        (255, 1024, 0, 0),
+    ],
+)
+def test_programs_at_once(registers, threads, shared, programs):
+    assert programs_at_once(DEVICES["h100"], registers, threads, shared) == programs
+
+
+def test_few_variants_cover_every_choice():
+    class Named(Variant):
+        constants = property(lambda self: self.arguments)
+
+    made = [
+        Named("m", "k", {"FORM": form, "BM": bm}, 4, 3, False, key=f"{form} {bm} {mode}", modes={mode})
+        for form in (0, 1)
+        for bm in (32, 64)
+        for mode in ("a", "b")
+    ]
+    few, many = compiled.chosen(made, thorough=False), compiled.chosen(made, thorough=True)
+    assert few[0].arguments["BM"] == 64 and len(few) == 2
+    assert {(m, v.arguments["FORM"]) for v in many for m in v.modes} == {("a", 0), ("a", 1), ("b", 0), ("b", 1)}
+    assert len(many) == 4
