@@ -12,17 +12,19 @@ from .launch import Cost, launch, size, wide
 
 @triton.jit
 def activation_backward_kernel(
-    grad, y, dz, scale, partial, pixels, N, NP, part_pixels, parts, slope,
-    ACTIVATION: tl.constexpr, WRITE: tl.constexpr, SCALED: tl.constexpr, WITH_BIAS: tl.constexpr, WIDE: tl.constexpr,
-    BP: tl.constexpr, BN: tl.constexpr,
+    grad, y, dz, weighted, scale, partial, pixels, N, NP, part_pixels, parts, slope,
+    ACTIVATION: tl.constexpr, WRITE: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
+    WITH_BIAS: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dz (batch, pixels, NP) = grad * activation'(y) of (batch, pixels, N), where WRITE, zero from channel N on.
 
-    WITH_BIAS: partial (batch * parts, N) float32, the sum over a part of a sample's pixels times the sample's scale.
+    WEIGHTED: also that times the sample's scale. WITH_BIAS: partial (batch * parts, N) float32, the sum over a part of
+    a sample's pixels times the sample's scale.
     """
     part, sample = tl.program_id(0) % parts, tl.program_id(0) // parts
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     total = tl.zeros((BN,), tl.float32)
+    factor = tl.load(scale + sample) if SCALED else 1.0
     start = (tl.cast(sample, tl.int64) if WIDE else sample) * pixels
     end = tl.minimum((part + 1) * part_pixels, pixels)
     for p0 in range(part * part_pixels, end, BP):
@@ -33,46 +35,53 @@ def activation_backward_kernel(
         if ACTIVATION != 0:
             of_y = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
             value = tl.where(inside, value * derivative(of_y, ACTIVATION, slope), 0.0)
+        to, within = (start + p)[:, None] * NP + n[None, :], (p < end)[:, None] & (n < NP)[None, :]
         if WRITE:
-            to = dz + (start + p)[:, None] * NP + n[None, :]
-            tl.store(to, rounded(value, dz.dtype.element_ty), mask=(p < end)[:, None] & (n < NP)[None, :])
+            tl.store(dz + to, rounded(value, dz.dtype.element_ty), mask=within)
+        if WEIGHTED:
+            tl.store(weighted + to, rounded(value * factor, dz.dtype.element_ty), mask=within)
         total += tl.sum(value, axis=0)
     if WITH_BIAS:
-        if SCALED:
-            total *= tl.load(scale + sample)
-        tl.store(partial + tl.program_id(0) * N + n, total, mask=n < N)
+        tl.store(partial + tl.program_id(0) * N + n, total * factor, mask=n < N)
 
 
 def through_activation(
-    grad: Tensor, y: Tensor, scale: Tensor | None, activation: int, slope: float, *, with_bias: bool, channels: int
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient before the activation and the rows whose sum is the bias's gradient, times each sample's scale.
+    grad: Tensor, y: Tensor, scale: Tensor | None, activation: int, slope: float, *,
+    with_bias: bool, channels: int, weigh: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """The gradient before the activation, that times each sample's scale, and rows whose sum is the bias's gradient.
 
-    grad, y:    (B, N, H, W) channels_last, B > 0; activation by its number, 0 for none
-    scale:      (B,) float32 or None; it weighs the bias's gradient only
-    channels:   how many the result has, at least N; those from N on are zero
-    Returns (B, channels, H, W) channels_last, grad itself where nothing changes, and (rows, N) float32 or None.
+    grad, y:   (B, N, H, W) channels_last, B > 0; activation by its number, 0 for none
+    scale:     (B,) float32 or None; it weighs the bias's gradient and, with `weigh`, the second result
+    channels:  how many the first two have, at least N; those from N on are zero
+    Returns two (B, channels, H, W) channels_last, the same tensor without a scale or `weigh`, grad itself where nothing
+    changes, and (rows, N) float32 or None.
     """
     batch, n, height, width = grad.shape
-    write = activation != 0 or channels != n
-    if not write and not with_bias:
-        return grad, None
+    write, weigh = activation != 0 or channels != n, weigh and scale is not None
+    if not write and not weigh and not with_bias:
+        return grad, grad, None
     pixels, bn = height * width, min(64, max(16, triton.next_power_of_2(channels)))
     bp = 1024 // bn
     # a few programs for each multiprocessor, and no part smaller than a block
     parts = max(1, min(triton.cdiv(pixels, bp), triton.cdiv(4 * tuning.processors(), batch)))
     part_pixels = triton.cdiv(triton.cdiv(pixels, parts), bp) * bp
     parts = triton.cdiv(pixels, part_pixels)
-    dz = grad
-    if write:
+
+    def empty() -> Tensor:
         shape = (batch, channels, height, width)
-        dz = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+
+    dz = empty() if write else grad
+    weighted = empty() if weigh else dz
     partial = torch.empty((batch * parts, n), dtype=torch.float32, device=grad.device) if with_bias else None
     launch(
-        activation_backward_kernel, (batch * parts, triton.cdiv(channels, bn)), grad, y, dz,
+        activation_backward_kernel, (batch * parts, triton.cdiv(channels, bn)), grad, y, dz, weighted,
         grad if scale is None else scale, grad if partial is None else partial, pixels, n, channels, part_pixels, parts,
-        slope, ACTIVATION=activation, WRITE=write, SCALED=scale is not None, WITH_BIAS=with_bias, WIDE=wide(dz),
-        BP=bp, BN=bn,
-        cost=lambda: Cost(4.0 * grad.numel(), size(grad, partial) + size(*(y, dz) if write else ())),
+        slope, ACTIVATION=activation, WRITE=write, SCALED=scale is not None, WEIGHTED=weigh, WITH_BIAS=with_bias,
+        WIDE=wide(dz), BP=bp, BN=bn,
+        cost=lambda: Cost(
+            5.0 * grad.numel(), size(grad, partial) + size(*(y, dz) if write else ()) + size(weighted) * weigh
+        ),
     )  # fmt: skip
-    return dz, partial
+    return dz, weighted, partial

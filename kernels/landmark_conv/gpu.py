@@ -241,7 +241,7 @@ def backward(
     scale = None if grad_scale is None else grad_scale.float().contiguous()
     grad, products = _op.channels_last(grad), precision(grad.dtype, False)
     # rows of whole 16-byte words
-    dz, bias_rows = through_activation(
+    dz, _, bias_rows = through_activation(
         grad, grad if y is None else _op.channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
         with_bias=need[2], channels=-(-n // 16) * 16,
     )  # fmt: skip

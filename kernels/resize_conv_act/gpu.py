@@ -189,15 +189,16 @@ def _block(channels: int, dtype: torch.dtype) -> int:
 def conv_tiles(pixels: int, phases: int, channels: int, n: int, dtype: torch.dtype) -> list[dict[str, int]]:
     """Tile shapes of conv_kernel worth trying, the likely best first: as large as still occupy the multiprocessors."""
     half = dtype != torch.float32
-    widest = min(128, max(16, triton.next_power_of_2(n)))
+    widest = min(256 if half else 128, max(16, triton.next_power_of_2(n)))
 
     def tile(bm: int, bn: int) -> dict[str, int]:
         # a float32 product is three, and the parts of its factors stay in registers: half the elements to a thread
         warps = 8 if bm * bn >= (128 * 128 if half else 64 * 128) else 4
-        return {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": 4 if half else 3}
+        return {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": 4 if half and bn < 256 else 3}
 
     largest = (128, widest) if half else (128, min(widest, 64))
-    sizes = dict.fromkeys([largest, (64, widest), (64, min(widest, 64)), (32, min(widest, 32))])
+    smaller = [(128, min(widest, 128)), (64, min(widest, 128)), (64, min(widest, 64)), (32, min(widest, 32))]
+    sizes = dict.fromkeys([largest, *(smaller if half else smaller[1:])])
     tiles = [tile(*size) for size in sizes]
     enough = 0.7 * tuning.processors()
     filled = [t for t in tiles if phases * -(-pixels // t["BM"]) * -(-n // t["BN"]) >= enough]
@@ -304,9 +305,9 @@ def backward(
         return tuple(results)
     weight, channels = weight.contiguous(), x.shape[1]
     scale = None if grad_scale is None else grad_scale.float().contiguous()
-    dz, bias_rows = through_activation(
+    dz, weighted, bias_rows = through_activation(
         _op.channels_last(grad), _op.channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
-        with_bias=need[2], channels=aligned(grad.shape[1]),
+        with_bias=need[2], channels=aligned(grad.shape[1]), weigh=need[1],
     )  # fmt: skip
     # beside nearest x2 the second input's convolution runs at the full size
     inputs = [(x, dx, 0, resize, need[0])]
@@ -320,7 +321,7 @@ def backward(
                 _convolve(dz[input_grad_from:], weights, gradient[input_grad_from:], ADJOINT[form], exact)
         if need[1] or bias_rows is not None:
             weight_gradient(
-                dz, padded(_op.channels_last(source)) if need[1] else source, scale, dweight if need[1] else None, at,
+                weighted, padded(_op.channels_last(source)) if need[1] else source, dweight if need[1] else None, at,
                 source.shape[1], FORWARD[form], precision(x.dtype, exact), bias_rows, dbias,
             )  # fmt: skip
             bias_rows = None  # once is enough

@@ -14,63 +14,91 @@ SAME, DOWN, UP = (tl.constexpr(number) for number in range(3))
 
 
 @triton.jit
+def _tile(source, start, y, x, H, W, C, c, valid):
+    """(BP, BC) of (batch, H, W, C) from row `start` on: pixels (y, x), channels c; zero outside."""
+    inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+    at = (start + y * W + x)[:, None] * C + c[None, :]
+    return tl.load(source + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
+
+
+@triton.jit
 def conv_weight_grad_kernel(
-    dz, x, scale, partial, steps, steps_per_split, H, W, C, ZH, ZW, N, grid_height, grid_width,
-    FORM: tl.constexpr, SCALED: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BJ: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
+    dz, x, partial, steps, steps_per_split, H, W, C, ZH, ZW, N, grid_height, grid_width,
+    FORM: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BC: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """partial (splits, taps, C, N) float32: sums over a split's pixels of x at each tap times dz; SAME, DOWN or UP.
 
-    A step is BP pixels of one sample, counted on the grid that has both: dz's for SAME and DOWN, x's for UP, where each
-    of 16 taps takes another pixel of dz. A step's product counts `scale` times where SCALED.
+    A program has several taps of a row, so that the tensor that they take at the same pixel is read once: dz for the
+    three of SAME and DOWN, x for two of the four of UP, each of which takes another pixel of dz. A step is BP pixels of
+    one sample, counted on the grid of the tensor that is read once.
     """
     TAPS: tl.constexpr = 16 if FORM == UP else 9
-    SIDE: tl.constexpr = 4 if FORM == UP else 3
-    n_blocks = tl.cdiv(N, BN)
+    TOGETHER: tl.constexpr = 2 if FORM == UP else 3
+    STRIDE: tl.constexpr = 1 if FORM == SAME else 2
+    n_blocks, c_blocks = tl.cdiv(N, BN), tl.cdiv(C, BC)
     n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
     block = tl.program_id(0) // n_blocks
-    if FLAT:
-        j = block * BJ + tl.arange(0, BJ)
-        tap, c, wanted = j // C, j % C, j < TAPS * C
-    else:
-        c_blocks = tl.cdiv(C, BJ)
-        tap, c = block // c_blocks, (block % c_blocks) * BJ + tl.arange(0, BJ)
-        j, wanted = tap * C + c, c < C
-    tap_y, tap_x = tap // SIDE, tap % SIDE
+    c, first_tap = (block % c_blocks) * BC + tl.arange(0, BC), block // c_blocks * TOGETHER
+    row, column = first_tap // (4 if FORM == UP else 3), first_tap % (4 if FORM == UP else 3)
     per_sample = tl.cdiv(grid_height * grid_width, BP)
-    acc = tl.zeros((BJ, BN), tl.float32)
+    acc0 = tl.zeros((BC, BN), tl.float32)
+    acc1 = tl.zeros((BC, BN), tl.float32)
+    acc2 = tl.zeros((BC, BN), tl.float32)
     first = tl.program_id(1) * steps_per_split
     for step in range(first, tl.minimum(first + steps_per_split, steps)):
         sample = step // per_sample
         p = (step % per_sample) * BP + tl.arange(0, BP)
         valid = p < grid_height * grid_width
         gy, gx = p // grid_width, p % grid_width
-        wide_sample = tl.cast(sample, tl.int64) if WIDE else sample
-        x_start, z_start = wide_sample * (H * W), wide_sample * (ZH * ZW)
+        sample = tl.cast(sample, tl.int64) if WIDE else sample
+        x_start, z_start = sample * (H * W), sample * (ZH * ZW)
+        y0, x0 = STRIDE * gy + row - 1, STRIDE * gx + column - 1
         if FORM == UP:
-            zy, zx = 2 * gy + tap_y - 1, 2 * gx + tap_x - 1
-            z_valid = valid & (zy >= 0) & (zy < ZH) & (zx >= 0) & (zx < ZW)
-            z_pixel = z_start + zy * ZW + zx
-            a_at, a_valid = (x_start + p)[:, None] * C + c[None, :], valid[:, None] & wanted[None, :]
+            a = tl.trans(_tile(x, x_start, gy, gx, H, W, C, c, valid))
+            acc0 = dot(a, _tile(dz, z_start, y0, x0, ZH, ZW, N, n, valid), acc0, PRECISION)
+            acc1 = dot(a, _tile(dz, z_start, y0, x0 + 1, ZH, ZW, N, n, valid), acc1, PRECISION)
         else:
-            z_valid, z_pixel = valid, z_start + p
-            STRIDE: tl.constexpr = 2 if FORM == DOWN else 1
-            if FLAT:
-                xy, xx = STRIDE * gy[:, None] + tap_y[None, :] - 1, STRIDE * gx[:, None] + tap_x[None, :] - 1
-                a_valid = valid[:, None] & wanted[None, :] & (xy >= 0) & (xy < H) & (xx >= 0) & (xx < W)
-                a_at = (x_start + xy * W + xx) * C + c[None, :]
-            else:
-                xy, xx = STRIDE * gy + tap_y - 1, STRIDE * gx + tap_x - 1
-                a_valid = (valid & (xy >= 0) & (xy < H) & (xx >= 0) & (xx < W))[:, None] & wanted[None, :]
-                a_at = (x_start + xy * W + xx)[:, None] * C + c[None, :]
-        a = tl.load(x + a_at, mask=a_valid, other=0.0)
-        z = tl.load(dz + z_pixel[:, None] * N + n[None, :], mask=z_valid[:, None] & (n < N)[None, :], other=0.0)
-        if SCALED:
-            acc += dot(tl.trans(a), z, tl.zeros((BJ, BN), tl.float32), PRECISION) * tl.load(scale + sample)
-        else:
-            acc = dot(tl.trans(a), z, acc, PRECISION)
-    start = partial + tl.cast(tl.program_id(1), tl.int64) * (TAPS * C) * N
-    tl.store(start + j[:, None] * N + n[None, :], acc, mask=wanted[:, None] & (n < N)[None, :])
+            z = _tile(dz, z_start, gy, gx, ZH, ZW, N, n, valid)
+            acc0 = dot(tl.trans(_tile(x, x_start, y0, x0, H, W, C, c, valid)), z, acc0, PRECISION)
+            acc1 = dot(tl.trans(_tile(x, x_start, y0, x0 + 1, H, W, C, c, valid)), z, acc1, PRECISION)
+            acc2 = dot(tl.trans(_tile(x, x_start, y0, x0 + 2, H, W, C, c, valid)), z, acc2, PRECISION)
+    matrix = tl.cast(tl.program_id(1), tl.int64) * TAPS + first_tap
+    to = partial + (matrix * C + c)[:, None] * N + n[None, :]
+    inside = (c < C)[:, None] & (n < N)[None, :]
+    tl.store(to, acc0, mask=inside)
+    tl.store(to + C * N, acc1, mask=inside)
+    if FORM != UP:
+        tl.store(to + 2 * C * N, acc2, mask=inside)
+
+
+@triton.jit
+def conv_weight_grad_flat_kernel(
+    dz, x, partial, steps, steps_per_split, H, W, C, ZH, ZW, N,
+    FORM: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BC: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """As conv_weight_grad_kernel for SAME and DOWN, taps and channels as one axis: where C would not fill a tile."""
+    STRIDE: tl.constexpr = 1 if FORM == SAME else 2
+    n_blocks = tl.cdiv(N, BN)
+    n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
+    j = (tl.program_id(0) // n_blocks) * BC + tl.arange(0, BC)
+    tap, c = j // C, j % C
+    per_sample = tl.cdiv(ZH * ZW, BP)
+    acc = tl.zeros((BC, BN), tl.float32)
+    first = tl.program_id(1) * steps_per_split
+    for step in range(first, tl.minimum(first + steps_per_split, steps)):
+        sample = step // per_sample
+        p = (step % per_sample) * BP + tl.arange(0, BP)
+        valid = p < ZH * ZW
+        zy, zx = p // ZW, p % ZW
+        sample = tl.cast(sample, tl.int64) if WIDE else sample
+        y, xx = STRIDE * zy[:, None] + (tap // 3)[None, :] - 1, STRIDE * zx[:, None] + (tap % 3)[None, :] - 1
+        inside = valid[:, None] & (j < 9 * C)[None, :] & (y >= 0) & (y < H) & (xx >= 0) & (xx < W)
+        a = tl.load(x + (sample * (H * W) + y * W + xx) * C + c[None, :], mask=inside, other=0.0)
+        acc = dot(tl.trans(a), _tile(dz, sample * (ZH * ZW), zy, zx, ZH, ZW, N, n, valid), acc, PRECISION)
+    to = partial + (tl.cast(tl.program_id(1), tl.int64) * (9 * C) + j)[:, None] * N + n[None, :]
+    tl.store(to, acc, mask=(j < 9 * C)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
@@ -114,16 +142,16 @@ def sum_gradients_kernel(
 
 
 def weight_gradient(
-    dz: Tensor, x: Tensor, scale: Tensor | None, dweight: Tensor | None, first: int, channels: int, form: int,
-    precision: str, bias_rows: Tensor | None, dbias: Tensor | None,
+    dz: Tensor, x: Tensor, dweight: Tensor | None, first: int, channels: int, form: int, precision: str,
+    bias_rows: Tensor | None, dbias: Tensor | None,
 ) -> None:  # fmt: skip
     """dweight[:, first:first + channels] from dz and x, padded channels_last, and dbias as the sum of bias_rows.
 
-    scale (B,) float32 weighs each sample's products. Either result is left out where it is None.
+    Either result is left out where it is None.
     """
     partial, splits, fold = dz, 1, form == UP.value
     if dweight is not None:
-        partial = _partial_products(dz, x, scale, form, precision)
+        partial = _partial_products(dz, x, form, precision)
         splits = len(partial)
     n = bias_rows.shape[1] if dweight is None else dweight.shape[0]
     bc, bn = 16, min(64, max(16, triton.next_power_of_2(n)))
@@ -141,21 +169,22 @@ def weight_gradient(
     )  # fmt: skip
 
 
-def _partial_products(dz: Tensor, x: Tensor, scale: Tensor | None, form: int, precision: str) -> Tensor:
+def _partial_products(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor:
     """(splits, taps, C, N) float32, whose sum over the splits is the gradient of the weights that x met."""
     batch, channels, height, width = x.shape
     n, z_height, z_width = dz.shape[1:]
     fold, half = form == UP.value, x.dtype != torch.float32
-    taps = 16 if fold else 9
+    taps, together = (16, 2) if fold else (9, 3)
     grid = (height, width) if fold else (z_height, z_width)
-    # several taps share a tile where the channels alone would not fill it
     flat = not fold and channels < 64
-    bj = min(64 if flat else 128, max(16, triton.next_power_of_2(taps * channels if flat else channels)))
-    bn = min(128, max(16, triton.next_power_of_2(n)))
-    bp = min(64 if half else 32, max(16, triton.next_power_of_2(grid[0] * grid[1])))
+    bc = min(64, max(16, triton.next_power_of_2(9 * channels if flat else channels)))
+    # float32 products are three, and their factors in two parts each
+    widest = 64 if fold or flat else 128 if half else 32
+    bn = min(widest, max(16, triton.next_power_of_2(n)))
+    bp = min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(grid[0] * grid[1])))
     steps = batch * triton.cdiv(grid[0] * grid[1], bp)
-    columns = triton.cdiv(taps * channels, bj) if flat else taps * triton.cdiv(channels, bj)
-    tiles = columns * triton.cdiv(n, bn)
+    rows = triton.cdiv(9 * channels, bc) if flat else taps // together * triton.cdiv(channels, bc)
+    tiles = rows * triton.cdiv(n, bn)
     # enough programs for two rounds of the multiprocessors, and at least eight steps for each
     splits = max(1, min(triton.cdiv(2 * tuning.processors(), tiles), triton.cdiv(steps, 8)))
     per_split = triton.cdiv(steps, splits)
@@ -163,15 +192,23 @@ def _partial_products(dz: Tensor, x: Tensor, scale: Tensor | None, form: int, pr
     partial = torch.empty((splits, taps, channels, n), dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
-        flops = 2.0 * batch * grid[0] * grid[1] * taps * channels * n
-        a_tile = batch * grid[0] * grid[1] * x.element_size()
-        gathered = a_tile * (columns * n + taps * channels * triton.cdiv(n, bn)) + size(partial)
-        return Cost(flops, size(x, dz, partial), gathered, matrix=precision != "ieee" or half)
+        x_reads, z_reads = taps * channels * triton.cdiv(n, bn), rows * n  # of each pixel, in channels
+        if fold:  # x once for the taps together, dz for each
+            x_reads, z_reads = x_reads // together, z_reads * together
+        pixels = batch * grid[0] * grid[1]
+        gathered = pixels * (x_reads + z_reads) * x.element_size() + size(partial)
+        return Cost(
+            2.0 * pixels * taps * channels * n, size(x, dz, partial), gathered, matrix=precision != "ieee" or half
+        )
 
-    launch(
-        conv_weight_grad_kernel, (tiles, splits), dz, x, partial if scale is None else scale, partial, steps, per_split,
-        height, width, channels, z_height, z_width, n, *grid,
-        FORM=form, SCALED=scale is not None, FLAT=flat, WIDE=wide(x, dz), PRECISION=precision, BJ=bj, BN=bn, BP=bp,
-        cost=cost, num_warps=8 if bj * bn >= 128 * 128 else 4, num_stages=3,
-    )  # fmt: skip
+    sums = bc * bn * (1 if flat else together)
+    options = {"num_warps": 8 if sums >= (2 if half else 1) * 64 * 64 else 4, "num_stages": 3}
+    constants = {"FORM": form, "WIDE": wide(x, dz), "PRECISION": precision, "BC": bc, "BN": bn, "BP": bp}
+    sizes = (steps, per_split, height, width, channels, z_height, z_width, n)
+    if flat:
+        arguments = (dz, x, partial, *sizes)
+        launch(conv_weight_grad_flat_kernel, (tiles, splits), *arguments, cost=cost, **options, **constants)
+    else:
+        arguments = (dz, x, partial, *sizes, *grid)
+        launch(conv_weight_grad_kernel, (tiles, splits), *arguments, cost=cost, **options, **constants)
     return partial
