@@ -37,7 +37,7 @@ def tile_of_products(
     features, image, i, j, first, last, pixels, channels, scale,
     PLANAR: tl.constexpr, ONE_TILE: tl.constexpr, PRECISION: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """(SIDE, SIDE) float32: channels of tile i times those of tile j over pixels first to last of one image, times scale."""
+    """(SIDE, SIDE) float32: channels of tile i times those of j, over pixels first to last of an image, times scale."""
     row, column = i * SIDE + tl.arange(0, SIDE), j * SIDE + tl.arange(0, SIDE)
     k = tl.arange(0, STEP)
     start = features + tl.cast(image, tl.int64) * channels * pixels
@@ -100,7 +100,7 @@ def squares_of_tile(value, i, j):
 
 @triton.jit
 def sum_of_splits(partial, image, i, j, splits, tiles, SIDE: tl.constexpr, SUM: tl.constexpr):
-    """Block (i, j) of SUM x SUM, i <= j, of an image's triangle: partial (batch, splits, tiles, SIDE, SIDE) in order."""
+    """Block (i, j) of SUM x SUM, i <= j: an image's splits of partial (batch, splits, tiles, SIDE, SIDE) in order."""
     per_side: tl.constexpr = SIDE // SUM
     tile = (j // per_side) * (j // per_side + 1) // 2 + i // per_side
     row, column = (i % per_side) * SUM + tl.arange(0, SUM), (j % per_side) * SUM + tl.arange(0, SUM)
@@ -128,10 +128,7 @@ def gradient_tile(
     c_inside, p_inside = c < channels, p < pixels
     of_matrix = matrix + tl.cast(image, tl.int64) * channels * channels
     start = tl.cast(image, tl.int64) * channels * pixels
-    if PLANAR:
-        acc = tl.zeros((CHANNELS, PIXELS), tl.float32)
-    else:
-        acc = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    acc = tl.zeros((CHANNELS, PIXELS) if PLANAR else (PIXELS, CHANNELS), tl.float32)
     for k0 in range(0, channels, STEP):
         k = k0 + tl.arange(0, STEP)
         k_inside = k < channels

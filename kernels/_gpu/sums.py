@@ -36,7 +36,7 @@ def per_sample_and_mean_kernel(
 
 
 def per_sample_and_mean(parts: Tensor, per_sample: Tensor, mean: Tensor, divisor: int, root: bool = False) -> None:
-    """per_sample (B,) and mean () float32 of parts (B, columns) float32: sums / divisor, their square root with root."""
+    """per_sample (B,) and mean () of parts (B, columns), all float32: sums / divisor, their square root with root."""
     launch(
         per_sample_and_mean_kernel, (1,), parts, per_sample, mean, *parts.shape, divisor,
         ROOT=root, ROWS=_ROWS, COLUMNS=_COLUMNS,

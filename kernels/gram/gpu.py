@@ -40,7 +40,7 @@ def gram_forward_kernel(
 
 @triton.jit
 def gram_sum_kernel(partial, result, channels, blocks, splits, tiles, SIDE: tl.constexpr, SUM: tl.constexpr):
-    """result (batch, channels, channels) of partial (batch, splits, tiles, SIDE, SIDE), a block of SUM x SUM a program."""
+    """result (batch, channels, channels) of partial (batch, splits, tiles, SIDE, SIDE), SUM x SUM to a program."""
     i, j = triangle(tl.program_id(0) % blocks)
     image = tl.program_id(0) // blocks
     value, mirrored = symmetric_tile(sum_of_splits(partial, image, i, j, splits, tiles, SIDE, SUM), i, j)

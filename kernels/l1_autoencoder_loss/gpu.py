@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .._gpu import tuning
 from .._gpu.blocks import rounded
@@ -49,7 +48,7 @@ def l1_autoencoder_loss_backward_kernel(
     HAS_SAMPLES: tl.constexpr, HAS_MEAN: tl.constexpr, TARGET: tl.constexpr, RECONSTRUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradients (batch, size) asked for, BLOCK elements to a program: the sign times the upstream gradient / size."""
+    """The gradients (batch, size) asked for, BLOCK elements to a program: the sign times upstream gradient / size."""
     sample, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     upstream = tl.cast(0.0, tl.float32)
     if HAS_MEAN:

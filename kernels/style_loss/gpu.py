@@ -1,4 +1,4 @@
-"""style_loss in Triton: both Gram matrices as one set of products, their difference and its norm; backward one product."""
+"""style_loss in Triton: both Gram matrices in one pass, their difference and its norm; backward is one product."""
 
 import torch
 import triton
@@ -87,10 +87,7 @@ def style_loss_backward_kernel(
     if HAS_SAMPLES:
         upstream += tl.load(of_samples + tl.cast(image, tl.int64) * of_samples_stride).to(tl.float32)
     norm = tl.load(per_sample + image)
-    if SQUARED:
-        derivative = 2.0
-    else:
-        derivative = tl.div_rn(tl.cast(1.0, tl.float32), tl.where(norm == 0.0, 1.0, norm))
+    derivative = 2.0 if SQUARED else tl.div_rn(tl.cast(1.0, tl.float32), tl.where(norm == 0.0, 1.0, norm))
     factor = tl.where(norm == 0.0, 0.0, upstream * scale * derivative)
     gradient_tile(
         difference, features, gradient, tile, image, pixels, channels, factor,
