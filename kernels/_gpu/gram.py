@@ -9,7 +9,7 @@ matrix units cut sums off where float32 rounds: they sum one step of pixels only
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -180,9 +180,14 @@ def _power(count: int, low: int, high: int) -> int:
     return min(high, max(low, triton.next_power_of_2(count)))
 
 
-def _warps(area: int, half: bool) -> int:
+def _aligned(channels: int, pixels: int) -> bool:
+    """Whether both layouts are read 16 bytes at a time; else each element has an address, in registers."""
+    return channels % 16 == 0 and pixels % 16 == 0
+
+
+def _warps(area: int, half: bool, aligned: bool) -> int:
     """Of a tile of so many sums; float32 has a second set of them, and every operand in two parts."""
-    return 8 if area >= (64 * 128 if half else 64 * 64) else 4
+    return 8 if area >= (64 * 128 if half and aligned else 64 * 64) else 4
 
 
 class Problem(NamedTuple):
@@ -208,6 +213,7 @@ class Tiling(NamedTuple):
     pixels: int  # of one split
     tiles: int
     warps: int
+    stages: int
 
     @property
     def direct(self) -> bool:
@@ -218,7 +224,8 @@ class Tiling(NamedTuple):
 def tilings(problem: Problem) -> list[Tiling]:
     """Those worth trying, the likely best first: as large as still occupy the multiprocessors."""
     half, batch = problem.dtype != torch.float32, max(1, problem.batch)
-    step = _power(problem.pixels, 16, 64 if half else 32)
+    aligned = _aligned(problem.channels, problem.pixels)
+    step = _power(problem.pixels, 16, (64 if half else 32) // (1 if aligned else 2))
 
     def tiling(side: int, most: int) -> Tiling:
         tiles = pairs(triton.cdiv(problem.channels, side))
@@ -226,7 +233,8 @@ def tilings(problem: Problem) -> list[Tiling]:
             1, min(triton.cdiv(tuning.processors(), batch * tiles), triton.cdiv(problem.pixels, 4 * step), most)
         )
         of_split = triton.cdiv(triton.cdiv(problem.pixels, splits), step) * step
-        return Tiling(side, step, triton.cdiv(problem.pixels, of_split), of_split, tiles, _warps(side * side, half))
+        warps, stages = _warps(side * side, half, aligned), 3 if aligned else 2
+        return Tiling(side, step, triton.cdiv(problem.pixels, of_split), of_split, tiles, warps, stages)
 
     # two sums of 128 x 128 in float32, each apart from the product that joins it, leave no register
     largest = _power(problem.channels, 16, 128 if half else 64)
@@ -251,7 +259,7 @@ def cost(problem: Problem, tiling: Tiling, dense: list[Tensor], written: list[Te
     return of
 
 
-def launch_gradient(kernel, arguments: tuple, features: Tensor, planar: bool, **constants: bool) -> None:
+def launch_gradient(kernel: Any, arguments: tuple, features: Tensor, planar: bool, **constants: bool) -> None:
     """kernel(matrix, features, gradient, ...) on every tile, in the tile shape that occupies the multiprocessors.
 
     arguments: all of the kernel's. planar: features are (B, C, HW), else (B, HW, C).
@@ -260,7 +268,7 @@ def launch_gradient(kernel, arguments: tuple, features: Tensor, planar: bool, **
     half, rounds = features.dtype != torch.float32, features.dtype == torch.bfloat16
     # float16 features are exact in TF32, the matrix keeps 11 bits
     products = "tf32" if features.dtype == torch.float16 else precision(features.dtype)
-    step = _power(channels, 16, 64 if rounds else 32)
+    aligned = _aligned(channels, pixels)
     matrix, _, gradient = arguments[:3]
 
     def of() -> Cost:
@@ -277,6 +285,7 @@ def launch_gradient(kernel, arguments: tuple, features: Tensor, planar: bool, **
     shape = filled[0] if filled else shapes[-1]
     launch(
         kernel, (batch * triton.cdiv(channels, shape[0]) * triton.cdiv(pixels, shape[1]),), *arguments,
-        PLANAR=planar, PRECISION=products, ROUND=rounds, CHANNELS=shape[0], PIXELS=shape[1], STEP=step, **constants,
-        cost=of, num_warps=_warps(shape[0] * shape[1], rounds), num_stages=3 if half else 2,
+        PLANAR=planar, PRECISION=products, ROUND=rounds, CHANNELS=shape[0], PIXELS=shape[1],
+        STEP=_power(channels, 16, 32 if aligned else 16), **constants,
+        cost=of, num_warps=_warps(shape[0] * shape[1], rounds, aligned), num_stages=2,
     )  # fmt: skip

@@ -77,7 +77,7 @@ def forward(features):
             gram_forward_kernel, (count,), dense, target, pixels, channels, tiling.tiles, tiling.splits, tiling.pixels,
             problem.scale, DIRECT=tiling.direct, PLANAR=order == torch.contiguous_format, ONE_TILE=tiling.tiles == 1,
             PRECISION=products.precision(features.dtype), SIDE=side, STEP=tiling.step, num_warps=tiling.warps,
-            num_stages=3, cost=products.cost(problem, tiling, [dense], [target]),
+            num_stages=tiling.stages, cost=products.cost(problem, tiling, [dense], [target]),
         )  # fmt: skip
         if not tiling.direct:
             block = min(side, products.SUM_SIDE)

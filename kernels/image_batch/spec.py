@@ -1,6 +1,6 @@
-"""Samples, tolerances, costs and the strongest library form of image_batch."""
+"""Samples, tolerances and costs of image_batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from .._spec import Sample, Spec, Work
 
 
-def _below(end: int, dtype: torch.dtype):
+def _below(end: int, dtype: torch.dtype) -> Callable[[torch.Generator, tuple[int, ...]], Tensor]:
     """What draws whole numbers 0 to end - 1."""
 
     def draw(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
@@ -35,18 +35,6 @@ def _elements(sample: Sample) -> int:
     return sample.shapes["rows"][0] * sample.shapes["store"][3] * sample.options["resolution"] ** 2
 
 
-def strong(
-    store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """The 256 values once, then a gather of bytes and one of values: no pass over floating-point numbers."""
-    table = torch.arange(256, device=store.device).to(torch.float32).div_(127.5).sub_(1).to(dtype)
-    steps = torch.arange(resolution, device=store.device)
-    down = offsets[:, 1:] + steps
-    across = offsets[:, :1] + torch.where(mirror[:, None], resolution - 1 - steps, steps)
-    pixels = store[rows[:, None, None], down[:, :, None], across[:, None, :]]
-    return table[pixels.int()].permute(0, 3, 1, 2)
-
-
 def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
     dtype, batch, _, channels, resolution = integers[:5]
     elements = batch * channels * resolution**2
@@ -70,6 +58,5 @@ SPEC = Spec(
     flops=lambda s: 2.0 * _elements(s),
     # a byte read and a number written
     bytes=lambda s, dtype: (1.0 + dtype.itemsize) * _elements(s),
-    strong=strong,
     work=_work,
 )

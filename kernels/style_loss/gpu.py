@@ -118,7 +118,7 @@ def forward(a, b, squared, with_difference):
             style_loss_forward_kernel, (count,), a, b, target, squares, pixels, channels, tiling.tiles, tiling.splits,
             tiling.pixels, problem.scale, DIRECT=tiling.direct, WITH_DIFFERENCE=with_difference, A_PLANAR=a_planar,
             B_PLANAR=b_planar, ONE_TILE=tiling.tiles == 1, PRECISION=products.precision(a.dtype), SIDE=side,
-            STEP=tiling.step, num_warps=tiling.warps, num_stages=3,
+            STEP=tiling.step, num_warps=tiling.warps, num_stages=tiling.stages,
             cost=products.cost(problem, tiling, [a, b], [target]),
         )  # fmt: skip
         if not tiling.direct:
