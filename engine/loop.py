@@ -69,6 +69,7 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
         mirror=config.mirror,
         crop=config.crop,
         loader=config.loader,
+        fused=config.fused,
     )
     try:
         print(f"data    {dataset.summary()}\nloader  {loader.describe()}")

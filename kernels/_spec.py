@@ -20,6 +20,8 @@ class Sample:
               (one sample repeated).
     uniform:  tensors drawn evenly from [low, high) instead.
     fixed:    tensors the operator gives no gradient of.
+    drawn:    tensors of whole numbers or truth values, by what draws one from a generator and its shape. They keep
+              their dtype and have no gradient. Where there are no others, the option `dtype` says what the result is.
     """
 
     name: str
@@ -29,10 +31,15 @@ class Sample:
     integers: bool = False
     uniform: dict[str, tuple[float, float]] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
+    drawn: dict[str, Callable[[torch.Generator, tuple[int, ...]], Tensor]] = field(default_factory=dict)
 
     def differentiable(self, name: str) -> bool:
         """Whether the operator gives a gradient of this tensor."""
-        return name != "grad_scale" and name not in self.fixed
+        return name != "grad_scale" and name not in self.fixed and name not in self.drawn
+
+    def options_in(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The options of a call in this dtype."""
+        return self.options if self.shapes.keys() - self.drawn.keys() else self.options | {"dtype": dtype}
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,9 @@ def tensors(sample: Sample, dtype: torch.dtype, device: str = "cpu", seed: int =
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for position, (name, shape) in enumerate(sample.shapes.items()):
+        if name in sample.drawn:
+            made[name] = sample.drawn[name](generator, shape).to(device)
+            continue
         if name in sample.uniform:
             low, high = sample.uniform[name]
             value = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -114,13 +124,15 @@ def run(function: Callable, sample: Sample, made: dict[str, Tensor], dtype: torc
     """Outputs and gradients of one call, the tensors as `dtype` (grad_scale stays); the upstream gradient is fixed."""
     inputs = {}
     for name, tensor in made.items():
-        if name == "grad_scale":
+        if name in sample.drawn:
+            inputs[name] = tensor
+        elif name == "grad_scale":
             inputs[name] = tensor.to(torch.float64) if dtype == torch.float64 else tensor
         else:
             # a fresh leaf with the same strides
             leaf = (tensor if tensor.dtype == dtype else tensor.to(dtype)).detach()
             inputs[name] = leaf.requires_grad_(sample.differentiable(name))
-    outputs = function(**inputs, **sample.options)
+    outputs = function(**inputs, **sample.options_in(dtype))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     generator = torch.Generator().manual_seed(1)
     upstream = [_upstream(o, sample, generator) for o in outputs]

@@ -5,22 +5,16 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from engine import ops
 from engine.data.landmarks import MIRROR_ORDER
 
 
-def assemble_images(store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resolution: int) -> Tensor:
-    """store: (M, S, S, C) uint8; rows: (B,) int64 into it; offsets: (B, 2) int64, x then y; mirror: (B,) bool.
-
-    returns: (B, C, R, R) float32 in [-1, 1], channels_last, a fresh tensor. Value v of 0..255 becomes v / 127.5 - 1.
-    """
-    count, side, _, channels = store.shape
-    steps = torch.arange(resolution, device=store.device)
-    down = offsets[:, 1:] + steps
-    across = offsets[:, :1] + torch.where(mirror[:, None], resolution - 1 - steps, steps)
-    pixels = (rows[:, None, None] * side + down[:, :, None]) * side + across[:, None, :]
-    flat = store.reshape(count * side * side, channels).index_select(0, pixels.reshape(-1))
-    images = flat.to(torch.float32).div_(127.5).sub_(1).reshape(len(rows), resolution, resolution, channels)
-    return images.permute(0, 3, 1, 2)
+def assemble_images(
+    store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, *, fused: bool = True
+) -> Tensor:
+    """As engine.ops.image_batch: (B, C, R, R) float32 in [-1, 1], channels_last; fused=False: its reference."""
+    operator = ops.OPERATORS["image_batch"]
+    return (operator.function if fused else operator.reference)(store, rows, offsets, mirror, resolution)
 
 
 def assemble_landmarks(stored: Tensor, offsets: Tensor, mirror: Tensor, resolution: int) -> Tensor:

@@ -37,9 +37,9 @@ class Loader(ABC):
     """
 
     def __init__(self, images: ImageSet, *, batch_size: int, resolution: int, channels: int, device: torch.device,
-                 seed: int, mirror: bool, crop: str, rank: int, world_size: int) -> None:  # fmt: skip
+                 seed: int, mirror: bool, crop: str, rank: int, world_size: int, fused: bool) -> None:  # fmt: skip
         self.images, self.batch_size, self.resolution, self.channels = images, batch_size, resolution, channels
-        self.device, self.rank, self.world_size = device, rank, world_size
+        self.device, self.rank, self.world_size, self.fused = device, rank, world_size, fused
         self.stored = stored_size(resolution, crop)
         self.corners, self.sides = central_square(images.sizes)
         self.seconds_waited = 0.0
@@ -129,7 +129,8 @@ class Loader(ABC):
         if self._landmarks is not None:
             chosen = self._landmarks.index_select(0, sent.indices)
             landmarks = assemble_landmarks(chosen, offsets, mirror, self.resolution)
-        return Batch(assemble_images(store, rows, offsets, mirror, self.resolution), landmarks, indices)
+        assembled = assemble_images(store, rows, offsets, mirror, self.resolution, fused=self.fused)
+        return Batch(assembled, landmarks, indices)
 
 
 def open_loader(
@@ -145,6 +146,7 @@ def open_loader(
     rank: int = 0,
     world_size: int = 1,
     loader: str = "auto",
+    fused: bool = True,
 ) -> Loader:
     """dataset      what open_dataset returned
     batch_size   images of this rank in a batch
@@ -152,6 +154,7 @@ def open_loader(
     rank         this process's place among world_size; ranks take disjoint parts of every global batch
     loader       "resident": decoded once, held on the device as uint8; "dali": decoded in the background as it trains;
                  "auto": resident when that takes at most a quarter of the free memory
+    fused        cut and scale the images by engine.ops.image_batch; False: by its reference, with the same result
     Raises InputError for settings that cannot work and when DALI is not installed.
     """
     from engine.data.resident import ResidentLoader
@@ -178,7 +181,7 @@ def open_loader(
         reason = "as asked"
     kind = ResidentLoader if resident else StreamingLoader
     return kind(dataset, batch_size=batch_size, resolution=resolution, channels=channels, device=device, seed=seed,
-                mirror=mirror, crop=crop, rank=rank, world_size=world_size, reason=reason)  # fmt: skip
+                mirror=mirror, crop=crop, rank=rank, world_size=world_size, fused=fused, reason=reason)  # fmt: skip
 
 
 def _bytes(count: int) -> str:

@@ -15,8 +15,8 @@ from engine.kernels.l1_autoencoder_loss.reference import l1_autoencoder_loss as 
 from engine.kernels.linear.reference import linear as eager_linear
 from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_resize_conv_act
 
-# what fused networks and losses run on
-OPERATORS = ("resize_conv_act", "linear", "l1_autoencoder_loss", "landmark_heatmap")
+# what fused networks, losses and loaders run on
+OPERATORS = ("resize_conv_act", "linear", "l1_autoencoder_loss", "landmark_heatmap", "image_batch")
 SMALLEST = 8  # side of the coarsest level
 
 

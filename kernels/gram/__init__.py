@@ -22,7 +22,7 @@ def gram(features: Tensor) -> Tensor:
     return _forward(features)
 
 
-def _check(features: Tensor) -> None:
+def check(features: Tensor) -> None:
     shape = features.shape
     if len(shape) == 4 and features.dtype in _op.DTYPES and features.numel():
         return
@@ -38,14 +38,14 @@ def _sizes(features: Tensor, order: torch.memory_format) -> list[int]:
     return [_op.DTYPES[features.dtype], batch, height * width, channels, order == torch.contiguous_format]
 
 
-def _output(features: Tensor) -> Tensor:
+def output(features: Tensor) -> Tensor:
     batch, channels = features.shape[:2]
     return torch.empty((batch, channels, channels), dtype=torch.float32, device=features.device)
 
 
 def _forward_cpu(features):
-    _check(features)
-    result = _output(features)
+    check(features)
+    result = output(features)
     order = _op.order(features)
     dense = features.contiguous(memory_format=order)
     _native.call(f"{NAME}_forward", [dense.data_ptr(), result.data_ptr()], _sizes(dense, order), [])
@@ -53,8 +53,8 @@ def _forward_cpu(features):
 
 
 def _forward_fake(features):
-    _check(features)
-    return _output(features)
+    check(features)
+    return output(features)
 
 
 def _backward_cpu(grad, features):

@@ -26,7 +26,7 @@ def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor,
     return per_sample, mean
 
 
-def _check(target: Tensor, reconstruction: Tensor) -> None:
+def check(target: Tensor, reconstruction: Tensor) -> None:
     shape = target.shape
     fits = shape == reconstruction.shape and target.dtype == reconstruction.dtype and target.dtype in _op.DTYPES
     if fits and target.numel() > 0 and target.device == reconstruction.device:
@@ -43,12 +43,12 @@ def _check(target: Tensor, reconstruction: Tensor) -> None:
     _op.require(target.device == reconstruction.device, NAME, "target and reconstruction are on different devices")
 
 
-def _order(tensor: Tensor) -> torch.memory_format:
+def order(tensor: Tensor) -> torch.memory_format:
     channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _outputs(reconstruction: Tensor, with_signs: bool) -> tuple[Tensor, Tensor, Tensor]:
+def outputs(reconstruction: Tensor, with_signs: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, device = reconstruction.shape[0], reconstruction.device
     packed = -(-reconstruction.numel() // (SIGNS_OF * batch)) * IN_BYTES if with_signs and batch else 0
     per_sample = torch.empty(batch, dtype=torch.float32, device=device)
@@ -57,11 +57,11 @@ def _outputs(reconstruction: Tensor, with_signs: bool) -> tuple[Tensor, Tensor, 
 
 
 def _forward_cpu(target, reconstruction, with_signs):
-    _check(target, reconstruction)
-    per_sample, mean, signs = _outputs(reconstruction, with_signs)
+    check(target, reconstruction)
+    per_sample, mean, signs = outputs(reconstruction, with_signs)
     batch = target.shape[0]
-    order = _order(reconstruction)
-    target, reconstruction = target.contiguous(memory_format=order), reconstruction.contiguous(memory_format=order)
+    dense = order(reconstruction)
+    target, reconstruction = target.contiguous(memory_format=dense), reconstruction.contiguous(memory_format=dense)
     tensors = (target, reconstruction, per_sample, mean, signs if with_signs else None)
     sizes = [_op.DTYPES[target.dtype], batch, target.numel() // (batch or 1)]
     _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
@@ -69,29 +69,29 @@ def _forward_cpu(target, reconstruction, with_signs):
 
 
 def _forward_fake(target, reconstruction, with_signs):
-    _check(target, reconstruction)
-    return _outputs(reconstruction, with_signs)
+    check(target, reconstruction)
+    return outputs(reconstruction, with_signs)
 
 
-def _gradients(like: Tensor, need: list[bool]) -> list[Tensor]:
+def gradients(like: Tensor, need: list[bool]) -> list[Tensor]:
     """Empty gradients of target and reconstruction; one not needed has no elements."""
-    order = _order(like)
-    return [torch.empty_like(like, memory_format=order) if n else like.new_empty(0) for n in need]
+    dense = order(like)
+    return [torch.empty_like(like, memory_format=dense) if n else like.new_empty(0) for n in need]
 
 
 def _backward_cpu(signs, like, grad_per_sample, grad_mean, need):
-    gradients = _gradients(like, need)
+    found = gradients(like, need)
     upstream = [None if g is None else g.float().contiguous() for g in (grad_per_sample, grad_mean)]
     batch = like.shape[0]
     sizes = [_op.DTYPES[like.dtype], batch, like.numel() // (batch or 1)]
     pointers = [_native.address(t) for t in (signs.contiguous(), *upstream)]
-    pointers += [gradient.data_ptr() if n else 0 for gradient, n in zip(gradients, need, strict=True)]
+    pointers += [gradient.data_ptr() if n else 0 for gradient, n in zip(found, need, strict=True)]
     _native.call(f"{NAME}_backward", pointers, sizes, [])
-    return tuple(gradients)
+    return tuple(found)
 
 
 def _backward_fake(signs, like, grad_per_sample, grad_mean, need):
-    return tuple(_gradients(like, need))
+    return tuple(gradients(like, need))
 
 
 def _setup_context(ctx, inputs, output):

@@ -28,7 +28,7 @@ def style_loss(a: Tensor, b: Tensor, *, squared: bool = False) -> tuple[Tensor, 
     return per_sample, mean
 
 
-def _check(a: Tensor, b: Tensor) -> None:
+def check(a: Tensor, b: Tensor) -> None:
     shape = a.shape
     fits = len(shape) == 4 and shape == b.shape and a.dtype == b.dtype and a.dtype in _op.DTYPES
     if fits and a.numel() and a.device == b.device:
@@ -50,7 +50,7 @@ def _dense(a: Tensor, b: Tensor, squared: bool) -> tuple[Tensor, Tensor, list[in
     return a.contiguous(memory_format=orders[0]), b.contiguous(memory_format=orders[1]), sizes
 
 
-def _outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
+def outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, side = a.shape[0], a.shape[1] if with_difference else 0
     shapes = ((batch,), (), (batch, side, side))
     per_sample, mean, difference = (torch.empty(s, dtype=torch.float32, device=a.device) for s in shapes)
@@ -58,37 +58,37 @@ def _outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward_cpu(a, b, squared, with_difference):
-    _check(a, b)
-    outputs = _outputs(a, with_difference)
+    check(a, b)
+    found = outputs(a, with_difference)
     a, b, sizes = _dense(a, b, squared)
-    tensors = (a, b, *outputs[:2], outputs[2] if with_difference else None)
+    tensors = (a, b, *found[:2], found[2] if with_difference else None)
     _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
-    return outputs
+    return found
 
 
 def _forward_fake(a, b, squared, with_difference):
-    _check(a, b)
-    return _outputs(a, with_difference)
+    check(a, b)
+    return outputs(a, with_difference)
 
 
-def _gradients(a: Tensor, b: Tensor, need: list[bool]) -> list[Tensor]:
+def gradients(a: Tensor, b: Tensor, need: list[bool]) -> list[Tensor]:
     """Empty gradients of a and b; one not needed has no elements."""
     pairs = zip((a, b), need, strict=True)
     return [torch.empty_like(t, memory_format=_op.order(t)) if n else t.new_empty(0) for t, n in pairs]
 
 
 def _backward_cpu(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
-    gradients = _gradients(a, b, need)
+    found = gradients(a, b, need)
     a, b, sizes = _dense(a, b, squared)
     upstream = [None if g is None else g.float().contiguous() for g in (grad_per_sample, grad_mean)]
-    results = [g if n else None for g, n in zip(gradients, need, strict=True)]
+    results = [g if n else None for g, n in zip(found, need, strict=True)]
     tensors = (a, b, difference.contiguous(), per_sample.contiguous(), *upstream, *results)
     _native.call(f"{NAME}_backward", [_native.address(t) for t in tensors], sizes, [])
-    return tuple(gradients)
+    return tuple(found)
 
 
 def _backward_fake(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
-    return tuple(_gradients(a, b, need))
+    return tuple(gradients(a, b, need))
 
 
 def _setup_context(ctx, inputs, output):

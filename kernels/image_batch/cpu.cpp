@@ -1,0 +1,56 @@
+// image_batch on the CPU: rows of uint8 pixels, reversed where mirrored, as floating-point numbers in [-1, 1].
+#include "../_cpu/vector.h"
+
+namespace kiln {
+namespace KILN_NAMESPACE {
+
+typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
+typedef uint16_t vs __attribute__((vector_size(VL * 2)));
+
+// v / 127.5 - 1 of VL bytes, both operations rounded, as the reference does them. In two steps: the compiler has no
+// instruction for one to four.
+static inline vf scaled(const uint8_t* from) {
+    const vs wide = __builtin_convertvector(*reinterpret_cast<const vb*>(from), vs);
+    return __builtin_convertvector(__builtin_convertvector(wide, vi), vf) / splat(127.5f) - splat(1.0f);
+}
+
+template <Dtype DTYPE>
+static void convert_row(const uint8_t* from, int64_t n, void* images, int64_t first) {
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) store_as(DTYPE, images, first + i, scaled(from + i));
+    if (i == n) return;
+    uint8_t rest[VL] = {};
+    std::memcpy(rest, from + i, n - i);
+    store_part(DTYPE, images, first + i, scaled(rest), int(n - i));
+}
+
+// pointers: store (M, S, S, C) uint8, rows (int64), offsets (B, 2) (int64), mirror (uint8), images (B, R, R, C);
+// integers: dtype, batch, S, C, R. Rows and windows lie in the store.
+void image_batch_forward(const Arguments& a) {
+    const uint8_t *store = a.pointer<uint8_t>(0), *mirror = a.pointer<uint8_t>(3);
+    const int64_t *rows = a.pointer<int64_t>(1), *offsets = a.pointer<int64_t>(2);
+    void* images = a.pointer<void>(4);
+    const Dtype dtype = Dtype(a.integer(0));
+    const int64_t batch = a.integers[1], side = a.integers[2], channels = a.integers[3], resolution = a.integers[4];
+    const int64_t length = resolution * channels;
+    const auto convert = dtype == F32 ? convert_row<F32> : dtype == BF16 ? convert_row<BF16> : convert_row<F16>;
+
+#pragma omp parallel for schedule(static)
+    for (int64_t line = 0; line < batch * resolution; ++line) {
+        const int64_t image = line / resolution, y = offsets[2 * image + 1] + line % resolution;
+        const uint8_t* from = store + ((rows[image] * side + y) * side + offsets[2 * image]) * channels;
+        if (mirror[image]) {
+            uint8_t* reversed = reinterpret_cast<uint8_t*>(scratch(0, (length + 3) / 4));
+            for (int64_t x = 0; x < resolution; ++x)
+                for (int64_t c = 0; c < channels; ++c)
+                    reversed[x * channels + c] = from[(resolution - 1 - x) * channels + c];
+            from = reversed;
+        }
+        convert(from, length, images, line * length);
+    }
+}
+
+}  // namespace KILN_NAMESPACE
+}  // namespace kiln
+
+KILN_REGISTER(image_batch_forward)
