@@ -1,6 +1,6 @@
 """The suite `compiled`: registers, shared memory, spills and matrix instructions of everything that is shipped."""
 
-from dataclasses import asdict
+from collections import Counter
 from typing import Any
 
 import torch
@@ -23,10 +23,10 @@ def suite(only: str, quick: bool) -> tuple[list[dict], list[Table]]:
     wanted = few(variants) if quick else [(v, c) for v in variants for c in CAPABILITIES]
     with tqdm(total=len(wanted), desc="compiling", leave=False, disable=None) as bar:
         made = compiled.compile_all(wanted, bar.update)
-    rows = [row(*result) for result in made]
-    shown = [summary(made), *tables(made)]
+    merged = rows(made)
+    shown = [summary(made), *tables(merged)]
     print(*shown, sep="\n")
-    return rows, shown
+    return merged, shown
 
 
 def few(variants: list[Variant]) -> list[tuple[Variant, int]]:
@@ -37,8 +37,7 @@ def few(variants: list[Variant]) -> list[tuple[Variant, int]]:
 
 def subset() -> list[dict[str, Any]]:
     """Rows of `few` of everything that is shipped, the tests' odd shapes included."""
-    made = compiled.compile_all(few(list(compiled.shipped(samples=True).variants.values())))
-    return [row(*result) for result in made]
+    return rows(compiled.compile_all(few(list(compiled.shipped(samples=True).variants.values()))))
 
 
 def summary(found: list[tuple[Variant, int, Resources]]) -> Table:
@@ -66,53 +65,64 @@ def versions() -> dict[str, str]:
     return found
 
 
-def row(wanted: Variant, capability: int, made: Resources) -> dict[str, Any]:
-    """One result for the JSON."""
+def rows(found: list[tuple[Variant, int, Resources]]) -> list[dict[str, Any]]:
+    """The results by kernel, arithmetic, form, tile and target: the worst figures over the `codes` that differ in how
+    their integers and pointers are specialised alone. One with problems has `failed`."""
+    grouped: dict[tuple, list[tuple[Variant, int, Resources]]] = {}
+    for result in found:
+        v, capability, _ = result
+        grouped.setdefault((v.module, v.name, tuple(sorted(v.modes)), v.form, v.tile, capability), []).append(result)
+    return [_row(results) for _, results in sorted(grouped.items(), key=lambda item: item[0])]
+
+
+def _row(results: list[tuple[Variant, int, Resources]]) -> dict[str, Any]:
+    first, capability, _ = results[0]
+    made = [m for _, _, m in results]
+    kinds = sorted({kind for m in made for kind in m.matrix})
+    launched: Counter[str] = Counter()
+    for v, _, _ in results:
+        launched.update(v.seen)
+    failed = sorted({problem for result in results for problem in compiled.problems(*result)})
     return {
         "suite": "compiled",
-        "name": wanted.name,
+        "module": first.module.split(".")[-2],
+        "name": first.name,
         "target": f"sm_{capability}",
-        "modes": sorted(wanted.modes),
-        "launched_by": wanted.seen,
-        "form": wanted.form,
-        "tile": wanted.tile,
-        "signature": wanted.signature,
-        "matrix_kernel": wanted.matrix,
-        **asdict(made),
-        "programs_per_processor": compiled.residents(compiled.gpu(capability), made),
-        **({"failed": failed} if (failed := compiled.problems(wanted, capability, made)) else {}),
+        "modes": sorted(first.modes),
+        "form": first.form,
+        "tile": first.tile,
+        "launched_by": dict(launched),
+        "codes": len(made),
+        **{n: max(getattr(m, n) for m in made) for n in ("registers", "stack", "local", "spills", "shared", "threads")},
+        "matrix_kernel": any(v.matrix for v, _, _ in results),
+        "matrix": {kind: min(m.matrix.get(kind, 0) for m in made) for kind in kinds},
+        "programs_per_processor": min(compiled.residents(compiled.gpu(capability), m) for m in made),
+        **({"failed": failed} if failed else {}),
     }
 
 
-def tables(found: list[tuple[Variant, int, Resources]]) -> list[Table]:
-    """One table for each kernel: a row is a form and a tile, its worst figures over the specialisations of the ints."""
-    columns = [("arithmetic", 34), ("form", 60), ("tile", 44), ("code", 5)]
+def tables(rows: list[dict[str, Any]]) -> list[Table]:
+    """One table for each kernel, a row for each form and tile, the targets beside each other."""
+    columns = [("arithmetic", 34), ("form", 60), ("tile", 44), ("codes", 5)]
     columns += [(f"sm_{c}", 46) for c in CAPABILITIES]
-    grouped: dict[str, dict[tuple, dict[int, list[Resources]]]] = {}
-    for v, capability, made in found:
-        rows = grouped.setdefault(f"{v.module.split('.')[-2]}: {v.name}", {})
-        rows.setdefault((" ".join(sorted(v.modes)), v.form, v.tile), {}).setdefault(capability, []).append(made)
+    grouped: dict[str, dict[tuple, dict[str, dict]]] = {}
+    for row in rows:
+        by_label = grouped.setdefault(f"{row['module']}: {row['name']}", {})
+        by_label.setdefault((" ".join(row["modes"]), row["form"], row["tile"]), {})[row["target"]] = row
     result = []
     for kernel in sorted(grouped):
         table = Table(kernel, columns, left=3)
-        for label, by in sorted(grouped[kernel].items()):
-            count = max(len(made) for made in by.values())
-            table.add([*label, str(count), *(_cell(c, by.get(c, [])) for c in CAPABILITIES)])
+        for label, by_target in sorted(grouped[kernel].items()):
+            codes = max(row["codes"] for row in by_target.values())
+            table.add([*label, str(codes), *(_cell(by_target.get(f"sm_{c}")) for c in CAPABILITIES)])
         result.append(table)
     return result
 
 
-def _cell(capability: int, made: list[Resources]) -> str:
-    """ "128 regs, 96 KiB, 2 at once, 8 wgmma": the worst of each."""
-    if not made:
+def _cell(row: dict[str, Any] | None) -> str:
+    """ "128 regs, 96 KiB, 2 at once, 8 wgmma", and what is wrong."""
+    if row is None:
         return "-"
-    for one in made:
-        if one.error:
-            return one.error
-    words = [f"{max(m.registers for m in made)} regs", f"{max(m.shared for m in made) / 1024:.0f} KiB"]
-    words.append(f"{min(compiled.residents(compiled.gpu(capability), m) for m in made)} at once")
-    kinds = {kind: min(m.matrix.get(kind, 0) for m in made) for m in made for kind in m.matrix}
-    words += [f"{count} {kind}" for kind, count in kinds.items()]
-    if spilled := [m for m in made if m.stack or m.local]:
-        words.append(f"SPILLS {max(m.spills for m in spilled)}")
-    return ", ".join(words)
+    words = [f"{row['registers']} regs", f"{row['shared'] / 1024:.0f} KiB", f"{row['programs_per_processor']} at once"]
+    words += [f"{count} {kind}" for kind, count in row["matrix"].items()]
+    return ", ".join([*words, *(f"FAILED: {problem}" for problem in row.get("failed", []))])

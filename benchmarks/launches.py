@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import operators, step
 from benchmarks.measure import tf32_allowed
@@ -76,13 +77,15 @@ def of_step(setting: dict, mode: str, every_choice: bool = False) -> list[Launch
 
 
 def blank(spec: _spec.Spec, sample: _spec.Sample, mode: Mode) -> dict[str, torch.Tensor]:
-    """The sample's tensors; zeros for the large ones of the benchmark, that nobody reads."""
+    """The sample's tensors; for the large ones of the benchmark, that nobody reads, zeros of the same kind."""
     if sample in spec.samples:
         return _spec.tensors(sample, mode.dtype)
-    return {
-        name: torch.zeros(
-            shape,
-            dtype=torch.float32 if name == "grad_scale" else mode.dtype,
-        ).contiguous(memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format)
-        for name, shape in sample.shapes.items()
-    }
+    with FakeTensorMode():
+        kinds = _spec.tensors(sample, mode.dtype)
+    return {name: _zeros(kind) for name, kind in kinds.items()}
+
+
+def _zeros(like: torch.Tensor) -> torch.Tensor:
+    """Memory that the system gives only where it is written."""
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
+    return torch.zeros(max(0, elements), dtype=like.dtype).as_strided(like.shape, like.stride())
