@@ -98,7 +98,9 @@ def _add_products(
             y, x = y0 + i, x0 + j
             inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
             pixel = (start + y * W + x) * C
-            a = tl.load(source + pixel[:, None] + at[None, :], mask=inside[:, None] & (at < C)[None, :], other=0.0)
+            wanted = inside[:, None] & (at < C)[None, :]
+            # .ca: through the L1 cache, where the next tap of a row finds most of these pixels again
+            a = tl.load(source + pixel[:, None] + at[None, :], mask=wanted, other=0.0, cache_modifier=".ca")
             matrix = first + i * by_row + j * by_column
             inside = (at < C)[:, None] & (n < N)[None, :]
             b = tl.load(weights + n[None, :] * (TAPS * C) + (matrix * C + at)[:, None], mask=inside, other=0.0)
