@@ -135,8 +135,10 @@ def run_operators(arguments: Arguments, limits: Limits) -> tuple[list[dict], lis
         tqdm.write(table.head())
     bar = tqdm(chosen, desc="operators", leave=False, disable=None)
     for spec, sample in within(arguments, bar, lambda case: f"{case[0].operator} {case[1].name}", rows, "ops"):
-        timings, failed = operators.measure(
-            spec, sample, arguments.device, arguments.rounds, has_compiler(), precision, arguments.autotune
+        timings, failed = _guarded(
+            arguments,
+            operators.measure,
+            *(spec, sample, arguments.device, arguments.rounds, has_compiler(), precision, arguments.autotune),
         )
         entry = row("ops", f"{spec.operator} {sample.name}", timings, failed)
         if not failed:
@@ -162,7 +164,8 @@ def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Ta
     for name, setting in within(arguments, list(chosen.items()), lambda case: case[0], rows, "step"):
         with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
             tick = functools.partial(_update, bar)
-            timings, failed = step.measure(setting, arguments.device, arguments.rounds, tick, competitors, precision)
+            settings = (setting, arguments.device, arguments.rounds, tick, competitors, precision)
+            timings, failed = _guarded(arguments, step.measure, *settings)
         entry = row("step", name, timings, failed)
         if not failed:
             entry = shares(entry, limits, step.flops(setting, arguments.device), None)
@@ -175,6 +178,16 @@ def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Ta
     if memory.rows:
         print(memory)
     return rows, [table, memory]
+
+
+def _guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dict[str, Timing], list[str]]:
+    """measure(*rest). On a GPU an error becomes the case's failure: what was measured before it is kept."""
+    try:
+        return measure(*rest)
+    except Exception as error:
+        if arguments.device != "cuda":
+            raise
+        return {}, [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
 
 
 def _peaks(setting: dict, device: str, competitors: tuple[str, ...], precision: str) -> dict[str, int | None]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from benchmarks import compiled, devices, launches, operators, roofline, step
+from benchmarks import compiled, devices, launches, native, operators, roofline, step
 from benchmarks.compiled import Resources, Shipped
 from benchmarks.devices import Device
 from benchmarks.measure import captured, gpu_seconds, tf32_allowed
@@ -18,7 +18,7 @@ from benchmarks.table import Table
 from engine import ops
 from engine.errors import InputError
 from engine.kernels import _spec
-from engine.kernels._gpu.launch import Cost, Launch, noted
+from engine.kernels._gpu.launch import Cost, Launch
 
 MODES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
 REPEATS = 20  # of one launch in a CUDA graph
@@ -86,8 +86,8 @@ def _operator(spec: _spec.Spec, sample: _spec.Sample, mode: str, shipped: Shippe
         made = _spec.tensors(sample, arithmetic.dtype, "cuda")
         call = operators.both_passes(ops.OPERATORS[spec.operator].function, made, sample)
         # what is noted is not tuned: the first choice runs, which is the one predicted
-        with tf32_allowed(arithmetic.tf32), noted() as found:
-            call()
+        with tf32_allowed(arithmetic.tf32):
+            found = native.launched(call)
         seconds = [measure(launch) for launch in found]
     else:
         found = launches.of_operator(spec, sample, arithmetic)

@@ -1,11 +1,17 @@
-"""The native calls that a piece of code makes: which, on what, how long each took, and what work that was."""
+"""The native calls and GPU launches that a piece of code makes: which, on what, and what work that was."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 
 from engine.kernels import _native, _spec
+
+if TYPE_CHECKING:
+    from engine.kernels._gpu.launch import Launch
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,16 @@ def recorded() -> Iterator[list[Call]]:
         yield calls
     finally:
         _native.call = honest
+
+
+def launched(call: Callable[[], object]) -> "list[Launch]":
+    """The GPU kernels that one call launches, its backward passes included."""
+    from engine.kernels._gpu.launch import noted  # loads Triton
+
+    # launches are noted by thread: without this, autograd runs backward passes on a GPU in another
+    with torch.autograd.set_multithreading_enabled(False), noted() as found:
+        call()
+    return found
 
 
 def flops(calls: list[Call]) -> float | None:

@@ -117,10 +117,7 @@ def flops(setting: dict, device: str) -> float | None:
     """FLOPs of one fused step in the forms that it takes (fully connected layers aside, on the CPU also the losses)."""
     system, batch = build("fused", setting, device)
     if device == "cuda":
-        from engine.kernels._gpu.launch import noted  # loads Triton
-
-        with noted() as launched:
-            system.step(batch)
+        launched = native.launched(functools.partial(system.step, batch))
         return sum(launch.cost.flops for launch in launched)
     with native.recorded() as calls:
         system.step(batch)

@@ -186,6 +186,29 @@ def test_recording_leaves_the_calls_alone():
     assert native.flops([]) is None
 
 
+def test_launches_of_backward_passes_are_noted():
+    """On a GPU autograd would run them in a thread of its own, where nothing is noted."""
+    seen = []
+
+    class Probe(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.clone())
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(torch.autograd.is_multithreading_enabled())
+            return grad
+
+    assert native.launched(lambda: Probe.apply(torch.ones(1, requires_grad=True)).backward()) == []
+    assert seen == [False] and torch.autograd.is_multithreading_enabled()
+
+
+def test_an_error_on_a_gpu_is_the_case_s_failure():
+    arguments = bench.Arguments(device="cuda")
+    assert bench._guarded(arguments, lambda x: 1 / x, 0) == ({}, ["ZeroDivisionError: division by zero"])
+    with pytest.raises(ZeroDivisionError):
+        bench._guarded(bench.Arguments(), lambda x: 1 / x, 0)
+
+
 def test_interleaving():
     order = []
     calls = {name: lambda name=name: (order.append(name), time.sleep(0.001)) for name in "ab"}
