@@ -98,9 +98,7 @@ def _add_products(
             y, x = y0 + i, x0 + j
             inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
             pixel = (start + y * W + x) * C
-            wanted = inside[:, None] & (at < C)[None, :]
-            # .ca: through the L1 cache, where the next tap of a row finds most of these pixels again
-            a = tl.load(source + pixel[:, None] + at[None, :], mask=wanted, other=0.0, cache_modifier=".ca")
+            a = tl.load(source + pixel[:, None] + at[None, :], mask=inside[:, None] & (at < C)[None, :], other=0.0)
             matrix = first + i * by_row + j * by_column
             inside = (at < C)[:, None] & (n < N)[None, :]
             b = tl.load(weights + n[None, :] * (TAPS * C) + (matrix * C + at)[:, None], mask=inside, other=0.0)
@@ -196,11 +194,14 @@ def conv_tiles(pixels: int, phases: int, channels: int, n: int, dtype: torch.dty
     def tile(bm: int, bn: int) -> dict[str, int]:
         # a float32 product is three, and the parts of its factors stay in registers: half the elements to a thread
         warps = 8 if bm * bn >= (128 * 128 if half else 64 * 128) else 4
-        return {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": 4 if half and bn < 256 else 3}
+        return {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": 4 if half and bm + bn < 320 else 3}
 
-    largest = (128, widest) if half else (128, min(widest, 64))
-    smaller = [(128, min(widest, 128)), (64, min(widest, 128)), (64, min(widest, 64)), (32, min(widest, 32))]
-    sizes = dict.fromkeys([largest, *(smaller if half else smaller[1:])])
+    # the larger a tile, the fewer reads of pixels (its width) and of weights (its height)
+    if half:
+        sizes = [(256, widest)] * (widest <= 64) + [(128, widest), (128, min(widest, 128)), (64, min(widest, 128))]
+    else:
+        sizes = [(128, min(widest, 64)), (64, widest)]
+    sizes = dict.fromkeys([*sizes, (64, min(widest, 64)), (32, min(widest, 32))])
     tiles = [tile(*size) for size in sizes]
     enough = 0.7 * tuning.processors()
     filled = [t for t in tiles if phases * -(-pixels // t["BM"]) * -(-n // t["BN"]) >= enough]
@@ -258,10 +259,13 @@ def _convolve(
     further = 0 if second is None else second.shape[1]
     taps = {SAME.value: 9, DOWN.value: 9, UP.value: 4, SAME_T.value: 9, DOWN_T.value: 9 / 4, UP_T.value: 16}[form]
 
-    def cost() -> Cost:
-        flops = 2.0 * batch * out_height * out_width * n * (taps * channels + 9 * further)
-        gathered = batch * out_height * out_width * (taps * channels + 9 * further) * x.element_size()
-        return Cost(flops, size(x, weights, second, second_weights, bias, y), gathered + size(y), matrix=not exact)
+    def cost(tile: dict[str, int]) -> Cost:
+        outputs = batch * out_height * out_width
+        per_output = taps * channels + 9 * further
+        m_blocks, n_blocks = triton.cdiv(pixels, tile["BM"]), triton.cdiv(n, tile["BN"])
+        gathered = (outputs * n_blocks + m_blocks * phases * n) * per_output * x.element_size() + size(y)
+        moved = size(x, weights, second, second_weights, bias, y)
+        return Cost(2.0 * outputs * n * per_output, moved, gathered, matrix=not exact or x.dtype != torch.float32)
 
     def run(tile: dict[str, int]) -> None:
         blocks = triton.cdiv(pixels, tile["BM"]) * phases * triton.cdiv(n, tile["BN"])
@@ -273,7 +277,7 @@ def _convolve(
             FORM=form, ACTIVATION=ACTIVATION_NUMBERS[activation], HAS_SECOND=further > 0, HAS_BIAS=bias is not None,
             FLAT=flat, FLAT2=flat2, WIDE=wide(x, second, y), PRECISION=precision(x.dtype, exact),
             BK=32 if flat else _block(channels, x.dtype), BK2=32 if flat2 else _block(further, x.dtype),
-            cost=cost, **tile,
+            cost=lambda: cost(tile), **tile,
         )  # fmt: skip
 
     problem = (form, batch, channels, further, height, width, n, x.dtype, precision(x.dtype, exact))

@@ -15,13 +15,10 @@ SAME, DOWN, UP = (tl.constexpr(number) for number in range(3))
 
 @triton.jit
 def _tile(source, start, y, x, H, W, C, c, valid):
-    """(BP, BC) of (batch, H, W, C) from pixel `start` on: pixels (y, x), channels c; zero outside.
-
-    Through the L1 cache (.ca), where the next tap of a row finds most of these pixels again.
-    """
+    """(BP, BC) of (batch, H, W, C) from pixel `start` on: pixels (y, x), channels c; zero outside."""
     inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
     at = (start + y * W + x)[:, None] * C + c[None, :]
-    return tl.load(source + at, mask=inside[:, None] & (c < C)[None, :], other=0.0, cache_modifier=".ca")
+    return tl.load(source + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
 
 
 @triton.jit
