@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks import devices, launches, step
 from engine.errors import InputError
-from engine.kernels._gpu.launch import INTERPRETED, Launch
+from engine.kernels._gpu.launch import INTERPRETED, OLDEST, Launch
 
 CAPABILITIES = tuple(devices.OF_CAPABILITY)
 PAPER = next(iter(step.SETTINGS))
@@ -59,6 +59,7 @@ class Variant:
     num_warps: int
     num_stages: int
     matrix: bool
+    oldest: int = OLDEST  # compute capability, times ten
     key: str = ""
     signature: dict[str, str] = field(default_factory=dict)
     modes: set[str] = field(default_factory=set)
@@ -145,8 +146,9 @@ def variant(launch: Launch) -> Variant:
         for n, a in launch.arguments.items()
     }
     found = Variant(
-        launch.kernel.fn.__module__, launch.name, arguments, launch.num_warps, launch.num_stages, launch.cost.matrix
-    )
+        launch.kernel.fn.__module__, launch.name, arguments, launch.num_warps, launch.num_stages, launch.cost.matrix,
+        launch.oldest,
+    )  # fmt: skip
 
     def look(key: object, compile: dict[str, Any], **_: object) -> bool:
         found.key, found.signature = f"{found.module} {found.name} {key}", compile["signature"]
@@ -253,7 +255,8 @@ def _output(*command: str) -> str:
 def compile_all(
     wanted: list[tuple[Variant, int]], tick: Callable[[], object] = lambda: None
 ) -> list[tuple[Variant, int, Resources]]:
-    """Compiles each variant for its target, on every core."""
+    """Compiles each variant for its target, on every core; those that it has no use for are left out."""
+    wanted = [(v, capability) for v, capability in wanted if capability >= v.oldest]
     workers = max(1, min(len(os.sched_getaffinity(0)), len(wanted)))
     spawned = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads can hang
     found = []

@@ -53,9 +53,9 @@ def suite(only: str, quick: bool, precision: str, gpu: str, measured: bool) -> t
     chosen = [(spec, sample) for spec, sample in operators.cases(only, quick) if spec.operator in launches.specs()]
     for spec, sample in tqdm(chosen, desc="launches", leave=False, disable=None):
         if mode in launches.modes(spec):
-            cases.append(_operator(spec, sample, mode, shipped, measured))
+            cases.append(_operator(spec, sample, mode, shipped, device, measured))
     for name, setting in step.settings(only, quick).items():
-        cases.append(_step(name, setting, mode, shipped))
+        cases.append(_step(name, setting, mode, shipped, device))
     with tqdm(total=len(shipped.variants), desc="compiling", leave=False, disable=None) as bar:
         made = compiled.compile_all([(v, device.capability) for v in shipped.variants.values()], bar.update)
     resources = {v.key: found for v, _, found in made}
@@ -77,7 +77,9 @@ def _device(gpu: str, measured: bool) -> Device:
     return found
 
 
-def _operator(spec: _spec.Spec, sample: _spec.Sample, mode: str, shipped: Shipped, measured: bool) -> Case:
+def _operator(
+    spec: _spec.Spec, sample: _spec.Sample, mode: str, shipped: Shipped, device: Device, measured: bool
+) -> Case:
     """Forward and backward."""
     name = f"{spec.operator} {sample.name}"
     arithmetic = launches.MODES[mode]
@@ -90,13 +92,13 @@ def _operator(spec: _spec.Spec, sample: _spec.Sample, mode: str, shipped: Shippe
             found = native.launched(call)
         seconds = [measure(launch) for launch in found]
     else:
-        found = launches.of_operator(spec, sample, arithmetic)
+        found = launches.of_operator(spec, sample, arithmetic, capability=device.capability)
     started = _started(found, shipped, name, mode, seconds)
     return Case(name, started, [], roofline.eager_operator(spec, sample, arithmetic))
 
 
-def _step(name: str, setting: dict, mode: str, shipped: Shipped) -> Case:
-    found, beside = roofline.fused_step(setting, mode)
+def _step(name: str, setting: dict, mode: str, shipped: Shipped, device: Device) -> Case:
+    found, beside = roofline.fused_step(setting, mode, device.capability)
     return Case(name, _started(found, shipped, name, mode), beside, roofline.eager_step(setting, mode))
 
 

@@ -16,7 +16,7 @@ from benchmarks import operators, step
 from benchmarks.measure import tf32_allowed
 from engine import ops
 from engine.kernels import _op, _spec
-from engine.kernels._gpu.launch import Launch, noted
+from engine.kernels._gpu.launch import H100, Launch, noted
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,20 @@ def modes(spec: _spec.Spec) -> dict[str, Mode]:
 
 
 @contextlib.contextmanager
-def only_noted(tf32: bool, every_choice: bool = False) -> Iterator[list[Launch]]:
-    """Launches of the block's calls on CPU tensors, none of which runs."""
-    with tf32_allowed(tf32), _op.gpu_kernels_on_cpu(), noted(run=False, every_choice=every_choice) as found:
+def only_noted(tf32: bool, every_choice: bool = False, capability: int = H100) -> Iterator[list[Launch]]:
+    """Launches of the block's calls on CPU tensors, none of which runs, for GPUs of a capability."""
+    with tf32_allowed(tf32), _op.gpu_kernels_on_cpu(), noted(False, every_choice, capability) as found:
         yield found
 
 
-def of_operator(spec: _spec.Spec, sample: _spec.Sample, mode: Mode, every_choice: bool = False) -> list[Launch]:
+def of_operator(
+    spec: _spec.Spec, sample: _spec.Sample, mode: Mode, every_choice: bool = False, capability: int = H100
+) -> list[Launch]:
     """Launches of forward and backward on one sample."""
     function = ops.OPERATORS[spec.operator].function
     fixed = {"exact": True} if mode.exact else {}
     call = operators.both_passes(lambda **inputs: function(**inputs, **fixed), blank(spec, sample, mode), sample)
-    with only_noted(mode.tf32, every_choice) as found:
+    with only_noted(mode.tf32, every_choice, capability) as found:
         call()
     return found
 

@@ -183,11 +183,11 @@ def eager_step(setting: dict, mode: str) -> list[Operation]:
     return counted(lambda: system.step(batch))
 
 
-def fused_step(setting: dict, mode: str) -> tuple[list[Launch], list[Operation]]:
-    """Launches of one fused step, and PyTorch's own operations in it."""
+def fused_step(setting: dict, mode: str, capability: int) -> tuple[list[Launch], list[Operation]]:
+    """Launches of one fused step on GPUs of a capability, and PyTorch's own operations in it."""
     system, batch = step.build("fused", setting, "cpu", launches.STEP_MODES[mode])
     _make_moments(system)
-    with launches.only_noted(launches.MODES[mode].tf32) as found:
+    with launches.only_noted(launches.MODES[mode].tf32, capability=capability) as found:
         return found, counted(lambda: system.step(batch))
 
 

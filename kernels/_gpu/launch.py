@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
+OLDEST, H100 = 80, 90  # compute capabilities, times ten: the oldest GPUs supported, and those that are noted for
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as it was asked for. arguments: by parameter name, those fixed at compile time included."""
+    """One launch as it was asked for.
+
+    arguments: by parameter name, those fixed at compile time included; oldest: compute capability, times ten, of the
+    oldest GPUs that it is for
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -38,6 +43,7 @@ class Launch:
     num_warps: int
     num_stages: int
     cost: Cost = field(compare=False)
+    oldest: int = OLDEST
 
     @property
     def name(self) -> str:
@@ -58,6 +64,7 @@ class _Noting:
     launches: list[Launch] | None = None
     run: bool = True
     every_choice: bool = False
+    capability: int = H100
 
 
 _noting = _Noting()
@@ -70,11 +77,12 @@ def launch(
     cost: Callable[[], Cost],
     num_warps: int = 4,
     num_stages: int = 2,
+    oldest: int = OLDEST,
     **constants: Any,
 ) -> None:
     """Starts kernel[grid] with these arguments and compile-time constants; nothing where the grid is empty.
 
-    cost is called only where launches are noted.
+    cost is called only where launches are noted; oldest: as in Launch.
     """
     if any(isinstance(size, int) and size == 0 for size in grid):
         return
@@ -84,19 +92,20 @@ def launch(
         return
     if _noting.launches is not None:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        _noting.launches.append(Launch(kernel, grid, given, num_warps, num_stages, cost()))
+        _noting.launches.append(Launch(kernel, grid, given, num_warps, num_stages, cost(), oldest))
     if _noting.launches is None or _noting.run:
         kernel[grid](*arguments, **constants, **options)
 
 
 @contextlib.contextmanager
-def noted(run: bool = True, every_choice: bool = False) -> Iterator[list[Launch]]:
+def noted(run: bool = True, every_choice: bool = False, capability: int = H100) -> Iterator[list[Launch]]:
     """Every launch within the block.
 
-    run=False: they are noted and not started, outputs stay unset. every_choice: with every candidate of tuning.
+    run=False: they are noted and not started, outputs stay unset. every_choice: with every candidate of tuning, for
+    every GPU. capability: of the GPU that they are meant for, times ten, where none is there.
     """
     global _noting
-    before, _noting = _noting, _Noting([], run, every_choice)
+    before, _noting = _noting, _Noting([], run, every_choice, capability)
     try:
         yield _noting.launches
     finally:
@@ -121,6 +130,14 @@ def is_noted() -> bool:
 def notes_every_choice() -> bool:
     """Whether launches are noted with every candidate of tuning now."""
     return _noting.launches is not None and _noting.every_choice
+
+
+def capability() -> int:
+    """Compute capability, times ten, of the GPU that runs; where there is none, of the one launches are noted for."""
+    if not torch.cuda.is_available():
+        return _noting.capability
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def is_traced() -> bool:

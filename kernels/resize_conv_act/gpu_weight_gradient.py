@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._gpu import tuning
 from .._gpu.blocks import dot, rounded
-from .._gpu.launch import Cost, launch, size, wide
+from .._gpu.launch import H100, Cost, capability, launch, notes_every_choice, size, wide
 
 # as gpu.py numbers the forms of a forward pass
 SAME, DOWN, UP = (tl.constexpr(number) for number in range(3))
@@ -70,6 +70,58 @@ def conv_weight_grad_kernel(
     tl.store(to + C * N, acc1, mask=inside)
     if FORM != UP:
         tl.store(to + 2 * C * N, acc2, mask=inside)
+
+
+@triton.jit
+def conv_weight_grad_square_kernel(
+    dz, x, partial, steps, steps_per_split, H, W, C, N,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """As conv_weight_grad_kernel for SAME, all nine taps in one program: three shifts of x times three of dz.
+
+    A tap's shift down is made by x and its shift to the side by dz, so that six reads serve nine products. The pixels
+    counted are those of x with a column more on each side, where only dz has something. For GPUs whose matrix units
+    read both factors from shared memory (Hopper and later); elsewhere the nine sums leave no registers.
+    """
+    n_blocks, columns = tl.cdiv(N, BN), W + 2
+    n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
+    c = (tl.program_id(0) // n_blocks) * BC + tl.arange(0, BC)
+    per_sample = tl.cdiv(H * columns, BP)
+    acc0 = tl.zeros((BC, BN), tl.float32)
+    acc1, acc2, acc3, acc4, acc5, acc6, acc7, acc8 = acc0, acc0, acc0, acc0, acc0, acc0, acc0, acc0
+    first = tl.program_id(1) * steps_per_split
+    for step in range(first, tl.minimum(first + steps_per_split, steps)):
+        sample = step // per_sample
+        p = (step % per_sample) * BP + tl.arange(0, BP)
+        valid = p < H * columns
+        py, px = p // columns, p % columns - 1
+        start = (tl.cast(sample, tl.int64) if WIDE else sample) * (H * W)
+        left = _tile(dz, start, py, px + 1, H, W, N, n, valid)
+        middle = _tile(dz, start, py, px, H, W, N, n, valid)
+        right = _tile(dz, start, py, px - 1, H, W, N, n, valid)
+        a = tl.trans(_tile(x, start, py - 1, px, H, W, C, c, valid))
+        acc0 = dot(a, left, acc0, PRECISION)
+        acc1 = dot(a, middle, acc1, PRECISION)
+        acc2 = dot(a, right, acc2, PRECISION)
+        a = tl.trans(_tile(x, start, py, px, H, W, C, c, valid))
+        acc3 = dot(a, left, acc3, PRECISION)
+        acc4 = dot(a, middle, acc4, PRECISION)
+        acc5 = dot(a, right, acc5, PRECISION)
+        a = tl.trans(_tile(x, start, py + 1, px, H, W, C, c, valid))
+        acc6 = dot(a, left, acc6, PRECISION)
+        acc7 = dot(a, middle, acc7, PRECISION)
+        acc8 = dot(a, right, acc8, PRECISION)
+    to = partial + (tl.cast(tl.program_id(1), tl.int64) * (9 * C) + c)[:, None] * N + n[None, :]
+    inside = (c < C)[:, None] & (n < N)[None, :]
+    tl.store(to, acc0, mask=inside)
+    tl.store(to + C * N, acc1, mask=inside)
+    tl.store(to + 2 * C * N, acc2, mask=inside)
+    tl.store(to + 3 * C * N, acc3, mask=inside)
+    tl.store(to + 4 * C * N, acc4, mask=inside)
+    tl.store(to + 5 * C * N, acc5, mask=inside)
+    tl.store(to + 6 * C * N, acc6, mask=inside)
+    tl.store(to + 7 * C * N, acc7, mask=inside)
+    tl.store(to + 8 * C * N, acc8, mask=inside)
 
 
 @triton.jit
@@ -171,6 +223,44 @@ def weight_gradient(
 
 def _partial_products(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor:
     """(splits, taps, C, N) float32, whose sum over the splits is the gradient of the weights that x met."""
+    square = form == SAME.value and x.dtype != torch.float32 and x.shape[1] >= 64
+    if not square or capability() < H100 or notes_every_choice():
+        partial = _products_by_row(dz, x, form, precision)
+    if square and capability() >= H100:
+        partial = _products_by_square(dz, x, precision)
+    return partial
+
+
+def _splits(steps: int, tiles: int, rounds: int) -> tuple[int, int]:
+    """How many splits, and steps in each: programs for some rounds of the multiprocessors, each of some steps."""
+    splits = max(1, min(triton.cdiv(rounds * tuning.processors(), tiles), triton.cdiv(steps, 8)))
+    per_split = triton.cdiv(steps, splits)
+    return triton.cdiv(steps, per_split), per_split
+
+
+def _products_by_square(dz: Tensor, x: Tensor, precision: str) -> Tensor:
+    batch, channels, height, width = x.shape
+    n = dz.shape[1]
+    bc, bn, bp = 64, min(64, max(16, triton.next_power_of_2(n))), 64
+    steps = batch * triton.cdiv(height * (width + 2), bp)
+    blocks = triton.cdiv(channels, bc), triton.cdiv(n, bn)
+    splits, per_split = _splits(steps, blocks[0] * blocks[1], 1)  # a multiprocessor holds one
+    partial = torch.empty((splits, 9, channels, n), dtype=torch.float32, device=x.device)
+
+    def cost() -> Cost:
+        gathered = 3 * blocks[1] * size(x) + 3 * blocks[0] * size(dz) + size(partial)
+        products = batch * height * width * 9 * channels * n
+        return Cost(2.0 * products, size(x, dz, partial), gathered, matrix=True)
+
+    launch(
+        conv_weight_grad_square_kernel, (blocks[0] * blocks[1], splits), dz, x, partial, steps, per_split, height,
+        width, channels, n, WIDE=wide(x, dz), PRECISION=precision, BC=bc, BN=bn, BP=bp,
+        cost=cost, num_warps=8, num_stages=3, oldest=H100,
+    )  # fmt: skip
+    return partial
+
+
+def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor:
     batch, channels, height, width = x.shape
     n, z_height, z_width = dz.shape[1:]
     fold, half = form == UP.value, x.dtype != torch.float32
@@ -185,10 +275,7 @@ def _partial_products(dz: Tensor, x: Tensor, form: int, precision: str) -> Tenso
     steps = batch * triton.cdiv(grid[0] * grid[1], bp)
     rows = triton.cdiv(9 * channels, bc) if flat else taps // together * triton.cdiv(channels, bc)
     tiles = rows * triton.cdiv(n, bn)
-    # enough programs for two rounds of the multiprocessors, and at least eight steps for each
-    splits = max(1, min(triton.cdiv(2 * tuning.processors(), tiles), triton.cdiv(steps, 8)))
-    per_split = triton.cdiv(steps, splits)
-    splits = triton.cdiv(steps, per_split)
+    splits, per_split = _splits(steps, tiles, 2)
     partial = torch.empty((splits, taps, channels, n), dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
