@@ -2,7 +2,8 @@
 
 Nearest x2 before the convolution is four phases of 2x2 taps on folded weights, 16 products per pixel of x for the 36 as
 written; nearest /2 after it the convolution at stride 2. Their input gradients are the adjoint sums: one convolution of
-4x4 taps at stride 2, and four phases of 1 to 4 taps. Weight gradients are in gpu_weight_gradient.py.
+4x4 taps at stride 2, and four phases of 1 to 4 taps. Few channels at the same size may take gpu_band.py; weight
+gradients are in gpu_weight_gradient.py.
 
 float32 products run on the matrix units as three TF32 products (near float32), as one where
 torch.backends.cudnn.allow_tf32 is set, and as plain float32 arithmetic with exact=True.
@@ -17,8 +18,9 @@ from .. import _op
 from .._gpu import tuning
 from .._gpu.activation_backward import through_activation
 from .._gpu.blocks import activate, dot, rounded
-from .._gpu.launch import Cost, launch, size, wide
+from .._gpu.launch import Cost, capability, launch, notes_every_choice, size, wide
 from . import ACTIVATION_NUMBERS, check, gradients, output
+from .gpu_band import applies, convolve_in_bands
 from .gpu_weight_gradient import weight_gradient
 
 # which pixels a product takes, and where its sum goes; the _T are the adjoints, for the gradient of the input
@@ -268,6 +270,10 @@ def _convolve(
         return Cost(2.0 * outputs * n * per_output, moved, gathered, matrix=not exact or x.dtype != torch.float32)
 
     def run(tile: dict[str, int]) -> None:
+        if not tile:
+            number = ACTIVATION_NUMBERS[activation]
+            convolve_in_bands(x, weights, y, bias, number, slope, adjoint=form == SAME_T.value)
+            return
         blocks = triton.cdiv(pixels, tile["BM"]) * phases * triton.cdiv(n, tile["BN"])
         flat, flat2 = channels <= FEW_CHANNELS, further <= FEW_CHANNELS
         launch(
@@ -281,7 +287,10 @@ def _convolve(
         )  # fmt: skip
 
     problem = (form, batch, channels, further, height, width, n, x.dtype, precision(x.dtype, exact))
-    tuning.run_best("conv", problem, conv_tiles(pixels, phases, channels, n, x.dtype), run)
+    tiles = conv_tiles(pixels, phases, channels, n, x.dtype)
+    if form in (SAME.value, SAME_T.value) and second is None and applies(channels, x.dtype, capability()):
+        tiles = [{}, *tiles]  # no tile of conv_kernel: bands
+    tuning.run_best("conv", problem, tiles if notes_every_choice() else tiles[:2], run)
 
 
 def forward(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):

@@ -1,0 +1,129 @@
+"""resize_conv_act at the same size with few channels, in Triton: every pixel is read three times instead of nine.
+
+A convolution of 64 channels is limited by what the L2 cache delivers: an implicit GEMM reads each pixel once for each
+tap. Here a program goes down a band of rows with all nine weight matrices at hand. A row read at one shift to the side
+serves the outputs above it, beside it and below it, whose sums are carried along.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._gpu import tuning
+from .._gpu.blocks import activate, dot, rounded
+from .._gpu.launch import H100, Cost, launch, size, wide
+
+COLUMNS = 64  # of a program, which may be those of several images
+MOST_CHANNELS = 64  # nine matrices of 64 x 64 leave room in shared memory for the rows
+
+
+@triton.jit
+def _row(x, image, y, column, H, W, C, c, valid, WIDE: tl.constexpr):
+    """(columns, C) of (batch, H, W, C): row y at these columns of their images; zero outside."""
+    inside = valid & (y >= 0) & (y < H) & (column >= 0) & (column < W)
+    start = (tl.cast(image, tl.int64) if WIDE else image) * (H * W)
+    at = (start + y * W + column)[:, None] * C + c[None, :]
+    return tl.load(x + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
+
+
+@triton.jit
+def _matrix(weights, n, N, C, c, number):
+    """(C, N) of weights (N, 9, C)."""
+    inside = (c < C)[:, None] & (n < N)[None, :]
+    return tl.load(weights + n[None, :] * (9 * C) + (number * C + c)[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def conv_band_kernel(
+    x, weights, bias, y, batch, H, W, C, N, band_rows, bands, first, by_tap, slope,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """y (batch, H, W, N): a program has BM columns of neighbouring images, BN channels and a band of rows.
+
+    weights (N, 9, C), C at most BK; tap t takes matrix first + t by_tap. WIDE: offsets take 64 bits.
+    """
+    n_blocks = tl.cdiv(N, BN)
+    n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
+    rest = tl.program_id(0) // n_blocks
+    top = (rest % bands) * band_rows
+    end = tl.minimum(top + band_rows, H)
+    m = (rest // bands) * BM + tl.arange(0, BM)
+    image, column = m // W, m % W
+    valid, c = image < batch, tl.arange(0, BK)
+    w0 = _matrix(weights, n, N, C, c, first)
+    w1 = _matrix(weights, n, N, C, c, first + by_tap)
+    w2 = _matrix(weights, n, N, C, c, first + 2 * by_tap)
+    w3 = _matrix(weights, n, N, C, c, first + 3 * by_tap)
+    w4 = _matrix(weights, n, N, C, c, first + 4 * by_tap)
+    w5 = _matrix(weights, n, N, C, c, first + 5 * by_tap)
+    w6 = _matrix(weights, n, N, C, c, first + 6 * by_tap)
+    w7 = _matrix(weights, n, N, C, c, first + 7 * by_tap)
+    w8 = _matrix(weights, n, N, C, c, first + 8 * by_tap)
+    out_start = (tl.cast(image, tl.int64) if WIDE else image) * (H * W)
+    above = tl.zeros((BM, BN), tl.float32)
+    beside = tl.zeros((BM, BN), tl.float32)
+    for row in range(top - 1, end + 1):
+        below = tl.zeros((BM, BN), tl.float32)
+        a = _row(x, image, row, column - 1, H, W, C, c, valid, WIDE)
+        above = dot(a, w6, above, PRECISION)
+        beside = dot(a, w3, beside, PRECISION)
+        below = dot(a, w0, below, PRECISION)
+        a = _row(x, image, row, column, H, W, C, c, valid, WIDE)
+        above = dot(a, w7, above, PRECISION)
+        beside = dot(a, w4, beside, PRECISION)
+        below = dot(a, w1, below, PRECISION)
+        a = _row(x, image, row, column + 1, H, W, C, c, valid, WIDE)
+        above = dot(a, w8, above, PRECISION)
+        beside = dot(a, w5, beside, PRECISION)
+        below = dot(a, w2, below, PRECISION)
+        value = above
+        if HAS_BIAS:
+            value += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        value = activate(value, ACTIVATION, slope)
+        # the row above is complete now; that above the band belongs to the band before
+        at = (out_start + (row - 1) * W + column)[:, None] * N + n[None, :]
+        wanted = (valid & (row > top))[:, None] & (n < N)[None, :]
+        tl.store(y + at, rounded(value, y.dtype.element_ty), mask=wanted)
+        above, beside = beside, below
+
+
+def applies(channels: int, dtype: torch.dtype, capability: int) -> bool:
+    """Whether the kernel is for such an input: its sums take what Hopper's matrix units leave free of registers."""
+    return 16 <= channels <= MOST_CHANNELS and dtype != torch.float32 and capability >= H100
+
+
+def band(height: int, tiles: int) -> int:
+    """Rows of a band: the fewest rounds of the multiprocessors, each as long as its rows and the two around them."""
+    counts = range(1, max(1, height // 4) + 1)
+    rounds = {
+        -(-height // count): -(-tiles * -(-height // -(-height // count)) // tuning.processors()) for count in counts
+    }
+    return min(rounds, key=lambda rows: rounds[rows] * (rows + 2))
+
+
+def convolve_in_bands(
+    x: Tensor, weights: Tensor, y: Tensor, bias: Tensor | None, activation: int, slope: float, *, adjoint: bool
+) -> None:
+    """y from x, padded channels_last, where `applies`; adjoint: with every tap at its opposite place."""
+    batch, channels, height, width = x.shape
+    n = y.shape[1]
+    bn = min(64, max(16, triton.next_power_of_2(n)))
+    tiles = triton.cdiv(batch * width, COLUMNS) * triton.cdiv(n, bn)
+    rows = band(height, tiles)
+    bands = triton.cdiv(height, rows)
+
+    def cost() -> Cost:
+        read = 3 * size(x) * triton.cdiv(n, bn) * (rows + 2) / rows
+        flops = 2.0 * y.numel() * 9 * channels
+        gathered = read + tiles * bands * size(weights) / triton.cdiv(n, bn) + size(y)
+        return Cost(flops, size(x, weights, bias, y), gathered, matrix=True)
+
+    launch(
+        conv_band_kernel, (tiles * bands,), x, weights, weights if bias is None else bias, y, batch, height, width,
+        channels, n, rows, bands, 8 if adjoint else 0, -1 if adjoint else 1, slope,
+        ACTIVATION=activation, HAS_BIAS=bias is not None, WIDE=wide(x, y), PRECISION="ieee",
+        BM=COLUMNS, BN=bn, BK=max(16, triton.next_power_of_2(channels)),
+        cost=cost, num_warps=4, num_stages=3, oldest=H100,
+    )  # fmt: skip
