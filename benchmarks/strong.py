@@ -39,15 +39,15 @@ class StrongRefiner(RefinerSystem):
                     layer.__class__ = StrongConv  # the same parameters, start values and optimiser
         self._gradients = self._shared_forward
 
-    def _shared_forward(self, batch: "Batch") -> dict[str, Tensor]:
+    def _shared_forward(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images
         d, g = (list(network.parameters()) for network in (self.discriminator, self.generator))
-        _, l_real = self._loss(images)
+        of_real, l_real = self._loss(images)
         l_real.backward()  # at once: its activations are free before those of G(z) are made
         fake = self._refine(batch, self.generator)
-        _, l_fake = self._loss(fake)
+        of_fake, l_fake = self._loss(fake)
         torch.autograd.backward(-self.k * l_fake, inputs=d, retain_graph=True)
         _, l_content = l1_autoencoder_loss(images, fake)
         loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * l_content
         torch.autograd.backward(loss_g, inputs=g)  # D's weight gradients are left out
-        return {"l_real": l_real.detach(), "l_fake": l_fake.detach(), "l_content": l_content.detach()}
+        return torch.cat([of_real, of_fake]).detach(), {"l_content": l_content.detach()}

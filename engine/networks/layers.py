@@ -1,4 +1,4 @@
-"""The two layers every network is made of, each over one operator of engine.ops.
+"""The two layers every network is made of, each over one operator of engine.ops, and the losses.
 
 `fused=True` runs the operator, `fused=False` its plain PyTorch reference. Parameters, names and start values are the
 same, so that the two load each other's checkpoints.
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from engine import ops
 from engine.errors import InputError
+from engine.kernels.began_balance.reference import Balance
+from engine.kernels.began_balance.reference import began_balance as eager_began_balance
 from engine.kernels.l1_autoencoder_loss.reference import l1_autoencoder_loss as eager_l1_autoencoder_loss
 from engine.kernels.linear.reference import linear as eager_linear
 from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_resize_conv_act
 
 # what fused networks, losses and loaders run on
-OPERATORS = ("resize_conv_act", "linear", "l1_autoencoder_loss", "landmark_heatmap", "image_batch")
+OPERATORS = ("resize_conv_act", "linear", "l1_autoencoder_loss", "began_balance", "landmark_heatmap", "image_batch")
 SMALLEST = 8  # side of the coarsest level
 
 
@@ -104,6 +106,12 @@ def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor, *, fused: bool) 
     """Mean absolute error per sample (B,) and over the batch (), fp32."""
     run = ops.l1_autoencoder_loss if fused else eager_l1_autoencoder_loss
     return run(target, reconstruction)
+
+
+def began_balance(per_sample: Tensor, content: Tensor, k: Tensor, *, fused: bool, **constants: float) -> Balance:
+    """The losses of a step from L of each photo and each G(z) (2n,), and the next k; constants as in engine.ops."""
+    run = ops.began_balance if fused else eager_began_balance
+    return run(per_sample, content, k, **constants)
 
 
 def to_rows(x: Tensor) -> Tensor:

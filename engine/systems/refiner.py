@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.landmarks import LandmarkEstimator, normalise
-from engine.networks.layers import initialise, l1_autoencoder_loss
+from engine.networks.layers import began_balance, initialise, l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, RefinerGenerator, landmark_maps, pyramid
 from engine.systems.base import System, load_part
 
@@ -53,8 +53,6 @@ class RefinerSystem(System):
             self.add_optimiser(name, network, BETAS)
         scalar = {"dtype": torch.float32, "device": self.device}
         self.k = torch.zeros((), **scalar)
-        self.gamma = torch.tensor(config.gamma, **scalar)
-        self.lambda_k = torch.tensor(config.lambda_k, **scalar)
         self.lambda_r = torch.tensor(config.lambda_r, **scalar)
         self.landmark_weight = torch.tensor(config.landmark_weight, **scalar)
         self._gradients = self._one_pass if config.fused else self._textbook
@@ -72,22 +70,24 @@ class RefinerSystem(System):
             raise InputError("this run uses landmarks and the data set has none; choose another --data")
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        losses = self._gradients(batch)
+        per_sample, losses = self._gradients(batch)
         for optimiser in self.optimisers.values():
             optimiser.step()
         self.average("ema", self.generator)
-        l_real, l_fake, k_used = losses["l_real"], losses["l_fake"], self.k.clone()
-        balance = self.gamma * l_real - l_fake
-        self.k.add_(self.lambda_k * balance).clamp_(0, 1)
-        loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * losses["l_content"]
+        constants = {name: getattr(self.config, name) for name in ("gamma", "lambda_k", "lambda_r")}
+        found = began_balance(per_sample, losses["l_content"], self.k, fused=self.config.fused, **constants)
+        self.k.copy_(found.k)
+        loss_g = found.loss_g
         if self.estimator:
             loss_g = loss_g + self.landmark_weight * losses["l_landmarks"]
         return {
-            "loss_d": l_real - k_used * l_fake,
+            "loss_d": found.loss_d,
             "loss_g": loss_g,
+            "l_real": found.l_real,
+            "l_fake": found.l_fake,
             **losses,
-            "k": self.k.clone(),
-            "measure": l_real + balance.abs(),
+            "k": found.k,
+            "measure": found.measure,
         }
 
     def _loss(self, v: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> tuple[Tensor, Tensor]:
@@ -110,8 +110,8 @@ class RefinerSystem(System):
             found = self.estimator(v, grad_scale)
         return (found.to(target.dtype) - target).abs().mean(1)
 
-    def _one_pass(self, batch: "Batch") -> dict[str, Tensor]:
-        """D once, forward and backward, on [x; G(z)].
+    def _one_pass(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+        """D once, forward and backward, on [x; G(z)]; returns L of its samples (2B,) and the other losses.
 
         Every sample has upstream weight 1/B, so that the gradient of the input is that of L(x) and L(G(z)); where D's
         parameter gradients are formed, the samples of G(z) count -k times. This is L_D's gradient, exactly.
@@ -123,7 +123,7 @@ class RefinerSystem(System):
         per_sample, _ = self._loss(both, torch.cat([ones, -self.k.expand(n)]), input_grad_from=n)
         (per_sample.sum() / n).backward()
         to_fake = (1 - self.lambda_r) * both.grad[n:]
-        losses = {"l_real": per_sample.detach()[:n].mean(), "l_fake": per_sample.detach()[n:].mean()}
+        losses = {}
         if self.estimator:
             target = normalise(batch.landmarks, self.config.resolution)
             both = both.detach().requires_grad_()
@@ -134,19 +134,19 @@ class RefinerSystem(System):
             losses["l_landmarks_real"], losses["l_landmarks"] = errors.detach()[:n].mean(), errors.detach()[n:].mean()
         _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
         torch.autograd.backward([fake, self.lambda_r * l_content], [to_fake, None])
-        return losses | {"l_content": l_content.detach()}
+        return per_sample.detach(), losses | {"l_content": l_content.detach()}
 
-    def _textbook(self, batch: "Batch") -> dict[str, Tensor]:
-        """The step as it is usually written: D three times, L(G(z)) once for each network."""
+    def _textbook(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
+        """The step as it is usually written: D three times, L(G(z)) once for each network. Returns as _one_pass."""
         images = batch.images
         fake = self._refine(batch, self.generator)
-        _, l_real = self._loss(images)
+        of_real, l_real = self._loss(images)
         _, l_fake_for_d = self._loss(fake.detach())
-        _, l_fake = self._loss(fake)
+        of_fake, l_fake = self._loss(fake)
         _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
         loss_d = l_real - self.k * l_fake_for_d
         loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * l_content
-        losses = {"l_real": l_real.detach(), "l_fake": l_fake.detach(), "l_content": l_content.detach()}
+        losses = {"l_content": l_content.detach()}
         if self.estimator:
             target = normalise(batch.landmarks, self.config.resolution)
             loss_e, l_landmarks = self._landmark_loss(images, target).mean(), self._landmark_loss(fake, target).mean()
@@ -158,7 +158,7 @@ class RefinerSystem(System):
         if self.estimator:
             self.optimisers["estimator"].zero_grad(set_to_none=True)
             loss_e.backward()
-        return losses
+        return torch.cat([of_real, of_fake]).detach(), losses
 
     @torch.no_grad()
     def sample(self, batch: "Batch") -> dict[str, Tensor]:

@@ -1,0 +1,77 @@
+"""The losses of a BEGAN step and its equilibrium: one launch on the device instead of an operator for every sum."""
+
+import torch
+from torch import Tensor
+
+from .. import _native, _op
+from .reference import Balance
+from .reference import began_balance as reference
+
+NAME = "began_balance"
+
+
+def began_balance(
+    per_sample: Tensor, content: Tensor, k: Tensor, *, gamma: float, lambda_k: float, lambda_r: float
+) -> Balance:
+    """What a step reports of its losses, and the k of the next step.
+
+    l_real  = mean L(x)      l_fake = mean L(G(z))
+    loss_d  = l_real - k l_fake
+    loss_g  = (1 - lambda_r) l_fake + lambda_r content
+    k      <- clamp(k + lambda_k (gamma l_real - l_fake), 0, 1)
+    measure = l_real + |gamma l_real - l_fake|
+
+    per_sample: (2n,) L of n photos x, then of n images G(z), as l1_autoencoder_loss gives them for [x; G(z)]
+    content:    () the content loss
+    k:          () the k of this step; it is read, not written. Kept in float32: half precision does not hold its steps
+    gamma:      the diversity ratio
+    lambda_k:   the gain of k
+    lambda_r:   the share of the content loss in loss_g
+
+    Tensors are float32, bfloat16 or float16, each for itself. Returns Balance(l_real, l_fake, loss_d, loss_g, k,
+    measure), each () float32, views of one tensor, without gradient. A NaN loss makes everything it enters NaN, the
+    clamped k included. Raises ValueError when a shape, dtype or device does not fit.
+    Source: Berthelot et al. 2017 (BEGAN), the objective with its control of k, and the global measure of convergence;
+    loss_g: Nasser 2022, equation (4).
+    """
+    tensors = (t.detach() for t in (per_sample, content, k))
+    return Balance(*_forward(*tensors, float(gamma), float(lambda_k), float(lambda_r)).unbind())
+
+
+def check(per_sample: Tensor, content: Tensor, k: Tensor) -> None:
+    shape = tuple(per_sample.shape)
+    pairs = len(shape) == 1 and shape[0] > 0 and shape[0] % 2 == 0
+    _op.require(pairs, NAME, f"per_sample must be (2n,), n > 0, not {shape}")
+    for name, tensor in (("per_sample", per_sample), ("content", content), ("k", k)):
+        dtype, device = tensor.dtype, tensor.device
+        _op.require(dtype in _op.DTYPES, NAME, f"{name} is {dtype}; float32, bfloat16 and float16 are supported")
+        _op.require(device == per_sample.device, NAME, f"{name} is on {device} but per_sample on {per_sample.device}")
+        _op.require(tensor is per_sample or not tensor.shape, NAME, f"{name} must be (), not {tuple(tensor.shape)}")
+
+
+def output(per_sample: Tensor) -> Tensor:
+    """The fields of Balance in their order."""
+    return torch.empty(len(Balance._fields), dtype=torch.float32, device=per_sample.device)
+
+
+def _forward_cpu(per_sample, content, k, gamma, lambda_k, lambda_r):
+    check(per_sample, content, k)
+    found = output(per_sample)
+    tensors = [t.float().contiguous() for t in (per_sample, content, k)] + [found]
+    pointers = [_native.address(t) for t in tensors]
+    _native.call(f"{NAME}_forward", pointers, [per_sample.shape[0] // 2], [gamma, lambda_k, lambda_r])
+    return found
+
+
+def _forward_fake(per_sample, content, k, gamma, lambda_k, lambda_r):
+    check(per_sample, content, k)
+    return output(per_sample)
+
+
+_forward = _op.define(
+    f"{NAME}(Tensor per_sample, Tensor content, Tensor k, float gamma, float lambda_k, float lambda_r) -> Tensor",
+    cpu=_forward_cpu,
+    cuda=_op.gpu(__name__, "forward"),
+    fake=_forward_fake,
+)
+_op.publish(began_balance, reference, lambda: _op.own_implementations(NAME))
