@@ -88,6 +88,7 @@ def _row(results: list[tuple[Variant, int, Resources]]) -> dict[str, Any]:
         "module": first.module.split(".")[-2],
         "name": first.name,
         "target": f"sm_{capability}",
+        "oldest": first.oldest,
         "modes": sorted(first.modes),
         "form": first.form,
         "tile": first.tile,

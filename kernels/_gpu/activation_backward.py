@@ -62,7 +62,8 @@ def through_activation(
     if not write and not weigh and not with_bias:
         return grad, grad, None
     pixels, bn = height * width, min(64, max(16, triton.next_power_of_2(channels)))
-    bp = 1024 // bn
+    # rows that are not whole words take more addresses, and fewer elements leave room for them
+    bp = (1024 if n % 16 == 0 else 512) // bn
     # a few programs for each multiprocessor, and no part smaller than a block
     parts = max(1, min(triton.cdiv(pixels, bp), triton.cdiv(4 * tuning.processors(), batch)))
     part_pixels = triton.cdiv(triton.cdiv(pixels, parts), bp) * bp

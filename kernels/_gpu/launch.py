@@ -92,6 +92,8 @@ def launch(
         return
     if _noting.launches is not None:
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+        # aliases: autograd copies a gradient that somebody else holds
+        given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
         _noting.launches.append(Launch(kernel, grid, given, num_warps, num_stages, cost(), oldest))
     if _noting.launches is None or _noting.run:
         kernel[grid](*arguments, **constants, **options)

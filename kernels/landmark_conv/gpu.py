@@ -181,8 +181,10 @@ def packed_weights(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
     return packed, unusual
 
 
-def tiles(pixels: int, n_blocks: int) -> list[dict[str, int]]:
+def tiles(pixels: int, n_blocks: int, half: bool) -> list[dict[str, int]]:
     """Tiles worth trying, the likely best first: larger ones read a landmark's weights less often."""
+    if not half:  # a float32 product is three, and the parts of its factors stay in registers
+        return [{"BH": 8, "BW": 8, "num_warps": 8}]
     small, large = {"BH": 8, "BW": 8, "num_warps": 4}, {"BH": 8, "BW": 16, "num_warps": 8}
     return [large, small] if pixels * n_blocks >= 128 * 4 * tuning.processors() else [small, large]
 
@@ -221,7 +223,12 @@ def forward(
         )  # fmt: skip
 
     problem = (batch, count, channels, *g.kernel, stride, radius, g.out_height, g.out_width, n, y.dtype)
-    tuning.run_best("landmark_conv", (*problem, precision(y.dtype, False)), tiles(pixels, blocks), run)
+    tuning.run_best(
+        "landmark_conv",
+        (*problem, precision(y.dtype, False)),
+        tiles(pixels, blocks, weight.dtype != torch.float32),
+        run,
+    )
     return y
 
 

@@ -190,7 +190,7 @@ def landmarks_gradient(
         landmark_conv_landmark_grad_kernel, (at.shape[0] * count,), at, packed, dz, result, count,
         packed.shape[0] - count, g.height, g.width, n, dz.shape[1], g.out_height, g.out_width, g.padding, g.radius,
         exponent(g.sigma), 1.0 / g.sigma / g.sigma, **g.constants(), PRECISION=precision,
-        BT=power(g.taps, 16, 64), BP=64, BK=power(n, 16, 64), cost=cost, num_stages=2,
+        BT=power(g.taps, 16, 64), BP=64 if dz.element_size() == 2 else 32, BK=power(n, 16, 64), cost=cost, num_stages=2,
     )  # fmt: skip
 
 

@@ -188,7 +188,7 @@ def _block(channels: int, dtype: torch.dtype) -> int:
     return min(sizes, key=lambda size: -(-channels // size) * (size + 8))
 
 
-def conv_tiles(pixels: int, phases: int, channels: int, n: int, dtype: torch.dtype) -> list[dict[str, int]]:
+def conv_tiles(pixels: int, phases: int, n: int, dtype: torch.dtype, exact: bool) -> list[dict[str, int]]:
     """Tile shapes of conv_kernel worth trying, the likely best first: as large as still occupy the multiprocessors."""
     half = dtype != torch.float32
     widest = min(256 if half else 128, max(16, triton.next_power_of_2(n)))
@@ -202,7 +202,7 @@ def conv_tiles(pixels: int, phases: int, channels: int, n: int, dtype: torch.dty
     if half:
         sizes = [(256, widest)] * (widest <= 64) + [(128, widest), (128, min(widest, 128)), (64, min(widest, 128))]
     else:
-        sizes = [(128, min(widest, 64)), (64, widest)]
+        sizes = [(128, min(widest, 64)), (64, widest)] * (not exact)
     sizes = dict.fromkeys([*sizes, (64, min(widest, 64)), (32, min(widest, 32))])
     tiles = [tile(*size) for size in sizes]
     enough = 0.7 * tuning.processors()
@@ -287,7 +287,7 @@ def _convolve(
         )  # fmt: skip
 
     problem = (form, batch, channels, further, height, width, n, x.dtype, precision(x.dtype, exact))
-    tiles = conv_tiles(pixels, phases, channels, n, x.dtype)
+    tiles = conv_tiles(pixels, phases, n, x.dtype, exact)
     if form in (SAME.value, SAME_T.value) and second is None and applies(channels, x.dtype, capability()):
         tiles = [{}, *tiles]  # no tile of conv_kernel: bands
     tuning.run_best("conv", problem, tiles if notes_every_choice() else tiles[:2], run)

@@ -125,5 +125,5 @@ def convolve_in_bands(
         channels, n, rows, bands, 8 if adjoint else 0, -1 if adjoint else 1, slope,
         ACTIVATION=activation, HAS_BIAS=bias is not None, WIDE=wide(x, y), PRECISION="ieee",
         BM=COLUMNS, BN=bn, BK=max(16, triton.next_power_of_2(channels)),
-        cost=cost, num_warps=4, num_stages=3, oldest=H100,
+        cost=cost, num_warps=8, num_stages=3, oldest=H100,
     )  # fmt: skip
