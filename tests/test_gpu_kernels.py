@@ -85,18 +85,31 @@ def test_offsets_past_31_bits_are_wide():
 
 
 @interpreted_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("resize", ["none", "up", "down"])
-def test_wide_gpu_kernels_give_the_same(resize, monkeypatch):
+def test_wide_gpu_kernels_give_the_same(resize, dtype, monkeypatch):
     from engine.kernels._gpu import activation_backward
-    from engine.kernels.resize_conv_act import gpu, gpu_weight_gradient
+    from engine.kernels.resize_conv_act import gpu, gpu_band, gpu_weight_gradient
 
     sample = next(s for s in CONV.samples if s.options["resize"] == resize and "second 3 grad_scale" in s.name)
-    made = _spec.tensors(sample, torch.float32)
-    narrow = _spec.run(ops.resize_conv_act, sample, made, torch.float32)
-    for module in (gpu, gpu_weight_gradient, activation_backward):
+    made = _spec.tensors(sample, dtype)
+    narrow = _spec.run(ops.resize_conv_act, sample, made, dtype)
+    for module in (gpu, gpu_band, gpu_weight_gradient, activation_backward):
         monkeypatch.setattr(module, "wide", lambda *tensors: True)
-    for name, value in _spec.run(ops.resize_conv_act, sample, made, torch.float32).items():
+    for name, value in _spec.run(ops.resize_conv_act, sample, made, dtype).items():
         assert torch.equal(value, narrow[name]), name
+
+
+@interpreted_only
+def test_gpu_kernels_for_older_gpus(monkeypatch):
+    """What Ampere runs in half precision, where Hopper has kernels of its own."""
+    from engine.kernels.resize_conv_act import gpu, gpu_weight_gradient
+
+    for module in (gpu, gpu_weight_gradient):
+        monkeypatch.setattr(module, "capability", lambda: 80)
+    for sample in (s for s in CONV.samples if s.options["resize"] == "none" and s.shapes["x"][1] >= 16):
+        failed = [error for error in _spec.compare(CONV, sample, torch.bfloat16) if not error.passed]
+        assert not failed, (sample.name, failed)
 
 
 @interpreted_only

@@ -27,6 +27,14 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def pixels(source, start, y, x, H, W, C, c, valid):
+    """(pixels, channels) of (batch, H, W, C): those at (y, x) of images that begin at pixel `start`; zero outside."""
+    inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+    at = (start + y * W + x)[:, None] * C + c[None, :]
+    return tl.load(source + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
+
+
+@triton.jit
 def rounded(value, DTYPE: tl.constexpr):
     """float32 value as DTYPE, to the nearest."""
     if _INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 (where the interpreter would cut off)

@@ -79,7 +79,10 @@ _forward = _op.define(
 
 def _implementations() -> list[_op.Implementation]:
     why = "PyTorch's BLAS is at the machine's limit; grad_scale is one row scaling more"
-    return [_op.Implementation(NAME, device, "library GEMM", why) for device in ("cpu", "cuda")]
+    rows = [_op.Implementation(NAME, device, "library GEMM", why) for device in ("cpu", "cuda")]
+    if not torch.cuda.is_available():
+        rows[1] = _op.Implementation(NAME, "cuda", "none", "PyTorch's cuBLAS runs it on an NVIDIA GPU; there is none")
+    return rows
 
 
 _op.publish(linear, reference, _implementations)

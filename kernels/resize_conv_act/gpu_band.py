@@ -11,20 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .._gpu import tuning
-from .._gpu.blocks import activate, dot, rounded
+from .._gpu.blocks import activate, dot, pixels, rounded
 from .._gpu.launch import H100, Cost, launch, size, wide
 
 COLUMNS = 64  # of a program, which may be those of several images
 MOST_CHANNELS = 64  # nine matrices of 64 x 64 leave room in shared memory for the rows
-
-
-@triton.jit
-def _row(x, image, y, column, H, W, C, c, valid, WIDE: tl.constexpr):
-    """(columns, C) of (batch, H, W, C): row y at these columns of their images; zero outside."""
-    inside = valid & (y >= 0) & (y < H) & (column >= 0) & (column < W)
-    start = (tl.cast(image, tl.int64) if WIDE else image) * (H * W)
-    at = (start + y * W + column)[:, None] * C + c[None, :]
-    return tl.load(x + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
 
 
 @triton.jit
@@ -61,20 +52,20 @@ def conv_band_kernel(
     w6 = _matrix(weights, n, N, C, c, first + 6 * by_tap)
     w7 = _matrix(weights, n, N, C, c, first + 7 * by_tap)
     w8 = _matrix(weights, n, N, C, c, first + 8 * by_tap)
-    out_start = (tl.cast(image, tl.int64) if WIDE else image) * (H * W)
+    start = (tl.cast(image, tl.int64) if WIDE else image) * (H * W)
     above = tl.zeros((BM, BN), tl.float32)
     beside = tl.zeros((BM, BN), tl.float32)
     for row in range(top - 1, end + 1):
         below = tl.zeros((BM, BN), tl.float32)
-        a = _row(x, image, row, column - 1, H, W, C, c, valid, WIDE)
+        a = pixels(x, start, row, column - 1, H, W, C, c, valid)
         above = dot(a, w6, above, PRECISION)
         beside = dot(a, w3, beside, PRECISION)
         below = dot(a, w0, below, PRECISION)
-        a = _row(x, image, row, column, H, W, C, c, valid, WIDE)
+        a = pixels(x, start, row, column, H, W, C, c, valid)
         above = dot(a, w7, above, PRECISION)
         beside = dot(a, w4, beside, PRECISION)
         below = dot(a, w1, below, PRECISION)
-        a = _row(x, image, row, column + 1, H, W, C, c, valid, WIDE)
+        a = pixels(x, start, row, column + 1, H, W, C, c, valid)
         above = dot(a, w8, above, PRECISION)
         beside = dot(a, w5, beside, PRECISION)
         below = dot(a, w2, below, PRECISION)
@@ -83,7 +74,7 @@ def conv_band_kernel(
             value += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         value = activate(value, ACTIVATION, slope)
         # the row above is complete now; that above the band belongs to the band before
-        at = (out_start + (row - 1) * W + column)[:, None] * N + n[None, :]
+        at = (start + (row - 1) * W + column)[:, None] * N + n[None, :]
         wanted = (valid & (row > top))[:, None] & (n < N)[None, :]
         tl.store(y + at, rounded(value, y.dtype.element_ty), mask=wanted)
         above, beside = beside, below

@@ -6,19 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .._gpu import tuning
-from .._gpu.blocks import dot, rounded
+from .._gpu.blocks import dot, pixels, rounded
 from .._gpu.launch import H100, Cost, capability, launch, notes_every_choice, size, wide
 
 # as gpu.py numbers the forms of a forward pass
 SAME, DOWN, UP = (tl.constexpr(number) for number in range(3))
-
-
-@triton.jit
-def _tile(source, start, y, x, H, W, C, c, valid):
-    """(BP, BC) of (batch, H, W, C) from pixel `start` on: pixels (y, x), channels c; zero outside."""
-    inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    at = (start + y * W + x)[:, None] * C + c[None, :]
-    return tl.load(source + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
 
 
 @triton.jit
@@ -55,14 +47,14 @@ def conv_weight_grad_kernel(
         x_start, z_start = sample * (H * W), sample * (ZH * ZW)
         y0, x0 = STRIDE * gy + row - 1, STRIDE * gx + column - 1
         if FORM == UP:
-            a = tl.trans(_tile(x, x_start, gy, gx, H, W, C, c, valid))
-            acc0 = dot(a, _tile(dz, z_start, y0, x0, ZH, ZW, N, n, valid), acc0, PRECISION)
-            acc1 = dot(a, _tile(dz, z_start, y0, x0 + 1, ZH, ZW, N, n, valid), acc1, PRECISION)
+            a = tl.trans(pixels(x, x_start, gy, gx, H, W, C, c, valid))
+            acc0 = dot(a, pixels(dz, z_start, y0, x0, ZH, ZW, N, n, valid), acc0, PRECISION)
+            acc1 = dot(a, pixels(dz, z_start, y0, x0 + 1, ZH, ZW, N, n, valid), acc1, PRECISION)
         else:
-            z = _tile(dz, z_start, gy, gx, ZH, ZW, N, n, valid)
-            acc0 = dot(tl.trans(_tile(x, x_start, y0, x0, H, W, C, c, valid)), z, acc0, PRECISION)
-            acc1 = dot(tl.trans(_tile(x, x_start, y0, x0 + 1, H, W, C, c, valid)), z, acc1, PRECISION)
-            acc2 = dot(tl.trans(_tile(x, x_start, y0, x0 + 2, H, W, C, c, valid)), z, acc2, PRECISION)
+            z = pixels(dz, z_start, gy, gx, ZH, ZW, N, n, valid)
+            acc0 = dot(tl.trans(pixels(x, x_start, y0, x0, H, W, C, c, valid)), z, acc0, PRECISION)
+            acc1 = dot(tl.trans(pixels(x, x_start, y0, x0 + 1, H, W, C, c, valid)), z, acc1, PRECISION)
+            acc2 = dot(tl.trans(pixels(x, x_start, y0, x0 + 2, H, W, C, c, valid)), z, acc2, PRECISION)
     matrix = tl.cast(tl.program_id(1), tl.int64) * TAPS + first_tap
     to = partial + (matrix * C + c)[:, None] * N + n[None, :]
     inside = (c < C)[:, None] & (n < N)[None, :]
@@ -96,18 +88,18 @@ def conv_weight_grad_square_kernel(
         valid = p < H * columns
         py, px = p // columns, p % columns - 1
         start = (tl.cast(sample, tl.int64) if WIDE else sample) * (H * W)
-        left = _tile(dz, start, py, px + 1, H, W, N, n, valid)
-        middle = _tile(dz, start, py, px, H, W, N, n, valid)
-        right = _tile(dz, start, py, px - 1, H, W, N, n, valid)
-        a = tl.trans(_tile(x, start, py - 1, px, H, W, C, c, valid))
+        left = pixels(dz, start, py, px + 1, H, W, N, n, valid)
+        middle = pixels(dz, start, py, px, H, W, N, n, valid)
+        right = pixels(dz, start, py, px - 1, H, W, N, n, valid)
+        a = tl.trans(pixels(x, start, py - 1, px, H, W, C, c, valid))
         acc0 = dot(a, left, acc0, PRECISION)
         acc1 = dot(a, middle, acc1, PRECISION)
         acc2 = dot(a, right, acc2, PRECISION)
-        a = tl.trans(_tile(x, start, py, px, H, W, C, c, valid))
+        a = tl.trans(pixels(x, start, py, px, H, W, C, c, valid))
         acc3 = dot(a, left, acc3, PRECISION)
         acc4 = dot(a, middle, acc4, PRECISION)
         acc5 = dot(a, right, acc5, PRECISION)
-        a = tl.trans(_tile(x, start, py + 1, px, H, W, C, c, valid))
+        a = tl.trans(pixels(x, start, py + 1, px, H, W, C, c, valid))
         acc6 = dot(a, left, acc6, PRECISION)
         acc7 = dot(a, middle, acc7, PRECISION)
         acc8 = dot(a, right, acc8, PRECISION)
@@ -148,7 +140,7 @@ def conv_weight_grad_flat_kernel(
         y, xx = STRIDE * zy[:, None] + (tap // 3)[None, :] - 1, STRIDE * zx[:, None] + (tap % 3)[None, :] - 1
         inside = valid[:, None] & (j < 9 * C)[None, :] & (y >= 0) & (y < H) & (xx >= 0) & (xx < W)
         a = tl.load(x + (sample * (H * W) + y * W + xx) * C + c[None, :], mask=inside, other=0.0)
-        acc = dot(tl.trans(a), _tile(dz, sample * (ZH * ZW), zy, zx, ZH, ZW, N, n, valid), acc, PRECISION)
+        acc = dot(tl.trans(a), pixels(dz, sample * (ZH * ZW), zy, zx, ZH, ZW, N, n, valid), acc, PRECISION)
     to = partial + (tl.cast(tl.program_id(1), tl.int64) * (9 * C) + j)[:, None] * N + n[None, :]
     tl.store(to, acc, mask=(j < 9 * C)[:, None] & (n < N)[None, :])
 
@@ -282,8 +274,8 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
         x_reads, z_reads = taps * channels * triton.cdiv(n, bn), rows * n  # of each pixel, in channels
         if fold:  # x once for the taps together, dz for each
             x_reads, z_reads = x_reads // together, z_reads * together
-        pixels = batch * grid[0] * grid[1]
-        gathered = pixels * (x_reads + z_reads) * x.element_size() + size(partial)
+        counted = batch * grid[0] * grid[1]
+        gathered = counted * (x_reads + z_reads) * x.element_size() + size(partial)
         return Cost(
             2.0 * pixels * taps * channels * n, size(x, dz, partial), gathered, matrix=precision != "ieee" or half
         )
