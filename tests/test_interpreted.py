@@ -30,7 +30,7 @@ def runs():
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
 
     def run(selection: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "test_operators.py")]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS / "test_operators.py")]
         command += [str(TESTS / "test_gpu_kernels.py"), "-k", selection]
         return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
 
