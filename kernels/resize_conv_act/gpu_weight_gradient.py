@@ -277,7 +277,7 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
         counted = batch * grid[0] * grid[1]
         gathered = counted * (x_reads + z_reads) * x.element_size() + size(partial)
         return Cost(
-            2.0 * pixels * taps * channels * n, size(x, dz, partial), gathered, matrix=precision != "ieee" or half
+            2.0 * counted * taps * channels * n, size(x, dz, partial), gathered, matrix=precision != "ieee" or half
         )
 
     sums = bc * bn * (1 if flat else together)
