@@ -87,7 +87,7 @@ def _data(config: TrainConfig) -> str:
         return f"embedded avatars: {AVATAR_COUNT:,} images, rendered on first use"
     wants_landmarks = config.landmarks or config.landmark_weight > 0
     dataset = open_dataset(
-        config.data, channels=config.channels, resolution=config.resolution, require_landmarks=wants_landmarks
+        config.data, channels=config.channels, resolution=config.resolution, points=68 if wants_landmarks else 0
     )
     if config.batch_size > len(dataset):
         raise InputError(f"--batch-size {config.batch_size} is larger than the data set ({len(dataset)} images)")

@@ -181,7 +181,7 @@ def main(argv: list[str]) -> int:
     stored = checkpoint.load(arguments.model, system="refiner")
     model, config = load_generator(stored.path, device, fused=not arguments.eager, ema=arguments.weights == "ema")
     dataset = open_dataset(
-        arguments.data, channels=config.channels, resolution=config.resolution, require_landmarks=config.landmarks
+        arguments.data, channels=config.channels, resolution=config.resolution, points=68 if config.landmarks else 0
     )
     count = min(arguments.limit or len(dataset), len(dataset))
     indices = np.arange(count, dtype=np.int64) * len(dataset) // count

@@ -57,7 +57,7 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
     print(configuration.table(config, origins), flush=True)
     wants_landmarks = config.landmarks or config.landmark_weight > 0
     dataset = open_dataset(
-        config.data, channels=config.channels, resolution=config.resolution, require_landmarks=wants_landmarks
+        config.data, channels=config.channels, resolution=config.resolution, points=68 if wants_landmarks else 0
     )
     loader = open_loader(
         dataset,
