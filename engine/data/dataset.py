@@ -75,10 +75,10 @@ class ImageSet:
         self.identities = None
         if listing.identities:
             self.identities = np.array([listing.identities.get(name, -1) for name in self.paths], np.int64)
-        self.attributes = {
-            attribute: np.array([has.get(name, False) for name in self.paths], bool)
-            for attribute, has in listing.attributes.items()
-        }
+        self.attributes: dict[str, np.ndarray] = {}
+        if listing.attributes and self.paths:
+            table = np.stack([listing.attributes[name] for name in self.paths])
+            self.attributes = dict(zip(listing.attribute_names, table.T, strict=True))
         self.digest = self._digest()
 
     def subset(self, keep: np.ndarray, quarantined: Sequence[tuple[str, str]] = ()) -> "ImageSet":
