@@ -96,10 +96,10 @@ class NoiseSystem(System):
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
 
     def generate(self, count: int) -> Tensor:
-        """(count, C, R, R) float32 from new noise; for training."""
+        """(count, C, R, R) from new noise, in the noise's dtype (float32); for training."""
         z = _draw(self.distribution, (count, self.noise_size(self.config)), device=self.device)
         with self.precision():
-            return self.generator(z).float()
+            return self.generator(z).to(z.dtype)
 
     @torch.no_grad()
     def generated_rows(self, count: int) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import TrainConfig
+from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
-from engine.systems.base import Needs
 from engine.systems.generation import NoiseSystem
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class WganSystem(NoiseSystem):
         for offset, (name, network) in enumerate(self.networks().items()):
             initialise_normal(network, 1000 * config.seed + offset)
             network.to(self.device)
-            self.add_optimiser(name, network, kind=config.optimiser, betas=ADAM_BETAS)
+            options = {"betas": ADAM_BETAS} if config.optimiser == "adam" else {}
+            self.add_optimiser(name, network, config.optimiser, **options)
         self.start_average()
 
     @classmethod
