@@ -55,6 +55,8 @@ class ImageSet:
         self.sizes = np.array([(r.width, r.height) for r in self.records], np.int64).reshape(-1, 2)
         points = [listing.landmarks.get(name) for name in self.paths]
         self.landmarks = np.stack(points) if points and all(p is not None for p in points) else None
+        self.clips: np.ndarray | None = None
+        self.pairs: np.ndarray | None = None
         self.digest = self._digest()
 
     def __len__(self) -> int:
@@ -122,21 +124,28 @@ def read_set(path: Path, *, name: str | None = None, progress: bool = True, fres
 
 
 def open_dataset(
-    path: Path | None, *, channels: int, resolution: int, require_landmarks: bool = False, progress: bool = True
+    path: Path | None,
+    *,
+    channels: int,
+    resolution: int,
+    points: int = 0,
+    members: int = 1,
+    look: str = "photo",
+    progress: bool = True,
 ) -> ImageSet:
-    """The images at `path` (folder, zip or manifest layout), or the embedded avatars in their "photo" look (None).
+    """The images at `path` (folder, zip or manifest layout), or the embedded avatars in their `look` (None).
 
     Everything is decoded once before it returns (a second start finds the verdicts in the cache folder). Files that
     cannot be used are left out, counted on standard error and listed in a quarantine.csv in the cache folder.
-    require_landmarks leaves out images without landmarks. Raises InputError when nothing usable remains.
+    points > 0 leaves out images without landmarks. Raises InputError when nothing usable remains.
     """
     check_resolution(resolution, channels)
     if path is None:
         folder = _avatars(128 if resolution <= 128 else 256, progress)
-        images = read_set(folder / "photo", name="avatars", progress=progress)
+        images = read_set(folder / look, name="avatars", progress=progress)
     else:
         images = read_set(Path(path), progress=progress)
-    if require_landmarks and images.landmarks is None:
+    if points and images.landmarks is None:
         images = _with_landmarks_only(images)
     if not len(images):
         name, reason = images.quarantined[0]

@@ -30,3 +30,4 @@ def _mirror_order() -> np.ndarray:
 MIRROR_ORDER = _mirror_order()
 """(68,) int64: point i of a mirrored face is point MIRROR_ORDER[i] of the face, with its x mirrored. An involution."""
 MIRROR_ORDER.setflags(write=False)
+MIRROR_ORDERS = {POINTS: MIRROR_ORDER}

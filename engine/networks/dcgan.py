@@ -4,6 +4,8 @@
 "resize": nearest x2 before a 3x3 convolution, and a 3x3 convolution before nearest /2: one operator each (layers.Conv).
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +47,7 @@ class DcganGenerator(nn.Module):
                 Conv(a, b, resize="up", activation="tanh" if level == last else "none", fused=fused)
                 for level, (a, b) in enumerate(zip(inner, outer, strict=True))
             )
+            still_biases([self.first, *self.blocks], self.norms)
 
     def forward(self, noise: Tensor) -> Tensor:
         """(B, noise) -> (B, channels, R, R) in [-1, 1]."""
@@ -89,6 +92,7 @@ class DcganCritic(nn.Module):
                 Conv(a, b, resize="down", activation=self._fusible(i), fused=fused)
                 for i, (a, b) in enumerate(zip(inner, outer, strict=True))
             )
+            still_biases(self.blocks, self.norms)
             self.last = Linear(SIDE * SIDE * outer[-1], 1, fused=fused)
 
     def _fusible(self, level: int) -> str:
@@ -109,6 +113,13 @@ def normalisation(norm: str, width: int) -> nn.Module:
     if norm == "none":
         return nn.Identity()
     return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(1, width)
+
+
+def still_biases(layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> None:
+    """No training of biases that a BatchNorm after the layer takes away: their gradients are rounding errors."""
+    for layer, norm in zip(layers, norms, strict=False):
+        if isinstance(norm, nn.BatchNorm2d) and layer.bias is not None:
+            layer.bias.requires_grad_(False)
 
 
 def initialise_normal(network: nn.Module, seed: int) -> None:

@@ -98,18 +98,15 @@ class DcganSystem(NoiseSystem):
 
     def update(self, batch: "Batch") -> dict[str, Tensor]:
         """D on photos and on generated images, each a batch of its own for BatchNorm; then G."""
-        discriminator, generator = self.optimisers["discriminator"], self.optimisers["generator"]
+        optimiser = self.optimisers["discriminator"]
         fake = self.generate(len(batch.images))
         real_score, fake_score = self._score(batch.images), self._score(fake.detach())
         loss_d = log_loss(real_score, real=True) + log_loss(fake_score, real=False)
-        discriminator.zero_grad(set_to_none=True)
+        optimiser.zero_grad(set_to_none=True)
         loss_d.backward()
-        discriminator.step()
+        optimiser.step()
         loss_g = log_loss(self._score(fake), real=True)
-        generator.zero_grad(set_to_none=True)
-        loss_g.backward(inputs=list(self.generator.parameters()))
-        generator.step()
-        self.average("ema", self.generator)
+        self.train_generator(loss_g)
         return {
             "loss_d": loss_d.detach(),
             "loss_g": loss_g.detach(),

@@ -101,6 +101,14 @@ class NoiseSystem(System):
         with self.precision():
             return self.generator(z).to(z.dtype)
 
+    def train_generator(self, loss: Tensor) -> None:
+        """One update of G, and of nothing that its loss went through; then of its average."""
+        optimiser = self.optimisers["generator"]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward(inputs=[parameter for parameter in self.generator.parameters() if parameter.requires_grad])
+        optimiser.step()
+        self.average("ema", self.generator)
+
     @torch.no_grad()
     def generated_rows(self, count: int) -> dict[str, Tensor]:
         """Rows of images from fixed noise: of G, of its average, and on the way from the first noise to the last."""

@@ -130,11 +130,7 @@ class WganSystem(NoiseSystem):
         parts = [self._critic_step(images) for images in batch.images.chunk(self.config.critic_steps)]
         losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         loss_g = -self._score(self.generate(self.config.batch_size)).mean()
-        optimiser = self.optimisers["generator"]
-        optimiser.zero_grad(set_to_none=True)
-        loss_g.backward(inputs=list(self.generator.parameters()))
-        optimiser.step()
-        self.average("ema", self.generator)
+        self.train_generator(loss_g)
         return {"loss_d": losses.pop("loss_d"), "loss_g": loss_g.detach(), **losses}
 
     def _critic_step(self, images: Tensor) -> dict[str, Tensor]:
