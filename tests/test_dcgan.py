@@ -164,6 +164,15 @@ def test_a_step_never_reads_from_the_device(layers, monkeypatch):
     assert_never_waits(build(tiny(fused=True, layers=layers), "cpu"), monkeypatch)
 
 
+def test_biases_that_batchnorm_takes_away_stay_zero():
+    system = build(tiny(fused=True, layers="resize"), "cpu")
+    run_steps(system, 2)
+    biases = {name: p for name, p in system.weights().items() if name.endswith("bias") and "norms" not in name}
+    moved = {name for name, bias in biases.items() if bias.abs().max() > 0}
+    assert moved == {"discriminator.blocks.0.bias", "discriminator.last.bias", "generator.blocks.1.bias",
+                     "ema.blocks.1.bias"}  # fmt: skip
+
+
 def test_moving_average_follows_the_generator_and_takes_the_statistics():
     system = build(tiny(), "cpu")
     assert_average_follows(system)
