@@ -1,10 +1,11 @@
 """Saves generated images so that anyone can tell: every file says in its metadata that it is synthetic.
 
 XMP:  Iptc4xmpExt:DigitalSourceType = trainedAlgorithmicMedia, xmp:CreatorTool, dc:description
-EXIF: Software and ImageDescription; PNG files have them as tEXt chunks
+EXIF: Software and ImageDescription; PNG files have them as tEXt chunks, GIF files as a comment
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -18,6 +19,9 @@ SOFTWARE = f"Kiln {__version__}"
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 _SOFTWARE_TAG, _DESCRIPTION_TAG, _XMP_TAG = 0x0131, 0x010E, 700
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+# how an XMP packet lies in a GIF (XMP specification, part 3): an application extension, then bytes that lead a reader
+# who takes the packet for sub-blocks to its end
+_GIF_XMP, _GIF_XMP_END = b"\x21\xff\x0bXMP DataXMP", b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
 
 
 def xmp_packet(description: str) -> bytes:
@@ -59,6 +63,16 @@ def encode(image: Image.Image, suffix: str, description: str) -> bytes:
         extra = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
         image.save(out, kind, quality=95, subsampling=0, exif=_exif(description), extra=extra)
     return out.getvalue()
+
+
+def encode_animation(frames: Sequence[Image.Image], milliseconds: int, description: str) -> bytes:
+    """An endless GIF of frames of one size, each shown for so long, marked as synthetic."""
+    out = io.BytesIO()
+    comment = f"{SOFTWARE}. {description}".encode()
+    first, *others = frames
+    first.save(out, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0, comment=comment)
+    body, trailer = out.getvalue()[:-1], out.getvalue()[-1:]
+    return body + _GIF_XMP + xmp_packet(description) + _GIF_XMP_END + trailer
 
 
 def _exif(description: str) -> Image.Exif:

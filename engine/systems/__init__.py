@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SYSTEMS = {
     "refiner": ("engine.systems.refiner", "RefinerSystem"),
+    "began": ("engine.systems.began", "BeganSystem"),
+    "dcgan": ("engine.systems.dcgan", "DcganSystem"),
+    "wgan": ("engine.systems.wgan", "WganSystem"),
 }
 
 # what a trained system is for -> how that is said
