@@ -22,9 +22,9 @@ import torch
 from benchmarks import native
 from benchmarks.measure import PRECISIONS, Timing, interleaved, tf32_allowed
 from engine import systems
-from engine.config import TrainConfig
 from engine.data import Batch
 from engine.systems.base import System
+from engine.systems.refiner import RefinerConfig
 
 SETTINGS = {
     "refiner 64x64, 64 filters, batch 25": {"filters": 64, "batch_size": 25},
@@ -91,7 +91,7 @@ def peak_memory(name: str, setting: dict, device: str, precision: str = "fp32") 
 def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tuple[System, Batch]:
     """A competitor's system, untrained, and the batch that every one steps on."""
     fused = name == "fused"
-    config = TrainConfig(fused=fused, eager=not fused, precision=precision)
+    config = RefinerConfig(fused=fused, eager=not fused, precision=precision)
     config = dataclasses.replace(config, inject=(8, 16), **BALANCE, **setting)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(config.batch_size, 3, config.resolution, config.resolution, generator=generator) * 2 - 1

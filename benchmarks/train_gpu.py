@@ -20,18 +20,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.config import PRESETS, Origins, TrainConfig
+from engine.config import Origins, TrainConfig
 from engine.config import resolve as resolve_options
 from engine.data import Loader, avatars, open_dataset, open_loader, resident
 from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
-from engine.data.manifest import list_images
+from engine.data.layouts import list_images
 from engine.data.sources import open_source
 from engine.data.validate import FileRecord
 from engine.loop import Trainer, prepare_folder, require_fused, set_machine
 from engine.systems import build
+from engine.systems.refiner import RefinerConfig
 
 TRIED = 60  # steps that tell how long one takes
-PAPER_STEPS = PRESETS["paper"]["steps"]
+PAPER_STEPS = RefinerConfig.PRESETS["paper"]["steps"]
 
 
 class PillowLoader(resident.ResidentLoader):

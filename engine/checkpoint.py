@@ -128,10 +128,10 @@ def problem(path: Path) -> str | None:
     return None
 
 
-def load(path: Path | str, system: str | None = None) -> Checkpoint:
+def load(path: Path | str) -> Checkpoint:
     """Read a checkpoint folder, or the latest good checkpoint of a run folder, to the CPU.
 
-    Raises InputError when there is none, when it is truncated or altered, or of another system than `system`.
+    Raises InputError when there is none, or when it is truncated or altered.
     """
     path = Path(path)
     if not path.exists():
@@ -144,14 +144,15 @@ def load(path: Path | str, system: str | None = None) -> Checkpoint:
     elif wrong := problem(path):
         raise InputError(f"the checkpoint {path} cannot be used: {wrong}; use another one of the run")
     manifest = json.loads((path / "manifest.json").read_text())
-    if system is not None and manifest["system"] != system:
-        raise InputError(f"{path} is a checkpoint of the system {manifest['system']!r}, not {system!r}")
     try:
         weights = safetensors.torch.load_file(path / "weights.safetensors")
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         config = TrainConfig.from_json(json.loads((path / "config.json").read_text()))
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(f"the checkpoint {path} cannot be read: {error}") from None
+    if manifest["system"] != config.system:
+        names = f"{manifest['system']!r} in manifest.json, {config.system!r} in config.json"
+        raise InputError(f"the checkpoint {path} cannot be used: its system is {names}; use another one of the run")
     return Checkpoint(path, manifest["step"], weights, state, config)
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -18,39 +18,7 @@ from engine import atomic
 from engine.errors import InputError
 
 Origins = dict[str, str]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance: a soft G(z) is reconstructed
-    # better than a photo, L(G(z)) is about 0.7 L(x), so with gamma 0.5 k stays 0 and nothing sharpens, and with the
-    # paper's lambda_k of 0.001 k would need tens of thousands of steps to rise. A few thousand steps bear gamma 0.9 and
-    # lambda_r 0.3 (sharper); 1,200 do not
-    "quick": {
-        "steps": 1200,
-        "model": "C",
-        "batch_size": 16,
-        "filters": 32,
-        "hidden": 128,
-        "gamma": 0.8,
-        "lambda_k": 0.02,
-        "lambda_r": 0.5,
-        "lr": 1e-3,
-        "lr_schedule": "cosine",
-        "ema": 0.995,
-        "sample_every": 200,
-        "checkpoint_every": 200,
-    },
-    # the refiner paper, section 3, and the decisions of SYSTEMS.md
-    "paper": {
-        "steps": 1_000_000,
-        "batch_size": 25,
-        "filters": 64,
-        "lr": 1e-3,
-        "ema": 0.999,
-        "sample_every": 2000,
-        "checkpoint_every": 5000,
-    },
-}
-MODELS = {"A": (8,), "B": (8, 16), "C": (8, 16, 32)}
+DEFAULT_SYSTEM = "refiner"
 
 
 def _sizes(words: list[str]) -> tuple[int, ...]:
@@ -70,6 +38,9 @@ Sizes = Annotated[
         str_from_instance=lambda value: [",".join(map(str, value)) or "of the model"],
     ),
 ]
+
+Switch = tyro.conf.FlagCreatePairsOff[bool]
+
 Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 
@@ -78,14 +49,19 @@ _NOT_SAVED = {"saved": False}  # of the command line alone
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Values of one run; every field is an option of `python -m engine.train`."""
+    """Values of one run that all systems have; every field is an option of `python -m engine.train`.
+
+    A system's own class adds its options and PRESETS: preset -> {field: value}.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {}, "paper": {}}
 
     fused: Switch = False
     """Train with Kiln's fused operators (give this or --eager)."""
     eager: Switch = field(default=False, metadata=_NOT_SAVED)
     """Train with the plain PyTorch references: same results, slower."""
-    system: str = "refiner"
-    """What to train."""
+    system: str = DEFAULT_SYSTEM
+    """What to train; `--system S --help` shows the options of S."""
     data: Path | None = None
     """Folder or zip of images; without it, the embedded avatars."""
     out: Path | None = None
@@ -107,8 +83,6 @@ class TrainConfig:
     """1 for grey, 3 for colour."""
     filters: int = 16
     """n, the width of the networks."""
-    hidden: int = 64
-    """h, the numbers at the discriminator's waist."""
     seed: int = 0
     """Start values and the order of the images."""
     device: Literal["cpu", "cuda"] | None = None
@@ -119,21 +93,6 @@ class TrainConfig:
     """On cuda: record the step as one CUDA graph and launch it whole; without, kernel by kernel."""
     threads: int = 0
     """CPU threads; 0 = all that PyTorch would use. The same number gives the same bits."""
-
-    model: Literal["A", "B", "C", "custom"] = "B"
-    """Where the generator sees the image: A at 8x8, B also at 16x16, C also at 32x32."""
-    inject: Sizes = ()
-    """The same as a list of sizes, instead of --model."""
-    gamma: float = 0.5
-    """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
-    lambda_k: float = 0.001
-    """Rate of k, the weight of L(G(z)) in the discriminator's loss."""
-    lambda_r: float = 0.5
-    """Share of the content loss in the generator's loss: how much of the input stays."""
-    landmarks: bool = False
-    """Give the generator 68 landmark heatmaps beside the 8x8 image (data with landmarks only)."""
-    landmark_weight: float = 0.0
-    """Weight of the loss between the landmarks of the result and of the original (data with landmarks only)."""
 
     lr: float = 1e-3
     """Learning rate (Adam)."""
@@ -167,37 +126,105 @@ class TrainConfig:
     def to_json(self, origins: Origins | None = None) -> dict[str, dict[str, Any]]:
         """name -> {"value", "origin"} for every saved field; the content of config.json."""
         origins = origins or {}
-        return {name: {"value": _plain(getattr(self, name)), "origin": origins.get(name, "default")} for name in _SAVED}
+        return {
+            name: {"value": _plain(getattr(self, name)), "origin": origins.get(name, "default")}
+            for name in saved_fields(type(self))
+        }
 
-    @classmethod
-    def from_json(cls, saved: dict[str, dict[str, Any]]) -> "TrainConfig":
-        """The configuration in a config.json. Raises InputError when it cannot be one."""
+    @staticmethod
+    def from_json(saved: dict[str, dict[str, Any]]) -> "TrainConfig":
+        """The configuration in a config.json, of its system's class. Raises InputError when it cannot be one."""
         try:
-            values = {name: _typed(name, entry["value"]) for name, entry in saved.items() if name in _SAVED}
+            kind = config_class(saved["system"]["value"])
+            values = {name: _typed(kind, name, saved[name]["value"]) for name in saved_fields(kind) if name in saved}
         except (TypeError, KeyError, ValueError, AttributeError):
             raise InputError("config.json is not the configuration of a Kiln run") from None
-        return cls(**values)
+        return kind(**values)
+
+    def completed(self, given: set[str], origins: Origins) -> "TrainConfig":
+        """The configuration with the fields that follow from others; origins is kept up to date.
+
+        given: fields named on the command line. Raises InputError where they contradict each other.
+        """
+        return self
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot train. A system's class checks its own fields too."""
+        import torch
+
+        from engine.networks.layers import level_sizes
+
+        level_sizes(self.resolution)
+        self.at_least(1, "steps", "batch_size", "filters", "lr_every", "log_every", "checkpoint_every", "keep")
+        self.at_least(0, "threads", "lr_warmup", "sample_every", "seed")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"--ema must be at least 0 and below 1, got {self.ema}")
+        if not 0 < self.lr < float("inf") or not 0 < self.lr_decay <= 1:
+            raise InputError(f"--lr must be positive and --lr-decay in (0, 1], got {self.lr} and {self.lr_decay}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("no CUDA device here; use --device cpu")
+        if self.precision == "tf32" and self.device != "cuda":
+            raise InputError("tf32 exists on NVIDIA GPUs only; use --precision fp32 or bf16 on the CPU")
+
+    def check_resumed(self, saved: "TrainConfig") -> None:
+        """Raise InputError for values that a run begun with `saved` cannot go on with."""
+        from engine.systems import system_class
+
+        for name in system_class(saved.system).fixed:
+            old, new = getattr(saved, name), getattr(self, name)
+            if old != new:
+                raise InputError(
+                    f"the run in {self.out} has {flag(name)} {show(old)}, which cannot become {show(new)}; "
+                    "leave it out or start another run with another --out"
+                )
+        if self.preset != saved.preset:
+            raise InputError(f"a resumed run keeps its preset ({saved.preset}); give the values to change instead")
+
+    def at_least(self, least: int, *names: str) -> None:
+        """Raise InputError for the first of these fields that is smaller (or NaN)."""
+        for name in names:
+            if not getattr(self, name) >= least:
+                must = "be at least 1" if least else "not be negative"
+                raise InputError(f"{flag(name)} must {must}, got {getattr(self, name)}")
+
+    def between(self, low: float, high: float, *names: str) -> None:
+        """Raise InputError for the first of these fields outside [low, high]."""
+        for name in names:
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{flag(name)} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
 
-_FIELDS = {f.name: f for f in dataclasses.fields(TrainConfig)}
-_SAVED = [name for name, f in _FIELDS.items() if f.metadata.get("saved", True)]
-_TYPES = get_type_hints(TrainConfig)
+def config_class(system: str) -> type[TrainConfig]:
+    """The configuration of a system. Raises InputError for an unknown name."""
+    from engine.systems import system_class
+
+    return system_class(system).config_class
 
 
-_DESCRIPTION = "Train a system on a folder of images.\n\n" + "\n\n".join(
-    f"--preset {name}: {', '.join(f'{field} {value}' for field, value in values.items())}."
-    for name, values in PRESETS.items()
-)
+def saved_fields(kind: type[TrainConfig]) -> list[str]:
+    """Names of the fields that config.json keeps, in the order of the help."""
+    return [f.name for f in dataclasses.fields(kind) if f.metadata.get("saved", True)]
+
+
+def _description(kind: type[TrainConfig]) -> str:
+    from engine.systems import SYSTEMS
+
+    head = f"Train a system on a folder of images. Systems: {', '.join(SYSTEMS)} (--system S --help for its options)."
+    presets = (
+        f"--preset {name}: {', '.join(f'{field} {show(value)}' for field, value in values.items())}."
+        for name, values in kind.PRESETS.items()
+    )
+    return "\n\n".join([head, *presets])
 
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-def _typed(name: str, value: Any) -> Any:
+def _typed(kind: type[TrainConfig], name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
-    return Path(value) if value is not None and Path in get_args(_TYPES[name]) else value
+    return Path(value) if value is not None and Path in get_args(get_type_hints(kind)[name]) else value
 
 
 def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
@@ -208,41 +235,67 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     """
     from engine.cli import parse
 
-    parsed = parse(TrainConfig, argv, prog="kiln train", description=_DESCRIPTION)
-    given = _given(argv)
-    saved = _saved_config(parsed) if parsed.resume else None
-    config, origins = TrainConfig(), dict.fromkeys(_FIELDS, "default")
+    kind, saved = _kind(argv)
+    parsed = parse(kind, argv, prog="kiln train", description=_description(kind))
+    fields = [f.name for f in dataclasses.fields(kind)]
+    kept = saved_fields(kind)
+    given = _given(argv, fields)
+    config, origins = kind(), dict.fromkeys(fields, "default")
     preset = parsed.preset if saved is None or "preset" in given else saved.preset
-    config = dataclasses.replace(config, preset=preset, **PRESETS[preset])
-    origins |= dict.fromkeys(PRESETS[preset], f"preset {preset}")
+    config = dataclasses.replace(config, preset=preset, **kind.PRESETS[preset])
+    origins |= dict.fromkeys(kind.PRESETS[preset], f"preset {preset}")
     if saved is not None:
-        config = dataclasses.replace(saved, **{name: getattr(config, name) for name in _FIELDS if name not in _SAVED})
-        origins |= dict.fromkeys(_SAVED, "checkpoint")
+        config = dataclasses.replace(saved, **{name: getattr(config, name) for name in fields if name not in kept})
+        origins |= dict.fromkeys(kept, "checkpoint")
     config = dataclasses.replace(config, **{name: getattr(parsed, name) for name in given})
     origins |= dict.fromkeys(given, "command line")
-    config = _choose_mode(config, given, origins)
-    config = _choose_sizes(config, given, origins)
-    config = _fill(config, origins)
-    check(config)
+    config = _choose_mode(config, given, origins).completed(given, origins)
+    config = _fill(config)
+    config.check()
     if "cuda_graph" in given and config.cuda_graph and config.device != "cuda":
         raise InputError("--cuda-graph needs an NVIDIA GPU: add --device cuda, or leave it out")
     if saved is not None:
-        _check_resumable(config, saved)
+        config.check_resumed(saved)
     return config, origins
 
 
-def _given(argv: Sequence[str]) -> set[str]:
+def _kind(argv: Sequence[str]) -> tuple[type[TrainConfig], TrainConfig | None]:
+    """The class that a command line is parsed with, and the configuration of the checkpoint that --resume goes on from.
+
+    The system is --system, else that of the checkpoint, else the refiner.
+    """
+    system, out = _word(argv, "system"), _word(argv, "out")
+    asking = {"-h", "--help"} & set(argv)
+    saved = None
+    if "--resume" in argv and not asking:
+        if out is None:
+            raise InputError("--resume needs the run folder: add --out RUN")
+        saved = _saved_config(Path(out))
+    if saved is not None and system not in (None, saved.system):
+        raise InputError(f"the run in {out} is of --system {saved.system}, which cannot become {system}")
+    return config_class(system or (saved.system if saved else DEFAULT_SYSTEM)), saved
+
+
+def _word(argv: Sequence[str], option: str) -> str | None:
+    """The value of --option in a command line that is not parsed yet."""
+    for word, following in zip(argv, [*argv[1:], None], strict=False):
+        if word == f"--{option}":
+            return following
+        if word.startswith(f"--{option}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _given(argv: Sequence[str], fields: Sequence[str]) -> set[str]:
     """The fields named on the command line."""
     words = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
-    return {name for name in _FIELDS if name in words or f"no_{name}" in words}
+    return {name for name in fields if name in words or f"no_{name}" in words}
 
 
-def _saved_config(parsed: TrainConfig) -> TrainConfig | None:
+def _saved_config(out: Path) -> TrainConfig | None:
     from engine import checkpoint
 
-    if parsed.out is None:
-        raise InputError("--resume needs the run folder: add --out RUN")
-    found = checkpoint.latest(parsed.out)
+    found = checkpoint.latest(out)
     return None if found is None else checkpoint.load(found).config
 
 
@@ -257,24 +310,7 @@ def _choose_mode(config: TrainConfig, given: set[str], origins: Origins) -> Trai
     return dataclasses.replace(config, eager=not config.fused)
 
 
-def _choose_sizes(config: TrainConfig, given: set[str], origins: Origins) -> TrainConfig:
-    """Make `model` and `inject` say the same."""
-    if {"model", "inject"} <= given:
-        raise InputError("--model and --inject say the same; give one")
-    if "inject" in given or (origins["inject"] == "checkpoint" and "model" not in given):
-        inject = tuple(sorted(set(config.inject)))
-        origins["model"] = origins["inject"]
-    elif config.model == "custom":
-        raise InputError("--model custom needs its sizes: give --inject 8,16 instead")
-    else:
-        origins["inject"] = origins["model"]
-        # a model that nobody asked for fits itself to a small resolution
-        inject = tuple(size for size in MODELS[config.model] if "model" in given or size < config.resolution)
-    model = {sizes: name for name, sizes in MODELS.items()}.get(inject, "custom")
-    return dataclasses.replace(config, inject=inject, model=model)
-
-
-def _fill(config: TrainConfig, origins: Origins) -> TrainConfig:
+def _fill(config: TrainConfig) -> TrainConfig:
     """Replace the values that depend on the machine by what they mean here."""
     import torch
 
@@ -282,52 +318,6 @@ def _fill(config: TrainConfig, origins: Origins) -> TrainConfig:
     threads = config.threads or torch.get_num_threads()
     out = config.out or Path("runs") / f"{config.system}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(config, device=device, threads=threads, out=out)
-
-
-def check(config: TrainConfig) -> None:
-    """Raise InputError for values that cannot train."""
-    import torch
-
-    from engine.networks.layers import level_sizes
-    from engine.networks.refiner import check_inject
-    from engine.systems import system_class
-
-    system_class(config.system)
-    level_sizes(config.resolution)
-    check_inject(config.inject, config.resolution)
-    for name in ("steps", "batch_size", "filters", "hidden", "lr_every", "log_every", "checkpoint_every", "keep"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{flag(name)} must be at least 1, got {getattr(config, name)}")
-    for name in ("threads", "lr_warmup", "sample_every", "lambda_k", "landmark_weight", "seed"):
-        if not getattr(config, name) >= 0:
-            raise InputError(f"{flag(name)} must not be negative, got {getattr(config, name)}")
-    for name in ("gamma", "lambda_r"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"{flag(name)} must be between 0 and 1, got {getattr(config, name)}")
-    if not 0 <= config.ema < 1:
-        raise InputError(f"--ema must be at least 0 and below 1, got {config.ema}")
-    if not 0 < config.lr < float("inf") or not 0 < config.lr_decay <= 1:
-        raise InputError(f"--lr must be positive and --lr-decay in (0, 1], got {config.lr} and {config.lr_decay}")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device here; use --device cpu")
-    if config.precision == "tf32" and config.device != "cuda":
-        raise InputError("tf32 exists on NVIDIA GPUs only; use --precision fp32 or bf16 on the CPU")
-
-
-def _check_resumable(config: TrainConfig, saved: TrainConfig) -> None:
-    from engine.systems import system_class
-
-    for name in system_class(saved.system).fixed:
-        old, new = getattr(saved, name), getattr(config, name)
-        if old != new:
-            raise InputError(
-                f"the run in {config.out} has {flag(name)} {show(old)}, which cannot become {show(new)}; "
-                "leave it out or start another run with another --out"
-            )
-    if bool(config.landmark_weight) != bool(saved.landmark_weight):
-        raise InputError("the landmark loss cannot be switched on or off in a resumed run; start another --out")
-    if config.preset != saved.preset:
-        raise InputError(f"a resumed run keeps its preset ({saved.preset}); give the values to change instead")
 
 
 def flag(name: str) -> str:
@@ -347,7 +337,7 @@ def show(value: Any) -> str:
 def table(config: TrainConfig, origins: Origins) -> str:
     """The resolved configuration for the terminal, one group per origin."""
     groups: dict[str, list[str]] = {}
-    for name in _SAVED:
+    for name in saved_fields(type(config)):
         groups.setdefault(origins.get(name, "default"), []).append(f"{name} {show(getattr(config, name))}")
     width = max(map(len, groups)) + 4
     lines = ["configuration"]

@@ -227,13 +227,13 @@ def check_training() -> list[Finding]:
 def _one_step(device: Any) -> None:
     import torch
 
-    from engine.config import TrainConfig
     from engine.data import Batch
     from engine.graph import WARM_UP, GraphedStep
     from engine.systems import build
+    from engine.systems.refiner import RefinerConfig
     from engine.verify import training_images
 
-    config = TrainConfig(fused=True, resolution=16, filters=4, hidden=8, batch_size=2, model="A", inject=(8,))
+    config = RefinerConfig(fused=True, resolution=16, filters=4, hidden=8, batch_size=2, model="A", inject=(8,))
     images = training_images(2, 3, 16, 1, device)
     batch, system = Batch(images=images, landmarks=None, indices=torch.arange(2)), build(config, device)
     losses = system.step(batch)

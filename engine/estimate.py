@@ -80,15 +80,16 @@ def saved_by(network: nn.Module, inputs: tuple, fused: bool) -> tuple[int, int]:
 
 
 def _data(config: TrainConfig) -> str:
-    from engine.data import open_dataset
-    from engine.data.dataset import AVATAR_COUNT
+    from engine.data.loader import group
+    from engine.loop import image_sets, open_set
 
-    if config.data is None:
-        return f"embedded avatars: {AVATAR_COUNT:,} images, rendered on first use"
-    wants_landmarks = config.landmarks or config.landmark_weight > 0
-    dataset = open_dataset(
-        config.data, channels=config.channels, resolution=config.resolution, require_landmarks=wants_landmarks
-    )
-    if config.batch_size > len(dataset):
-        raise InputError(f"--batch-size {config.batch_size} is larger than the data set ({len(dataset)} images)")
-    return dataset.summary()
+    lines = []
+    for path, need in image_sets(config):
+        if path is None:
+            lines.append(f"embedded avatars, {need.look} look, rendered on first use")
+            continue
+        dataset = open_set(config, path, need)
+        if need.samples > (count := group(dataset, need.members).count):
+            raise InputError(f"--batch-size {config.batch_size} is larger than the data set ({count} samples)")
+        lines.append(dataset.summary())
+    return "\n  ".join(lines)

@@ -176,12 +176,12 @@ def main(argv: list[str]) -> int:
 
     from engine import checkpoint
     from engine.data import open_dataset
-    from engine.systems.refiner import load_generator
+    from engine.systems import load_trained
 
-    stored = checkpoint.load(arguments.model, system="refiner")
-    model, config = load_generator(stored.path, device, fused=not arguments.eager, ema=arguments.weights == "ema")
+    stored = checkpoint.load(arguments.model)
+    model, config = load_trained(stored.path, device, fused=not arguments.eager, ema=arguments.weights == "ema")
     dataset = open_dataset(
-        arguments.data, channels=config.channels, resolution=config.resolution, require_landmarks=config.landmarks
+        arguments.data, channels=config.channels, resolution=config.resolution, points=68 if config.landmarks else 0
     )
     count = min(arguments.limit or len(dataset), len(dataset))
     indices = np.arange(count, dtype=np.int64) * len(dataset) // count

@@ -127,12 +127,17 @@ class GraphedStep:
         """Copy a batch into the buffers that the recorded step reads."""
         if self._inputs is None:
             self._inputs = _buffers(batch)
-        mine = self._inputs
-        if (kind := _kind(batch)) != (wanted := _kind(mine)):
+        if (kind := _kind(batch)) != (wanted := _kind(self._inputs)):
             raise ValueError(f"the recorded step takes batches of {wanted}, not of {kind}")
-        mine.images.copy_(batch.images)
-        if mine.landmarks is not None:
-            mine.landmarks.copy_(batch.landmarks)
+        _copy(batch, self._inputs)
+
+
+def _copy(batch: "Batch", into: "Batch") -> None:
+    into.images.copy_(batch.images)
+    if into.landmarks is not None:
+        into.landmarks.copy_(batch.landmarks)
+    for part, place in zip(batch.more, into.more, strict=True):
+        _copy(part, place)
 
 
 def _buffers(batch: "Batch") -> "Batch":
@@ -141,7 +146,7 @@ def _buffers(batch: "Batch") -> "Batch":
 
     images = torch.empty_like(batch.images, memory_format=torch.channels_last)
     landmarks = None if batch.landmarks is None else torch.empty_like(batch.landmarks)
-    return Batch(images, landmarks, batch.indices.new_empty(0))
+    return Batch(images, landmarks, batch.indices.new_empty(0), tuple(map(_buffers, batch.more)))
 
 
 def _kind(batch: "Batch") -> str:
@@ -150,7 +155,8 @@ def _kind(batch: "Batch") -> str:
             return "none"
         return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
 
-    return f"images {of(batch.images)}, landmarks {of(batch.landmarks)}"
+    kind = f"images {of(batch.images)}, landmarks {of(batch.landmarks)}"
+    return "; ".join([kind, *map(_kind, batch.more)])
 
 
 def no_waiting(device: torch.device) -> contextlib.AbstractContextManager:

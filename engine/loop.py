@@ -4,7 +4,7 @@ import contextlib
 import errno
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,11 @@ from engine.progress import Progress, memory_mb
 from engine.samples import save_grid, to_pixels
 from engine.schedule import learning_rate
 from engine.signals import StopRequest
-from engine.systems import build
+from engine.systems import build, system_class
 from engine.systems.base import System
 
 if TYPE_CHECKING:
-    from engine.data import Loader
+    from engine.data import ImageSet, Loader, Needs, Together
 
 SAMPLES = 8
 FRAMED = 32  # photos that the framing of faces is measured on
@@ -50,35 +50,58 @@ def train(config: TrainConfig, origins: Origins) -> int:
 
 
 def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint | None) -> int:
-    from engine.data import open_dataset, open_loader
-
     require_fused(config)
     set_machine(config)
     print(configuration.table(config, origins), flush=True)
-    wants_landmarks = config.landmarks or config.landmark_weight > 0
-    dataset = open_dataset(
-        config.data, channels=config.channels, resolution=config.resolution, require_landmarks=wants_landmarks
-    )
-    loader = open_loader(
-        dataset,
-        batch_size=config.batch_size,
-        resolution=config.resolution,
-        channels=config.channels,
-        device=config.device,
-        seed=config.seed,
-        mirror=config.mirror,
-        crop=config.crop,
-        loader=config.loader,
-        fused=config.fused,
-    )
+    datasets = [open_set(config, path, need) for path, need in image_sets(config)]
+    loader = open_loaders(config, datasets)
     try:
-        print(f"data    {dataset.summary()}\nloader  {loader.describe()}")
+        for dataset in datasets:
+            print(f"data    {dataset.summary()}")
+        print(f"loader  {loader.describe()}")
         system = build(config, config.device)
         sizes = ", ".join(f"{name} {parameter_count(net):,}" for name, net in system.networks().items())
         print(f"model   {config.system}: {sizes} parameters\nmode    {mode(config)}")
         return Trainer(config, origins, system, loader, start).run()
     finally:
         loader.close()
+
+
+def image_sets(config: TrainConfig) -> list[tuple[Path | None, "Needs"]]:
+    """Where the image sets of a configuration are (None: embedded), and what its system needs of them."""
+    paths = (config.data, getattr(config, "synthetic", None))
+    return list(zip(paths, system_class(config.system).needs(config), strict=False))
+
+
+def open_set(config: TrainConfig, path: Path | None, need: "Needs") -> "ImageSet":
+    """The images of a set that can be used. Raises InputError when there is none."""
+    from engine.data import open_dataset
+
+    shape = {"channels": config.channels, "resolution": config.resolution}
+    return open_dataset(path, **shape, points=need.points, members=need.members, look=need.look)
+
+
+def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"]) -> "Loader | Together":
+    """What gives the system its batches. Raises InputError for sets that are too small."""
+    from engine.data import Together, open_loader
+
+    loaders = [
+        open_loader(
+            dataset,
+            batch_size=need.samples,
+            members=need.members,
+            resolution=config.resolution,
+            channels=config.channels,
+            device=config.device,
+            seed=config.seed + (number << 32),  # each set has an order of its own
+            mirror=config.mirror,
+            crop=config.crop,
+            loader=config.loader,
+            fused=config.fused,
+        )
+        for number, (dataset, (_, need)) in enumerate(zip(datasets, image_sets(config), strict=True))
+    ]
+    return loaders[0] if len(loaders) == 1 else Together(loaders)
 
 
 def require_fused(config: TrainConfig) -> None:
@@ -146,7 +169,7 @@ class Trainer:
         config: TrainConfig,
         origins: Origins,
         system: System,
-        loader: "Loader",
+        loader: "Loader | Together",
         start: checkpoint.Checkpoint | None = None,
     ):
         self.config, self.origins, self.system, self.loader = config, origins, system, loader

@@ -125,9 +125,11 @@ def training_images(count: int, channels: int, resolution: int, step: int, devic
 
 def training_config(resolution: int = 32, filters: int = 8, batch: int = 4) -> "TrainConfig":
     """A small refiner with a k that counts from the first step on."""
-    from engine.config import TrainConfig
+    from engine.systems.refiner import RefinerConfig
 
-    config = TrainConfig(resolution=resolution, filters=filters, hidden=16, batch_size=batch, inject=(8, 16), model="B")
+    config = RefinerConfig(
+        resolution=resolution, filters=filters, hidden=16, batch_size=batch, inject=(8, 16), model="B"
+    )
     return dataclasses.replace(config, gamma=0.9, lambda_k=0.05)
 
 

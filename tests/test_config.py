@@ -7,10 +7,11 @@ import pytest
 
 from engine import config as configuration
 from engine.checkpoint import save
-from engine.config import PRESETS, TrainConfig, resolve, table
+from engine.config import TrainConfig, resolve, table
 from engine.errors import InputError
 from engine.schedule import learning_rate
 from engine.systems import build
+from engine.systems.refiner import RefinerConfig
 from tests.training_fakes import tiny_config
 
 
@@ -22,11 +23,11 @@ def test_precedence_and_origins() -> None:
     assert (config.mirror, origins["mirror"]) == (False, "command line")
     assert (config.batch_size, origins["batch_size"]) == (3, "command line")
     assert (config.gamma, origins["gamma"]) == (0.5, "default")
-    assert resolve(["--fused"])[0].filters == PRESETS["quick"]["filters"]
+    assert resolve(["--fused"])[0].filters == RefinerConfig.PRESETS["quick"]["filters"]
 
 
 def test_a_value_given_as_the_default_counts_as_given() -> None:
-    assert resolve(["--fused", "--steps", str(PRESETS["quick"]["steps"])])[1]["steps"] == "command line"
+    assert resolve(["--fused", "--steps", str(RefinerConfig.PRESETS["quick"]["steps"])])[1]["steps"] == "command line"
 
 
 def test_the_paper_preset_is_the_paper() -> None:

@@ -116,9 +116,10 @@ def test_images_without_landmarks(tmp_path: Path) -> None:
     (folder / "manifest.csv").write_text(text)
     everything = open_dataset(folder, channels=3, resolution=16)
     assert len(everything) == 4 and everything.landmarks is None
-    marked = open_dataset(folder, channels=3, resolution=16, require_landmarks=True)
+    marked = open_dataset(folder, channels=3, resolution=16, points=68)
     assert len(marked) == 2 and marked.landmarks.shape == (2, 68, 2)
-    assert marked.quarantined == [("images/000.png", "no landmarks"), ("images/001.png", "no landmarks")]
+    not_finite = "its landmarks are not all finite numbers"
+    assert marked.quarantined == [("images/000.png", "no landmarks"), ("images/001.png", not_finite)]
     assert marked.digest != everything.digest
     shutil.rmtree(folder / "images")
     with pytest.raises(InputError, match=r"no image file|no usable image"):
@@ -126,7 +127,7 @@ def test_images_without_landmarks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no landmarks .*; try .*deeper/set"):
         write_manifest_set(tmp_path / "deeper" / "set", [picture(0), picture(1)], points[2:])
         write_pictures(tmp_path / "deeper", 1)
-        open_dataset(tmp_path / "deeper", channels=3, resolution=16, require_landmarks=True)
+        open_dataset(tmp_path / "deeper", channels=3, resolution=16, points=68)
 
 
 @pytest.mark.parametrize(

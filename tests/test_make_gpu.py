@@ -12,9 +12,9 @@ from tiny_run import command
 
 from benchmarks import gpu, sanitize_gpu, train_gpu
 from benchmarks.gpu import FAILED, NOT_RUN, OK, Outcome, Part, Place
-from engine.config import TrainConfig
 from engine.data import avatars, resident
 from engine.kernels import _spec
+from engine.systems.refiner import RefinerConfig
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_training_without_dali(few_avatars_and_no_dali, monkeypatch, tmp_path):
 
 
 def test_pictures_decoded_by_pillow_are_the_avatars(few_avatars_and_no_dali, tmp_path):
-    config = dataclasses.replace(TrainConfig(), resolution=16, batch_size=2, device="cpu")
+    config = dataclasses.replace(RefinerConfig(), resolution=16, batch_size=2, device="cpu")
     loader = train_gpu.open_images(config, tmp_path)
     expected, _ = avatars.render(0, 0, "photo", 16)
     shown = loader.fixed(12).images[0].permute(1, 2, 0).add(1).mul(127.5)

@@ -11,8 +11,8 @@ from engine.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.landmarks import normalise
 from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
-from engine.systems import build
-from engine.systems.refiner import RefinerSystem, load_generator
+from engine.systems import build, load_trained
+from engine.systems.refiner import RefinerSystem
 from tests.training_fakes import batch_of, tiny_config
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
@@ -205,7 +205,7 @@ def test_fused_and_eager_go_on_from_each_others_state(first: str, second: str) -
         assert {k: v.item() for k, v in a.items()} == pytest.approx({k: v.item() for k, v in b.items()}, rel=1e-4)
 
 
-def test_load_generator_gives_the_average_or_the_last_weights(tmp_path) -> None:
+def test_load_trained_gives_the_average_or_the_last_weights(tmp_path) -> None:
     config = tiny_config("--ema", "0.5")
     system = build(config, "cpu")
     for step in range(3):
@@ -213,17 +213,17 @@ def test_load_generator_gives_the_average_or_the_last_weights(tmp_path) -> None:
     save(tmp_path, 3, system.weights(), {}, config)
     images = batch_of(config, 9).images
     for ema, network in ((True, system.ema), (False, system.generator)):
-        refiner, loaded = load_generator(tmp_path, fused=False, ema=ema)
+        refiner, loaded = load_trained(tmp_path, fused=False, ema=ema)
         wanted = network(pyramid(images, config.inject)).clamp(-1, 1)
         assert torch.equal(refiner(images), wanted.detach())
         assert loaded.resolution == 16
 
 
-def test_load_generator_asks_for_landmarks(tmp_path) -> None:
+def test_load_trained_asks_for_landmarks(tmp_path) -> None:
     config = tiny_config("--landmarks")
     system, batch = build(config, "cpu"), batch_of(config)
     save(tmp_path, 0, system.weights(), {}, config)
-    refiner, _ = load_generator(tmp_path)
+    refiner, _ = load_trained(tmp_path)
     assert refiner(batch.images, batch.landmarks).shape == batch.images.shape
     with pytest.raises(InputError, match="needs the 68 landmarks"):
         refiner(batch.images)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from engine import checkpoint
 from engine.cli import status_of
-from engine.config import TrainConfig
 from engine.systems import build
+from engine.systems.refiner import RefinerConfig
 
 
 def make_run(folder: Path, step: int = 7, **values) -> Path:
     """A run folder with one checkpoint of an untrained refiner (32 x 32, 4 filters, model B)."""
     chosen = {"resolution": 32, "filters": 4, "hidden": 8, "fused": False, "inject": (8, 16), "model": "B", **values}
-    config = TrainConfig(device="cpu", **chosen)
+    config = RefinerConfig(device="cpu", **chosen)
     system = build(config, "cpu")
     checkpoint.save(folder, step, system.weights(), system.state_dict(), config)
     return folder

@@ -14,6 +14,8 @@ _HOME = {
     "ImageSet": "dataset",
     "Loader": "loader",
     "open_dataset": "dataset",
+    "Needs": "needs",
+    "Together": "loader",
     "open_loader": "loader",
 }
 __all__ = sorted(_HOME)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine import ops
-from engine.data.landmarks import MIRROR_ORDER
+from engine.data.landmarks import MIRROR_ORDERS
 
 
 def assemble_images(
@@ -18,17 +18,17 @@ def assemble_images(
 
 
 def assemble_landmarks(stored: Tensor, offsets: Tensor, mirror: Tensor, resolution: int) -> Tensor:
-    """stored: (B, 68, 2) float32 in pixels of the stored squares. returns: (B, 68, 2) in pixels of the windows.
+    """stored: (B, K, 2) float32 in pixels of the stored squares. returns: (B, K, 2) in pixels of the windows.
 
     Mirroring maps x to R - 1 - x and swaps the left and right points.
     """
     points = stored - offsets[:, None, :]
-    mirrored = points.index_select(1, _mirror_order(stored.device))
+    mirrored = points.index_select(1, _mirror_order(stored.shape[1], stored.device))
     mirrored = torch.stack([resolution - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)
     return torch.where(mirror[:, None, None], mirrored, points)
 
 
 @cache
-def _mirror_order(device: torch.device) -> Tensor:
-    """MIRROR_ORDER there, uploaded once: a copy from pageable memory makes the host wait."""
-    return torch.from_numpy(MIRROR_ORDER.copy()).to(device)
+def _mirror_order(points: int, device: torch.device) -> Tensor:
+    """The order there, uploaded once: a copy from pageable memory makes the host wait."""
+    return torch.from_numpy(MIRROR_ORDERS[points].copy()).to(device)

@@ -35,7 +35,7 @@ def central_square(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def place_landmarks(landmarks: np.ndarray, sizes: np.ndarray, stored: int) -> np.ndarray:
-    """landmarks: (N, 68, 2) in pixels of the files. Returns them in pixels of the stored squares, float32.
+    """landmarks: (N, K, 2) in pixels of the files. Returns them in pixels of the stored squares, float32.
 
     Points outside the crop keep their (outside) coordinates.
     """

@@ -3,8 +3,8 @@
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.data.assemble import assemble_images, assemble_landmarks
 from engine.data.dataset import ImageSet
 from engine.data.geometry import central_square, check_resolution, place_landmarks, stored_size
+from engine.data.groups import Clips, Groups, Pairs, Singles, fixed_words
 from engine.data.memory import free_bytes
 from engine.data.order import Draw, Order
 from engine.data.upload import Sent, Uploads, send
@@ -21,13 +22,21 @@ from engine.errors import InputError
 
 @dataclass
 class Batch:
-    """images: (B, C, R, R) float32 channels_last in [-1, 1]; landmarks: (B, 68, 2) float32 x, y in pixels of the R x R
-    image (0 = centre of the first pixel) or None; both on the device. indices: (B,) int64 on the CPU.
+    """images: (B, C, R, R) float32 channels_last in [-1, 1]; landmarks: (B, K, 2) float32 x, y in pixels of the R x R
+    image (0 = centre of the first pixel; a missing key point is NaN) or None; both on the device. indices: (B,) int64
+    on the CPU, positions in the image set. more: further images of each sample, mirrored and cut like the first.
     """
 
     images: Tensor
     landmarks: Tensor | None
     indices: Tensor
+    more: "tuple[Batch, ...]" = ()
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Samples start to stop - 1."""
+        landmarks = None if self.landmarks is None else self.landmarks[start:stop]
+        more = tuple(batch.part(start, stop) for batch in self.more)
+        return Batch(self.images[start:stop], landmarks, self.indices[start:stop], more)
 
 
 class Loader(ABC):
@@ -37,15 +46,17 @@ class Loader(ABC):
     """
 
     def __init__(self, images: ImageSet, *, batch_size: int, resolution: int, channels: int, device: torch.device,
-                 seed: int, mirror: bool, crop: str, rank: int, world_size: int, fused: bool) -> None:  # fmt: skip
+                 seed: int, mirror: bool, crop: str, rank: int, world_size: int, fused: bool,
+                 groups: Groups) -> None:  # fmt: skip
         self.images, self.batch_size, self.resolution, self.channels = images, batch_size, resolution, channels
         self.device, self.rank, self.world_size, self.fused = device, rank, world_size, fused
         self.stored = stored_size(resolution, crop)
         self.corners, self.sides = central_square(images.sizes)
         self.seconds_waited = 0.0
-        self._order = Order(len(images), seed, mirror=mirror, slack=self.stored - resolution)
+        self._groups, self._decoded_together = groups, groups.members * batch_size
+        self._order = Order(groups.count, seed, mirror=mirror, slack=self.stored - resolution)
         self._samples = 0  # of the whole stream, all ranks together, that have been handed out
-        self._uploads = Uploads(batch_size, device) if device.type == "cuda" else None
+        self._uploads = Uploads(self._decoded_together, device) if device.type == "cuda" else None
         self._landmarks = None
         if images.landmarks is not None:
             placed = place_landmarks(images.landmarks, images.sizes, self.stored)
@@ -53,8 +64,8 @@ class Loader(ABC):
 
     @property
     def epoch(self) -> int:
-        """Whole passes over the data set so far, all ranks together."""
-        return self._samples // len(self.images)
+        """Whole passes over the samples so far, all ranks together."""
+        return self._samples // self._groups.count
 
     def next(self) -> Batch:
         """This rank's next batch. Raises InputError when a file has vanished or changed."""
@@ -68,15 +79,16 @@ class Loader(ABC):
         return batch
 
     def fixed(self, count: int) -> Batch:
-        """`count` images spread evenly over the set, unmirrored, cut from the middle; the same on every call."""
-        indices = np.arange(count, dtype=np.int64) * len(self.images) // count
+        """`count` samples spread evenly over the set, unmirrored, cut from the middle; the same on every call."""
+        samples = np.arange(count, dtype=np.int64) * self._groups.count // count
         middle = np.full((count, 2), (self.stored - self.resolution) // 2, np.int64)
-        draw = Draw(indices, np.zeros(count, bool), middle)
-        return self._finish(torch.from_numpy(indices), send(draw, self.device), *self._chosen_squares(indices))
+        draw = self._images_of(Draw(samples, np.zeros(count, bool), middle, fixed_words(count)))
+        squares = self._chosen_squares(draw.indices)
+        return self._finish(torch.from_numpy(draw.indices), send(draw, self.device), *squares)
 
     def state_dict(self) -> dict[str, int | str]:
         """Where the stream stands; loads into a loader of another kind, batch size or world size."""
-        epoch, position = divmod(self._samples, len(self.images))
+        epoch, position = divmod(self._samples, self._groups.count)
         return {"epoch": epoch, "position": position, "seed": self._order.seed, "count": len(self.images),
                 "digest": self.images.digest}  # fmt: skip
 
@@ -90,7 +102,7 @@ class Loader(ABC):
             )
         self._order.seed = int(state["seed"])
         self._order.forget()
-        self._samples = int(state["epoch"]) * len(self.images) + int(state["position"])
+        self._samples = int(state["epoch"]) * self._groups.count + int(state["position"])
         self._restart()
 
     @abstractmethod
@@ -120,7 +132,18 @@ class Loader(ABC):
         return InputError(f"{self.images.root}: DALI failed on one of these files: {names[:500]}: {error}")
 
     def _draw(self, samples: int) -> Draw:
-        return self._order.draw(samples + self.rank * self.batch_size, self.batch_size)
+        return self._images_of(self._order.draw(samples + self.rank * self.batch_size, self.batch_size))
+
+    def _images_of(self, draw: Draw) -> Draw:
+        """A draw of samples as one of images: all first ones, then all second ones, ..."""
+        chosen = self._groups(draw.indices, draw.words)
+        repeats = len(chosen)
+        return Draw(
+            np.ascontiguousarray(chosen).reshape(-1),
+            np.tile(draw.mirror, repeats),
+            np.tile(draw.offsets, (repeats, 1)),
+            np.tile(draw.words, repeats),
+        )
 
     def _finish(self, indices: Tensor, sent: Sent, store: Tensor, rows: Tensor) -> Batch:
         """The batch of what was sent; indices (B,) on the host."""
@@ -130,7 +153,59 @@ class Loader(ABC):
             chosen = self._landmarks.index_select(0, sent.indices)
             landmarks = assemble_landmarks(chosen, offsets, mirror, self.resolution)
         assembled = assemble_images(store, rows, offsets, mirror, self.resolution, fused=self.fused)
-        return Batch(assembled, landmarks, indices)
+        members = self._groups.members
+        places = [None] * members if landmarks is None else landmarks.chunk(members)
+        parts = zip(assembled.chunk(members), places, indices.chunk(members), strict=True)
+        first, *more = (Batch(*part) for part in parts)
+        return replace(first, more=tuple(more))
+
+
+class Together:
+    """Loaders of several image sets as one: a batch of the first, with those of the others as `more`."""
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        self._loaders = loaders
+
+    @property
+    def seconds_waited(self) -> float:
+        """For data, in all sets."""
+        return sum(loader.seconds_waited for loader in self._loaders)
+
+    def next(self) -> Batch:
+        """The next batch of each set. Raises InputError when a file has vanished or changed."""
+        return self._joined(loader.next() for loader in self._loaders)
+
+    def fixed(self, count: int) -> Batch:
+        """`count` samples of each set, the same on every call."""
+        return self._joined(loader.fixed(count) for loader in self._loaders)
+
+    @staticmethod
+    def _joined(batches: Iterable[Batch]) -> Batch:
+        first, *others = batches
+        return replace(first, more=tuple(others))
+
+    def state_dict(self) -> dict[str, list]:
+        """Where each stream stands."""
+        return {"sets": [loader.state_dict() for loader in self._loaders]}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        """Go on exactly where the state was taken. Raises InputError for other data sets."""
+        for loader, kept in zip(self._loaders, state["sets"], strict=True):
+            loader.load_state_dict(kept)
+
+    def describe(self) -> str:
+        """One line for each set."""
+        return "\n        ".join(loader.describe() for loader in self._loaders)
+
+    def settle(self) -> None:
+        """See Loader.settle."""
+        for loader in self._loaders:
+            loader.settle()
+
+    def close(self) -> None:
+        """Free threads and pipelines."""
+        for loader in self._loaders:
+            loader.close()
 
 
 def open_loader(
@@ -145,11 +220,13 @@ def open_loader(
     crop: str = "center",
     rank: int = 0,
     world_size: int = 1,
+    members: int = 1,
     loader: str = "auto",
     fused: bool = True,
 ) -> Loader:
     """dataset      what open_dataset returned
-    batch_size   images of this rank in a batch
+    batch_size   samples of this rank in a batch
+    members      images of a sample: 1; 2 (a pair of the set's pairs, or two frames of a clip); 3 (frames of a clip)
     crop         "center": the central square; "random": R x R windows of the central square resized to R + R/8
     rank         this process's place among world_size; ranks take disjoint parts of every global batch
     loader       "resident": decoded once, held on the device as uint8; "dali": decoded in the background as it trains;
@@ -166,11 +243,12 @@ def open_loader(
         raise InputError(f"loader {loader!r} is none of auto, resident, dali")
     if batch_size < 1 or not 0 <= rank < world_size:
         raise InputError(f"batch size {batch_size}, rank {rank} of {world_size}: all must count from 1 (ranks from 0)")
-    if batch_size * world_size > len(dataset):
+    groups = group(dataset, members)
+    if batch_size * world_size > groups.count:
         ranks = f" on {world_size} ranks" if world_size > 1 else ""
         raise InputError(
-            f"batch size {batch_size}{ranks} is larger than the data set ({len(dataset)} usable images): "
-            "lower --batch-size or add images"
+            f"batch size {batch_size}{ranks} is larger than the data set ({groups.count} usable "
+            f"{'images' if members == 1 else 'samples'}): lower --batch-size or add images"
         )
     needed = len(dataset) * stored_size(resolution, crop) ** 2 * channels
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
@@ -181,7 +259,19 @@ def open_loader(
         reason = "as asked"
     kind = ResidentLoader if resident else StreamingLoader
     return kind(dataset, batch_size=batch_size, resolution=resolution, channels=channels, device=device, seed=seed,
-                mirror=mirror, crop=crop, rank=rank, world_size=world_size, fused=fused, reason=reason)  # fmt: skip
+                mirror=mirror, crop=crop, rank=rank, world_size=world_size, fused=fused, groups=groups,
+                reason=reason)  # fmt: skip
+
+
+def group(images: ImageSet, members: int) -> Groups:
+    """The samples of a set. Raises InputError when it has neither the pairs nor the clips that `members` needs."""
+    if members == 1:
+        return Singles(len(images))
+    if members == 2 and images.pairs is not None:
+        return Pairs(images.pairs)
+    if images.clips is None:
+        raise InputError(f"{images.root} has no {'pairs or ' * (members == 2)}clips; give a data set that has them")
+    return Clips(images.clips, members)
 
 
 def _bytes(count: int) -> str:

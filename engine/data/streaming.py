@@ -21,12 +21,12 @@ class StreamingLoader(Loader):
     def __init__(self, images: ImageSet, *, reason: str, **settings) -> None:
         super().__init__(images, **settings)
         self._reason = reason
-        self._decoder = Decoder(self.batch_size, self.stored, self.channels, self.device)
+        self._decoder = Decoder(self._decoded_together, self.stored, self.channels, self.device)
         self._readers = ThreadPoolExecutor(worker_threads(), thread_name_prefix="kiln-read")
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="kiln-decode")
         self._ready: deque[Future[Tensor]] = deque()
         self._planned = self._samples  # where in the stream the next batch to prepare begins
-        self._rows = torch.arange(self.batch_size, device=self.device)
+        self._rows = torch.arange(self._decoded_together, device=self.device)
 
     def describe(self) -> str:
         """One line: which loader, and why."""
@@ -54,7 +54,8 @@ class StreamingLoader(Loader):
         return claim(self._ready.popleft().result()), self._rows
 
     def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        parts = [self._prepare(indices[i : i + self.batch_size]) for i in range(0, len(indices), self.batch_size)]
+        size = self._decoded_together
+        parts = [self._prepare(indices[i : i + size]) for i in range(0, len(indices), size)]
         store = torch.cat([claim(part.result()) for part in parts])
         return store, torch.arange(len(store), device=self.device)
 

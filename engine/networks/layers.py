@@ -14,6 +14,7 @@ from engine.errors import InputError
 from engine.kernels.began_balance.reference import Balance
 from engine.kernels.began_balance.reference import began_balance as eager_began_balance
 from engine.kernels.l1_autoencoder_loss.reference import l1_autoencoder_loss as eager_l1_autoencoder_loss
+from engine.kernels.landmark_conv.reference import landmark_conv as eager_landmark_conv
 from engine.kernels.linear.reference import linear as eager_linear
 from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_resize_conv_act
 
@@ -83,6 +84,52 @@ class Conv(nn.Module):
         )
 
 
+class LandmarkConv(nn.Module):
+    """A convolution of an image and one Gaussian heatmap per landmark; fused, the heatmaps are never made.
+
+    channels: of the image; points: landmarks, whose heatmaps follow the image's channels in `weight`
+    sigma:    of the Gaussians in pixels; their window reaches 3 sigma
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        points: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        sigma: float = 1.0,
+        activation: str = "none",
+        fused: bool = True,
+    ):
+        super().__init__()
+        self.stride, self.padding, self.sigma, self.activation, self.fused = stride, padding, sigma, activation, fused
+        self.weight = nn.Parameter(torch.empty(out_channels, channels + points, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, image: Tensor, landmarks: Tensor, grad_scale: Tensor | None = None) -> Tensor:
+        """image (B, C, H, W), landmarks (B, points, 2) x, y in pixels of it; NaN: a heatmap of zeros."""
+        run = ops.landmark_conv if self.fused else eager_landmark_conv
+        return run(
+            landmarks,
+            self.weight,
+            self.bias,
+            image=image,
+            stride=self.stride,
+            padding=self.padding,
+            sigma=self.sigma,
+            radius=math.ceil(3 * self.sigma),
+            activation=self.activation,
+            grad_scale=grad_scale,
+        )
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels, size, _ = self.weight.shape
+        return f"{in_channels} -> {out_channels}, kernel_size={size}, stride={self.stride}, fused={self.fused}"
+
+
 class Linear(nn.Module):
     """A fully connected layer: x (B, in_features) -> (B, out_features)."""
 
@@ -133,7 +180,7 @@ def initialise(network: nn.Module, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
-        if isinstance(layer, (Conv, Linear)):
+        if isinstance(layer, (Conv, LandmarkConv, Linear)):
             gain = 1.5 if getattr(layer, "activation", "none") != "none" else 1.0
             fan_in = layer.weight[0].numel()
             with torch.no_grad():

@@ -1,6 +1,7 @@
 """The systems that can be trained: name -> class."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import InputError
@@ -11,7 +12,16 @@ if TYPE_CHECKING:
     from engine.config import TrainConfig
     from engine.systems.base import System
 
-SYSTEMS = {"refiner": ("engine.systems.refiner", "RefinerSystem")}
+SYSTEMS = {
+    "refiner": ("engine.systems.refiner", "RefinerSystem"),
+}
+
+# what a trained system is for -> how that is said
+KINDS = {
+    "refine": "refines images (kiln refine)",
+    "generate": "makes images from noise (kiln sample)",
+    "drive": "moves an image to other landmarks or another pose (kiln reenact)",
+}
 
 
 def system_class(name: str) -> "type[System]":
@@ -25,3 +35,31 @@ def system_class(name: str) -> "type[System]":
 def build(config: "TrainConfig", device: "str | torch.device") -> "System":
     """The system of `config` with start values from config.seed, on `device`."""
     return system_class(config.system)(config, device)
+
+
+def load_trained(
+    path: Path | str,
+    device: "str | torch.device" = "cpu",
+    fused: bool = True,
+    ema: bool = True,
+    kind: str | None = None,
+) -> "tuple[torch.nn.Module, TrainConfig]":
+    """The module for use (System.trained) of a run folder or checkpoint, and the configuration it was trained with.
+
+    ema:  the moving average of the generator, or its last weights
+    kind: what it has to be for, one of KINDS; None takes any
+    Raises InputError for what is no good checkpoint, or one of another kind.
+    """
+    from dataclasses import replace
+
+    from engine.checkpoint import load
+    from engine.systems.base import load_part
+
+    checkpoint = load(path)
+    system = system_class(checkpoint.config.system)
+    if kind not in (None, system.kind):
+        raise InputError(f"{checkpoint.path} is of the system {system.name}, which {KINDS[system.kind]}")
+    config = replace(checkpoint.config, fused=fused)
+    module = system.trained(config)
+    load_part(module.generator, checkpoint.weights, "ema" if ema else "generator")
+    return module.requires_grad_(False).to(device).eval(), config

@@ -1,12 +1,13 @@
 """What a system gives the training loop, and what all systems share: optimisers, moving average, state."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.data.needs import Needs
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class System:
     """
 
     name: str
+    # what a trained one is for: one of engine.systems.KINDS
+    kind: str
+    config_class: type["TrainConfig"]
     # losses and states the progress line shows first, in this order
     headline: tuple[str, ...] = ()
     # values that the run's weights or state cannot survive a change of
@@ -37,6 +41,22 @@ class System:
         self.average_weight = torch.zeros((), dtype=torch.float32, device=self.device)
 
     # to be written by each system
+
+    @classmethod
+    def needs(cls, config: "TrainConfig") -> tuple[Needs, ...]:
+        """What a step takes from each image set: --data first, then --synthetic."""
+        return (Needs(config.batch_size),)
+
+    @classmethod
+    def trained(cls, config: "TrainConfig") -> nn.Module:
+        """The module for use, weights not set; its `generator` takes those of "generator" or "ema".
+
+        refine:   forward(images, landmarks=None), attribute needs_landmarks
+        generate: forward(noise), noise(count, generator) -> (count, h) float32 on the CPU
+        drive:    forward(images, points), points (B, K, 2) in pixels of R
+        Images are (B, C, R, R) in [-1, 1]. Gradients are off.
+        """
+        raise NotImplementedError
 
     def networks(self) -> dict[str, nn.Module]:
         """The trained networks by the name that begins their weights' keys."""
@@ -87,13 +107,34 @@ class System:
         self.steps_done += 1
         self.average_weight.fill_(1 - min(self.config.ema, (1 + self.steps_done) / (10 + self.steps_done)))
 
-    def add_optimiser(self, name: str, network: nn.Module, betas: tuple[float, float]) -> torch.optim.Optimizer:
-        """Adam in one kernel over all parameters of `network`."""
+    def add_optimiser(
+        self,
+        name: str,
+        parameters: nn.Module | Iterable[nn.Parameter],
+        kind: str = "adam",
+        *,
+        rate: float = 1.0,
+        **options: Any,
+    ) -> torch.optim.Optimizer:
+        """An optimiser over a network's parameters, or those given; they step when the system says so.
+
+        kind:    "adam" and "sgd" in one kernel over all parameters, or "rmsprop"
+        rate:    factor of the schedule's learning rate
+        options: betas, momentum, ... of the class in torch.optim
+        """
+        parameters = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
         on_gpu = self.device.type == "cuda"
         # on a GPU the learning rate is a tensor: changing it never waits for the device, and a CUDA graph reads it anew
-        lr = torch.tensor(self.config.lr, device=self.device) if on_gpu else self.config.lr
+        lr = torch.tensor(rate * self.config.lr, device=self.device) if on_gpu else rate * self.config.lr
         fused = self.device.type in ("cpu", "cuda")
-        optimiser = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=fused, capturable=on_gpu)
+        if kind == "adam":
+            optimiser = torch.optim.Adam(parameters, lr=lr, fused=fused, capturable=on_gpu, **options)
+        elif kind == "sgd":
+            optimiser = torch.optim.SGD(parameters, lr=lr, fused=fused, **options)
+        else:
+            optimiser = torch.optim.RMSprop(parameters, lr=lr, capturable=on_gpu, **options)
+        for group in optimiser.param_groups:
+            group["rate"] = rate
         self.optimisers[name] = optimiser
         return optimiser
 
@@ -102,9 +143,9 @@ class System:
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(lr)
+                    group["lr"].fill_(group["rate"] * lr)
                 else:
-                    group["lr"] = lr
+                    group["lr"] = group["rate"] * lr
 
     def precision(self) -> contextlib.AbstractContextManager:
         """The context of forward passes: autocast to bfloat16 with --precision bf16, nothing otherwise."""
@@ -113,9 +154,13 @@ class System:
         return contextlib.nullcontext()
 
     def average(self, name: str, of: nn.Module) -> None:
-        """Move the average `name` towards `of` by this step's weight."""
-        averages, towards = list(self.averaged()[name].parameters()), list(of.parameters())
+        """Move the average `name` towards `of` by this step's weight; buffers (BatchNorm's) are taken as they are."""
+        average = self.averaged()[name]
+        averages, towards = list(average.parameters()), list(of.parameters())
         approach(averages, towards, self.average_weight, few_launches=self.device.type == "cuda")
+        with torch.no_grad():
+            for kept, buffer in zip(average.buffers(), of.buffers(), strict=True):
+                kept.copy_(buffer)
 
     def weights(self) -> dict[str, Tensor]:
         """Every network's weights, flat: "generator.first.weight", "ema.first.weight", ... (live tensors)."""

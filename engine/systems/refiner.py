@@ -11,34 +11,119 @@ w |E(G(z)) - e| joins L_G.
 """
 
 import copy
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from engine.config import Origins, Sizes, TrainConfig
+from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import began_balance, initialise, l1_autoencoder_loss
-from engine.networks.refiner import LANDMARKS, RefinerGenerator, landmark_maps, pyramid
-from engine.systems.base import System, load_part
+from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
+from engine.systems.base import System
 
 if TYPE_CHECKING:
-    from engine.config import TrainConfig
     from engine.data import Batch
 
 BETAS = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class RefinerConfig(TrainConfig):
+    """Options of the refiner."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance: a soft G(z) is reconstructed
+        # better than a photo, L(G(z)) is about 0.7 L(x), so with gamma 0.5 k stays 0 and nothing sharpens, and with the
+        # paper's lambda_k of 0.001 k would need tens of thousands of steps to rise. A few thousand steps bear gamma 0.9
+        # and lambda_r 0.3 (sharper); 1,200 do not
+        "quick": {
+            "steps": 1200,
+            "model": "C",
+            "batch_size": 16,
+            "filters": 32,
+            "hidden": 128,
+            "gamma": 0.8,
+            "lambda_k": 0.02,
+            "lambda_r": 0.5,
+            "lr": 1e-3,
+            "lr_schedule": "cosine",
+            "ema": 0.995,
+            "sample_every": 200,
+            "checkpoint_every": 200,
+        },
+        # the refiner paper, section 3, and the decisions of SYSTEMS.md
+        "paper": {
+            "steps": 1_000_000,
+            "batch_size": 25,
+            "filters": 64,
+            "lr": 1e-3,
+            "ema": 0.999,
+            "sample_every": 2000,
+            "checkpoint_every": 5000,
+        },
+    }
+
+    hidden: int = 64
+    """h, the numbers at the discriminator's waist."""
+    model: Literal["A", "B", "C", "custom"] = "B"
+    """Where the generator sees the image: A at 8x8, B also at 16x16, C also at 32x32."""
+    inject: Sizes = ()
+    """The same as a list of sizes, instead of --model."""
+    gamma: float = 0.5
+    """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
+    lambda_k: float = 0.001
+    """Rate of k, the weight of L(G(z)) in the discriminator's loss."""
+    lambda_r: float = 0.5
+    """Share of the content loss in the generator's loss: how much of the input stays."""
+    landmarks: bool = False
+    """Give the generator 68 landmark heatmaps beside the 8x8 image (data with landmarks only)."""
+    landmark_weight: float = 0.0
+    """Weight of the loss between the landmarks of the result and of the original (data with landmarks only)."""
+
+    def completed(self, given: set[str], origins: Origins) -> "RefinerConfig":
+        """Make `model` and `inject` say the same."""
+        if {"model", "inject"} <= given:
+            raise InputError("--model and --inject say the same; give one")
+        if "inject" in given or (origins["inject"] == "checkpoint" and "model" not in given):
+            inject = tuple(sorted(set(self.inject)))
+            origins["model"] = origins["inject"]
+        elif self.model == "custom":
+            raise InputError("--model custom needs its sizes: give --inject 8,16 instead")
+        else:
+            origins["inject"] = origins["model"]
+            # a model that nobody asked for fits itself to a small resolution
+            inject = tuple(size for size in MODELS[self.model] if "model" in given or size < self.resolution)
+        model = {sizes: name for name, sizes in MODELS.items()}.get(inject, "custom")
+        return replace(self, inject=inject, model=model)
+
+    def check(self) -> None:
+        super().check()
+        check_inject(self.inject, self.resolution)
+        self.at_least(1, "hidden")
+        self.at_least(0, "lambda_k", "landmark_weight")
+        self.between(0, 1, "gamma", "lambda_r")
+
+    def check_resumed(self, saved: "RefinerConfig") -> None:
+        super().check_resumed(saved)
+        if bool(self.landmark_weight) != bool(saved.landmark_weight):
+            raise InputError("the landmark loss cannot be switched on or off in a resumed run; start another --out")
 
 
 class RefinerSystem(System):
     """D, G, G's moving average and, with a landmark loss, E."""
 
     name = "refiner"
+    kind = "refine"
+    config_class = RefinerConfig
     headline = ("l_real", "l_fake", "l_content", "k", "measure")
     fixed = (*System.fixed, "hidden", "inject", "landmarks")
 
-    def __init__(self, config: "TrainConfig", device: str | torch.device):
+    def __init__(self, config: RefinerConfig, device: str | torch.device):
         super().__init__(config, device)
         shape = (config.resolution, config.filters, config.channels)
         self.discriminator = Autoencoder(*shape, hidden=config.hidden, fused=config.fused)
@@ -50,12 +135,20 @@ class RefinerSystem(System):
             network.to(self.device)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         for name, network in self.networks().items():
-            self.add_optimiser(name, network, BETAS)
+            self.add_optimiser(name, network, betas=BETAS)
         scalar = {"dtype": torch.float32, "device": self.device}
         self.k = torch.zeros((), **scalar)
         self.lambda_r = torch.tensor(config.lambda_r, **scalar)
         self.landmark_weight = torch.tensor(config.landmark_weight, **scalar)
         self._gradients = self._one_pass if config.fused else self._textbook
+
+    @classmethod
+    def needs(cls, config: RefinerConfig) -> tuple[Needs, ...]:
+        return (Needs(config.batch_size, points=LANDMARKS if config.landmarks or config.landmark_weight else 0),)
+
+    @classmethod
+    def trained(cls, config: RefinerConfig) -> nn.Module:
+        return TrainedRefiner(build_generator(config), config.landmarks)
 
     def networks(self) -> dict[str, nn.Module]:
         found = {"discriminator": self.discriminator, "generator": self.generator}
@@ -196,7 +289,7 @@ class RefinerSystem(System):
         self.k.copy_(state["k"])
 
 
-def build_generator(config: "TrainConfig") -> RefinerGenerator:
+def build_generator(config: RefinerConfig) -> RefinerGenerator:
     """G of a configuration, weights not set."""
     return RefinerGenerator(
         config.resolution,
@@ -233,22 +326,3 @@ class TrainedRefiner(nn.Module):
         if self.needs_landmarks and landmarks is None:
             raise InputError("this model was trained with --landmarks: it needs the 68 landmarks of every image")
         return generate(self.generator, images, landmarks if self.needs_landmarks else None).clamp(-1, 1)
-
-
-def load_generator(
-    path: Path | str, device: str | torch.device = "cpu", fused: bool = True, ema: bool = True
-) -> tuple[TrainedRefiner, "TrainConfig"]:
-    """The refiner of a run folder or checkpoint, ready for use, and the configuration it was trained with.
-
-    ema: the moving average of G, or its last weights. Raises InputError for anything but a refiner's checkpoint.
-    """
-    from dataclasses import replace
-
-    from engine.checkpoint import load
-
-    checkpoint = load(Path(path), system="refiner")
-    config = replace(checkpoint.config, fused=fused)
-    generator = build_generator(config)
-    load_part(generator, checkpoint.weights, "ema" if ema else "generator")
-    generator.requires_grad_(False)
-    return TrainedRefiner(generator, config.landmarks).to(device).eval(), config

@@ -1,0 +1,17 @@
+"""What a system takes from an image set in each step."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """samples  per step
+    points   68 landmarks or 18 key points of every image; 0: none needed
+    members  images of a sample: 1; 2, a pair of the set's pairs file or two frames of one clip; 3, frames of one clip
+    look     of the embedded avatars where no folder is given, "photo" or "game"
+    """
+
+    samples: int
+    points: int = 0
+    members: int = 1
+    look: str = "photo"
