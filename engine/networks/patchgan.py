@@ -1,5 +1,8 @@
 """Discriminators that judge patches, each from the pixels it sees."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,3 +79,16 @@ def check_patch_layers(layers: int, resolution: int) -> None:
     most = resolution.bit_length() - 3
     if not 1 <= layers <= most:
         raise InputError(f"--patch-layers {layers} does not fit {resolution}x{resolution} images; choose 1 to {most}")
+
+
+@contextlib.contextmanager
+def frozen(discriminators: Iterable[nn.Module]) -> Iterator[None]:
+    """What runs within the block gives no gradient to these networks' parameters, and spends no time on them."""
+    networks = list(discriminators)
+    for network in networks:
+        network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.requires_grad_(True)

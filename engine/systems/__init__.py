@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SYSTEMS = {
     "refiner": ("engine.systems.refiner", "RefinerSystem"),
+    "simgan": ("engine.systems.simgan", "SimganSystem"),
+    "cyclegan": ("engine.systems.cyclegan", "CycleganSystem"),
 }
 
 # what a trained system is for -> how that is said
