@@ -19,6 +19,7 @@ SYSTEMS = {
     "wgan": ("engine.systems.wgan", "WganSystem"),
     "simgan": ("engine.systems.simgan", "SimganSystem"),
     "cyclegan": ("engine.systems.cyclegan", "CycleganSystem"),
+    "ggb": ("engine.systems.ggb", "GgbSystem"),
 }
 
 # what a trained system is for -> how that is said
