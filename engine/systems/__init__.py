@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = {
     "refiner": ("engine.systems.refiner", "RefinerSystem"),
+    "reenact": ("engine.systems.reenact", "ReenactSystem"),
 }
 
 # what a trained system is for -> how that is said
