@@ -120,7 +120,7 @@ def gram(features: torch.Tensor) -> torch.Tensor:
 def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], dict[str, list[torch.Tensor]]]:
     """Losses, and the gradients of G and D, by the definitions, G called four times."""
     config = system.config
-    source, target, between = (one.images for one in (batch, *batch.more))
+    source, target, _ = (one.images for one in (batch, *batch.more))
     e_s, e_t, e_m = (one.landmarks for one in (batch, *batch.more))
 
     def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

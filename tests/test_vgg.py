@@ -152,5 +152,5 @@ def test_a_file_without_the_weights_is_refused_in_one_line(kind: str, tmp_path: 
         torch.save(content[kind], path)
     with pytest.raises(InputError) as refused:
         VGG19(["relu1_2"]).load(path)
-    assert str(path) in str(refused.value) and "give" in str(refused.value) or "save" in str(refused.value)
+    assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)

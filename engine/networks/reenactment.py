@@ -4,6 +4,7 @@ Source: Kassapis, Verdenius and Ondrag; widths, norms and dropout where the pape
 code, sizes are such that every level halves evenly.
 """
 
+import itertools
 import math
 
 import torch
@@ -64,18 +65,16 @@ class ReenactmentGenerator(nn.Module):
         widths = [filters << level for level in range(depth(resolution, 4) + 1)]
         self.first = LandmarkConv(channels, POINTS, filters, kernel_size=5, padding=2, fused=fused)
         self.down = nn.ModuleList(
-            Normalised(a, b, resize="down", dropout=spatial, fused=fused)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            Normalised(a, b, resize="down", dropout=spatial, fused=fused) for a, b in itertools.pairwise(widths)
         )
         self.middle = Residual(widths[-1], dropout=DROPOUT if dropout else 0.0, fused=fused)
         self.up = nn.ModuleList(
-            Normalised(b, a, resize="up", dropout=spatial, fused=fused)
-            for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True)
+            Normalised(b, a, resize="up", dropout=spatial, fused=fused) for b, a in itertools.pairwise(widths[::-1])
         )
         self.last = nn.Conv2d(filters, channels, 7, padding=3)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels -> the face with these landmarks, (B, C, R, R)."""
+        """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels -> the face that has them, (B, C, R, R)."""
         x = F.leaky_relu(F.instance_norm(self.first(images, landmarks)), SLOPE)
         skips = []
         for level in self.down:

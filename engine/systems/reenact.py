@@ -116,7 +116,7 @@ class ReenactConfig(TrainConfig):
     id_layer: Literal["relu2_2", "relu3_2"] = "relu2_2"
     """Features of the identity loss; relu3_2 as in the authors' code."""
     vgg: Path | None = None
-    """Weights of VGG-19: torchvision's vgg19-dcbb9e9d.pth, or the same as .safetensors; without it, fixed random ones."""
+    """Weights of VGG-19: torchvision's vgg19-dcbb9e9d.pth, or as .safetensors; without it, fixed random ones."""
     vgg_digest: str | None = None
     """How the SHA-256 of another --vgg file begins that is to be trusted (at least 8 digits)."""
     vgg_width: int = WIDTH
