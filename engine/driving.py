@@ -42,7 +42,9 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
             raise InputError(f"--clip chooses from a folder; {path} is one clip")
         return Driving(path.stem, read_array(path, points))
     if path.is_file() and path.suffix.lower() != ".zip":
-        raise InputError(f"{path} has no landmarks: give a folder with landmarks, a folder of .pts files or a .npy array")
+        raise InputError(
+            f"{path} has no landmarks: give a folder with landmarks, a folder of .pts files or a .npy array"
+        )
     source = open_source(path)
     files = source.files()
     annotations = [name for name in files if name.endswith(".pts")]
@@ -72,7 +74,9 @@ def read_array(path: Path, points: int) -> np.ndarray:
         array = array[None]
     if array.ndim != 3 or array.shape[1:] != (points, 2) or not len(array) or array.dtype.kind not in "fiu":
         shape = f"{array.dtype} {array.shape}"
-        raise InputError(f"{path} holds {shape}; this model takes numbers of shape (frames, {points}, 2): x, y in pixels")
+        raise InputError(
+            f"{path} holds {shape}; this model takes numbers of shape (frames, {points}, 2): x, y in pixels"
+        )
     if not np.isfinite(array).any():
         raise InputError(f"{path} holds no finite number; expected landmarks in pixels")
     return array.astype(np.float32)

@@ -164,7 +164,7 @@ def to_images(results: Iterable[np.ndarray], size: int) -> list[Image.Image]:
 
 
 def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: int) -> str | None:
-    """Write an MP4, marked; returns why not where that cannot be done. Raises OSError where the disk does not let it."""
+    """Write a marked MP4; returns why not, where that cannot be done. Raises OSError where the disk refuses."""
     try:
         import cv2
     except ImportError:
