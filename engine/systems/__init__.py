@@ -20,6 +20,7 @@ SYSTEMS = {
     "simgan": ("engine.systems.simgan", "SimganSystem"),
     "cyclegan": ("engine.systems.cyclegan", "CycleganSystem"),
     "ggb": ("engine.systems.ggb", "GgbSystem"),
+    "reenact": ("engine.systems.reenact", "ReenactSystem"),
 }
 
 # what a trained system is for -> how that is said
