@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine import atomic
 from engine.evaluation import figures
-from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, read_all, scaled, spread_indices
+from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
@@ -103,10 +103,8 @@ class Refined(Evaluation):
     def draw(self, measures: Measures, out: Path) -> None:
         super().draw(measures, out)
         chosen = self.examples()
-        label = "original" if self.inject else "input"
-        maps = figures.heatmaps(
-            {label: self.originals[chosen]}, "refined", self.results[chosen], self.originals[chosen]
-        )
+        images, results = self.originals[chosen], self.results[chosen]
+        maps = figures.heatmaps({"original" if self.inject else "input": images}, "refined", results, images)
         atomic.write_bytes(out / "heatmaps.png", maps)
 
 
