@@ -24,7 +24,7 @@ from engine.config import Origins, TrainConfig
 from engine.config import resolve as resolve_options
 from engine.data import Loader, avatars, open_dataset, open_loader, resident
 from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
-from engine.data.manifest import list_images
+from engine.data.layouts import list_images
 from engine.data.sources import open_source
 from engine.data.validate import FileRecord
 from engine.loop import Trainer, prepare_folder, require_fused, set_machine

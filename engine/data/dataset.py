@@ -8,13 +8,17 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from engine.data.cache import cache_folder
+from engine.data.choose import in_groups, of_split, with_points
 from engine.data.geometry import check_resolution
-from engine.data.manifest import Listing, list_images
+from engine.data.landmarks import MIRROR_ORDERS, points_name
+from engine.data.layouts import list_images
+from engine.data.listing import Listing
 from engine.data.normalise import BadImage, plain_bytes
 from engine.data.sources import Source, UnreadableFile, open_source
 from engine.data.validate import FileRecord, default_quarantine_file, forget_verdicts, validate, write_quarantine
@@ -22,17 +26,27 @@ from engine.errors import InputError
 
 AVATAR_COUNT = 1200
 AVATAR_SEED = 0
+CLIP_COUNT, CLIP_FRAMES = 150, 8
+"""Identities and frames of each where samples of several frames are wanted."""
 
 
 class ImageSet:
-    """Validated images, sorted by name.
+    """Validated images, sorted by name; where there are clips, the images of each lie together, in frame order.
 
     name, root   str and Path of the folder or zip
     paths        list of names relative to the root
     records      list of FileRecord, one for each image
     sizes        (N, 2) int64, width and height as displayed
-    landmarks    (N, 68, 2) float32, x and y in pixels of each file as displayed; None unless every image has them
-    digest       sha256 of names, contents and landmarks: equal for a folder and a zip of it
+    points       68 or 18, how many points each image has; 0: none, or other ones that nothing here uses
+    landmarks    (N, points, 2) float32, x and y in pixels of each file as displayed; None unless every image has them.
+                 A missing key point (of 18) is NaN
+    clips        (N,) int64, number of each image's clip, -1 for those in none; None where there is no clip. A clip is
+                 two or more frames of one video
+    pairs        (P, 2) int64, source and target as indices of images; None where the layout has no pairs
+    splits       list of "train", "val", "test" or what else the layout says, "" for none; None where it has no splits
+    identities   (N,) int64, number of the person, -1 unknown; None where the layout tells none
+    attributes   attribute -> (N,) bool; empty where the layout has none
+    digest       sha256 of names, contents, landmarks, clips and pairs: equal for a folder and a zip of it
     quarantined  list of (name, reason)
     """
 
@@ -44,20 +58,37 @@ class ImageSet:
         quarantined: list[tuple[str, str]],
         *,
         name: str | None = None,
+        root: Path | None = None,
     ) -> None:
         self.source = source
         self.name = name or source.name
-        self.root = source.root
+        self.root = root or source.root
         self.listing = listing
         self.quarantined = quarantined
-        self.records = records
-        self.paths = [record.name for record in records]
+        self.records = _in_clip_order(records, listing.frames)
+        self.paths = [record.name for record in self.records]
         self.sizes = np.array([(r.width, r.height) for r in self.records], np.int64).reshape(-1, 2)
         points = [listing.landmarks.get(name) for name in self.paths]
-        self.landmarks = np.stack(points) if points and all(p is not None for p in points) else None
-        self.clips: np.ndarray | None = None
-        self.pairs: np.ndarray | None = None
+        marked = listing.points in MIRROR_ORDERS and points and all(p is not None for p in points)
+        self.points = listing.points if marked else 0
+        self.landmarks = np.stack(points) if marked else None
+        self.clips = _clip_numbers(self.paths, listing.frames)
+        self.pairs = None if listing.pairs is None else _pair_indices(self.paths, listing.pairs)
+        self.splits = [listing.splits.get(name, "") for name in self.paths] if listing.splits else None
+        self.identities = None
+        if listing.identities:
+            self.identities = np.array([listing.identities.get(name, -1) for name in self.paths], np.int64)
+        self.attributes = {
+            attribute: np.array([has.get(name, False) for name in self.paths], bool)
+            for attribute, has in listing.attributes.items()
+        }
         self.digest = self._digest()
+
+    def subset(self, keep: np.ndarray, quarantined: Sequence[tuple[str, str]] = ()) -> "ImageSet":
+        """The images where keep, (N,) bool, is true. quarantined: (name, reason) of those left out as unusable."""
+        records = [record for record, kept in zip(self.records, keep, strict=True) if kept]
+        bad = [*self.quarantined, *quarantined]
+        return ImageSet(self.source, self.listing, records, bad, name=self.name, root=self.root)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -88,7 +119,11 @@ class ImageSet:
         shape = f"{width}x{height}" if most == len(self) else f"{len(sizes)} sizes, mostly {width}x{height}"
         parts = [f"{self.name}: {len(self):,} images", shape]
         if self.landmarks is not None:
-            parts.append("68 landmarks")
+            parts.append(points_name(self.points))
+        if self.clips is not None:
+            parts.append(f"{self.clips.max() + 1:,} clips")
+        if self.pairs is not None:
+            parts.append(f"{len(self.pairs):,} pairs")
         if converted := sum(bool(record.convert) for record in self.records):
             parts.append(f"{converted:,} converted")
         if self.quarantined:
@@ -105,7 +140,42 @@ class ImageSet:
             digest.update(f"{record.name}\0{record.sha256}\n".encode("utf-8", "surrogateescape"))
         if self.landmarks is not None:
             digest.update(np.ascontiguousarray(self.landmarks, "<f4").tobytes())
+        for what, numbers in (("clips", self.clips), ("pairs", self.pairs)):
+            if numbers is not None:
+                digest.update(what.encode() + np.ascontiguousarray(numbers, "<i8").tobytes())
         return digest.hexdigest()
+
+
+def _in_clip_order(records: list[FileRecord], frames: dict[str, tuple[str, int]]) -> list[FileRecord]:
+    """By name; a clip's images stand where the first of their names does, by frame number."""
+    first: dict[str, str] = {}
+    for name in sorted(record.name for record in records):
+        if name in frames:
+            first.setdefault(frames[name][0], name)
+
+    def place(record: FileRecord) -> tuple[str, int, str]:
+        clip, frame = frames.get(record.name, ("", 0))
+        return first.get(clip, record.name), frame, record.name
+
+    return sorted(records, key=place)
+
+
+def _clip_numbers(paths: list[str], frames: dict[str, tuple[str, int]]) -> np.ndarray | None:
+    """Clips numbered in the order they stand in."""
+    lengths = Counter(frames[path][0] for path in paths if path in frames)
+    numbers: dict[str, int] = {}
+    clips = np.full(len(paths), -1, np.int64)
+    for index, path in enumerate(paths):
+        if path in frames and lengths[clip := frames[path][0]] > 1:
+            clips[index] = numbers.setdefault(clip, len(numbers))
+    return clips if numbers else None
+
+
+def _pair_indices(paths: list[str], pairs: list[tuple[str, str]]) -> np.ndarray:
+    """The pairs both of whose images are there."""
+    index = {path: i for i, path in enumerate(paths)}
+    both = [(index[first], index[second]) for first, second in pairs if first in index and second in index]
+    return np.array(both, np.int64).reshape(-1, 2)
 
 
 def read_set(path: Path, *, name: str | None = None, progress: bool = True, fresh: bool = False) -> ImageSet:
@@ -130,23 +200,29 @@ def open_dataset(
     resolution: int,
     points: int = 0,
     members: int = 1,
+    split: str = "",
     look: str = "photo",
     progress: bool = True,
 ) -> ImageSet:
-    """The images at `path` (folder, zip or manifest layout), or the embedded avatars in their `look` (None).
+    """The images at `path` (a folder or zip of any layout), or the embedded avatars (None).
 
+    points    68 or 18: leaves out images without so many landmarks
+    members   images of one sample: 2 needs pairs, or clips of two frames, 3 clips of three; others are left out
+    split     only the images of this split; "" = all
+    look      "photo" or "game", of the embedded avatars; with several members they are rendered as clips
     Everything is decoded once before it returns (a second start finds the verdicts in the cache folder). Files that
     cannot be used are left out, counted on standard error and listed in a quarantine.csv in the cache folder.
-    points > 0 leaves out images without landmarks. Raises InputError when nothing usable remains.
+    Raises InputError when nothing usable remains.
     """
     check_resolution(resolution, channels)
     if path is None:
-        folder = _avatars(128 if resolution <= 128 else 256, progress)
-        images = read_set(folder / look, name="avatars", progress=progress)
+        folder = _avatars(128 if resolution <= 128 else 256, clips=members > 1, progress=progress)
+        images = read_set(folder / look, name="avatars" if look == "photo" else f"avatars ({look})", progress=progress)
     else:
         images = read_set(Path(path), progress=progress)
-    if points and images.landmarks is None:
-        images = _with_landmarks_only(images)
+    images = of_split(images, split)
+    if points:
+        images = with_points(images, points)
     if not len(images):
         name, reason = images.quarantined[0]
         raise InputError(
@@ -154,17 +230,7 @@ def open_dataset(
         )
     if images.quarantined:
         _report_quarantine(images)
-    return images
-
-
-def _with_landmarks_only(images: ImageSet) -> ImageSet:
-    if not images.listing.landmarks:
-        hint = f"; try {images.root / images.listing.nested[0]}" if images.listing.nested else ""
-        raise InputError(f"{images.root} has no landmarks (manifest.csv with landmarks_row, landmarks_68.npy){hint}")
-    without = [name for name in images.paths if name not in images.listing.landmarks]
-    kept = [record for record in images.records if record.name in images.listing.landmarks]
-    left_out = [(name, "no landmarks") for name in without]
-    return ImageSet(images.source, images.listing, kept, images.quarantined + left_out, name=images.name)
+    return in_groups(images, members)
 
 
 def _report_quarantine(images: ImageSet) -> None:
@@ -179,25 +245,26 @@ def _report_quarantine(images: ImageSet) -> None:
     print(f"kiln: {images.name}: {counts}; {where}", file=sys.stderr)
 
 
-def _avatars(size: int, progress: bool) -> Path:
+def _avatars(size: int, *, clips: bool, progress: bool) -> Path:
     """The folder of the embedded avatars, rendered on first use; concurrent processes wait for the first one."""
     avatars = importlib.import_module("engine.data.avatars")
     version = getattr(avatars, "VERSION", 1)
+    count, frames = (CLIP_COUNT, CLIP_FRAMES) if clips else (AVATAR_COUNT, 1)
     home = cache_folder() / "avatars"
-    folder = home / f"v{version}_n{AVATAR_COUNT}_s{size}_seed{AVATAR_SEED}"
+    folder = home / f"v{version}_n{count}{f'_f{frames}' if clips else ''}_s{size}_seed{AVATAR_SEED}"
     try:
         home.mkdir(parents=True, exist_ok=True)
         with open(home / f".{folder.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():
                 if progress:
-                    print(f"kiln: rendering {AVATAR_COUNT:,} avatars into {folder} (once)", file=sys.stderr)
+                    print(f"kiln: rendering {count * frames:,} avatars into {folder} (once)", file=sys.stderr)
                 for abandoned in home.glob(f".{folder.name}.*.part"):  # by a process that was killed
                     shutil.rmtree(abandoned, ignore_errors=True)
                 temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=home))
                 try:
                     shown = progress and sys.stderr.isatty()
-                    avatars.write(temporary / "set", AVATAR_COUNT, size, AVATAR_SEED, progress=shown)
+                    avatars.write(temporary / "set", count, size, AVATAR_SEED, frames=frames, progress=shown)
                     os.replace(temporary / "set", folder)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import ImageSet
+from engine.data.landmarks import MIRROR_ORDERS
 
 _SHOWN = 20  # names listed before "and N more"
 
@@ -24,7 +25,13 @@ def inventory(images: ImageSet) -> dict[str, Any]:
         "formats": dict(Counter(record.format for record in images.records).most_common()),
         "modes": dict(Counter(record.mode for record in images.records).most_common()),
         "converted": [{"file": record.name, "reason": record.convert} for record in images.records if record.convert],
+        "layout": images.listing.layout,
         "landmarks": _landmarks(images),
+        "splits": dict(Counter(images.splits)) if images.splits else {},
+        "clips": _clips(images.clips),
+        "pairs": None if images.pairs is None else _pairs(images),
+        "identities": 0 if images.identities is None else len(np.unique(images.identities)),
+        "attributes": {name: int(has.sum()) for name, has in images.attributes.items()},
         "duplicates": [names for names in by_content.values() if len(names) > 1],
         "quarantined": [{"file": name, "reason": reason} for name, reason in images.quarantined],
         "ignored_files": images.listing.ignored,
@@ -46,6 +53,7 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"  formats      {_counts(found['formats'])}")
         lines.append(f"  modes        {_counts(found['modes'])}")
     lines.append(f"  landmarks    {_landmark_text(found)}")
+    lines += _structure(found)
     if found["converted"]:
         reasons = Counter(entry["reason"] for entry in found["converted"])
         lines.append(f"  converted    {len(found['converted']):,} read through Pillow first: {_counts(reasons)}")
@@ -83,10 +91,60 @@ def _landmarks(images: ImageSet) -> dict[str, int]:
     outside = 0
     for record in images.records:
         if record.name in points:
-            x, y = points[record.name].T
+            x, y = points[record.name][np.isfinite(points[record.name]).all(axis=1)].T
             inside = (x >= -0.5) & (y >= -0.5) & (x <= record.width - 0.5) & (y <= record.height - 0.5)
             outside += not inside.all()
-    return {"images": sum(record.name in points for record in images.records), "images_with_points_outside": outside}
+    known = [points[record.name] for record in images.records if record.name in points]
+    return {
+        "images": len(known),
+        "points": images.listing.points if known else 0,
+        "missing_points": int(sum(np.isnan(marks[:, 0]).sum() for marks in known)),
+        "images_with_points_outside": outside,
+    }
+
+
+def _clips(clips: np.ndarray | None) -> dict[str, int] | None:
+    if clips is None:
+        return None
+    lengths = np.bincount(clips[clips >= 0])
+    return {
+        "count": len(lengths),
+        "shortest": int(lengths.min()),
+        "longest": int(lengths.max()),
+        "images_in_none": int((clips < 0).sum()),
+    }
+
+
+def _pairs(images: ImageSet) -> dict[str, int]:
+    return {
+        "count": len(images.pairs),
+        "unusable": len(images.listing.pairs) - len(images.pairs),
+        "images_in_none": len(images) - len(np.unique(images.pairs)),
+    }
+
+
+def _structure(found: dict[str, Any]) -> list[str]:
+    """Lines on layout, splits, clips, pairs, identities and attributes, where there are any."""
+    lines = []
+    if found["layout"] != "images":
+        lines.append(f"  layout       {found['layout']}")
+    if found["splits"]:
+        lines.append(f"  splits       {_counts({name or '(none)': n for name, n in found['splits'].items()})}")
+    if clips := found["clips"]:
+        spread = (
+            f"{clips['shortest']} to {clips['longest']}" if clips["shortest"] < clips["longest"] else clips["longest"]
+        )
+        lines.append(
+            f"  clips        {clips['count']:,} of {spread} frames; {clips['images_in_none']:,} images in none"
+        )
+    if pairs := found["pairs"]:
+        unusable = f"; {pairs['unusable']:,} more lack an image" if pairs["unusable"] else ""
+        lines.append(f"  pairs        {pairs['count']:,}{unusable}; {pairs['images_in_none']:,} images in none")
+    if found["identities"]:
+        lines.append(f"  identities   {found['identities']:,}")
+    if found["attributes"]:
+        lines.append(f"  attributes   {_counts(found['attributes'])}")
+    return lines
 
 
 def _landmark_text(found: dict[str, Any]) -> str:
@@ -99,7 +157,12 @@ def _landmark_text(found: dict[str, Any]) -> str:
         else f"{landmarks['images']:,} of {found['count']:,} images"
     )
     outside = landmarks["images_with_points_outside"]
-    return f"68 for {who}" + (f"; some lie outside the image in {outside:,} of them" if outside else "")
+    text = f"{landmarks['points']} for {who}"
+    if landmarks["points"] not in MIRROR_ORDERS:
+        text += f" (training uses {' or '.join(map(str, MIRROR_ORDERS))})"
+    if landmarks["missing_points"]:
+        text += f"; {landmarks['missing_points']:,} points missing"
+    return text + (f"; some lie outside the image in {outside:,} of them" if outside else "")
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -1,14 +1,23 @@
-"""The 68 points of a face in iBUG order.
+"""The orders of points: the 68 of a face (iBUG) and the 18 of a body (OpenPose), and what mirroring does to them.
 
-0-16 jaw from image left to right, 17-26 brows, 27-35 nose, 36-47 eyes, 48-67 mouth.
+68: 0-16 jaw from image left to right, 17-26 brows, 27-35 nose, 36-47 eyes, 48-67 mouth.
+18: nose, neck, right shoulder, elbow, wrist, the same of the left, right hip, knee, ankle, the same of the left, right
+eye, left eye, right ear, left ear (the COCO model of Cao et al. 2017; right and left are the person's).
 """
 
 import numpy as np
 
 POINTS = 68
+KEYPOINTS = 18
+_NAMES = {POINTS: "landmarks", KEYPOINTS: "key points"}
 
 
-def _mirror_order() -> np.ndarray:
+def points_name(count: int) -> str:
+    """What points of that number are called: "68 landmarks", "18 key points", "5 points"."""
+    return f"{count} {_NAMES.get(count, 'points')}"
+
+
+def _face_order() -> np.ndarray:
     order = np.arange(POINTS)
 
     def swap(first: int, last: int) -> None:
@@ -27,7 +36,17 @@ def _mirror_order() -> np.ndarray:
     return order
 
 
-MIRROR_ORDER = _mirror_order()
-"""(68,) int64: point i of a mirrored face is point MIRROR_ORDER[i] of the face, with its x mirrored. An involution."""
-MIRROR_ORDER.setflags(write=False)
-MIRROR_ORDERS = {POINTS: MIRROR_ORDER}
+def _body_order() -> np.ndarray:
+    order = np.arange(KEYPOINTS)
+    for right, left in ((2, 5), (3, 6), (4, 7), (8, 11), (9, 12), (10, 13), (14, 15), (16, 17)):
+        order[right], order[left] = left, right
+    return order
+
+
+MIRROR_ORDERS = {POINTS: _face_order(), KEYPOINTS: _body_order()}
+"""By number of points, (K,) int64: point i of a mirrored image is point MIRROR_ORDERS[K][i] of the image, with its x
+mirrored. Involutions.
+"""
+for _order in MIRROR_ORDERS.values():
+    _order.setflags(write=False)
+MIRROR_ORDER = MIRROR_ORDERS[POINTS]

@@ -1,116 +1,125 @@
-"""The manifest layout: images/, manifest.csv (columns file and landmarks_row) and landmarks_68.npy."""
+"""The manifest layout: images/, manifest.csv and, for landmarks, landmarks_68.npy or keypoints_18.npy.
 
-import csv
-import io
-from collections.abc import Collection
-from dataclasses import dataclass, field
+Columns: file (or file_source and file_target: a pair in each row), landmarks_row; split; frame with video (and person)
+or with identity: the frames of a clip. A negative or empty video, identity or frame is an image in no clip.
+"""
+
+import math
 
 import numpy as np
 
-from engine.data.landmarks import POINTS
-from engine.data.sources import Source, UnreadableFile, is_image_name
+from engine.data.landmarks import KEYPOINTS, POINTS
+from engine.data.listing import Listing
+from engine.data.sources import Source
+from engine.data.tables import Rows, image_name, mark_missing, read_csv, read_points, split_name
 from engine.errors import InputError
 
-_MANIFEST = "manifest.csv"
-_LANDMARKS = "landmarks_68.npy"
+MANIFEST = "manifest.csv"
+_ARRAYS = {"landmarks_68.npy": POINTS, "keypoints_18.npy": KEYPOINTS}
+_SINGLE, _PAIR = ("file",), ("file_source", "file_target")
 
 
-@dataclass
-class Listing:
-    """What a source offers. names: sorted image names; landmarks: name -> (68, 2) float32; missing: (name, reason)."""
-
-    names: list[str]
-    landmarks: dict[str, np.ndarray] = field(default_factory=dict)
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    ignored: int = 0
-    nested: list[str] = field(default_factory=list)
-
-
-def list_images(source: Source) -> Listing:
-    """The manifest's images where there is a manifest.csv with a column `file`, else every image below the root.
-
-    Raises InputError for a manifest or a landmark file that cannot be understood.
-    """
-    files = source.files()
-    images = [name for name in files if is_image_name(name)]
-    nested = sorted(name[: -len(_MANIFEST) - 1] for name in files if name.endswith("/" + _MANIFEST))
-    base = _base(files)
-    rows = _read_rows(source, base) if base is not None else None
-    if rows is None:
-        return Listing(images, ignored=len(files) - len(images), nested=nested)
-    listing = _from_rows(rows, base, set(images))
-    listing.ignored = len(files) - len(listing.names)
-    if any(row.get("landmarks_row", "") for row in rows) and base + _LANDMARKS in files:
-        listing.landmarks = _match_landmarks(rows, base, _read_landmarks(source, base), set(listing.names))
+def list_manifest(source: Source, files: set[str], images: set[str], base: str) -> Listing | None:
+    """What the manifest in `base` lists; None when it has no column of files. Raises InputError."""
+    columns, rows = read_csv(source, base + MANIFEST)
+    place = f"{source.root}: {base}{MANIFEST}"
+    roles = next((roles for roles in (_SINGLE, _PAIR) if set(roles) <= set(columns)), None)
+    if roles is None or not rows:
+        return None
+    rows = [(line, row) for line, row in rows if any(row[role] for role in roles)]
+    listing = _names(rows, roles, base, images, place)
+    _add_clips(listing, rows, roles, base, place)
+    array = next((name for name in _ARRAYS if base + name in files), None)
+    if array and any(row.get("landmarks_row") for _, row in rows):
+        listing.points = _ARRAYS[array]
+        _add_landmarks(listing, rows, roles, base, source, array)
     return listing
 
 
-def _base(files: Collection[str]) -> str | None:
-    """The prefix of the manifest: the root, or the one top-level folder (a zipped folder has its name in front)."""
-    if _MANIFEST in files:
-        return ""
-    tops = {name.split("/", 1)[0] for name in files}
-    if len(tops) == 1 and f"{next(iter(tops))}/{_MANIFEST}" in files:
-        return next(iter(tops)) + "/"
-    return None
-
-
-def _read_rows(source: Source, base: str) -> list[dict[str, str]] | None:
-    place = f"{source.root}: {base}{_MANIFEST}"
-    try:
-        text = source.read(base + _MANIFEST).decode("utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    except (UnreadableFile, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{place} cannot be read ({error}): save it as UTF-8 CSV, or remove it") from error
-    if not rows or "file" not in rows[0]:
-        return None
-    return [row for row in rows if row["file"]]
-
-
-def _from_rows(rows: list[dict[str, str]], base: str, images: set[str]) -> Listing:
+def _names(rows: Rows, roles: tuple[str, ...], base: str, images: set[str], place: str) -> Listing:
+    """names, pairs, splits and missing."""
+    listing = Listing([], layout="manifest of pairs" if roles == _PAIR else "manifest")
+    if roles == _PAIR:
+        listing.pairs = []
     names: set[str] = set()
-    missing = []
-    for row in rows:
-        name = _image_name(row, base, images)
-        if name is None:
-            missing.append((f"{base}images/{row['file']}", f"named in {_MANIFEST} but not there"))
-        elif name in names:
-            missing.append((name, f"named twice in {_MANIFEST}; the first row counts"))
-        else:
+    for line, row in rows:
+        found = []
+        for role in roles:
+            if not row[role]:
+                raise InputError(f"{place} line {line}: {role} is empty: each row needs both files of a pair")
+            name = image_name(row[role], base, images)
+            if name is None:
+                listing.missing.append((f"{base}images/{row[role]}", f"named in {MANIFEST} but not there"))
+                continue
+            if name in names and roles == _SINGLE:
+                listing.missing.append((name, f"named twice in {MANIFEST}; the first row counts"))
+                continue
             names.add(name)
-    return Listing(sorted(names), missing=missing)
+            found.append(name)
+            if split := split_name(row.get("split", "")):
+                listing.splits.setdefault(name, split)
+        if roles == _PAIR and len(found) == 2:
+            listing.pairs.append((found[0], found[1]))
+    listing.names = sorted(names)
+    return listing
 
 
-def _image_name(row: dict[str, str], base: str, images: Collection[str]) -> str | None:
-    for name in (f"{base}images/{row['file']}", f"{base}{row['file']}"):
-        if name in images:
-            return name
-    return None
-
-
-def _read_landmarks(source: Source, base: str) -> np.ndarray:
-    place = f"{source.root}: {base}{_LANDMARKS}"
-    try:
-        array = np.load(io.BytesIO(source.read(base + _LANDMARKS)), allow_pickle=False)
-    except (UnreadableFile, ValueError, EOFError, OSError) as error:
-        raise InputError(f"{place} is not a readable .npy array ({error})") from error
-    if array.ndim != 3 or array.shape[1:] != (POINTS, 2) or array.dtype.kind not in "fiu":
-        raise InputError(f"{place} holds {array.dtype} {array.shape}; expected floats of shape (N, {POINTS}, 2)")
-    return array.astype(np.float32)
-
-
-def _match_landmarks(
-    rows: list[dict[str, str]], base: str, array: np.ndarray, names: set[str]
-) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for line, row in enumerate(rows, start=2):
-        name, text = _image_name(row, base, names), (row.get("landmarks_row") or "").strip()
-        if name is None or name in found or text in ("", "-1"):
+def _add_clips(listing: Listing, rows: Rows, roles: tuple[str, ...], base: str, place: str) -> None:
+    names = set(listing.names)
+    for line, row in rows:
+        clip = row.get("video") or row.get("identity")
+        frame = (row.get("frame") or "").strip()
+        if roles != _SINGLE or not clip or not frame or _is_negative(clip):
             continue
-        if not text.isdecimal() or int(text) >= len(array):
-            rows_there = f"{_LANDMARKS} has rows 0 to {len(array) - 1}"
-            raise InputError(f"{base}{_MANIFEST} line {line}: landmarks_row is {text!r}, but {rows_there}")
-        points = array[int(text)]
-        if np.isfinite(points).all():
-            found[name] = points
-    return found
+        try:
+            number = float(frame)
+        except ValueError:
+            number = math.nan
+        if not number.is_integer():
+            raise InputError(f"{place} line {line}: frame is {frame!r}; expected a whole number")
+        name = image_name(row["file"], base, names)
+        if name is not None and number >= 0:
+            who = (split_name(row.get("split", "")), row.get("person", ""), clip.strip())
+            listing.frames.setdefault(name, ("\0".join(who), int(number)))
+
+
+def _is_negative(text: str) -> bool:
+    try:
+        return float(text) < 0
+    except ValueError:
+        return False
+
+
+def _add_landmarks(
+    listing: Listing, rows: Rows, roles: tuple[str, ...], base: str, source: Source, array_name: str
+) -> None:
+    count, names = listing.points, set(listing.names)
+    array = read_points(source, base + array_name, (2, count, 2) if roles == _PAIR else (count, 2))
+    if count == KEYPOINTS:
+        array = mark_missing(array)
+    array = array.reshape(len(array), len(roles), count, 2)
+    for line, row in rows:
+        text = (row.get("landmarks_row") or "").strip()
+        for role, points in enumerate(_row(array, text, source, base, line, array_name)):
+            name = image_name(row[roles[role]], base, names)
+            if name is None or name in listing.landmarks or name in listing.unmarked:
+                continue
+            usable = np.isfinite(points)
+            if usable.all() or (count == KEYPOINTS and usable.any()):
+                listing.landmarks[name] = points
+            else:
+                listing.unmarked[name] = (
+                    "no key point is known" if count == KEYPOINTS else "its landmarks are not all finite numbers"
+                )
+
+
+def _row(array: np.ndarray, text: str, source: Source, base: str, line: int, array_name: str) -> np.ndarray:
+    """(roles, points, 2); nothing for rows without landmarks."""
+    if text in ("", "-1"):
+        return array[:0]
+    if not text.isdecimal() or int(text) >= len(array):
+        raise InputError(
+            f"{source.root}: {base}{MANIFEST} line {line}: landmarks_row is {text!r}, but {array_name} has rows "
+            f"0 to {len(array) - 1}"
+        )
+    return array[int(text)]

@@ -1,0 +1,83 @@
+"""The images of a set that a system can use: of one split, with the points it needs, in pairs or clips."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.data.landmarks import points_name
+from engine.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.data.dataset import ImageSet
+
+_COUNTS = {2: "two", 3: "three"}
+
+
+def of_split(images: "ImageSet", split: str) -> "ImageSet":
+    """The images of the split, or of its numbered parts ("test": also test1, test2 ...); "" = all.
+
+    Raises InputError where there is no such split, naming those there are.
+    """
+    if not split:
+        return images
+    if images.splits is None:
+        raise InputError(f"{images.root} has no splits (a column split in manifest.csv): leave out the split {split!r}")
+    keep = np.array([name == split or name.rstrip("0123456789") == split for name in images.splits], bool)
+    if not keep.any():
+        there = ", ".join(sorted(set(filter(None, images.splits)))) or "none"
+        raise InputError(f"{images.root} has no split {split!r}; its splits: {there}")
+    return images.subset(keep)
+
+
+def with_points(images: "ImageSet", points: int) -> "ImageSet":
+    """The images with landmarks. Raises InputError where there are none, or of another number."""
+    listing, needed = images.listing, points_name(points)
+    if not listing.landmarks:
+        hint = f"; try {images.root / listing.nested[0]}" if listing.nested else ""
+        array = "keypoints_18.npy" if points == 18 else f"landmarks_{points}.npy"
+        raise InputError(f"{images.root} has no landmarks (manifest.csv with landmarks_row, {array}){hint}")
+    if listing.points != points:
+        found = points_name(listing.points)
+        raise InputError(f"{images.root} has {found} for each image, this needs {needed}: give a set that has them")
+    marked = np.array([name in listing.landmarks for name in images.paths], bool)
+    without = [images.paths[index] for index in np.flatnonzero(~marked)]
+    return images.subset(marked, [(name, listing.unmarked.get(name, "no landmarks")) for name in without])
+
+
+def in_groups(images: "ImageSet", members: int) -> "ImageSet":
+    """For 2: the images in pairs, where the set has pairs; else, and for 3, those in clips of at least so many frames.
+
+    Says on standard error how many others are left out. Raises InputError when none remains.
+    """
+    if members == 1:
+        return images
+    if members == 2 and images.pairs is not None:
+        if not len(images.pairs):
+            raise InputError(f"{images.root}: its pairs file names no two images that can be used")
+        keep = np.zeros(len(images), bool)
+        keep[images.pairs] = True
+        lacking = "are in no pair"
+    else:
+        keep, lacking = _in_long_clips(images, members), f"are in no clip of {_COUNTS[members]} frames"
+    if not keep.all():
+        count = int((~keep).sum())
+        print(f"kiln: {images.name}: {count:,} images {lacking} and left out, {keep.sum():,} used", file=sys.stderr)
+        images = images.subset(keep)
+    return images
+
+
+def _in_long_clips(images: "ImageSet", members: int) -> np.ndarray:
+    frames = f"{_COUNTS[members]} frames"
+    if images.clips is None and not images.listing.frames:
+        has = "has pairs but no clips" if images.pairs is not None else "has no clips"
+        pairs = ", or a pairs.csv" if members == 2 else ""
+        raise InputError(
+            f"{images.root} {has}, this needs {frames} of one video: give a manifest.csv with the columns video (or "
+            f"identity) and frame{pairs}"
+        )
+    clips = np.full(len(images), -1) if images.clips is None else images.clips
+    lengths = np.bincount(clips[clips >= 0], minlength=1)
+    if lengths.max() < members:
+        raise InputError(f"{images.root}: all its clips are shorter than {frames} (longest: {max(lengths.max(), 1)})")
+    return (clips >= 0) & (lengths[clips] >= members)

@@ -1,0 +1,37 @@
+"""Listing: what a data layout offers, by image name, before any image has been decoded."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Listing:
+    """names       sorted image names
+    layout      which layout it is, in a few words
+    points      how many points `landmarks` holds for each image; 0: the layout has none
+    landmarks   name -> (points, 2) float32, x and y in pixels of the file; NaN: a missing key point
+    unmarked    name -> why it has no landmarks, where there is more to say than that it has none
+    frames      name -> (clip, frame number), for the images that are frames of a clip
+    pairs       (source name, target name) in the order of the file; None: there is no pairs file
+    splits      name -> split
+    identities  name -> number of the person
+    attributes  attribute -> {name: whether it has it}
+    missing     (name, reason) of what the layout names and cannot be used
+    ignored     how many files are neither images nor tables of the layout
+    nested      folders inside that hold sets of their own
+    """
+
+    names: list[str]
+    layout: str = "images"
+    points: int = 0
+    landmarks: dict[str, np.ndarray] = field(default_factory=dict)
+    unmarked: dict[str, str] = field(default_factory=dict)
+    frames: dict[str, tuple[str, int]] = field(default_factory=dict)
+    pairs: list[tuple[str, str]] | None = None
+    splits: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, dict[str, bool]] = field(default_factory=dict)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    ignored: int = 0
+    nested: list[str] = field(default_factory=list)

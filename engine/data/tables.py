@@ -1,0 +1,65 @@
+"""CSV files, arrays and image names as the layouts use them. Errors name the file and the line."""
+
+import csv
+import io
+from collections.abc import Collection
+
+import numpy as np
+
+from engine.data.sources import Source, UnreadableFile
+from engine.errors import InputError
+
+Rows = list[tuple[int, dict[str, str]]]
+_MISSING = -1  # in key point files
+_SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+def read_text(source: Source, name: str) -> str:
+    """The file as UTF-8 text. Raises InputError."""
+    try:
+        return source.read(name).decode("utf-8-sig")
+    except (UnreadableFile, UnicodeDecodeError) as error:
+        raise InputError(f"{source.root}: {name} cannot be read ({error}): save it as UTF-8, or remove it") from error
+
+
+def read_csv(source: Source, name: str) -> tuple[list[str], Rows]:
+    """Columns, and (line number, row) of each row; fields a row lacks are "". Raises InputError."""
+    reader = csv.DictReader(io.StringIO(read_text(source, name), newline=""), restval="")
+    try:
+        columns = list(reader.fieldnames or [])
+        return columns, [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{source.root}: {name} line {reader.line_num} is not CSV ({error})") from error
+
+
+def read_points(source: Source, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The array in a .npy file as float32. shape: of one row. Raises InputError."""
+    place = f"{source.root}: {name}"
+    try:
+        array = np.load(io.BytesIO(source.read(name)), allow_pickle=False)
+    except (UnreadableFile, ValueError, EOFError, OSError) as error:
+        raise InputError(f"{place} is not a readable .npy array ({error})") from error
+    if array.shape[1:] != shape or array.dtype.kind not in "fiu":
+        expected = ", ".join(["N", *map(str, shape)])
+        raise InputError(f"{place} holds {array.dtype} {array.shape}; expected floats of shape ({expected})")
+    return array.astype(np.float32)
+
+
+def mark_missing(keypoints: np.ndarray) -> np.ndarray:
+    """keypoints: (..., 2). A point with -1 or something infinite for a coordinate becomes NaN, NaN."""
+    missing = ((keypoints == _MISSING) | ~np.isfinite(keypoints)).any(axis=-1, keepdims=True)
+    return np.where(missing, np.float32(np.nan), keypoints)
+
+
+def split_name(text: str) -> str:
+    """ "train", "val" or "test" for their usual spellings; anything else as it is, in lower case."""
+    text = text.strip().lower()
+    return _SPLITS.get(text, text)
+
+
+def image_name(text: str, base: str, images: Collection[str]) -> str | None:
+    """The image that a table means by `text`: in the folder images/ or beside the table; None when it is not there."""
+    for name in (f"{base}images/{text}", f"{base}{text}"):
+        if name in images:
+            return name
+    return None
