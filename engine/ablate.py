@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,8 +29,12 @@ from engine.evaluation.base import Evaluation, Means
 from engine.evaluation.measures import UNITS, Measures, panels, skipped
 from engine.faces import FaceFinder
 
+if TYPE_CHECKING:
+    from engine.data import ImageSet
+
 # avatars that are measured on where there is no data set: other people than those trained on, and how many
 HELD_OUT_SEED, HELD_OUT = 1, 128
+TEST = "test"  # the split of --data that is measured on
 FRAMES = 4  # of each, for systems that need two images of a person
 # what rows may differ in without being another experiment, and what a longer budget changes
 _FREE = {"out", "steps", "device", "threads", "cuda_graph", "loader", "log_every", "sample_every", "checkpoint_every",
@@ -46,7 +50,10 @@ class Arguments(Choices):
     out: Path
     """Folder to write: one run folder for each row, the table and the figure."""
     eval_data: Path | None = None
-    """Images that were not trained on, to measure on; needed with --data."""
+    """Images that were not trained on, to measure on; without it, the split test of --data where --split train is
+    trained on, and other avatars where there is no --data."""
+    eval_split: str = ""
+    """Only the images of this split of --eval-data."""
     rows: str = ""
     """Only these rows, separated by commas; all without."""
 
@@ -117,7 +124,7 @@ def plan(arguments: Arguments, words: Sequence[str]) -> list[Row]:
             config, origins = resolve(["--system", arguments.system, *words, *own, "--out", str(folder)])
         except InputError as error:
             raise InputError(f"row {label!r}: {error}") from None
-        rows.append(Row(label, config, origins | dict.fromkeys(fields, f"row {label}")))
+        rows.append(Row(label, config, origins))
     return rows
 
 
@@ -149,7 +156,7 @@ def standing(row: Row) -> int:
                 "another --out"
             )
     found = checkpoint.latest(folder)
-    done = 0 if found is None else checkpoint.load(found).step
+    done = 0 if found is None else int(found.name.removeprefix("step_"))
     if done > row.config.steps:
         raise InputError(f"{folder} has done {done} steps, more than --steps {row.config.steps}: rows need the same")
     return done
@@ -181,31 +188,34 @@ def _forget() -> None:
         torch.cuda.empty_cache()
 
 
-def held_out(config: TrainConfig, given: Path | None, out: Path) -> Path:
-    """Images to measure on: what was given, or avatars that no run was trained on. Raises InputError for a folder's."""
-    if given is not None:
-        return given
+def held_out(config: TrainConfig, arguments: Arguments) -> tuple[Path, str]:
+    """Images to measure on, and their split: what was given, the test split, or other avatars. Raises InputError."""
+    if arguments.eval_data is not None:
+        return arguments.eval_data, arguments.eval_split
+    if config.data is not None and config.split and config.split != (arguments.eval_split or TEST):
+        return config.data, arguments.eval_split or TEST
     if config.data is not None:
-        raise InputError("give images that were not trained on to measure on: --eval-data PATH")
+        raise InputError(
+            "images to measure on, that are not trained on, are needed: --eval-data PATH, or --split train where the "
+            f"data have a split {TEST!r} too"
+        )
     from engine.data import avatars
     from engine.systems import system_class
 
-    system, folder = system_class(config.system), out / "held-out"
+    system, folder = system_class(config.system), arguments.out / "held-out"
     if not folder.is_dir():
         print(f"rendering {HELD_OUT} avatars that are not trained on into {folder}", flush=True)
         frames = FRAMES if system.kind == "drive" else 1
         avatars.write(folder, HELD_OUT // frames, 128 if config.resolution <= 128 else 256, HELD_OUT_SEED, frames)
-    return folder / system.needs(config)[0].look
+    return folder / system.needs(config)[-1].look, ""
 
 
-def measure_all(rows: Sequence[Row], data: Path, arguments: Arguments, finder: FaceFinder) -> Found:
+def measure_all(rows: Sequence[Row], dataset: "ImageSet", arguments: Arguments, finder: FaceFinder) -> Found:
     """Every row on the same images, from the same noise."""
     from engine import checkpoint
-    from engine.systems import load_trained, system_class
+    from engine.systems import load_trained
 
     found = {}
-    kind = system_class(arguments.system).kind
-    dataset = open_set(rows[0].config, data, kind)
     for row in rows:
         print(f"\nmeasuring {row.label} on {dataset.summary()}", flush=True)
         device = pick_device(row.config.device)
@@ -218,7 +228,7 @@ def measure_all(rows: Sequence[Row], data: Path, arguments: Arguments, finder: F
     return found
 
 
-def write(arguments: Arguments, rows: Sequence[Row], data: Path, found: Found) -> str:
+def write(arguments: Arguments, rows: Sequence[Row], dataset: "ImageSet", found: Found) -> str:
     """Write table.md, table.csv, figure.png and (last) table.json; returns the table for the terminal."""
     out, labels = arguments.out, [row.label for row in rows]
     results = {label: measures[evaluation.result] for label, (evaluation, measures) in found.items()}
@@ -235,7 +245,7 @@ def write(arguments: Arguments, rows: Sequence[Row], data: Path, found: Found) -
         "system": arguments.system,
         "steps": rows[0].config.steps,
         "seed": rows[0].config.seed,
-        "data": str(data),
+        "data": str(dataset.root),
         **first.about(),
         "weights": arguments.weights,
         "rows": {row.label: {"run": str(row.config.out), "fields": fields[row.label]} for row in rows},
@@ -257,22 +267,15 @@ def main(argv: list[str]) -> int:
     arguments.check()
     finder = FaceFinder()
     rows = plan(arguments, words)
-    data = held_out(rows[0].config, arguments.eval_data, arguments.out)
-    open_set(rows[0].config, data, _kind(arguments.system))
+    dataset = open_set(rows[0].config, *held_out(rows[0].config, arguments))
     # an earlier table must not look like the result of this command
     for name in ("table.md", "table.csv", "table.json", "figure.png"):
         (arguments.out / name).unlink(missing_ok=True)
     if status := train_all(rows):
         return status
-    found = measure_all(rows, data, arguments, finder)
-    print(f"\n{write(arguments, rows, data, found)}\n{arguments.out / 'table.json'}")
+    found = measure_all(rows, dataset, arguments, finder)
+    print(f"\n{write(arguments, rows, dataset, found)}\n{arguments.out / 'table.json'}")
     return 0
-
-
-def _kind(system: str) -> str:
-    from engine.systems import system_class
-
-    return system_class(system).kind
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class Arguments(Choices):
     """Run folder (its newest good checkpoint) or checkpoint folder."""
     data: Path
     """Folder or zip of images that were not trained on (pairs or clips for ggb and reenact)."""
+    split: str = ""
+    """Only the images of this split of --data, for example test."""
     training: Path | None = None
     """The images a generator was trained on, to find copies of them; default the run's own data."""
     out: Path | None = None
@@ -75,16 +77,20 @@ class Arguments(Choices):
     """Run the plain PyTorch references instead of the fused operators."""
 
 
-def open_set(config: "TrainConfig", path: Path | None, kind: str) -> "ImageSet":
-    """The images at `path` (None: embedded) with what a system of this kind needs. Raises InputError."""
+def open_set(config: "TrainConfig", path: Path | None, split: str = "", *, single: bool = False) -> "ImageSet":
+    """The images at `path` (None: embedded) with what using the system needs; single: any images. Raises InputError."""
     from engine.data import open_dataset
     from engine.systems import system_class
 
-    need = system_class(config.system).needs(config)[0]
-    points = {"drive": need.points, "refine": 68 if getattr(config, "landmarks", False) else 0}.get(kind, 0)
-    members = 2 if kind == "drive" else 1
+    system = system_class(config.system)
+    need = system.needs(config)[0]
+    points, members = 0, 1
+    if not single and system.kind == "drive":
+        points, members = need.points, 2
+    elif not single and getattr(config, "landmarks", False):
+        points = need.points
     shape = {"channels": config.channels, "resolution": config.resolution}
-    return open_dataset(path, **shape, points=points, members=members, look=need.look)
+    return open_dataset(path, **shape, points=points, members=members, split=split, look=need.look)
 
 
 def training_set(config: "TrainConfig", given: Path | None, fallback: "ImageSet") -> "ImageSet":
@@ -93,7 +99,7 @@ def training_set(config: "TrainConfig", given: Path | None, fallback: "ImageSet"
         print(f"kiln evaluate: note: {config.data} is gone: copies are looked for in --data; or give --training",
               file=sys.stderr)  # fmt: skip
         return fallback
-    return open_set(config, given or config.data, "generate")
+    return open_set(config, given or config.data, config.split if given is None else "")
 
 
 def evaluate(model: Trained, dataset: "ImageSet", choices: Choices, *, training: Path | None = None,
@@ -108,7 +114,7 @@ def evaluate(model: Trained, dataset: "ImageSet", choices: Choices, *, training:
     if choices.real is not None and kind != "refine":
         raise InputError(f"--real is for systems that refine images, not for {model.config.system}")
     if kind == "refine":
-        real = None if choices.real is None else open_set(model.config, choices.real, "real")
+        real = None if choices.real is None else open_set(model.config, choices.real, single=True)
         return Refined(model, dataset, real=real, limit=choices.limit, batch_size=batch_size)
     if kind == "generate":
         known = training_set(model.config, training, dataset)
@@ -149,14 +155,15 @@ def main(argv: list[str]) -> int:
     finder, device = FaceFinder(), pick_device(arguments.device)
 
     from engine import checkpoint
-    from engine.systems import load_trained, system_class
+    from engine.systems import load_trained
 
     stored = checkpoint.load(arguments.model)
     module, config = load_trained(stored.path, device, fused=not arguments.eager, ema=arguments.weights == "ema")
     model = Trained(module, config, device)
-    dataset = open_set(config, arguments.data, system_class(config.system).kind)
+    dataset = open_set(config, arguments.data, arguments.split)
     run_dir = stored.path.absolute().parent.parent
-    out = arguments.out or run_dir / "evaluation" / f"{Path(dataset.name).stem}-step_{stored.step:08d}"
+    name = "-".join(filter(None, (Path(dataset.name).stem, arguments.split)))
+    out = arguments.out or run_dir / "evaluation" / f"{name}-step_{stored.step:08d}"
     print(f"data    {dataset.summary()}", flush=True)
     evaluation = evaluate(model, dataset, arguments, training=arguments.training, batch_size=arguments.batch_size,
                           seed=arguments.seed)  # fmt: skip
@@ -168,7 +175,8 @@ def main(argv: list[str]) -> int:
     )
     evaluation.draw(measures, out)
     about = describe(model, stored, evaluation)
-    about |= {"weights": arguments.weights, "data": str(arguments.data), "seed": arguments.seed}
+    about |= {"weights": arguments.weights, "data": str(arguments.data), "split": arguments.split}
+    about["seed"] = arguments.seed
     written = write(out, about, measures)
     print(f"{table(measures)}\n{written}")
     return 0
