@@ -64,6 +64,8 @@ class TrainConfig:
     """What to train; `--system S --help` shows the options of S."""
     data: Path | None = None
     """Folder or zip of images; without it, the embedded avatars."""
+    split: str = ""
+    """Train on this split of --data only, for example train; without, on all of it."""
     out: Path | None = None
     """Run folder to write; default runs/SYSTEM-TIME."""
     resume: Switch = field(default=False, metadata=_NOT_SAVED)
