@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from engine import marking, pictures
 from engine.cli import parse, run
-from engine.data.manifest import list_images
+from engine.data.layouts import list_images
 from engine.data.normalise import BadImage
 from engine.data.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
 from engine.environment import pick_device

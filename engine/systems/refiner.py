@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 BETAS = (0.9, 0.999)
 
+ABLATION: dict[str, dict[str, Any]] = {"A": {"model": "A"}, "B": {"model": "B"}, "C": {"model": "C"}}
+"""The paper's three models: where the generator sees the image."""
+
 
 @dataclass(frozen=True)
 class RefinerConfig(TrainConfig):
