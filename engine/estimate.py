@@ -1,9 +1,8 @@
 """--dry-run: what a configuration would train, and the memory that its step takes."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from engine.config import Origins, TrainConfig, table
 from engine.errors import InputError
@@ -13,7 +12,7 @@ from engine.systems import build
 
 def describe(config: TrainConfig, origins: Origins) -> str:
     """Configuration, data, parameters and memory, for the terminal. Nothing is trained and no run folder is made."""
-    system = build(replace(config, fused=False), "meta")
+    system = build(config, "meta")
     networks = "\n".join(f"  {name:<15} {parameter_count(net):>12,}" for name, net in system.networks().items())
     parts = step_bytes(config)
     memory = "\n".join(
@@ -53,22 +52,24 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
 def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
     """(elements that one sample leaves behind for the backward pass, those of the largest tensor among them).
 
-    network, inputs: on the meta device, where autograd notes what it would keep and nothing is computed.
+    network: on the meta device, where operators give shapes without computing; inputs: of one sample.
     """
     parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in parameters:
-            # the storage is held, so that no other takes its number
-            kept[storage._cdata] = (storage.nbytes() // tensor.element_size(), storage)
+            kept[storage._cdata] = storage  # held, so that no other takes its place
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        note(network(*inputs))
-    sizes = [elements for elements, _ in kept.values()]
-    return sum(sizes), max(sizes)
+    for tensor in tree_leaves(inputs):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            tensor.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(*inputs)
+    sizes = [storage.nbytes() // 4 for storage in kept.values()]
+    return sum(sizes), max(sizes, default=0)
 
 
 def _data(config: TrainConfig) -> str:
