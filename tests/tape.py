@@ -36,7 +36,9 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Tape(NoWaiting):
-    """A recorder of engine.graph. As on a GPU, recording leaves tensors as they were, and what it makes is garbage."""
+    """A recorder of engine.graph. As on a GPU, recording leaves tensors and random numbers as they were, and what it
+    makes is garbage.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,8 +51,10 @@ class Tape(NoWaiting):
 
     def record(self, work: Callable[[], Losses]) -> Losses:
         self._tape, self._written = [], []
+        chance = torch.get_rng_state()
         with self:
             losses = work()
+        torch.set_rng_state(chance)
         with torch.no_grad():
             for tensor, before in reversed(self._written):
                 tensor.copy_(before)

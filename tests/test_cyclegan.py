@@ -18,8 +18,9 @@ from engine.networks.patchgan import PatchDiscriminator
 from engine.networks.resnet import ResnetGenerator
 from engine.systems import build, load_trained
 from engine.systems.cyclegan import CycleganSystem
-from tests.tape import NoWaiting, rates_on_device
-from tests.unpaired import RandomTape, batch_of, config_of
+from tests.tape import NoWaiting, Tape, rates_on_device
+from tests.training_fakes import assert_same, batch_of, tiny_config
+from tests.training_fakes import everything as weights_and_state
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 OWN = {"--blocks": "2", "--patch-layers": "2", "--pool": "0", "--lr": "0.001"}
@@ -28,7 +29,8 @@ FORMS = pytest.mark.parametrize("form", [PAPER, FAST], ids=["paper", "fast"])
 
 
 def tiny(*flags: str, mode: str = "--eager"):
-    return config_of("cyclegan", *flags, mode=mode, own=OWN)
+    own = [word for pair in OWN.items() if pair[0] not in flags for word in pair]
+    return tiny_config(*own, *flags, mode=mode, system="cyclegan")
 
 
 def train(system: CycleganSystem, first: int, last: int, step=None) -> list[dict[str, float]]:
@@ -38,19 +40,7 @@ def train(system: CycleganSystem, first: int, last: int, step=None) -> list[dict
 
 
 def everything(system: CycleganSystem) -> dict:
-    return copy.deepcopy({"weights": system.weights(), "state": system.state_dict(), "random": random_state.capture()})
-
-
-def assert_same(a: object, b: object) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, (dict, list)):
-        assert len(a) == len(b)
-        for key in a if isinstance(a, dict) else range(len(a)):
-            assert_same(a[key], b[key])
-    else:
-        assert a == b
+    return weights_and_state(system) | {"random": copy.deepcopy(random_state.capture())}
 
 
 # networks, written out
@@ -195,7 +185,7 @@ def test_the_algebra_is_the_same_over_50_steps(form: tuple[str, ...], monkeypatc
     monkeypatch.setattr(CycleganSystem, "_run", lambda self, network, images: network(images))
     runs = []
     for mode in ("--fused", "--eager"):
-        system = build(tiny(*form, "--pool", "8", mode=mode), "cpu")
+        system = build(tiny(*form, "--pool", "8", "--blocks", "1", "--batch-size", "2", mode=mode), "cpu")
         for network in (*system.networks().values(), system.ema):
             network.double()
         torch.manual_seed(0)
@@ -249,7 +239,7 @@ def test_recorded_steps_are_the_plain_steps(mode: str, form: tuple[str, ...]) ->
     expected = train(plain, 0, 6)
     wanted = everything(plain)
     torch.manual_seed(0)
-    tape = RandomTape()
+    tape = Tape()
     assert train(recorded, 0, 6, GraphedStep(recorded, tape)) == expected
     assert tape.replays == 6 - WARM_UP
     assert_same(everything(recorded), wanted)

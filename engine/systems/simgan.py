@@ -153,7 +153,7 @@ class SimganSystem(System):
         if config.part_weight:
             self.parts = PartDiscriminators(config.resolution, **shape)
         if config.reg == "features":
-            self.features = ResnetFeatures(config.feature_weights, fused=config.fused).to(self.device)
+            self.features = self._build_features()
         for name, network in self.networks().items():
             # each network has its own stream: an option leaves the start of the others as it was
             he_normal(network, 1000 * config.seed + list(_NETWORKS).index(name))
@@ -167,6 +167,14 @@ class SimganSystem(System):
             optimiser.found_inf = self.idle[_NETWORKS[name]]
         # 0 while R learns from the self-regularisation alone
         self.adversarial = torch.zeros((), dtype=torch.float32, device=self.device)
+
+    def _build_features(self) -> ResnetFeatures:
+        """The fixed ResNet-18; says whose weights it has."""
+        features = ResnetFeatures(self.config.feature_weights, fused=self.config.fused)
+        if self.device.type != "meta":
+            known = features.digest != "random"
+            print(f"resnet  {f'sha256 {features.digest}' if known else 'fixed random weights (no --feature-weights)'}")
+        return features.to(self.device)
 
     def _directions(self) -> list[Direction]:
         side = self.config.resolution
