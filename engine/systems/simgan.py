@@ -46,10 +46,11 @@ class SimganConfig(TrainConfig):
         "quick": {
             "steps": 800,
             "batch_size": 8,
-            "filters": 24,
+            "filters": 16,
             "lr": 5e-4,
+            "lr_schedule": "cosine",
             "ema": 0.99,
-            "lambda_reg": 1.0,
+            "lambda_reg": 4.0,
             "history": 512,
             "pretrain_refiner": 100,
             "pretrain_discriminator": 50,
