@@ -440,6 +440,7 @@ def test_what_a_step_needs() -> None:
     [
         (("--history", "3"), "--history must be 0 or at least --batch-size"),
         (("--refiner-steps", "0"), "--refiner-steps must be at least 1"),
+        (("--history", "-1"), "--history must not be negative"),
         (("--lambda-reg", "-1"), "--lambda-reg must not be negative"),
         (("--feature-weights", "w.pth"), "--feature-weights is for --reg features"),
         (("--reg", "features", "--feature-weights", "nowhere.pth"), "cannot read nowhere.pth"),

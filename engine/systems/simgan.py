@@ -103,7 +103,8 @@ class SimganConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(1, "blocks", "refiner_steps", "discriminator_steps")
-        self.at_least(0, "pretrain_refiner", "pretrain_discriminator", "lambda_reg", "cycle_weight", "part_weight")
+        self.at_least(0, "pretrain_refiner", "pretrain_discriminator", "history")
+        self.at_least(0, "lambda_reg", "cycle_weight", "part_weight")
         if self.history and self.history < self.batch_size:
             raise InputError(f"--history must be 0 or at least --batch-size ({self.batch_size}), got {self.history}")
         if self.feature_weights and self.reg != "features":
