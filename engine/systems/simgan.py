@@ -63,7 +63,7 @@ class SimganConfig(TrainConfig):
             "filters": 64,
             "lr": 1e-3,
             "ema": 0.999,
-            "lambda_reg": 1.0,
+            "lambda_reg": 4.0,
             "history": 12_800,
             "pretrain_refiner": 500,
             "pretrain_discriminator": 200,
@@ -85,7 +85,7 @@ class SimganConfig(TrainConfig):
     """Steps at the start in which only the refiner learns, from the self-regularisation."""
     pretrain_discriminator: int = 200
     """Steps after these in which only the discriminator learns."""
-    lambda_reg: float = 1.0
+    lambda_reg: float = 4.0
     """Weight of the self-regularisation: how much of the input stays."""
     reg: Literal["l1", "l2", "features"] = "l1"
     """Measure of the self-regularisation: pixels, or features of a fixed ResNet-18."""
