@@ -97,10 +97,12 @@ class GgbConfig(TrainConfig):
     """Weight of RAPD's adversarial loss of each level beside its L1."""
     lambda_nvtd: float = 0.01
     """Weight of NVTD's adversarial loss of each level beside its L1."""
+    judge_rate: float = 1.0
+    """Learning rate of the discriminators (D, E, RAPD, NVTD) in that of the generator."""
 
     def check(self) -> None:
         super().check()
-        self.at_least(0, "lambda_real", "lambda_rapd", "lambda_nvtd")
+        self.at_least(0, "lambda_real", "lambda_rapd", "lambda_nvtd", "judge_rate")
         self.between(0, 0.25, "heatmap")
 
     def sigma(self) -> float:
@@ -133,9 +135,9 @@ class GgbSystem(System):
             network.to(self.device)
         # the moving average is for use: it normalises by the running means
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
-        self.add_optimiser("discriminator", self.discriminator, betas=BETAS)
+        self.add_optimiser("discriminator", self.discriminator, rate=config.judge_rate, betas=BETAS)
         if judged:
-            self.add_optimiser("blocks", self.blocks, betas=BETAS)
+            self.add_optimiser("blocks", self.blocks, rate=config.judge_rate, betas=BETAS)
         if self.sizes:
             self.add_optimiser("levels", self.generator.guided_parameters(), betas=BETAS)
         self.add_optimiser("generator", self.generator.image_parameters(), betas=BETAS)
