@@ -15,6 +15,7 @@ from engine.networks.layers import Conv, LandmarkConv, level_sizes
 
 POINTS = 68
 SLOPE = 0.2  # of LeakyReLU
+HEATMAP_SCALE = 0.2  # of the start values that meet heatmaps
 SPATIAL_DROPOUT, DROPOUT, PATCH_DROPOUT = 0.1, 0.5, 0.375  # between levels, in the residual block, in D
 
 
@@ -130,12 +131,15 @@ def initialise(network: nn.Module, seed: int) -> None:
     """Start values from the seed alone: the same for fused and eager, on every device, whatever ran before.
 
     Weights are normal with variance 1 / fan_in (the norms after nearly all layers make the scale irrelevant), biases 0.
+    Those of the heatmaps begin smaller: at the mouth twenty of them overlap, and would drown the image there.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
         if isinstance(layer, (Conv, LandmarkConv, nn.Conv2d)):
             with torch.no_grad():
                 drawn = torch.randn(layer.weight.shape, generator=generator)
+                if isinstance(layer, LandmarkConv):
+                    drawn[:, -POINTS:] *= HEATMAP_SCALE
                 layer.weight.copy_(drawn / math.sqrt(layer.weight[0].numel()))
                 if layer.bias is not None:
                     layer.bias.zero_()
