@@ -64,6 +64,8 @@ class TrainConfig:
     """What to train; `--system S --help` shows the options of S."""
     data: Path | None = None
     """Folder or zip of images; without it, the embedded avatars."""
+    split: str = ""
+    """Train on this split of --data only, for example train; without, on all of it."""
     out: Path | None = None
     """Run folder to write; default runs/SYSTEM-TIME."""
     resume: Switch = field(default=False, metadata=_NOT_SAVED)
@@ -96,8 +98,9 @@ class TrainConfig:
 
     lr: float = 1e-3
     """Learning rate (Adam)."""
-    lr_schedule: Literal["constant", "step", "cosine"] = "constant"
-    """constant; step: times --lr-decay every --lr-every steps; cosine: down to 0 at the last step."""
+    lr_schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
+    """constant; step: times --lr-decay every --lr-every steps; cosine: down to 0 at the last step; linear: constant in
+    the first half, then straight down to 0."""
     lr_warmup: int = 0
     """Steps in which the learning rate rises from 0."""
     lr_every: int = 2000

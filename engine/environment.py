@@ -30,6 +30,7 @@ PACKAGES = {
     "nvidia-dali-cuda130": "loading through DALI (CUDA 13 build)",
     "tensorboard": "TensorBoard events",
     "torchmetrics": "SSIM in `evaluate`",
+    "torch-fidelity": "Inception Score and FID in `evaluate`",
     "opencv-python-headless": "face detection in `evaluate`",
     "face-recognition": "identity similarity in `evaluate`",
 }

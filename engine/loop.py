@@ -78,7 +78,8 @@ def open_set(config: TrainConfig, path: Path | None, need: "Needs") -> "ImageSet
     from engine.data import open_dataset
 
     shape = {"channels": config.channels, "resolution": config.resolution}
-    return open_dataset(path, **shape, points=need.points, members=need.members, look=need.look)
+    split = config.split if path == config.data else ""
+    return open_dataset(path, **shape, points=need.points, members=need.members, split=split, look=need.look)
 
 
 def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"]) -> "Loader | Together":

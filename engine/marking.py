@@ -1,8 +1,8 @@
 """Saves generated images so that anyone can tell: every file says in its metadata that it is synthetic.
 
 XMP:  Iptc4xmpExt:DigitalSourceType = trainedAlgorithmicMedia, xmp:CreatorTool, dc:description
-EXIF: Software and ImageDescription; PNG files have them as tEXt chunks
-GIF animations say it in their comment, MP4 films in an XMP packet at their end
+EXIF: Software and ImageDescription; PNG files have them as tEXt chunks, GIF animations as a comment; MP4 films have the
+XMP packet alone
 """
 
 import io
@@ -22,6 +22,9 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".ti
 _SOFTWARE_TAG, _DESCRIPTION_TAG, _XMP_TAG = 0x0131, 0x010E, 700
 _XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes  # XMP specification, part 3: MPEG-4
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+# how an XMP packet lies in a GIF (XMP specification, part 3): an application extension, then bytes that lead a reader
+# who takes the packet for sub-blocks to its end
+_GIF_XMP, _GIF_XMP_END = b"\x21\xff\x0bXMP DataXMP", b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
 
 
 def xmp_packet(description: str) -> bytes:
@@ -65,6 +68,16 @@ def encode(image: Image.Image, suffix: str, description: str) -> bytes:
     return out.getvalue()
 
 
+def encode_animation(frames: Sequence[Image.Image], milliseconds: int, description: str) -> bytes:
+    """An endless GIF of frames of one size, each shown for so long, marked as synthetic."""
+    out = io.BytesIO()
+    comment = f"{SOFTWARE}. {description}".encode()
+    first, *others = frames
+    first.save(out, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0, comment=comment)
+    body, trailer = out.getvalue()[:-1], out.getvalue()[-1:]
+    return body + _GIF_XMP + xmp_packet(description) + _GIF_XMP_END + trailer
+
+
 def _exif(description: str) -> Image.Exif:
     exif = Image.Exif()
     exif[_SOFTWARE_TAG], exif[_DESCRIPTION_TAG] = SOFTWARE, description
@@ -74,15 +87,6 @@ def _exif(description: str) -> Image.Exif:
 def save(image: Image.Image, path: Path, description: str) -> None:
     """Write a marked file atomically, in the format of its suffix. Raises OSError where it cannot be written."""
     atomic.write_bytes(path, encode(image, path.suffix, description))
-
-
-def save_animation(images: Sequence[Image.Image], path: Path, description: str, *, fps: float) -> None:
-    """Write a marked GIF that repeats for ever, atomically. Raises OSError where it cannot be written."""
-    out = io.BytesIO()
-    first, *others = (image.convert("RGB") for image in images)
-    options = {"save_all": True, "append_images": others, "duration": max(20, round(1000 / fps)), "loop": 0}
-    first.save(out, "GIF", comment=f"{SOFTWARE}. {description}".encode(), **options)
-    atomic.write_bytes(path, out.getvalue())
 
 
 def mark_film(path: Path, description: str) -> None:

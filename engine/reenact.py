@@ -209,7 +209,8 @@ def main(argv: list[str]) -> int:
     out, images = arguments.output, to_images(results, arguments.size)
     for number, image in enumerate(images):
         marking.save(image, out / "frames" / f"{number:05d}.png", description)
-    marking.save_animation(images, out / "driven.gif", description, fps=arguments.fps)
+    animation = marking.encode_animation(images, round(1000 / arguments.fps), description)
+    atomic.write_bytes(out / "driven.gif", animation)
     marking.save(sheet(source, points, results), out / "sheet.png", description)
     missing = save_film(images, out / "driven.mp4", description, arguments.fps)
     if missing:

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_run import command, make_run
 
 from engine import evaluate, refine
-from engine.evaluation import figures
+from engine.evaluation import figures, refined
 from engine.evaluation import sliced_wasserstein as swd
 from engine.evaluation.identity import SKIPPED
 from engine.evaluation.likeness import likeness
@@ -140,10 +140,10 @@ def test_what_the_model_saw_is_interpolated_at_the_right_places():
     ramp = torch.arange(32.0).expand(1, 3, 32, 32) / 16 - 1
     for x in (ramp, ramp.transpose(2, 3)):
         for side in (8, 16):
-            found, last = evaluate.seen_by(x, side), 32 - 32 // side + 1
+            found, last = refined.seen_by(x, side), 32 - 32 // side + 1
             torch.testing.assert_close(found[:, :, :last, :last], x[:, :, :last, :last])
     constant = torch.full((2, 1, 16, 16), 0.3)
-    torch.testing.assert_close(evaluate.seen_by(constant, 8), constant)
+    torch.testing.assert_close(refined.seen_by(constant, 8), constant)
 
 
 def test_error_maps_average_the_channels():
@@ -236,7 +236,7 @@ def test_an_interrupted_evaluation_leaves_no_old_result(measured, monkeypatch, t
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "measure", interrupt)
+    monkeypatch.setattr(refined.Refined, "measure", interrupt)
     assert command(evaluate.main, *words) == 130
     assert not (tmp_path / "out" / "metrics.json").exists()
 

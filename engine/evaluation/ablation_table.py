@@ -1,0 +1,51 @@
+"""The table of an ablation: a line for each row, a column for each measure."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.evaluation.measures import MEASURES, number
+
+Table = dict[str, dict[str, float]]  # name of a measure -> {label of a row: value}
+
+
+def columns(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """results: label of a row -> measures of what its model made. Shares become percent."""
+    table = {}
+    for measure in MEASURES:
+        values = {label: number(measures, measure) for label, measures in results.items()}
+        if any(values.values()):
+            name = measure.label + (" (%)" if measure.percent else "")
+            scale = 100 if measure.percent else 1
+            table[name] = {label: scale * value[0] for label, value in values.items() if value is not None}
+    return table
+
+
+def _cells(table: Table, label: str) -> list[str]:
+    return [f"{values[label]:.4g}" if label in values else "" for values in table.values()]
+
+
+def markdown(table: Table, labels: Sequence[str], notes: Sequence[str]) -> str:
+    """The table and, below it, the notes."""
+    lines = [["row", *table], ["---"] * (1 + len(table)), *([label, *_cells(table, label)] for label in labels)]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *notes]) + "\n"
+
+
+def text(table: Table, labels: Sequence[str], notes: Sequence[str]) -> str:
+    """The same for the terminal."""
+    width = max(map(len, labels))
+    lines = [" " * width + "".join(f"  {name}" for name in table)]
+    for label in labels:
+        cells = (f"{cell:>{len(name)}}" for name, cell in zip(table, _cells(table, label), strict=True))
+        lines.append("  ".join([f"{label:<{width}}", *cells]))
+    return "\n".join([*lines, *notes])
+
+
+def comma_separated(table: Table, labels: Sequence[str]) -> str:
+    """CSV, with every digit."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["row", *table])
+    writer.writerows([label, *(values.get(label, "") for values in table.values())] for label in labels)
+    return out.getvalue()

@@ -1,0 +1,94 @@
+"""How good a system is that moves an image to other landmarks or another pose: ggb, reenact.
+
+A sample is a source and a target image of the same person; the result is made of the source and the target's points.
+"source" in the measures is what copying the source would give: a result no better than that has not moved.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import atomic
+from engine.evaluation import figures
+from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, spread_indices
+from engine.evaluation.fidelity import inception_measures
+from engine.evaluation.identity import SKIPPED, identity, landmark_error
+from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
+from engine.refine import to_network, to_pixels
+
+if TYPE_CHECKING:
+    from engine.data import ImageSet
+
+FACE_POINTS = 68
+NO_DETECTOR = "skipped: there is no detector for these points, only for the 68 of faces"
+
+
+class Driven(Evaluation):
+    """sources, results, targets; points (N, K, 2): those of the targets, in pixels of R."""
+
+    result = "result"
+
+    def __init__(self, model: Trained, dataset: "ImageSet", *, limit: int, batch_size: int):
+        from engine.data.groups import fixed_words
+        from engine.data.loader import group
+
+        groups = group(dataset, 2)
+        samples = spread_indices(groups.count, limit)
+        chosen = groups(samples, fixed_words(len(samples)))[:2].T
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for batch in in_batches(chosen, batch_size, "driving"):
+            parts.append(drive(model, dataset, batch))
+        self.sources, self.results, self.targets, self.points = map(torch.cat, zip(*parts, strict=True))
+        self._data = dataset
+
+    def measure(self, means: Means) -> Measures:
+        """ "result", "source" (as if it were the result) and "target"."""
+        sets = {"result": self.results, "source": self.sources, "target": self.targets}
+        found: Measures = {name: {} for name in sets}
+        for name in ("result", "source"):
+            found[name] |= compare(sets[name], self.targets)
+        found["result"]["swd"] = distribution_distance(self.results, self.targets, means.seed)
+        for name, rate in detection_rates(sets, means.finder).items():
+            found[name]["detection_rate"] = rate
+        found["result"]["identity"] = identity(self.results, self.sources) or SKIPPED
+        if self.points.shape[1] != FACE_POINTS:
+            found["result"]["landmark_error"] = NO_DETECTOR
+        else:
+            for name, images in sets.items():
+                error = landmark_error(images, self.points)
+                if error is None:
+                    found["result"]["landmark_error"] = SKIPPED
+                    break
+                found[name]["landmark_error"] = error
+        found["result"] |= inception_measures(
+            self.results, self.targets, means.inception, means.device, means.batch_size
+        )
+        return found
+
+    def rows(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Source and target."""
+        return {"source": self.sources[chosen], "target": self.targets[chosen]}
+
+    def about(self) -> dict[str, Any]:
+        return {"data_digest": self._data.digest, "images": len(self.results)}
+
+    def draw(self, measures: Measures, out: Path) -> None:
+        super().draw(measures, out)
+        chosen = self.examples()
+        maps = figures.heatmaps(self.rows(chosen), "result", self.results[chosen], self.targets[chosen])
+        atomic.write_bytes(out / "heatmaps.png", maps)
+
+
+def drive(model: Trained, dataset: "ImageSet", chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """chosen (B, 2): source and target -> sources, results, targets uint8, points of the targets float32 (B, K, 2)."""
+    pairs = list(read(dataset, chosen.reshape(-1), model.config))
+    pixels = np.stack([pixels for pixels, _ in pairs])
+    sources, targets = pixels[0::2], pixels[1::2]
+    points = torch.from_numpy(np.stack([points for _, points in pairs[1::2]]))
+    with torch.inference_mode():
+        results = model.module(to_network(np.ascontiguousarray(sources), model.device), points.to(model.device))
+    images = (sources, to_pixels(results), targets)
+    return *(torch.from_numpy(np.ascontiguousarray(image)) for image in images), points

@@ -1,0 +1,94 @@
+"""Inception Score and Fréchet Inception Distance by torch-fidelity, with Inception weights from a local file.
+
+Nothing is downloaded: without the file, or where torch-fidelity cannot be imported, the measures are skipped and say
+how to get them. A file that was asked for and is missing, or another one, is an error.
+"""
+
+import hashlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from engine.environment import attempt
+from engine.errors import InputError
+
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+SPLITS = 10  # of the Inception Score, as Salimans et al. 2016
+NO_WEIGHTS = f"skipped: no Inception weights; download {URL} and give it with --inception-weights"
+
+
+def check_weights(path: Path) -> None:
+    """Raises InputError unless `path` is torch-fidelity's Inception file."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.sha256()
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise InputError(f"--inception-weights {path}: {error.strerror}; the file is at {URL}") from None
+    if found.hexdigest() != DIGEST:
+        raise InputError(
+            f"--inception-weights {path} is not the known file (its SHA-256 begins with {found.hexdigest()[:8]}, not "
+            f"{DIGEST[:8]}); download {URL}"
+        )
+
+
+def usable() -> tuple[ModuleType | None, str | None]:
+    """(torch_fidelity, None), or (None, "skipped: why, and what to do")."""
+    module, problem = attempt("torch_fidelity")
+    if module is not None:
+        return module, None
+    if "torchvision" in problem:
+        cure = "torchvision does not fit this PyTorch: install both from one index, as pytorch.org says"
+    else:
+        cure = "pip install kiln-engine[fid]"
+    return None, f"skipped: torch-fidelity is not usable ({problem}); {cure}"
+
+
+class _Images(Dataset):
+    """(N, 3, R, R) uint8, one by one, as torch-fidelity reads."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._images[index]
+
+
+def inception_measures(
+    results: Tensor, reals: Tensor, weights: Path | None, device: torch.device, batch_size: int = 32
+) -> dict[str, dict[str, float] | float | str]:
+    """{"inception_score": {"mean", "std"}, "fid": value}, or why each was skipped.
+
+    results, reals: (N, C, R, R) and (M, C, R, R) uint8; grey is repeated. weights: a file that check_weights accepts.
+    The score is that of `results`, over 10 splits (fewer images: as many splits as images). With few images the FID is
+    biased upwards and the score downwards: compare only values of equal numbers.
+    """
+    module, why = usable() if weights is not None else (None, NO_WEIGHTS)
+    if module is None:
+        return {"inception_score": why, "fid": why}
+    if min(len(results), len(reals)) < 2:
+        why = "skipped: at least two images are needed"
+        return {"inception_score": why, "fid": why}
+    found = module.calculate_metrics(
+        input1=_Images(results),
+        input2=_Images(reals),
+        isc=True,
+        fid=True,
+        isc_splits=min(SPLITS, len(results)),
+        batch_size=batch_size,
+        cuda=device.type == "cuda",
+        feature_extractor_weights_path=str(weights),
+        cache=False,
+        save_cpu_ram=True,  # no worker processes
+        verbose=False,
+    )
+    score = {"mean": float(found["inception_score_mean"]), "std": float(found["inception_score_std"])}
+    return {"inception_score": score, "fid": float(found["frechet_inception_distance"])}

@@ -1,0 +1,105 @@
+"""How good a face generator is: began, dcgan, wgan. Images from noise, beside real ones and the training images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.evaluation.base import (
+    Evaluation,
+    Means,
+    Trained,
+    chunks,
+    in_batches,
+    read_all,
+    scaled,
+    spread_indices,
+)
+from engine.evaluation.fidelity import inception_measures
+from engine.evaluation.identity import SKIPPED, package, recognition
+from engine.evaluation.measures import Measures, detection_rates, distribution_distance
+from engine.evaluation.neighbours import nearest
+from engine.refine import to_pixels
+from engine.samples import save_grid
+
+if TYPE_CHECKING:
+    from engine.data import ImageSet
+
+
+class Generated(Evaluation):
+    """results: `count` images from noise of the seed; reals: as many of the data set; training: to find copies in."""
+
+    result = "generated"
+
+    def __init__(self, model: Trained, dataset: "ImageSet", training: "ImageSet", *, count: int, limit: int,
+                 batch_size: int, seed: int):  # fmt: skip
+        noise = model.module.noise(count, torch.Generator().manual_seed(seed))
+        results = []
+        for batch in in_batches(noise, batch_size, "generating"):
+            with torch.inference_mode():
+                results.append(torch.from_numpy(to_pixels(model.module(batch.to(model.device)))))
+        self.results = torch.cat(results)
+        self.real_indices = spread_indices(len(dataset), limit)
+        self.reals = read_all(dataset, self.real_indices, model.config)
+        self.training, self._data, self._config = training, dataset, model.config
+        self._known = spread_indices(len(training), limit)
+        self.nearest: Tensor | None = None
+
+    def measure(self, means: Means) -> Measures:
+        """ "generated" and "real"."""
+        sets = {"generated": self.results, "real": self.reals}
+        found: Measures = {"generated": {}, "real": {}}
+        found["generated"]["swd"] = distribution_distance(self.results, self.reals, means.seed)
+        found["generated"] |= inception_measures(
+            self.results, self.reals, means.inception, means.device, means.batch_size
+        )
+        for name, rate in detection_rates(sets, means.finder).items():
+            found[name]["detection_rate"] = rate
+        if package() is None:
+            found["generated"]["recognition"] = SKIPPED
+        else:
+            training = chunks(self.training, self._known, self._config, "recognising faces")
+            found["generated"]["recognition"] = recognition(self.results, training)
+        self._find_copies(found)
+        return found
+
+    def _find_copies(self, found: Measures) -> None:
+        """The nearest training image of every generated one; of the real ones too, as the scale to read it by."""
+        of_results = nearest(self.results, self._all("finding neighbours"))
+        itself = torch.from_numpy(self.real_indices) if self.training.digest == self._data.digest else None
+        self.nearest = of_results.images
+        distances = {"generated": of_results.distance}
+        if itself is None or len(self.training) > 1:
+            distances["real"] = nearest(self.reals, self._all("for the scale"), leave_out=itself).distance
+        for name, values in distances.items():
+            found[name]["nearest"] = {
+                "mean": float(values.mean()),
+                "std": float(values.std(correction=0)),
+                "least": float(values.min()),
+            }
+
+    def _all(self, what: str) -> Iterator[Tensor]:
+        return chunks(self.training, np.arange(len(self.training)), self._config, what)
+
+    def rows(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Nothing: they came from noise."""
+        return {}
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "data_digest": self._data.digest,
+            "images": len(self.results),
+            "real_images": len(self.reals),
+            "training": str(self.training.root),
+            "training_digest": self.training.digest,
+            "training_images": len(self.training),
+        }
+
+    def draw(self, measures: Measures, out: Path) -> None:
+        super().draw(measures, out)
+        chosen = self.examples()
+        rows = {"generated": scaled(self.results[chosen]), "nearest training": scaled(self.nearest[chosen])}
+        save_grid(rows, out / "neighbours.png")

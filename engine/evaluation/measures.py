@@ -1,0 +1,163 @@
+"""What is measured, in which unit, and how it reads as a table and as bars.
+
+The measures of an evaluation are {set of images: {measure: value}}: a number, {"mean": ..., "std": ...}, another dict
+of numbers, or a string that says why it was not measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.evaluation import sliced_wasserstein
+from engine.evaluation.likeness import likeness
+from engine.faces import FaceFinder
+
+Measures = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the table.
+
+    key, part  where its number stands in a set's measures: measures[key] or measures[key][part]
+    title      of its bars; None: no bars
+    """
+
+    key: str
+    part: str | None
+    label: str
+    unit: str
+    title: str | None = None
+    form: str = ".4f"
+    percent: bool = False
+
+
+MEASURES = (
+    Measure("l1", "mean", "l1", "mean absolute error with images in [-1, 1], as in the training's losses (0 to 2)",
+            "L1 (lower is better)"),
+    Measure("psnr", "mean", "psnr", "dB", "PSNR in dB"),
+    Measure("ssim", "mean", "ssim", "Gaussian window 11x11, sigma 1.5 (-1 to 1)", "SSIM"),
+    Measure("swd", "mean", "swd", "sliced Wasserstein distance to the set it is compared to x 1000, per level of the "
+            "Laplacian pyramid", "SWD x 1000 (lower is better)", ".2f"),
+    Measure("fid", None, "FID", "Fréchet Inception Distance (torch-fidelity)", "FID (lower is better)", ".2f"),
+    Measure("inception_score", "mean", "Inception Score", "1 to 1008 (torch-fidelity), mean and deviation over splits",
+            "Inception Score"),
+    Measure("detection_rate", None, "faces detected", "share of images in which OpenCV's frontal face cascade finds a "
+            "face", "faces detected, %", ".1%", percent=True),
+    Measure("identity", "distance", "identity", "face_recognition: mean embedding distance, share of pairs closer than "
+            "0.6 (same_person), pairs in which both had a face", "identity distance (lower is better)"),
+    Measure("identity", "same_person", "same person", "", "same person, %", ".1%", percent=True),
+    Measure("landmark_error", "percent", "landmark error", "mean distance of the 68 landmarks found in the images from "
+            "those wanted, in pixels and in percent of the distance between the outer corners of the eyes",
+            "landmark error, % of eye distance", ".2f"),
+    Measure("recognition", "not_detected", "no face (dlib)", "face_recognition: images without a face, and images "
+            "closer than 0.6 to a training face (identified)", "images without a face (dlib)", ".0f"),
+    Measure("recognition", "identified", "identified", "", "identified as a training face", ".0f"),
+    Measure("nearest", "mean", "nearest training", "root mean square distance to the nearest training image or its "
+            "mirror image, with images in [-1, 1]", "distance to the nearest training image"),
+)  # fmt: skip
+UNITS = {measure.key: measure.unit for measure in reversed(MEASURES)}
+
+
+def number(measures: Mapping[str, Any], measure: Measure) -> tuple[float, float | None] | None:
+    """(value, deviation or None) of one set of images; None where it was not measured."""
+    value = measures.get(measure.key)
+    if isinstance(value, Mapping):
+        deviation = value.get("std") if measure.part == "mean" else None
+        value = value.get(measure.part)
+    else:
+        deviation = None
+    return None if value is None or isinstance(value, str) else (float(value), deviation)
+
+
+def skipped(measures: Measures) -> dict[str, str]:
+    """Measure -> why it was not measured (of any set)."""
+    return {key: value for found in measures.values() for key, value in found.items() if isinstance(value, str)}
+
+
+def table(measures: Measures) -> str:
+    """The measures for the terminal: a column for each set of images; what was skipped, and why, below."""
+    lines = [f"{'':<16}" + "".join(f"{name:>12}" for name in measures)]
+    for measure in MEASURES:
+        lines += _lines(measures, measure)
+    labels = {measure.key: measure.label for measure in reversed(MEASURES)}
+    return "\n".join(lines + [f"{labels[key]:<16}    {why}" for key, why in skipped(measures).items()])
+
+
+def _lines(measures: Measures, measure: Measure) -> list[str]:
+    def line(label: str, values: list[float | None]) -> str:
+        return f"{label:<16}" + "".join(f"{'' if v is None else format(v, measure.form):>12}" for v in values)
+
+    found = [number(values, measure) for values in measures.values()]
+    if not any(found):
+        return []
+    lines = [line(measure.label, [value and value[0] for value in found])]
+    if measure.key == "swd":
+        levels = [values.get("swd") if isinstance(values.get("swd"), dict) else {} for values in measures.values()]
+        sides = [side for side in max(levels, key=len) if side != "mean"]
+        lines = [line(f"swd {side}x{side}", [level.get(side) for level in levels]) for side in sides] + lines
+    return lines
+
+
+def panels(measures: Measures) -> list[dict[str, Any]]:
+    """What figures.bars draws."""
+    found = []
+    for measure in MEASURES:
+        values = {name: number(values, measure) for name, values in measures.items()}
+        bars = {name: value for name, value in values.items() if value is not None}
+        if measure.title and bars:
+            scale = 100 if measure.percent else 1
+            bars = {name: (scale * value, deviation) for name, (value, deviation) in bars.items()}
+            found.append({"title": measure.title, "bars": bars})
+    return found
+
+
+# measures of whole sets
+
+
+def compare(results: Tensor, wanted: Tensor) -> dict[str, dict[str, float | None]]:
+    """L1, PSNR and SSIM of (N, C, R, R) uint8 image by image: mean and deviation.
+
+    The PSNR of equal images is infinite: they are counted ("equal") and left out; with no others there is no mean.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for key, values in likeness(results, wanted).items():
+        finite = values[values.isfinite()]
+        some = len(finite) > 0
+        found[key] = {
+            "mean": float(finite.mean()) if some else None,
+            "std": float(finite.std(correction=0)) if some else None,
+        }
+        if len(finite) < len(values):
+            found[key]["equal"] = float(len(values) - len(finite))
+    return found
+
+
+def spread(images: Tensor, count: int) -> Tensor:
+    """`count` images spread evenly over the set."""
+    return images[torch.arange(count) * len(images) // count]
+
+
+def distribution_distance(results: Tensor, reals: Tensor, seed: int) -> dict[str, float]:
+    """The sliced Wasserstein distance of as many images as both sets have."""
+    count = min(len(results), len(reals))
+    return sliced_wasserstein.distance(spread(results, count), spread(reals, count), seed=seed)
+
+
+def detection_rates(sets: Mapping[str, Tensor], finder: FaceFinder) -> dict[str, float]:
+    """Set -> share of its images (N, C, R, R) uint8 in which the cascade finds a face."""
+    rates = {}
+    total = sum(map(len, sets.values()))
+    with tqdm(total=total, unit=" images", desc="finding faces", disable=None, dynamic_ncols=True) as progress:
+        for name, images in sets.items():
+            hits = 0
+            for image in images:
+                hits += bool(finder.boxes(np.ascontiguousarray(image.permute(1, 2, 0).numpy()).squeeze()))
+                progress.update()
+            rates[name] = hits / len(images)
+    return rates

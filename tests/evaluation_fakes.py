@@ -1,0 +1,133 @@
+"""Two tiny systems for the tests of evaluate and ablate: one makes images from noise, one drives by landmarks."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from engine.config import TrainConfig
+from engine.data.needs import Needs
+from engine.networks.layers import initialise
+from engine.systems.base import System
+
+WAIST = 4
+ABLATION = {"plain": {"scale": 1.0}, "half": {"scale": 0.5}}
+
+
+@dataclass(frozen=True)
+class FakeConfig(TrainConfig):
+    """What both have."""
+
+    PRESETS: ClassVar = {"quick": {"steps": 3, "batch_size": 2, "resolution": 16, "sample_every": 0}, "paper": {}}
+
+    scale: float = 1.0
+    """Factor of the loss."""
+
+
+@dataclass(frozen=True)
+class FakeNoiseConfig(FakeConfig):
+    system: str = "fake_noise"
+
+
+@dataclass(frozen=True)
+class FakeDriveConfig(FakeConfig):
+    system: str = "fake_drive"
+
+
+class FakeNoiseGenerator(nn.Module):
+    """(B, WAIST) -> (B, C, R, R) in [-1, 1]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.shape = (config.channels, config.resolution, config.resolution)
+        self.layer = nn.Linear(WAIST, config.channels * config.resolution**2)
+
+    def forward(self, noise):
+        return self.layer(noise).tanh().unflatten(1, self.shape)
+
+
+class FakeDriveGenerator(nn.Module):
+    """The source, times a factor that starts at 1."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, images, points):
+        assert points.shape == (len(images), 68, 2)
+        return images * self.factor
+
+
+class FakeModule(nn.Module):
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    @staticmethod
+    def noise(count, generator):
+        return 2 * torch.rand(count, WAIST, generator=generator) - 1
+
+    @torch.no_grad()
+    def forward(self, *inputs):
+        return self.generator(*inputs).clamp(-1, 1)
+
+
+class FakeSystem(System):
+    generator_class: type[nn.Module]
+
+    def __init__(self, config, device):
+        super().__init__(config, device)
+        self.generator = self.generator_class(config)
+        if config.system == "fake_noise":
+            initialise(self.generator, config.seed)
+        self.ema = self.generator_class(config)
+        self.ema.load_state_dict(self.generator.state_dict())
+        self.add_optimiser("generator", self.generator, "sgd")
+
+    @classmethod
+    def trained(cls, config):
+        return FakeModule(cls.generator_class(config))
+
+    def networks(self):
+        return {"generator": self.generator}
+
+    def averaged(self):
+        return {"ema": self.ema}
+
+    def update(self, batch):
+        self.optimisers["generator"].zero_grad()
+        loss = self.config.scale * (self.made(batch) - self.wanted(batch)).abs().mean()
+        loss.backward()
+        self.optimisers["generator"].step()
+        self.average("ema", self.generator)
+        return {"loss": loss.detach()}
+
+
+class FakeNoise(FakeSystem):
+    name, kind, config_class = "fake_noise", "generate", FakeNoiseConfig
+    generator_class = FakeNoiseGenerator
+
+    def made(self, batch):
+        return self.generator(2 * torch.rand(len(batch.images), WAIST) - 1)
+
+    def wanted(self, batch):
+        return batch.images
+
+
+class FakeDrive(FakeSystem):
+    name, kind, config_class = "fake_drive", "drive", FakeDriveConfig
+    generator_class = FakeDriveGenerator
+
+    @classmethod
+    def needs(cls, config):
+        return (Needs(config.batch_size, points=68, members=3),)
+
+    def made(self, batch):
+        return self.generator(batch.images, batch.more[0].landmarks)
+
+    def wanted(self, batch):
+        return batch.more[0].images
+
+
+SYSTEMS = {name: (__name__, kind) for name, kind in [("fake_noise", "FakeNoise"), ("fake_drive", "FakeDrive")]}
