@@ -25,9 +25,10 @@ from engine.systems.reenact import ABLATION, ReenactSystem
 from tests.training_fakes import smooth_images
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
-SMALL = {"--resolution": "16", "--filters": "3", "--d-filters": "2", "--vgg-width": "2", "--batch-size": "3"}
-SMALL |= {"--threads": "1", "--lr-schedule": "constant", "--lr": "0.001"}
 LOSSES = ("adv", "pix", "self", "triple", "pp", "id")
+SMALL = {"--resolution": "16", "--filters": "3", "--d-filters": "2", "--vgg-width": "2", "--batch-size": "3"}
+SMALL |= {f"--{loss}-weight": str(weight) for loss, weight in zip(LOSSES, (1, 10, 100, 100, 10, 1), strict=True)}
+SMALL |= {"--threads": "1", "--lr-schedule": "constant", "--lr": "0.001"}
 
 
 def config_of(*flags: str, mode: str = "--eager"):
@@ -65,6 +66,8 @@ def generator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor)
     net = system.generator
 
     def normal(x: torch.Tensor) -> torch.Tensor:
+        if system.config.norm == "none":
+            return x
         return (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
 
     def conv(layer, x: torch.Tensor, **options) -> torch.Tensor:
@@ -154,9 +157,20 @@ def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], di
 
 
 OPTIONS = {
-    "paper": (),
-    "options": ("--distance", "l2", "--id-layer", "relu3_2", "--d-optimiser", "sgd", "--pix-weight", "3"),
-    "grey": ("--channels", "1", "--triple-weight", "7", "--id-weight", "40"),
+    "paper": ("--norm", "instance"),
+    "options": (
+        "--norm",
+        "none",
+        "--distance",
+        "l2",
+        "--id-layer",
+        "relu3_2",
+        "--d-optimiser",
+        "sgd",
+        "--pix-weight",
+        "3",
+    ),
+    "grey": ("--norm", "instance", "--channels", "1", "--triple-weight", "7", "--id-weight", "40"),
 }
 
 
@@ -191,12 +205,24 @@ def test_step_is_the_papers_equations(mode: str, flags: tuple[str, ...]) -> None
                 torch.testing.assert_close((after - before[name][index])[sure], change[sure], rtol=2e-2, atol=1e-6)
 
 
-def test_fused_and_eager_agree_on_50_steps_of_a_run() -> None:
+def losses_of(mode: str, steps: int) -> list[dict[str, float]]:
+    config = config_of("--norm", "none", mode=mode)
+    system = build(config, "cpu")
+    return [{k: v.item() for k, v in system.step(batch_of(config, i)).items()} for i in range(steps)]
+
+
+def test_fused_and_eager_agree_over_50_steps() -> None:
+    fused, eager = losses_of("--fused", 50), losses_of("--eager", 50)
+    assert max(abs(x[k] - y[k]) / max(abs(y[k]), 1e-6) for x, y in zip(fused, eager, strict=True) for k in y) < 1e-4
+
+
+def test_fused_and_eager_agree_on_the_steps_of_a_run_with_norms() -> None:
     """Each step from the same weights and moments: run on freely, a value on the other side of a kink (LeakyReLU, L1)
     is enough to part two runs of so small a network."""
-    eager, fused = build(config_of(), "cpu"), build(config_of(mode="--fused"), "cpu")
+    flags = ("--norm", "instance")
+    eager, fused = build(config_of(*flags), "cpu"), build(config_of(*flags, mode="--fused"), "cpu")
     apart = []
-    for step in range(50):
+    for step in range(15):
         fused.load_weights(eager.weights())
         fused.load_state_dict(copy.deepcopy(eager.state_dict()))
         batch = batch_of(eager.config, step)
@@ -207,7 +233,7 @@ def test_fused_and_eager_agree_on_50_steps_of_a_run() -> None:
                 torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (network, fused.networks()[name])
             )
             apart.append(((a - b).norm() / a.norm()).item())
-    assert sorted(apart)[80] < 1e-5 and max(apart) < 0.05
+    assert sorted(apart)[24] < 1e-5 and max(apart) < 0.05
 
 
 @pytest.mark.parametrize("name", ABLATION)
