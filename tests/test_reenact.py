@@ -148,10 +148,12 @@ def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], di
     fake_d = discriminator(system, fake.detach(), e_t, training=True)
     probability, label = torch.cat([real_d, fake_d]), torch.cat([torch.ones(len(real_d)), torch.zeros(len(fake_d))])
     loss_d = F.binary_cross_entropy(probability, label.to(probability.dtype))
-    gradients = {
-        "generator": torch.autograd.grad(loss_g, list(system.generator.parameters())),
-        "discriminator": torch.autograd.grad(loss_d, list(system.discriminator.parameters())),
-    }
+    gradients = {}
+    for loss, (name, network) in zip((loss_g, loss_d), system.networks().items(), strict=True):
+        parameters = list(network.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        found_for = dict(zip(map(id, trained), torch.autograd.grad(loss, trained), strict=True))
+        gradients[name] = [found_for.get(id(parameter), torch.zeros_like(parameter)) for parameter in parameters]
     values = {"loss_g": loss_g, "loss_d": loss_d, **found}
     return {name: value.item() for name, value in values.items()}, gradients
 
@@ -190,7 +192,7 @@ def test_step_is_the_papers_equations(mode: str, flags: tuple[str, ...]) -> None
         assert {name: losses[name].item() for name in wanted} == pytest.approx(wanted, rel=2e-4)
         for name, network in system.networks().items():
             lr = 0.002 if name == "generator" else 0.0005
-            # what a norm takes out again (biases) has no gradient but rounding, which Adam's first steps magnify
+            # Adam's first steps magnify rounding
             least = 1e-3 * max(gradient.abs().max() for gradient in gradients[name])
             for index, after in enumerate(network.parameters()):
                 gradient = gradients[name][index]
@@ -230,7 +232,8 @@ def test_fused_and_eager_agree_on_the_steps_of_a_run_with_norms() -> None:
         assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in wanted.items()}, 1e-5)
         for name, network in eager.networks().items():
             a, b = (
-                torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (network, fused.networks()[name])
+                torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad])
+                for net in (network, fused.networks()[name])
             )
             apart.append(((a - b).norm() / a.norm()).item())
     assert sorted(apart)[24] < 1e-5 and max(apart) < 0.05
@@ -297,6 +300,13 @@ def test_sizes_match_at_every_resolution(side: int) -> None:
     system_file.initialise(critic, 0)
     patches = critic(images, points).shape[1]
     assert patches == max(4, (side // 8 - 2) ** 2)
+
+
+def test_biases_that_a_norm_takes_away_stay_as_they_are() -> None:
+    system = build(config_of("--norm", "instance"), "cpu")
+    system.step(batch_of(system.config))
+    still = [name for name, p in system.generator.named_parameters() if name.endswith("bias") and not p.any()]
+    assert len(still) == 7 and "last.bias" not in still
 
 
 def test_networks_are_as_large_as_the_authors() -> None:

@@ -92,6 +92,11 @@ class ReenactmentGenerator(nn.Module):
         self.middle = Residual(widths[-1], norm=norm, dropout=DROPOUT if dropout else 0.0, fused=fused)
         self.up = nn.ModuleList(Level(b, a, resize="up", **options) for b, a in itertools.pairwise(widths[::-1]))
         self.last = nn.Conv2d(filters, channels, 7, padding=3)
+        if norm:
+            # a norm takes them away again: their gradients are rounding errors
+            for layer in self.modules():
+                if isinstance(layer, (Conv, LandmarkConv)):
+                    layer.bias.requires_grad_(False)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels -> the face that has them, (B, C, R, R)."""
