@@ -224,7 +224,6 @@ def measure_all(rows: Sequence[Row], dataset: "ImageSet", arguments: Arguments, 
         evaluation = evaluate(Trained(module, config, device), dataset, arguments, seed=config.seed)
         means = Means(finder, arguments.inception_weights, device, config.seed)
         found[row.label] = evaluation, evaluation.measure(means)
-        _forget()
     return found
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -14,10 +16,19 @@ from tiny_run import command
 
 from engine import ablate, checkpoint, evaluate, loop, systems, train
 from engine.evaluation import ablation_table
+from engine.loop import Trainer
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
 
 TINY = ("--eager", "--steps", 2, "--batch-size", 2, "--filters", 2, "--hidden", 4, "--threads", 1, "--sample-every", 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_reports():
+    """Their charts take most of a tiny run's time, and are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.report.write", lambda run_dir: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +107,12 @@ def test_rows_that_are_done_are_not_trained_again(done, monkeypatch, capsys):
 
 def test_interrupted_it_goes_on_to_the_same_result(done, monkeypatch):
     """Ctrl-C in the second row after its first step; the same command then gives the same table."""
-    from engine.loop import Trainer
-
     real, steps = Trainer._one_step, []
 
     def one_step(trainer):
         real(trainer)
         steps.append(trainer.run_dir.name)
         if steps == ["a", "a", "b"]:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "_one_step", one_step)
