@@ -162,11 +162,10 @@ def standing(row: Row) -> int:
     return done
 
 
-def train_all(rows: Sequence[Row]) -> int:
-    """Train what is not done. Returns 0, or the exit status of the row that a signal stopped."""
+def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
+    """Train the rest of each row; done: steps before. Returns 0, or the exit status of the row a signal stopped."""
     from engine.loop import train
 
-    done = [standing(row) for row in rows]
     for place, (row, steps) in enumerate(zip(rows, done, strict=True), start=1):
         print(f"\nrow {place} of {len(rows)}: {row.label}", flush=True)
         if steps == row.config.steps:
@@ -267,10 +266,11 @@ def main(argv: list[str]) -> int:
     finder = FaceFinder()
     rows = plan(arguments, words)
     dataset = open_set(rows[0].config, *held_out(rows[0].config, arguments))
+    done = [standing(row) for row in rows]
     # an earlier table must not look like the result of this command
     for name in ("table.md", "table.csv", "table.json", "figure.png"):
         (arguments.out / name).unlink(missing_ok=True)
-    if status := train_all(rows):
+    if status := train_all(rows, done):
         return status
     found = measure_all(rows, dataset, arguments, finder)
     print(f"\n{write(arguments, rows, dataset, found)}\n{arguments.out / 'table.json'}")

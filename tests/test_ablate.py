@@ -156,6 +156,7 @@ def test_bad_input(done, capsys, tmp_path):
         printed = capsys.readouterr().err
         assert message in printed and printed.count("error:") == 1, printed
     assert not (done / "new").exists() and not (tmp_path / "out").exists()
+    assert (done / "done" / "table.json").exists()  # what was refused has removed nothing
 
 
 def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
