@@ -108,7 +108,7 @@ def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tup
             network.to(memory_format=torch.channels_last)
     if name.startswith("compile"):
         mode = "max-autotune-no-cudagraphs" if name == AUTOTUNED else "default"  # the graph is of the whole step
-        system._loss = torch.compile(system._loss, dynamic=False, mode=mode)
+        system.autoencoder_loss = torch.compile(system.autoencoder_loss, dynamic=False, mode=mode)
         system._refine = torch.compile(system._refine, dynamic=False, mode=mode)
     return system, batch
 

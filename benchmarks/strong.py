@@ -42,10 +42,10 @@ class StrongRefiner(RefinerSystem):
     def _shared_forward(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images
         d, g = (list(network.parameters()) for network in (self.discriminator, self.generator))
-        of_real, l_real = self._loss(images)
+        of_real, l_real = self.autoencoder_loss(images)
         l_real.backward()  # at once: its activations are free before those of G(z) are made
         fake = self._refine(batch, self.generator)
-        of_fake, l_fake = self._loss(fake)
+        of_fake, l_fake = self.autoencoder_loss(fake)
         torch.autograd.backward(-self.k * l_fake, inputs=d, retain_graph=True)
         _, l_content = l1_autoencoder_loss(images, fake)
         loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * l_content

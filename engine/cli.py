@@ -25,7 +25,10 @@ Main = Callable[[list[str]], int | None]
 COMMANDS = {
     "train": ("engine.train", "train a system on a folder of images"),
     "refine": ("engine.refine", "refine images with a trained model"),
+    "sample": ("engine.sample", "make new images with a trained generator"),
+    "reenact": ("engine.reenact", "move a face with the landmarks of another clip"),
     "evaluate": ("engine.evaluate", "measure a trained model on a folder of images"),
+    "ablate": ("engine.ablate", "train and compare the variants that a paper compares"),
     "report": ("engine.report", "write the report.html of a run again"),
     "verify": ("engine.verify", "check every operator and some training steps against the reference"),
     "doctor": ("engine.doctor", "show the environment, which implementation runs where, and what to fix"),

@@ -98,8 +98,9 @@ class TrainConfig:
 
     lr: float = 1e-3
     """Learning rate (Adam)."""
-    lr_schedule: Literal["constant", "step", "cosine"] = "constant"
-    """constant; step: times --lr-decay every --lr-every steps; cosine: down to 0 at the last step."""
+    lr_schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
+    """constant; step: times --lr-decay every --lr-every steps; cosine: down to 0 at the last step; linear: constant in
+    the first half, then straight down to 0."""
     lr_warmup: int = 0
     """Steps in which the learning rate rises from 0."""
     lr_every: int = 2000

@@ -1,10 +1,13 @@
 """Saves generated images so that anyone can tell: every file says in its metadata that it is synthetic.
 
 XMP:  Iptc4xmpExt:DigitalSourceType = trainedAlgorithmicMedia, xmp:CreatorTool, dc:description
-EXIF: Software and ImageDescription; PNG files have them as tEXt chunks
+EXIF: Software and ImageDescription; PNG files have them as tEXt chunks, GIF animations as a comment; MP4 films have the
+XMP packet alone
 """
 
 import io
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -17,7 +20,11 @@ SOFTWARE = f"Kiln {__version__}"
 # suffix -> Pillow's format; formats that cannot carry the mark are not among them
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 _SOFTWARE_TAG, _DESCRIPTION_TAG, _XMP_TAG = 0x0131, 0x010E, 700
+_XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes  # XMP specification, part 3: MPEG-4
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+# how an XMP packet lies in a GIF (XMP specification, part 3): an application extension, then bytes that lead a reader
+# who takes the packet for sub-blocks to its end
+_GIF_XMP, _GIF_XMP_END = b"\x21\xff\x0bXMP DataXMP", b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
 
 
 def xmp_packet(description: str) -> bytes:
@@ -61,6 +68,16 @@ def encode(image: Image.Image, suffix: str, description: str) -> bytes:
     return out.getvalue()
 
 
+def encode_animation(frames: Sequence[Image.Image], milliseconds: int, description: str) -> bytes:
+    """An endless GIF of frames of one size, each shown for so long, marked as synthetic."""
+    out = io.BytesIO()
+    comment = f"{SOFTWARE}. {description}".encode()
+    first, *others = frames
+    first.save(out, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0, comment=comment)
+    body, trailer = out.getvalue()[:-1], out.getvalue()[-1:]
+    return body + _GIF_XMP + xmp_packet(description) + _GIF_XMP_END + trailer
+
+
 def _exif(description: str) -> Image.Exif:
     exif = Image.Exif()
     exif[_SOFTWARE_TAG], exif[_DESCRIPTION_TAG] = SOFTWARE, description
@@ -70,3 +87,10 @@ def _exif(description: str) -> Image.Exif:
 def save(image: Image.Image, path: Path, description: str) -> None:
     """Write a marked file atomically, in the format of its suffix. Raises OSError where it cannot be written."""
     atomic.write_bytes(path, encode(image, path.suffix, description))
+
+
+def mark_film(path: Path, description: str) -> None:
+    """Append the XMP packet to an MP4 file. Raises OSError where it cannot be written."""
+    content = _XMP_BOX + xmp_packet(description)
+    with path.open("ab") as file:
+        file.write((8 + len(content)).to_bytes(4, "big") + b"uuid" + content)

@@ -16,6 +16,8 @@ def learning_rate(config: "TrainConfig", step: int) -> float:
         length = max(1, config.steps - config.lr_warmup)
         done = min(max(0, step - config.lr_warmup), length)
         lr *= 0.5 * (1 + math.cos(math.pi * done / length))
+    elif config.lr_schedule == "linear":
+        lr *= min(1.0, 2 * (1 - step / config.steps))  # CycleGAN, section 4: 100 epochs, then 100 of decay
     if step < config.lr_warmup:
         lr *= step / config.lr_warmup
     return lr

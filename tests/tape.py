@@ -23,6 +23,10 @@ WAITS = {
 }
 
 
+# what an operator writes without its schema saying so
+WRITTEN_IN_SILENCE = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}
+
+
 class NoWaiting(TorchDispatchMode):
     """Raises AssertionError where the host would wait for a GPU."""
 
@@ -36,7 +40,10 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Tape(NoWaiting):
-    """A recorder of engine.graph. As on a GPU, recording leaves tensors as they were, and what it makes is garbage."""
+    """A recorder of engine.graph.
+
+    As on a GPU, recording leaves tensors and the random generator as they were, and what it makes is garbage.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +56,7 @@ class Tape(NoWaiting):
 
     def record(self, work: Callable[[], Losses]) -> Losses:
         self._tape, self._written = [], []
-        with self:
+        with torch.random.fork_rng(devices=()), self:
             losses = work()
         with torch.no_grad():
             for tensor, before in reversed(self._written):
@@ -74,7 +81,8 @@ class Tape(NoWaiting):
         schema = func._schema
         given = dict(zip([a.name for a in schema.arguments], args, strict=False)) | kwargs
         writes = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        for tensor in tree_leaves([given[name] for name in writes if name in given]):
+        silent = WRITTEN_IN_SILENCE.get(func, ())
+        for tensor in tree_leaves([given[name] for name in (*writes, *silent) if given.get(name) is not None]):
             self._written.append((tensor, tensor.clone()))
         results = super().__torch_dispatch__(func, types, args, kwargs)
         views = any(r.alias_info is not None for r in schema.returns)

@@ -151,3 +151,5 @@ def test_learning_rates() -> None:
     cosine = tiny_config("--lr", "1", "--lr-schedule", "cosine", "--lr-warmup", "10", "--steps", "110")
     values = [learning_rate(cosine, s) for s in (1, 5, 10, 60, 110)]
     assert values == pytest.approx([0.1, 0.5, 1, 0.5, 0])
+    linear = tiny_config("--lr", "2", "--lr-schedule", "linear", "--steps", "100")
+    assert [learning_rate(linear, s) for s in (1, 50, 51, 75, 100)] == pytest.approx([2, 2, 1.96, 1, 0])

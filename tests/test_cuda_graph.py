@@ -21,7 +21,7 @@ from engine.schedule import learning_rate
 from engine.systems import build
 from engine.systems.base import System, approach
 from tests.tape import NoWaiting, Tape, rates_on_device
-from tests.training_fakes import FakeLoader, batch_of, tiny_config
+from tests.training_fakes import FakeLoader, assert_same, batch_of, everything, tiny_config
 
 STEPS = 9
 # a learning rate, an average's weight and a k that change with every step
@@ -49,25 +49,6 @@ def train(config: TrainConfig, step, system: System, first: int = 1, last: int =
             batch.images.fill_(float("nan"))
             batch.landmarks.fill_(float("nan"))
     return found
-
-
-def assert_same(a: object, b: object) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        for one, other in zip(a, b, strict=True):
-            assert_same(one, other)
-    else:
-        assert a == b
-
-
-def everything(system: System) -> dict:
-    return copy.deepcopy({"weights": system.weights(), "state": system.state_dict()})
 
 
 @MODES

@@ -1,7 +1,13 @@
-"""The cache folder: validation results and the rendered avatars. Safe to delete at any time."""
+"""The cache folder: validation results, the rendered avatars, prepared videos. Safe to delete at any time."""
 
+import fcntl
 import os
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+from engine.errors import InputError
 
 
 def cache_folder() -> Path:
@@ -10,3 +16,29 @@ def cache_folder() -> Path:
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "kiln"
+
+
+def make_once(folder: Path, make: Callable[[Path], None], what: str) -> Path:
+    """`folder` of the cache, made by make(path) where it is not there: all of it or nothing.
+
+    Concurrent processes wait for the first one. Raises InputError where `what` cannot be written, and what make raises.
+    """
+    home = folder.parent
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with open(home / f".{folder.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                for abandoned in home.glob(f".{folder.name}.*.part"):  # by a process that was killed
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=home))
+                try:
+                    make(temporary / "set")
+                    os.replace(temporary / "set", folder)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"{what} cannot be written to {home} ({error.strerror}): set KILN_CACHE to a folder with room"
+        ) from error
+    return folder

@@ -44,11 +44,9 @@ def list_celeba(source: Source, files: set[str], images: set[str]) -> Listing | 
     if _IDENTITY in tables:
         listing.identities = {name: person for _, name, (person,) in reader.rows(tables[_IDENTITY], 1)}
     if _ATTRIBUTES in tables:
-        attributes = reader.header(tables[_ATTRIBUTES])
-        listing.attributes = {attribute: {} for attribute in attributes}
-        for _, name, values in reader.rows(tables[_ATTRIBUTES], len(attributes), skip=2):
-            for attribute, value in zip(attributes, values, strict=True):
-                listing.attributes[attribute][name] = value > 0
+        listing.attribute_names = reader.header(tables[_ATTRIBUTES])
+        for _, name, values in reader.rows(tables[_ATTRIBUTES], len(listing.attribute_names), skip=2):
+            listing.attributes[name] = np.array(values, np.int8) > 0
     if _LANDMARKS[folder] in tables:
         listing.points = _POINTS
         for _, name, values in reader.rows(tables[_LANDMARKS[folder]], 2 * _POINTS, skip=2):

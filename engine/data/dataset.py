@@ -1,21 +1,18 @@
 """ImageSet: the usable images of a folder, a zip or the embedded avatars, validated before anything trains on them."""
 
-import fcntl
 import hashlib
 import importlib
-import os
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from engine.data.cache import cache_folder
+from engine.data.cache import cache_folder, make_once
 from engine.data.choose import in_groups, of_split, with_points
 from engine.data.geometry import check_resolution
+from engine.data.landmark_video import find_videos, left_out, prepare_videos
 from engine.data.landmarks import MIRROR_ORDERS, points_name
 from engine.data.layouts import list_images
 from engine.data.listing import Listing
@@ -78,10 +75,10 @@ class ImageSet:
         self.identities = None
         if listing.identities:
             self.identities = np.array([listing.identities.get(name, -1) for name in self.paths], np.int64)
-        self.attributes = {
-            attribute: np.array([has.get(name, False) for name in self.paths], bool)
-            for attribute, has in listing.attributes.items()
-        }
+        self.attributes: dict[str, np.ndarray] = {}
+        if listing.attributes and self.paths:
+            table = np.stack([listing.attributes[name] for name in self.paths])
+            self.attributes = dict(zip(listing.attribute_names, table.T, strict=True))
         self.digest = self._digest()
 
     def subset(self, keep: np.ndarray, quarantined: Sequence[tuple[str, str]] = ()) -> "ImageSet":
@@ -184,13 +181,21 @@ def read_set(path: Path, *, name: str | None = None, progress: bool = True, fres
     fresh: decode also what has not changed since the last time.
     """
     source = open_source(path)
-    listing = list_images(source)
+    name, files, cropped = name or source.name, source.files(), []
+    videos = find_videos(source, files)
+    if videos:
+        source = prepare_videos(source, videos, progress)
+        files, cropped = source.files(), left_out(source)
+    listing = list_images(source, files)
+    if videos:
+        listing.layout, listing.ignored = "landmark videos", 0
     if not listing.names and not listing.missing:
         found = f"{listing.ignored} other files" if listing.ignored else "it is empty"
         raise InputError(f"no image file in {path} ({found}); expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
     records = validate(source, listing.names, progress=progress, fresh=fresh)
-    quarantined = [(record.name, record.problem) for record in records if record.problem] + listing.missing
-    return ImageSet(source, listing, [record for record in records if not record.problem], quarantined, name=name)
+    quarantined = [(record.name, record.problem) for record in records if record.problem] + listing.missing + cropped
+    usable = [record for record in records if not record.problem]
+    return ImageSet(source, listing, usable, quarantined, name=name, root=path)
 
 
 def open_dataset(
@@ -249,27 +254,13 @@ def _avatars(size: int, *, clips: bool, progress: bool) -> Path:
     """The folder of the embedded avatars, rendered on first use; concurrent processes wait for the first one."""
     avatars = importlib.import_module("engine.data.avatars")
     version = getattr(avatars, "VERSION", 1)
-    count, frames = (CLIP_COUNT, CLIP_FRAMES) if clips else (AVATAR_COUNT, 1)
-    home = cache_folder() / "avatars"
-    folder = home / f"v{version}_n{count}{f'_f{frames}' if clips else ''}_s{size}_seed{AVATAR_SEED}"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with open(home / f".{folder.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                if progress:
-                    print(f"kiln: rendering {count * frames:,} avatars into {folder} (once)", file=sys.stderr)
-                for abandoned in home.glob(f".{folder.name}.*.part"):  # by a process that was killed
-                    shutil.rmtree(abandoned, ignore_errors=True)
-                temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=home))
-                try:
-                    shown = progress and sys.stderr.isatty()
-                    avatars.write(temporary / "set", count, size, AVATAR_SEED, frames=frames, progress=shown)
-                    os.replace(temporary / "set", folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"the avatars cannot be written to {home} ({error.strerror}): set KILN_CACHE to a folder with room"
-        ) from error
-    return folder
+    count, frames, clip = (CLIP_COUNT, CLIP_FRAMES, f"_f{CLIP_FRAMES}") if clips else (AVATAR_COUNT, 1, "")
+    folder = cache_folder() / "avatars" / f"v{version}_n{count}{clip}_s{size}_seed{AVATAR_SEED}"
+
+    def make(out: Path) -> None:
+        if progress:
+            print(f"kiln: rendering {count * frames:,} avatars into {folder} (once)", file=sys.stderr)
+        shown = progress and sys.stderr.isatty()
+        avatars.write(out, count, size, AVATAR_SEED, frames=frames, progress=shown)
+
+    return make_once(folder, make, "the avatars")

@@ -16,7 +16,7 @@ class Listing:
     pairs       (source name, target name) in the order of the file; None: there is no pairs file
     splits      name -> split
     identities  name -> number of the person
-    attributes  attribute -> {name: whether it has it}
+    attributes  name -> (A,) bool, whether it has each of attribute_names
     missing     (name, reason) of what the layout names and cannot be used
     ignored     how many files are neither images nor tables of the layout
     nested      folders inside that hold sets of their own
@@ -31,7 +31,8 @@ class Listing:
     pairs: list[tuple[str, str]] | None = None
     splits: dict[str, str] = field(default_factory=dict)
     identities: dict[str, int] = field(default_factory=dict)
-    attributes: dict[str, dict[str, bool]] = field(default_factory=dict)
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)
+    attribute_names: list[str] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     nested: list[str] = field(default_factory=list)

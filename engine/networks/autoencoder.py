@@ -2,43 +2,60 @@
 
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.networks.layers import SMALLEST, Conv, Linear, from_rows, level_sizes, to_rows
+from engine.networks.layers import SMALLEST, Conv, Deconv, Linear, from_rows, level_sizes, to_rows
 
 
 class Encoder(nn.Module):
-    """Images to maps of 8x8: conv to n, then per level two convs (the second widens to i*n) and nearest /2.
+    """Images to maps of 8x8: conv to n, then per level two convs (the second widens to i*n) and /2.
 
-    The /2 belongs to the second convolution of each level but the last, which runs at stride 2.
+    downsample: "stride": nearest /2, which belongs to the second convolution of each level but the last: it runs at
+    stride 2. "average": the mean of 2x2 pixels after it.
     """
 
-    def __init__(self, resolution: int, filters: int, channels: int, *, fused: bool = True):
+    def __init__(
+        self,
+        resolution: int,
+        filters: int,
+        channels: int,
+        *,
+        activation: str = "elu",
+        downsample: str = "stride",
+        fused: bool = True,
+    ):
         super().__init__()
         levels = len(level_sizes(resolution))
         self.out_channels = levels * filters
-        self.first = Conv(channels, filters, fused=fused)
+        self.downsample = downsample
+        style = {"activation": activation, "fused": fused}
+        self.first = Conv(channels, filters, **style)
         self.blocks = nn.ModuleList()
         width = filters
         for level in range(1, levels + 1):
-            resize = "down" if level < levels else "none"
-            self.blocks.append(Conv(width, width, fused=fused))
-            self.blocks.append(Conv(width, level * filters, resize=resize, fused=fused))
+            resize = "down" if level < levels and downsample == "stride" else "none"
+            self.blocks.append(Conv(width, width, **style))
+            self.blocks.append(Conv(width, level * filters, resize=resize, **style))
             width = level * filters
 
     def forward(self, images: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> Tensor:
         """(B, channels, R, R) -> (B, levels*filters, 8, 8); input_grad_from as in Conv, for the images."""
         x = self.first(images, grad_scale=grad_scale, input_grad_from=input_grad_from)
-        for block in self.blocks:
+        for position, block in enumerate(self.blocks, 1):
             x = block(x, grad_scale=grad_scale)
+            if self.downsample == "average" and position % 2 == 0 and position < len(self.blocks):
+                x = F.avg_pool2d(x, 2)
         return x
 
 
 class Decoder(nn.Module):
-    """Maps of 8x8 to images: per level two convs with n filters and nearest x2, then a conv without activation.
+    """Maps of 8x8 to images: per level two convs with n filters and x2, then a conv to the image.
 
     The x2 belongs to the first convolution of the level above it. `inject` maps a size to the number of channels
     that join at that size, after the x2.
+    upsample: "nearest", or "deconv": a transposed convolution in place of the nearest x2 and the convolution after it.
+    output:   "none", "tanh", or "sigmoid" (spread from [0, 1] to [-1, 1]).
     """
 
     def __init__(
@@ -48,18 +65,25 @@ class Decoder(nn.Module):
         channels: int,
         *,
         inject: Mapping[int, int] | None = None,
+        activation: str = "elu",
+        output: str = "none",
+        upsample: str = "nearest",
         fused: bool = True,
     ):
         super().__init__()
         inject = inject or {}
         self.sizes = level_sizes(resolution)
         self.blocks = nn.ModuleList()
+        style = {"activation": activation, "fused": fused}
         for size in self.sizes:
-            resize = "none" if size == SMALLEST else "up"
-            second = 0 if size == SMALLEST else inject.get(size, 0)
-            self.blocks.append(Conv(filters, filters, resize=resize, second_channels=second, fused=fused))
-            self.blocks.append(Conv(filters, filters, fused=fused))
-        self.last = Conv(filters, channels, activation="none", fused=fused)
+            if size > SMALLEST and upsample == "deconv":
+                first = Deconv(filters, filters, activation=activation)
+            else:
+                resize = "none" if size == SMALLEST else "up"
+                second = 0 if size == SMALLEST else inject.get(size, 0)
+                first = Conv(filters, filters, resize=resize, second_channels=second, **style)
+            self.blocks += [first, Conv(filters, filters, **style)]
+        self.last = Conv(filters, channels, activation=output, fused=fused)
 
     def forward(
         self, x: Tensor, injected: Mapping[int, Tensor] | None = None, grad_scale: Tensor | None = None
@@ -67,24 +91,38 @@ class Decoder(nn.Module):
         """x (B, filters, 8, 8), injected: size -> (B, C2, size, size); returns (B, channels, R, R)."""
         injected = injected or {}
         for level, size in enumerate(self.sizes):
-            second = injected.get(size) if level else None
-            x = self.blocks[2 * level](x, second=second, grad_scale=grad_scale)
+            joining = {"second": injected[size]} if level and size in injected else {}
+            x = self.blocks[2 * level](x, grad_scale=grad_scale, **joining)
             x = self.blocks[2 * level + 1](x, grad_scale=grad_scale)
-        return self.last(x, grad_scale=grad_scale)
+        x = self.last(x, grad_scale=grad_scale)
+        return 2 * x - 1 if self.last.activation == "sigmoid" else x
 
 
 class Autoencoder(nn.Module):
-    """D(v): encoder, FC to `hidden` numbers, FC back, decoder. No normalisation, no output activation.
+    """D(v): encoder, FC to `hidden` numbers, FC back, decoder. No normalisation; options as in Encoder and Decoder.
 
     Source: the refiner paper, section 2.1 and figure 1 (after BEGAN, Berthelot et al. 2017).
     """
 
-    def __init__(self, resolution: int, filters: int, channels: int, *, hidden: int = 64, fused: bool = True):
+    def __init__(
+        self,
+        resolution: int,
+        filters: int,
+        channels: int,
+        *,
+        hidden: int = 64,
+        activation: str = "elu",
+        output: str = "none",
+        upsample: str = "nearest",
+        downsample: str = "stride",
+        fused: bool = True,
+    ):
         super().__init__()
-        self.encoder = Encoder(resolution, filters, channels, fused=fused)
+        shape, style = (resolution, filters, channels), {"activation": activation, "fused": fused}
+        self.encoder = Encoder(*shape, downsample=downsample, **style)
         self.encode = Linear(SMALLEST * SMALLEST * self.encoder.out_channels, hidden, fused=fused)
         self.decode = Linear(hidden, SMALLEST * SMALLEST * filters, fused=fused)
-        self.decoder = Decoder(resolution, filters, channels, fused=fused)
+        self.decoder = Decoder(*shape, output=output, upsample=upsample, **style)
 
     def forward(self, images: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> Tensor:
         """(B, channels, R, R) -> the reconstruction, same shape; grad_scale (B,) and input_grad_from as in Conv."""

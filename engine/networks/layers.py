@@ -7,6 +7,7 @@ same, so that the two load each other's checkpoints.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import ops
@@ -16,11 +17,14 @@ from engine.kernels.began_balance.reference import began_balance as eager_began_
 from engine.kernels.l1_autoencoder_loss.reference import l1_autoencoder_loss as eager_l1_autoencoder_loss
 from engine.kernels.landmark_conv.reference import landmark_conv as eager_landmark_conv
 from engine.kernels.linear.reference import linear as eager_linear
+from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_resize_conv_act
 
 # what fused networks, losses and loaders run on
 OPERATORS = ("resize_conv_act", "linear", "l1_autoencoder_loss", "began_balance", "landmark_heatmap", "image_batch")
 SMALLEST = 8  # side of the coarsest level
+# variance of the weights times fan-in that keeps the mean square of a signal through layers of an activation
+GAINS = {"none": 1.0, "elu": 1.5, "relu": 2.0, "leaky_relu": 2 / 1.04, "tanh": 1.0, "sigmoid": 1.0}
 
 
 def level_sizes(resolution: int) -> list[int]:
@@ -149,6 +153,36 @@ class Linear(nn.Module):
         return f"{in_features} -> {out_features}, fused={self.fused}"
 
 
+class Deconv(nn.Module):
+    """Transposed 4x4 convolution with stride 2 and padding 1 (twice the size), bias and activation, from torch."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, activation: str = "elu"):
+        super().__init__()
+        self.activation = activation
+        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, 4, 4))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, x: Tensor, grad_scale: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) -> (B, out_channels, 2H, 2W); grad_scale (B,) as in Conv."""
+        if grad_scale is None:
+            y = self._upsampled(x, self.weight, self.bias)
+        else:
+            # value of the plain convolution; the parameters' gradient passes through the scaled zero
+            for_weights = self._upsampled(x.detach(), self.weight, self.bias)
+            for_input = self._upsampled(x, self.weight.detach(), self.bias.detach())
+            scale = grad_scale.to(for_input.dtype).view(-1, 1, 1, 1)
+            y = for_input + scale * (for_weights - for_weights.detach())
+        return ACTIVATIONS[self.activation](y, 0.2)
+
+    @staticmethod
+    def _upsampled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+
+    def extra_repr(self) -> str:
+        in_channels, out_channels = self.weight.shape[:2]
+        return f"{in_channels} -> {out_channels}, activation={self.activation}"
+
+
 def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor, *, fused: bool) -> tuple[Tensor, Tensor]:
     """Mean absolute error per sample (B,) and over the batch (), fp32."""
     run = ops.l1_autoencoder_loss if fused else eager_l1_autoencoder_loss
@@ -174,15 +208,16 @@ def from_rows(rows: Tensor, size: int) -> Tensor:
 def initialise(network: nn.Module, seed: int) -> None:
     """Start values from the seed alone: the same for fused and eager, on every device, whatever ran before.
 
-    Weights are normal with variance 1.5 / fan_in and biases zero: ELU halves the mean square of a centred input, and
-    this gain keeps the signal's scale through a dozen layers without normalisation. PyTorch's default (variance
+    Weights are normal with variance gain / fan_in and biases zero. ELU halves the mean square of a centred input, and
+    its gain of 1.5 keeps the signal's scale through a dozen layers without normalisation. PyTorch's default (variance
     1 / (3 fan_in)) fades it to nothing. A layer without activation (the outputs, the two FC) gets 1 / fan_in.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
-        if isinstance(layer, (Conv, LandmarkConv, Linear)):
-            gain = 1.5 if getattr(layer, "activation", "none") != "none" else 1.0
-            fan_in = layer.weight[0].numel()
+        if isinstance(layer, (Conv, Deconv, LandmarkConv, Linear)):
+            # an output of the transposed convolution is reached by a quarter of the taps
+            fan_in = 4 * len(layer.weight) if isinstance(layer, Deconv) else layer.weight[0].numel()
+            gain = GAINS[getattr(layer, "activation", "none")]
             with torch.no_grad():
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(gain / fan_in))
                 layer.bias.zero_()

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 SYSTEMS = {
     "refiner": ("engine.systems.refiner", "RefinerSystem"),
+    "began": ("engine.systems.began", "BeganSystem"),
+    "dcgan": ("engine.systems.dcgan", "DcganSystem"),
+    "wgan": ("engine.systems.wgan", "WganSystem"),
+    "simgan": ("engine.systems.simgan", "SimganSystem"),
+    "cyclegan": ("engine.systems.cyclegan", "CycleganSystem"),
+    "ggb": ("engine.systems.ggb", "GgbSystem"),
+    "reenact": ("engine.systems.reenact", "ReenactSystem"),
 }
 
 # what a trained system is for -> how that is said

@@ -22,9 +22,9 @@ from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.landmarks import LandmarkEstimator, normalise
-from engine.networks.layers import began_balance, initialise, l1_autoencoder_loss
+from engine.networks.layers import initialise, l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
-from engine.systems.base import System
+from engine.systems.balance import BalancedSystem
 
 if TYPE_CHECKING:
     from engine.data import Batch
@@ -117,14 +117,14 @@ class RefinerConfig(TrainConfig):
             raise InputError("the landmark loss cannot be switched on or off in a resumed run; start another --out")
 
 
-class RefinerSystem(System):
+class RefinerSystem(BalancedSystem):
     """D, G, G's moving average and, with a landmark loss, E."""
 
     name = "refiner"
     kind = "refine"
     config_class = RefinerConfig
     headline = ("l_real", "l_fake", "l_content", "k", "measure")
-    fixed = (*System.fixed, "hidden", "inject", "landmarks")
+    fixed = (*BalancedSystem.fixed, "hidden", "inject", "landmarks")
 
     def __init__(self, config: RefinerConfig, device: str | torch.device):
         super().__init__(config, device)
@@ -140,7 +140,6 @@ class RefinerSystem(System):
         for name, network in self.networks().items():
             self.add_optimiser(name, network, betas=BETAS)
         scalar = {"dtype": torch.float32, "device": self.device}
-        self.k = torch.zeros((), **scalar)
         self.lambda_r = torch.tensor(config.lambda_r, **scalar)
         self.landmark_weight = torch.tensor(config.landmark_weight, **scalar)
         self._gradients = self._one_pass if config.fused else self._textbook
@@ -170,9 +169,7 @@ class RefinerSystem(System):
         for optimiser in self.optimisers.values():
             optimiser.step()
         self.average("ema", self.generator)
-        constants = {name: getattr(self.config, name) for name in ("gamma", "lambda_k", "lambda_r")}
-        found = began_balance(per_sample, losses["l_content"], self.k, fused=self.config.fused, **constants)
-        self.k.copy_(found.k)
+        found = self.balance(per_sample, losses["l_content"], self.config.lambda_r)
         loss_g = found.loss_g
         if self.estimator:
             loss_g = loss_g + self.landmark_weight * losses["l_landmarks"]
@@ -186,15 +183,6 @@ class RefinerSystem(System):
             "measure": found.measure,
         }
 
-    def _loss(self, v: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> tuple[Tensor, Tensor]:
-        """L(v) per sample (B,) and its mean; grad_scale (B,) scales D's parameter gradients.
-
-        Samples before input_grad_from get no gradient through D (nobody reads that of a photo).
-        """
-        with self.precision():
-            reconstruction = self.discriminator(v, grad_scale, input_grad_from).to(v.dtype)
-        return l1_autoencoder_loss(v, reconstruction, fused=self.config.fused)
-
     def _refine(self, batch: "Batch", generator: nn.Module) -> Tensor:
         with self.precision():
             refined = generate(generator, batch.images, batch.landmarks if self.config.landmarks else None)
@@ -207,22 +195,16 @@ class RefinerSystem(System):
         return (found.to(target.dtype) - target).abs().mean(1)
 
     def _one_pass(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
-        """D once, forward and backward, on [x; G(z)]; returns L of its samples (2B,) and the other losses.
-
-        Every sample has upstream weight 1/B, so that the gradient of the input is that of L(x) and L(G(z)); where D's
-        parameter gradients are formed, the samples of G(z) count -k times. This is L_D's gradient, exactly.
-        """
+        """One pass of D (and of E) over [x; G(z)]; returns L of D's samples (2B,) and the other losses."""
         images, n = batch.images, len(batch.images)
         fake = self._refine(batch, self.generator)
-        ones = torch.ones_like(self.k).expand(n)
-        both = torch.cat([images, fake.detach()]).requires_grad_()
-        per_sample, _ = self._loss(both, torch.cat([ones, -self.k.expand(n)]), input_grad_from=n)
-        (per_sample.sum() / n).backward()
-        to_fake = (1 - self.lambda_r) * both.grad[n:]
+        per_sample, to_fake = self.discriminate_once(images, fake)
+        to_fake = (1 - self.lambda_r) * to_fake
         losses = {}
         if self.estimator:
             target = normalise(batch.landmarks, self.config.resolution)
-            both = both.detach().requires_grad_()
+            both = torch.cat([images, fake.detach()]).requires_grad_()
+            ones = torch.ones_like(self.k).expand(n)
             # E learns from the photos only
             errors = self._landmark_loss(both, target.repeat(2, 1), torch.cat([ones, 0 * ones]))
             (errors.sum() / n).backward()
@@ -230,15 +212,15 @@ class RefinerSystem(System):
             losses["l_landmarks_real"], losses["l_landmarks"] = errors.detach()[:n].mean(), errors.detach()[n:].mean()
         _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
         torch.autograd.backward([fake, self.lambda_r * l_content], [to_fake, None])
-        return per_sample.detach(), losses | {"l_content": l_content.detach()}
+        return per_sample, losses | {"l_content": l_content.detach()}
 
     def _textbook(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
         """The step as it is usually written: D three times, L(G(z)) once for each network. Returns as _one_pass."""
         images = batch.images
         fake = self._refine(batch, self.generator)
-        of_real, l_real = self._loss(images)
-        _, l_fake_for_d = self._loss(fake.detach())
-        of_fake, l_fake = self._loss(fake)
+        of_real, l_real = self.autoencoder_loss(images)
+        _, l_fake_for_d = self.autoencoder_loss(fake.detach())
+        of_fake, l_fake = self.autoencoder_loss(fake)
         _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
         loss_d = l_real - self.k * l_fake_for_d
         loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * l_content
@@ -284,12 +266,6 @@ class RefinerSystem(System):
             (self.generator, (pyramid(image, self.generator.inject), maps), 1),
         ]
         return found + ([(self.estimator, (image,), 2)] if self.estimator else [])
-
-    def own_state(self) -> dict[str, Any]:
-        return {"k": self.k.clone()}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        self.k.copy_(state["k"])
 
 
 def build_generator(config: RefinerConfig) -> RefinerGenerator:

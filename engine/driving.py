@@ -1,0 +1,176 @@
+"""The landmarks that drive a face: read from a data set, .pts files or an array, and laid into the network's square."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine import pictures
+from engine.data.landmark_video import crop_square, parse_points
+from engine.data.landmarks import POINTS
+from engine.data.layouts import list_images
+from engine.data.normalise import BadImage, inspect
+from engine.data.sources import Source, UnreadableFile, open_source
+from engine.data.tables import read_text
+from engine.errors import InputError
+
+_ANYWHERE = 1 << 30  # a frame so large that no crop leaves it
+
+
+@dataclass(frozen=True)
+class Driving:
+    """Landmarks of the frames of one clip: (F, points, 2) float32 in pixels of the square; NaN: a missing key point."""
+
+    name: str
+    points: np.ndarray
+
+
+def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit: str) -> Driving:
+    """The landmarks of one clip.
+
+    path:   a data set with `points` landmarks (folder or zip) whose frames are placed by `fit` as images are; a folder
+            of .pts files, each framed around its landmarks as landmark videos are; or a .npy array (F, points, 2) in
+            pixels of a square of `resolution`.
+    clip:   which one of a folder; None: the longest.
+    Raises InputError, with the clips there are where `clip` is none of them.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.suffix.lower() == ".npy":
+        if clip is not None:
+            raise InputError(f"--clip chooses from a folder; {path} is one clip")
+        return Driving(path.stem, read_array(path, points))
+    if path.is_file() and path.suffix.lower() != ".zip":
+        raise InputError(
+            f"{path} has no landmarks: give a folder with landmarks, a folder of .pts files or a .npy array"
+        )
+    source = open_source(path)
+    files = source.files()
+    annotations = [name for name in files if name.endswith(".pts")]
+    if annotations and points == POINTS:
+        name, chosen = _choose(_folders(annotations), clip, path)
+        return Driving(name, np.stack([_framed(source, file, resolution) for file in chosen]))
+    listing = list_images(source, files)
+    if listing.points != points:
+        raise InputError(f"{path} has {listing.points or 'no'} landmarks for its images; this model takes {points}")
+    clips: dict[str, list[tuple[int, str]]] = {}
+    for file, (key, number) in listing.frames.items():
+        if file in listing.landmarks:
+            clips.setdefault(_label(key), []).append((number, file))
+    if not clips:
+        raise InputError(f"{path} has no clips: its manifest.csv needs a column frame, and video or identity")
+    name, chosen = _choose({label: [file for _, file in sorted(frames)] for label, frames in clips.items()}, clip, path)
+    return Driving(name, np.stack([_placed(source, file, listing.landmarks[file], resolution, fit) for file in chosen]))
+
+
+def read_array(path: Path, points: int) -> np.ndarray:
+    """(F, points, 2) float32 from a .npy file; (points, 2) is one frame. Raises InputError."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a readable .npy array ({error})") from None
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or array.shape[1:] != (points, 2) or not len(array) or array.dtype.kind not in "fiu":
+        shape = f"{array.dtype} {array.shape}"
+        raise InputError(
+            f"{path} holds {shape}; this model takes numbers of shape (frames, {points}, 2): x, y in pixels"
+        )
+    if not np.isfinite(array).any():
+        raise InputError(f"{path} holds no finite number; expected landmarks in pixels")
+    return array.astype(np.float32)
+
+
+def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
+    """The landmarks (points, 2) of the source image in its pixels: from `file`, else from the data set it lies in.
+
+    file: .npy or .pts. Raises InputError when there are none.
+    """
+    if file is not None and file.suffix.lower() == ".npy":
+        found = read_array(file, points)
+        if len(found) != 1:
+            raise InputError(f"--source-landmarks {file} has {len(found)} frames; the source is one image")
+        return found[0]
+    if file is not None:
+        try:
+            text = file.read_text()
+        except (OSError, UnicodeDecodeError):
+            raise InputError(f"--source-landmarks {file} cannot be read; give a .npy or a .pts file") from None
+        return parse_points(text, str(file)).astype(np.float32)
+    folder = image.resolve().parent
+    for root, name in ((folder, image.name), (folder.parent, f"{folder.name}/{image.name}")):
+        if (root / "manifest.csv").is_file():
+            listing = list_images(open_source(root))
+            if listing.points == points and name in listing.landmarks:
+                return listing.landmarks[name]
+    raise InputError(
+        f"--align needs the landmarks of the source, and there are none beside {image}: give --source-landmarks FILE "
+        "(.npy or .pts)"
+    )
+
+
+def align(driving: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Moves, turns and scales a clip (F, points, 2) as one, so that its mean shape lies on the source (points, 2).
+
+    The similarity of the least squared distance. Points that are nowhere known count in neither. Source: Umeyama 1991.
+    Raises InputError when fewer than two points are known in both.
+    """
+    known = np.isfinite(driving).all(2)
+    total = np.where(known[..., None], driving, 0).sum(0, dtype=np.float64)
+    counts = known.sum(0)
+    both = (counts > 0) & np.isfinite(source).all(1)
+    mean, goal = total[both] / counts[both, None], source[both].astype(np.float64)
+    centre, towards = mean.mean(0), goal.mean(0)
+    spread = ((mean - centre) ** 2).sum() if both.sum() > 1 else 0.0
+    if not spread > 0:
+        raise InputError("the driving landmarks and those of the source share no two points; nothing to align")
+    # as complex numbers a turn and a scale are one factor, and the least squares are one quotient
+    a, b = (v @ np.array([1, 1j]) for v in (mean - centre, goal - towards))
+    factor = np.vdot(a, b) / spread
+    turn = np.array([[factor.real, factor.imag], [-factor.imag, factor.real]])
+    return ((driving - centre) @ turn + towards).astype(np.float32)
+
+
+def _choose(clips: dict[str, list[str]], clip: str | None, path: Path) -> tuple[str, list[str]]:
+    if clip is None:
+        name = max(sorted(clips), key=lambda one: len(clips[one]))
+        return name, clips[name]
+    found = [name for name in sorted(clips) if clip in (name, name.split("/")[0], name.rsplit("/", 1)[-1])]
+    if clip in clips or found:
+        name = clip if clip in clips else found[0]
+        return name, clips[name]
+    close = difflib.get_close_matches(clip, clips, n=3, cutoff=0.3) or sorted(clips)[:3]
+    raise InputError(f"{path} has no clip {clip!r}; it has {len(clips)}, among them {', '.join(close)}")
+
+
+def _folders(annotations: list[str]) -> dict[str, list[str]]:
+    """.pts files by their video: the folder they lie in, without annot/ at its end."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(annotations):
+        folder = file.rpartition("/")[0]
+        folder = folder.removesuffix("annot").rstrip("/") if folder.split("/")[-1] == "annot" else folder
+        found.setdefault(folder or "frames", []).append(file)
+    return found
+
+
+def _label(key: str) -> str:
+    """The name of a clip: person/video, or identity."""
+    return "/".join(part for part in key.split("\0")[1:] if part) or key
+
+
+def _framed(source: Source, file: str, resolution: int) -> np.ndarray:
+    """A .pts file in the square that a landmark video's frame is cropped to."""
+    points = parse_points(read_text(source, file), f"{source.root}: {file}")
+    left, top, side = crop_square(points, _ANYWHERE, _ANYWHERE) if np.isfinite(points).all() else (0, 0, 0)
+    if side < 2:
+        raise InputError(f"{source.root}: {file} frames no face: its landmarks are not inside an image")
+    return ((points - [left, top] + 0.5) * (resolution / side) - 0.5).astype(np.float32)
+
+
+def _placed(source: Source, file: str, points: np.ndarray, resolution: int, fit: str) -> np.ndarray:
+    try:
+        header = inspect(source.read(file))
+    except (UnreadableFile, BadImage) as error:
+        raise InputError(f"{source.root}: {file} cannot be used ({error}); run `kiln data validate` on it") from None
+    return pictures.place((header.width, header.height), resolution, fit).landmarks(points)

@@ -1,0 +1,35 @@
+"""The generator of the face paper's BEGAN: noise to an image, through a decoder of its own."""
+
+from torch import Tensor, nn
+
+from engine.networks.autoencoder import Decoder
+from engine.networks.layers import SMALLEST, Linear, from_rows
+
+
+class BeganGenerator(nn.Module):
+    """G(z): FC to maps of 8x8, then the decoder that the discriminator has too, with weights of its own.
+
+    activation, output, upsample: as in Decoder.
+    Source: Zhang et al., Realistic Face Image Generation Based on GAN, section 3.1 and figure 2.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        filters: int,
+        channels: int,
+        *,
+        hidden: int = 64,
+        activation: str = "elu",
+        output: str = "none",
+        upsample: str = "nearest",
+        fused: bool = True,
+    ):
+        super().__init__()
+        self.decode = Linear(hidden, SMALLEST * SMALLEST * filters, fused=fused)
+        style = {"activation": activation, "output": output, "upsample": upsample, "fused": fused}
+        self.decoder = Decoder(resolution, filters, channels, **style)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """(B, hidden) -> (B, channels, R, R)."""
+        return self.decoder(from_rows(self.decode(noise), SMALLEST))

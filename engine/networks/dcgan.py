@@ -1,0 +1,135 @@
+"""The networks of DCGAN and WGAN: noise to an image, an image to a score; and their start values.
+
+`layers` chooses what changes the size. "paper": 4x4 convolutions of stride 2, transposed in the generator, from torch.
+"resize": nearest x2 before a 3x3 convolution, and a 3x3 convolution before nearest /2: one operator each (layers.Conv).
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.networks.layers import Conv, Linear, from_rows, level_sizes, to_rows
+
+SIDE = 4  # of the coarsest maps
+SLOPE = 0.2
+
+
+def widths(resolution: int, filters: int) -> list[int]:
+    """Channels at R/2, R/4, ..., 4: n, doubled with every halving."""
+    return [filters << level for level, _ in enumerate(level_sizes(resolution))]
+
+
+class DcganGenerator(nn.Module):
+    """G(z): noise to maps of 4x4, then BatchNorm, ReLU and x2 until the image; tanh.
+
+    Source: Radford et al. 2016, figure 1, with n filters before the image (pytorch/examples has 64).
+    """
+
+    def __init__(
+        self, resolution: int, filters: int, channels: int, *, noise: int, layers: str = "paper", fused: bool = True
+    ):
+        super().__init__()
+        self.layers = layers
+        inner = widths(resolution, filters)[::-1]
+        outer = [*inner[1:], channels]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in inner)
+        if layers == "paper":
+            self.first = nn.ConvTranspose2d(noise, inner[0], SIDE, bias=False)
+            self.blocks = nn.ModuleList(
+                nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False) for a, b in zip(inner, outer, strict=True)
+            )
+        else:
+            self.first = Linear(noise, SIDE * SIDE * inner[0], fused=fused)
+            last = len(outer) - 1
+            self.blocks = nn.ModuleList(
+                Conv(a, b, resize="up", activation="tanh" if level == last else "none", fused=fused)
+                for level, (a, b) in enumerate(zip(inner, outer, strict=True))
+            )
+            still_biases([self.first, *self.blocks], self.norms)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """(B, noise) -> (B, channels, R, R) in [-1, 1]."""
+        paper = self.layers == "paper"
+        x = self.first(noise[:, :, None, None]) if paper else from_rows(self.first(noise), SIDE)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = block(F.relu(norm(x)))
+        return torch.tanh(x) if paper else x
+
+
+class DcganCritic(nn.Module):
+    """D(v): /2 until the maps are 4x4, LeakyReLU 0.2 after each, then one number, without sigmoid.
+
+    norm: after each /2 but the first: "batch" (BatchNorm), "layer" (over all of an image's maps, so that images do not
+    depend on each other) or "none".
+    Source: Radford et al. 2016, section 3; Arjovsky et al. 2017 for the score without sigmoid.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        filters: int,
+        channels: int,
+        *,
+        norm: str = "batch",
+        layers: str = "paper",
+        fused: bool = True,
+    ):
+        super().__init__()
+        self.layers = layers
+        outer = widths(resolution, filters)
+        inner = [channels, *outer[:-1]]
+        self.norms = nn.ModuleList([nn.Identity(), *(normalisation(norm, width) for width in outer[1:])])
+        if layers == "paper":
+            bias = norm == "none"  # a norm has its own
+            self.blocks = nn.ModuleList(
+                nn.Conv2d(a, b, 4, stride=2, padding=1, bias=bias) for a, b in zip(inner, outer, strict=True)
+            )
+            self.last = nn.Conv2d(outer[-1], 1, SIDE, bias=False)
+        else:
+            self.blocks = nn.ModuleList(
+                Conv(a, b, resize="down", activation=self._fusible(i), fused=fused)
+                for i, (a, b) in enumerate(zip(inner, outer, strict=True))
+            )
+            still_biases(self.blocks, self.norms)
+            self.last = Linear(SIDE * SIDE * outer[-1], 1, fused=fused)
+
+    def _fusible(self, level: int) -> str:
+        return "leaky_relu" if isinstance(self.norms[level], nn.Identity) else "none"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, R, R) -> scores (B,)."""
+        x = images
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = norm(block(x))
+            if getattr(block, "activation", "none") == "none":
+                x = F.leaky_relu(x, SLOPE)
+        return (self.last(x) if self.layers == "paper" else self.last(to_rows(x))).flatten()
+
+
+def normalisation(norm: str, width: int) -> nn.Module:
+    """The layer of a name: "batch", "layer" or "none"."""
+    if norm == "none":
+        return nn.Identity()
+    return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(1, width)
+
+
+def still_biases(layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> None:
+    """No training of biases that a BatchNorm after the layer takes away: their gradients are rounding errors."""
+    for layer, norm in zip(layers, norms, strict=False):
+        if isinstance(norm, nn.BatchNorm2d) and layer.bias is not None:
+            layer.bias.requires_grad_(False)
+
+
+def initialise_normal(network: nn.Module, seed: int) -> None:
+    """Start values of DCGAN from the seed alone: weights N(0, 0.02), of norms N(1, 0.02), biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if getattr(layer, "weight", None) is None:
+            continue
+        mean = 1.0 if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)) else 0.0
+        with torch.no_grad():
+            layer.weight.copy_(mean + 0.02 * torch.randn(layer.weight.shape, generator=generator))
+            if layer.bias is not None:
+                layer.bias.zero_()

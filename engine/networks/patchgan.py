@@ -1,0 +1,94 @@
+"""Discriminators that judge patches, each from the pixels it sees."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import InputError
+from engine.networks.layers import Conv
+
+REAL, REFINED = 0, 1  # classes of a LocalDiscriminator
+
+
+class LocalDiscriminator(nn.Module):
+    """SimGAN's: two-way logits of every patch, no activation on them.
+
+    conv 3x3/2 1.5n, conv 3x3/2 n, max pool 3x3/1, conv 3x3 n/2, conv 1x1 n/2, all with ReLU, and conv 1x1 to 2. With
+    n = 64 these are the 96, 64, 32, 32 and 2 of the paper. A patch sees 23x23 pixels, every fourth pixel another.
+    Source: Shrivastava et al. 2017, section 3.1.
+    """
+
+    def __init__(self, filters: int, channels: int, *, fused: bool = True):
+        super().__init__()
+        narrow = max(1, filters // 2)
+        self.first = Conv(channels, filters + narrow, resize="down", activation="relu", fused=fused)
+        self.second = Conv(filters + narrow, filters, resize="down", activation="relu", fused=fused)
+        self.third = Conv(filters, narrow, activation="relu", fused=fused)
+        self.mix = nn.Conv2d(narrow, narrow, 1)
+        self.mix.activation = "relu"
+        self.last = nn.Conv2d(narrow, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, R, R) -> logits (B, 2, R/4, R/4); class 0 is REAL, class 1 REFINED."""
+        x = F.max_pool2d(self.second(self.first(images)), 3, stride=1, padding=1)
+        return self.last(torch.relu(self.mix(self.third(x))))
+
+
+def patch_loss(logits: Tensor, wanted: int) -> Tensor:
+    """-log of the probability of class `wanted`, by softmax over the two classes of each patch; mean over all patches.
+
+    logits: (B, 2, h, w) of any dtype; returns () float32.
+    """
+    return -F.log_softmax(logits.float(), dim=1)[:, wanted].mean()
+
+
+def patch_accuracy(logits: Tensor, wanted: int) -> Tensor:
+    """The share () of patches whose larger logit is that of class `wanted`."""
+    return (logits.detach().argmax(1) == wanted).float().mean()
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: `layers` convs 4x4/2 from n filters up to at most 8n, a wider conv 4x4/1, and conv 4x4/1 to one score.
+
+    Instance normalisation in all but the first and the last, leaky ReLU 0.2. With three layers a patch sees 70x70.
+    Source: CycleGAN (Zhu et al. 2017), appendix; Isola et al. 2017.
+    """
+
+    def __init__(self, filters: int, channels: int, *, layers: int = 3):
+        super().__init__()
+        widths = [filters * min(2**level, 8) for level in range(layers + 1)]
+        strides = [2] * layers + [1]
+        inputs = [channels, *widths[:-1]]
+        sizes = zip(inputs, widths, strides, strict=True)
+        self.blocks = nn.ModuleList(nn.Conv2d(a, b, 4, stride, padding=1) for a, b, stride in sizes)
+        self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, R, R) -> scores (B, 1, R / 2^layers - 2, the same)."""
+        x = F.leaky_relu(self.blocks[0](images), 0.2)
+        for block in self.blocks[1:]:
+            x = F.leaky_relu(F.instance_norm(block(x)), 0.2)
+        return self.last(x)
+
+
+def check_patch_layers(layers: int, resolution: int) -> None:
+    """Raise InputError where a PatchDiscriminator of so many layers has no patch, or one pixel to normalise over."""
+    most = resolution.bit_length() - 3
+    if not 1 <= layers <= most:
+        raise InputError(f"--patch-layers {layers} does not fit {resolution}x{resolution} images; choose 1 to {most}")
+
+
+@contextlib.contextmanager
+def frozen(discriminators: Iterable[nn.Module]) -> Iterator[None]:
+    """What runs within the block gives no gradient to these networks' parameters, and spends no time on them."""
+    networks = list(discriminators)
+    for network in networks:
+        network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.requires_grad_(True)

@@ -1,0 +1,141 @@
+"""The networks of the face reenactment: a U-Net and a patch discriminator, both on an image and 68 landmarks.
+
+Source: Kassapis, Verdenius and Ondrag; widths, norms and dropout where the paper is silent are those of the authors'
+code, sizes are such that every level halves evenly.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.networks.layers import Conv, LandmarkConv, level_sizes
+
+POINTS = 68
+SLOPE = 0.2  # of LeakyReLU
+SPATIAL_DROPOUT, DROPOUT, PATCH_DROPOUT = 0.1, 0.5, 0.375  # between levels, in the residual block, in D
+
+
+def depth(resolution: int, most: int) -> int:
+    """How often an image can be halved, `most` at the most, until 4 pixels a side are left."""
+    return min(most, len(level_sizes(resolution)))
+
+
+class Normalised(nn.Module):
+    """3x3 convolution, instance normalisation, LeakyReLU and, in training, dropout of whole channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, resize: str, dropout: float, fused: bool):
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels, resize=resize, activation="none", fused=fused)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(F.instance_norm(self.conv(x)), SLOPE)
+        return F.dropout2d(x, self.dropout, self.training) if self.dropout else x
+
+
+class Residual(nn.Module):
+    """x + IN(conv(LeakyReLU(IN(conv(x))))), with dropout between the two."""
+
+    def __init__(self, channels: int, *, dropout: float, fused: bool):
+        super().__init__()
+        self.first = Conv(channels, channels, activation="none", fused=fused)
+        self.second = Conv(channels, channels, activation="none", fused=fused)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(F.instance_norm(self.first(x)), SLOPE)
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
+        return x + F.instance_norm(self.second(y))
+
+
+class ReenactmentGenerator(nn.Module):
+    """G(I; e): a 5x5 convolution of image and heatmaps, 4 levels down, a residual block, 4 levels up, 7x7 and tanh.
+
+    Each level down halves the side and doubles the channels (n at the image's size); what goes into it is added to the
+    result of the level up of the same size. Images below 64 pixels have fewer levels: 4 pixels are always left.
+    """
+
+    def __init__(self, resolution: int, filters: int, channels: int, *, dropout: bool = False, fused: bool = True):
+        super().__init__()
+        spatial = SPATIAL_DROPOUT if dropout else 0.0
+        widths = [filters << level for level in range(depth(resolution, 4) + 1)]
+        self.first = LandmarkConv(channels, POINTS, filters, kernel_size=5, padding=2, fused=fused)
+        self.down = nn.ModuleList(
+            Normalised(a, b, resize="down", dropout=spatial, fused=fused) for a, b in itertools.pairwise(widths)
+        )
+        self.middle = Residual(widths[-1], dropout=DROPOUT if dropout else 0.0, fused=fused)
+        self.up = nn.ModuleList(
+            Normalised(b, a, resize="up", dropout=spatial, fused=fused) for b, a in itertools.pairwise(widths[::-1])
+        )
+        self.last = nn.Conv2d(filters, channels, 7, padding=3)
+
+    def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
+        """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels -> the face that has them, (B, C, R, R)."""
+        x = F.leaky_relu(F.instance_norm(self.first(images, landmarks)), SLOPE)
+        skips = []
+        for level in self.down:
+            skips.append(x)
+            x = level(x)
+        x = self.middle(x)
+        for level in self.up:
+            x = level(x) + skips.pop()
+        return torch.tanh(self.last(x))
+
+
+class PatchDiscriminator(nn.Module):
+    """D(I; e): logits of overlapping patches; 3 convolutions 4x4 down, n, 2n, 4n, then 8n and 1 at the same size.
+
+    Batch normalisation but in the first and last layer. 16-pixel images have 2 levels.
+    """
+
+    def __init__(self, resolution: int, filters: int, channels: int, *, dropout: bool = False, fused: bool = True):
+        super().__init__()
+        self.dropout = PATCH_DROPOUT if dropout else 0.0
+        levels = depth(resolution, 3)
+        widths = [filters << level for level in range(levels + 1)]
+        first = {"kernel_size": 4, "stride": 2, "padding": 1, "activation": "leaky_relu"}
+        self.first = LandmarkConv(channels, POINTS, filters, **first, fused=fused)
+        strides = [2] * (levels - 1) + [1]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride, 1, bias=False)
+            for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
+        self.last = nn.Conv2d(widths[-1], 1, 4, 1, 1)
+
+    def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
+        """images (B, C, R, R), landmarks (B, 68, 2) in pixels -> (B, patches) logits of being real."""
+        x = self.first(images, landmarks)
+        for conv, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.leaky_relu(norm(conv(x)), SLOPE)
+            if self.dropout:
+                x = F.dropout(x, self.dropout, self.training)
+        return self.last(x).flatten(1)
+
+
+def log_mean_sigmoid(logits: Tensor) -> Tensor:
+    """log of the mean over patches of sigmoid(logits): (B, patches) -> (B,), at least float32.
+
+    D's probability is the mean of its patches' (the paper, section 2); with -logits this is log(1 - D). Never infinite.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.logsumexp(F.logsigmoid(logits), 1) - math.log(logits.shape[1])
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Start values from the seed alone: the same for fused and eager, on every device, whatever ran before.
+
+    Weights are normal with variance 1 / fan_in (the norms after nearly all layers make the scale irrelevant), biases 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, (Conv, LandmarkConv, nn.Conv2d)):
+            with torch.no_grad():
+                drawn = torch.randn(layer.weight.shape, generator=generator)
+                layer.weight.copy_(drawn / math.sqrt(layer.weight[0].numel()))
+                if layer.bias is not None:
+                    layer.bias.zero_()

@@ -1,0 +1,109 @@
+"""Intermediate features of a fixed ResNet-18, for losses in feature space."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import InputError
+from engine.networks.layers import Conv
+from engine.networks.start import he_normal
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that published weights were trained on
+SEED = 18  # of the random weights: the same for every run
+
+
+class FeatureBlock(nn.Module):
+    """relu(shortcut(x) + conv(relu(conv(x)))): a basic block whose normalisation is folded into the convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, *, fused: bool):
+        super().__init__()
+        resize = "none" if inputs == outputs else "down"
+        self.conv1 = Conv(inputs, outputs, resize=resize, activation="relu", fused=fused)
+        self.conv2 = Conv(outputs, outputs, activation="none", fused=fused)
+        self.downsample = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return torch.relu(shortcut + self.conv2(self.conv1(x)))
+
+
+class ResnetFeatures(nn.Module):
+    """ResNet-18 up to its second group of blocks; never trained.
+
+    weights: a file of torchvision's resnet18 (.safetensors, .pth or .pt), with or without further layers; None: random
+             weights (seed 18), whose features are projections of local structure, not of what was learnt.
+    digest:  of the file (sha256), or "random".
+    Raises InputError for a file that cannot be read or is of another network. Source: He et al. 2016.
+    """
+
+    def __init__(self, weights: Path | None = None, *, fused: bool = True):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
+        self.layer1 = nn.Sequential(*(FeatureBlock(64, 64, fused=fused) for _ in range(2)))
+        self.layer2 = nn.Sequential(FeatureBlock(64, 128, fused=fused), FeatureBlock(128, 128, fused=fused))
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        if weights is None:
+            self.digest = "random"
+            he_normal(self, SEED)
+        else:
+            self.digest = hashlib.sha256(_bytes(weights)).hexdigest()
+            self.load_state_dict(folded(read_weights(weights), self.state_dict(), weights))
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 1 or 3, R, R) in [-1, 1] -> features of 64, 64 and 128 channels at R/2, R/4 and R/8."""
+        x = ((images.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std
+        stem = torch.relu(self.conv1(x))
+        low = self.layer1(F.max_pool2d(stem, 3, stride=2, padding=1))
+        return [stem, low, self.layer2(low)]
+
+
+def folded(saved: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights and biases of convolutions whose batch normalisation (running statistics) is multiplied into them.
+
+    Raises InputError where a tensor is missing or has another shape.
+    """
+    found = {}
+    for name in (key.removesuffix(".weight") for key in wanted if key.endswith(".weight")):
+        conv, norm = (name + ".0", name + ".1") if name.endswith("downsample") else (name, name.replace("conv", "bn"))
+        try:
+            weight = saved[conv + ".weight"].double()
+            scale, shift, mean, var = (
+                saved[f"{norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
+            )
+        except KeyError as error:
+            raise InputError(f"{path} has no {error.args[0]}: --feature-weights takes those of a ResNet-18") from None
+        factor = scale / (var + 1e-5).sqrt()
+        if weight.shape != wanted[name + ".weight"].shape or factor.shape != weight.shape[:1]:
+            raise InputError(f"{path}: {conv} is {tuple(weight.shape)}; --feature-weights takes those of a ResNet-18")
+        found[name + ".weight"] = (weight * factor.view(-1, 1, 1, 1)).float()
+        found[name + ".bias"] = (shift - mean * factor).float()
+    return found
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of one that torch saved. Raises InputError."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            return load(_bytes(path))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise InputError(f"{path} is not a file of weights ({type(error).__name__})") from None
+    if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise InputError(f"{path} is not a file of weights (expected names and tensors)")
+    return saved
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check --feature-weights") from None

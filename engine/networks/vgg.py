@@ -1,0 +1,142 @@
+"""VGG-19 up to the features that losses compare: from torchvision's weights file, or with fixed random weights.
+
+Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2015, configuration E.
+"""
+
+import hashlib
+import math
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import InputError
+from engine.networks.layers import Conv
+
+BLOCKS = (2, 2, 4, 4, 4)  # convolutions before each pooling
+WIDTH = 64  # channels of the first block, and 2, 4, 8, 8 times as many after it
+DIGEST = "dcbb9e9d"  # vgg19-dcbb9e9d.pth: how the SHA-256 of torchvision's file begins
+SEED = 19  # of the random weights: the same features in every run
+# of the photos it was trained on, in [0, 1]
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _layers() -> dict[str, tuple[int, int, int, int]]:
+    """relu1_1, relu1_2, ...: (channels in and out, in units of the width; position in torchvision's list; block)."""
+    found, channels, position = {}, 0, 0
+    for block, count in enumerate(BLOCKS, start=1):
+        for number in range(1, count + 1):
+            wider = min(2 ** (block - 1), 8)
+            found[f"relu{block}_{number}"] = (channels, wider, position, block)
+            channels, position = wider, position + 2
+        position += 1
+    return found
+
+
+LAYERS = _layers()
+
+
+class VGG19(nn.Module):
+    """The convolutions up to the deepest of `layers`, frozen; 2x2 maximum pooling between the blocks.
+
+    layers: names such as "relu3_3": the third activation of the third block.
+    width:  channels of the first block; torchvision's weights have 64.
+    """
+
+    def __init__(self, layers: Iterable[str], *, width: int = WIDTH, fused: bool = True):
+        super().__init__()
+        self.layers = tuple(layers)
+        names = list(LAYERS)
+        if unknown := [name for name in self.layers if name not in LAYERS]:
+            raise InputError(f"VGG-19 has no {unknown[0]}; its layers are {', '.join(names)}")
+        deepest = max(map(names.index, self.layers))
+        self.convolutions = nn.ModuleDict()
+        for name in names[: deepest + 1]:
+            channels_in, channels_out, _, _ = LAYERS[name]
+            conv = Conv(channels_in * width or 3, channels_out * width, activation="relu", fused=fused)
+            self.convolutions[name] = conv
+        scale = torch.tensor([MEAN, DEVIATION]).view(2, 1, 3, 1, 1) * 2
+        self.register_buffer("mean", scale[0] - 1, persistent=False)
+        self.register_buffer("deviation", scale[1], persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """images (B, 1 or 3, H, W), RGB in [-1, 1] -> name -> (B, channels, H / 2^i, W / 2^i) of the wanted layers."""
+        x = ((images - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
+        found, block = {}, 1
+        for name, conv in self.convolutions.items():
+            if LAYERS[name][3] > block:
+                x, block = F.max_pool2d(x, 2), LAYERS[name][3]
+            x = conv(x)
+            if name in self.layers:
+                found[name] = x
+        return found
+
+    def randomise(self) -> None:
+        """Weights of a fixed seed that keep the features' mean square: normal, variance 2 / fan_in; biases zero."""
+        generator = torch.Generator().manual_seed(SEED)
+        with torch.no_grad():
+            for conv in self.convolutions.values():
+                drawn = torch.randn(conv.weight.shape, generator=generator)
+                conv.weight.copy_(drawn * math.sqrt(2 / conv.weight[0].numel()))
+                conv.bias.zero_()
+
+    def load(self, path: Path) -> None:
+        """Take torchvision's weights (features.0.weight, ...). Raises InputError when the file does not hold them."""
+        weights = read_weights(path)
+        with torch.no_grad():
+            for name, conv in self.convolutions.items():
+                for kind in ("weight", "bias"):
+                    key, wanted = f"features.{LAYERS[name][2]}.{kind}", getattr(conv, kind)
+                    found = weights.get(key)
+                    if not isinstance(found, Tensor) or found.shape != wanted.shape:
+                        shape = "nothing" if found is None else str(tuple(getattr(found, "shape", ())))
+                        raise InputError(
+                            f"{path} is no VGG-19 of torchvision: {key} must be {tuple(wanted.shape)} and is {shape}; "
+                            "give the state_dict of torchvision.models.vgg19"
+                        )
+                    wanted.copy_(found)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a state_dict saved by torch, on the CPU. Raises InputError."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path} cannot be read as weights ({reason}); give a .pth or .safetensors file") from None
+    if not isinstance(weights, dict):
+        raise InputError(f"{path} holds a {type(weights).__name__}, not a state_dict; save model.state_dict()")
+    return weights
+
+
+def check_digest(path: Path, expected: str | None = None) -> str:
+    """The SHA-256 of the file, in hexadecimal.
+
+    expected: how it must begin, at least 8 digits; None: as that of torchvision's file. Raises InputError when it does
+    not, or when there is no such file.
+    """
+    expected = (expected or DIGEST).lower()
+    if len(expected) < 8 or set(expected) - set("0123456789abcdef"):
+        raise InputError(f"--vgg-digest {expected} is no beginning of a SHA-256; give at least 8 hexadecimal digits")
+    try:
+        with path.open("rb") as file:
+            running = hashlib.sha256()
+            while block := file.read(1 << 20):
+                running.update(block)
+    except OSError as error:
+        raise InputError(f"--vgg {path} cannot be read: {error.strerror}; give torchvision's vgg19 file") from None
+    digest = running.hexdigest()
+    if not digest.startswith(expected):
+        raise InputError(
+            f"--vgg {path} is not the file that is meant: its SHA-256 begins with {digest[:8]}, not {expected}; give "
+            f"vgg19-{DIGEST}.pth of torchvision, or name the file you trust with --vgg-digest {digest[:16]}"
+        )
+    return digest

@@ -1,0 +1,223 @@
+"""`python -m engine.reenact RUN_OR_CHECKPOINT SOURCE DRIVING OUTPUT`: a face image takes on the landmarks of a clip.
+
+OUTPUT becomes a folder with frames/00000.png ..., driven.gif, driven.mp4 (with OpenCV) and sheet.png: source, driving
+landmarks and result side by side. All are marked as synthetic (engine.marking).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageDraw
+
+from engine import atomic, marking, pictures
+from engine.cli import parse, run
+from engine.data.landmarks import POINTS
+from engine.data.normalise import BadImage
+from engine.driving import align, read_driving, source_points
+from engine.environment import pick_device
+from engine.errors import InputError
+from engine.refine import to_network, to_pixels
+from engine.samples import draw_grid
+
+IN_SHEET = 8
+# runs of points that are one line, and whether it closes; iBUG order
+LINES = (
+    (range(0, 17), False),
+    (range(17, 22), False),
+    (range(22, 27), False),
+    (range(27, 31), False),
+    (range(31, 36), False),
+    (range(36, 42), True),
+    (range(42, 48), True),
+    (range(48, 60), True),
+    (range(60, 68), True),
+)
+
+
+@dataclass
+class Arguments:
+    """What `python -m engine.reenact` takes."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Image of the face to drive."""
+    driving: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DRIVING")]
+    """Data set with landmarks and clips (folder or zip), folder of .pts files, or .npy array (frames, points, 2) in
+    pixels of the model's square."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """Folder to write; new or empty."""
+    clip: str | None = None
+    """Which clip of DRIVING: person/video, or identity, or the folder of .pts files; without it, the longest."""
+    frames: int = 0
+    """Only so many of its first frames; 0 = all."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Move, turn and scale the clip's landmarks so that their mean shape lies on the source's face."""
+    source_landmarks: Path | None = None
+    """Landmarks of the source in its pixels (.npy or .pts), for --align; without it, from the data set it lies in."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """Source and frames that are not square: crop takes the central square (as in training), pad the whole image,
+    stretch the whole image squeezed."""
+    face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Frame the source's largest face as in the model's photos (needs OpenCV)."""
+    size: int = 0
+    """Side of the results; 0 = the network's resolution."""
+    fps: int = 25
+    """Frames per second of the film and the animation."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the generator's weights, or the last ones."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes cuda when there is one."""
+    batch_size: int = 16
+    """Frames per pass."""
+    eager: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the plain PyTorch references instead of the fused operators."""
+
+
+def check(arguments: Arguments) -> None:
+    """Raise InputError for values that cannot work."""
+    for name, least, most in (("batch_size", 1, 1 << 20), ("fps", 1, 50), ("frames", 0, 1 << 30), ("size", 0, 4096)):
+        value = getattr(arguments, name)
+        if not least <= value <= most:
+            raise InputError(f"--{name.replace('_', '-')} must be between {least} and {most}, got {value}")
+    if not arguments.source.is_file():
+        raise InputError(f"{arguments.source}: no such image; SOURCE is one image file")
+    out = arguments.output
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder for the results")
+    if arguments.source_landmarks and not arguments.align:
+        raise InputError("--source-landmarks is for --align; add it, or leave both out")
+
+
+def read_source(arguments: Arguments, resolution: int, channels: int) -> tuple[np.ndarray, pictures.Placement]:
+    """The source in the network's square, (C, R, R) uint8, and where it lies. Raises InputError."""
+    path = arguments.source
+    try:
+        image, _ = pictures.read(path.read_bytes())
+    except (BadImage, OSError) as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+    window = None
+    if arguments.face_crop:
+        from engine.faces import FaceFinder, Framing
+
+        window = FaceFinder().portrait(np.asarray(image), Framing.of(arguments.model))
+        if window is None:
+            raise InputError(f"no face found in {path}; leave out --face-crop, or give a picture cut to the face")
+    placement = pictures.place(image.size, resolution, arguments.fit, window)
+    return pictures.to_square(image, placement, resolution, channels), placement
+
+
+def drive(
+    model: torch.nn.Module, source: np.ndarray, points: np.ndarray, device: torch.device, batch_size: int
+) -> np.ndarray:
+    """The source (C, R, R) uint8 with each frame's points (F, K, 2): (F, C, R, R) uint8."""
+    image, results = to_network(source[None], device), []
+    with torch.inference_mode():
+        for start in range(0, len(points), batch_size):
+            part = torch.from_numpy(points[start : start + batch_size]).to(device)
+            images = image.expand(len(part), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            results.append(to_pixels(model(images, part)))
+    return np.concatenate(results)
+
+
+def draw_points(points: np.ndarray, resolution: int, scale: int = 4) -> Image.Image:
+    """Landmarks (K, 2) in pixels of the square, drawn `scale` times as large: lines for 68, dots for others."""
+    picture = Image.new("L", (resolution * scale,) * 2)
+    pen = ImageDraw.Draw(picture)
+    places = (points + 0.5) * scale - 0.5
+    if len(points) == POINTS and np.isfinite(points).all():
+        for run_of, closed in LINES:
+            line = [tuple(places[i]) for i in run_of]
+            pen.line(line + line[:1] * closed, fill=255, width=scale // 2)
+    else:
+        for x, y in places[np.isfinite(places).all(1)]:
+            pen.ellipse((x - scale, y - scale, x + scale, y + scale), fill=255)
+    return picture
+
+
+def sheet(source: np.ndarray, points: np.ndarray, results: np.ndarray) -> Image.Image:
+    """Source, driving landmarks and result of up to 8 frames, spread over the clip."""
+    resolution = source.shape[-1]
+    chosen = sorted({round(i) for i in np.linspace(0, len(points) - 1, IN_SHEET)})
+    drawn = np.stack([np.asarray(draw_points(points[i], resolution)) for i in chosen])
+
+    def row(pixels: np.ndarray) -> torch.Tensor:
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
+        return torch.nn.functional.interpolate(images, size=4 * resolution, mode="nearest")
+
+    rows = {"source": row(np.repeat(source[None], len(chosen), 0)), "driving": row(drawn[:, None])}
+    return draw_grid(rows | {"result": row(results[chosen])})
+
+
+def to_images(results: Iterable[np.ndarray], size: int) -> list[Image.Image]:
+    """(C, R, R) uint8 each, enlarged or shrunk to `size`; 0 leaves them."""
+    images = []
+    for pixels in results:
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        images.append(image.resize((size, size), Image.Resampling.LANCZOS) if size else image)
+    return images
+
+
+def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: int) -> str | None:
+    """Write a marked MP4; returns why not, where that cannot be done. Raises OSError where the disk refuses."""
+    try:
+        import cv2
+    except ImportError:
+        return "it needs OpenCV (pip install opencv-python-headless)"
+    with atomic.replacing(path) as temporary:
+        # the codec takes even sides
+        width, height = (side + side % 2 for side in images[0].size)
+        film = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+        works = film.isOpened()
+        for image in images if works else ():
+            pixels = np.asarray(image.convert("RGB").resize((width, height)))
+            film.write(np.ascontiguousarray(pixels[..., ::-1]))
+        film.release()
+        if works:
+            marking.mark_film(temporary, description)
+    if not works:
+        path.unlink()
+        return "this OpenCV cannot write MP4"
+    return None
+
+
+def main(argv: list[str]) -> int:
+    """Drive a face image with the landmarks of a clip."""
+    what = "Drive a face image with the landmarks of a clip."
+    arguments = parse(Arguments, argv, prog="kiln reenact", description=what)
+    check(arguments)
+    device = pick_device(arguments.device)
+
+    from engine.systems import load_trained, system_class
+
+    ema = arguments.weights == "ema"
+    model, config = load_trained(arguments.model, device, fused=not arguments.eager, ema=ema, kind="drive")
+    count = system_class(config.system).needs(config)[0].points
+    source, placement = read_source(arguments, config.resolution, config.channels)
+    driving = read_driving(arguments.driving, arguments.clip, count, config.resolution, arguments.fit)
+    points = driving.points[: arguments.frames or None]
+    if arguments.align:
+        own = source_points(arguments.source, arguments.source_landmarks, count)
+        points = align(points, placement.landmarks(own))
+    results = drive(model, source, points, device, arguments.batch_size)
+    description = f"Synthetic images: generated by a neural network (Kiln {config.system}) from an image and landmarks"
+    out, images = arguments.output, to_images(results, arguments.size)
+    for number, image in enumerate(images):
+        marking.save(image, out / "frames" / f"{number:05d}.png", description)
+    animation = marking.encode_animation(images, round(1000 / arguments.fps), description)
+    atomic.write_bytes(out / "driven.gif", animation)
+    marking.save(sheet(source, points, results), out / "sheet.png", description)
+    missing = save_film(images, out / "driven.mp4", description, arguments.fps)
+    if missing:
+        print(f"no film was written: {missing}; driven.gif shows the same")
+    print(f"{len(images)} frames of {driving.name} at {images[0].width}x{images[0].height}: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run("reenact", main)

@@ -1,0 +1,191 @@
+"""The face generator (Zhang et al., Realistic Face Image Generation Based on GAN): BEGAN from noise.
+
+    L(v)  = |v - D(v)|
+    L_D   = L(x) - k L(G(z))
+    L_G   = L(G(z))
+    k    <- clamp(k + lambda_k (gamma L(x) - L(G(z))), 0, 1)
+
+x is a photo, z noise in [-1, 1]^h. Equation (2) of the paper is garbled; it is BEGAN's (Berthelot et al. 2017, section
+3.4) with the paper's gamma. Both networks learn from the same noise.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import TrainConfig
+from engine.networks.autoencoder import Autoencoder
+from engine.networks.began import BeganGenerator
+from engine.networks.layers import initialise
+from engine.systems.balance import BalancedSystem
+from engine.systems.generation import NoiseSystem
+
+if TYPE_CHECKING:
+    from engine.data import Batch
+
+BETAS = (0.9, 0.999)
+Output = Literal["none", "tanh", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class BeganConfig(TrainConfig):
+    """Options of began."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 2000,
+            "resolution": 32,
+            "batch_size": 16,
+            "filters": 24,
+            "hidden": 64,
+            "gamma": 0.7,
+            "lambda_k": 0.01,
+            "lr": 5e-4,
+            "lr_schedule": "cosine",
+            "ema": 0.995,
+            "sample_every": 200,
+            "checkpoint_every": 500,
+        },
+        # section 4.2; gamma, lambda_k, the batch and the widths are those of BEGAN, which the paper does not change
+        "paper": {
+            "steps": 100_000,
+            "batch_size": 16,
+            "filters": 64,
+            "lr": 1e-4,
+            "lr_schedule": "step",
+            "lr_every": 2000,
+            "lr_decay": 0.9,
+            "ema": 0.999,
+            "sample_every": 2000,
+            "checkpoint_every": 5000,
+        },
+    }
+
+    system: str = "began"
+    hidden: int = 64
+    """h: the length of the noise, and the numbers at the discriminator's waist."""
+    gamma: float = 0.5
+    """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
+    lambda_k: float = 0.001
+    """Rate of k, the weight of L(G(z)) in the discriminator's loss."""
+    activation: Literal["elu", "relu"] = "elu"
+    """After every convolution but the last; the paper's text has relu."""
+    generator_output: Output = "none"
+    """What ends the generator; the paper's text has tanh. sigmoid is spread to [-1, 1]."""
+    discriminator_output: Output = "none"
+    """What ends the discriminator's decoder; the paper's text has sigmoid."""
+    upsample: Literal["nearest", "deconv"] = "nearest"
+    """How decoders enlarge: nearest before a 3x3 convolution, or a transposed 4x4 convolution (the paper's text)."""
+    downsample: Literal["stride", "average"] = "stride"
+    """How the encoder shrinks: convolutions of stride 2, or the mean of 2x2 pixels."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "hidden")
+        self.at_least(0, "lambda_k")
+        self.between(0, 1, "gamma")
+
+
+class BeganSystem(BalancedSystem, NoiseSystem):
+    """D, G and G's moving average."""
+
+    name = "began"
+    config_class = BeganConfig
+    distribution = "uniform"
+    fixed = (
+        *BalancedSystem.fixed,
+        "hidden",
+        "activation",
+        "generator_output",
+        "discriminator_output",
+        "upsample",
+        "downsample",
+    )
+
+    def __init__(self, config: BeganConfig, device: str | torch.device):
+        super().__init__(config, device)
+        self.discriminator = Autoencoder(
+            config.resolution,
+            config.filters,
+            config.channels,
+            hidden=config.hidden,
+            activation=config.activation,
+            output=config.discriminator_output,
+            upsample=config.upsample,
+            downsample=config.downsample,
+            fused=config.fused,
+        )
+        self.generator = self.build_generator(config)
+        for offset, (name, network) in enumerate(self.networks().items()):
+            initialise(network, 1000 * config.seed + offset)
+            network.to(self.device)
+            self.add_optimiser(name, network, betas=BETAS)
+        self.start_average()
+        # began_balance takes a content loss, which this system has not
+        self.no_content = torch.zeros_like(self.k)
+        self._gradients = self._one_pass if config.fused else self._textbook
+
+    @staticmethod
+    def noise_size(config: BeganConfig) -> int:
+        return config.hidden
+
+    @staticmethod
+    def build_generator(config: BeganConfig) -> BeganGenerator:
+        return BeganGenerator(
+            config.resolution,
+            config.filters,
+            config.channels,
+            hidden=config.hidden,
+            activation=config.activation,
+            output=config.generator_output,
+            upsample=config.upsample,
+            fused=config.fused,
+        )
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"discriminator": self.discriminator, "generator": self.generator}
+
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
+        """One update of D and G from the same old weights and the same k, then of k."""
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        per_sample = self._gradients(batch.images, self.generate(len(batch.images)))
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        self.average("ema", self.generator)
+        return self.balance(per_sample, self.no_content, lambda_r=0.0)._asdict()
+
+    def _one_pass(self, images: Tensor, fake: Tensor) -> Tensor:
+        """Gradients of both networks from one pass of D over [x; G(z)]; returns L of its samples (2B,)."""
+        per_sample, to_fake = self.discriminate_once(images, fake)
+        fake.backward(to_fake)
+        return per_sample
+
+    def _textbook(self, images: Tensor, fake: Tensor) -> Tensor:
+        """The step as it is usually written: D three times, L(G(z)) once for each network. Returns as _one_pass."""
+        of_real, l_real = self.autoencoder_loss(images)
+        _, l_fake_for_d = self.autoencoder_loss(fake.detach())
+        of_fake, loss_g = self.autoencoder_loss(fake)
+        loss_d = l_real - self.k * l_fake_for_d
+        loss_g.backward()
+        self.optimisers["discriminator"].zero_grad(set_to_none=True)
+        loss_d.backward()
+        return torch.cat([of_real, of_fake]).detach()
+
+    @torch.no_grad()
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Images from fixed noise, the discriminator's reconstruction of them, real images and theirs."""
+        rows = self.generated_rows(len(batch.images))
+        for label, images in (("generated", rows["generated"]), ("real", batch.images)):
+            rows[label] = images
+            with self.precision():
+                rows[f"D({label})"] = self.discriminator(images).float().clamp(-1, 1)
+        return rows
+
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        side = self.config.resolution
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        noise = torch.empty(1, self.config.hidden, device=self.device)
+        return [(self.discriminator, (image,), 2 if fused else 3), (self.generator, (noise,), 1)]

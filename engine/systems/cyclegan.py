@@ -1,0 +1,235 @@
+"""CycleGAN between synthetic and real faces (Zhu et al. 2017), the baseline of SimGAN's paper.
+
+    L = L_GAN(G, D_Y) + L_GAN(F, D_X) + lambda L_cyc
+    L_cyc = |F(G(x)) - x| + |G(F(y)) - y|                       mean absolute differences
+    L_GAN, "log": log D_Y(y) + log(1 - D_Y(G(x))), which G minimises as -log D_Y(G(x))
+    L_GAN, "lsgan": (D_Y(G(x)) - 1)^2 for G, ((D_Y(y) - 1)^2 + D_Y(G(x))^2) / 2 for D_Y; all mean over patches
+
+x is synthetic, y real; G makes real of synthetic, F the way back. With an identity weight w,
+w lambda (|G(y) - y| + |F(x) - x|) joins. The discriminators see results from pools of earlier ones.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.config import TrainConfig
+from engine.data.needs import Needs
+from engine.errors import InputError
+from engine.image_pool import ImagePool
+from engine.networks.layers import l1_autoencoder_loss
+from engine.networks.patchgan import PatchDiscriminator, check_patch_layers, frozen
+from engine.networks.resnet import ImageToImage, ResnetGenerator
+from engine.networks.start import normal
+from engine.systems.base import System
+
+if TYPE_CHECKING:
+    from engine.data import Batch
+
+BETAS = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class CycleganConfig(TrainConfig):
+    """Options of CycleGAN."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 800,
+            "batch_size": 4,
+            "filters": 16,
+            "blocks": 3,
+            "padding": "zero",
+            "upsample": "nearest",
+            "patch_layers": 2,
+            "lr": 5e-4,
+            "lr_schedule": "cosine",
+            "ema": 0.99,
+            "sample_every": 200,
+            "checkpoint_every": 200,
+        },
+        "paper": {
+            "steps": 200_000,
+            "batch_size": 1,
+            "filters": 64,
+            "lr": 2e-4,
+            "lr_schedule": "linear",
+            "ema": 0.999,
+            "sample_every": 2000,
+            "checkpoint_every": 5000,
+        },
+    }
+
+    system: str = "cyclegan"
+    synthetic: Path | None = None
+    """Folder or zip of the synthetic images; without it, the embedded avatars in their plain look."""
+    blocks: int = 9
+    """Residual blocks of each generator: 9 for 256x256, 6 for 128x128, fewer for smaller images."""
+    padding: Literal["reflect", "zero"] = "reflect"
+    """How the residual blocks pad: as in the paper, or with zeros, which Kiln's operator does."""
+    upsample: Literal["transposed", "nearest"] = "transposed"
+    """Transposed convolutions as in the paper, or nearest x2 and a convolution, Kiln's operator."""
+    patch_layers: int = 3
+    """Halvings in each discriminator: with 3 its patches are 70x70, with 2 34x34."""
+    adversarial: Literal["lsgan", "log"] = "lsgan"
+    """Least squares, or the logarithms of the equations."""
+    lambda_cycle: float = 10.0
+    """Weight of the cycle consistency."""
+    identity: float = 0.5
+    """Weight of the identity term, in units of --lambda-cycle; 0 = none."""
+    pool: int = 50
+    """Results kept for each discriminator; half of what it sees comes from there. 0 = none."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "blocks")
+        self.at_least(0, "lambda_cycle", "identity")
+        check_patch_layers(self.patch_layers, self.resolution)
+        if self.pool and self.pool < self.batch_size:
+            raise InputError(f"--pool must be 0 or at least --batch-size ({self.batch_size}), got {self.pool}")
+
+
+class CycleganSystem(System):
+    """G, F, D_Y, D_X, and G's moving average."""
+
+    name = "cyclegan"
+    kind = "refine"
+    config_class = CycleganConfig
+    headline = ("l_generators", "l_gan", "l_cycle", "l_discriminator", "score_real", "score_fake")
+    fixed = (*System.fixed, "blocks", "padding", "upsample", "patch_layers", "pool")
+
+    def __init__(self, config: CycleganConfig, device: str | torch.device):
+        super().__init__(config, device)
+        self.generator, self.back = build_generator(config), build_generator(config)
+        shape = (config.filters, config.channels)
+        self.discriminator, self.back_discriminator = (
+            PatchDiscriminator(*shape, layers=config.patch_layers) for _ in range(2)
+        )
+        for number, network in enumerate(self.networks().values()):
+            normal(network, 1000 * config.seed + number)
+            network.to(self.device)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        # two optimisers as the two updates of a step
+        self.add_optimiser("generators", _parameters(self.generator, self.back), betas=BETAS)
+        self.add_optimiser("discriminators", _parameters(self.discriminator, self.back_discriminator), betas=BETAS)
+        image = torch.empty(config.channels, config.resolution, config.resolution, device=self.device)
+        self.pools = [ImagePool(config.pool, [image]) for _ in range(2)]
+
+    @classmethod
+    def needs(cls, config: CycleganConfig) -> tuple[Needs, ...]:
+        return Needs(config.batch_size), Needs(config.batch_size, look="game")
+
+    @classmethod
+    def trained(cls, config: CycleganConfig) -> ImageToImage:
+        return ImageToImage(build_generator(config))
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {
+            "generator": self.generator,
+            "back": self.back,
+            "discriminator": self.discriminator,
+            "back_discriminator": self.back_discriminator,
+        }
+
+    def averaged(self) -> dict[str, nn.Module]:
+        return {"ema": self.ema}
+
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
+        """One update of both generators, then one of both discriminators on what they made before it."""
+        x, y = batch.more[0].images, batch.images
+        with frozen([self.discriminator, self.back_discriminator]):
+            loss, made, losses = self._generators_loss(x, y)
+        self._step("generators", loss)
+        self.average("ema", self.generator)
+        shown = [pool.exchange([image])[0] for pool, image in zip(self.pools, made, strict=True)]
+        total, judged = 0, {}
+        judges = (("", self.discriminator, y), ("_back", self.back_discriminator, x))
+        for (suffix, network, real), fake in zip(judges, shown, strict=True):
+            of_real, of_fake = self._run(network, torch.cat([real, fake])).split(len(real))
+            loss = (self._gan(of_real, 1) + self._gan(of_fake, 0)) / 2
+            total = total + loss
+            judged[f"l{suffix}_discriminator"] = loss.detach()
+            if not suffix:
+                judged |= {"score_real": of_real.detach().mean(), "score_fake": of_fake.detach().mean()}
+        self._step("discriminators", total)
+        return losses | judged | {"pool_fill": self.pools[0].fill()}
+
+    def _generators_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """L of the generators, (G(x), F(y)) without gradient, and the parts of L."""
+        config = self.config
+        g_x, f_y = self._run(self.generator, x), self._run(self.back, y)
+        gan = self._gan(self._run(self.discriminator, g_x), 1)
+        gan_back = self._gan(self._run(self.back_discriminator, f_y), 1)
+        cycle = self._distance(x, self._run(self.back, g_x)) + self._distance(y, self._run(self.generator, f_y))
+        loss = gan + gan_back + config.lambda_cycle * cycle
+        losses = {"l_gan": gan, "l_gan_back": gan_back, "l_cycle": cycle}
+        if config.identity:
+            identity = self._distance(y, self._run(self.generator, y)) + self._distance(x, self._run(self.back, x))
+            loss = loss + config.lambda_cycle * config.identity * identity
+            losses["l_identity"] = identity
+        difference = (g_x - x).detach()
+        named = {"l_generators": loss, **losses, "change": difference.abs().mean()}
+        named["tone_change"] = difference.mean((2, 3)).abs().mean()
+        return loss, (g_x.detach(), f_y.detach()), {name: value.detach() for name, value in named.items()}
+
+    def _run(self, network: nn.Module, images: Tensor) -> Tensor:
+        with self.precision():
+            return network(images).float()
+
+    def _gan(self, scores: Tensor, wanted: int) -> Tensor:
+        """The adversarial loss of scores that should be `wanted` (1 real, 0 made), () float32, mean over patches."""
+        if self.config.adversarial == "lsgan":
+            return (scores - wanted).square().mean()
+        return F.softplus(-scores if wanted else scores).mean()
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return l1_autoencoder_loss(a, b, fused=self.config.fused)[1]
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        self.optimisers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimisers[name].step()
+
+    @torch.no_grad()
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Synthetic images, as real (G's moving average), and back; photos, as synthetic, and back."""
+        x, y = batch.more[0].images, batch.images
+        g_x, f_y = self._run(self.ema, x), self._run(self.back, y)
+        rows = {"synthetic": x, "as real": g_x, "and back": self._run(self.back, g_x)}
+        rows |= {"real": y, "as synthetic": f_y, "and back again": self._run(self.ema, f_y)}
+        return {label: row.clamp(-1, 1) for label, row in rows.items()}
+
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        side = self.config.resolution
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        runs = 3 if self.config.identity else 2
+        generators = [(network, (image,), runs) for network in (self.generator, self.back)]
+        return generators + [(network, (image,), 1) for network in (self.discriminator, self.back_discriminator)]
+
+    def own_state(self) -> dict[str, Any]:
+        return {"pools": [pool.state_dict() for pool in self.pools]}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        for pool, saved in zip(self.pools, state["pools"], strict=True):
+            pool.load_state_dict(saved)
+
+
+def build_generator(config: CycleganConfig) -> ResnetGenerator:
+    """G or F of a configuration, weights not set."""
+    return ResnetGenerator(
+        config.filters,
+        config.channels,
+        blocks=config.blocks,
+        padding=config.padding,
+        upsample=config.upsample,
+        fused=config.fused,
+    )
+
+
+def _parameters(*networks: nn.Module) -> list[nn.Parameter]:
+    return [parameter for network in networks for parameter in network.parameters()]

@@ -1,0 +1,135 @@
+"""The baseline DCGAN (Radford et al. 2016), step by step as pytorch/examples trains it.
+
+    L_D = -log D(x) - log(1 - D(G(z)))
+    L_G = -log D(G(z))
+
+D is the sigmoid of the network's score; G learns from the discriminator that has just learned, on the same noise.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.config import TrainConfig
+from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.systems.generation import NoiseSystem
+
+if TYPE_CHECKING:
+    from engine.data import Batch
+
+BETAS = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class DcganConfig(TrainConfig):
+    """Options of dcgan."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 2000,
+            "resolution": 32,
+            "batch_size": 32,
+            "filters": 24,
+            "lr": 2e-4,
+            "ema": 0.99,
+            "sample_every": 200,
+            "checkpoint_every": 500,
+        },
+        # Radford et al. 2016, section 4, and pytorch/examples: 25 epochs of CelebA
+        "paper": {
+            "steps": 79_000,
+            "batch_size": 64,
+            "filters": 64,
+            "lr": 2e-4,
+            "ema": 0.999,
+            "sample_every": 1000,
+            "checkpoint_every": 5000,
+        },
+    }
+
+    system: str = "dcgan"
+    lr: float = 2e-4
+    """Learning rate (Adam)."""
+    noise: int = 100
+    """Length of the noise (normal)."""
+    layers: Literal["paper", "resize"] = "paper"
+    """What changes the size: paper: 4x4 convolutions of stride 2, transposed in the generator; resize: nearest x2
+    before and nearest /2 after 3x3 convolutions, which Kiln's operator does."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "noise")
+
+
+class DcganSystem(NoiseSystem):
+    """D, G and G's moving average."""
+
+    name = "dcgan"
+    config_class = DcganConfig
+    distribution = "normal"
+    headline = ("loss_d", "loss_g", "d_real", "d_fake")
+    fixed = (*NoiseSystem.fixed, "noise", "layers")
+
+    def __init__(self, config: DcganConfig, device: str | torch.device):
+        super().__init__(config, device)
+        shape = (config.resolution, config.filters, config.channels)
+        self.discriminator = DcganCritic(*shape, layers=config.layers, fused=config.fused)
+        self.generator = self.build_generator(config)
+        for offset, (name, network) in enumerate(self.networks().items()):
+            initialise_normal(network, 1000 * config.seed + offset)
+            network.to(self.device)
+            self.add_optimiser(name, network, betas=BETAS)
+        self.start_average()
+
+    @staticmethod
+    def noise_size(config: DcganConfig) -> int:
+        return config.noise
+
+    @staticmethod
+    def build_generator(config: DcganConfig) -> DcganGenerator:
+        shape = (config.resolution, config.filters, config.channels)
+        return DcganGenerator(*shape, noise=config.noise, layers=config.layers, fused=config.fused)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"discriminator": self.discriminator, "generator": self.generator}
+
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
+        """D on photos and on generated images, each a batch of its own for BatchNorm; then G."""
+        optimiser = self.optimisers["discriminator"]
+        fake = self.generate(len(batch.images))
+        real_score, fake_score = self._score(batch.images), self._score(fake.detach())
+        loss_d = log_loss(real_score, real=True) + log_loss(fake_score, real=False)
+        optimiser.zero_grad(set_to_none=True)
+        loss_d.backward()
+        optimiser.step()
+        loss_g = log_loss(self._score(fake), real=True)
+        self.train_generator(loss_g)
+        return {
+            "loss_d": loss_d.detach(),
+            "loss_g": loss_g.detach(),
+            "d_real": real_score.detach().sigmoid().mean(),
+            "d_fake": fake_score.detach().sigmoid().mean(),
+        }
+
+    def _score(self, images: Tensor) -> Tensor:
+        with self.precision():
+            return self.discriminator(images).float()
+
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Images from fixed noise, and real ones."""
+        return self.generated_rows(len(batch.images)) | {"real": batch.images}
+
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        side = self.config.resolution
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        noise = torch.empty(1, self.config.noise, device=self.device)
+        return [(self.discriminator, (image,), 3), (self.generator, (noise,), 1)]
+
+
+def log_loss(scores: Tensor, *, real: bool) -> Tensor:
+    """Mean of -log sigmoid(scores) for real ones, -log(1 - sigmoid(scores)) for others."""
+    wanted = torch.ones_like(scores) if real else torch.zeros_like(scores)
+    return F.binary_cross_entropy_with_logits(scores, wanted)

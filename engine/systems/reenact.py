@@ -1,0 +1,336 @@
+"""Landmark-conditioned face reenactment with six losses (Kassapis, Verdenius and Ondrag).
+
+    I^ = G(I_s; e_t)                            source image, target landmarks
+    L_G = w_adv L_adv + w_pix L_pix + w_self L_self + w_triple L_triple + w_pp L_pp + w_id L_id
+    L_adv    = -log D(I^; e_t)
+    L_pix    = |I^ - I_t|^2
+    L_self   = |G(I^; e_s) - I_s|^2
+    L_triple = |G(G(I_s; e_m); e_t) - I^|^2     m: a third frame, in between
+    L_pp     = sum over layers |F(I_t) - F(I^)| + |Gram(F(I_t)) - Gram(F(I^))|_F, F of VGG-19
+    L_id     = |F(I_t) - F(I^)| at one layer
+    L_D      = -(log D(I_t; e_t) + log(1 - D(I^; e_t))) / 2
+
+|v|^2 is the squared mean absolute value of each sample, averaged over the batch, as in the authors' code.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine import ops
+from engine.config import Origins, Switch, TrainConfig
+from engine.data.needs import Needs
+from engine.errors import InputError
+from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
+from engine.networks.layers import l1_autoencoder_loss
+from engine.networks.reenactment import (
+    POINTS,
+    PatchDiscriminator,
+    ReenactmentGenerator,
+    initialise,
+    log_mean_sigmoid,
+)
+from engine.networks.vgg import VGG19, WIDTH, check_digest
+from engine.perceptual import feature_losses, wanted_layers
+from engine.systems.base import System
+
+if TYPE_CHECKING:
+    from engine.data import Batch
+
+BETAS = (0.9, 0.999)
+LOSSES = ("adv", "pix", "self", "triple", "pp", "id")
+
+ABLATION: dict[str, dict[str, float]] = {
+    "full": {},
+    "without pix": {"pix_weight": 0.0},
+    "without self and triple": {"self_weight": 0.0, "triple_weight": 0.0},
+    "without pp and id": {"pp_weight": 0.0, "id_weight": 0.0},
+}
+"""The runs of the paper's ablation: name -> values that differ from the full loss."""
+
+
+@dataclass(frozen=True)
+class ReenactConfig(TrainConfig):
+    """Options of the reenactment."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 2000,
+            "batch_size": 8,
+            "filters": 16,
+            "d_filters": 16,
+            "vgg_width": 16,
+            "lr": 1e-3,
+            "lr_schedule": "cosine",
+            "ema": 0.99,
+            "sample_every": 250,
+            "checkpoint_every": 250,
+        },
+        # section 3 of the paper: 57,200 samples; dropout and widths of the authors' code
+        "paper": {
+            "steps": 7150,
+            "batch_size": 8,
+            "filters": 64,
+            "d_filters": 32,
+            "vgg_width": WIDTH,
+            "dropout": True,
+            "lr": 2e-4,
+            "ema": 0.999,
+            "sample_every": 500,
+            "checkpoint_every": 500,
+        },
+    }
+
+    system: str = "reenact"
+    batch_size: int = 8
+    """Samples per step, of three images each: source, target and one in between."""
+    lr: float = 2e-4
+    """Learning rate of the generator (Adam)."""
+    d_filters: int = 32
+    """Channels of the discriminator's first layer."""
+    d_rate: float = 0.25
+    """Learning rate of the discriminator as a multiple of --lr."""
+    d_optimiser: Literal["adam", "sgd"] = "adam"
+    """How the discriminator is trained: adam as in the paper, sgd as in the authors' code."""
+    dropout: Switch = False
+    """Dropout in both networks, as in the authors' code."""
+    adv_weight: float = 1.0
+    """Weight of the adversarial loss; 0: no discriminator is trained."""
+    pix_weight: float = 10.0
+    """Weight of the distance between result and target image."""
+    self_weight: float = 100.0
+    """Weight of self-consistency: the result, driven back, is the source."""
+    triple_weight: float = 100.0
+    """Weight of triple consistency: by way of a third frame the result is the same."""
+    pp_weight: float = 10.0
+    """Weight of the perceptual loss (VGG-19 features and their style)."""
+    id_weight: float = 1.0
+    """Weight of the identity loss (VGG-19 features)."""
+    distance: Literal["l1-squared", "l2"] = "l1-squared"
+    """Of images: the squared mean absolute difference of each sample, or the mean squared difference."""
+    id_layer: Literal["relu2_2", "relu3_2"] = "relu2_2"
+    """Features of the identity loss; relu3_2 as in the authors' code."""
+    vgg: Path | None = None
+    """Weights of VGG-19: torchvision's vgg19-dcbb9e9d.pth, or as .safetensors; without it, fixed random ones."""
+    vgg_digest: str | None = None
+    """How the SHA-256 of another --vgg file begins that is to be trusted (at least 8 digits)."""
+    vgg_width: int = WIDTH
+    """Channels of the first block of a random VGG-19."""
+
+    def completed(self, given: set[str], origins: Origins) -> "ReenactConfig":
+        """A file of weights has its own width."""
+        if self.vgg is None or "vgg_width" in given:
+            return self
+        origins["vgg_width"] = origins["vgg"]
+        return replace(self, vgg_width=WIDTH)
+
+    def check(self) -> None:
+        super().check()
+        names = [f"{loss}_weight" for loss in LOSSES]
+        self.at_least(0, *names)
+        self.at_least(1, "d_filters", "vgg_width")
+        if not any(getattr(self, name) for name in names):
+            raise InputError("every loss has weight 0: give at least one of --pix-weight, --adv-weight ...")
+        if not 0 < self.d_rate < float("inf"):
+            raise InputError(f"--d-rate must be positive, got {self.d_rate}")
+        if self.vgg is None and self.vgg_digest:
+            raise InputError("--vgg-digest names the file of --vgg: give both, or neither")
+        if self.vgg is not None and self.vgg_width != WIDTH:
+            raise InputError(f"--vgg has {WIDTH} channels: leave out --vgg-width, which is for random weights")
+
+
+class ReenactSystem(System):
+    """G, its moving average, D where there is an adversarial loss, and a frozen VGG-19 where features are compared."""
+
+    name = "reenact"
+    kind = "drive"
+    config_class = ReenactConfig
+    headline = ("loss_g", "loss_d", "l_pix", "l_self", "l_triple", "l_pp")
+    fixed = (*System.fixed, "d_filters", "d_optimiser")
+
+    def __init__(self, config: ReenactConfig, device: str | torch.device):
+        super().__init__(config, device)
+        self.weight = {loss: getattr(config, f"{loss}_weight") for loss in LOSSES}
+        self.generator = build_generator(config)
+        self.discriminator = PatchDiscriminator(
+            config.resolution, config.d_filters, config.channels, dropout=config.dropout, fused=config.fused
+        )
+        for offset, network in enumerate(self.networks().values()):
+            initialise(network, 1000 * config.seed + offset)
+            network.to(self.device)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self.add_optimiser("generator", self.generator, betas=BETAS)
+        options = {"betas": BETAS} if config.d_optimiser == "adam" else {}
+        self.add_optimiser("discriminator", self.discriminator, config.d_optimiser, rate=config.d_rate, **options)
+        self.identity = config.id_layer if config.id_weight else None
+        self.vgg, self.features = self._build_vgg()
+
+    def _build_vgg(self) -> tuple[VGG19 | None, str]:
+        """The network whose features are compared (None: no loss needs one), and what its weights are."""
+        config = self.config
+        layers = wanted_layers(config.pp_weight > 0, self.identity)
+        if not layers:
+            return None, ""
+        vgg = VGG19(layers, width=config.vgg_width, fused=config.fused)
+        features = f"fixed random weights, width {config.vgg_width} (no --vgg)"
+        if self.device.type != "meta":
+            if config.vgg is None:
+                vgg.randomise()
+            else:
+                features = f"sha256 {check_digest(config.vgg, config.vgg_digest)}"
+                vgg.load(config.vgg)
+            print(f"vgg     {features}")
+        return vgg.to(self.device, memory_format=torch.channels_last), features
+
+    @classmethod
+    def needs(cls, config: ReenactConfig) -> tuple[Needs, ...]:
+        return (Needs(config.batch_size, points=POINTS, members=3),)
+
+    @classmethod
+    def trained(cls, config: ReenactConfig) -> nn.Module:
+        return TrainedReenactment(build_generator(config))
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def averaged(self) -> dict[str, nn.Module]:
+        return {"ema": self.ema}
+
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
+        """One update of G, and of D on the same result, both from the old weights."""
+        images, points = frames(batch)
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        # G is judged by D as it is used, with its running statistics and no dropout, as in the authors' code
+        self.discriminator.eval().requires_grad_(False)
+        losses, fake = self._generator_losses(images, points)
+        loss_g = sum(self.weight[loss] * losses[f"l_{loss}"] for loss in LOSSES if self.weight[loss])
+        loss_g.backward()
+        self.discriminator.train().requires_grad_(True)
+        losses = {"loss_g": loss_g, **losses}
+        if self.weight["adv"]:
+            losses["loss_d"] = self._discriminator_loss(images[1], fake.detach(), points[1])
+            losses["loss_d"].backward()
+            self.optimisers["discriminator"].step()
+        self.optimisers["generator"].step()
+        self.average("ema", self.generator)
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _generate(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        """G of each (images, points), in one pass: its norms are those of each image, so this is exact."""
+        images, points = (torch.cat(parts) if len(pairs) > 1 else parts[0] for parts in zip(*pairs, strict=True))
+        with self.precision():
+            made = self.generator(images, points)
+        return made.to(images.dtype).chunk(len(pairs))
+
+    def _generator_losses(self, images: Sequence[Tensor], points: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Every loss whose weight is not 0, and I^. images, points: of source, target and in-between."""
+        source, target, _ = images
+        e_s, e_t, e_m = points
+        weight, losses = self.weight, {}
+        fake, *between = self._generate([(source, e_t), *([(source, e_m)] if weight["triple"] else [])])
+        again = [(fake, e_s)] * bool(weight["self"]) + [(one, e_t) for one in between]
+        consistent = list(self._generate(again)) if again else []
+        if weight["adv"]:
+            with self.precision():
+                logits = self.discriminator(fake, e_t)
+            losses["l_adv"] = -log_mean_sigmoid(logits).mean()
+        if weight["pix"]:
+            losses["l_pix"] = self._distance(target, fake)
+        if weight["self"]:
+            losses["l_self"] = self._distance(source, consistent.pop(0))
+        if weight["triple"]:
+            losses["l_triple"] = self._distance(fake, consistent.pop())
+        if self.vgg:
+            losses |= self._feature_losses(target, fake)
+        return losses, fake
+
+    def _distance(self, wanted: Tensor, found: Tensor) -> Tensor:
+        if self.config.distance == "l2":
+            return (wanted - found).square().mean()
+        per_sample, _ = l1_autoencoder_loss(wanted, found, fused=self.config.fused)
+        return per_sample.square().mean()
+
+    def _feature_losses(self, wanted: Tensor, found: Tensor) -> dict[str, Tensor]:
+        with self.precision():
+            with torch.no_grad():
+                goal = self.vgg(wanted)
+            features = self.vgg(found)
+        options = {"perceptual": self.weight["pp"] > 0, "identity": self.identity, "fused": self.config.fused}
+        return feature_losses(goal, features, **options)
+
+    def _discriminator_loss(self, real: Tensor, fake: Tensor, points: Tensor) -> Tensor:
+        """Binary cross-entropy over real and generated; a pass each, so that neither's statistics give it away."""
+        with self.precision():
+            of_real, of_fake = self.discriminator(real, points), self.discriminator(fake, points)
+        return -(log_mean_sigmoid(of_real).mean() + log_mean_sigmoid(-of_fake).mean()) / 2
+
+    @torch.no_grad()
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Source, target landmarks, result (moving average), target, and the result driven back by the source's."""
+        (source, target, _), (e_s, e_t, _) = frames(batch)
+        with self.precision():
+            result = self.ema(source, e_t).to(source.dtype)
+            back = self.ema(result, e_s)
+        drawn = draw_points(e_t, self.config.resolution, fused=self.config.fused).expand_as(source)
+        rows = {"source": source, "landmarks": drawn, "result": result, "target": target, "back to source": back}
+        return {label: row.float().clamp(-1, 1) for label, row in rows.items()}
+
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        side, weight = self.config.resolution, self.weight
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        points = torch.empty(1, POINTS, 2, device=self.device)
+        calls = 1 + bool(weight["self"]) + 2 * bool(weight["triple"])
+        found = [(self.generator, (image, points), calls)]
+        found += [(self.discriminator, (image, points), 3)] if weight["adv"] else []
+        return found + ([(self.vgg, (image,), 1)] if self.vgg else [])
+
+    def own_state(self) -> dict[str, Any]:
+        return {"features": self.features}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Raises InputError when features are compared by another VGG-19 than before."""
+        if self.features and state["features"] and self.features != state["features"]:
+            raise InputError(
+                f"this run compares features of VGG-19 with {state['features']}, not with {self.features}; "
+                "give the same --vgg and --vgg-width, or start another run with another --out"
+            )
+
+
+def build_generator(config: ReenactConfig) -> ReenactmentGenerator:
+    """G of a configuration, weights not set."""
+    shape = (config.resolution, config.filters, config.channels)
+    return ReenactmentGenerator(*shape, dropout=config.dropout, fused=config.fused)
+
+
+def frames(batch: "Batch") -> tuple[list[Tensor], list[Tensor]]:
+    """Images and landmarks of source, target and in-between. Raises InputError when the batch does not have them."""
+    three = [batch, *batch.more]
+    if len(three) != 3 or any(one.landmarks is None or one.landmarks.shape[1] != POINTS for one in three):
+        raise InputError(f"reenact needs three frames of one clip with {POINTS} landmarks each; choose another --data")
+    return [one.images for one in three], [one.landmarks for one in three]
+
+
+def draw_points(points: Tensor, resolution: int, *, fused: bool) -> Tensor:
+    """Landmarks (B, 68, 2) in pixels as white dots on black: (B, 1, R, R) in [-1, 1]."""
+    run = ops.landmark_heatmap if fused else eager_landmark_heatmap
+    maps = run(points, resolution, resolution, sigma=0.6, radius=2, subpixel=True)
+    return maps.amax(1, keepdim=True) * 2 - 1
+
+
+class TrainedReenactment(nn.Module):
+    """A trained G for use: a face and the landmarks it is to take on."""
+
+    def __init__(self, generator: ReenactmentGenerator):
+        super().__init__()
+        self.generator = generator
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, points: Tensor) -> Tensor:
+        """images (B, C, R, R) in [-1, 1], points (B, 68, 2) in pixels of R -> (B, C, R, R) in [-1, 1]."""
+        return self.generator(images, points).clamp(-1, 1)

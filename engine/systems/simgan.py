@@ -1,0 +1,386 @@
+"""SimGAN for faces (Refining Synthetic Face Images using GANs, after Shrivastava et al. 2017).
+
+    L_R   = L_real + lambda L_reg                               D: probability of a patch of being refined
+    L_real = -log(1 - D(R(x)))                                  mean over patches
+    L_reg = ||x - R(x)||_1 / n                                  n channels; per pixel, so that lambda fits any size
+    L_D   = -log D(R(x)) - log(1 - D(y))
+
+x is synthetic, y real. Half of the refined images that D sees come from a history of earlier ones. In each step R makes
+`refiner_steps` updates, then D `discriminator_steps`, each on fresh images. First R learns alone, from L_reg, then D.
+Proposed by the paper and optional: a second refiner B from real to synthetic, which is trained likewise, with
+w (||x - B(R(x))||_1 + ||y - R(B(y))||_1) / n, and discriminators of eyes, nose and mouth.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import TrainConfig
+from engine.data.needs import Needs
+from engine.errors import InputError
+from engine.image_pool import ImagePool
+from engine.networks.face_parts import PartDiscriminators
+from engine.networks.layers import l1_autoencoder_loss
+from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_accuracy, patch_loss
+from engine.networks.resnet import ImageToImage, SimganRefiner
+from engine.networks.resnet_features import ResnetFeatures
+from engine.networks.start import he_normal
+from engine.systems.base import System
+
+if TYPE_CHECKING:
+    from engine.data import Batch
+
+BETAS = (0.9, 0.999)
+LANDMARKS = 68
+
+
+@dataclass(frozen=True)
+class SimganConfig(TrainConfig):
+    """Options of SimGAN."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 800,
+            "batch_size": 8,
+            "filters": 24,
+            "lr": 5e-4,
+            "ema": 0.99,
+            "lambda_reg": 1.0,
+            "history": 512,
+            "pretrain_refiner": 100,
+            "pretrain_discriminator": 50,
+            "sample_every": 200,
+            "checkpoint_every": 200,
+        },
+        "paper": {
+            "steps": 50_000,
+            "batch_size": 32,
+            "filters": 64,
+            "lr": 1e-3,
+            "ema": 0.999,
+            "lambda_reg": 1.0,
+            "history": 12_800,
+            "pretrain_refiner": 500,
+            "pretrain_discriminator": 200,
+            "sample_every": 1000,
+            "checkpoint_every": 2000,
+        },
+    }
+
+    system: str = "simgan"
+    synthetic: Path | None = None
+    """Folder or zip of the synthetic images to refine; without it, the embedded avatars in their plain look."""
+    blocks: int = 4
+    """Residual blocks of the refiner."""
+    refiner_steps: int = 2
+    """Updates of the refiner in each step, each on fresh images."""
+    discriminator_steps: int = 1
+    """Updates of the discriminator in each step, each on fresh images."""
+    pretrain_refiner: int = 500
+    """Steps at the start in which only the refiner learns, from the self-regularisation."""
+    pretrain_discriminator: int = 200
+    """Steps after these in which only the discriminator learns."""
+    lambda_reg: float = 1.0
+    """Weight of the self-regularisation: how much of the input stays."""
+    reg: Literal["l1", "l2", "features"] = "l1"
+    """Measure of the self-regularisation: pixels, or features of a fixed ResNet-18."""
+    reg_channels: Literal["each", "mean"] = "each"
+    """l1 and l2: mean of the differences of each channel, or difference of the means of the channels."""
+    feature_weights: Path | None = None
+    """File with weights of a ResNet-18 for --reg features; without it, fixed random weights."""
+    history: int = 2048
+    """Refined images kept for the discriminator; half of its refined images come from there. 0 = none."""
+    cycle_weight: float = 0.0
+    """Weight of the cycle consistency; above 0 a second refiner, with its own discriminator, learns the way back."""
+    part_weight: float = 0.0
+    """Weight of the discriminators of eyes, nose and mouth (both sets with 68 landmarks)."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "blocks", "refiner_steps", "discriminator_steps")
+        self.at_least(0, "pretrain_refiner", "pretrain_discriminator", "lambda_reg", "cycle_weight", "part_weight")
+        if self.history and self.history < self.batch_size:
+            raise InputError(f"--history must be 0 or at least --batch-size ({self.batch_size}), got {self.history}")
+        if self.feature_weights and self.reg != "features":
+            raise InputError(f"--feature-weights is for --reg features, not for --reg {self.reg}")
+
+    def check_resumed(self, saved: "SimganConfig") -> None:
+        super().check_resumed(saved)
+        for name, what in (("cycle_weight", "cycle consistency"), ("part_weight", "discriminators of face parts")):
+            if bool(getattr(self, name)) != bool(getattr(saved, name)):
+                raise InputError(f"{what} cannot be switched on or off in a resumed run; start another --out")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images (B, C, R, R) and their landmarks (B, 68, 2) or None."""
+
+    images: Tensor
+    landmarks: Tensor | None
+
+
+@dataclass
+class Direction:
+    """One way: what refines, what judges the results, and the results it has judged."""
+
+    refiner: nn.Module
+    discriminator: nn.Module
+    parts: nn.Module | None
+    history: ImagePool
+
+
+class SimganSystem(System):
+    """R, D, R's moving average, and what the options add."""
+
+    name = "simgan"
+    kind = "refine"
+    config_class = SimganConfig
+    headline = ("l_refiner", "l_realism", "l_regularisation", "l_discriminator", "accuracy_real", "accuracy_refined")
+    fixed = (*System.fixed, "blocks", "history")
+
+    def __init__(self, config: SimganConfig, device: str | torch.device):
+        super().__init__(config, device)
+        self.generator = build_refiner(config)
+        shape = {"filters": config.filters, "channels": config.channels, "fused": config.fused}
+        self.discriminator = LocalDiscriminator(**shape)
+        self.back = self.back_discriminator = self.parts = self.features = None
+        if config.cycle_weight:
+            self.back, self.back_discriminator = build_refiner(config), LocalDiscriminator(**shape)
+        if config.part_weight:
+            self.parts = PartDiscriminators(config.resolution, **shape)
+        if config.reg == "features":
+            self.features = ResnetFeatures(config.feature_weights, fused=config.fused).to(self.device)
+        for name, network in self.networks().items():
+            # each network has its own stream: an option leaves the start of the others as it was
+            he_normal(network, 1000 * config.seed + list(_NETWORKS).index(name))
+            network.to(self.device)
+            self.add_optimiser(name, network, betas=BETAS)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.directions = self._directions()
+        # 1: these networks stay as they are in this step, moments and all (fused Adam skips where found_inf is 1)
+        self.idle = {kind: torch.zeros((), dtype=torch.float32, device=self.device) for kind in ("refine", "judge")}
+        for name, optimiser in self.optimisers.items():
+            optimiser.found_inf = self.idle[_NETWORKS[name]]
+        # 0 while R learns from the self-regularisation alone
+        self.adversarial = torch.zeros((), dtype=torch.float32, device=self.device)
+
+    def _directions(self) -> list[Direction]:
+        side = self.config.resolution
+        image = torch.empty(self.config.channels, side, side, dtype=torch.float16, device=self.device)
+        like = [image, torch.empty(LANDMARKS, 2, device=self.device)] if self.parts else [image]
+        forth = Direction(self.generator, self.discriminator, self.parts, ImagePool(self.config.history, like))
+        if not self.back:
+            return [forth]
+        return [forth, Direction(self.back, self.back_discriminator, None, ImagePool(self.config.history, [image]))]
+
+    @classmethod
+    def needs(cls, config: SimganConfig) -> tuple[Needs, ...]:
+        points = LANDMARKS if config.part_weight else 0
+        updates = config.refiner_steps + config.discriminator_steps
+        real = updates if config.cycle_weight else config.discriminator_steps
+        return (
+            Needs(real * config.batch_size, points=points),
+            Needs(updates * config.batch_size, points=points, look="game"),
+        )
+
+    @classmethod
+    def trained(cls, config: SimganConfig) -> ImageToImage:
+        return ImageToImage(build_refiner(config))
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {name: getattr(self, name) for name in _NETWORKS if getattr(self, name) is not None}
+
+    def averaged(self) -> dict[str, nn.Module]:
+        return {"ema": self.ema}
+
+    def advance(self) -> None:
+        """Count; before the game R learns alone, then D."""
+        super().advance()
+        refiner_ends = self.config.pretrain_refiner
+        ends = refiner_ends + self.config.pretrain_discriminator
+        self.idle["judge"].fill_(self.steps_done <= refiner_ends)
+        self.idle["refine"].fill_(refiner_ends < self.steps_done <= ends)
+        self.adversarial.fill_(self.steps_done > ends)
+
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
+        """All updates of R, then those of D; returns the losses of the last of each."""
+        synthetic, real = self._split(batch.more[0]), self._split(batch)
+        if not self.back:
+            real = [real[0]] * self.config.refiner_steps + real  # R's updates look at synthetic images only
+        first = self.config.refiner_steps
+        for x, y in zip(synthetic[:first], real[:first], strict=True):
+            losses = self._update_refiners(x, y)
+        for x, y in zip(synthetic[first:], real[first:], strict=True):
+            judged = self._update_discriminators(x, y)
+        self.average("ema", self.generator)
+        return losses | judged | {"history_fill": self.directions[0].history.fill()}
+
+    def _split(self, batch: "Batch") -> list[Samples]:
+        """The batches of single updates."""
+        if self.parts and batch.landmarks is None:
+            raise InputError("--part-weight needs 68 landmarks of every image; choose another --data or --synthetic")
+        n = self.config.batch_size
+        parts = [batch.part(start, start + n) for start in range(0, len(batch.images), n)]
+        return [Samples(part.images, part.landmarks) for part in parts]
+
+    def _refine(self, refiner: nn.Module, images: Tensor) -> Tensor:
+        with self.precision():
+            return refiner(images).to(images.dtype)
+
+    def _logits(self, direction: Direction, images: Tensor, landmarks: Tensor | None) -> dict[str, Tensor]:
+        """The discriminators' logits: "whole" and, with parts, one for each part."""
+        with self.precision():
+            found = {"whole": direction.discriminator(images)}
+            return found | (direction.parts(images, landmarks) if direction.parts else {})
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """The loss of the whole plus --part-weight times the mean of the parts'."""
+        parts = [loss for name, loss in losses.items() if name != "whole"]
+        return losses["whole"] + (self.config.part_weight * sum(parts) / len(parts) if parts else 0)
+
+    def _update_refiners(self, x: Samples, y: Samples) -> dict[str, Tensor]:
+        """One update of R (and B) on fresh images; the discriminators get no gradient."""
+        refiners = [direction.refiner for direction in self.directions]
+        outcomes = []
+        with frozen(self._of_kind("judge")):
+            for direction, source in zip(self.directions, (x, y), strict=False):
+                refined = self._refine(direction.refiner, source.images)
+                logits = self._logits(direction, refined, source.landmarks)
+                realism = self._weighted({name: patch_loss(part, REAL) for name, part in logits.items()})
+                outcomes.append((refined, realism, self._regularisation(source.images, refined)))
+        loss = sum(self.adversarial * realism + self.config.lambda_reg * kept for _, realism, kept in outcomes)
+        refined, realism, kept = outcomes[0]
+        losses = {"l_realism": realism, "l_regularisation": kept}
+        if self.back:
+            there_and_back = self._refine(refiners[1], refined), self._refine(refiners[0], outcomes[1][0])
+            cycle = sum(self._distance(a.images, b) for a, b in zip((x, y), there_and_back, strict=True))
+            loss = loss + self.adversarial * self.config.cycle_weight * cycle
+            losses["l_cycle"] = cycle
+        self._step("refine", loss)
+        difference = (refined - x.images).detach()
+        return {
+            "l_refiner": loss.detach(),
+            **{name: value.detach() for name, value in losses.items()},
+            "change": difference.abs().mean(),
+            # how far the mean colour of an image moves: skin, light and background, not texture
+            "tone_change": difference.mean((2, 3)).abs().mean(),
+        }
+
+    def _update_discriminators(self, x: Samples, y: Samples) -> dict[str, Tensor]:
+        """One update of D and its like on fresh images and the history."""
+        total, losses = 0, {}
+        for number, (direction, source, target) in enumerate(zip(self.directions, (x, y), (y, x), strict=False)):
+            with torch.no_grad():
+                refined = self._refine(direction.refiner, source.images)
+            shown = [refined, source.landmarks] if direction.parts else [refined]
+            images, *points = direction.history.mix(shown, learning=self.idle["judge"] == 0)
+            both = torch.cat([target.images, images])
+            landmarks = torch.cat([target.landmarks, points[0]]) if direction.parts else None
+            halves = {
+                name: _by_image_set(logits, len(target.images))
+                for name, logits in self._logits(direction, both, landmarks).items()
+            }
+            of = {name: patch_loss(a, REAL) + patch_loss(b, REFINED) for name, (a, b) in halves.items()}
+            loss = self._weighted(of)
+            total = total + loss
+            if number == 0:
+                losses["l_discriminator"] = loss.detach()
+                for name, (a, b) in halves.items():
+                    suffix = "" if name == "whole" else f"_{name}"
+                    losses[f"accuracy_real{suffix}"] = patch_accuracy(a, REAL)
+                    losses[f"accuracy_refined{suffix}"] = patch_accuracy(b, REFINED)
+            else:
+                losses["l_back_discriminator"] = loss.detach()
+        self._step("judge", total)
+        return losses
+
+    def _of_kind(self, kind: str) -> list[nn.Module]:
+        return [network for name, network in self.networks().items() if _NETWORKS[name] == kind]
+
+    def _step(self, kind: str, loss: Tensor) -> None:
+        """One step of Adam of all networks that refine, or of all that judge."""
+        optimisers = [optimiser for name, optimiser in self.optimisers.items() if _NETWORKS[name] == kind]
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """||a - b||_1 / n per pixel: the mean absolute difference, () float32."""
+        return l1_autoencoder_loss(a, b, fused=self.config.fused)[1]
+
+    def _regularisation(self, images: Tensor, refined: Tensor) -> Tensor:
+        """L_reg in the measure of --reg, () float32."""
+        if self.features:
+            with self.precision():
+                found = [self.features(refined), self.features(images)]
+            pairs = list(zip(*found, strict=True))
+            return sum(self._distance(b.detach().float(), a.float()) for a, b in pairs) / len(pairs)
+        if self.config.reg_channels == "mean":
+            images, refined = images.mean(1, keepdim=True), refined.mean(1, keepdim=True)
+        if self.config.reg == "l2":
+            return (refined - images).square().mean()
+        return self._distance(images, refined)
+
+    @torch.no_grad()
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Synthetic images, refined by R's moving average, the difference (grey = none), real photos."""
+        synthetic = batch.more[0].images
+        refined = self._refine(self.ema, synthetic)
+        rows = {"synthetic": synthetic, "refined": refined, "difference": refined - synthetic}
+        if self.back:
+            rows |= {"and back": self._refine(self.back, refined)}
+        rows["real"] = batch.images
+        if self.back:
+            rows |= {"as synthetic": self._refine(self.back, batch.images)}
+        return {label: row.float().clamp(-1, 1) for label, row in rows.items()}
+
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        side = self.config.resolution
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        landmarks = torch.empty(1, LANDMARKS, 2, device=self.device)
+        found = [(self.generator, (image,), 1), (self.discriminator, (image,), 1)]
+        found += [(self.parts, (image, landmarks), 1)] if self.parts else []
+        if self.back:
+            found += [(self.back, (image,), 2), (self.generator, (image,), 1), (self.back_discriminator, (image,), 1)]
+        return found + ([(self.features, (image,), 2)] if self.features else [])
+
+    def own_state(self) -> dict[str, Any]:
+        histories = [direction.history.state_dict() for direction in self.directions]
+        return {"histories": histories, "features": self.features.digest if self.features else None}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        digest = self.features.digest if self.features else None
+        if state["features"] != digest and None not in (state["features"], digest):
+            raise InputError(
+                f"the run was trained with the features {state['features'][:12]}, these are {digest[:12]}: "
+                "give the same --feature-weights"
+            )
+        for direction, saved in zip(self.directions, state["histories"], strict=True):
+            direction.history.load_state_dict(saved)
+
+
+# every network by its name, and what it does; the order decides the start values
+_NETWORKS = {
+    "generator": "refine",
+    "discriminator": "judge",
+    "back": "refine",
+    "back_discriminator": "judge",
+    "parts": "judge",
+}
+
+
+def build_refiner(config: SimganConfig) -> SimganRefiner:
+    """R of a configuration, weights not set."""
+    return SimganRefiner(config.filters, config.channels, blocks=config.blocks, fused=config.fused)
+
+
+def _by_image_set(logits: Tensor, real: int) -> tuple[Tensor, Tensor]:
+    """Logits of [real; refined] images, which may come several times over (two eyes), as (of real, of refined)."""
+    copies = logits.unflatten(0, (-1, 2 * real))
+    return copies[:, :real].flatten(0, 1), copies[:, real:].flatten(0, 1)

@@ -1,0 +1,187 @@
+"""The baseline WGAN (Arjovsky et al. 2017), with the gradient penalty of Gulrajani et al. 2017 as an option.
+
+    L_D = D(G(z)) - D(x)                    weights clipped to [-c, c] before every critic step, or
+    L_D = D(G(z)) - D(x) + lambda (|grad D(v)| - 1)^2      v between a photo and a generated image
+    L_G = -D(G(z))
+
+The critic takes several steps, each on photos and noise of its own, then G takes one.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import TrainConfig
+from engine.data.needs import Needs
+from engine.errors import InputError
+from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.systems.generation import NoiseSystem
+
+if TYPE_CHECKING:
+    from engine.data import Batch
+
+ADAM_BETAS = (0.0, 0.9)  # Gulrajani et al. 2017, algorithm 1
+
+
+@dataclass(frozen=True)
+class WganConfig(TrainConfig):
+    """Options of wgan."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 1000,
+            "resolution": 32,
+            "batch_size": 16,
+            "filters": 24,
+            "layers": "resize",
+            "critic_norm": "none",
+            "gradient_penalty": 10.0,
+            "optimiser": "adam",
+            "lr": 2e-4,
+            "ema": 0.99,
+            "sample_every": 100,
+            "checkpoint_every": 250,
+        },
+        # Arjovsky et al. 2017, section 4, and the authors' code: 25 epochs of CelebA
+        "paper": {
+            "steps": 16_000,
+            "batch_size": 64,
+            "filters": 64,
+            "lr": 5e-5,
+            "ema": 0.999,
+            "sample_every": 500,
+            "checkpoint_every": 1000,
+        },
+    }
+
+    system: str = "wgan"
+    lr: float = 5e-5
+    """Learning rate."""
+    noise: int = 100
+    """Length of the noise (normal)."""
+    layers: Literal["paper", "resize"] = "paper"
+    """What changes the size: paper: 4x4 convolutions of stride 2, transposed in the generator; resize: nearest x2
+    before and nearest /2 after 3x3 convolutions, which Kiln's operator does."""
+    critic_steps: int = 5
+    """Steps of the critic before each of the generator; a step of training reads so many batches."""
+    clip: float = 0.01
+    """Largest absolute value of the critic's weights (without --gradient-penalty)."""
+    gradient_penalty: float = 0.0
+    """Weight of the penalty for gradients of the critic whose length is not 1, usually 10; 0 = clip weights instead."""
+    critic_norm: Literal["batch", "layer", "none"] = "batch"
+    """Normalisation in the critic: BatchNorm, over each image alone, or none; the penalty bears no BatchNorm."""
+    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
+    """Of both networks: RMSprop, or Adam with betas 0 and 0.9 (usual with --gradient-penalty, at --lr 1e-4)."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "noise", "critic_steps")
+        self.at_least(0, "gradient_penalty")
+        if not self.clip > 0:
+            raise InputError(f"--clip must be positive, got {self.clip}")
+        if self.gradient_penalty and self.critic_norm == "batch":
+            raise InputError(
+                "--gradient-penalty looks at each image alone, BatchNorm mixes them; add --critic-norm none or layer"
+            )
+
+
+class WganSystem(NoiseSystem):
+    """The critic, G and G's moving average."""
+
+    name = "wgan"
+    config_class = WganConfig
+    distribution = "normal"
+    headline = ("loss_d", "loss_g", "distance")
+    fixed = (*NoiseSystem.fixed, "noise", "layers", "critic_norm", "optimiser")
+
+    def __init__(self, config: WganConfig, device: str | torch.device):
+        super().__init__(config, device)
+        shape = (config.resolution, config.filters, config.channels)
+        style = {"norm": config.critic_norm, "layers": config.layers, "fused": config.fused}
+        self.critic = DcganCritic(*shape, **style)
+        self.generator = self.build_generator(config)
+        for offset, (name, network) in enumerate(self.networks().items()):
+            initialise_normal(network, 1000 * config.seed + offset)
+            network.to(self.device)
+            options = {"betas": ADAM_BETAS} if config.optimiser == "adam" else {}
+            self.add_optimiser(name, network, config.optimiser, **options)
+        self.start_average()
+
+    @classmethod
+    def needs(cls, config: WganConfig) -> tuple[Needs, ...]:
+        return (Needs(samples=config.critic_steps * config.batch_size),)
+
+    @staticmethod
+    def noise_size(config: WganConfig) -> int:
+        return config.noise
+
+    @staticmethod
+    def build_generator(config: WganConfig) -> DcganGenerator:
+        shape = (config.resolution, config.filters, config.channels)
+        return DcganGenerator(*shape, noise=config.noise, layers=config.layers, fused=config.fused)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"critic": self.critic, "generator": self.generator}
+
+    def update(self, batch: "Batch") -> dict[str, Tensor]:
+        """critic_steps updates of the critic on a part of the batch each, then one of G; losses are means over them."""
+        parts = [self._critic_step(images) for images in batch.images.chunk(self.config.critic_steps)]
+        losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        loss_g = -self._score(self.generate(self.config.batch_size)).mean()
+        self.train_generator(loss_g)
+        return {"loss_d": losses.pop("loss_d"), "loss_g": loss_g.detach(), **losses}
+
+    def _critic_step(self, images: Tensor) -> dict[str, Tensor]:
+        config, optimiser = self.config, self.optimisers["critic"]
+        if not config.gradient_penalty:
+            clip_weights(self.critic, config.clip)
+        with torch.no_grad():
+            fake = self.generate(len(images))
+        distance = self._score(images).mean() - self._score(fake).mean()
+        found = {"distance": distance.detach()}
+        loss = -distance
+        if config.gradient_penalty:
+            penalty = gradient_penalty(self._score, images, fake)
+            loss = loss + config.gradient_penalty * penalty
+            found["penalty"] = penalty.detach()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return {"loss_d": loss.detach(), **found}
+
+    def _score(self, images: Tensor) -> Tensor:
+        with self.precision():
+            return self.critic(images).float()
+
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Images from fixed noise, and real ones."""
+        return self.generated_rows(len(batch.images)) | {"real": batch.images}
+
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+        side = self.config.resolution
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        noise = torch.empty(1, self.config.noise, device=self.device)
+        # under the penalty: also its forward pass, and its gradient as a pass of its own
+        return [(self.critic, (image,), 4 if self.config.gradient_penalty else 2), (self.generator, (noise,), 1)]
+
+
+@torch.no_grad()
+def clip_weights(network: nn.Module, limit: float) -> None:
+    """Clamp every parameter to [-limit, limit], in place."""
+    parameters = list(network.parameters())
+    torch._foreach_clamp_min_(parameters, -limit)
+    torch._foreach_clamp_max_(parameters, limit)
+
+
+def gradient_penalty(score, images: Tensor, fake: Tensor) -> Tensor:
+    """Mean of (|gradient of the score at v| - 1)^2, v evenly distributed between each photo and a generated image.
+
+    score: (B, C, R, R) -> (B,), each from its image alone. images, fake: (B, C, R, R), without gradient.
+    Source: Gulrajani et al. 2017, equation (3).
+    """
+    share = torch.rand(len(images), 1, 1, 1, device=images.device)
+    v = torch.lerp(fake, images, share).requires_grad_()
+    (gradient,) = torch.autograd.grad(score(v).sum(), v, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
