@@ -1,6 +1,7 @@
 """ablate: rows are the runs that train would make, are measured on the same images, and are not trained twice."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from PIL import Image
 from tiny_run import command
 
 from engine import ablate, checkpoint, evaluate, loop, systems, train
+from engine.config import saved_fields
 from engine.evaluation import ablation_table
 from engine.loop import Trainer
 
@@ -164,6 +166,22 @@ def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.delattr("evaluation_fakes.ABLATION")
     assert command(ablate.main, "--system", "fake_noise", "--out", tmp_path / "out", "--eager") == 2
     assert "fake_noise has no ablation; these have one: refiner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, rows", [("refiner", 3), ("ggb", 6), ("reenact", 4)])
+def test_the_rows_of_the_papers_differ_in_their_fields_alone(name, rows, tmp_path):
+    module = importlib.import_module(systems.system_class(name).__module__)
+    arguments = ablate.Arguments(system=name, out=tmp_path)
+    planned = ablate.plan(arguments, ["--eager", "--preset", "paper", "--resolution", "64"])
+    assert [row.label for row in planned] == list(module.ABLATION) and len(planned) == rows
+    assert len({row.config.out for row in planned}) == rows
+    varied = {field for fields in module.ABLATION.values() for field in fields}
+    for row in planned:
+        for field, value in module.ABLATION[row.label].items():
+            assert getattr(row.config, field) == value
+        for field in saved_fields(type(row.config)):
+            if field not in varied | {"out", "inject"}:
+                assert getattr(row.config, field) == getattr(planned[0].config, field), field
 
 
 def test_generators_are_compared_on_the_same_noise(done, monkeypatch):

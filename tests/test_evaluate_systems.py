@@ -21,9 +21,10 @@ from evaluation_fakes import (
 from PIL import Image
 from tiny_run import command
 
-from engine import evaluate, systems
+from engine import checkpoint, evaluate, systems
 from engine.evaluation import fidelity
 from engine.evaluation.identity import SKIPPED
+from tests.training_fakes import tiny_config
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
 
@@ -216,3 +217,18 @@ def test_bad_input(tmp_path, capsys):
         assert command(evaluate.main, *words) == 2, words
         printed = capsys.readouterr().err
         assert message in printed and printed.count("error:") == 1, printed
+
+
+@pytest.mark.parametrize("name", list(systems.SYSTEMS))
+def test_every_system_can_be_measured(name, tmp_path):
+    """Untrained, on clips of faces with 68 landmarks."""
+    data = clips(tmp_path / "set", count=2)
+    points = ("--points", "68") if name == "ggb" else ()
+    config = tiny_config("--data", str(data), *points, system=name)
+    system = systems.build(config, "cpu")
+    checkpoint.save(tmp_path / "run", 5, system.weights(), system.state_dict(), config)
+    assert command(evaluate.main, tmp_path / "run", "--data", data, "-n", 3, "--out", tmp_path / "out", "--eager") == 0
+    found = metrics(tmp_path / "out")
+    result = {"refine": "refined", "generate": "generated", "drive": "result"}[system.kind]
+    assert found["system"] == name and 0 <= found[result]["detection_rate"] <= 1
+    assert "nearest" in found[result] if system.kind == "generate" else 0 < found[result]["l1"]["mean"] <= 2
