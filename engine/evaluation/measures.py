@@ -49,8 +49,8 @@ MEASURES = (
             "Inception Score"),
     Measure("detection_rate", None, "faces detected", "share of images in which OpenCV's frontal face cascade finds a "
             "face", "faces detected, %", ".1%", percent=True),
-    Measure("identity", "distance", "identity", "face_recognition: mean distance of the embeddings of result and original "
-            "(driven: source), share of pairs closer than 0.6 (same_person), pairs in which both had a face",
+    Measure("identity", "distance", "identity", "face_recognition: mean distance of the embeddings of result and "
+            "original (driven: source), share of pairs closer than 0.6 (same_person), pairs in which both had a face",
             "identity distance (lower is better)"),
     Measure("identity", "same_person", "same person", "", "same person, %", ".1%", percent=True),
     Measure("landmark_error", "percent", "landmark error", "mean distance of the 68 landmarks found in the images from "
