@@ -234,4 +234,5 @@ def test_the_table_in_its_forms():
         ["without", "0.25"],
         ["fid:", "skipped:", "X"],
     ]
+    assert len({len(line) for line in text[:3]}) == 1  # aligned at the right
     assert "| without | 0.25 |  |" in ablation_table.markdown(table, labels, [])
