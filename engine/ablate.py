@@ -231,12 +231,14 @@ def write(arguments: Arguments, rows: Sequence[Row], dataset: "ImageSet", found:
     out, labels = arguments.out, [row.label for row in rows]
     results = {label: measures[evaluation.result] for label, (evaluation, measures) in found.items()}
     table = ablation_table.columns(results)
-    notes = [f"{key}: {why}" for key, why in skipped(results).items()]
+    notes = skipped(results)
     atomic.write_text(out / "table.md", ablation_table.markdown(table, labels, notes))
     atomic.write_text(out / "table.csv", ablation_table.comma_separated(table, labels))
     first, fields = found[labels[0]][0], ablation(arguments.system)
     places = first.examples()
-    images = first.rows(places) | {label: evaluation.results[places] for label, (evaluation, _) in found.items()}
+    # the row that was given most shows what all were given
+    given = max((evaluation.rows(places) for evaluation, _ in found.values()), key=len)
+    images = given | {label: evaluation.results[places] for label, (evaluation, _) in found.items()}
     atomic.write_bytes(out / "figure.png", figures.comparison(images, panels(results)))
     measured = {key for values in results.values() for key in values}
     about = {

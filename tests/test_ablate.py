@@ -90,7 +90,7 @@ def test_the_table_has_what_evaluate_measures(done):
         assert float(row["l1"]) == found["measures"][row["row"]]["refined"]["l1"]["mean"]
         assert float(row["faces detected (%)"]) == 0
     markdown = (done / "done" / "table.md").read_text()
-    assert markdown.count("\n|") == 4 and "| A | " in markdown and "fid: skipped" in markdown
+    assert markdown.count("\n|") == 4 and "| A | " in markdown and "FID: skipped" in markdown
     with Image.open(done / "done" / "figure.png") as image:
         image.load()
         assert image.width > 800 and image.height > 800
