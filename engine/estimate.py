@@ -1,19 +1,18 @@
 """--dry-run: what a configuration would train, and the memory that its step takes."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from engine.config import Origins, TrainConfig, table
 from engine.errors import InputError
-from engine.networks.layers import Conv, parameter_count
+from engine.networks.layers import parameter_count
 from engine.systems import build
 
 
 def describe(config: TrainConfig, origins: Origins) -> str:
     """Configuration, data, parameters and memory, for the terminal. Nothing is trained and no run folder is made."""
-    system = build(replace(config, fused=False), "meta")
+    system = build(config, "meta")
     networks = "\n".join(f"  {name:<15} {parameter_count(net):>12,}" for name, net in system.networks().items())
     parts = step_bytes(config)
     memory = "\n".join(
@@ -32,12 +31,12 @@ def describe(config: TrainConfig, origins: Origins) -> str:
 
 def step_bytes(config: TrainConfig) -> dict[str, int]:
     """Bytes of one training step, beside the program itself, by what they are for."""
-    system = build(replace(config, fused=False), "meta")
+    system = build(config, "meta")
     parameters = sum(map(parameter_count, system.networks().values()))
     averaged = sum(map(parameter_count, system.averaged().values()))
     kept = in_flight = 0
     for network, inputs, copies in system.passes(config.fused):
-        saved, largest = saved_by(network, inputs, config.fused)
+        saved, largest = saved_by(network, inputs)
         kept += copies * saved
         in_flight = max(in_flight, 2 * largest * (copies if config.fused else 1))
     size = (2 if config.precision == "bf16" else 4) * config.batch_size
@@ -50,33 +49,27 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
     }
 
 
-def saved_by(network: nn.Module, inputs: tuple, fused: bool) -> tuple[int, int]:
-    """(elements that one sample leaves behind for the backward pass, those of the largest tensor on the way).
+def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
+    """(elements that one sample leaves behind for the backward pass, those of the largest tensor among them).
 
-    network: on the meta device, eager. A fused layer keeps its output. An eager one keeps its input where that had to
-    be built (enlarged, concatenated) and its output before and after the activation, all at the resolution of the
-    convolution.
+    network: on the meta device, where operators give shapes without computing; inputs: of one sample.
     """
-    saved = largest = 0
+    parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
 
-    def note(layer: Conv, arguments: tuple, options: dict, result: Tensor) -> None:
-        nonlocal saved, largest
-        output = result.numel()
-        at_convolution = output * (4 if layer.resize == "down" else 1)
-        built = 0
-        if layer.resize == "up" or options.get("second") is not None:
-            built = at_convolution // result.shape[1] * layer.weight.shape[1]
-        saved += output if fused else built + at_convolution * (1 if layer.activation == "none" else 2)
-        largest = max(largest, output if fused else max(built, at_convolution))
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage  # held, so that no other takes its place
+        return tensor
 
-    hooks = [m.register_forward_hook(note, with_kwargs=True) for m in network.modules() if isinstance(m, Conv)]
-    try:
-        with torch.no_grad():
-            network(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return saved, largest
+    for tensor in tree_leaves(inputs):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            tensor.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(*inputs)
+    sizes = [storage.nbytes() // 4 for storage in kept.values()]
+    return sum(sizes), max(sizes, default=0)
 
 
 def _data(config: TrainConfig) -> str:

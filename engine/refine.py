@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from engine import marking, pictures
 from engine.cli import parse, run
+from engine.data.landmarks import POINTS
 from engine.data.layouts import list_images
 from engine.data.normalise import BadImage
 from engine.data.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
@@ -143,9 +144,9 @@ def _suffix(name: str, kind: str) -> str:
 
 def find_landmarks(source: Source) -> dict[str, np.ndarray]:
     """Name -> (68, 2) from manifest.csv and landmarks_68.npy. Raises InputError when there are none."""
-    found = list_images(source).landmarks
+    found = _face_landmarks(source)
     if not found and isinstance(source, FolderSource) and source.root.resolve().name == "images":
-        above = list_images(FolderSource(source.root.resolve().parent)).landmarks
+        above = _face_landmarks(FolderSource(source.root.resolve().parent))
         found = {name.removeprefix("images/"): points for name, points in above.items()}
     if not found:
         raise InputError(
@@ -153,6 +154,11 @@ def find_landmarks(source: Source) -> dict[str, np.ndarray]:
             "and a landmarks_68.npy beside the images"
         )
     return found
+
+
+def _face_landmarks(source: Source) -> dict[str, np.ndarray]:
+    listing = list_images(source)
+    return listing.landmarks if listing.points == POINTS else {}
 
 
 class Preparer:

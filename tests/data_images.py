@@ -3,6 +3,7 @@
 import csv
 import io
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def write_manifest_set(folder: Path, images: list[Image.Image], landmarks: np.nd
             writer.writerow([f"{index:03d}.png", len(images) - 1 - index])
     np.save(folder / "landmarks_68.npy", landmarks[::-1].astype(np.float32))
     return folder
+
+
+def zip_of(folder: Path, target: Path, prefix: str = "") -> Path:
+    """The folder as a zip whose names begin with `prefix`."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.rglob("*"):
+            archive.write(file, prefix + file.relative_to(folder).as_posix())
+    return target
 
 
 def bomb() -> bytes:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_images import picture
+from data_images import picture, zip_of
 
 from engine import cli
 from engine.data import open_dataset
@@ -90,6 +90,8 @@ def test_as_it_is_unpacked(tmp_path: Path) -> None:
     a, b = read_set(plain), read_set(nested)
     assert [Path(path).name for path in b.paths] == FILES
     assert (a.splits, a.identities.tolist()) == (b.splits, b.identities.tolist())
+    packed = read_set(zip_of(nested, tmp_path / "celeba.zip", "CelebA/"))
+    assert packed.splits == a.splits and packed.paths[0] == f"CelebA/Img/img_align_celeba/{FILES[0]}"
     wild = write_celeba(tmp_path / "wild", "img_celeba")
     assert read_set(wild).listing.points == 0  # the table of aligned points is not about these images
     for name in ("list_eval_partition.txt", "list_attr_celeba.txt", "list_landmarks_align_celeba.txt"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_images import picture, write_pictures
+from data_images import picture, write_pictures, zip_of
 
 from engine import cli
 from engine.data import open_dataset, open_loader
@@ -77,6 +77,17 @@ def test_deepfashion(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     out = capfd.readouterr().out
     assert "layout       DeepFashion pairs" in out and "pairs        4; 1 images in none" in out
     assert "splits       test 2, train 4" in out and "18 for all images; 6 points missing" in out
+
+
+@pytest.mark.parametrize("prefix", ["", "my pairs/"])
+def test_zips(tmp_path: Path, prefix: str) -> None:
+    for name, write in (("fashion", write_fashion), ("plain", write_plain)):
+        folder = write(tmp_path / name)
+        (folder / "keypoints_18.csv").write_text(annotation({f"{i:03d}.png": keypoints(i) for i in range(4)}))
+        inside, packed = read_set(folder), read_set(zip_of(folder, tmp_path / f"{name}.zip", prefix))
+        assert packed.paths == [prefix + path for path in inside.paths] and packed.splits == inside.splits
+        np.testing.assert_array_equal(packed.pairs, inside.pairs)
+        np.testing.assert_array_equal(packed.landmarks, inside.landmarks)
 
 
 def test_pairs_that_lack_something(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -1,12 +1,11 @@
 """Folders, zips and the manifest layout."""
 
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_images import encoded, picture, write_manifest_set, write_pictures
+from data_images import encoded, picture, write_manifest_set, write_pictures, zip_of
 
 from engine.data import open_dataset, open_loader
 from engine.data.dataset import read_set
@@ -18,13 +17,6 @@ pytest.importorskip("nvidia.dali")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
-def zip_of(folder: Path, target: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in folder.rglob("*"):
-            archive.write(file, prefix + file.relative_to(folder).as_posix())
-    return target
 
 
 def test_zip_is_the_folder(tmp_path: Path) -> None:

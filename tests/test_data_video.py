@@ -2,11 +2,11 @@
 
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_images import zip_of
 from PIL import Image
 
 from engine import cli
@@ -99,10 +99,7 @@ def test_prepared_once(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert sorted(folder.rglob("*")) == before, "the user's folder must not be written to"
     (folder / "mine" / "annot" / "000003.pts").write_text(pts(face(60, 60, 12)))
     assert read_set(folder).digest != digest and "cropping" in capfd.readouterr().err
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        for file in folder.rglob("*"):
-            archive.write(file, "set/" + file.relative_to(folder).as_posix())
-    packed, inside = read_set(tmp_path / "set.zip"), read_set(folder)
+    packed, inside = read_set(zip_of(folder, tmp_path / "set.zip", "set/")), read_set(folder)
     assert packed.name == "set.zip" and [r.sha256 for r in packed.records] == [r.sha256 for r in inside.records]
     np.testing.assert_array_equal(packed.landmarks, inside.landmarks)
 

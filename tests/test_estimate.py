@@ -32,14 +32,14 @@ def kept_by_autograd(network: torch.nn.Module, inputs: tuple, count: int) -> flo
 def test_activations_are_what_autograd_keeps(kind: str, fused: bool) -> None:
     images = smooth_images(0, 3, 64).requires_grad_()
     if kind == "discriminator":
-        networks = [Autoencoder(64, 8, 3, fused=mode) for mode in (fused, False)]
+        networks = [Autoencoder(64, 8, 3, fused=fused) for _ in range(2)]
         inputs, one = (images,), (images[:1].to("meta"),)
     else:
-        networks = [RefinerGenerator(64, 8, 3, inject=(8, 16), fused=mode) for mode in (fused, False)]
+        networks = [RefinerGenerator(64, 8, 3, inject=(8, 16), fused=fused) for _ in range(2)]
         inputs, one = (pyramid(images, (8, 16)),), (pyramid(images[:1].to("meta"), (8, 16)),)
     initialise(networks[0], 0)
     measured = kept_by_autograd(networks[0], inputs, 3)
-    estimated, _ = saved_by(networks[1].to("meta"), one, fused)
+    estimated, _ = saved_by(networks[1].to("meta"), one)
     assert estimated == pytest.approx(measured, rel=0.1)
 
 

@@ -288,6 +288,11 @@ def test_landmark_models_need_landmarks(tmp_path, capsys):
     assert command(refine.main, run, tmp_path / "plain", tmp_path / "out") == 2
     assert "landmarks_68.npy" in capsys.readouterr().err
     points = np.random.default_rng(0).uniform(5, 35, (2, 68, 2))
+    bodies = write_manifest_set(tmp_path / "bodies", [picture(0), picture(1)], points)
+    (bodies / "landmarks_68.npy").unlink()
+    np.save(bodies / "keypoints_18.npy", points[:, :18])
+    assert command(refine.main, run, bodies, tmp_path / "out") == 2
+    assert "landmarks_68.npy" in capsys.readouterr().err
     data = write_manifest_set(tmp_path / "set", [picture(0), picture(1)], points)
     assert command(refine.main, run, data, tmp_path / "out") == 0
     # the same image alone, its manifest one folder up, and without the manifest's root
