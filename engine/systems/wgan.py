@@ -17,6 +17,7 @@ from engine.config import TrainConfig
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.panels import chart
 from engine.systems.generation import NoiseSystem
 
 if TYPE_CHECKING:
@@ -94,6 +95,15 @@ class WganSystem(NoiseSystem):
     config_class = WganConfig
     distribution = "normal"
     headline = ("loss_d", "loss_g", "distance")
+    charts = (
+        chart(
+            "Distance",
+            "The critic's estimate of the Wasserstein distance: it falls as samples improve.",
+            distance="D(x) - D(G(z))",
+        ),
+        chart("Losses", "What is minimised.", zero=False, loss_d="critic", loss_g="generator"),
+        chart("Gradient penalty", "(|gradient| - 1)^2 between real and generated images.", penalty="penalty"),
+    )
     fixed = (*NoiseSystem.fixed, "noise", "layers", "critic_norm", "optimiser")
 
     def __init__(self, config: WganConfig, device: str | torch.device):
