@@ -162,11 +162,10 @@ def standing(row: Row) -> int:
     return done
 
 
-def train_all(rows: Sequence[Row]) -> int:
-    """Train what is not done. Returns 0, or the exit status of the row that a signal stopped."""
+def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
+    """Train the rest of each row; done: steps before. Returns 0, or the exit status of the row a signal stopped."""
     from engine.loop import train
 
-    done = [standing(row) for row in rows]
     for place, (row, steps) in enumerate(zip(rows, done, strict=True), start=1):
         print(f"\nrow {place} of {len(rows)}: {row.label}", flush=True)
         if steps == row.config.steps:
@@ -224,7 +223,6 @@ def measure_all(rows: Sequence[Row], dataset: "ImageSet", arguments: Arguments, 
         evaluation = evaluate(Trained(module, config, device), dataset, arguments, seed=config.seed)
         means = Means(finder, arguments.inception_weights, device, config.seed)
         found[row.label] = evaluation, evaluation.measure(means)
-        _forget()
     return found
 
 
@@ -233,12 +231,14 @@ def write(arguments: Arguments, rows: Sequence[Row], dataset: "ImageSet", found:
     out, labels = arguments.out, [row.label for row in rows]
     results = {label: measures[evaluation.result] for label, (evaluation, measures) in found.items()}
     table = ablation_table.columns(results)
-    notes = [f"{key}: {why}" for key, why in skipped(results).items()]
+    notes = skipped(results)
     atomic.write_text(out / "table.md", ablation_table.markdown(table, labels, notes))
     atomic.write_text(out / "table.csv", ablation_table.comma_separated(table, labels))
     first, fields = found[labels[0]][0], ablation(arguments.system)
     places = first.examples()
-    images = first.rows(places) | {label: evaluation.results[places] for label, (evaluation, _) in found.items()}
+    # the row that was given most shows what all were given
+    given = max((evaluation.rows(places) for evaluation, _ in found.values()), key=len)
+    images = given | {label: evaluation.results[places] for label, (evaluation, _) in found.items()}
     atomic.write_bytes(out / "figure.png", figures.comparison(images, panels(results)))
     measured = {key for values in results.values() for key in values}
     about = {
@@ -268,10 +268,11 @@ def main(argv: list[str]) -> int:
     finder = FaceFinder()
     rows = plan(arguments, words)
     dataset = open_set(rows[0].config, *held_out(rows[0].config, arguments))
+    done = [standing(row) for row in rows]
     # an earlier table must not look like the result of this command
     for name in ("table.md", "table.csv", "table.json", "figure.png"):
         (arguments.out / name).unlink(missing_ok=True)
-    if status := train_all(rows):
+    if status := train_all(rows, done):
         return status
     found = measure_all(rows, dataset, arguments, finder)
     print(f"\n{write(arguments, rows, dataset, found)}\n{arguments.out / 'table.json'}")

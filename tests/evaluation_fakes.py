@@ -1,4 +1,4 @@
-"""Two tiny systems for the tests of evaluate and ablate: one makes images from noise, one drives by landmarks."""
+"""Tiny systems for the tests of evaluate and ablate: from noise, by landmarks, and one that halves images."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from engine import checkpoint
 from engine.config import TrainConfig
 from engine.data.needs import Needs
 from engine.networks.layers import initialise
@@ -35,6 +36,11 @@ class FakeDriveConfig(FakeConfig):
     system: str = "fake_drive"
 
 
+@dataclass(frozen=True)
+class FakeRefineConfig(FakeConfig):
+    system: str = "fake_refine"
+
+
 class FakeNoiseGenerator(nn.Module):
     """(B, WAIST) -> (B, C, R, R) in [-1, 1]."""
 
@@ -59,7 +65,21 @@ class FakeDriveGenerator(nn.Module):
         return images * self.factor
 
 
+class FakeRefineGenerator(nn.Module):
+    """The image times 0.5."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, images, landmarks):
+        assert landmarks is None
+        return images * self.factor
+
+
 class FakeModule(nn.Module):
+    needs_landmarks = False
+
     def __init__(self, generator):
         super().__init__()
         self.generator = generator
@@ -130,4 +150,22 @@ class FakeDrive(FakeSystem):
         return batch.more[0].images
 
 
-SYSTEMS = {name: (__name__, kind) for name, kind in [("fake_noise", "FakeNoise"), ("fake_drive", "FakeDrive")]}
+class FakeRefine(FakeSystem):
+    """Its second image set, as simgan's, would be the synthetic images."""
+
+    name, kind, config_class = "fake_refine", "refine", FakeRefineConfig
+    generator_class = FakeRefineGenerator
+
+
+SYSTEMS = {kind.name: (__name__, kind.__name__) for kind in (FakeNoise, FakeDrive, FakeRefine)}
+
+
+def make_run(folder, system, config, **weights):
+    """A run folder with one checkpoint of an untrained fake; weights replace those of its generator and average."""
+    built = system(config, "cpu")
+    with torch.no_grad():
+        for name, value in weights.items():
+            built.generator.get_parameter(name.replace("_", ".")).copy_(value)
+            built.ema.get_parameter(name.replace("_", ".")).copy_(value)
+    checkpoint.save(folder, 5, built.weights(), built.state_dict(), config)
+    return folder

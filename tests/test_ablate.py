@@ -1,7 +1,10 @@
 """ablate: rows are the runs that train would make, are measured on the same images, and are not trained twice."""
 
 import csv
+import importlib
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,11 +16,21 @@ from PIL import Image
 from tiny_run import command
 
 from engine import ablate, checkpoint, evaluate, loop, systems, train
+from engine.config import saved_fields
 from engine.evaluation import ablation_table
+from engine.loop import Trainer
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
 
 TINY = ("--eager", "--steps", 2, "--batch-size", 2, "--filters", 2, "--hidden", 4, "--threads", 1, "--sample-every", 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_reports():
+    """Their charts take most of a tiny run's time, and are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.report.write", lambda run_dir: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +90,7 @@ def test_the_table_has_what_evaluate_measures(done):
         assert float(row["l1"]) == found["measures"][row["row"]]["refined"]["l1"]["mean"]
         assert float(row["faces detected (%)"]) == 0
     markdown = (done / "done" / "table.md").read_text()
-    assert markdown.count("\n|") == 4 and "| A | " in markdown and "fid: skipped" in markdown
+    assert markdown.count("\n|") == 4 and "| A | " in markdown and "FID: skipped" in markdown
     with Image.open(done / "done" / "figure.png") as image:
         image.load()
         assert image.width > 800 and image.height > 800
@@ -96,17 +109,12 @@ def test_rows_that_are_done_are_not_trained_again(done, monkeypatch, capsys):
 
 def test_interrupted_it_goes_on_to_the_same_result(done, monkeypatch):
     """Ctrl-C in the second row after its first step; the same command then gives the same table."""
-    from engine.loop import Trainer
-
     real, steps = Trainer._one_step, []
 
     def one_step(trainer):
         real(trainer)
         steps.append(trainer.run_dir.name)
         if steps == ["a", "a", "b"]:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "_one_step", one_step)
@@ -150,6 +158,7 @@ def test_bad_input(done, capsys, tmp_path):
         printed = capsys.readouterr().err
         assert message in printed and printed.count("error:") == 1, printed
     assert not (done / "new").exists() and not (tmp_path / "out").exists()
+    assert (done / "done" / "table.json").exists()  # what was refused has removed nothing
 
 
 def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
@@ -157,6 +166,22 @@ def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.delattr("evaluation_fakes.ABLATION")
     assert command(ablate.main, "--system", "fake_noise", "--out", tmp_path / "out", "--eager") == 2
     assert "fake_noise has no ablation; these have one: refiner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, rows", [("refiner", 3), ("ggb", 6), ("reenact", 4)])
+def test_the_rows_of_the_papers_differ_in_their_fields_alone(name, rows, tmp_path):
+    module = importlib.import_module(systems.system_class(name).__module__)
+    arguments = ablate.Arguments(system=name, out=tmp_path)
+    planned = ablate.plan(arguments, ["--eager", "--preset", "paper", "--resolution", "64"])
+    assert [row.label for row in planned] == list(module.ABLATION) and len(planned) == rows
+    assert len({row.config.out for row in planned}) == rows
+    varied = {field for fields in module.ABLATION.values() for field in fields}
+    for row in planned:
+        for field, value in module.ABLATION[row.label].items():
+            assert getattr(row.config, field) == value
+        for field in saved_fields(type(row.config)):
+            if field not in varied | {"out", "inject"}:
+                assert getattr(row.config, field) == getattr(planned[0].config, field), field
 
 
 def test_generators_are_compared_on_the_same_noise(done, monkeypatch):
@@ -209,4 +234,5 @@ def test_the_table_in_its_forms():
         ["without", "0.25"],
         ["fid:", "skipped:", "X"],
     ]
+    assert len({len(line) for line in text[:3]}) == 1  # aligned at the right
     assert "| without | 0.25 |  |" in ablation_table.markdown(table, labels, [])

@@ -255,6 +255,15 @@ def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, module):
     assert "pip install kiln-engine[eval]" in capsys.readouterr().err
 
 
+def test_a_torchvision_that_does_not_fit_is_named(tmp_path, capsys, monkeypatch):
+    """torchmetrics cannot be imported beside it where torch-fidelity is installed."""
+    broken = "RuntimeError: operator torchvision::nms does not exist"
+    monkeypatch.setattr("engine.evaluation.likeness.attempt", lambda name: (None, broken))
+    run, data = make_run(tmp_path / "run"), write_pictures(tmp_path / "data", 1)
+    assert command(evaluate.main, run, "--data", data) == 2
+    assert "torchvision does not fit this PyTorch" in capsys.readouterr().err
+
+
 def test_faces_are_found_in_a_face():
     pytest.importorskip("cv2")
     avatars = pytest.importorskip("engine.data.avatars")

@@ -188,7 +188,8 @@ def test_equal_images_have_no_psnr_and_are_counted():
 def test_the_table_has_every_number_and_every_reason():
     found = {
         "result": {"l1": {"mean": 0.125, "std": 0.5}, "swd": {"32": 10.0, "16": 20.0, "mean": 15.0},
-                   "fid": "skipped: X", "identity": {"pairs": 0.0}, "psnr": {"mean": None, "std": None, "equal": 2.0}},
+                   "fid": "skipped: X", "landmark_error": "skipped: X", "identity": {"pairs": 0.0},
+                   "psnr": {"mean": None, "std": None, "equal": 2.0}},
         "source": {"l1": {"mean": 0.25, "std": 0.5}, "detection_rate": 0.5},
     }  # fmt: skip
     lines = measures.table(found).splitlines()
@@ -196,7 +197,7 @@ def test_the_table_has_every_number_and_every_reason():
     assert lines[0].split() == ["result", "source"]
     assert rows["l1"] == ["0.1250", "0.2500"] and rows["faces detected"] == ["50.0%"]
     assert (rows["swd 32x32"], rows["swd 16x16"], rows["swd"]) == (["10.00"], ["20.00"], ["15.00"])
-    assert rows["FID"] == ["skipped:", "X"]
+    assert lines[-1] == "FID, landmark error: skipped: X"
     assert "psnr" not in rows and "identity" not in rows
     shown = {panel["title"]: panel["bars"] for panel in measures.panels(found)}
     assert shown["faces detected, %"] == {"source": (50.0, None)}

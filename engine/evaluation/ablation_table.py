@@ -34,12 +34,13 @@ def markdown(table: Table, labels: Sequence[str], notes: Sequence[str]) -> str:
 
 def text(table: Table, labels: Sequence[str], notes: Sequence[str]) -> str:
     """The same for the terminal."""
-    width = max(map(len, labels))
-    lines = [" " * width + "".join(f"  {name}" for name in table)]
-    for label in labels:
-        cells = (f"{cell:>{len(name)}}" for name, cell in zip(table, _cells(table, label), strict=True))
-        lines.append("  ".join([f"{label:<{width}}", *cells]))
-    return "\n".join([*lines, *notes])
+    lines = [["", *table], *([label, *_cells(table, label)] for label in labels)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = []
+    for line in lines:
+        cells = (f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        shown.append("  ".join([f"{line[0]:<{widths[0]}}", *cells]))
+    return "\n".join([*shown, *notes])
 
 
 def comma_separated(table: Table, labels: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from engine.environment import attempt
 from engine.errors import InputError
+from engine.evaluation.likeness import TORCHVISION
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -42,10 +43,7 @@ def usable() -> tuple[ModuleType | None, str | None]:
     module, problem = attempt("torch_fidelity")
     if module is not None:
         return module, None
-    if "torchvision" in problem:
-        cure = "torchvision does not fit this PyTorch: install both from one index, as pytorch.org says"
-    else:
-        cure = "pip install kiln-engine[fid]"
+    cure = TORCHVISION if "torchvision" in problem else "pip install kiln-engine[fid]"
     return None, f"skipped: torch-fidelity is not usable ({problem}); {cure}"
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from engine.environment import attempt
 from engine.errors import InputError
 
+TORCHVISION = "torchvision does not fit this PyTorch: install both from one index, as pytorch.org says"
 _INSIDE = 5  # half of the window
 
 
@@ -15,9 +16,11 @@ def require_torchmetrics() -> ModuleType:
     """torchmetrics.functional.image. Raises InputError saying what to install when it is missing."""
     module, problem = attempt("torchmetrics.functional.image")
     if module is None:
-        raise InputError(
-            f"PSNR and SSIM need torchmetrics, which is not usable ({problem}): pip install kiln-engine[eval]"
+        # it imports torch-fidelity where that is installed, and fails with it
+        cure = (
+            f"{TORCHVISION}, or remove torch-fidelity" if "torchvision" in problem else "pip install kiln-engine[eval]"
         )
+        raise InputError(f"PSNR and SSIM need torchmetrics, which is not usable ({problem}): {cure}")
     return module
 
 

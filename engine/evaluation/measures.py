@@ -49,8 +49,9 @@ MEASURES = (
             "Inception Score"),
     Measure("detection_rate", None, "faces detected", "share of images in which OpenCV's frontal face cascade finds a "
             "face", "faces detected, %", ".1%", percent=True),
-    Measure("identity", "distance", "identity", "face_recognition: mean embedding distance, share of pairs closer than "
-            "0.6 (same_person), pairs in which both had a face", "identity distance (lower is better)"),
+    Measure("identity", "distance", "identity", "face_recognition: mean distance of the embeddings of result and "
+            "original (driven: source), share of pairs closer than 0.6 (same_person), pairs in which both had a face",
+            "identity distance (lower is better)"),
     Measure("identity", "same_person", "same person", "", "same person, %", ".1%", percent=True),
     Measure("landmark_error", "percent", "landmark error", "mean distance of the 68 landmarks found in the images from "
             "those wanted, in pixels and in percent of the distance between the outer corners of the eyes",
@@ -75,9 +76,15 @@ def number(measures: Mapping[str, Any], measure: Measure) -> tuple[float, float 
     return None if value is None or isinstance(value, str) else (float(value), deviation)
 
 
-def skipped(measures: Measures) -> dict[str, str]:
-    """Measure -> why it was not measured (of any set)."""
-    return {key: value for found in measures.values() for key, value in found.items() if isinstance(value, str)}
+def skipped(measures: Measures) -> list[str]:
+    """A line for each reason why something was not measured (of any set)."""
+    reasons: dict[str, list[str]] = {}
+    labels = {measure.key: measure.label for measure in reversed(MEASURES)}
+    for found in measures.values():
+        for key, why in found.items():
+            if isinstance(why, str) and labels[key] not in reasons.setdefault(why, []):
+                reasons[why].append(labels[key])
+    return [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
 
 
 def table(measures: Measures) -> str:
@@ -85,8 +92,7 @@ def table(measures: Measures) -> str:
     lines = [f"{'':<16}" + "".join(f"{name:>12}" for name in measures)]
     for measure in MEASURES:
         lines += _lines(measures, measure)
-    labels = {measure.key: measure.label for measure in reversed(MEASURES)}
-    return "\n".join(lines + [f"{labels[key]:<16}    {why}" for key, why in skipped(measures).items()])
+    return "\n".join(lines + skipped(measures))
 
 
 def _lines(measures: Measures, measure: Measure) -> list[str]:
