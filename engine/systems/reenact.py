@@ -189,7 +189,7 @@ class ReenactSystem(System):
                 features = f"sha256 {check_digest(config.vgg, config.vgg_digest)}"
                 vgg.load(config.vgg)
             print(f"vgg     {features}")
-        return vgg.to(self.device, memory_format=torch.channels_last), features
+        return vgg.to(self.device), features
 
     @classmethod
     def needs(cls, config: ReenactConfig) -> tuple[Needs, ...]:
