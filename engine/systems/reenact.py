@@ -68,6 +68,7 @@ class ReenactConfig(TrainConfig):
             "norm": "none",
             "lr": 1e-3,
             "lr_schedule": "cosine",
+            "lr_warmup": 100,
             "ema": 0.99,
             "sample_every": 250,
             "checkpoint_every": 250,
