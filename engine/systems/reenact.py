@@ -69,6 +69,7 @@ class ReenactConfig(TrainConfig):
             "norm": "none",
             "lr": 1e-3,
             "lr_schedule": "cosine",
+            "lr_warmup": 100,
             "ema": 0.99,
             "sample_every": 250,
             "checkpoint_every": 250,
@@ -196,7 +197,7 @@ class ReenactSystem(System):
                 features = f"sha256 {check_digest(config.vgg, config.vgg_digest)}"
                 vgg.load(config.vgg)
             print(f"vgg     {features}")
-        return vgg.to(self.device, memory_format=torch.channels_last), features
+        return vgg.to(self.device), features
 
     @classmethod
     def needs(cls, config: ReenactConfig) -> tuple[Needs, ...]:
