@@ -31,8 +31,9 @@ class Call:
         found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
         if self.upstream:
             reached, upstream = zip(*((outputs[i], g.to(dtype)) for i, g in self.upstream.items()), strict=True)
-            gradients = torch.autograd.grad(reached, list(leaves.values()), upstream)
-            found |= {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+            gradients = torch.autograd.grad(reached, list(leaves.values()), upstream, allow_unused=True)
+            given = zip(leaves, gradients, strict=True)
+            found |= {f"gradient of {name}": gradient for name, gradient in given if gradient is not None}
         return found
 
 

@@ -227,11 +227,11 @@ def check_training() -> list[Finding]:
 def _one_step(device: Any) -> None:
     import torch
 
+    from engine.comparison import training_images
     from engine.data import Batch
     from engine.graph import WARM_UP, GraphedStep
     from engine.systems import build
     from engine.systems.refiner import RefinerConfig
-    from engine.verify import training_images
 
     config = RefinerConfig(fused=True, resolution=16, filters=4, hidden=8, batch_size=2, model="A", inject=(8,))
     images = training_images(2, 3, 16, 1, device)

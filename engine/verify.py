@@ -2,10 +2,10 @@
 
 Operators: every sample of every kernels/<op>/spec.py, forward and gradients, in three dtypes. An error against the
 float64 reference may be at most twice that of eager PyTorch in the same dtype, plus the floor named in spec.py.
-Training: steps of the refiner fused and eager, in float32; every loss and every network's gradient must agree to 1e-4.
+Training: steps of every system fused and eager, in float32; every loss and every gradient must agree to 1e-4.
 Both start each step from the state of the eager run: left alone, two runs that differ by rounding drift apart.
-Trained: after those steps, one more in float64 too. Its losses, and every operator call of the fused step on the very
-weights, activations and gradients that training has made, keep the operators' rule.
+Trained: every operator call of one more fused step, on the very weights, activations and gradients that training has
+made, keeps the operators' rule.
 Captured (on cuda): the same fused steps launched kernel by kernel and as a CUDA graph. Exit status 1 when anything
 fails.
 """
@@ -21,28 +21,21 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 import tyro
 from tqdm import tqdm
 
 from engine import ops
 from engine.calls import Call, captured
 from engine.cli import parse, run
+from engine.comparison import LOSS_TOLERANCE, relative, results, step_differences, training_batch, training_config
 from engine.environment import pick_device
 from engine.errors import InputError
 from engine.graph import WARM_UP, GraphedStep, Recorder
 from engine.kernels import _native, _spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LOSS_TOLERANCE = 1e-4
-# |v - D(v)| has no derivative at 0: where rounding decides an element's sign, a gradient may differ by this much. It
-# has to agree on the same weights and other images then; what is wrong is wrong on those too
-KINK_TOLERANCE, ATTEMPTS = 1e-2, 3
-WINOGRAD = 2e-5  # relative: what Winograd tiles may add to twice eager's error (the operator's docstring names it)
 
 if TYPE_CHECKING:
-    from engine.config import TrainConfig
-    from engine.data import Batch
     from engine.systems.base import System
 
 
@@ -54,12 +47,20 @@ class Arguments:
     """Where to verify; auto takes cuda when there is one."""
     steps: int = 10
     """Training steps to compare; 0 leaves them out."""
+    system: str = "all"
+    """Only the training steps of this system, or of all."""
     operator: str | None = None
     """Only this operator (and no training steps)."""
     all_isa: tyro.conf.FlagCreatePairsOff[bool] = False
     """On the CPU: every instruction set of this machine, not only the one in use."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of the table."""
+
+    def systems(self) -> list[str]:
+        """Raises InputError for an unknown name."""
+        from engine.systems import SYSTEMS, system_class
+
+        return list(SYSTEMS) if self.system == "all" else [system_class(self.system).name]
 
 
 @dataclass(frozen=True)
@@ -114,41 +115,14 @@ def verify_operator(name: str, dtype_name: str, device: str, isa: str = "") -> R
     return Row(name, variant, checks, failed, found.fused, found.eager, found.allowed, where, seconds)
 
 
-def training_images(count: int, channels: int, resolution: int, step: int, device: torch.device) -> torch.Tensor:
-    """(count, channels, R, R) in [-1, 1], channels_last: smooth shapes with a little noise, from the step's number."""
-    generator = torch.Generator().manual_seed(step)
-    coarse = torch.randn(count, channels, 4, 4, generator=generator)
-    smooth = F.interpolate(coarse, size=resolution, mode="bicubic", align_corners=False)
-    noise = 0.1 * torch.randn(count, channels, resolution, resolution, generator=generator)
-    return torch.tanh(smooth + noise).to(device).contiguous(memory_format=torch.channels_last)
+def verify_training(steps: int, device: torch.device, system: str = "refiner") -> tuple[Row, Row]:
+    """The same steps of a system, fused and eager, and the operators' errors where these steps have led.
 
-
-def training_config(resolution: int = 32, filters: int = 8, batch: int = 4) -> "TrainConfig":
-    """A small refiner with a k that counts from the first step on."""
-    from engine.systems.refiner import RefinerConfig
-
-    config = RefinerConfig(
-        resolution=resolution, filters=filters, hidden=16, batch_size=batch, inject=(8, 16), model="B"
-    )
-    return dataclasses.replace(config, gamma=0.9, lambda_k=0.05)
-
-
-def training_batch(config: "TrainConfig", step: int, device: torch.device) -> "Batch":
-    """The images of a step."""
-    from engine.data import Batch
-
-    images = training_images(config.batch_size, config.channels, config.resolution, step, device)
-    return Batch(images=images, landmarks=None, indices=torch.arange(config.batch_size))
-
-
-def verify_training(steps: int, device: torch.device) -> tuple[Row, Row]:
-    """The same refiner steps, fused and eager, and the operators' errors where these steps have led.
-
-    returns: the row "training": the largest relative difference of a loss or a network's gradient; the row "trained".
+    returns: the row "training": the largest relative difference of a loss or a gradient; the row "trained".
     """
     from engine.systems import build
 
-    config = training_config()
+    config = training_config(system)
     fused, eager = (build(dataclasses.replace(config, fused=mode), device) for mode in (True, False))
     failed, checks, largest, where = 0, 0, 0.0, ""
     began = time.perf_counter()
@@ -160,62 +134,18 @@ def verify_training(steps: int, device: torch.device) -> tuple[Row, Row]:
             if difference > largest or math.isnan(difference):
                 largest, where = difference, f"{name} at step {step}"
     seconds = time.perf_counter() - began
-    row = Row("training", f"{steps} steps", checks, failed, largest, None, LOSS_TOLERANCE, where, seconds)
+    row = Row(f"training {system}", f"{steps} steps", checks, failed, largest, None, LOSS_TOLERANCE, where, seconds)
     return row, verify_trained(fused, eager, steps)
-
-
-def step_differences(fused: "System", eager: "System", step: int, steps: int) -> dict[str, float]:
-    """One step of both from eager's state: the relative difference of each loss and each network's gradient."""
-    before = {name: tensor.clone() for name, tensor in eager.weights().items()}, copy.deepcopy(eager.state_dict())
-    smallest: dict[str, float] = {}
-    for attempt in range(ATTEMPTS):
-        for system in (fused, eager):
-            system.load_weights(before[0])
-            system.load_state_dict(before[1])
-        # further attempts take images of no other step
-        data = training_batch(eager.config, step + attempt * 1000 * steps, eager.device)
-        losses, exact = fused.step(data), eager.step(data)
-        of_losses = {name: relative(losses[name], exact[name]) for name in exact}
-        gradients = {f"gradient of the {name}": relative(*pair) for name, pair in gradient_pairs(fused, eager).items()}
-        for name, difference in {**of_losses, **gradients}.items():
-            # a loss is continuous: the worst attempt counts; of a gradient, the best
-            take = min if name in gradients else max
-            smallest[name] = take(smallest[name], difference) if name in smallest else difference
-        if not any(LOSS_TOLERANCE < difference <= KINK_TOLERANCE for difference in gradients.values()):
-            break
-    return smallest
-
-
-def gradient_pairs(fused: "System", eager: "System") -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Each network's gradient of the step just done, flat: fused and eager."""
-
-    def flat(system: "System", name: str) -> torch.Tensor:
-        return torch.cat([parameter.grad.flatten() for parameter in system.networks()[name].parameters()])
-
-    return {name: (flat(fused, name), flat(eager, name)) for name in eager.networks()}
 
 
 def verify_trained(fused: "System", eager: "System", steps: int) -> Row:
     """One more step from eager's state, and each operator call in it: fused and eager in float32 against float64."""
-    from engine.systems import build
-
     began = time.perf_counter()
-    exact = build(eager.config, eager.device)
-    for network in {**exact.networks(), **exact.averaged()}.values():
-        network.double()
-    for system in (fused, exact):
-        system.load_weights(eager.weights())
-        system.load_own_state(eager.own_state())
-    data = training_batch(eager.config, steps + 1, eager.device)
-    in_float64 = exact.step(dataclasses.replace(data, images=data.images.double()))
+    fused.load_weights(eager.weights())
+    fused.load_state_dict(copy.deepcopy(eager.state_dict()))
     with captured() as calls:
-        of_fused = fused.step(data)
-    of_eager = eager.step(data)
+        results(fused, training_batch(eager.config, steps + 1, eager.device), seed=steps + 1)
     errors = []
-    for name, truth in in_float64.items():
-        of_reference = relative(of_eager[name], truth)
-        allowed = 2 * of_reference + WINOGRAD
-        errors.append(_spec.Error(f"loss {name}", relative(of_fused[name], truth), of_reference, allowed))
     for number, call in enumerate(calls):
         shape = "x".join(map(str, next(iter(call.tensors.values())).shape))
         errors += [
@@ -226,26 +156,29 @@ def verify_trained(fused: "System", eager: "System", steps: int) -> Row:
     worst = max(errors, key=lambda error: error.fused / error.allowed if error.allowed else error.fused)
     seconds = time.perf_counter() - began
     figures = (worst.fused, worst.eager, worst.allowed, worst.result)
-    return Row("trained", f"after {steps} steps", len(errors), len(failed), *figures, seconds)
+    return Row(f"trained {eager.config.system}", f"after {steps} steps", len(errors), len(failed), *figures, seconds)
 
 
-def verify_captured(steps: int, device: torch.device, recorder: Recorder | None = None) -> Row:
+def verify_captured(steps: int, device: torch.device, recorder: Recorder | None = None, system: str = "refiner") -> Row:
     """Fused steps from the same start, launched kernel by kernel and as a CUDA graph: every loss, then the weights.
 
     recorder: of the graph; None records on the GPU. The learning rate changes with every step.
     """
     from engine.systems import build
 
-    config = training_config()
+    config = training_config(system)
     plain, recorded = (build(dataclasses.replace(config, fused=True), device) for _ in range(2))
     graphed = GraphedStep(recorded, recorder)
     began = time.perf_counter()
     differences = {}
     for step in range(1, WARM_UP + steps + 1):
         data = training_batch(config, step, device)
-        for system in (plain, recorded):
-            system.set_learning_rate(config.lr / step)
-        exact, losses = plain.step(data), graphed(data)
+        found = []
+        for one, take in ((plain, plain.step), (recorded, graphed)):
+            one.set_learning_rate(config.lr / step)
+            torch.manual_seed(step)
+            found.append(take(data))
+        exact, losses = found
         differences |= {f"{name} at step {step}": relative(losses[name], value) for name, value in exact.items()}
     weights = recorded.weights()
     differences |= {f"the weights {name}": relative(weights[name], value) for name, value in plain.weights().items()}
@@ -254,7 +187,7 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
     where = failed[0] if failed else max(differences, key=differences.get)
     figures = (differences[where], None, LOSS_TOLERANCE, where)
     variant = f"{WARM_UP} + {steps} steps"
-    return Row("captured", variant, len(differences), len(failed), *figures, time.perf_counter() - began)
+    return Row(f"captured {system}", variant, len(differences), len(failed), *figures, time.perf_counter() - began)
 
 
 def call_errors(call: Call) -> list[_spec.Error]:
@@ -263,11 +196,6 @@ def call_errors(call: Call) -> list[_spec.Error]:
     truth = call.results(operator.reference, torch.float64)
     plain, ours = (call.results(function, torch.float32) for function in (operator.reference, operator.function))
     return _spec.judge(truth, plain, ours, floor)
-
-
-def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """||value - exact|| / ||exact||, in float64."""
-    return (value.double() - exact.double()).norm().item() / max(exact.double().norm().item(), 1e-6)
 
 
 @contextlib.contextmanager
@@ -309,9 +237,10 @@ def verify(arguments: Arguments, device: torch.device) -> list[Row]:
             rows.append(verify_operator(name, dtype, str(device), isa))
     if arguments.steps and arguments.operator is None:
         try:
-            rows += verify_training(arguments.steps, device)
-            if device.type == "cuda":
-                rows.append(verify_captured(arguments.steps, device))
+            for system in tqdm(arguments.systems(), desc="systems", disable=None, leave=False):
+                rows += verify_training(arguments.steps, device, system)
+                if device.type == "cuda":
+                    rows.append(verify_captured(arguments.steps, device, system=system))
         except (NotImplementedError, _native.NativeMissing) as error:
             rows.append(Row("training", f"{arguments.steps} steps", 1, 1, None, None, None, str(error), 0.0))
     return rows
@@ -336,6 +265,7 @@ def table(rows: list[Row]) -> str:
 def main(argv: list[str]) -> int:
     """Verify the operators and some training steps; 1 when anything fails."""
     arguments = parse(Arguments, argv, prog="kiln verify", description="Check the operators against the references.")
+    arguments.systems()
     if arguments.steps < 0:
         raise InputError(f"--steps must not be negative, got {arguments.steps}")
     device = pick_device(arguments.device)

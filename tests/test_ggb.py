@@ -61,9 +61,10 @@ class WrittenOut:
         guided = [p for name, p in self.g.named_parameters() if not name.startswith("last.")]
         final = [p for name, p in self.g.named_parameters() if not name.startswith("to_image.")]
         lr = self.config.lr
-        self.adam_d, self.adam_g = Adam(list(self.d.parameters()), lr), Adam(final, lr)
+        of_judges = lr * self.config.judge_rate
+        self.adam_d, self.adam_g = Adam(list(self.d.parameters()), of_judges), Adam(final, lr)
         self.adam_levels = Adam(guided, lr) if self.config.levels else None
-        self.adam_blocks = {size: Adam(list(block.parameters()), lr) for size, block in self.blocks.items()}
+        self.adam_blocks = {size: Adam(list(block.parameters()), of_judges) for size, block in self.blocks.items()}
 
     def weights(self) -> dict[str, Tensor]:
         return {
@@ -112,7 +113,12 @@ class WrittenOut:
         return values
 
 
-ROWS = [{}, {"rapd": False}, {"nvtd": False, "points": 68}, {"levels": 1, "lambda_rapd": 0.5, "lambda_nvtd": 0.3}]
+ROWS = [
+    {},
+    {"rapd": False},
+    {"nvtd": False, "points": 68},
+    {"levels": 1, "lambda_rapd": 0.5, "lambda_nvtd": 0.3, "judge_rate": 0.1},
+]
 ROWS += [{"levels": 0, "lambda_real": 0.4}, {"rapd": False, "nvtd": False}, {"norm": "instance"}, {"norm": "none"}]
 
 

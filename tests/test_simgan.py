@@ -17,8 +17,9 @@ from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_ac
 from engine.networks.start import he_normal
 from engine.systems import build, load_trained
 from engine.systems.simgan import SimganSystem
-from tests.tape import NoWaiting, rates_on_device
-from tests.unpaired import RandomTape, batch_of, config_of
+from tests.tape import NoWaiting, Tape, rates_on_device
+from tests.training_fakes import assert_same, batch_of, tiny_config
+from tests.training_fakes import everything as weights_and_state
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 OWN = {"--pretrain-refiner": "0", "--pretrain-discriminator": "0", "--history": "16", "--lr": "0.001"}
@@ -31,7 +32,8 @@ KINDS = pytest.mark.parametrize(
 
 
 def tiny(*flags: str, mode: str = "--eager"):
-    return config_of("simgan", *flags, mode=mode, own=OWN)
+    own = [word for pair in OWN.items() if pair[0] not in flags for word in pair]
+    return tiny_config(*own, *flags, mode=mode, system="simgan")
 
 
 def train(system: SimganSystem, first: int, last: int, step=None) -> list[dict[str, float]]:
@@ -45,19 +47,7 @@ def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
 
 
 def everything(system: SimganSystem) -> dict:
-    return copy.deepcopy({"weights": system.weights(), "state": system.state_dict(), "random": random_state.capture()})
-
-
-def assert_same(a: object, b: object) -> None:
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, (dict, list)):
-        assert len(a) == len(b)
-        for key in a if isinstance(a, dict) else range(len(a)):
-            assert_same(a[key], b[key])
-    else:
-        assert a == b
+    return weights_and_state(system) | {"random": copy.deepcopy(random_state.capture())}
 
 
 # the equations
@@ -209,7 +199,7 @@ def test_fused_and_eager_agree(flags: tuple[str, ...]) -> None:
     runs = []
     for mode in ("--fused", "--eager"):
         torch.manual_seed(0)
-        losses = train(build(tiny("--lr", "0.0002", *flags, mode=mode), "cpu"), 0, 50 if not flags else 15)
+        losses = train(build(tiny("--lr", "0.0002", *flags, mode=mode), "cpu"), 0, 6 if flags else 50)
         runs.append([{k: v for k, v in step.items() if k.startswith("l_")} for step in losses])
     assert worst(*runs) < 1e-4
 
@@ -311,7 +301,7 @@ def test_recorded_steps_are_the_plain_steps(flags: tuple[str, ...]) -> None:
     expected = train(plain, 0, 8)
     wanted = everything(plain)
     torch.manual_seed(0)
-    tape = RandomTape()
+    tape = Tape()
     assert train(recorded, 0, 8, GraphedStep(recorded, tape)) == expected
     assert tape.replays == 8 - WARM_UP
     assert_same(everything(recorded), wanted)
@@ -450,6 +440,7 @@ def test_what_a_step_needs() -> None:
     [
         (("--history", "3"), "--history must be 0 or at least --batch-size"),
         (("--refiner-steps", "0"), "--refiner-steps must be at least 1"),
+        (("--history", "-1"), "--history must not be negative"),
         (("--lambda-reg", "-1"), "--lambda-reg must not be negative"),
         (("--feature-weights", "w.pth"), "--feature-weights is for --reg features"),
         (("--reg", "features", "--feature-weights", "nowhere.pth"), "cannot read nowhere.pth"),

@@ -11,7 +11,9 @@ import torch
 from tiny_run import command
 
 from engine import doctor, ops, verify
+from engine.comparison import ATTEMPTS
 from engine.kernels import _native, _op, _spec
+from engine.systems import SYSTEMS
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -34,35 +36,38 @@ def test_verify_passes_here(capsys):
     assert printed.count("PASS ") == 3 and "FAIL" not in printed and "all PASSED" in printed
 
 
-def test_training_rows_pass():
-    row, trained = verify.verify_training(2, CPU)
-    assert row.passed and row.checks == 2 * (7 + 2) and 0 < row.error < 1e-4  # losses, and D's and G's gradients
-    assert trained.passed and trained.variant == "after 2 steps" and 0 < trained.error <= trained.allowed
-    assert trained.checks > 7 + 20 * 4  # losses, and outputs and gradients of every layer's call
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_training_rows_pass(system):
+    row, trained = verify.verify_training(2, CPU, system)
+    assert row.passed and 0 < row.error < 1e-4, row
+    assert trained.passed and trained.variant == "after 2 steps" and 0 < trained.error <= trained.allowed, trained
+    if system == "refiner":
+        assert row.checks == 2 * (7 + 2)  # losses, and D's and G's gradients
+        assert trained.checks > 20 * 4  # outputs and gradients of every layer's call
 
 
 @pytest.mark.parametrize(
     "factors, passes",
     [
         ([1.001], True),  # once, as where rounding decides a sign of v - D(v): other images tell
-        ([1.001] * verify.ATTEMPTS, False),
+        ([1.001] * ATTEMPTS, False),
         ([1.1], False),  # more than one element's sign can change
     ],
 )
 def test_a_gradient_that_differs(monkeypatch, factors, passes):
     from engine.systems.refiner import RefinerSystem
 
-    honest, left = RefinerSystem.step, list(factors)
+    honest, left = RefinerSystem._one_pass, list(factors)
 
-    def step(self, batch):
-        losses = honest(self, batch)
-        if self.config.fused and left:
+    def one_pass(self, batch):
+        found = honest(self, batch)
+        if left:
             factor = left.pop(0)
             for parameter in self.generator.parameters():
                 parameter.grad.mul_(factor)
-        return losses
+        return found
 
-    monkeypatch.setattr(RefinerSystem, "step", step)
+    monkeypatch.setattr(RefinerSystem, "_one_pass", one_pass)
     row, _ = verify.verify_training(1, CPU)
     assert row.passed == passes and not left
     assert passes or row.worst == "gradient of the generator at step 1"

@@ -269,7 +269,7 @@ def group(images: ImageSet, members: int) -> Groups:
         return Singles(len(images))
     if members == 2 and images.pairs is not None:
         return Pairs(images.pairs)
-    if images.clips is None:
+    if images.clips is None or (images.clips < 0).any():
         raise InputError(f"{images.root} has no {'pairs or ' * (members == 2)}clips; give a data set that has them")
     return Clips(images.clips, members)
 

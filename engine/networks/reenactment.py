@@ -15,6 +15,7 @@ from engine.networks.layers import Conv, LandmarkConv, level_sizes
 
 POINTS = 68
 SLOPE = 0.2  # of LeakyReLU
+HEATMAP_SCALE = 0.2  # of the start values that meet heatmaps
 SPATIAL_DROPOUT, DROPOUT, PATCH_DROPOUT = 0.1, 0.5, 0.375  # between levels, in the residual block, in D
 
 
@@ -23,33 +24,43 @@ def depth(resolution: int, most: int) -> int:
     return min(most, len(level_sizes(resolution)))
 
 
-class Normalised(nn.Module):
-    """3x3 convolution, instance normalisation, LeakyReLU and, in training, dropout of whole channels."""
+class Level(nn.Module):
+    """3x3 convolution, instance normalisation if wanted, LeakyReLU and, in training, dropout of whole channels.
 
-    def __init__(self, in_channels: int, out_channels: int, *, resize: str, dropout: float, fused: bool):
+    Without the norm, the resize, the convolution and the activation are one operator.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, resize: str, norm: bool, dropout: float, fused: bool):
         super().__init__()
-        self.conv = Conv(in_channels, out_channels, resize=resize, activation="none", fused=fused)
-        self.dropout = dropout
+        activation = "none" if norm else "leaky_relu"
+        self.conv = Conv(in_channels, out_channels, resize=resize, activation=activation, fused=fused)
+        self.norm, self.dropout = norm, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.leaky_relu(F.instance_norm(self.conv(x)), SLOPE)
+        x = normalised(self.conv(x)) if self.norm else self.conv(x)
         return F.dropout2d(x, self.dropout, self.training) if self.dropout else x
 
 
 class Residual(nn.Module):
-    """x + IN(conv(LeakyReLU(IN(conv(x))))), with dropout between the two."""
+    """x + conv(LeakyReLU(conv(x))), each convolution with instance normalisation if wanted, dropout between the two."""
 
-    def __init__(self, channels: int, *, dropout: float, fused: bool):
+    def __init__(self, channels: int, *, norm: bool, dropout: float, fused: bool):
         super().__init__()
-        self.first = Conv(channels, channels, activation="none", fused=fused)
+        self.first = Conv(channels, channels, activation="none" if norm else "leaky_relu", fused=fused)
         self.second = Conv(channels, channels, activation="none", fused=fused)
-        self.dropout = dropout
+        self.norm, self.dropout = norm, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(F.instance_norm(self.first(x)), SLOPE)
+        y = normalised(self.first(x)) if self.norm else self.first(x)
         if self.dropout:
             y = F.dropout(y, self.dropout, self.training)
-        return x + F.instance_norm(self.second(y))
+        y = self.second(y)
+        return x + (F.instance_norm(y) if self.norm else y)
+
+
+def normalised(x: Tensor) -> Tensor:
+    """LeakyReLU of the instance-normalised maps."""
+    return F.leaky_relu(F.instance_norm(x), SLOPE)
 
 
 class ReenactmentGenerator(nn.Module):
@@ -57,25 +68,40 @@ class ReenactmentGenerator(nn.Module):
 
     Each level down halves the side and doubles the channels (n at the image's size); what goes into it is added to the
     result of the level up of the same size. Images below 64 pixels have fewer levels: 4 pixels are always left.
+    norm: instance normalisation after every convolution but the last. It takes out what is the same all over an image,
+    its brightness and its contrast with it.
     """
 
-    def __init__(self, resolution: int, filters: int, channels: int, *, dropout: bool = False, fused: bool = True):
+    def __init__(
+        self,
+        resolution: int,
+        filters: int,
+        channels: int,
+        *,
+        norm: bool = True,
+        dropout: bool = False,
+        fused: bool = True,
+    ):
         super().__init__()
-        spatial = SPATIAL_DROPOUT if dropout else 0.0
+        options = {"norm": norm, "dropout": SPATIAL_DROPOUT if dropout else 0.0, "fused": fused}
         widths = [filters << level for level in range(depth(resolution, 4) + 1)]
-        self.first = LandmarkConv(channels, POINTS, filters, kernel_size=5, padding=2, fused=fused)
-        self.down = nn.ModuleList(
-            Normalised(a, b, resize="down", dropout=spatial, fused=fused) for a, b in itertools.pairwise(widths)
-        )
-        self.middle = Residual(widths[-1], dropout=DROPOUT if dropout else 0.0, fused=fused)
-        self.up = nn.ModuleList(
-            Normalised(b, a, resize="up", dropout=spatial, fused=fused) for b, a in itertools.pairwise(widths[::-1])
-        )
+        first = {"kernel_size": 5, "padding": 2, "activation": "none" if norm else "leaky_relu"}
+        self.first = LandmarkConv(channels, POINTS, filters, **first, fused=fused)
+        self.norm = norm
+        self.down = nn.ModuleList(Level(a, b, resize="down", **options) for a, b in itertools.pairwise(widths))
+        self.middle = Residual(widths[-1], norm=norm, dropout=DROPOUT if dropout else 0.0, fused=fused)
+        self.up = nn.ModuleList(Level(b, a, resize="up", **options) for b, a in itertools.pairwise(widths[::-1]))
         self.last = nn.Conv2d(filters, channels, 7, padding=3)
+        if norm:
+            # a norm takes them away again: their gradients are rounding errors
+            for layer in self.modules():
+                if isinstance(layer, (Conv, LandmarkConv)):
+                    layer.bias.requires_grad_(False)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels -> the face that has them, (B, C, R, R)."""
-        x = F.leaky_relu(F.instance_norm(self.first(images, landmarks)), SLOPE)
+        x = self.first(images, landmarks)
+        x = normalised(x) if self.norm else x
         skips = []
         for level in self.down:
             skips.append(x)
@@ -129,13 +155,17 @@ def log_mean_sigmoid(logits: Tensor) -> Tensor:
 def initialise(network: nn.Module, seed: int) -> None:
     """Start values from the seed alone: the same for fused and eager, on every device, whatever ran before.
 
-    Weights are normal with variance 1 / fan_in (the norms after nearly all layers make the scale irrelevant), biases 0.
+    Weights are normal with variance 1 / fan_in, twice that (He's gain) before a LeakyReLU without a norm; biases 0.
+    Those of the heatmaps begin smaller: at the mouth twenty of them overlap, and would drown the image there.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
         if isinstance(layer, (Conv, LandmarkConv, nn.Conv2d)):
             with torch.no_grad():
                 drawn = torch.randn(layer.weight.shape, generator=generator)
-                layer.weight.copy_(drawn / math.sqrt(layer.weight[0].numel()))
+                if isinstance(layer, LandmarkConv):
+                    drawn[:, -POINTS:] *= HEATMAP_SCALE
+                gain = 2 / (1 + SLOPE**2) if getattr(layer, "activation", "none") == "leaky_relu" else 1.0
+                layer.weight.copy_(drawn * math.sqrt(gain / layer.weight[0].numel()))
                 if layer.bias is not None:
                     layer.bias.zero_()

@@ -63,10 +63,11 @@ class GeneratorBlock(nn.Module):
 
 
 class ResnetGenerator(nn.Module):
-    """CycleGAN's: conv 7x7 n, two 3x3/2 down to 4n, residual blocks, two x2 up, conv 7x7, tanh.
+    """CycleGAN's: conv 7x7 n, `halvings` 3x3/2 that double the width, residual blocks, as many x2 up, conv 7x7, tanh.
 
     Instance normalisation and ReLU after all but the last; the 7x7 layers pad by reflection.
     blocks:   9 in the paper for 256x256, 6 for 128x128.
+    halvings: 2 in the paper.
     padding:  of the blocks; "reflect" as in the paper, "zero" runs on Kiln's operator.
     upsample: "transposed" convolutions 3x3/2 as in the paper; "nearest" x2 and a 3x3 convolution: Kiln's operator.
     Source: Zhu et al. 2017, appendix (after Johnson et al. 2016).
@@ -78,25 +79,27 @@ class ResnetGenerator(nn.Module):
         channels: int,
         *,
         blocks: int = 9,
+        halvings: int = 2,
         padding: Padding = "reflect",
         upsample: Upsample = "transposed",
         fused: bool = True,
     ):
         super().__init__()
-        n = filters
-        self.first = nn.Conv2d(channels, n, 7, padding=3, padding_mode="reflect")
-        downs = (Conv(a, 2 * a, resize="down", activation="none", fused=fused) for a in (n, 2 * n))
+        widths = [filters << level for level in range(halvings)]
+        deepest = filters << halvings
+        self.first = nn.Conv2d(channels, filters, 7, padding=3, padding_mode="reflect")
+        downs = (Conv(n, 2 * n, resize="down", activation="none", fused=fused) for n in widths)
         self.down = nn.ModuleList(downs)
-        self.blocks = nn.Sequential(*(GeneratorBlock(4 * n, padding, fused=fused) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(GeneratorBlock(deepest, padding, fused=fused) for _ in range(blocks)))
         if upsample == "nearest":
-            ups = (Conv(2 * a, a, resize="up", activation="none", fused=fused) for a in (2 * n, n))
+            ups = (Conv(2 * n, n, resize="up", activation="none", fused=fused) for n in reversed(widths))
         else:
-            ups = (nn.ConvTranspose2d(2 * a, a, 3, 2, padding=1, output_padding=1) for a in (2 * n, n))
+            ups = (nn.ConvTranspose2d(2 * n, n, 3, 2, padding=1, output_padding=1) for n in reversed(widths))
         self.up = nn.ModuleList(ups)
-        self.last = nn.Conv2d(n, channels, 7, padding=3, padding_mode="reflect")
+        self.last = nn.Conv2d(filters, channels, 7, padding=3, padding_mode="reflect")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, R, R) with R a multiple of 4 -> the same shape, in (-1, 1)."""
+        """(B, channels, R, R) with R a multiple of 2^halvings -> the same shape, in (-1, 1)."""
         x = torch.relu(F.instance_norm(self.first(images)))
         for layer in self.down:
             x = torch.relu(F.instance_norm(layer(x)))

@@ -44,6 +44,7 @@ class CycleganConfig(TrainConfig):
             "batch_size": 4,
             "filters": 16,
             "blocks": 3,
+            "halvings": 1,
             "padding": "zero",
             "upsample": "nearest",
             "patch_layers": 2,
@@ -70,6 +71,8 @@ class CycleganConfig(TrainConfig):
     """Folder or zip of the synthetic images; without it, the embedded avatars in their plain look."""
     blocks: int = 9
     """Residual blocks of each generator: 9 for 256x256, 6 for 128x128, fewer for smaller images."""
+    halvings: int = 2
+    """Halvings before the blocks: 2 in the paper, 1 keeps more of small images, 0 everything."""
     padding: Literal["reflect", "zero"] = "reflect"
     """How the residual blocks pad: as in the paper, or with zeros, which Kiln's operator does."""
     upsample: Literal["transposed", "nearest"] = "transposed"
@@ -88,7 +91,9 @@ class CycleganConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(1, "blocks")
-        self.at_least(0, "lambda_cycle", "identity")
+        self.at_least(0, "halvings", "lambda_cycle", "identity", "pool")
+        if self.halvings > 3:
+            raise InputError(f"--halvings must be at most 3, got {self.halvings}")
         check_patch_layers(self.patch_layers, self.resolution)
         if self.pool and self.pool < self.batch_size:
             raise InputError(f"--pool must be 0 or at least --batch-size ({self.batch_size}), got {self.pool}")
@@ -101,7 +106,7 @@ class CycleganSystem(System):
     kind = "refine"
     config_class = CycleganConfig
     headline = ("l_generators", "l_gan", "l_cycle", "l_discriminator", "score_real", "score_fake")
-    fixed = (*System.fixed, "blocks", "padding", "upsample", "patch_layers", "pool")
+    fixed = (*System.fixed, "blocks", "halvings", "padding", "upsample", "patch_layers", "pool")
 
     def __init__(self, config: CycleganConfig, device: str | torch.device):
         super().__init__(config, device)
@@ -225,6 +230,7 @@ def build_generator(config: CycleganConfig) -> ResnetGenerator:
         config.filters,
         config.channels,
         blocks=config.blocks,
+        halvings=config.halvings,
         padding=config.padding,
         upsample=config.upsample,
         fused=config.fused,

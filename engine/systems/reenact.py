@@ -65,6 +65,7 @@ class ReenactConfig(TrainConfig):
             "filters": 16,
             "d_filters": 16,
             "vgg_width": 16,
+            "norm": "none",
             "lr": 1e-3,
             "lr_schedule": "cosine",
             "ema": 0.99,
@@ -78,6 +79,7 @@ class ReenactConfig(TrainConfig):
             "filters": 64,
             "d_filters": 32,
             "vgg_width": WIDTH,
+            "norm": "instance",
             "dropout": True,
             "lr": 2e-4,
             "ema": 0.999,
@@ -97,6 +99,8 @@ class ReenactConfig(TrainConfig):
     """Learning rate of the discriminator as a multiple of --lr."""
     d_optimiser: Literal["adam", "sgd"] = "adam"
     """How the discriminator is trained: adam as in the paper, sgd as in the authors' code."""
+    norm: Literal["instance", "none"] = "instance"
+    """Normalisation in the generator: instance as in the authors' code, none keeps colours and is faster."""
     dropout: Switch = False
     """Dropout in both networks, as in the authors' code."""
     adv_weight: float = 1.0
@@ -151,7 +155,7 @@ class ReenactSystem(System):
     kind = "drive"
     config_class = ReenactConfig
     headline = ("loss_g", "loss_d", "l_pix", "l_self", "l_triple", "l_pp")
-    fixed = (*System.fixed, "d_filters", "d_optimiser")
+    fixed = (*System.fixed, "d_filters", "d_optimiser", "norm")
 
     def __init__(self, config: ReenactConfig, device: str | torch.device):
         super().__init__(config, device)
@@ -305,7 +309,7 @@ class ReenactSystem(System):
 def build_generator(config: ReenactConfig) -> ReenactmentGenerator:
     """G of a configuration, weights not set."""
     shape = (config.resolution, config.filters, config.channels)
-    return ReenactmentGenerator(*shape, dropout=config.dropout, fused=config.fused)
+    return ReenactmentGenerator(*shape, norm=config.norm == "instance", dropout=config.dropout, fused=config.fused)
 
 
 def frames(batch: "Batch") -> tuple[list[Tensor], list[Tensor]]:

@@ -46,10 +46,11 @@ class SimganConfig(TrainConfig):
         "quick": {
             "steps": 800,
             "batch_size": 8,
-            "filters": 24,
+            "filters": 16,
             "lr": 5e-4,
+            "lr_schedule": "cosine",
             "ema": 0.99,
-            "lambda_reg": 1.0,
+            "lambda_reg": 4.0,
             "history": 512,
             "pretrain_refiner": 100,
             "pretrain_discriminator": 50,
@@ -62,7 +63,7 @@ class SimganConfig(TrainConfig):
             "filters": 64,
             "lr": 1e-3,
             "ema": 0.999,
-            "lambda_reg": 1.0,
+            "lambda_reg": 4.0,
             "history": 12_800,
             "pretrain_refiner": 500,
             "pretrain_discriminator": 200,
@@ -84,7 +85,7 @@ class SimganConfig(TrainConfig):
     """Steps at the start in which only the refiner learns, from the self-regularisation."""
     pretrain_discriminator: int = 200
     """Steps after these in which only the discriminator learns."""
-    lambda_reg: float = 1.0
+    lambda_reg: float = 4.0
     """Weight of the self-regularisation: how much of the input stays."""
     reg: Literal["l1", "l2", "features"] = "l1"
     """Measure of the self-regularisation: pixels, or features of a fixed ResNet-18."""
@@ -102,7 +103,8 @@ class SimganConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(1, "blocks", "refiner_steps", "discriminator_steps")
-        self.at_least(0, "pretrain_refiner", "pretrain_discriminator", "lambda_reg", "cycle_weight", "part_weight")
+        self.at_least(0, "pretrain_refiner", "pretrain_discriminator", "history")
+        self.at_least(0, "lambda_reg", "cycle_weight", "part_weight")
         if self.history and self.history < self.batch_size:
             raise InputError(f"--history must be 0 or at least --batch-size ({self.batch_size}), got {self.history}")
         if self.feature_weights and self.reg != "features":
@@ -153,7 +155,7 @@ class SimganSystem(System):
         if config.part_weight:
             self.parts = PartDiscriminators(config.resolution, **shape)
         if config.reg == "features":
-            self.features = ResnetFeatures(config.feature_weights, fused=config.fused).to(self.device)
+            self.features = self._build_features()
         for name, network in self.networks().items():
             # each network has its own stream: an option leaves the start of the others as it was
             he_normal(network, 1000 * config.seed + list(_NETWORKS).index(name))
@@ -167,6 +169,14 @@ class SimganSystem(System):
             optimiser.found_inf = self.idle[_NETWORKS[name]]
         # 0 while R learns from the self-regularisation alone
         self.adversarial = torch.zeros((), dtype=torch.float32, device=self.device)
+
+    def _build_features(self) -> ResnetFeatures:
+        """The fixed ResNet-18; says whose weights it has."""
+        features = ResnetFeatures(self.config.feature_weights, fused=self.config.fused)
+        if self.device.type != "meta":
+            known = features.digest != "random"
+            print(f"resnet  {f'sha256 {features.digest}' if known else 'fixed random weights (no --feature-weights)'}")
+        return features.to(self.device)
 
     def _directions(self) -> list[Direction]:
         side = self.config.resolution
