@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # avatars that are measured on where there is no data set: other people than those trained on, and how many
 HELD_OUT_SEED, HELD_OUT = 1, 128
 TEST = "test"  # the split of --data that is measured on
-FRAMES = 4  # of each, for systems that need two images of a person
+FRAMES = 8  # of each, for systems that need two images of a person
 # what rows may differ in without being another experiment, and what a longer budget changes
 _FREE = {"out", "steps", "device", "threads", "cuda_graph", "loader", "log_every", "sample_every", "checkpoint_every",
          "keep"}  # fmt: skip

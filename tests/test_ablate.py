@@ -16,7 +16,9 @@ from PIL import Image
 from tiny_run import command
 
 from engine import ablate, checkpoint, evaluate, loop, systems, train
-from engine.config import saved_fields
+from engine.config import config_class, saved_fields
+from engine.data import avatars
+from engine.data.dataset import AVATAR_SEED
 from engine.evaluation import ablation_table
 from engine.loop import Trainer
 
@@ -215,6 +217,25 @@ def test_the_test_split_is_measured_on_where_the_training_split_is_trained_on(tm
     found = table_of(tmp_path, "out")
     assert found["images"] == 6 and set(found["measures"]["plain"]) == {"result", "source", "target"}
     assert checkpoint.load(tmp_path / "out" / "plain").config.split == "train"
+
+
+def test_without_data_other_avatars_are_measured_on(tmp_path, monkeypatch):
+    """Other people than those trained on, several frames of each where a system needs pairs; rendered once."""
+    monkeypatch.setattr(ablate, "HELD_OUT", 4)
+    monkeypatch.setattr(ablate, "FRAMES", 2)
+    for name, needed in [("refiner", 4), ("reenact", 2), ("simgan", 4)]:
+        arguments = ablate.Arguments(system=name, out=tmp_path / name)
+        config = config_class(name)(resolution=16)
+        place, split = ablate.held_out(config, arguments)
+        assert split == "" and place.name == ("game" if name == "simgan" else "photo")
+        images = sorted((place / "images").iterdir())
+        assert len(images) == 4 and len({path.name[:7] for path in images}) == needed
+        before = images[0].stat().st_mtime_ns
+        assert ablate.held_out(config, arguments) == (place, split)
+        assert images[0].stat().st_mtime_ns == before
+    shown = np.asarray(Image.open(images[0]).convert("RGB")).astype(int)
+    distances = [np.abs(shown - avatars.render(0, 0, "game", 128, seed)[0]).mean() for seed in (AVATAR_SEED, 1)]
+    assert distances[1] < 5 < distances[0]
 
 
 def test_the_table_in_its_forms():

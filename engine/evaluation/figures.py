@@ -119,6 +119,8 @@ def _panel(ax: Any, panel: Mapping[str, Any], labels: Sequence[str]) -> None:
         # so many names do not fit side by side
         wrapped = [textwrap.fill(name, max(6, 36 // len(names)), break_long_words=False) for name in names]
         ax.set_xticks(range(len(names)), wrapped, fontsize=7)
+    if len(names) == 1:
+        ax.set_xlim(-1, 1)
     ax.set_ylim(0, top * 1.2 or 1.0)
     ax.set_title(panel["title"], loc="left")
     ax.spines[["top", "right"]].set_visible(False)
