@@ -206,6 +206,15 @@ def test_presets():
     assert (paper.gradient_penalty, paper.critic_norm, paper.layers, paper.batch_size) == (0, "batch", "paper", 64)
 
 
+def test_the_penalty_chooses_a_norm_that_it_bears():
+    words = ["--fused", "--system", "wgan", "--gradient-penalty", "10"]
+    config, origins = resolve(words)
+    assert (config.critic_norm, origins["critic_norm"]) == ("layer", "command line")
+    assert resolve([*words, "--critic-norm", "none"])[0].critic_norm == "none"
+    with pytest.raises(InputError, match="add --critic-norm none or layer"):
+        resolve([*words, "--critic-norm", "batch"])
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [({"gradient_penalty": 10.0}, "--critic-norm"), ({"clip": 0.0}, "--clip"), ({"critic_steps": 0}, "--critic-steps"),

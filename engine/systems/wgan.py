@@ -7,13 +7,13 @@
 The critic takes several steps, each on photos and noise of its own, then G takes one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from engine.config import TrainConfig
+from engine.config import Origins, TrainConfig
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
@@ -71,10 +71,19 @@ class WganConfig(TrainConfig):
     gradient_penalty: float = 0.0
     """Weight of the penalty for gradients of the critic whose length is not 1, usually 10; 0 = clip weights instead."""
     critic_norm: Literal["batch", "layer", "none"] = "batch"
-    """Normalisation in the critic: BatchNorm, over each image alone, or none; the penalty bears no BatchNorm."""
+    """Normalisation in the critic: BatchNorm, over each image alone, or none. The penalty bears no BatchNorm: with it
+    layer is the default."""
     optimiser: Literal["rmsprop", "adam"] = "rmsprop"
     """Of both networks: RMSprop, or Adam with betas 0 and 0.9 (usual with --gradient-penalty, at --lr 1e-4; small
     networks bear 5e-4)."""
+
+    def completed(self, given: set[str], origins: Origins) -> "WganConfig":
+        """A penalty without a word on the critic's norm makes it layer."""
+        untold = "critic_norm" not in given and origins["critic_norm"] != "checkpoint"
+        if self.gradient_penalty and self.critic_norm == "batch" and untold:
+            origins["critic_norm"] = origins["gradient_penalty"]
+            return replace(self, critic_norm="layer")
+        return self
 
     def check(self) -> None:
         super().check()
