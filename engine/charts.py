@@ -4,7 +4,6 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,19 +13,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from engine.panels import Curve
+
 # colours that matplotlib writes, exchanged afterwards for the page's own
 _INK, _GRID = "#010203", "#010204"
 _SERIES = ("#0102a1", "#0102a2", "#0102a3")
 _POINTS = 400
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart: a key of metrics.jsonl and the name the reader sees."""
-
-    key: str
-    label: str
-    scale: float = 1.0
 
 
 def thin(steps: np.ndarray, values: np.ndarray, points: int = _POINTS) -> tuple[np.ndarray, np.ndarray]:

@@ -121,13 +121,12 @@ def align(driving: np.ndarray, source: np.ndarray) -> np.ndarray:
     counts = known.sum(0)
     both = (counts > 0) & np.isfinite(source).all(1)
     mean, goal = total[both] / counts[both, None], source[both].astype(np.float64)
-    centre, towards = mean.mean(0), goal.mean(0)
-    spread = ((mean - centre) ** 2).sum() if both.sum() > 1 else 0.0
-    if not spread > 0:
+    if len(np.unique(mean, axis=0)) < 2:
         raise InputError("the driving landmarks and those of the source share no two points; nothing to align")
+    centre, towards = mean.mean(0), goal.mean(0)
     # as complex numbers a turn and a scale are one factor, and the least squares are one quotient
     a, b = (v @ np.array([1, 1j]) for v in (mean - centre, goal - towards))
-    factor = np.vdot(a, b) / spread
+    factor = np.vdot(a, b) / np.vdot(a, a).real
     turn = np.array([[factor.real, factor.imag], [-factor.imag, factor.real]])
     return ((driving - centre) @ turn + towards).astype(np.float32)
 

@@ -5,6 +5,7 @@ browser that reloads it during training always finds a whole page.
 """
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -16,46 +17,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from PIL import Image
 
 from engine import __version__, atomic, environment
-from engine.charts import Curve, draw
+from engine.charts import draw
 from engine.cli import parse, run
 from engine.errors import InputError
+from engine.panels import Chart, Curve
+
+if TYPE_CHECKING:
+    from engine.systems.base import System
 
 ENVIRONMENT = "environment.json"
 _LATEST_BYTES, _EARLIER_BYTES, _EARLIER_COUNT = 3_000_000, 300_000, 15
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A panel of the report: its curves, what they mean, and how to draw them."""
-
-    title: str
-    curves: tuple[Curve, ...]
-    note: str = ""
-    zero: bool = True
-    noisy: bool = True
-
-
-CHARTS = (
-    Chart(
-        "Autoencoder error",
-        (Curve("l_real", "L(x), real"), Curve("l_fake", "L(G(z)), generated")),
-        "How far the discriminator's reconstruction is from real and from generated images.",
-    ),
-    Chart("Distance to the input", (Curve("l_content", "L_RCN"),), "|x - G(z)|: lower is closer to the input."),
-    Chart("Balance", (Curve("k", "k"),), "Weight of generated images in the discriminator's loss.", noisy=False),
-    Chart("Convergence", (Curve("measure", "M"),), "L(x) + |gamma L(x) - L(G(z))|: lower is better."),
-    Chart("Losses", (Curve("loss_d", "discriminator"), Curve("loss_g", "generator")), "What is minimised.", zero=False),
+# of every run; those of its system come first
+GENERAL = (
     Chart("Learning rate", (Curve("lr", "lr"),), noisy=False),
     Chart("Speed", (Curve("images_per_s", "images/s"),)),
     Chart("Waiting for data", (Curve("data_wait", "% of the time", 100.0),)),
     Chart("Memory", (Curve("memory_mb", "MB"),), noisy=False),
 )
+# what to do with a trained system of each kind, after the name of the command and the run
+USES = {
+    "refine": (("refine", "INPUT OUTPUT"), ("evaluate", "--data PATH")),
+    "generate": (("sample", "OUTPUT -n 64"), ("evaluate", "--data PATH")),
+    "drive": (("reenact", "SOURCE DRIVING OUTPUT"), ("evaluate", "--data PATH")),
+}
 _NOT_CURVES = {"step", "time", "epoch", "seconds", "eta"}
 
 
@@ -112,12 +104,17 @@ def _show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def figures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The panels that have something to show, with the last value of each curve; unknown numbers get a panel too."""
-    known = {curve.key for chart in CHARTS for curve in chart.curves}
-    others = sorted({key for record in records for key in record} - known - _NOT_CURVES)
+def figures(records: Sequence[Mapping[str, Any]], charts: Sequence[Chart]) -> list[dict[str, Any]]:
+    """The panels that have something to show, with the last value of each curve; unknown numbers get a panel too.
+
+    charts: of the run's system.
+    """
+    keys = {key for record in records for key in record}
+    charts = [dataclasses.replace(chart, curves=_expanded(chart.curves, keys)) for chart in (*charts, *GENERAL)]
+    others = sorted(keys - {curve.key for chart in charts for curve in chart.curves} - _NOT_CURVES)
+    unknown = (Chart(key.replace("_", " "), (Curve(key, key),), zero=False) for key in others)
     found = []
-    for chart in (*CHARTS, *(Chart(key.replace("_", " "), (Curve(key, key),), zero=False) for key in others)):
+    for chart in (*charts, *unknown):
         svg = draw(chart.title, records, chart.curves, zero=chart.zero, noisy=chart.noisy)
         if svg is None:
             continue
@@ -128,6 +125,20 @@ def figures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ]
         found.append({"title": chart.title, "note": chart.note, "svg": svg, "legend": legend})
     return found
+
+
+def _expanded(curves: Sequence[Curve], keys: set[str]) -> tuple[Curve, ...]:
+    """Curves of "name_*" as one for each key of that beginning, the smaller numbers first."""
+    found = []
+    for curve in curves:
+        if curve.key.endswith("*"):
+            beginning = curve.key[:-1]
+            ends = [key[len(beginning) :] for key in keys if key.startswith(beginning)]
+            ends = sorted(ends, key=lambda end: (len(end), end))
+            found += [Curve(beginning + end, f"{curve.label} {end}", curve.scale) for end in ends]
+        else:
+            found.append(curve)
+    return tuple(found)
 
 
 def _last(records: Sequence[Mapping[str, Any]], curve: Curve) -> str | None:
@@ -174,8 +185,10 @@ def _embed(path: Path, limit: int) -> tuple[str, tuple[int, int]]:
     return "data:image/png;base64," + base64.b64encode(content).decode(), size
 
 
-def summary(records: Sequence[Mapping[str, Any]], config: Mapping[str, str]) -> list[dict[str, str]]:
-    """The numbers at the top of the page."""
+def summary(
+    records: Sequence[Mapping[str, Any]], config: Mapping[str, str], headline: Sequence[str]
+) -> list[dict[str, str]]:
+    """The numbers at the top of the page. headline: the losses that the system shows first."""
     if not records:
         return []
     last = records[-1]
@@ -192,10 +205,20 @@ def summary(records: Sequence[Mapping[str, Any]], config: Mapping[str, str]) -> 
     memory = [r["memory_mb"] for r in records if isinstance(r.get("memory_mb"), int | float)]
     if memory:
         tiles.append({"name": "peak memory", "value": f"{max(memory):,.0f}", "unit": "MB"})
-    for key, name in (("l_content", "L_RCN"), ("measure", "convergence M"), ("k", "k")):
+    for key in headline:
         if isinstance(last.get(key), int | float):
-            tiles.append({"name": name, "value": f"{last[key]:.4g}", "unit": ""})
+            tiles.append({"name": key.replace("_", " "), "value": f"{last[key]:.4g}", "unit": ""})
     return tiles
+
+
+def _system(config: Mapping[str, str]) -> "type[System] | None":
+    """The class of the run's system; None where its config.json is missing or of another version."""
+    from engine.systems import system_class
+
+    try:
+        return system_class(config.get("system", ""))
+    except InputError:
+        return None
 
 
 def _whole(text: str | None) -> bool:
@@ -227,6 +250,7 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
     config = {row["name"]: row["value"] for row in rows}
     records = read_metrics(run_dir / "metrics.jsonl")
     machine = _environment(run_dir, record_environment)
+    system = _system(config)
     template = resources.files("engine").joinpath("report.html.j2").read_text(encoding="utf-8")
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters["gib"] = lambda count: f"{count / 2**30:.1f} GiB" if count else "unknown"
@@ -236,8 +260,9 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
         config=config,
         changed=[row for row in rows if row["origin"] not in ("default", "")],
         defaults=[row for row in rows if row["origin"] in ("default", "")],
-        tiles=summary(records, config),
-        charts=figures(records),
+        tiles=summary(records, config, system.headline if system else ()),
+        charts=figures(records, system.charts if system else ()),
+        uses=USES[system.kind] if system else (),
         samples=samples(run_dir / "samples"),
         machine=machine,
         written=time.strftime("%Y-%m-%d %H:%M"),

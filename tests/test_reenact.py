@@ -1,6 +1,7 @@
 """The reenactment's step against the paper's equations, written out with torch.nn.functional and plain autograd."""
 
 import copy
+import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,8 @@ from engine.kernels.resize_conv_act import kept_weights
 from engine.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.layers import parameter_count
-from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, log_mean_sigmoid
-from engine.perceptual import feature_losses
+from engine.networks.vgg import LAYERS, VGG19
 from engine.systems import build, load_trained
-from engine.systems import reenact as system_file
 from engine.systems.reenact import ABLATION, ReenactSystem
 from tests.training_fakes import smooth_images
 
@@ -266,53 +265,11 @@ def test_without_an_adversarial_loss_no_discriminator_is_trained() -> None:
     assert list(system.vgg.convolutions)[-1] == "relu2_2"
 
 
-def test_style_is_compared_image_by_image() -> None:
-    """Two images whose Gram matrices are exchanged: as one batch their style would be equal."""
-    random = torch.Generator().manual_seed(0)
-    names = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
-    features = {name: torch.rand(2, 4, 5, 5, generator=random) for name in names}
-    swapped = {name: tensor.flip(0) for name, tensor in features.items()}
-    options = {"perceptual": True, "identity": None}
-    content = sum((features[name] - swapped[name]).abs().mean() for name in names)
-    a, b = (gram(image) for image in features["relu3_3"])
-    for fused in (True, False):
-        found = feature_losses(features, swapped, **options, fused=fused)
-        assert found["l_pp"].item() == pytest.approx((content + (a - b).norm()).item(), rel=1e-5)
-
-
-def test_probability_of_an_image_is_the_mean_of_its_patches() -> None:
-    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 4
-    torch.testing.assert_close(log_mean_sigmoid(logits), torch.sigmoid(logits).mean(1).log())
-    torch.testing.assert_close(log_mean_sigmoid(-logits), (1 - torch.sigmoid(logits).mean(1)).log())
-    assert log_mean_sigmoid(torch.full((1, 9), -1000.0)).item() == pytest.approx(-1000)
-
-
-@pytest.mark.parametrize("side", [16, 32, 64, 128, 256])
-def test_sizes_match_at_every_resolution(side: int) -> None:
-    images, points = torch.zeros(1, 3, side, side), torch.full((1, 68, 2), side / 2)
-    sides = []
-    net = ReenactmentGenerator(side, 1, 3)
-    system_file.initialise(net, 0)
-    net.middle.register_forward_hook(lambda _, __, result: sides.append(result.shape[-1]))
-    assert net(images, points).shape == images.shape
-    assert sides == [max(4, side // 16)]
-    critic = PatchDiscriminator(side, 1, 3)
-    system_file.initialise(critic, 0)
-    patches = critic(images, points).shape[1]
-    assert patches == max(4, (side // 8 - 2) ** 2)
-
-
 def test_biases_that_a_norm_takes_away_stay_as_they_are() -> None:
     system = build(config_of("--norm", "instance"), "cpu")
     system.step(batch_of(system.config))
     still = [name for name, p in system.generator.named_parameters() if name.endswith("bias") and not p.any()]
     assert len(still) == 7 and "last.bias" not in still
-
-
-def test_networks_are_as_large_as_the_authors() -> None:
-    with torch.device("meta"):
-        assert parameter_count(ReenactmentGenerator(64, 64, 3)) == 31_536_131
-        assert parameter_count(PatchDiscriminator(64, 32, 3)) == 729_505
 
 
 @MODES
@@ -461,6 +418,33 @@ def test_a_file_of_weights_has_its_own_width(tmp_path: Path) -> None:
     assert (config.vgg_width, origins["vgg_width"]) == (64, "command line")
     with pytest.raises(InputError, match="cannot be read"):
         build(config, "cpu")
+
+
+def test_features_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "vgg19.pth"
+    vgg = VGG19(["relu4_3"])
+    vgg.randomise()
+    torch.save(
+        {
+            f"features.{LAYERS[name][2]}.{kind}": 2 * getattr(conv, kind)
+            for name, conv in vgg.convolutions.items()
+            for kind in ("weight", "bias")
+        },
+        path,
+    )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    flags = ("--vgg", str(path), "--vgg-width", "64")
+    with pytest.raises(InputError, match=f"begins with {digest[:8]}, not dcbb9e9d"):
+        build(config_of(*flags), "cpu")
+    config = config_of(*flags, "--vgg-digest", digest[:12])
+    system = build(config, "cpu")
+    assert digest in capsys.readouterr().out
+    assert torch.equal(system.vgg.convolutions["relu1_2"].weight, 2 * vgg.convolutions["relu1_2"].weight)
+    assert not any(key.startswith("vgg") for key in system.weights())
+    losses = system.step(batch_of(config))
+    assert losses["l_pp"].isfinite() and losses["l_pp"] > 0
+    with pytest.raises(InputError, match=digest):
+        build(config_of(), "cpu").load_state_dict(system.state_dict())
 
 
 def test_presets_are_the_papers_and_a_small_one() -> None:

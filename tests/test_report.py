@@ -13,7 +13,10 @@ from PIL import Image
 from tiny_run import command
 
 from engine import report
-from engine.charts import Curve, draw, series, smooth, thin
+from engine.charts import draw, series, smooth, thin
+from engine.panels import Curve
+from engine.systems import SYSTEMS, build
+from tests.training_fakes import batch_of, tiny_config
 
 
 def record(step: int, **more) -> dict:
@@ -109,6 +112,7 @@ def test_metrics_of_an_interrupted_and_resumed_run(tmp_path):
 
 def test_the_page_names_configuration_origins_and_last_values(tmp_path):
     config = {
+        "system": {"value": "refiner", "origin": "command line"},
         "lr": {"value": 0.001, "origin": "default"},
         "inject": {"value": [8, 16], "origin": "command line"},
         "data": {"value": None, "origin": "preset quick"},
@@ -184,3 +188,22 @@ def test_thinning_keeps_the_mean_and_smoothing_keeps_a_line():
     np.testing.assert_allclose(smooth(flat, 10), flat)
     line = np.arange(200.0)
     np.testing.assert_allclose(smooth(line, 10)[60:140], line[60:140], atol=1e-3)  # it does not lag
+
+
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_every_system_s_losses_have_their_panels(name, tmp_path):
+    """No loss of a system is left to a panel of unknown numbers, and the commands are those for its kind."""
+    config = tiny_config(mode="--eager", system=name)
+    system = build(config, "cpu")
+    losses = {key: 1.0 for key in system.step(batch_of(config, 1))}
+    records = [{"step": step, "lr": 1.0, **losses} for step in (1, 2)]
+    panels = report.figures(records, system.charts)
+    known = {chart.title for chart in (*system.charts, *report.GENERAL)}
+    assert [panel["title"] for panel in panels if panel["title"] not in known] == []
+    assert max(len(panel["legend"]) for panel in panels) <= 3
+    shown = {key for chart in system.charts for key in (curve.key for curve in chart.curves)}
+    assert set(system.headline) <= shown
+    configuration = {"system": {"value": name, "origin": "command line"}}
+    page = report.write(write_run(tmp_path / "run", records, configuration)).read_text()
+    for command_name, _ in report.USES[system.kind]:
+        assert f"python -m engine.{command_name} " in page

@@ -21,7 +21,16 @@ from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_resize_conv_act
 
 # what fused networks, losses and loaders run on
-OPERATORS = ("resize_conv_act", "linear", "l1_autoencoder_loss", "began_balance", "landmark_heatmap", "image_batch")
+OPERATORS = (
+    "resize_conv_act",
+    "linear",
+    "landmark_conv",
+    "landmark_heatmap",
+    "l1_autoencoder_loss",
+    "style_loss",
+    "began_balance",
+    "image_batch",
+)
 SMALLEST = 8  # side of the coarsest level
 # variance of the weights times fan-in that keeps the mean square of a signal through layers of an activation
 GAINS = {"none": 1.0, "elu": 1.5, "relu": 2.0, "leaky_relu": 2 / 1.04, "tanh": 1.0, "sigmoid": 1.0}

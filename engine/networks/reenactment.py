@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.networks.layers import Conv, LandmarkConv, level_sizes
+from engine.networks.layers import GAINS, Conv, LandmarkConv, level_sizes
 
 POINTS = 68
 SLOPE = 0.2  # of LeakyReLU
@@ -165,7 +165,7 @@ def initialise(network: nn.Module, seed: int) -> None:
                 drawn = torch.randn(layer.weight.shape, generator=generator)
                 if isinstance(layer, LandmarkConv):
                     drawn[:, -POINTS:] *= HEATMAP_SCALE
-                gain = 2 / (1 + SLOPE**2) if getattr(layer, "activation", "none") == "leaky_relu" else 1.0
+                gain = GAINS[getattr(layer, "activation", "none")]
                 layer.weight.copy_(drawn * math.sqrt(gain / layer.weight[0].numel()))
                 if layer.bias is not None:
                     layer.bias.zero_()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss
+from engine.panels import chart
 from engine.systems.base import System
 
 
@@ -21,6 +22,17 @@ class BalancedSystem(System):
     """A system with `discriminator`, an autoencoder, and `k`. Its configuration has gamma and lambda_k."""
 
     headline = ("l_real", "l_fake", "k", "measure")
+    charts = (
+        chart(
+            "Autoencoder error",
+            "How far the discriminator's reconstruction is from real and from generated images.",
+            l_real="L(x), real",
+            l_fake="L(G(z)), generated",
+        ),
+        chart("Balance", "Weight of generated images in the discriminator's loss.", noisy=False, k="k"),
+        chart("Convergence", "L(x) + |gamma L(x) - L(G(z))|: lower is better.", measure="M"),
+        chart("Losses", "What is minimised.", zero=False, loss_d="discriminator", loss_g="generator"),
+    )
     discriminator: Autoencoder
 
     def __init__(self, config, device: str | torch.device):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from engine.data.needs import Needs
 from engine.errors import InputError
+from engine.panels import Chart
 
 if TYPE_CHECKING:
     from engine.config import TrainConfig
@@ -29,6 +30,8 @@ class System:
     config_class: type["TrainConfig"]
     # losses and states the progress line shows first, in this order
     headline: tuple[str, ...] = ()
+    # panels of the report that are its own
+    charts: tuple[Chart, ...] = ()
     # values that the run's weights or state cannot survive a change of
     fixed: tuple[str, ...] = ("system", "seed", "resolution", "channels", "filters")
 

@@ -26,6 +26,7 @@ from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.patchgan import PatchDiscriminator, check_patch_layers, frozen
 from engine.networks.resnet import ImageToImage, ResnetGenerator
 from engine.networks.start import normal
+from engine.panels import chart
 from engine.systems.base import System
 
 if TYPE_CHECKING:
@@ -106,6 +107,25 @@ class CycleganSystem(System):
     kind = "refine"
     config_class = CycleganConfig
     headline = ("l_generators", "l_gan", "l_cycle", "l_discriminator", "score_real", "score_fake")
+    charts = (
+        chart("Adversarial losses", "Of both generators.", l_gan="to real", l_gan_back="to synthetic"),
+        chart("Cycle", "|there and back - input|, and |G(real) - real|.", l_cycle="cycle", l_identity="identity"),
+        chart("Discriminators", "Their losses.", l_discriminator="of real", l_back_discriminator="of synthetic"),
+        chart(
+            "Scores",
+            "Mean over patches; real is trained towards 1, generated towards 0.",
+            score_real="real",
+            score_fake="generated",
+        ),
+        chart(
+            "Change of the input",
+            "Mean |x - G(x)|, and of each image's mean colour.",
+            change="pixels",
+            tone_change="tone",
+        ),
+        chart("Sum", "The generators' weighted losses.", l_generators="generators"),
+        chart("Image pool", "Share in use.", noisy=False, pool_fill="full"),
+    )
     fixed = (*System.fixed, "blocks", "halvings", "padding", "upsample", "patch_layers", "pool")
 
     def __init__(self, config: CycleganConfig, device: str | torch.device):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.config import TrainConfig
 from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.panels import chart
 from engine.systems.generation import NoiseSystem
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class DcganConfig(TrainConfig):
     """Options of dcgan."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        # for 2 CPU cores and a few minutes
         "quick": {
             "steps": 2000,
             "resolution": 32,
@@ -71,6 +73,10 @@ class DcganSystem(NoiseSystem):
     config_class = DcganConfig
     distribution = "normal"
     headline = ("loss_d", "loss_g", "d_real", "d_fake")
+    charts = (
+        chart("Losses", "Binary cross-entropy.", loss_d="discriminator", loss_g="generator"),
+        chart("Judged real", "Mean probability that D gives.", d_real="real images", d_fake="generated images"),
+    )
     fixed = (*NoiseSystem.fixed, "noise", "layers")
 
     def __init__(self, config: DcganConfig, device: str | torch.device):

@@ -33,6 +33,7 @@ from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_
 from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes, initialise
 from engine.networks.guiding_block import GuidingBlock
 from engine.networks.layers import l1_autoencoder_loss
+from engine.panels import Chart, Curve, chart
 from engine.systems.base import System
 
 BETAS = (0.5, 0.999)
@@ -119,6 +120,14 @@ class GgbSystem(System):
     kind = "drive"
     config_class = GgbConfig
     headline = ("l1", "loss_levels", "adversarial", "loss_d", "loss_guides")
+    charts = (
+        chart("L1 to the target", l1="final image"),
+        Chart("L1 to the target by level", (Curve("l1_*", "level"),)),
+        chart("Adversarial", "-log D of the final image; D's loss.", adversarial="generator", loss_d="discriminator"),
+        Chart("RAPD", (Curve("rapd_*", "level"),), "Loss of the judges of appearance; 1.39 is guessing."),
+        Chart("NVTD", (Curve("nvtd_*", "level"),), "Loss of the judges of the change; 1.39 is guessing."),
+        chart("Sums", "What each update minimises.", loss_g="final", loss_levels="levels", loss_guides="judges"),
+    )
     fixed = (*System.fixed, "points", "levels", "rapd", "nvtd", "norm")
 
     def __init__(self, config: GgbConfig, device: str | torch.device):

@@ -36,6 +36,7 @@ from engine.networks.reenactment import (
     log_mean_sigmoid,
 )
 from engine.networks.vgg import VGG19, WIDTH, check_digest
+from engine.panels import chart
 from engine.perceptual import feature_losses, wanted_layers
 from engine.systems.base import System
 
@@ -68,6 +69,7 @@ class ReenactConfig(TrainConfig):
             "norm": "none",
             "lr": 1e-3,
             "lr_schedule": "cosine",
+            "lr_warmup": 100,
             "ema": 0.99,
             "sample_every": 250,
             "checkpoint_every": 250,
@@ -155,6 +157,12 @@ class ReenactSystem(System):
     kind = "drive"
     config_class = ReenactConfig
     headline = ("loss_g", "loss_d", "l_pix", "l_self", "l_triple", "l_pp")
+    charts = (
+        chart("Distances", "Squared mean absolute errors.", l_pix="to the target", l_self="self", l_triple="triple"),
+        chart("Features", "Perceptual and identity losses.", l_pp="perceptual", l_id="identity"),
+        chart("Adversarial", "-log D of results; D's cross-entropy.", l_adv="generator", loss_d="discriminator"),
+        chart("Sum", "The generator's weighted losses.", loss_g="loss"),
+    )
     fixed = (*System.fixed, "d_filters", "d_optimiser", "norm")
 
     def __init__(self, config: ReenactConfig, device: str | torch.device):
@@ -189,7 +197,7 @@ class ReenactSystem(System):
                 features = f"sha256 {check_digest(config.vgg, config.vgg_digest)}"
                 vgg.load(config.vgg)
             print(f"vgg     {features}")
-        return vgg.to(self.device, memory_format=torch.channels_last), features
+        return vgg.to(self.device), features
 
     @classmethod
     def needs(cls, config: ReenactConfig) -> tuple[Needs, ...]:

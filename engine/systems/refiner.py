@@ -24,6 +24,7 @@ from engine.networks.autoencoder import Autoencoder
 from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import initialise, l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
+from engine.panels import chart
 from engine.systems.balance import BalancedSystem
 
 if TYPE_CHECKING:
@@ -124,6 +125,16 @@ class RefinerSystem(BalancedSystem):
     kind = "refine"
     config_class = RefinerConfig
     headline = ("l_real", "l_fake", "l_content", "k", "measure")
+    charts = (
+        *BalancedSystem.charts,
+        chart("Distance to the input", "|x - G(z)|: lower is closer to the input.", l_content="L_RCN"),
+        chart(
+            "Landmark error",
+            "|E(v) - e| in half sides of the image.",
+            l_landmarks_real="of photos",
+            l_landmarks="of results",
+        ),
+    )
     fixed = (*BalancedSystem.fixed, "hidden", "inject", "landmarks")
 
     def __init__(self, config: RefinerConfig, device: str | torch.device):

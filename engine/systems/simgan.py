@@ -29,6 +29,7 @@ from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, 
 from engine.networks.resnet import ImageToImage, SimganRefiner
 from engine.networks.resnet_features import ResnetFeatures
 from engine.networks.start import he_normal
+from engine.panels import chart
 from engine.systems.base import System
 
 if TYPE_CHECKING:
@@ -142,6 +143,30 @@ class SimganSystem(System):
     kind = "refine"
     config_class = SimganConfig
     headline = ("l_refiner", "l_realism", "l_regularisation", "l_discriminator", "accuracy_real", "accuracy_refined")
+    charts = (
+        chart(
+            "Refiner's losses",
+            "Realism is judged by D; regularisation keeps the input.",
+            l_realism="realism",
+            l_regularisation="regularisation",
+            l_cycle="cycle",
+        ),
+        chart("Discriminator", "Cross-entropy over patches.", l_discriminator="loss"),
+        chart(
+            "Patches judged right",
+            "Share of real and of refined patches; 0.5 is guessing.",
+            accuracy_real="real",
+            accuracy_refined="refined",
+        ),
+        chart(
+            "Change of the input",
+            "Mean |x - R(x)|, and of each image's mean colour.",
+            change="pixels",
+            tone_change="tone",
+        ),
+        chart("Sum", "The refiner's weighted losses.", l_refiner="refiner"),
+        chart("History", "Share of the buffer in use.", noisy=False, history_fill="full"),
+    )
     fixed = (*System.fixed, "blocks", "history")
 
     def __init__(self, config: SimganConfig, device: str | torch.device):
