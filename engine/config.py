@@ -114,6 +114,8 @@ class TrainConfig:
     """How images are read: resident keeps the decoded set in memory."""
     mirror: bool = True
     """Mirror half of the images."""
+    mirror_swap: bool = True
+    """Left and right landmarks change places in mirrored images; without, as in the code of the reenactment paper."""
     crop: Literal["center", "random"] = "center"
     """Which square of an image that is not square."""
 
