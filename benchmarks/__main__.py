@@ -1,4 +1,4 @@
-"""`python -m benchmarks [ops|step|scaling|profile|all]`: fused against PyTorch on this machine, equivalence first.
+"""`python -m benchmarks [ops|step|systems|scaling|profile|all]`: fused against PyTorch here, equivalence first.
 
 Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
 channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
@@ -19,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarks import operators, profile, scaling, step
+from benchmarks import operators, profile, scaling, step, systems
 from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
@@ -35,14 +35,16 @@ class Arguments:
     """Options of the benchmark."""
 
     suite: Annotated[
-        Literal["ops", "step", "scaling", "profile", "all", "compiled", "predict"], tyro.conf.Positional
+        Literal["ops", "step", "systems", "scaling", "profile", "all", "compiled", "predict"], tyro.conf.Positional
     ] = "all"
-    """Operators; whole training steps; both at 1 to all CPU threads; where a fused step's time goes on the CPU; or all
-    of these. compiled: GPU kernels ahead of time; predict: their times by a roofline, with cuda also measured."""
+    """Operators; whole training steps of the refiner; those of the other systems; the first two at 1 to all threads;
+    where a fused step's time goes on the CPU; or all of these. compiled: GPU kernels ahead of time; predict: their
+    times by a roofline, with cuda also measured."""
     filter: str = ""
     """Only cases whose name contains this text."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
-    """A few operator shapes and the small step only: minutes. For compiled: what the tests compile."""
+    """A few operator shapes, the small step, and systems at 32x32 uncompiled: minutes. For compiled: what the tests
+    compile."""
     json: Path | None = None
     """Write every sample to this file, with machine, versions and commit."""
     markdown: Path | None = None
@@ -180,6 +182,23 @@ def run_steps(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Ta
     return rows, [table, memory]
 
 
+def run_systems(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The systems suite."""
+    rows, table = [], comparison("Training steps of every system, quick preset, fp32")
+    chosen = systems.cases(arguments.filter, arguments.quick)
+    if chosen:
+        tqdm.write(table.head())
+    for name, config in within(arguments, list(chosen.items()), lambda case: case[0], rows, "systems"):
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
+            tick = functools.partial(_update, bar)
+            settings = (config, arguments.device, arguments.rounds, tick, has_compiler() and not arguments.quick)
+            timings, failed = _guarded(arguments, systems.measure, *settings)
+        entry = row("systems", name, timings, failed)
+        rows.append(entry if failed else shares(entry, limits, None, None))
+        tqdm.write(table.add(cells(rows[-1])))
+    return rows, [table]
+
+
 def _guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dict[str, Timing], list[str]]:
     """measure(*rest). On a GPU an error becomes the case's failure: what was measured before it is kept."""
     try:
@@ -257,7 +276,13 @@ def run_predict(arguments: Arguments, limits: None) -> tuple[list[dict], list[Ta
     return forecast.suite(arguments.filter, arguments.quick, precision, arguments.gpu, measured)
 
 
-SUITES = {"ops": run_operators, "step": run_steps, "scaling": run_scaling, "profile": run_profile}
+SUITES = {
+    "ops": run_operators,
+    "step": run_steps,
+    "systems": run_systems,
+    "scaling": run_scaling,
+    "profile": run_profile,
+}
 ON_CUDA = ("ops", "step")  # of them, what `all` runs there
 WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
 

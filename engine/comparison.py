@@ -31,11 +31,12 @@ def training_images(count: int, channels: int, resolution: int, step: int, devic
 
 
 def training_config(system: str) -> "TrainConfig":
-    """A small run of a system with the dials of its quick preset, on our layers; a k counts from the first step on."""
+    """A small run of a system with the dials of its quick preset, on our layers; k and the game count from step 1."""
     from engine.config import config_class
 
     kind = config_class(system)
     dials = {"gamma": 0.9, "lambda_k": 0.05, "hidden": 16, "inject": (8, 16), "model": "B", "layers": "resize"}
+    dials |= {"pretrain_refiner": 0, "pretrain_discriminator": 0}
     small = {"resolution": 32, "filters": 8, "batch_size": 4}
     fields = {field.name for field in dataclasses.fields(kind)}
     values = kind.PRESETS["quick"] | {name: value for name, value in (dials | small).items() if name in fields}

@@ -114,6 +114,8 @@ class TrainConfig:
     """How images are read: resident keeps the decoded set in memory."""
     mirror: bool = True
     """Mirror half of the images."""
+    mirror_swap: bool = True
+    """Left and right landmarks change places in mirrored images; without, as in the code of the reenactment paper."""
     crop: Literal["center", "random"] = "center"
     """Which square of an image that is not square."""
 
@@ -334,14 +336,16 @@ def show(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else "embedded" if value is None else str(value)
+    return f"{value:g}" if isinstance(value, float) else "embedded" if value is None else str(value) or '""'
 
 
 def table(config: TrainConfig, origins: Origins) -> str:
     """The resolved configuration for the terminal, one group per origin."""
     groups: dict[str, list[str]] = {}
     for name in saved_fields(type(config)):
-        groups.setdefault(origins.get(name, "default"), []).append(f"{name} {show(getattr(config, name))}")
+        value = getattr(config, name)
+        text = show(value) if value is not None or name in ("data", "synthetic") else "none"
+        groups.setdefault(origins.get(name, "default"), []).append(f"{name} {text}")
     width = max(map(len, groups)) + 4
     lines = ["configuration"]
     for origin in sorted(groups, key=_rank):

@@ -96,6 +96,7 @@ def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"]) -> "Loader
             device=config.device,
             seed=config.seed + (number << 32),  # each set has an order of its own
             mirror=config.mirror,
+            mirror_swap=config.mirror_swap,
             crop=config.crop,
             loader=config.loader,
             fused=config.fused,

@@ -81,6 +81,18 @@ def test_clips_resume_and_their_fixed_samples_stay(clips: Path) -> None:
     assert torch.equal(again.part(1, 3).more[0].images, fixed.more[0].images[1:])
 
 
+@pytest.mark.parametrize("swap", [True, False])
+def test_mirrored_landmarks_change_places_or_not(clips: Path, swap: bool) -> None:
+    images = open_dataset(clips, points=68, channels=3, resolution=16)
+    batch = open_loader(images, batch_size=12, seed=3, mirror_swap=swap, **SETTINGS).next()
+    truth, seen = one_by_one(images).landmarks[batch.indices], 0
+    for found, wanted in zip(batch.landmarks, truth, strict=True):
+        mirrored = (wanted[MIRROR_ORDER.copy()] if swap else wanted) * torch.tensor([-1, 1]) + torch.tensor([15, 0])
+        seen += torch.allclose(found, mirrored)
+        assert torch.allclose(found, mirrored) or torch.equal(found, wanted)
+    assert 0 < seen < 12
+
+
 def test_a_set_without_clips_is_refused(tmp_path: Path) -> None:
     images = open_dataset(write_pictures(tmp_path / "set", 6), channels=3, resolution=16)
     with pytest.raises(InputError, match="no pairs or clips"):

@@ -18,7 +18,7 @@ from engine.graph import WARM_UP, GraphedStep, no_waiting
 from engine.loop import set_machine
 from engine.metrics import LossMeter
 from engine.schedule import learning_rate
-from engine.systems import build
+from engine.systems import SYSTEMS, build
 from engine.systems.base import System
 from engine.train import main
 from tests.training_fakes import batch_of
@@ -189,8 +189,12 @@ def test_the_command_without_waiting(
     assert ("each step one CUDA graph" in capsys.readouterr().out) == (graph == "--cuda-graph")
 
 
-def test_verify_and_doctor_record_steps() -> None:
-    row = verify.verify_captured(5, GPU)
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_recorded_steps_of_every_system(system: str) -> None:
+    row = verify.verify_captured(5, GPU, system=system)
     assert row.passed, row
+
+
+def test_doctor_records_a_step() -> None:
     found = {finding.subject: finding for finding in doctor.check_training()}["training (cuda)"]
     assert found.state == doctor.OK and "CUDA graph" in found.found

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from engine import checkpoint, random_state
-from engine.config import resolve
+from engine.config import resolve, table
 from engine.data import Batch
 from engine.errors import InputError
 from engine.kernels.resize_conv_act import kept_weights
@@ -445,6 +445,11 @@ def test_features_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert losses["l_pp"].isfinite() and losses["l_pp"] > 0
     with pytest.raises(InputError, match=digest):
         build(config_of(), "cpu").load_state_dict(system.state_dict())
+
+
+def test_the_table_names_what_is_not_given() -> None:
+    shown = table(*resolve(["--fused", "--system", "reenact"]))
+    assert "vgg none" in shown and "data embedded" in shown and 'split ""' in shown
 
 
 def test_presets_are_the_papers_and_a_small_one() -> None:

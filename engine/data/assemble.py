@@ -17,13 +17,15 @@ def assemble_images(
     return (operator.function if fused else operator.reference)(store, rows, offsets, mirror, resolution)
 
 
-def assemble_landmarks(stored: Tensor, offsets: Tensor, mirror: Tensor, resolution: int) -> Tensor:
+def assemble_landmarks(
+    stored: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, *, swap: bool = True
+) -> Tensor:
     """stored: (B, K, 2) float32 in pixels of the stored squares. returns: (B, K, 2) in pixels of the windows.
 
-    Mirroring maps x to R - 1 - x and swaps the left and right points.
+    Mirroring maps x to R - 1 - x and, with swap, exchanges left and right points.
     """
     points = stored - offsets[:, None, :]
-    mirrored = points.index_select(1, _mirror_order(stored.shape[1], stored.device))
+    mirrored = points.index_select(1, _mirror_order(stored.shape[1], stored.device)) if swap else points
     mirrored = torch.stack([resolution - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)
     return torch.where(mirror[:, None, None], mirrored, points)
 

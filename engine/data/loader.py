@@ -47,9 +47,10 @@ class Loader(ABC):
 
     def __init__(self, images: ImageSet, *, batch_size: int, resolution: int, channels: int, device: torch.device,
                  seed: int, mirror: bool, crop: str, rank: int, world_size: int, fused: bool,
-                 groups: Groups) -> None:  # fmt: skip
+                 groups: Groups, mirror_swap: bool) -> None:  # fmt: skip
         self.images, self.batch_size, self.resolution, self.channels = images, batch_size, resolution, channels
         self.device, self.rank, self.world_size, self.fused = device, rank, world_size, fused
+        self._mirror_swap = mirror_swap
         self.stored = stored_size(resolution, crop)
         self.corners, self.sides = central_square(images.sizes)
         self.seconds_waited = 0.0
@@ -151,7 +152,7 @@ class Loader(ABC):
         landmarks = None
         if self._landmarks is not None:
             chosen = self._landmarks.index_select(0, sent.indices)
-            landmarks = assemble_landmarks(chosen, offsets, mirror, self.resolution)
+            landmarks = assemble_landmarks(chosen, offsets, mirror, self.resolution, swap=self._mirror_swap)
         assembled = assemble_images(store, rows, offsets, mirror, self.resolution, fused=self.fused)
         members = self._groups.members
         places = [None] * members if landmarks is None else landmarks.chunk(members)
@@ -217,6 +218,7 @@ def open_loader(
     device: torch.device | str,
     seed: int,
     mirror: bool = True,
+    mirror_swap: bool = True,
     crop: str = "center",
     rank: int = 0,
     world_size: int = 1,
@@ -227,6 +229,7 @@ def open_loader(
     """dataset      what open_dataset returned
     batch_size   samples of this rank in a batch
     members      images of a sample: 1; 2 (a pair of the set's pairs, or two frames of a clip); 3 (frames of a clip)
+    mirror_swap  left and right landmarks change places in mirrored images
     crop         "center": the central square; "random": R x R windows of the central square resized to R + R/8
     rank         this process's place among world_size; ranks take disjoint parts of every global batch
     loader       "resident": decoded once, held on the device as uint8; "dali": decoded in the background as it trains;
@@ -260,7 +263,7 @@ def open_loader(
     kind = ResidentLoader if resident else StreamingLoader
     return kind(dataset, batch_size=batch_size, resolution=resolution, channels=channels, device=device, seed=seed,
                 mirror=mirror, crop=crop, rank=rank, world_size=world_size, fused=fused, groups=groups,
-                reason=reason)  # fmt: skip
+                mirror_swap=mirror_swap, reason=reason)  # fmt: skip
 
 
 def group(images: ImageSet, members: int) -> Groups:

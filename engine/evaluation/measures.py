@@ -18,6 +18,7 @@ from engine.evaluation.likeness import likeness
 from engine.faces import FaceFinder
 
 Measures = dict[str, dict[str, Any]]
+NO_FACES = "not measured: face_recognition finds no face to compare"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def skipped(measures: Measures) -> list[str]:
     reasons: dict[str, list[str]] = {}
     labels = {measure.key: measure.label for measure in reversed(MEASURES)}
     for found in measures.values():
-        for key, why in found.items():
+        for key, value in found.items():
+            why = NO_FACES if isinstance(value, dict) and 0 in (value.get("pairs"), value.get("images")) else value
             if isinstance(why, str) and labels[key] not in reasons.setdefault(why, []):
                 reasons[why].append(labels[key])
     return [f"{', '.join(names)}: {why}" for why, names in reasons.items()]

@@ -49,7 +49,7 @@ class CycleganConfig(TrainConfig):
             "padding": "zero",
             "upsample": "nearest",
             "patch_layers": 2,
-            "lr": 5e-4,
+            "lr": 1e-3,
             "lr_schedule": "cosine",
             "ema": 0.99,
             "sample_every": 200,

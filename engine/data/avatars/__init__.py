@@ -11,6 +11,6 @@ from engine.data.avatars.picture import LOOKS, render
 from engine.data.avatars.writing import write
 
 # raise it whenever a picture changes: caches of rendered sets are named after it
-VERSION = 2
+VERSION = 3
 
 __all__ = ["LOOKS", "VERSION", "render", "write"]

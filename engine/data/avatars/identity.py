@@ -331,10 +331,10 @@ def frame(seed: int, identity: int, index: int) -> Frame:
     gaze = 0.20 * rng.standard_normal(2) if look_away else 0.02 * rng.standard_normal(2)
     blink_at = 3 + 9 * r()
     amplitude = {
-        "yaw": 0.22,
-        "pitch": 0.08,
-        "roll": 0.04,
-        "mouth_open": 0.35,
+        "yaw": 0.5,
+        "pitch": 0.18,
+        "roll": 0.1,
+        "mouth_open": 0.6,
         "smile": 0.35,
         "teeth": 0.3,
         "pucker": 0.1,

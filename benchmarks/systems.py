@@ -1,0 +1,66 @@
+"""Whole training steps of every system at its quick preset: fused against eager and its networks compiled.
+
+eager:   the plain PyTorch form, channels_last
+compile: the same with every network through torch.compile; absent where a step needs second derivatives, which
+         torch.compile has not
+
+The refiner has a suite of its own (step.py), with stronger baselines and memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.measure import Timing, interleaved
+from engine.comparison import LOSS_TOLERANCE, step_differences, training_batch
+from engine.config import TrainConfig, config_class
+from engine.systems import SYSTEMS, build
+from engine.systems.base import System
+
+LEFT_OUT = ("refiner",)
+
+
+def cases(only: str, quick: bool) -> dict[str, TrainConfig]:
+    """The systems whose label contains `only`; quick: at 32x32, batch 4."""
+    found = {}
+    for name in SYSTEMS:
+        if name in LEFT_OUT:
+            continue
+        kind = config_class(name)
+        config = kind(**kind.PRESETS["quick"])
+        if quick:
+            config = dataclasses.replace(config, resolution=32, batch_size=4)
+        label = f"{name} {config.resolution}x{config.resolution}, {config.filters} filters, batch {config.batch_size}"
+        if only in label:
+            found[label] = config
+    return found
+
+
+def measure(
+    config: TrainConfig, device: str, rounds: int, tick: Callable[[int], None], compiled: bool
+) -> tuple[dict[str, Timing], list[str]]:
+    """Seconds per step of every competitor, and the losses that disagree (then no timings)."""
+    fused, eager = (_built(config, device, fused=mode) for mode in (True, False))
+    differences = step_differences(fused, eager, 1, 1)
+    # written so that NaN fails
+    failed = [f"{name} differs by {value:.1e}" for name, value in differences.items() if not value <= LOSS_TOLERANCE]
+    if failed:
+        return {}, failed
+    competitors = {"fused": fused, "eager channels_last": eager}
+    if compiled and not getattr(config, "gradient_penalty", 0):
+        competitors["compile"] = _built(config, device, fused=False)
+        for network in competitors["compile"].networks().values():
+            network.compile(dynamic=False)
+    batch = training_batch(config, 1, torch.device(device))
+    steps = {name: functools.partial(system.step, batch) for name, system in competitors.items()}
+    return interleaved(steps, rounds=rounds, after_round=tick), []
+
+
+def _built(config: TrainConfig, device: str, fused: bool) -> System:
+    system = build(dataclasses.replace(config, fused=fused), device)
+    if not fused:
+        for network in system.networks().values():
+            network.to(memory_format=torch.channels_last)
+    return system
