@@ -38,10 +38,10 @@ class BeganConfig(TrainConfig):
         # for 2 CPU cores and a few minutes. With gamma 0.5 and lambda_k 0.001, k stays near 0 in so few steps, and G
         # makes one mean face, which D reconstructs well; a tight balance near 1 and less inertia bring variety
         "quick": {
-            "steps": 2000,
+            "steps": 2500,
             "resolution": 32,
             "batch_size": 16,
-            "filters": 16,
+            "filters": 24,
             "hidden": 64,
             "gamma": 0.95,
             "lambda_k": 0.05,
