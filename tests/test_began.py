@@ -58,7 +58,7 @@ def equations(system: BeganSystem, batch, z: torch.Tensor, k: float):
 @MODES
 @OPTIONS
 def test_step_is_the_equations_with_adam(fused, options):
-    config = tiny(fused=fused, gamma=0.8, lambda_k=0.5, lr=0.01, **options)
+    config = tiny(fused=fused, gamma=0.8, lambda_k=0.5, lr=0.01, beta1=0.7, **options)
     system = build(config, "cpu")
     system.k.fill_(0.4)
     for step in range(1, 4):
@@ -73,7 +73,7 @@ def test_step_is_the_equations_with_adam(fused, options):
             for index, after in enumerate(network.parameters()):
                 old = moments[name].get(index, {"exp_avg": 0, "exp_avg_sq": 0})
                 gradient = gradients[name][index]
-                mean = (0.9 * old["exp_avg"] + 0.1 * gradient) / (1 - 0.9**step)
+                mean = (0.7 * old["exp_avg"] + 0.3 * gradient) / (1 - 0.7**step)
                 square = (0.999 * old["exp_avg_sq"] + 0.001 * gradient**2) / (1 - 0.999**step)
                 change = -0.01 * mean / (square.sqrt() + 1e-8)
                 # where a gradient is nearly zero Adam's first steps magnify rounding
@@ -259,13 +259,15 @@ def test_load_trained_gives_the_average_or_the_last_weights(tmp_path):
 
 def test_paper_preset():
     config = resolve(["--eager", "--system", "began", "--preset", "paper"])[0]
-    assert (config.resolution, config.lambda_k, config.gamma) == (64, 0.001, 0.5)
+    assert (config.resolution, config.lambda_k, config.gamma, config.beta1) == (64, 0.001, 0.5, 0.9)
     rates = [learning_rate(config, step) for step in (1, 2000, 2001, 4001)]
     assert rates == pytest.approx([1e-4, 1e-4, 0.9e-4, 0.81e-4])
     assert resolve(["--eager", "--system", "began", "--preset", "paper", "--resolution", "128"])[0].resolution == 128
 
 
-@pytest.mark.parametrize(("values", "named"), [({"gamma": 1.5}, "--gamma"), ({"hidden": 0}, "--hidden")])
+@pytest.mark.parametrize(
+    ("values", "named"), [({"gamma": 1.5}, "--gamma"), ({"hidden": 0}, "--hidden"), ({"beta1": 1.0}, "--beta1")]
+)
 def test_values_that_cannot_train(values, named):
     with pytest.raises(InputError, match=named):
         tiny(**values).check()
