@@ -57,7 +57,7 @@ class GgbConfig(TrainConfig):
         # for 2 CPU cores and a few minutes: a few thousand steps need a higher learning rate, at which judges as quick
         # as G tell every made change from a real one, and what they then ask of G is noise
         "quick": {
-            "steps": 2500,
+            "steps": 4000,
             "batch_size": 8,
             "filters": 16,
             "points": 68,
