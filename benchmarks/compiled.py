@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 
 from benchmarks import devices, launches, step
 from engine.errors import InputError
-from engine.kernels._gpu.launch import INTERPRETED, OLDEST, Launch
+from engine.kernels._gpu.launch import INTERPRETED, OLDEST, Launch, register_bound
 
 PARKED = 32  # bytes of a thread
 CAPABILITIES = tuple(devices.OF_CAPABILITY)
@@ -161,9 +161,14 @@ def variant(launch: Launch) -> Variant:
     return found
 
 
-def warm(kernel: Any, wanted: Variant) -> Any:
-    """Compiles for the current target by Triton's launcher, which launches nothing. Returns its compiled kernel."""
-    return kernel.warmup(grid=(1,), num_warps=wanted.num_warps, num_stages=wanted.num_stages, **wanted.arguments)
+def warm(kernel: Any, wanted: Variant, capability: int = CAPABILITIES[0]) -> Any:
+    """Compiles for the current target, which has this capability, by Triton's launcher, which launches nothing.
+
+    Returns its compiled kernel.
+    """
+    options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
+    options |= register_bound(wanted.arguments, lambda: capability)
+    return kernel.warmup(grid=(1,), **options, **wanted.arguments)
 
 
 class Shipped:
@@ -221,7 +226,7 @@ def compile_one(wanted: Variant, capability: int) -> Resources:
     """Compiles (or takes from Triton's cache) and looks at the result."""
     try:
         with target(capability):
-            made = warm(getattr(importlib.import_module(wanted.module), wanted.name), wanted)
+            made = warm(getattr(importlib.import_module(wanted.module), wanted.name), wanted, capability)
     except Exception as error:
         last = str(error).strip().splitlines()[-1:] or [""]
         return Resources(error=f"{type(error).__name__}: {last[0]}"[:300])

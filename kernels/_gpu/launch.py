@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,9 @@ import triton
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
-OLDEST, H100 = 80, 90  # compute capabilities, times ten: the oldest GPUs supported, and those that are noted for
+# compute capabilities, times ten: the oldest GPUs supported, those that launches are noted for, and Blackwell's
+OLDEST, H100, BLACKWELL = 80, 90, 100
+MOST_REGISTERS = 255  # of a thread
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,17 @@ def launch(
         given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
         _noting.launches.append(Launch(kernel, grid, given, num_warps, num_stages, cost(), oldest))
     if _noting.launches is None or _noting.run:
-        kernel[grid](*arguments, **constants, **options)
+        kernel[grid](*arguments, **constants, **options, **register_bound(constants, capability))
+
+
+def register_bound(constants: Mapping[str, Any], of_gpu: Callable[[], int]) -> dict[str, int]:
+    """Triton's option maxnreg where it helps, by a kernel's compile-time constants and the GPU's capability times ten.
+
+    On Blackwell ptxas parks values of the TF32 forms on the stack, in loops too, to fit one more program on a
+    multiprocessor. A bound that is said, even that of the hardware, takes this wish away.
+    """
+    wanted = constants.get("PRECISION") in ("tf32", "tf32x3") and of_gpu() >= BLACKWELL
+    return {"maxnreg": MOST_REGISTERS} if wanted else {}
 
 
 @contextlib.contextmanager

@@ -178,7 +178,7 @@ def landmarks_gradient(
     dz: Tensor, at: Tensor, packed: Tensor, result: Tensor, geometry: Geometry, precision: str
 ) -> None:
     """result (B, count, 2) of dz (B, NP, Ho, Wo) channels_last and the packed weights (C + count, taps, n)."""
-    count, n, g = at.shape[1], packed.shape[2], geometry
+    count, n, g, half = at.shape[1], packed.shape[2], geometry, dz.element_size() == 2
 
     def cost() -> Cost:
         windows = at.shape[0] * count * g.stamp_pixels()
@@ -190,7 +190,8 @@ def landmarks_gradient(
         landmark_conv_landmark_grad_kernel, (at.shape[0] * count,), at, packed, dz, result, count,
         packed.shape[0] - count, g.height, g.width, n, dz.shape[1], g.out_height, g.out_width, g.padding, g.radius,
         exponent(g.sigma), 1.0 / g.sigma / g.sigma, **g.constants(), PRECISION=precision,
-        BT=power(g.taps, 16, 64), BP=64 if dz.element_size() == 2 else 32, BK=power(n, 16, 64), cost=cost, num_stages=2,
+        BT=power(g.taps, 16, 64), BP=64 if half else 32, BK=power(n, 16, 64), cost=cost,
+        num_stages=2 if half else 1,  # a second stage of float32 takes more registers than there are
     )  # fmt: skip
 
 
