@@ -1,11 +1,14 @@
 """`python -m benchmarks [ops|step|systems|scaling|profile|all]`: fused against PyTorch here, equivalence first.
 
+`python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise.
+
 Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
 channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
 
 `compiled` and `predict` need no GPU: every GPU kernel compiled ahead of time, and what a roofline says it takes.
 """
 
+import datetime
 import functools
 import json
 import shutil
@@ -19,13 +22,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarks import operators, profile, scaling, step, systems
+from benchmarks import compare, operators, profile, scaling, step, systems
 from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
+from benchmarks.saved import SCHEMA
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
 from engine.errors import InputError
 
-SCHEMA = 3
 BASELINES = ("eager", "compile", "strong")
 LEAST_ROUNDS = 10
 
@@ -285,6 +288,8 @@ SUITES = {
 }
 ON_CUDA = ("ops", "step")  # of them, what `all` runs there
 WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
+# of saved results, in place of a suite
+COMMANDS = {"compare": compare.main}
 
 
 def has_compiler() -> bool:
@@ -323,6 +328,8 @@ def describe(arguments: Arguments, limits: Limits | None) -> str:
 
 def main(argv: list[str]) -> int:
     """Measures, prints and saves. Returns 1 when a result differs from the reference."""
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](argv[1:])
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks", description=__doc__)
     check(arguments)
     if arguments.threads:
@@ -341,8 +348,13 @@ def main(argv: list[str]) -> int:
     if not rows:
         raise InputError(f"no case contains {arguments.filter!r}")
     if arguments.json:
-        head = {"schema": SCHEMA, "commit": commit(), "device": arguments.device, "precision": arguments.precision}
-        head |= {"threads": torch.get_num_threads(), "limits": limits and vars(limits)}
+        date = datetime.date.today().isoformat()
+        head = {"schema": SCHEMA, "commit": commit(), "date": date, "device": arguments.device}
+        head |= {
+            "precision": arguments.precision,
+            "threads": torch.get_num_threads(),
+            "limits": limits and vars(limits),
+        }
         everything = head | {"machine": environment.snapshot(), "rows": rows}
         atomic.write_text(arguments.json, json.dumps(everything, indent=1))
     if arguments.markdown:
