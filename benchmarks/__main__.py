@@ -1,6 +1,7 @@
 """`python -m benchmarks [ops|step|systems|scaling|profile|all]`: fused against PyTorch here, equivalence first.
 
-`python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise.
+`python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
+`python -m benchmarks html A.json OUT.html` makes the page of one again.
 
 Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
 channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
@@ -22,9 +23,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarks import compare, operators, profile, scaling, step, systems
+from benchmarks import compare, operators, page, profile, saved, scaling, step, systems
 from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
-from benchmarks.saved import SCHEMA
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
 from engine.errors import InputError
@@ -52,6 +52,8 @@ class Arguments:
     """Write every sample to this file, with machine, versions and commit."""
     markdown: Path | None = None
     """Write the tables to this file."""
+    html: Path | None = None
+    """Write a page with figures to this file."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to measure."""
     precision: Literal["fp32", "tf32", "bf16"] | None = None
@@ -289,7 +291,7 @@ SUITES = {
 ON_CUDA = ("ops", "step")  # of them, what `all` runs there
 WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
 # of saved results, in place of a suite
-COMMANDS = {"compare": compare.main}
+COMMANDS = {"compare": compare.main, "html": page.main}
 
 
 def has_compiler() -> bool:
@@ -310,7 +312,10 @@ def check(arguments: Arguments) -> None:
                              + " needs --device cuda")  # fmt: skip
     if arguments.device == "cuda" and arguments.suite in ("scaling", "profile"):
         raise InputError(f"{arguments.suite} is of CPU threads and native calls; leave --device cuda out")
-    for option, path in (("--json", arguments.json), ("--markdown", arguments.markdown)):
+    if arguments.html and arguments.suite in WITHOUT_LIMITS:
+        raise InputError(f"{arguments.suite} has no page; leave --html out, or give --markdown")
+    files = {"--json": arguments.json, "--markdown": arguments.markdown, "--html": arguments.html}
+    for option, path in files.items():
         if path and not path.parent.is_dir():
             raise InputError(f"{path.parent} is not a folder; create it or give {option} another")
 
@@ -324,6 +329,13 @@ def describe(arguments: Arguments, limits: Limits | None) -> str:
         parts.append(f"matrix product {limits.matrix_flops / 1e9:,.0f} GFLOP/s")
         parts.append(f"copy {limits.copy_bytes_per_s / 1e9:,.1f} GB/s, fill {limits.fill_bytes_per_s / 1e9:,.1f} GB/s")
     return ", ".join(parts)
+
+
+def result(arguments: Arguments, limits: Limits | None, rows: list[dict]) -> dict:
+    """Everything that --json keeps."""
+    head = {"schema": saved.SCHEMA, "commit": commit(), "date": datetime.date.today().isoformat()}
+    head |= {"device": arguments.device, "precision": arguments.precision, "threads": torch.get_num_threads()}
+    return head | {"limits": limits and vars(limits), "machine": environment.snapshot(), "rows": rows}
 
 
 def main(argv: list[str]) -> int:
@@ -347,16 +359,13 @@ def main(argv: list[str]) -> int:
         rows, tables = rows + more_rows, tables + more_tables
     if not rows:
         raise InputError(f"no case contains {arguments.filter!r}")
-    if arguments.json:
-        date = datetime.date.today().isoformat()
-        head = {"schema": SCHEMA, "commit": commit(), "date": date, "device": arguments.device}
-        head |= {
-            "precision": arguments.precision,
-            "threads": torch.get_num_threads(),
-            "limits": limits and vars(limits),
-        }
-        everything = head | {"machine": environment.snapshot(), "rows": rows}
-        atomic.write_text(arguments.json, json.dumps(everything, indent=1))
+    if arguments.json or arguments.html:
+        text = json.dumps(result(arguments, limits, rows), indent=1)
+        if arguments.json:
+            atomic.write_text(arguments.json, text)
+        if arguments.html:
+            newest = saved.newest(json.loads(text), str(arguments.html))
+            atomic.write_text(arguments.html, page.render(newest, arguments.html.stem))
     if arguments.markdown:
         texts = [f"{machine}; commit {commit()}.\n", *(table.markdown() for table in tables if table.rows)]
         atomic.write_text(arguments.markdown, "\n".join(texts))

@@ -23,6 +23,11 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path} is no JSON file ({error}): give one that --json wrote") from error
+    return newest(found, str(path))
+
+
+def newest(found: Any, path: str) -> dict[str, Any]:
+    """What `read` returns, of the file's content. path: for the messages."""
     if isinstance(found, dict) and "parts" in found:
         raise InputError(f"{path} is of `make gpu`, whose suites are in its parts: give a file that --json wrote")
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list) or not found["rows"]:
@@ -62,7 +67,7 @@ def machine_words(result: dict[str, Any]) -> str:
     return ", ".join([*parts, f"torch {machine.get('packages', {}).get('torch', 'unknown')}", result["precision"]])
 
 
-def _row(path: Path, row: Any) -> dict[str, Any]:
+def _row(path: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict) or not isinstance(row.get("name"), str):
         raise InputError(f"{path}: one of its rows has no name: give a file that --json wrote")
     row = _renamed(row)

@@ -9,7 +9,7 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import measure, native, operators, profile, scaling, step
+from benchmarks import measure, native, operators, profile, saved, scaling, step
 from benchmarks.measure import Timing, interleaved
 from benchmarks.strong import StrongConv, StrongRefiner
 from benchmarks.table import Table
@@ -297,7 +297,7 @@ def test_the_command(small, tmp_path, capsys):
     json_file, markdown = tmp_path / "result.json", tmp_path / "result.md"
     assert command(bench.main, "all", "--quick", "--json", json_file, "--markdown", markdown) == 0
     result, printed = json.loads(json_file.read_text()), capsys.readouterr().out
-    assert result["schema"] == bench.SCHEMA and result["limits"]["matrix_flops"] == 1e11
+    assert result["schema"] == saved.SCHEMA and result["limits"]["matrix_flops"] == 1e11
     rows = result["rows"]
     assert {row["suite"] for row in rows} == set(bench.SUITES)
     first = next(row for row in rows if row["suite"] == "ops")

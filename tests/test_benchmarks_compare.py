@@ -9,15 +9,12 @@ import statistics
 from pathlib import Path
 
 import pytest
+from benchmark_results import AMD, INTEL, PREDICTED
 from tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks import compare, saved
 from engine.errors import InputError
-
-INTEL = Path(bench.__file__).parent / "results" / "intel-xeon-2-cores_b379813.json"
-AMD = Path(bench.__file__).parent / "results" / "amd-epyc-2-cores_cf8bbf7.json"
-PREDICTED = Path(bench.__file__).parent / "results" / "predict_h100_bf16_3386849.json"
 
 
 @pytest.fixture(scope="module")
