@@ -1,4 +1,4 @@
-"""`python -m benchmarks [ops|step|systems|scaling|profile|all]`: fused against PyTorch here, equivalence first.
+"""`python -m benchmarks [ops|step|systems|loading|scaling|profile|all]`: fused against PyTorch here, equivalence first.
 
 `python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
 `python -m benchmarks html A.json OUT.html` makes the page of one again.
@@ -23,7 +23,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarks import compare, operators, page, profile, saved, scaling, step, systems
+from benchmarks import compare, loading, operators, page, profile, saved, scaling, step, systems
 from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
@@ -38,11 +38,12 @@ class Arguments:
     """Options of the benchmark."""
 
     suite: Annotated[
-        Literal["ops", "step", "systems", "scaling", "profile", "all", "compiled", "predict"], tyro.conf.Positional
+        Literal["ops", "step", "systems", "loading", "scaling", "profile", "all", "compiled", "predict"],
+        tyro.conf.Positional,
     ] = "all"
-    """Operators; whole training steps of the refiner; those of the other systems; the first two at 1 to all threads;
-    where a fused step's time goes on the CPU; or all of these. compiled: GPU kernels ahead of time; predict: their
-    times by a roofline, with cuda also measured."""
+    """Operators; whole training steps of the refiner; those of the other systems; the loaders of pictures; the first
+    two at 1 to all threads; where a fused step's time goes on the CPU; or all of these. compiled: GPU kernels ahead
+    of time; predict: their times by a roofline, with cuda also measured."""
     filter: str = ""
     """Only cases whose name contains this text."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -204,6 +205,24 @@ def run_systems(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[
     return rows, [table]
 
 
+def run_loading(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The loading suite."""
+    rows, table = [], loading.table()
+    chosen = loading.cases(arguments.filter, arguments.quick)
+    if chosen:
+        tqdm.write(table.head())
+    for setting in within(arguments, chosen, lambda case: case.name, rows, "loading"):
+        if why := loading.missing():
+            more = [{"suite": "loading", "name": setting.name, "not_run": why}]
+        else:
+            with tqdm(total=arguments.rounds, desc=setting.name, leave=False, disable=None) as bar:
+                more = loading.measure(setting, arguments.rounds, functools.partial(_update, bar))
+        rows += more
+        for entry in more:
+            tqdm.write(table.add(loading.cells(entry)))
+    return rows, [table]
+
+
 def _guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dict[str, Timing], list[str]]:
     """measure(*rest). On a GPU an error becomes the case's failure: what was measured before it is kept."""
     try:
@@ -285,6 +304,7 @@ SUITES = {
     "ops": run_operators,
     "step": run_steps,
     "systems": run_systems,
+    "loading": run_loading,
     "scaling": run_scaling,
     "profile": run_profile,
 }
@@ -310,8 +330,8 @@ def check(arguments: Arguments) -> None:
         if given and arguments.device != "cuda" and arguments.suite != "predict":
             raise InputError(f"{option} {arguments.precision if option == '--precision' else ''}".rstrip()
                              + " needs --device cuda")  # fmt: skip
-    if arguments.device == "cuda" and arguments.suite in ("scaling", "profile"):
-        raise InputError(f"{arguments.suite} is of CPU threads and native calls; leave --device cuda out")
+    if arguments.device == "cuda" and arguments.suite in ("loading", "scaling", "profile"):
+        raise InputError(f"{arguments.suite} is measured on the CPU alone; leave --device cuda out")
     if arguments.html and arguments.suite in WITHOUT_LIMITS:
         raise InputError(f"{arguments.suite} has no page; leave --html out, or give --markdown")
     files = {"--json": arguments.json, "--markdown": arguments.markdown, "--html": arguments.html}
@@ -350,7 +370,7 @@ def main(argv: list[str]) -> int:
     limits = measure_limits(arguments.device, arguments.precision or "fp32") if measured else None
     machine = describe(arguments, limits)
     print(machine)
-    if not has_compiler() and arguments.suite in ("ops", "step", "all"):
+    if not has_compiler() and arguments.suite in ("ops", "step", "systems", "all"):
         print("no C++ compiler (g++ or clang++) here: the baseline `compile` is left out")
     rows, tables = [], []
     every = ON_CUDA if arguments.device == "cuda" else SUITES

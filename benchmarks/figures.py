@@ -11,6 +11,7 @@ from engine.charts import GRID, INK, SERIES
 
 WIDTH = 10.0  # inches
 BASELINES = {"eager": SERIES[1], "compile": SERIES[2], "strong": SERIES[3], "torch": SERIES[4]}
+SUPPLY = {"fused": SERIES[0], "torch": SERIES[4], "torch draft": SERIES[5]}
 COLOURS = {"fused": SERIES[0], **BASELINES}
 MARKERS = "osD^vPX"
 SMALLEST = 0.01  # share of a step from which a kernel has a bar of its own
@@ -130,6 +131,23 @@ def kernels(row: dict[str, Any]) -> dict[str, float]:
         name = f"{call['function']} {form}".strip() if "->" in call["shape"] else call["function"]
         found[name] = found.get(name, 0.0) + call["seconds"]
     return found
+
+
+def supply(rows: list[dict[str, Any]]) -> Figure:
+    """Bars of how many times the images that a step takes each loader supplies; a line at the target, twice."""
+    figure, axes = _wide(0.14 * len(rows) * (len(SUPPLY) + 1) + 0.6)
+    for place, row in enumerate(rows):
+        for index, (name, colour) in enumerate(SUPPLY.items()):
+            y, times, rate = place + (index - 1) * 0.26, row["times_the_demand"][name], row["images_per_s"][name]
+            axes.barh(y, times, 0.22, color=colour)
+            axes.text(times * 1.05, y, f"{times:,.1f}x, {rate:,.0f}/s", va="center", fontsize=7)
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    most = max(value for row in rows for value in row["times_the_demand"].values())
+    axes.set(xscale="log", xlim=(0.5, max(most, 2) * 3), xlabel="times what a training step takes (dashed: twice)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.axvline(2, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    return figure
 
 
 def memory(rows: list[dict[str, Any]]) -> Figure:

@@ -90,6 +90,9 @@ def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
         cards = [
             _card(kind, figures.speedups, members, legend=legend) for kind, members in _kinds(by_suite[suite]).items()
         ]
+        loaders = [row for row in by_suite[suite] if row.get("times_the_demand")]
+        if loaders:
+            cards.append(_card("Supply and demand", figures.supply, loaders, legend=figures.SUPPLY))
         found.append({"title": title, "cards": cards, "small": False})
     if result["limits"]:
         plot = _card("Algebra and traffic of every operator", figures.roofline, by_suite["ops"], result["limits"])
