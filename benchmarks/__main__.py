@@ -1,7 +1,8 @@
 """`python -m benchmarks [ops|step|systems|loading|scaling|profile|all]`: fused against PyTorch here, equivalence first.
 
 `python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
-`python -m benchmarks html A.json OUT.html` makes the page of one again.
+`python -m benchmarks html A.json OUT.html` makes the page of one again;
+`python -m benchmarks readme A.json` writes the README's table and plot from one.
 
 Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
 channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
@@ -23,7 +24,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarks import compare, loading, operators, page, profile, saved, scaling, step, systems
+from benchmarks import compare, loading, operators, page, profile, readme, saved, scaling, step, systems
 from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
@@ -311,7 +312,7 @@ SUITES = {
 ON_CUDA = ("ops", "step")  # of them, what `all` runs there
 WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
 # of saved results, in place of a suite
-COMMANDS = {"compare": compare.main, "html": page.main}
+COMMANDS = {"compare": compare.main, "html": page.main, "readme": readme.main}
 
 
 def has_compiler() -> bool:
