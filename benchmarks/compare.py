@@ -3,8 +3,8 @@
 Samples of A are set against samples of B, each with each: the estimate is the median of these ratios (Hodges-Lehmann),
 its interval the one that inverts the rank sum test, so neither outliers nor the shape of the noise matter. The
 interval holds with 99 %, so about one in a hundred rows is called changed by chance. What one noisy row cannot show its
-operator's rows show together. How two runs of the same code differ no sample of one run tells: changes below LEAST are
-called unchanged, and PyTorch's own competitors, whose code is the same in both, show how far the machine was not.
+operator's rows show together. How two runs of the same code differ no sample of one run tells: changes below 2 %
+are called unchanged, and PyTorch's own competitors, whose code is the same in both, show how far the machine moved.
 """
 
 import functools

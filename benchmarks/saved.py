@@ -9,6 +9,10 @@ from engine.errors import InputError
 
 SCHEMA = 4
 STEPS = "refiner "  # how the names of schema 1's steps begin, which has no suites
+# what a measured row of each suite holds, unless it failed or was not run
+_SPEED = ("speedup", "timings")
+_PARTS = {**dict.fromkeys(("ops", "step", "systems", "loading"), _SPEED),
+          "scaling": ("speedup_over_one_thread", "timings"), "profile": ("wall", "calls", "outside")}  # fmt: skip
 _RENAMED = {"sgemm_flops": "matrix_flops", "share_of_sgemm": "share_of_matrix"}  # since schema 3
 
 
@@ -35,10 +39,10 @@ def newest(found: Any, path: str) -> dict[str, Any]:
     schema = found.get("schema")
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise InputError(f"{path} is of schema {schema!r}, this version reads 1 to {SCHEMA}: update, or measure again")
-    rows = [_row(path, row) for row in found["rows"]]
     limits, machine = found.get("limits"), found.get("machine")
     if not isinstance(limits, dict | None) or not isinstance(machine, dict | None):
         raise InputError(f"{path}: its limits or its machine are no objects: give a file that --json wrote")
+    rows = [_row(path, row) for row in found["rows"]]
     head = {name: found.get(name) for name in ("commit", "date", "threads")}
     head |= {"schema": schema, "device": found.get("device") or "cpu", "precision": found.get("precision") or "fp32"}
     return head | {"limits": limits and _renamed(limits), "machine": machine or {}, "rows": rows}
@@ -76,16 +80,33 @@ def _row(path: str, row: Any) -> dict[str, Any]:
         row["speedup"] = {"eager": row["speedup"]}
     if row.get("calls"):
         row["calls"] = [_renamed(call) for call in row["calls"]]
+    if "failed" in row or "not_run" in row:
+        return row
+    lacking = [part for part in _PARTS.get(row["suite"], ()) if not isinstance(row.get(part), dict | list)]
+    if lacking:
+        raise InputError(f"{path}: {row['name']!r} has no {lacking[0]}: give a file that --json wrote")
     try:
-        taken = samples(row)
-        whole = all(t and all(isinstance(s, int | float) and 0 < s < math.inf for s in t) for t in taken.values())
+        whole = all(map(_timed, samples(row).values())) and all(map(_summed, _timings(row)))
     except (AttributeError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise InputError(
-            f"{path}: the samples of {row['name']!r} are no positive seconds: give a file that --json wrote"
-        )
+        raise InputError(f"{path}: samples of {row['name']!r} are no positive seconds: give a file that --json wrote")
     return row
+
+
+def _timings(row: dict[str, Any]) -> list[dict[str, Any]]:
+    if row["suite"] == "profile":
+        return [row["wall"]]
+    by_name = row.get("timings", {}).values()
+    return [t for timing in by_name for t in ([timing] if "samples" in timing else timing.values())]
+
+
+def _timed(taken: list[float]) -> bool:
+    return bool(taken) and all(isinstance(s, int | float) and 0 < s < math.inf for s in taken)
+
+
+def _summed(timing: dict[str, Any]) -> bool:
+    return isinstance(timing["median"], float) and len(timing["quartiles"]) == 2
 
 
 def _renamed(entry: dict[str, Any]) -> dict[str, Any]:

@@ -168,6 +168,8 @@ def test_files_that_are_no_results(measured, tmp_path, capsys):
     newer = copy.deepcopy(measured) | {"schema": saved.SCHEMA + 1}
     wrong = copy.deepcopy(measured)
     wrong["rows"][0]["timings"]["fused"]["samples"][0] = -1
+    unsummed = copy.deepcopy(measured)
+    del unsummed["rows"][0]["timings"]["fused"]["median"]
     nameless = copy.deepcopy(measured)
     del nameless["rows"][0]["name"]
     cases = {
@@ -177,8 +179,11 @@ def test_files_that_are_no_results(measured, tmp_path, capsys):
         "{": "is no JSON file",
         '{"schema": 2, "rows": [1]}': "has no name",
         '{"schema": 2, "rows": [{"name": "x"}], "limits": 3}': "no objects",
+        '{"schema": 2, "rows": [{"name": "x", "suite": "ops"}]}': "'x' has no speedup",
+        '{"schema": 4, "rows": [{"name": "x", "suite": "profile", "wall": {}}]}': "'x' has no calls",
         json.dumps(newer): "this version reads 1 to",
         json.dumps(wrong): "no positive seconds",
+        json.dumps(unsummed): "no positive seconds",
         json.dumps(nameless): "has no name",
         PREDICTED.read_text(): "has no samples of times (its suites: predict)",
     }
