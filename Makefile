@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test sanitize bench gpu lint clean
+.PHONY: train test sanitize bench readme-figures gpu lint clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -34,6 +34,10 @@ sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and
 
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
+
+RESULT ?= benchmarks/results/intel-xeon-2-cores_b379813.json
+readme-figures: $(VENV)/installed  ## the README's measured table and plot, from the saved result RESULT=file
+	$(RUN) -m benchmarks readme $(RESULT)
 
 gpu: $(VENV)/installed  ## everything that a GPU can show, in eight minutes; results in OUT=folder
 	$(RUN) -m benchmarks.gpu $(OUT)

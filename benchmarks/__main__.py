@@ -1,4 +1,8 @@
-"""`python -m benchmarks [ops|step|systems|scaling|profile|all]`: fused against PyTorch here, equivalence first.
+"""`python -m benchmarks [ops|step|systems|loading|scaling|profile|all]`: fused against PyTorch here, equivalence first.
+
+`python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
+`python -m benchmarks html A.json OUT.html` makes the page of one again;
+`python -m benchmarks readme A.json` writes the README's table and plot from one.
 
 Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
 channels_last: eager PyTorch as people write it, torch.compile of the same, and the best known with library parts.
@@ -6,6 +10,7 @@ channels_last: eager PyTorch as people write it, torch.compile of the same, and 
 `compiled` and `predict` need no GPU: every GPU kernel compiled ahead of time, and what a roofline says it takes.
 """
 
+import datetime
 import functools
 import json
 import shutil
@@ -19,13 +24,12 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from benchmarks import operators, profile, scaling, step, systems
+from benchmarks import compare, loading, operators, page, profile, readme, saved, scaling, step, systems
 from benchmarks.measure import PRECISIONS, Limits, Timing, commit, measure_limits
 from benchmarks.table import Table, ms, percent
 from engine import atomic, cli, environment
 from engine.errors import InputError
 
-SCHEMA = 3
 BASELINES = ("eager", "compile", "strong")
 LEAST_ROUNDS = 10
 
@@ -35,11 +39,12 @@ class Arguments:
     """Options of the benchmark."""
 
     suite: Annotated[
-        Literal["ops", "step", "systems", "scaling", "profile", "all", "compiled", "predict"], tyro.conf.Positional
+        Literal["ops", "step", "systems", "loading", "scaling", "profile", "all", "compiled", "predict"],
+        tyro.conf.Positional,
     ] = "all"
-    """Operators; whole training steps of the refiner; those of the other systems; the first two at 1 to all threads;
-    where a fused step's time goes on the CPU; or all of these. compiled: GPU kernels ahead of time; predict: their
-    times by a roofline, with cuda also measured."""
+    """Operators; whole training steps of the refiner; those of the other systems; the loaders of pictures; the first
+    two at 1 to all threads; where a fused step's time goes on the CPU; or all of these. compiled: GPU kernels ahead
+    of time; predict: their times by a roofline, with cuda also measured."""
     filter: str = ""
     """Only cases whose name contains this text."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -49,6 +54,8 @@ class Arguments:
     """Write every sample to this file, with machine, versions and commit."""
     markdown: Path | None = None
     """Write the tables to this file."""
+    html: Path | None = None
+    """Write a page with figures to this file."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to measure."""
     precision: Literal["fp32", "tf32", "bf16"] | None = None
@@ -199,6 +206,24 @@ def run_systems(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[
     return rows, [table]
 
 
+def run_loading(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The loading suite."""
+    rows, table = [], loading.table()
+    chosen = loading.cases(arguments.filter, arguments.quick)
+    if chosen:
+        tqdm.write(table.head())
+    for setting in within(arguments, chosen, lambda case: case.name, rows, "loading"):
+        if why := loading.missing():
+            more = [{"suite": "loading", "name": setting.name, "not_run": why}]
+        else:
+            with tqdm(total=arguments.rounds, desc=setting.name, leave=False, disable=None) as bar:
+                more = loading.measure(setting, arguments.rounds, functools.partial(_update, bar))
+        rows += more
+        for entry in more:
+            tqdm.write(table.add(loading.cells(entry)))
+    return rows, [table]
+
+
 def _guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dict[str, Timing], list[str]]:
     """measure(*rest). On a GPU an error becomes the case's failure: what was measured before it is kept."""
     try:
@@ -280,11 +305,14 @@ SUITES = {
     "ops": run_operators,
     "step": run_steps,
     "systems": run_systems,
+    "loading": run_loading,
     "scaling": run_scaling,
     "profile": run_profile,
 }
 ON_CUDA = ("ops", "step")  # of them, what `all` runs there
 WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
+# of saved results, in place of a suite
+COMMANDS = {"compare": compare.main, "html": page.main, "readme": readme.main}
 
 
 def has_compiler() -> bool:
@@ -303,9 +331,12 @@ def check(arguments: Arguments) -> None:
         if given and arguments.device != "cuda" and arguments.suite != "predict":
             raise InputError(f"{option} {arguments.precision if option == '--precision' else ''}".rstrip()
                              + " needs --device cuda")  # fmt: skip
-    if arguments.device == "cuda" and arguments.suite in ("scaling", "profile"):
-        raise InputError(f"{arguments.suite} is of CPU threads and native calls; leave --device cuda out")
-    for option, path in (("--json", arguments.json), ("--markdown", arguments.markdown)):
+    if arguments.device == "cuda" and arguments.suite in ("loading", "scaling", "profile"):
+        raise InputError(f"{arguments.suite} is measured on the CPU alone; leave --device cuda out")
+    if arguments.html and arguments.suite in WITHOUT_LIMITS:
+        raise InputError(f"{arguments.suite} has no page; leave --html out, or give --markdown")
+    files = {"--json": arguments.json, "--markdown": arguments.markdown, "--html": arguments.html}
+    for option, path in files.items():
         if path and not path.parent.is_dir():
             raise InputError(f"{path.parent} is not a folder; create it or give {option} another")
 
@@ -321,8 +352,17 @@ def describe(arguments: Arguments, limits: Limits | None) -> str:
     return ", ".join(parts)
 
 
+def result(arguments: Arguments, limits: Limits | None, rows: list[dict]) -> dict:
+    """Everything that --json keeps."""
+    head = {"schema": saved.SCHEMA, "commit": commit(), "date": datetime.date.today().isoformat()}
+    head |= {"device": arguments.device, "precision": arguments.precision, "threads": torch.get_num_threads()}
+    return head | {"limits": limits and vars(limits), "machine": environment.snapshot(), "rows": rows}
+
+
 def main(argv: list[str]) -> int:
     """Measures, prints and saves. Returns 1 when a result differs from the reference."""
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](argv[1:])
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks", description=__doc__)
     check(arguments)
     if arguments.threads:
@@ -331,7 +371,7 @@ def main(argv: list[str]) -> int:
     limits = measure_limits(arguments.device, arguments.precision or "fp32") if measured else None
     machine = describe(arguments, limits)
     print(machine)
-    if not has_compiler() and arguments.suite in ("ops", "step", "all"):
+    if not has_compiler() and arguments.suite in ("ops", "step", "systems", "all"):
         print("no C++ compiler (g++ or clang++) here: the baseline `compile` is left out")
     rows, tables = [], []
     every = ON_CUDA if arguments.device == "cuda" else SUITES
@@ -340,11 +380,13 @@ def main(argv: list[str]) -> int:
         rows, tables = rows + more_rows, tables + more_tables
     if not rows:
         raise InputError(f"no case contains {arguments.filter!r}")
-    if arguments.json:
-        head = {"schema": SCHEMA, "commit": commit(), "device": arguments.device, "precision": arguments.precision}
-        head |= {"threads": torch.get_num_threads(), "limits": limits and vars(limits)}
-        everything = head | {"machine": environment.snapshot(), "rows": rows}
-        atomic.write_text(arguments.json, json.dumps(everything, indent=1))
+    if arguments.json or arguments.html:
+        text = json.dumps(result(arguments, limits, rows), indent=1)
+        if arguments.json:
+            atomic.write_text(arguments.json, text)
+        if arguments.html:
+            newest = saved.newest(json.loads(text), str(arguments.html))
+            atomic.write_text(arguments.html, page.render(newest, arguments.html.stem))
     if arguments.markdown:
         texts = [f"{machine}; commit {commit()}.\n", *(table.markdown() for table in tables if table.rows)]
         atomic.write_text(arguments.markdown, "\n".join(texts))

@@ -1,9 +1,10 @@
-"""Training curves as inline SVG whose colours follow the page (light or dark) through CSS variables."""
+"""Figures as inline SVG whose colours follow the page (light or dark) through CSS variables; training curves."""
 
+import contextlib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,8 +17,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from engine.panels import Curve
 
 # colours that matplotlib writes, exchanged afterwards for the page's own
-_INK, _GRID = "#010203", "#010204"
-_SERIES = ("#0102a1", "#0102a2", "#0102a3")
+INK, GRID = "#010203", "#010204"
+SERIES = ("#0102a1", "#0102a2", "#0102a3", "#0102a4", "#0102a5", "#0102a6")
 _POINTS = 400
 
 
@@ -61,26 +62,13 @@ def draw(
     drawn = [entry for entry in drawn if len(entry[1])]
     if not drawn:
         return None
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 8.5,
-        "axes.linewidth": 0.6,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _GRID,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "path.simplify": True,
-    }
-    with rc_context(style):
+    with styled(name):
         figure = Figure(figsize=(4.2, 2.1), layout="constrained")
-        FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for index, steps, values in drawn:
-            _line(axes, steps, values, _SERIES[index], noisy)
+            _line(axes, steps, values, SERIES[index], noisy)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.grid(axis="y", color=_GRID, linewidth=0.6)
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.tick_params(length=0, pad=4)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -89,8 +77,33 @@ def draw(
         axes.ticklabel_format(axis="y", scilimits=(-3, 5), useMathText=True)
         if zero and min(float(values.min()) for _, _, values in drawn) >= 0:
             axes.set_ylim(0, max(float(values.max()) for _, _, values in drawn) * 1.08 or 1.0)
-        page = io.StringIO()
-        figure.savefig(page, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return inline(figure)
+
+
+@contextlib.contextmanager
+def styled(name: str) -> Iterator[None]:
+    """matplotlib as the pages need it, for making a figure and `inline`. name: other ones give other ids."""
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 8.5,
+        "axes.linewidth": 0.6,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": GRID,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "path.simplify": True,
+    }
+    with rc_context(style):
+        yield
+
+
+def inline(figure: Figure) -> str:
+    """The figure as an <svg>. Its INK, GRID and SERIES become the page's --soft, --line and --series-N."""
+    FigureCanvasSVG(figure)
+    page = io.StringIO()
+    figure.savefig(page, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _adapt(page.getvalue())
 
 
@@ -111,6 +124,6 @@ def _adapt(svg: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px[^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
-    for index, colour in enumerate(_SERIES):
+    for index, colour in enumerate(SERIES):
         svg = svg.replace(colour, f"var(--series-{index + 1})")
-    return svg.replace(_INK, "var(--soft)").replace(_GRID, "var(--line)")
+    return svg.replace(INK, "var(--soft)").replace(GRID, "var(--line)")

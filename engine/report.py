@@ -26,6 +26,7 @@ from engine import __version__, atomic, environment
 from engine.charts import draw
 from engine.cli import parse, run
 from engine.errors import InputError
+from engine.page import fill
 from engine.panels import Chart, Curve
 
 if TYPE_CHECKING:
@@ -244,17 +245,14 @@ def _environment(run_dir: Path, record: bool) -> dict[str, Any] | None:
 
 def render(run_dir: Path, *, record_environment: bool = False) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
-
     rows = read_config(run_dir / "config.json")
     config = {row["name"]: row["value"] for row in rows}
     records = read_metrics(run_dir / "metrics.jsonl")
     machine = _environment(run_dir, record_environment)
     system = _system(config)
     template = resources.files("engine").joinpath("report.html.j2").read_text(encoding="utf-8")
-    jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.filters["gib"] = lambda count: f"{count / 2**30:.1f} GiB" if count else "unknown"
-    return jinja.from_string(template).render(
+    return fill(
+        template,
         name=run_dir.resolve().name,
         folder=shlex.quote(str(run_dir)),
         config=config,

@@ -9,7 +9,7 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import measure, native, operators, profile, scaling, step
+from benchmarks import loading, measure, native, operators, profile, saved, scaling, step
 from benchmarks.measure import Timing, interleaved
 from benchmarks.strong import StrongConv, StrongRefiner
 from benchmarks.table import Table
@@ -280,6 +280,9 @@ def test_peak_memory_of_a_fresh_process():
 
 # the command
 
+TIMED = Timing([0.1] * 10)
+LOADED = loading.row("dali", loading.SETTINGS[0], dict.fromkeys(("dali", "step", *loading.PEERS), TIMED), 0.5)
+
 
 @pytest.fixture
 def small(monkeypatch):
@@ -289,6 +292,7 @@ def small(monkeypatch):
     monkeypatch.setattr(step, "peak_memory", lambda name, *setting: 2**20 * (1 if name == "fused" else 2))
     chosen = [conv("up"), conv("down"), tiny("linear")]
     monkeypatch.setattr(operators, "cases", lambda only, quick=False: [c for c in chosen if only in c[0].operator])
+    monkeypatch.setattr(loading, "measure", lambda setting, rounds, tick: [LOADED | {"name": setting.name}])
     monkeypatch.setattr(bench, "has_compiler", lambda: False)
     monkeypatch.setattr(bench, "measure_limits", lambda device, precision: bench.Limits(1e11, 1e10, 2e10))
 
@@ -297,7 +301,7 @@ def test_the_command(small, tmp_path, capsys):
     json_file, markdown = tmp_path / "result.json", tmp_path / "result.md"
     assert command(bench.main, "all", "--quick", "--json", json_file, "--markdown", markdown) == 0
     result, printed = json.loads(json_file.read_text()), capsys.readouterr().out
-    assert result["schema"] == bench.SCHEMA and result["limits"]["matrix_flops"] == 1e11
+    assert result["schema"] == saved.SCHEMA and result["limits"]["matrix_flops"] == 1e11
     rows = result["rows"]
     assert {row["suite"] for row in rows} == set(bench.SUITES)
     first = next(row for row in rows if row["suite"] == "ops")

@@ -1,0 +1,289 @@
+"""The suite `loading`: pictures per second of Kiln's loaders, against torch's DataLoader and what training takes.
+
+resident:    decoded once, held as uint8 (the time of that is in the row as seconds_to_open)
+dali:        files read and decoded in the background
+torch:       DataLoader with a worker process for each core: Pillow decodes, crops, resizes (antialiased), mirrors
+torch draft: the same with Pillow's draft mode, which decodes a JPEG at half, a quarter or an eighth of its size
+
+All make the same batches of the same JPEG files: order, mirroring, (B, C, R, R) float32 channels_last in [-1, 1], which
+is checked first. In one process, in turns of many batches: what waits in a competitor's queue is taken untimed at the
+begin of its turn, and the next turn begins when the queue is full again and its workers rest.
+"""
+
+import contextlib
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks import step
+from benchmarks.measure import Timing
+from benchmarks.table import Table
+from engine import environment
+from engine.data import Loader, open_dataset, open_loader
+from engine.data.dali import worker_threads
+from engine.data.order import Order
+
+SEED = 5
+KINDS = ("resident", "dali")
+PEERS = ("torch", "torch draft")
+CHECKED = 2  # batches
+EDGE = 2  # pixels: at the crop's edge DALI's filter sees what lies beyond, Pillow's does not
+# mean difference, and the largest within the edges, in levels of 255; draft rounds once more, at the smaller size
+ALLOWED = {"torch": (1.0, 2.01), "torch draft": (2.0, 16.0)}
+AHEAD = 3  # batches each keeps ready, as Kiln's streaming loader; of DataLoader at least one for each worker
+LEAST_SECONDS = 0.5  # of a turn
+
+
+@dataclass(frozen=True)
+class Setting:
+    """count generated JPEG files of width x height, loaded at resolution; step: the training whose demand they meet."""
+
+    count: int
+    width: int
+    height: int
+    resolution: int
+    batch_size: int
+    step: dict
+
+    @property
+    def name(self) -> str:
+        """In the rows' names."""
+        side = self.resolution
+        return f"{self.count} JPEG {self.width}x{self.height} to {side}x{side}, batch {self.batch_size}"
+
+
+LARGE, SMALL = step.SETTINGS.values()
+SETTINGS = [
+    Setting(500, 178, 218, 64, SMALL["batch_size"], SMALL),  # CelebA's size
+    Setting(250, 512, 512, 64, LARGE["batch_size"], LARGE),
+]
+
+
+def cases(only: str, quick: bool) -> list[Setting]:
+    """The settings whose name contains `only`; quick: the first."""
+    return [s for s in SETTINGS[: 1 if quick else None] if any(only in f"{kind} {s.name}" for kind in KINDS)]
+
+
+class Pictures(Dataset):
+    """Items (index, mirrored) -> (R, R, 3) uint8 by Pillow. draft: decode at the least size that is large enough."""
+
+    def __init__(self, paths: list[str], resolution: int, draft: bool) -> None:
+        self.paths, self.resolution, self.draft = paths, resolution, draft
+
+    def __getitem__(self, item: tuple[int, bool]) -> Tensor:
+        index, mirrored = item
+        with Image.open(self.paths[index]) as image:
+            if self.draft:
+                image.draft("RGB", (self.resolution, self.resolution))
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            box, size = (left, top, left + side, top + side), (self.resolution, self.resolution)
+            made = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
+        values = np.asarray(made)
+        return torch.from_numpy(np.ascontiguousarray(values[:, ::-1]) if mirrored else values.copy())
+
+
+class Batches:
+    """Batches of Kiln's order for DataLoader, without end."""
+
+    def __init__(self, count: int, batch_size: int) -> None:
+        self.count, self.batch_size = count, batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
+        order, start = Order(self.count, SEED, mirror=True, slack=0), 0
+        while True:
+            draw = order.draw(start, self.batch_size)
+            yield list(zip(draw.indices.tolist(), draw.mirror.tolist(), strict=True))
+            start += self.batch_size
+
+
+def peer(paths: list[str], setting: Setting, draft: bool) -> tuple[Callable[[], Tensor], Callable[[], None]]:
+    """The next batch of a DataLoader as a call, and how to end its workers."""
+    workers = worker_threads()
+    loader = DataLoader(
+        Pictures(paths, setting.resolution, draft),
+        batch_sampler=Batches(setting.count, setting.batch_size),
+        num_workers=workers,
+        prefetch_factor=max(1, -(-AHEAD // workers)),
+        multiprocessing_context="spawn",  # DALI's threads live in this process
+    )
+    stream = iter(loader)
+
+    def batch() -> Tensor:
+        return next(stream).permute(0, 3, 1, 2).to(torch.float32).mul_(1 / 127.5).sub_(1)
+
+    return batch, stream._shutdown_workers
+
+
+def differences(expected: Tensor, found: Tensor, allowed: tuple[float, float]) -> list[str]:
+    """What makes two batches differ by more than `allowed`; written so that NaN does."""
+    if expected.shape != found.shape or expected.stride() != found.stride() or expected.dtype != found.dtype:
+        return [f"a batch is {tuple(found.shape)} {found.dtype}, not {tuple(expected.shape)} {expected.dtype}"]
+    error = (found - expected).abs() * 127.5
+    mean, most = float(error.mean()), float(error[..., EDGE:-EDGE, EDGE:-EDGE].max())
+    said = f"batches differ by {mean:.2f} levels on average, {most:.1f} at most within the edges"
+    return [] if mean <= allowed[0] and most <= allowed[1] else [said]
+
+
+def turns(
+    calls: dict[str, Callable[[], object]], queued: tuple[str, ...], rounds: int, tick: Callable[[int], None]
+) -> dict[str, Timing]:
+    """Seconds of one call of each competitor; of those in `queued` by turns of so many that no queue matters."""
+    ahead = {name: max(AHEAD, worker_threads()) if name in queued else 0 for name in calls}
+    counts = {}
+    for name, call in calls.items():
+        call()
+        counts[name] = max(4 * ahead[name], round(LEAST_SECONDS / _turn(call, max(1, ahead[name]), ahead[name])), 1)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in list(calls) if number % 2 == 0 else list(reversed(calls)):
+            samples[name].append(_turn(calls[name], counts[name], ahead[name]))
+        tick(number + 1)
+    return {name: Timing(taken) for name, taken in samples.items()}
+
+
+def _turn(call: Callable[[], object], count: int, ahead: int) -> float:
+    for _ in range(ahead):
+        call()
+    began = time.perf_counter()
+    for _ in range(count):
+        call()
+    seconds = (time.perf_counter() - began) / count
+    time.sleep(min(2.0, 1.5 * ahead * seconds))
+    return seconds
+
+
+def measure(setting: Setting, rounds: int, tick: Callable[[int], None]) -> list[dict]:
+    """A row for each of Kiln's loaders; with `failed` where its batches or the peers' are not the same."""
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        folder = Path(place) / "set"
+        write_files(folder, setting)
+        stack.enter_context(_cache(Path(place) / "cache"))
+        images = open_dataset(folder, channels=3, resolution=setting.resolution, progress=False)
+        paths = [str(folder / name) for name in images.paths]
+        loaders: dict[str, Loader] = {}
+        opening = {}
+        for kind in KINDS:
+            began = time.perf_counter()
+            loaders[kind] = open_loader(
+                images,
+                batch_size=setting.batch_size,
+                resolution=setting.resolution,
+                channels=3,
+                device="cpu",
+                seed=SEED,
+                loader=kind,
+            )
+            opening[kind] = time.perf_counter() - began
+            stack.callback(loaders[kind].close)
+        calls: dict[str, Callable[[], Tensor]] = {
+            kind: lambda loader=loader: loader.next().images for kind, loader in loaders.items()
+        }
+        for name in PEERS:
+            calls[name], end = peer(paths, setting, name == "torch draft")
+            stack.callback(end)
+        failed = unequal(calls)
+        if failed:
+            return [{"suite": "loading", "name": f"{kind} {setting.name}", "failed": failed} for kind in KINDS]
+        system, batch = step.build("fused", setting.step, "cpu")
+        everything = calls | {"step": functools.partial(system.step, batch)}
+        timings = turns(everything, ("dali", *PEERS), rounds, tick)
+    return [row(kind, setting, timings, opening[kind]) for kind in KINDS]
+
+
+def unequal(calls: dict[str, Callable[[], Tensor]]) -> list[str]:
+    """What differs between the first batches of all competitors; Kiln's two must be the same bits."""
+    failed = []
+    for number in range(CHECKED):
+        made = {name: call() for name, call in calls.items()}
+        if not torch.equal(made["resident"], made["dali"]):
+            failed.append(f"batch {number}: resident and dali differ")
+        for name in PEERS:
+            failed += [f"batch {number}, {name}: {e}" for e in differences(made["dali"], made[name], ALLOWED[name])]
+    return failed
+
+
+def row(kind: str, setting: Setting, timings: dict[str, Timing], opening: float) -> dict:
+    """One loader: its speed over the better DataLoader, and how many times the step's demand each one supplies."""
+    peers = {name: timings[name] for name in PEERS}
+    kept = {"fused": timings[kind], **peers}
+    return {
+        "suite": "loading",
+        "name": f"{kind} {setting.name}",
+        "speedup": {"torch": min(t.median for t in peers.values()) / timings[kind].median},
+        "timings": {name: timing.to_json() for name, timing in kept.items()},
+        "images_per_s": {name: setting.batch_size / timing.median for name, timing in kept.items()},
+        "step": timings["step"].to_json() | {"setting": setting.step},
+        "times_the_demand": {name: timings["step"].median / timing.median for name, timing in kept.items()},
+        "seconds_to_open": opening,
+    }
+
+
+def table() -> Table:
+    """Of the suite, in images per second."""
+    columns = [
+        ("images/s", 52),
+        ("Kiln", 9),
+        ("torch", 8),
+        ("draft", 8),
+        ("x", 6),
+        ("step takes", 10),
+        ("Kiln / it", 9),
+    ]
+    return Table(
+        "Loaders, and the images that a fused training step takes (twice as many or more: never waits)", columns
+    )
+
+
+def cells(entry: dict) -> list[str]:
+    """A row of the table."""
+    if "failed" in entry:
+        return [entry["name"], f"DIFFERENT: {entry['failed'][0]}"]
+    if "not_run" in entry:
+        return [entry["name"], entry["not_run"]]
+    rates, times = entry["images_per_s"], entry["times_the_demand"]
+    speeds = [f"{rates[name]:,.0f}" for name in ("fused", *PEERS)]
+    taken = f"{rates['fused'] / times['fused']:,.0f}"
+    return [entry["name"], *speeds, f"{entry['speedup']['torch']:.2f}", taken, f"{times['fused']:.1f}"]
+
+
+def missing() -> str | None:
+    """Why the suite cannot run here."""
+    _, why = environment.attempt("nvidia.dali")
+    return why and f"needs DALI, which cannot be imported here ({why})"
+
+
+def write_files(folder: Path, setting: Setting) -> None:
+    """Smooth colour pictures with some grain, so that files are about as large as photos of that size."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(SEED)
+    for number in range(setting.count):
+        coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        smooth = Image.fromarray(coarse).resize((setting.width, setting.height), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 6, (setting.height, setting.width, 1))
+        values = (np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(values).save(folder / f"{number:05d}.jpg", quality=90)
+
+
+@contextlib.contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    """What open_dataset keeps goes there, not to the user's folder."""
+    before = os.environ.get("KILN_CACHE")
+    os.environ["KILN_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KILN_CACHE"]
+        else:
+            os.environ["KILN_CACHE"] = before

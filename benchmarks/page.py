@@ -1,0 +1,155 @@
+"""`python -m benchmarks html A.json OUT.html`: one self-contained page of a saved result; `--html` writes the same."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.figure import Figure
+
+from benchmarks import figures, saved
+from benchmarks.table import giga, ms, percent
+from engine import __version__, atomic, cli
+from engine.charts import SERIES, inline, styled
+from engine.errors import InputError
+from engine.page import fill
+
+SPEEDS = {
+    "step": "Training steps of the refiner",
+    "systems": "Training steps of every system",
+    "loading": "Loading pictures",
+    "ops": "Operators, forward + backward",
+}
+SHOWN = (*SPEEDS, "scaling", "profile")
+
+
+@dataclass
+class Arguments:
+    """What `python -m benchmarks html` takes."""
+
+    result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A.json")]
+    """A result of --json."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.html")]
+    """The page to write."""
+
+
+def render(result: dict[str, Any], name: str) -> str:
+    """The page of a result of saved.read as text. Raises InputError when none of its suites has a page."""
+    rows = [row for row in result["rows"] if row["suite"] in SHOWN]
+    if not rows:
+        raise InputError(f"{name} has no measured rows: a page shows the suites {', '.join(SHOWN)}")
+    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    return fill(
+        template,
+        name=name,
+        result=result,
+        machine=result["machine"],
+        lead=saved.machine_words(result),
+        tiles=_tiles(result),
+        broken=[{"name": row["name"], "suite": row["suite"], "why": _why(row)} for row in rows if figures.why_not(row)],
+        sections=_sections(result),
+        table=[_figures(row) for row in rows if "speedup" in row and not figures.why_not(row)],
+        others=sorted({row["suite"] for row in result["rows"]} - set(SHOWN)),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+    )
+
+
+def _tiles(result: dict[str, Any]) -> list[dict[str, str]]:
+    """The machine's limits, and the largest step's speed."""
+    tiles = []
+    for row in result["rows"]:
+        if row["suite"] == "step" and not figures.why_not(row):
+            tiles.append({"value": ms(row["timings"]["fused"]["median"]), "unit": "ms", "name": row["name"]})
+            tiles += [{"value": f"{x:.2f}", "unit": "x", "name": f"beside {n}"} for n, x in row["speedup"].items()]
+            break
+    limits = result["limits"] or {}
+    if limits.get("matrix_flops"):
+        value = giga(limits["matrix_flops"])
+        tiles.append({"value": value, "unit": "GFLOP/s", "name": "matrix product, measured"})
+    for which in ("copy", "fill"):
+        if limits.get(f"{which}_bytes_per_s"):
+            value = giga(limits[f"{which}_bytes_per_s"], 1)
+            tiles.append({"value": value, "unit": "GB/s", "name": f"{which}, measured"})
+    return tiles
+
+
+def _why(row: dict[str, Any]) -> str:
+    return "; ".join(row["failed"]) if "failed" in row else row["not_run"]
+
+
+def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Title, cards and whether they stand side by side; those without rows are left out."""
+    by_suite = {suite: [row for row in result["rows"] if row["suite"] == suite] for suite in SHOWN}
+    baselines = {name: colour for name, colour in figures.BASELINES.items() if name != "torch"}
+    found = []
+    for suite, title in SPEEDS.items():
+        legend = {"torch": figures.BASELINES["torch"]} if suite == "loading" else baselines
+        cards = [
+            _card(kind, figures.speedups, members, legend=legend) for kind, members in _kinds(by_suite[suite]).items()
+        ]
+        loaders = [row for row in by_suite[suite] if row.get("times_the_demand")]
+        if loaders:
+            cards.append(_card("Supply and demand", figures.supply, loaders, legend=figures.SUPPLY))
+        found.append({"title": title, "cards": cards, "small": False})
+    if result["limits"]:
+        plot = _card("Algebra and traffic of every operator", figures.roofline, by_suite["ops"], result["limits"])
+        found.append({"title": "Roofline", "cards": [plot] if plot else [], "small": False})
+    kept = [row for row in by_suite["step"] if row.get("memory")]
+    cards = [_card("What three steps add to a process", figures.memory, kept, legend=figures.COLOURS)] if kept else []
+    found.append({"title": "Peak memory", "cards": cards, "small": False})
+    kinds = {"native kernels": SERIES[0], "PyTorch, Python": SERIES[1]}
+    cards = [
+        _card(f"One fused step, {ms(row['wall']['median'])} ms: {row['name']}", figures.shares, row, legend=kinds)
+        for row in by_suite["profile"]
+    ]
+    found.append({"title": "Where a step's time goes", "cards": cards, "small": False})
+    colours = {name: figures.COLOURS[name] for name in ("fused", "eager")}
+    cards = [
+        _card(figures.label(row), figures.scaling, row, legend=colours)
+        for row in by_suite["scaling"]
+        if not figures.why_not(row)
+    ]
+    found.append({"title": "Speed-up over one thread, by threads", "cards": cards, "small": True})
+    return [section for section in found if section["cards"]]
+
+
+def _kinds(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of suite ops by operator; those of the others together."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["name"].split()[0] if row["suite"] == "ops" else "", []).append(row)
+    return found
+
+
+def _card(
+    title: str, draw: Callable[..., Figure | None], *what: Any, legend: dict[str, str] | None = None
+) -> dict[str, Any] | None:
+    """A figure as SVG with its title and legend; None where there is nothing to draw."""
+    with styled(f"{draw.__name__} {title}"):
+        figure = draw(*what)
+        if figure is None:
+            return None
+        entries = [{"label": name, "series": SERIES.index(colour) + 1} for name, colour in (legend or {}).items()]
+        return {"title": title, "svg": inline(figure), "legend": entries}
+
+
+def _figures(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table: every number that the bars show."""
+    timing = row["timings"]["fused"]
+    quartiles = "..".join(ms(value) for value in timing["quartiles"])
+    speedup = {name: f"{row['speedup'][name]:.2f}" if name in row["speedup"] else "-" for name in figures.BASELINES}
+    limits = [percent(row.get(share)) for share in ("share_of_matrix", "share_of_copy")]
+    return {"suite": row["suite"], "name": figures.label(row), "ms": ms(timing["median"]), "quartiles": quartiles,
+            "speedup": list(speedup.values()), "limits": limits}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Writes the page. Raises InputError for what is no result."""
+    arguments = cli.parse(Arguments, argv, prog="python -m benchmarks html", description=__doc__)
+    text = render(saved.read(arguments.result), arguments.result.stem)
+    atomic.write_text(arguments.out, text)
+    print(arguments.out)
+    return 0

@@ -1,0 +1,142 @@
+"""`python -m benchmarks readme A.json` (make readme-figures): the README's measured table and plot, from a result.
+
+What stands between the two comments in README.md is written anew, and docs/benchmark.svg with it: never by hand.
+"""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.patches import Patch
+
+from benchmarks import figures, saved
+from engine import atomic, cli
+from engine.charts import INK, inline, styled
+from engine.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+BEGIN = "<!-- written by `make readme-figures`: begin -->"
+END = "<!-- written by `make readme-figures`: end -->"
+PLOT = "docs/benchmark.svg"
+AGAINST = ("eager", "compile", "strong")
+# what the README calls a row: its suite and its name in the results, of any layout
+ROWS = {
+    "nearest x2 + conv 3x3 + ELU, 25x64x32x32": ("ops", "resize_conv_act 25x64x32x32->64 up elu"),
+    "conv 3x3 + ELU + nearest /2, 25x64x64x64": ("ops", "resize_conv_act 25x64x64x64->64 down elu"),
+    "conv 3x3 + ELU, 25x64x64x64": ("ops", "resize_conv_act 25x64x64x64->64 none elu"),
+    "conv of 68 landmark heatmaps and an image, 3x3, 25x64x64 -> 64": (
+        "ops",
+        "landmark_conv 25x(3+68)x64x64->64 3x3 padding 1",
+    ),
+    "Gram style loss, 16x128x32x32": ("ops", "style_loss 16x128x32x32"),
+    "L1 autoencoder loss, 50x3x64x64": ("ops", "l1_autoencoder_loss 50x3x64x64"),
+    "whole refiner step, 64x64, 64 filters, batch 25": ("step", "refiner 64x64, 64 filters, batch 25"),
+    "whole refiner step, 64x64, 16 filters, batch 16": ("step", "refiner 64x64, 16 filters, batch 16"),
+}
+FONT = 'text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }'
+
+
+@dataclass
+class Arguments:
+    """What `python -m benchmarks readme` takes."""
+
+    result: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A.json")]
+    """A result of --json with the suites ops and step, in benchmarks/results."""
+
+
+def chosen(result: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+    """The rows of ROWS by their name in the README. Raises InputError where the result lacks one."""
+    there = {(row["suite"], figures.label(row)): row for row in result["rows"]}
+    lacking = [name for suite, name in ROWS.values() if (suite, name) not in there]
+    if lacking:
+        raise InputError(f"{path} lacks {len(lacking)} rows of the README, the first {lacking[0]!r}: measure `all`")
+    return {title: there[key] for title, key in ROWS.items()}
+
+
+def block(result: dict[str, Any], path: str) -> str:
+    """What stands between the comments: machine, date, commit, table, plot, memory. path: of the result, as a link."""
+    rows = chosen(result, path)
+    lines = [f"{_machine(result)}; {_when(result)}", f"([every sample]({path})).", ""]
+    lines += [f"| forward + backward | fused | {' | '.join(AGAINST)} |", f"| --- {'| --- ' * (len(AGAINST) + 1)}|"]
+    for title, row in rows.items():
+        note = figures.why_not(row)
+        cells = [note, *["-"] * len(AGAINST)] if note else [_time(row["timings"]["fused"]["median"]), *_speedups(row)]
+        lines.append(f"| {' | '.join([title, *cells])} |")
+    lines += ["", f"![Times as long as fused: eager, compile and strong, for each row of the table]({PLOT})"]
+    largest = rows["whole refiner step, 64x64, 64 filters, batch 25"]
+    if largest.get("memory"):
+        mib = {name: count / 2**20 for name, count in largest["memory"].items() if count is not None}
+        others = ", ".join(f"{mib[name]:,.0f} ({name})" for name in AGAINST if name in mib)
+        lines += ["", f"Peak memory of the larger step: {mib['fused']:,.0f} MiB against {others}."]
+    return "\n".join(lines)
+
+
+def _machine(result: dict[str, Any]) -> str:
+    cpu = result["machine"].get("cpu", {})
+    flags = cpu.get("flags", [])
+    widest = next((f" ({name})" for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "")
+    plain = re.sub(r"\((R|TM)\)", "", cpu.get("model") or "an unknown processor") + widest
+    return saved.machine_words(result).replace(cpu.get("model") or "an unknown processor", plain)
+
+
+def _when(result: dict[str, Any]) -> str:
+    """The date of the measurement and the commit; of results older than schema 4 the date of the commit."""
+    commit = result["commit"] or "unknown"
+    if result["date"]:
+        return f"{result['date']}, commit {commit[:12]}"
+    command = ["git", "show", "-s", "--format=%cs", commit.rstrip("+")]
+    try:
+        date = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"commit {commit[:12]}"
+    return f"commit {commit[:12]} of {date}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _speedups(row: dict[str, Any]) -> list[str]:
+    return [f"{row['speedup'][name]:.1f}x" if name in row["speedup"] else "-" for name in AGAINST]
+
+
+def replaced(text: str, inside: str) -> str:
+    """The README with `inside` between its two comments. Raises InputError where they are not there once each."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"README.md must hold {BEGIN} and then {END} once each: put them around the measured table")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{inside}\n{END}{rest.partition(END)[2]}"
+
+
+def plot(result: dict[str, Any], path: str) -> str:
+    """The bars as an SVG file that is light or dark as the reader's system is."""
+    named = [row | {"suite": "", "name": title} for title, row in chosen(result, path).items()]
+    with styled("readme"):
+        figure = figures.speedups(named)
+        handles = [Patch(color=figures.BASELINES[name], label=name) for name in AGAINST]
+        figure.axes[0].legend(handles=handles, loc="lower right", frameon=False, labelcolor=INK)
+        drawn = inline(figure)
+    page = resources.files("engine").joinpath("page.css.j2").read_text(encoding="utf-8")
+    light, dark = (values.strip() for values in re.findall(r":root \{(.*?)\}", page, re.DOTALL))
+    style = f"svg {{ {light} background: var(--card); }}\n{FONT}\n"
+    style += f"@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"
+    opening, rest = re.match(r"(<svg[^>]*>)(.*)", drawn, re.DOTALL).groups()
+    return f'{opening[:-1]} width="{90 * figures.WIDTH:.0f}">\n<style>\n{style}\n</style>{rest}'
+
+
+def main(argv: list[str]) -> int:
+    """Writes README.md and the plot. Raises InputError for what is no result, or lacks a row."""
+    arguments = cli.parse(Arguments, argv, prog="python -m benchmarks readme", description=__doc__)
+    result, path = saved.read(arguments.result), arguments.result.resolve()
+    link = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else arguments.result.name
+    readme = ROOT / "README.md"
+    text = replaced(readme.read_text(encoding="utf-8"), block(result, link))
+    drawn = plot(result, link)
+    atomic.write_text(readme, text)
+    atomic.write_text(ROOT / PLOT, drawn)
+    print(f"{readme}, {ROOT / PLOT}")
+    return 0
