@@ -10,7 +10,8 @@ from torch import fx, nn
 from engine.fuse_chains import Found, Step, altered, conv_tensors, find, step_of_module
 from engine.fuse_check import Savings, check
 from engine.fuse_forward import Plan, exchange, is_fused, restore
-from engine.fuse_trace import Traced, Untraceable, trace, writes_in_place
+from engine.fuse_trace import Traced, Untraceable, trace
+from engine.fuse_watch import writes_in_place
 
 FITTING = (Step("conv", "1"), Step("conv", "2"))
 

@@ -82,6 +82,7 @@ class Plan:
         self.parts = [(_atoms(path), type(part), step_of_module(part)) for path, part in found]
         self.layout = [(path, _structure(_at(module, path))) for path in _containers(module, traced.inlined)]
         self.values = [(_atoms(path), name, value) for path, name, value in traced.values]
+        self.conditions, self.answers = _compiled(traced.conditions), tuple(traced.answers)
         self.run = _compiled(_rewritten(traced.graph, chains))
 
     def tensors(self, args: tuple, kwargs: dict[str, object]) -> list[Tensor] | None:
@@ -96,7 +97,11 @@ class Plan:
             if name not in self.inputs and (name not in self.defaults or value is not self.defaults[name]):
                 return None
         found = [given.get(name) for name in self.inputs]
-        return found if all(isinstance(value, Tensor) for value in found) else None
+        if not all(isinstance(value, Tensor) for value in found):
+            return None
+        if self.answers and tuple(map(bool, self.conditions(None, *found))) != self.answers:
+            return None
+        return found
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the module is still as it was traced, and nobody listens to the calls that fusing leaves out."""

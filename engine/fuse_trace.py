@@ -1,47 +1,27 @@
 """Traces the forward of a module into a graph, or says why its graph would not stand for it.
 
 A trace follows one path through the Python code. So only code is traced whose path hangs on nothing but plain
-attributes, which are noted and compared at every call of the fused forward.
+attributes and the inputs' shapes and dtypes, which are noted and compared at every call of the fused forward.
 """
 
-import builtins
-import dis
-import functools
 import inspect
 import operator
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
+from engine.fuse_watch import Refused, Watch, is_foreign
+
 PLAIN = (bool, int, float, str, type(None), torch.dtype, types.FunctionType, types.BuiltinFunctionType)
-ALLOWED_BUILTINS = {
-    *("range", "len", "enumerate", "zip", "list", "tuple", "dict", "reversed", "int", "float", "str", "max", "min"),
-    *("sum", "abs", "super", "slice", "sorted", "map", "bool", "round", "divmod", "NotImplementedError"),
-    *("ValueError", "RuntimeError", "AssertionError", "TypeError"),
+# what of a tensor is known from the outside: a branch may hang on it, and is compared at every call
+METADATA = {
+    *("shape", "dtype", "device", "ndim", "is_cuda", "size", "dim", "numel", "nelement", "ndimension", "is_contiguous"),
+    *("is_floating_point", "is_complex", "stride"),
 }
-# what a tensor answers otherwise than the stand-in that is traced, what leaves no node, what differs at each call
-REFUSED_NAMES = {
-    *("no_grad", "enable_grad", "inference_mode", "set_grad_enabled", "is_grad_enabled", "autocast", "is_tensor"),
-    *("is_autocast_enabled", "checkpoint", "random", "rand", "randn", "randint", "randperm", "item", "tolist"),
-    *("manual_seed", "__dict__", "__class__", "register_buffer", "register_parameter", "add_module", "numpy"),
-}
-# single instructions: contexts leave no node, and what is stored during a trace is not stored in later calls
-REFUSED_OPERATIONS = {
-    "STORE_ATTR": "it stores attributes",
-    "DELETE_ATTR": "it deletes attributes",
-    "STORE_GLOBAL": "it stores globals",
-    "DELETE_GLOBAL": "it deletes globals",
-    "IMPORT_NAME": "it imports modules",
-    "SETUP_WITH": "it enters a context",
-    "BEFORE_WITH": "it enters a context",
-    "LOAD_SPECIAL": "it enters a context",
-}
-LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
-LOADS = (*LOADS_GLOBAL, "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
-OWN_CODE = ("torch.nn.modules.module", "torch.nn.modules.container")
+ATTEMPTS = 8  # at a path through such branches
 
 
 class Untraceable(Exception):
@@ -57,6 +37,7 @@ class Traced:
     defaults: the other arguments with the values they have in the graph
     inlined:  names of the Sequential children whose children are called by the graph itself
     values:   (module path, attribute, value) of the plain attributes that the code may read
+    conditions, answers: a graph of what branches on the inputs' shapes and dtypes asked, and the answers taken
     """
 
     graph: fx.Graph
@@ -64,7 +45,9 @@ class Traced:
     order: list[str]
     defaults: dict[str, object]
     inlined: set[str]
-    values: list[tuple[str, str, object]] = field(default_factory=list)
+    values: list[tuple[str, str, object]]
+    conditions: fx.Graph
+    answers: list[bool]
 
 
 class _Proxy(fx.Proxy):
@@ -94,16 +77,30 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 class _Tracer(fx.Tracer):
-    """Child modules stay calls, but for the plain Sequentials named in `inlined` (None: all without hooks)."""
+    """Child modules stay calls, but for the plain Sequentials named in `inlined` (None: all without hooks).
+
+    decisions: answers to the first questions about the inputs' shapes and dtypes; to all others it is no
+    """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, inlined: set[str] | None):
+    def __init__(self, inlined: set[str] | None, decisions: list[bool]):
         super().__init__()
         self.asked, self.inlined = inlined, set()
+        self.decisions, self.taken = decisions, []
+        self.switches = _switches()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        if _switches() != self.switches:
+            raise Untraceable("its forward switches gradients or autocast")
         return _Proxy(node, self)
+
+    def to_bool(self, proxy: fx.Proxy) -> bool:
+        if not _is_metadata(proxy.node):
+            return super().to_bool(proxy)
+        given = self.decisions[len(self.taken) :]
+        self.taken.append((proxy.node, given[0] if given else False))
+        return self.taken[-1][1]
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         leaf = type(module) is not nn.Sequential or (self.asked is not None and name not in self.asked)
@@ -111,6 +108,11 @@ class _Tracer(fx.Tracer):
         if not leaf:
             self.inlined.add(name)
         return leaf
+
+
+def _switches() -> tuple[bool, ...]:
+    autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
 
 
 def trace(module: nn.Module, inlined: set[str] | None) -> Traced:
@@ -121,22 +123,71 @@ def trace(module: nn.Module, inlined: set[str] | None) -> Traced:
     kind = type(module)
     if "forward" in vars(module) or kind.__call__ is not nn.Module.__call__:
         raise Untraceable("its forward is replaced on the instance" if "forward" in vars(module) else "own __call__")
-    values = list(_values_read(module))
+    if not isinstance(kind.forward, types.FunctionType) or hasattr(kind.forward, "__wrapped__"):
+        raise Untraceable("its forward is decorated or not written in Python")
     inputs, order, defaults = _arguments(kind.forward)
-    before = _state(module)
-    tracer = _Tracer(inlined)
+    before, watch = _state(module), Watch()
     module.__class__ = _with_inputs_alone(kind, inputs)
     try:
-        graph = tracer.trace(module)
-    except Exception as error:
+        with watch:
+            tracer, graph = _first_path(module, inlined)
+    except (Exception, Refused) as error:
         # whatever the code raises when it meets a stand-in: it cannot be traced
-        raise Untraceable(f"its forward cannot be traced ({type(error).__name__})") from error
+        raise Untraceable(watch.why or f"its forward cannot be traced ({type(error).__name__})") from error
     finally:
         module.__class__ = kind
         changed = _restore(module, before)
-    if changed:
-        raise Untraceable("its forward makes tensors or changes the module's state")
-    return Traced(graph, inputs, order, defaults, tracer.inlined, values)
+    if watch.why or changed:
+        raise Untraceable(watch.why or "its forward makes tensors or changes the module's state")
+    if is_foreign(kind.forward) and kind.forward.__code__ not in watch.seen:
+        raise Untraceable("this Python does not let its forward be watched")
+    conditions = _split_off(graph, tracer.taken)
+    values = list(_values_read(module, watch.names))
+    return Traced(graph, inputs, order, defaults, tracer.inlined, values, conditions, [a for _, a in tracer.taken])
+
+
+def _first_path(module: nn.Module, inlined: set[str] | None) -> tuple[_Tracer, fx.Graph]:
+    """The first path that can be traced, branches on the inputs' shapes and dtypes not taken where that goes."""
+    decisions: list[bool] = []
+    for _ in range(ATTEMPTS):
+        tracer = _Tracer(inlined, decisions)
+        try:
+            return tracer, tracer.trace(module)
+        except Exception:
+            # an assertion that does not hold, say: the last branch that was not taken is
+            decisions = [answer for _, answer in tracer.taken]
+            while decisions and decisions[-1]:
+                decisions.pop()
+            if not decisions:
+                raise
+            decisions[-1] = True
+    raise Untraceable(f"its forward cannot be traced in {ATTEMPTS} attempts")
+
+
+def _is_metadata(node: fx.Node) -> bool:
+    if node.op == "call_method" or node.target is getattr:
+        name = node.target if node.op == "call_method" else node.args[1]
+        return node.args[0].op == "placeholder" and name in METADATA
+    of_operator = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+    return of_operator and all(map(_is_metadata, node.all_input_nodes))
+
+
+def _split_off(graph: fx.Graph, taken: list[tuple[fx.Node, bool]]) -> fx.Graph:
+    """A graph that gives the conditions of the branches; what only they need leaves the first one."""
+    needed, waiting = set(), [node for node, _ in taken]
+    while waiting:
+        node = waiting.pop()
+        needed.add(node)
+        waiting += node.all_input_nodes
+    made, of = fx.Graph(), {}
+    for node in graph.nodes:
+        if node.op == "placeholder" or node in needed:
+            of[node] = made.node_copy(node, of.__getitem__)
+    made.output(tuple(of[node] for node, _ in taken))
+    for node in reversed(list(graph.nodes)):
+        if node in needed and not node.users and node.op != "placeholder":
+            graph.erase_node(node)
+    return made
 
 
 def _arguments(forward: types.FunctionType) -> tuple[list[str], list[str], dict[str, object]]:
@@ -190,10 +241,8 @@ def _identities(elements: dict | list | set) -> list[object]:
     return sorted(map(id, elements)) if isinstance(elements, set) else [id(element) for element in elements]
 
 
-def _values_read(module: nn.Module) -> Iterator[tuple[str, str, object]]:
-    """The plain attributes that the code of forward names. Raises Untraceable where that does not settle its path."""
-    kinds = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
-    names = _names_read(type(module).forward, kinds)
+def _values_read(module: nn.Module, names: set[str]) -> Iterator[tuple[str, str, object]]:
+    """The plain attributes of these names. Raises Untraceable where one has another value, which may change unseen."""
     for path, part in module.named_modules():
         if path and type(part).__module__.startswith("torch."):
             continue
@@ -205,101 +254,4 @@ def _values_read(module: nn.Module) -> Iterator[tuple[str, str, object]]:
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, PLAIN) and not (isinstance(value, types.FunctionType) and _is_foreign(value))
-
-
-def _is_foreign(function: object) -> bool:
-    return (getattr(function, "__module__", None) or "torch").split(".")[0] not in ("torch", "math", "operator")
-
-
-def _names_read(forward: object, kinds: set[type]) -> set[str]:
-    """Names of all attributes that the code reads, that of the methods and functions it calls with it."""
-    names = set()
-    for function in _reached(forward, kinds):
-        if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
-            raise Untraceable("its forward is decorated or not written in Python")
-        if set(function.__code__.co_freevars) - {"__class__"}:
-            raise Untraceable("its forward is decorated or made inside a function")
-        for operation, name in _instructions(function.__code__):
-            if operation in REFUSED_OPERATIONS:
-                raise Untraceable(f"its forward cannot be traced: {REFUSED_OPERATIONS[operation]}")
-            if operation in LOADS and name in REFUSED_NAMES:
-                raise Untraceable(f"its forward uses {name}")
-            if operation in LOADS and name == "training":
-                raise Untraceable("its forward depends on self.training")
-            if operation in LOADS_GLOBAL:
-                _allow_global(function, name)
-            elif operation in LOADS:
-                names.add(name)
-    return names
-
-
-def _reached(forward: object, kinds: set[type]) -> Iterator[object]:
-    """The forward and the functions and methods that its code names, and theirs; torch's own are left out."""
-    seen, waiting = set(), [forward]
-    while waiting:
-        function = waiting.pop()
-        if id(function) in seen or getattr(function, "__module__", "") in OWN_CODE:
-            continue
-        seen.add(id(function))
-        yield function
-        if not isinstance(function, types.FunctionType):
-            continue
-        for operation, name in _instructions(function.__code__):
-            if operation in LOADS_GLOBAL:
-                value = function.__globals__.get(name)
-                waiting += [value] if isinstance(value, types.FunctionType) and _is_foreign(value) else []
-            elif operation in LOADS:
-                waiting += [method for kind in kinds for method in _methods(kind, name)]
-        waiting += [function.__wrapped__] if hasattr(function, "__wrapped__") else []
-
-
-def _methods(kind: type, name: str) -> Iterator[object]:
-    """The functions behind an attribute of the class and of those it inherits from."""
-    for ancestor in kind.__mro__:
-        value = vars(ancestor).get(name)
-        if isinstance(value, property):
-            value = value.fget
-        value = getattr(value, "func", value) if isinstance(value, functools.cached_property) else value
-        value = getattr(value, "__func__", value)
-        if isinstance(value, types.FunctionType) and _is_foreign(value):
-            yield value
-
-
-def _instructions(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    """(operation, name) of the code and of the functions and comprehensions written in it; "=" ends `x += y`."""
-    for instruction in dis.get_instructions(code):
-        operator_itself = instruction.opname == "BINARY_OP"
-        yield instruction.opname, str(instruction.argrepr if operator_itself else instruction.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _instructions(constant)
-
-
-def _allow_global(function: types.FunctionType, name: str) -> None:
-    """Raises Untraceable for a global that may change, or act unseen."""
-    if name not in function.__globals__:
-        if name not in ALLOWED_BUILTINS and hasattr(builtins, name):
-            raise Untraceable(f"its forward uses {name}")
-        return
-    value = function.__globals__[name]
-    if isinstance(value, types.ModuleType):
-        if value.__name__.split(".")[0] not in ("torch", "math", "operator"):
-            raise Untraceable(f"its forward uses the module {name}")
-        return
-    of_torch = isinstance(value, type) and not _is_foreign(value)
-    if not of_torch and not isinstance(value, (int, float, str, types.FunctionType, types.BuiltinFunctionType)):
-        raise Untraceable(f"its forward uses {name}")
-
-
-def writes_in_place(module: nn.Module) -> bool:
-    """Whether the code of a forward that cannot be traced might write into tensors: x += y, x.add_(y), x[0] = y."""
-    for function in _reached(type(module).forward, {type(module)}):
-        if not isinstance(function, types.FunctionType):
-            return True
-        for operation, name in _instructions(function.__code__):
-            written = operation == "BINARY_OP" and name.endswith("=")
-            named = operation in LOADS and name.endswith("_") and not name.endswith("__")
-            if written or named or operation == "STORE_SUBSCR" or operation.startswith("INPLACE_"):
-                return True
-    return False
+    return isinstance(value, PLAIN) and not (isinstance(value, types.FunctionType) and is_foreign(value))

@@ -1,6 +1,9 @@
 """engine.fuse: which chains it replaces and which it refuses, against the same modules as they were."""
 
+import functools
+import types
 from collections.abc import Callable
+from random import random as draw
 
 import pytest
 import torch
@@ -256,6 +259,42 @@ class Constant(Training):
         return F.elu(self.conv(x)) + torch.ones(1)
 
 
+class Switched(Training):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("alpha", torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(self.conv(x)) if self.alpha > 0.5 else self.conv(x)
+
+
+class Guessing(Training):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(self.conv(x)) * draw()
+
+
+def gradients_off(forward: Callable) -> Callable:
+    @functools.wraps(forward)
+    def without(self: nn.Module, x: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        return forward(self, x)
+
+    return without
+
+
+class WithoutGradients(Training):
+    forward = gradients_off(lambda self, x: F.elu(self.conv(x)))
+
+
+class Configured(Training):
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = types.SimpleNamespace(act=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(self.conv(x)) if self.options.act else self.conv(x)
+
+
 class Checking(Training):
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(self.conv(x)) if isinstance(x, Tensor) else x
@@ -267,10 +306,14 @@ class Checking(Training):
         (Training, "its forward depends on self.training"),
         (NoGrad, "its forward uses no_grad"),
         (Decorated, "its forward is decorated or not written in Python"),
-        (Counting, "its forward cannot be traced: it stores attributes"),
+        (Counting, "its forward stores attributes"),
         (Remembering, "its forward makes tensors or changes the module's state"),
         (Noisy, "its forward uses randn"),
         (Constant, "its forward makes tensors or changes the module's state"),
+        (Switched, "its forward cannot be traced (TraceError)"),
+        (Guessing, "its forward uses draw"),
+        (WithoutGradients, "its forward is decorated or not written in Python"),
+        (Configured, "its forward reads the attribute options, a SimpleNamespace"),
         (Checking, "its forward uses isinstance"),
     ],
 )
@@ -293,6 +336,21 @@ def test_block_whose_result_is_written_to(kind: type) -> None:
     skipped = [entry for entry in report.skipped if entry.path]
     assert report.replaced == []
     assert skipped == [("block.0", "conv 3x3 + elu", "its result is changed in place afterwards")]
+
+
+class InputWritten(Training):
+    """The input of the chain is changed after it was enlarged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        y = F.elu(self.conv(F.interpolate(x, scale_factor=2)))
+        x += 1
+        return F.interpolate(x, scale_factor=2) + y
+
+
+def test_chain_whose_input_is_written_to() -> None:
+    _, _, report = fused_pair(InputWritten)
+    assert report.skipped == [("conv", f"{UP} + elu", "its input is changed in place")]
 
 
 def test_block_whose_last_convolution_is_written_to() -> None:

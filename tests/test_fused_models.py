@@ -15,6 +15,7 @@ from tests.fuse_checks import UP, assert_same, calls, fused_pair, image, pattern
 from tests.fuse_models import (
     Attributes,
     Block,
+    Guarded,
     Optional,
     Progressive,
     UNet,
@@ -77,6 +78,39 @@ def test_hooks_fire_whenever_they_are_registered() -> None:
     assert calls(model, image()) == 1
 
 
+def test_hooks_of_a_container_whose_children_are_called_directly() -> None:
+    seen = []
+    model = seeded(lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Sequential(conv(3, 4), nn.ELU())))
+    fuse(model)
+    assert calls(model, image()) == 1
+    handle = model[1].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    model(image())
+    handle.remove()
+    assert seen == [2]
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(type(module)))
+    model(image())
+    handle.remove()
+    assert seen[1:4] == [nn.Upsample, nn.Conv2d, nn.ELU]
+
+
+def test_container_called_alone_is_fused_itself() -> None:
+    model, _, report = fused_pair(lambda: nn.Sequential(nn.Sequential(conv(3, 4), nn.ELU()), conv(4, 3)))
+    assert patterns(report) == [("0.0", "conv 3x3 + elu")]
+    assert calls(model[0], image()) == calls(model, image()) == 1
+
+
+def test_branches_on_shapes_and_missing_tensors_are_followed() -> None:
+    model = seeded(Guarded)
+    plain = copy.deepcopy(model)
+    assert patterns(fuse(model)) == [("conv", f"{UP} + elu")]
+    for batch, skip, fused in ((2, image(2, 3, 8, 8, seed=4), 1), (4, image(4, 3, 8, 8, seed=4), 0), (2, None, 0)):
+        x = image(batch, 3, 8, 8)
+        assert calls(model, x, skip) == fused
+        torch.testing.assert_close(model(x, skip), plain(x, skip), rtol=1e-4, atol=1e-5)
+    with pytest.raises(AssertionError):
+        model(image(2, 4, 8, 8), image(2, 4, 8, 8))
+
+
 def test_optional_argument_runs_the_own_forward() -> None:
     model, plain, report = fused_pair(Optional)
     assert patterns(report) == [("conv", "conv 3x3 + elu")]
@@ -116,7 +150,9 @@ def test_autocast_and_channels_last() -> None:
     assert found.dtype == wanted.dtype == torch.bfloat16
     torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.02)
     last = torch.channels_last
-    assert_same(model.to(memory_format=last), plain.to(memory_format=last), x.to(memory_format=last))
+    model, plain = model.to(memory_format=last), plain.to(memory_format=last)
+    assert_same(model, plain, x.to(memory_format=last))
+    assert_same(model, plain, x)
 
 
 def test_optimiser_checkpoints_and_ema_stay_valid() -> None:
