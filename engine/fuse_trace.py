@@ -131,6 +131,13 @@ def trace(module: nn.Module, inlined: set[str] | None) -> Traced:
     try:
         with watch:
             tracer, graph = _first_path(module, inlined)
+        if not watch.complete:
+            # Python 3.13 reports the instructions of code from the second time on that it was asked to
+            watch = Watch()
+            with watch:
+                tracer, graph = _first_path(module, inlined)
+    except Untraceable:
+        raise
     except (Exception, Refused) as error:
         # whatever the code raises when it meets a stand-in: it cannot be traced
         raise Untraceable(watch.why or f"its forward cannot be traced ({type(error).__name__})") from error
@@ -139,7 +146,7 @@ def trace(module: nn.Module, inlined: set[str] | None) -> Traced:
         changed = _restore(module, before)
     if watch.why or changed:
         raise Untraceable(watch.why or "its forward makes tensors or changes the module's state")
-    if is_foreign(kind.forward) and kind.forward.__code__ not in watch.seen:
+    if not watch.complete:
         raise Untraceable("this Python does not let its forward be watched")
     conditions = _split_off(graph, tracer.taken)
     values = list(_values_read(module, watch.names))
@@ -153,6 +160,8 @@ def _first_path(module: nn.Module, inlined: set[str] | None) -> tuple[_Tracer, f
         tracer = _Tracer(inlined, decisions)
         try:
             return tracer, tracer.trace(module)
+        except Untraceable:
+            raise
         except Exception:
             # an assertion that does not hold, say: the last branch that was not taken is
             decisions = [answer for _, answer in tracer.taken]

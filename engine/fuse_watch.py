@@ -67,22 +67,31 @@ class Watch:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.seen: set[types.CodeType] = set()
+        self._entered: set[types.CodeType] = set()
+        self._reported: set[types.CodeType] = set()
         self.why = ""
         self._codes: dict[types.CodeType, dict[int, dis.Instruction]] = {}
 
     def __enter__(self) -> "Watch":
         self._before = sys.gettrace()
+        # Python 3.12 and 3.13 report instructions only to what is set after some frame has asked for them
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *error: object) -> None:
         sys.settrace(self._before)
 
+    @property
+    def complete(self) -> bool:
+        """Whether of all code that ran the instructions were reported."""
+        return self._entered == self._reported
+
     def _call(self, frame: types.FrameType, event: str, arg: object) -> object:
         module = frame.f_globals.get("__name__")
         if module is None or module.startswith(UNWATCHED) or _of_library(module):
             return None
+        self._entered.add(frame.f_code)
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
         if frame.f_code.co_name not in NESTED and set(frame.f_code.co_freevars) - {"__class__"}:
             self._refuse("is decorated or made inside a function")
@@ -90,7 +99,7 @@ class Watch:
 
     def _instruction(self, frame: types.FrameType, event: str, arg: object) -> object:
         if event == "opcode":
-            self.seen.add(frame.f_code)
+            self._reported.add(frame.f_code)
             instruction = self._at(frame)
             name = str(instruction.argval)
             if instruction.opname in REFUSED_OPERATIONS:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.fuse import fuse
+from engine.fuse_watch import Watch
 from tests.fuse_checks import HALF, UP, calls, fused_pair, image, patterns, seeded
 from tests.fuse_models import (
     Attributes,
@@ -286,6 +287,15 @@ class WithoutGradients(Training):
     forward = gradients_off(lambda self, x: F.elu(self.conv(x)))
 
 
+class PartlyWithoutGradients(Training):
+    @torch.no_grad()
+    def prepared(self, x: Tensor) -> Tensor:
+        return x * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(self.conv(self.prepared(x)))
+
+
 class Configured(Training):
     def __init__(self) -> None:
         super().__init__()
@@ -313,6 +323,7 @@ class Checking(Training):
         (Switched, "its forward cannot be traced (TraceError)"),
         (Guessing, "its forward uses draw"),
         (WithoutGradients, "its forward is decorated or not written in Python"),
+        (PartlyWithoutGradients, "its forward switches gradients or autocast"),
         (Configured, "its forward reads the attribute options, a SimpleNamespace"),
         (Checking, "its forward uses isinstance"),
     ],
@@ -327,6 +338,14 @@ def test_forward_that_a_graph_cannot_stand_for(kind: type, reason: str) -> None:
 class BranchingWritten(Written):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if x.sum() < 1e9 else x
+
+
+@pytest.mark.parametrize("answers", [[False, True, True], [False, False, False]], ids=["then it does", "never"])
+def test_python_that_does_not_report_instructions(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watch, "complete", property(lambda watch: answers.pop(0)))
+    report = fuse(seeded(Residual))
+    reason = "the result before it is used elsewhere" if True in answers else None
+    assert report.skipped[0].reason == (reason or "this Python does not let its forward be watched")
 
 
 @pytest.mark.parametrize("kind", [Written, BranchingWritten])
