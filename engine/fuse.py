@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from engine.fuse_chains import Found, Step, altered, conv_tensors, find, step_of_module
-from engine.fuse_check import Savings, check
-from engine.fuse_forward import Plan, exchange, is_fused, restore
-from engine.fuse_trace import Traced, Untraceable, trace
-from engine.fuse_watch import writes_in_place
+from engine.fusion.chains import Found, Step, altered, conv_tensors, find, step_of_module
+from engine.fusion.check import Savings, check
+from engine.fusion.forward import Plan, exchange, is_fused, restore
+from engine.fusion.trace import Traced, Untraceable, trace
+from engine.fusion.watch import writes_in_place
 
 FITTING = (Step("conv", "1"), Step("conv", "2"))
 

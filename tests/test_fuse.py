@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.fuse import fuse
-from engine.fuse_watch import Watch
+from engine.fusion.watch import Watch
 from tests.fuse_checks import HALF, UP, calls, fused_pair, image, patterns, seeded
 from tests.fuse_models import (
     Attributes,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from engine.fuse_watch import Refused, Watch, is_foreign
+from engine.fusion.watch import Refused, Watch, is_foreign
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype, types.FunctionType, types.BuiltinFunctionType)
 # what of a tensor is known from the outside: a branch may hang on it, and is compared at every call

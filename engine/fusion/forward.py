@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
 from engine import ops
-from engine.fuse_chains import Chain, conv_tensors, hooked, step_of_module
-from engine.fuse_trace import Traced
+from engine.fusion.chains import Chain, conv_tensors, hooked, step_of_module
+from engine.fusion.trace import Traced
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

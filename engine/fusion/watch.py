@@ -51,7 +51,7 @@ NESTED = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
 OF_LIBRARIES = ("torch", "math", "operator")
 
 # what runs between the instructions: Kiln's stand-ins, the constructors that the standard library generates
-UNWATCHED = ("engine.fuse_", "namedtuple_")
+UNWATCHED = ("engine.fusion.", "namedtuple_")
 
 
 class Refused(BaseException):

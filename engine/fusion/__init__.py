@@ -1,0 +1,1 @@
+"""How engine.fuse finds, trusts and replaces chains of operations."""
