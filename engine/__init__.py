@@ -1,6 +1,5 @@
 """Kiln: a custom-kernel training engine for face-image GANs. Importing it loads neither Triton nor DALI."""
 
-import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -21,11 +20,3 @@ def _mount_kernels() -> None:
 
 
 _mount_kernels()
-
-
-def __getattr__(name: str) -> object:
-    """engine.fuse, engine.unfuse and engine.FuseReport, which need torch, at their first use."""
-    if name not in {"fuse", "unfuse", "FuseReport"}:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module("engine.fuse")
-    return module if name == "fuse" else getattr(module, name)

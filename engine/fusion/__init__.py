@@ -1,1 +1,0 @@
-"""How engine.fuse finds, trusts and replaces chains of operations."""
