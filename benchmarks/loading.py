@@ -12,7 +12,6 @@ begin of its turn, and the next turn begins when the queue is full again and its
 
 import contextlib
 import functools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -168,7 +167,8 @@ def measure(setting: Setting, rounds: int, tick: Callable[[int], None]) -> list[
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = Path(place) / "set"
         write_files(folder, setting)
-        stack.enter_context(_cache(Path(place) / "cache"))
+        # what open_dataset keeps does not go to the user's folder
+        stack.enter_context(environment.variable("KILN_CACHE", str(Path(place) / "cache")))
         images = open_dataset(folder, channels=3, resolution=setting.resolution, progress=False)
         paths = [str(folder / name) for name in images.paths]
         loaders: dict[str, Loader] = {}
@@ -273,17 +273,3 @@ def write_files(folder: Path, setting: Setting) -> None:
         grain = rng.normal(0, 6, (setting.height, setting.width, 1))
         values = (np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)
         Image.fromarray(values).save(folder / f"{number:05d}.jpg", quality=90)
-
-
-@contextlib.contextmanager
-def _cache(folder: Path) -> Iterator[None]:
-    """What open_dataset keeps goes there, not to the user's folder."""
-    before = os.environ.get("KILN_CACHE")
-    os.environ["KILN_CACHE"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["KILN_CACHE"]
-        else:
-            os.environ["KILN_CACHE"] = before

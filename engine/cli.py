@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from engine import __version__
+from engine.environment import variable
 from engine.errors import InputError
 
 Config = TypeVar("Config")
@@ -63,7 +64,7 @@ def parse(config: type[Config], argv: Sequence[str], *, prog: str, description: 
     with contextlib.ExitStack() as stack:
         if not {"-h", "--help"} & set(argv):
             # a wide page, so that tyro breaks no sentence in two
-            stack.enter_context(_columns(10_000))
+            stack.enter_context(variable("COLUMNS", "10000"))
             stack.enter_context(contextlib.redirect_stderr(complaint))
         try:
             return tyro.cli(config, prog=prog, description=description or None, args=list(argv), **options)
@@ -71,19 +72,6 @@ def parse(config: type[Config], argv: Sequence[str], *, prog: str, description: 
             if stop.code in (0, None):
                 raise
     raise InputError(condense(complaint.getvalue()) + f" (see {prog} --help)")
-
-
-@contextlib.contextmanager
-def _columns(width: int):
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(width)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
 
 
 def condense(boxed: str) -> str:

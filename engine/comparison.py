@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from engine.data.landmarks import POINTS
+
 if TYPE_CHECKING:
     from engine.config import TrainConfig
     from engine.data import Batch
@@ -18,7 +20,6 @@ LOSS_TOLERANCE = 1e-4
 # |v - D(v)| and ReLU have no derivative at 0: where rounding decides an element's sign, a gradient may differ by this
 # much. It has to agree on the same weights and other images then; what is wrong is wrong on those too
 KINK_TOLERANCE, ATTEMPTS = 5e-2, 3
-POINTS = 68  # of images whose landmarks nobody asked for
 
 
 def training_images(count: int, channels: int, resolution: int, step: int, device: torch.device) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """What this process runs on: versions, CPU, GPU, memory, operators. Reading it never fails: what is missing is None."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,3 +184,17 @@ def loaded_openmp() -> list[str] | None:
         return None
     paths = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
     return sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libomp", "libiomp")))
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """The environment variable has this value within the block, then what it had before."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -38,11 +38,6 @@ def run_steps(system: System, steps: int, first: int = 0) -> list[dict[str, floa
     return found
 
 
-def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
-    """The largest relative difference of two runs' losses."""
-    return max(abs(x[key] - y[key]) / max(abs(y[key]), 1e-6) for x, y in zip(a, b, strict=True) for key in y)
-
-
 def assert_resumes_exactly(config: TrainConfig, folder: Path) -> None:
     """Three steps, a checkpoint, a new system and three more give the bits of six steps."""
     whole = build(config, "cpu")

@@ -23,8 +23,8 @@ from tests.generator_runs import (
     batch_for,
     configure,
     run_steps,
-    worst,
 )
+from tests.training_fakes import worst
 
 MODES = pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
 TEXT = {

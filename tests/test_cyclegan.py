@@ -7,20 +7,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import random_state
 from engine.checkpoint import save
 from engine.config import resolve
 from engine.errors import InputError
-from engine.graph import WARM_UP, GraphedStep
 from engine.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.patchgan import PatchDiscriminator
 from engine.networks.resnet import ResnetGenerator
 from engine.systems import build, load_trained
 from engine.systems.cyclegan import CycleganSystem
-from tests.tape import NoWaiting, Tape, rates_on_device
+from tests.tape import NoWaiting
 from tests.training_fakes import assert_same, batch_of, tiny_config
-from tests.training_fakes import everything as weights_and_state
+from tests.unpaired_runs import assert_recorded_steps_are_the_plain_steps, assert_resumes_exactly, train
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 OWN = {"--blocks": "2", "--halvings": "2", "--patch-layers": "2", "--pool": "0", "--lr": "0.001"}
@@ -31,16 +29,6 @@ FORMS = pytest.mark.parametrize("form", [PAPER, FAST], ids=["paper", "fast"])
 def tiny(*flags: str, mode: str = "--eager"):
     own = [word for pair in OWN.items() if pair[0] not in flags for word in pair]
     return tiny_config(*own, *flags, mode=mode, system="cyclegan")
-
-
-def train(system: CycleganSystem, first: int, last: int, step=None) -> list[dict[str, float]]:
-    """Losses of steps first..last - 1."""
-    step = step or system.step
-    return [{k: v.item() for k, v in step(batch_of(system.config, i)).items()} for i in range(first, last)]
-
-
-def everything(system: CycleganSystem) -> dict:
-    return weights_and_state(system) | {"random": copy.deepcopy(random_state.capture())}
 
 
 # networks, written out
@@ -235,32 +223,13 @@ def test_discriminators_see_earlier_results() -> None:
 @FORMS
 def test_recorded_steps_are_the_plain_steps(mode: str, form: tuple[str, ...]) -> None:
     config = tiny(*form, "--pool", "6", mode=mode)
-    plain, recorded = (rates_on_device(build(config, "cpu")) for _ in range(2))
-    torch.manual_seed(0)
-    expected = train(plain, 0, 6)
-    wanted = everything(plain)
-    torch.manual_seed(0)
-    tape = Tape()
-    assert train(recorded, 0, 6, GraphedStep(recorded, tape)) == expected
-    assert tape.replays == 6 - WARM_UP
-    assert_same(everything(recorded), wanted)
+    assert_recorded_steps_are_the_plain_steps(config, 6)
 
 
 @MODES
 def test_a_resumed_run_goes_on_exactly(mode: str) -> None:
     config = tiny(*FAST, "--pool", "6", mode=mode)
-    torch.manual_seed(0)
-    whole = build(config, "cpu")
-    train(whole, 0, 3)
-    saved = everything(whole)
-    expected = train(whole, 3, 6)
-    torch.manual_seed(99)
-    second = build(config, "cpu")
-    second.load_weights(saved["weights"])
-    second.load_state_dict(saved["state"])
-    random_state.restore(saved["random"])
-    assert train(second, 3, 6) == expected
-    assert_same(everything(second), everything(whole))
+    assert_resumes_exactly(config, 3, 6)
 
 
 @MODES

@@ -13,7 +13,7 @@ from engine.networks.landmarks import normalise
 from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
 from engine.systems import build, load_trained
 from engine.systems.refiner import RefinerSystem
-from tests.training_fakes import batch_of, tiny_config
+from tests.training_fakes import batch_of, tiny_config, worst
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 LANDMARKS = ("--landmarks", "--landmark-weight", "0.3")
@@ -23,10 +23,6 @@ def losses_of(mode: str, steps: int, *flags: str) -> list[dict[str, float]]:
     config = tiny_config(*flags, mode=mode)
     system = build(config, "cpu")
     return [{k: v.item() for k, v in system.step(batch_of(config, i)).items()} for i in range(steps)]
-
-
-def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
-    return max(abs(x[key] - y[key]) / max(abs(y[key]), 1e-6) for x, y in zip(a, b, strict=True) for key in y)
 
 
 def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float], dict[str, list[torch.Tensor]]]:

@@ -7,19 +7,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import random_state
 from engine.checkpoint import save
 from engine.config import resolve
 from engine.errors import InputError
-from engine.graph import WARM_UP, GraphedStep
 from engine.metrics import LossMeter
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_accuracy, patch_loss
 from engine.networks.start import he_normal
 from engine.systems import build, load_trained
 from engine.systems.simgan import SimganSystem
-from tests.tape import NoWaiting, Tape, rates_on_device
-from tests.training_fakes import assert_same, batch_of, tiny_config
-from tests.training_fakes import everything as weights_and_state
+from tests.tape import NoWaiting
+from tests.training_fakes import assert_same, batch_of, tiny_config, worst
+from tests.unpaired_runs import assert_recorded_steps_are_the_plain_steps, assert_resumes_exactly, everything, train
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 OWN = {"--pretrain-refiner": "0", "--pretrain-discriminator": "0", "--history": "16", "--lr": "0.001"}
@@ -34,20 +32,6 @@ KINDS = pytest.mark.parametrize(
 def tiny(*flags: str, mode: str = "--eager"):
     own = [word for pair in OWN.items() if pair[0] not in flags for word in pair]
     return tiny_config(*own, *flags, mode=mode, system="simgan")
-
-
-def train(system: SimganSystem, first: int, last: int, step=None) -> list[dict[str, float]]:
-    """Losses of steps first..last - 1."""
-    step = step or system.step
-    return [{k: v.item() for k, v in step(batch_of(system.config, i)).items()} for i in range(first, last)]
-
-
-def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
-    return max(abs(x[key] - y[key]) / max(abs(y[key]), 1e-6) for x, y in zip(a, b, strict=True) for key in y)
-
-
-def everything(system: SimganSystem) -> dict:
-    return weights_and_state(system) | {"random": copy.deepcopy(random_state.capture())}
 
 
 # the equations
@@ -296,33 +280,14 @@ def test_the_average_follows_the_refiner() -> None:
 def test_recorded_steps_are_the_plain_steps(flags: tuple[str, ...]) -> None:
     """Also when R and D begin to learn after the recording."""
     config = tiny("--pretrain-refiner", "4", "--pretrain-discriminator", "1", *flags, mode="--fused")
-    plain, recorded = (rates_on_device(build(config, "cpu")) for _ in range(2))
-    torch.manual_seed(0)
-    expected = train(plain, 0, 8)
-    wanted = everything(plain)
-    torch.manual_seed(0)
-    tape = Tape()
-    assert train(recorded, 0, 8, GraphedStep(recorded, tape)) == expected
-    assert tape.replays == 8 - WARM_UP
-    assert_same(everything(recorded), wanted)
+    assert_recorded_steps_are_the_plain_steps(config, 8)
 
 
 @MODES
 @KINDS
 def test_a_resumed_run_goes_on_exactly(mode: str, flags: tuple[str, ...]) -> None:
     config = tiny("--pretrain-refiner", "2", "--pretrain-discriminator", "1", *flags, mode=mode)
-    torch.manual_seed(0)
-    whole = build(config, "cpu")
-    train(whole, 0, 4)
-    saved = everything(whole)
-    expected = train(whole, 4, 7)
-    torch.manual_seed(99)
-    second = build(config, "cpu")
-    second.load_weights(saved["weights"])
-    second.load_state_dict(saved["state"])
-    random_state.restore(saved["random"])
-    assert train(second, 4, 7) == expected
-    assert_same(everything(second), everything(whole))
+    whole = assert_resumes_exactly(config, 4, 7)
     assert whole.directions[0].history.count > 0
 
 

@@ -18,8 +18,8 @@ from tests.generator_runs import (
     configure,
     run_steps,
     twins,
-    worst,
 )
+from tests.training_fakes import worst
 
 MODES = pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
 LAYERS = pytest.mark.parametrize("layers", ["paper", "resize"])

@@ -65,6 +65,11 @@ def assert_same(a: object, b: object) -> None:
         assert a == b
 
 
+def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
+    """The largest relative difference of two runs' losses."""
+    return max(abs(x[key] - y[key]) / max(abs(y[key]), 1e-6) for x, y in zip(a, b, strict=True) for key in y)
+
+
 def everything(system: System) -> dict:
     """Weights and state, copied."""
     return copy.deepcopy({"weights": system.weights(), "state": system.state_dict()})

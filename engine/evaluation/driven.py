@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine import atomic
+from engine.data.landmarks import POINTS
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, spread_indices
 from engine.evaluation.fidelity import inception_measures
@@ -22,7 +23,6 @@ from engine.refine import to_network, to_pixels
 if TYPE_CHECKING:
     from engine.data import ImageSet
 
-FACE_POINTS = 68
 NO_DETECTOR = "skipped: there is no detector for these points, only for the 68 of faces"
 
 
@@ -54,7 +54,7 @@ class Driven(Evaluation):
         for name, rate in detection_rates(sets, means.finder).items():
             found[name]["detection_rate"] = rate
         found["result"]["identity"] = identity(self.results, self.sources) or SKIPPED
-        if self.points.shape[1] != FACE_POINTS:
+        if self.points.shape[1] != POINTS:
             found["result"]["landmark_error"] = NO_DETECTOR
         else:
             for name, images in sets.items():

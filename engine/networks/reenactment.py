@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.data.landmarks import POINTS
 from engine.networks.layers import GAINS, Conv, LandmarkConv, level_sizes
 
-POINTS = 68
 SLOPE = 0.2  # of LeakyReLU
 HEATMAP_SCALE = 0.2  # of the start values that meet heatmaps
 SPATIAL_DROPOUT, DROPOUT, PATCH_DROPOUT = 0.1, 0.5, 0.375  # between levels, in the residual block, in D

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from engine import ops
+from engine.data.landmarks import POINTS as LANDMARKS
 from engine.errors import InputError
 from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
 from engine.networks.autoencoder import Decoder
 from engine.networks.layers import SMALLEST, Conv, level_sizes
 
-LANDMARKS = 68
 MODELS = {"A": (8,), "B": (8, 16), "C": (8, 16, 32)}  # figure 2 of the paper: freest to most restrictive
 
 

@@ -25,7 +25,22 @@ BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)
-class DcganConfig(TrainConfig):
+class DcganOptions(TrainConfig):
+    """Options of the systems on DCGAN's networks."""
+
+    noise: int = 100
+    """Length of the noise (normal)."""
+    layers: Literal["paper", "resize"] = "paper"
+    """What changes the size: paper: 4x4 convolutions of stride 2, transposed in the generator; resize: nearest x2
+    before and nearest /2 after 3x3 convolutions, which Kiln's operator does."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "noise")
+
+
+@dataclass(frozen=True)
+class DcganConfig(DcganOptions):
     """Options of dcgan."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -55,29 +70,50 @@ class DcganConfig(TrainConfig):
     system: str = "dcgan"
     lr: float = 2e-4
     """Learning rate (Adam)."""
-    noise: int = 100
-    """Length of the noise (normal)."""
-    layers: Literal["paper", "resize"] = "paper"
-    """What changes the size: paper: 4x4 convolutions of stride 2, transposed in the generator; resize: nearest x2
-    before and nearest /2 after 3x3 convolutions, which Kiln's operator does."""
-
-    def check(self) -> None:
-        super().check()
-        self.at_least(1, "noise")
 
 
-class DcganSystem(NoiseSystem):
+class DcganLike(NoiseSystem):
+    """A system on DCGAN's generator and a network that scores images."""
+
+    distribution = "normal"
+    fixed = (*NoiseSystem.fixed, "noise", "layers")
+
+    @staticmethod
+    def noise_size(config: DcganOptions) -> int:
+        return config.noise
+
+    @staticmethod
+    def build_generator(config: DcganOptions) -> DcganGenerator:
+        shape = (config.resolution, config.filters, config.channels)
+        return DcganGenerator(*shape, noise=config.noise, layers=config.layers, fused=config.fused)
+
+    def score(self, network: DcganCritic, images: Tensor) -> Tensor:
+        """(B,) float32."""
+        with self.precision():
+            return network(images).float()
+
+    def sample(self, batch: "Batch") -> dict[str, Tensor]:
+        """Images from fixed noise, and real ones."""
+        return self.generated_rows(len(batch.images)) | {"real": batch.images}
+
+    def kept(self, network: DcganCritic, times: int) -> list[tuple[nn.Module, tuple, int]]:
+        """`passes` of a step that goes through `network` so many times for each image, and once through G."""
+        side = self.config.resolution
+        image = torch.empty(1, self.config.channels, side, side, device=self.device)
+        noise = torch.empty(1, self.config.noise, device=self.device)
+        return [(network, (image,), times), (self.generator, (noise,), 1)]
+
+
+class DcganSystem(DcganLike):
     """D, G and G's moving average."""
 
     name = "dcgan"
     config_class = DcganConfig
-    distribution = "normal"
     headline = ("loss_d", "loss_g", "d_real", "d_fake")
     charts = (
         chart("Losses", "Binary cross-entropy.", loss_d="discriminator", loss_g="generator"),
         chart("Judged real", "Mean probability that D gives.", d_real="real images", d_fake="generated images"),
     )
-    fixed = (*NoiseSystem.fixed, "noise", "layers")
 
     def __init__(self, config: DcganConfig, device: str | torch.device):
         super().__init__(config, device)
@@ -89,15 +125,6 @@ class DcganSystem(NoiseSystem):
             network.to(self.device)
             self.add_optimiser(name, network, betas=BETAS)
         self.start_average()
-
-    @staticmethod
-    def noise_size(config: DcganConfig) -> int:
-        return config.noise
-
-    @staticmethod
-    def build_generator(config: DcganConfig) -> DcganGenerator:
-        shape = (config.resolution, config.filters, config.channels)
-        return DcganGenerator(*shape, noise=config.noise, layers=config.layers, fused=config.fused)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"discriminator": self.discriminator, "generator": self.generator}
@@ -121,18 +148,10 @@ class DcganSystem(NoiseSystem):
         }
 
     def _score(self, images: Tensor) -> Tensor:
-        with self.precision():
-            return self.discriminator(images).float()
-
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Images from fixed noise, and real ones."""
-        return self.generated_rows(len(batch.images)) | {"real": batch.images}
+        return self.score(self.discriminator, images)
 
     def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
-        side = self.config.resolution
-        image = torch.empty(1, self.config.channels, side, side, device=self.device)
-        noise = torch.empty(1, self.config.noise, device=self.device)
-        return [(self.discriminator, (image,), 3), (self.generator, (noise,), 1)]
+        return self.kept(self.discriminator, 3)
 
 
 def log_loss(scores: Tensor, *, real: bool) -> Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from engine.data.landmarks import POINTS
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.image_pool import ImagePool
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from engine.data import Batch
 
 BETAS = (0.9, 0.999)
-LANDMARKS = 68
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class SimganSystem(System):
     def _directions(self) -> list[Direction]:
         side = self.config.resolution
         image = torch.empty(self.config.channels, side, side, dtype=torch.float16, device=self.device)
-        like = [image, torch.empty(LANDMARKS, 2, device=self.device)] if self.parts else [image]
+        like = [image, torch.empty(POINTS, 2, device=self.device)] if self.parts else [image]
         forth = Direction(self.generator, self.discriminator, self.parts, ImagePool(self.config.history, like))
         if not self.back:
             return [forth]
@@ -134,7 +134,7 @@ class SimganSystem(System):
 
     @classmethod
     def needs(cls, config: SimganConfig) -> tuple[Needs, ...]:
-        points = LANDMARKS if config.part_weight else 0
+        points = POINTS if config.part_weight else 0
         updates = config.refiner_steps + config.discriminator_steps
         real = updates if config.cycle_weight else config.discriminator_steps
         return (
@@ -298,7 +298,7 @@ class SimganSystem(System):
     def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
         side = self.config.resolution
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
-        landmarks = torch.empty(1, LANDMARKS, 2, device=self.device)
+        landmarks = torch.empty(1, POINTS, 2, device=self.device)
         found = [(self.generator, (image,), 1), (self.discriminator, (image,), 1)]
         found += [(self.parts, (image, landmarks), 1)] if self.parts else []
         if self.back:

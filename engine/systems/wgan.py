@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.config import Origins, TrainConfig
+from engine.config import Origins
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.networks.dcgan import DcganCritic, initialise_normal
 from engine.panels import chart
-from engine.systems.generation import NoiseSystem
+from engine.systems.dcgan import DcganLike, DcganOptions
 
 if TYPE_CHECKING:
     from engine.data import Batch
@@ -27,7 +27,7 @@ ADAM_BETAS = (0.0, 0.9)  # Gulrajani et al. 2017, algorithm 1
 
 
 @dataclass(frozen=True)
-class WganConfig(TrainConfig):
+class WganConfig(DcganOptions):
     """Options of wgan."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -59,11 +59,6 @@ class WganConfig(TrainConfig):
     system: str = "wgan"
     lr: float = 5e-5
     """Learning rate."""
-    noise: int = 100
-    """Length of the noise (normal)."""
-    layers: Literal["paper", "resize"] = "paper"
-    """What changes the size: paper: 4x4 convolutions of stride 2, transposed in the generator; resize: nearest x2
-    before and nearest /2 after 3x3 convolutions, which Kiln's operator does."""
     critic_steps: int = 5
     """Steps of the critic before each of the generator; a step of training reads so many batches."""
     clip: float = 0.01
@@ -87,7 +82,7 @@ class WganConfig(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        self.at_least(1, "noise", "critic_steps")
+        self.at_least(1, "critic_steps")
         self.at_least(0, "gradient_penalty")
         if not self.clip > 0:
             raise InputError(f"--clip must be positive, got {self.clip}")
@@ -97,12 +92,11 @@ class WganConfig(TrainConfig):
             )
 
 
-class WganSystem(NoiseSystem):
+class WganSystem(DcganLike):
     """The critic, G and G's moving average."""
 
     name = "wgan"
     config_class = WganConfig
-    distribution = "normal"
     headline = ("loss_d", "loss_g", "distance")
     charts = (
         chart(
@@ -113,7 +107,7 @@ class WganSystem(NoiseSystem):
         chart("Losses", "What is minimised.", zero=False, loss_d="critic", loss_g="generator"),
         chart("Gradient penalty", "(|gradient| - 1)^2 between real and generated images.", penalty="penalty"),
     )
-    fixed = (*NoiseSystem.fixed, "noise", "layers", "critic_norm", "optimiser")
+    fixed = (*DcganLike.fixed, "critic_norm", "optimiser")
 
     def __init__(self, config: WganConfig, device: str | torch.device):
         super().__init__(config, device)
@@ -131,15 +125,6 @@ class WganSystem(NoiseSystem):
     @classmethod
     def needs(cls, config: WganConfig) -> tuple[Needs, ...]:
         return (Needs(samples=config.critic_steps * config.batch_size),)
-
-    @staticmethod
-    def noise_size(config: WganConfig) -> int:
-        return config.noise
-
-    @staticmethod
-    def build_generator(config: WganConfig) -> DcganGenerator:
-        shape = (config.resolution, config.filters, config.channels)
-        return DcganGenerator(*shape, noise=config.noise, layers=config.layers, fused=config.fused)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
@@ -171,19 +156,11 @@ class WganSystem(NoiseSystem):
         return {"loss_d": loss.detach(), **found}
 
     def _score(self, images: Tensor) -> Tensor:
-        with self.precision():
-            return self.critic(images).float()
-
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Images from fixed noise, and real ones."""
-        return self.generated_rows(len(batch.images)) | {"real": batch.images}
+        return self.score(self.critic, images)
 
     def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
-        side = self.config.resolution
-        image = torch.empty(1, self.config.channels, side, side, device=self.device)
-        noise = torch.empty(1, self.config.noise, device=self.device)
         # under the penalty: also its forward pass, and its gradient as a pass of its own
-        return [(self.critic, (image,), 4 if self.config.gradient_penalty else 2), (self.generator, (noise,), 1)]
+        return self.kept(self.critic, 4 if self.config.gradient_penalty else 2)
 
 
 @torch.no_grad()
