@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test sanitize bench readme-figures gpu lint clean
+.PHONY: train test sanitize bench readme-figures gpu lint dist check-dist clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -51,6 +51,28 @@ $(VENV)/installed: $(SOURCES)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dali-cu13,tensorboard,eval,dev]"
 	touch $@
+
+# the Pythons that wheels are built for: each of these that is here with its C headers
+HEADERS := import os, sysconfig; print(os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))
+PYTHONS ?= $(foreach version,3.10 3.11 3.12 3.13,$(if $(filter True,$(shell python$(version) -c '$(HEADERS)' 2>/dev/null)),python$(version)))
+
+dist: $(VENV)/installed  ## dist/: the sdist, and a manylinux wheel made from it for each Python here
+	rm -rf dist build/wheels
+	$(RUN) -m build --sdist --outdir dist .
+	for python in $(PYTHONS); do \
+		$(RUN) -m pip --python "$$(command -v $$python)" wheel --quiet --no-deps -w build/wheels dist/*.tar.gz || exit 1; \
+	done
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m auditwheel repair --wheel-dir dist build/wheels/*.whl
+
+WHEEL = dist/kiln_engine-*-$(shell $(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-manylinux*.whl
+
+check-dist: dist  ## the wheel in an empty environment, in an empty folder: doctor, train, refine
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder/venv" \
+		&& "$$folder/venv/bin/pip" install --quiet --constraint constraints.txt "$$(echo $(WHEEL))[dali-cu13]" \
+		&& cd "$$folder" && PATH="$$folder/venv/bin:$$PATH" && kiln doctor \
+		&& kiln data avatars faces -n 4 \
+		&& kiln train --fused --steps 20 --filters 8 --batch-size 4 --resolution 32 --out run \
+		&& kiln refine run faces/game refined && ls refined
 
 clean:  ## remove what was built and installed
 	rm -rf $(VENV) build dist *.egg-info engine/_native*.so

@@ -61,9 +61,10 @@ if sys.platform == "darwin":
     raise SystemExit("kiln-engine builds on Linux only for now: its operator table is an ELF linker section")
 
 # the folder kernels/ is installed as engine.kernels: its own name belongs to another distribution
-kernels = ["engine." + ".".join(p.relative_to(ROOT).parts) for p in [ROOT / "kernels", *(ROOT / "kernels").glob("*/")]]
+folders = [ROOT / "kernels", *(p for p in (ROOT / "kernels").iterdir() if p.is_dir() and p.name != "__pycache__")]
+kernels = sorted("engine." + ".".join(folder.relative_to(ROOT).parts) for folder in folders)
 setup(
-    packages=find_packages(include=["engine", "engine.*"]) + [name for name in kernels if "__pycache__" not in name],
+    packages=find_packages(include=["engine", "engine.*"]) + kernels,
     package_dir={"engine": "engine", "engine.kernels": "kernels"},
     ext_modules=[extension],
     cmdclass={"build_ext": BuildPerInstructionSet},

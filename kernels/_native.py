@@ -10,7 +10,7 @@ BUILD_HINT = "run `pip install .` (or `python setup.py build_ext --inplace` in a
 
 
 class NativeMissing(ImportError):
-    """The extension engine._native is not built, or does not load."""
+    """What runs an operator on a device (engine._native, Triton) is not installed here, or does not load."""
 
 
 @cache

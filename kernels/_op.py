@@ -82,12 +82,21 @@ def define(
     return _direct(overload, on_cpu, setup_context, backward)
 
 
+NO_TRITON = "the GPU kernels need Triton, which is not installed: pip install triton"
+
+
 def gpu(package: str, function: str) -> Callable:
     """The function of an operator's gpu.py, imported at its first call: Triton is loaded where a GPU is used."""
 
     @cache
     def find() -> Callable:
-        return getattr(importlib.import_module(".gpu", package), function)
+        try:
+            module = importlib.import_module(".gpu", package)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "triton":
+                raise
+            raise _native.NativeMissing(NO_TRITON) from None
+        return getattr(module, function)
 
     def run(*args: object) -> object:
         return find()(*args)
@@ -261,7 +270,7 @@ def _why_no_gpu() -> str:
         built = "this torch is built for the CPU" if torch.version.cuda is None else "torch finds no CUDA device"
         return f"Triton kernels need an NVIDIA GPU (compute capability 8.0 or newer): {built}"
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed: pip install triton"
+        return NO_TRITON
     oldest = min(map(torch.cuda.get_device_capability, _devices()))
     if oldest < (8, 0):
         return f"the GPU has compute capability {oldest[0]}.{oldest[1]}; the Triton kernels need 8.0 (Ampere) or newer"

@@ -1,13 +1,17 @@
 """What gets installed, under which names, and what importing it loads."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import engine
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,16 +58,41 @@ def test_importing_is_light():
     )
 
 
-def test_wheel_holds_everything(tmp_path):
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory) -> tuple[Path, Path]:
+    """The sdist of a copy of this checkout, and a wheel made of the sdist alone."""
+    folder = tmp_path_factory.mktemp("distribution")
+    source = folder / "source"  # a copy: what an earlier build left in the checkout must not get in
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info", "runs"))
+
+    def run(*command: str | Path) -> None:
+        done = subprocess.run([sys.executable, *command], cwd=source, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    run("setup.py", "-q", "sdist", "--dist-dir", folder)
+    (sdist,) = folder.glob("kiln_engine-*.tar.gz")
+    run("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, sdist)
+    (wheel,) = folder.glob("kiln_engine-*.whl")
+    return sdist, wheel
+
+
+def test_sdist_holds_everything(distribution):
+    """The sources, and what builds, tests and measures them."""
+    with tarfile.open(distribution[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    parts = ("engine", "kernels", "bindings", "tests", "benchmarks", "docs")
+    files = {path.relative_to(ROOT) for part in parts for path in (ROOT / part).rglob("*") if path.is_file()}
+    files = {str(path) for path in files if "__pycache__" not in path.parts and path.suffix not in (".so", ".pyc")}
+    files |= {"setup.py", "Makefile", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE", "engine/py.typed"}
+    unpacked = {name for name in files if "refiner_portraits" not in name}  # a run's records, which nothing reads
+    assert not unpacked - names
+    assert not [name for name in names if name.endswith(".so")]
+
+
+def test_wheel_holds_everything(distribution, tmp_path):
     """A wheel, unpacked away from the checkout, has the operators inside the package and runs them."""
-    source = tmp_path / "source"  # a copy: what an earlier build left in the checkout must not get in
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.so", "*.egg-info", "runs", "results"))
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("kiln_engine-*.whl")
     site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(distribution[1]) as archive:
         names = archive.namelist()
         archive.extractall(site)
     assert not [n for n in names if n.startswith(("kernels/", "tests/", "benchmarks/", "bindings/"))]
@@ -77,6 +106,89 @@ print(engine.__file__, engine.kernels.linear.__file__, tuple(y.shape))
 """
     found = python(code, tmp_path, PYTHONPATH=str(site))
     assert found == f"{site}/engine/__init__.py {site}/engine/kernels/linear/__init__.py (1, 8, 2, 2)"
+
+
+def test_wheel_is_manylinux(distribution):
+    """It asks for nothing but the C and C++ libraries; OpenMP comes from torch, neither linked nor bundled."""
+    pytest.importorskip("auditwheel")
+    show = [sys.executable, "-m", "auditwheel", "show", distribution[1]]
+    told = " ".join(subprocess.run(show, capture_output=True, text=True, check=True).stdout.split())
+    assert 'is consistent with the following platform tag: "manylinux_2_' in told
+    assert "gomp" not in told and "torch" not in told
+
+
+def test_version_is_semantic_and_in_the_changelog():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", engine.__version__)
+    told = re.findall(r"^## (\d+\.\d+\.\d+) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert told[0] == engine.__version__
+
+
+MISSING = """
+import importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in BLOCKED or name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+EXTRAS = {"cv2", "torchmetrics", "torchvision", "torch_fidelity", "tensorboard", "face_recognition"}
+BLOCKED = {"triton", "nvidia", "engine._native"} | EXTRAS
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def test_everything_imports_without_what_is_optional():
+    """No GPU, no extension, no DALI, no Triton, no extra: every module that is not itself a GPU kernel imports."""
+    code = f"""{MISSING}
+import importlib, pkgutil
+import engine
+from engine import kernels
+packages = (engine, kernels)
+names = [m.name for package in packages for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+names = [n for n in names if not n.rpartition(".")[2].startswith("gpu") and "._gpu." not in n and "_native" not in n]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names), "engine.kernels.gram" in names, "engine.data.dali" in names)
+"""
+    count, *inside = python(code, ROOT).split()
+    assert int(count) > 120 and inside == ["True", "True"]
+
+
+@pytest.mark.parametrize(
+    "words, status, says",
+    [
+        (["--help"], 0, "usage: kiln COMMAND"),
+        (["train", "--help"], 0, "usage: kiln train"),
+        (["doctor"], 1, "pip install ."),
+        (["doctor"], 1, "pip install 'kiln-engine[dali-cu13]'"),
+        (["train", "--fused", "--steps", "1"], 2, "pip install ."),
+        (["train", "--eager", "--steps", "1", "--data", "docs"], 2, "pip install kiln-engine[dali-cu13]"),
+        (["verify", "--operator", "gram", "--steps", "0"], 1, "pip install ."),
+        (["evaluate", "nothing", "--data", "docs"], 2, "pip install"),
+    ],
+)
+def test_commands_without_what_is_optional(words, status, says, tmp_path):
+    """Help works, the doctor names every cure, and what needs something says in one line how to get it."""
+    code = f"{MISSING}\nfrom engine.cli import main\nmain({words!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KILN_CACHE": str(tmp_path / "cache")}
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.md", "*.svg"))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    told = done.stderr.splitlines()[-1] if status == 2 else done.stdout
+    assert done.returncode == status and says in told, done
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gpu_kernel_without_triton_says_what_to_install():
+    code = f"""{MISSING}
+from engine.kernels import _op
+try:
+    _op.gpu("engine.kernels.gram", "forward")()
+except ImportError as error:
+    print(error)
+"""
+    assert python(code, ROOT) == "the GPU kernels need Triton, which is not installed: pip install triton"
 
 
 def test_missing_extension_says_what_to_do(tmp_path):

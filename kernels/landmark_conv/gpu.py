@@ -19,7 +19,7 @@ from ..landmark_heatmap.gpu import exponent, window
 from ..resize_conv_act import ACTIVATION_NUMBERS
 from ..resize_conv_act.gpu import precision
 from . import check, gradients, output
-from .geometry import Geometry, power
+from .gpu_geometry import Geometry, power
 from .gpu_gradients import landmarks_gradient, landmarks_weight_gradient, sum_gradients
 from .gpu_image import image_gradient, image_weight_gradient
 

@@ -8,7 +8,7 @@ from .._gpu import tuning
 from .._gpu.blocks import dot, rounded
 from .._gpu.launch import Cost, launch, size
 from ..landmark_heatmap.gpu import exponent, window
-from .geometry import Geometry, power
+from .gpu_geometry import Geometry, power
 
 
 @triton.jit

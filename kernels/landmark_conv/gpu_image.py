@@ -13,7 +13,7 @@ from torch import Tensor
 from .._gpu import tuning
 from .._gpu.blocks import dot, rounded
 from .._gpu.launch import Cost, launch, size
-from .geometry import Geometry, power
+from .gpu_geometry import Geometry, power
 
 
 @triton.jit
