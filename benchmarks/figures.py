@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -87,10 +88,35 @@ def _seconds(row: dict[str, Any]) -> float:
     return row["timings"]["fused"]["median"]
 
 
-def scaling(row: dict[str, Any]) -> Figure:
+def sweep(row: dict[str, Any]) -> Figure:
+    """Milliseconds by what grows, both axes logarithmic, with the fitted law of each competitor."""
+    figure, axes = _small()
+    for name, timings in reversed(row["timings"].items()):
+        values = [int(value) for value in timings]
+        law, colour = row["law"][name], COLOURS.get(name, SERIES[5])
+        x = np.geomspace(min(values), max(values), 60)
+        axes.plot(x, 1e3 * (law["fixed"] + law["unit"] * x ** law["power"]), color=colour, linewidth=1.2)
+        medians = [1e3 * timing["median"] for timing in timings.values()]
+        axes.plot(values, medians, color=colour, marker="o", markersize=3.5, linestyle="none")
+    axes.set(xscale="log", yscale="log", ylabel="ms")
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
+    _clean(axes, "y")
+    return figure
+
+
+def law_words(row: dict[str, Any]) -> str:
+    """The fitted laws in words, of a sweep."""
+    return "; ".join(
+        f"{name} {ms(law['fixed'])} ms + x^{law['power']:.2f}, off by {law['worst']:.0%} at most"
+        for name, law in row["law"].items()
+    )
+
+
+def threads(row: dict[str, Any]) -> Figure:
     """Speed-up over one thread by threads, and the ideal; no more ticks than counts."""
-    figure = Figure(figsize=(4.2, 2.1), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _small()
     counts = sorted({int(threads) for by in row["speedup_over_one_thread"].values() for threads in by})
     axes.plot(counts, counts, color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
     for name, by in reversed(row["speedup_over_one_thread"].items()):
@@ -166,6 +192,11 @@ def memory(rows: list[dict[str, Any]]) -> Figure:
     axes.set_xlim(0, most * 1.08)
     axes.set_xlabel("MiB")
     return figure
+
+
+def _small() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 2.1), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _wide(height: float) -> tuple[Figure, Axes]:

@@ -23,9 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from benchmarks import step
-from benchmarks.measure import Timing
+from benchmarks.arguments import Arguments
+from benchmarks.measure import Limits, Timing
+from benchmarks.rows import tick, within
 from benchmarks.table import Table
 from engine import environment
 from engine.data import Loader, open_dataset, open_loader
@@ -229,7 +232,7 @@ def row(kind: str, setting: Setting, timings: dict[str, Timing], opening: float)
     }
 
 
-def table() -> Table:
+def comparison() -> Table:
     """Of the suite, in images per second."""
     columns = [
         ("images/s", 52),
@@ -273,3 +276,21 @@ def write_files(folder: Path, setting: Setting) -> None:
         grain = rng.normal(0, 6, (setting.height, setting.width, 1))
         values = (np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8)
         Image.fromarray(values).save(folder / f"{number:05d}.jpg", quality=90)
+
+
+def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The loading suite."""
+    rows, table = [], comparison()
+    chosen = cases(arguments.filter, arguments.quick)
+    if chosen:
+        tqdm.write(table.head())
+    for setting in within(arguments, chosen, lambda case: case.name, rows, "loading"):
+        if why := missing():
+            more = [{"suite": "loading", "name": setting.name, "not_run": why}]
+        else:
+            with tqdm(total=arguments.rounds, desc=setting.name, leave=False, disable=None) as bar:
+                more = measure(setting, arguments.rounds, tick(bar))
+        rows += more
+        for entry in more:
+            tqdm.write(table.add(cells(entry)))
+    return rows, [table]

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import statistics
 import subprocess
 import time
@@ -14,9 +15,13 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one competitor: every sample, their median and their quartiles."""
+    """Seconds of one competitor: every sample, their median and their quartiles.
+
+    allocated: bytes that PyTorch's allocations of one call reach at most; None where they were not measured.
+    """
 
     samples: list[float]
+    allocated: int | None = None
 
     @property
     def median(self) -> float:
@@ -54,10 +59,12 @@ def interleaved(
     rounds: int,
     least_seconds: float = 0.02,
     after_round: Callable[[int], None] | None = None,
+    allocations: str | None = None,
 ) -> dict[str, Timing]:
     """Times every competitor once per round, after one untimed call each.
 
     A sample is the mean of so many calls that it lasts at least `least_seconds`; the order alternates between rounds.
+    allocations: the device whose allocations are measured too, afterwards.
     """
     repeats = {}
     for name, call in competitors.items():
@@ -72,7 +79,8 @@ def interleaved(
             samples[name].append(_time(competitors[name], repeats[name]))
         if after_round:
             after_round(number + 1)
-    return {name: Timing(taken) for name, taken in samples.items()}
+    peaks = {name: allocation_peak(call, allocations) if allocations else None for name, call in competitors.items()}
+    return {name: Timing(taken, peaks[name]) for name, taken in samples.items()}
 
 
 def _time(call: Callable[[], object], repeats: int) -> float:
@@ -144,6 +152,26 @@ def fill_bandwidth(device: str = "cpu", rounds: int = 8) -> float:
 
 def _floats(device: str) -> int:
     return 1 << (26 if device == "cpu" else 28)
+
+
+def allocation_peak(call: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes that PyTorch's allocations of one call reach at most, beyond what was allocated before it.
+
+    On the CPU by the profiler's record of each allocation; what native kernels hold while they run is not among them.
+    """
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = call()
+    del kept
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held, default=0)
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:

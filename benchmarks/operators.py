@@ -9,7 +9,10 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import native
-from benchmarks.measure import PRECISIONS, Timing, captured, interleaved, tf32_allowed
+from benchmarks.arguments import Arguments
+from benchmarks.measure import PRECISIONS, Limits, Timing, captured, interleaved, tf32_allowed
+from benchmarks.rows import cells, comparison, guarded, row, shares, within
+from benchmarks.table import Table
 from engine import ops
 from engine.kernels import _spec
 
@@ -64,6 +67,23 @@ def measure(
     precision: of PRECISIONS; everybody computes in it.
     """
     with tf32_allowed(PRECISIONS[precision].tf32):
+        competitors, failed = prepared(spec, sample, device, compiled, precision, autotuned)
+        if failed:
+            return {}, failed
+        # a graph's memory is the graph's
+        return interleaved(competitors, rounds=rounds, allocations=None if device == "cuda" else device), []
+
+
+def prepared(
+    spec: _spec.Spec,
+    sample: _spec.Sample,
+    device: str,
+    compiled: bool = True,
+    precision: str = "fp32",
+    autotuned: bool = False,
+) -> tuple[dict[str, Callable], list[str]]:
+    """Every competitor as a call of forward and backward, or the results that are not right."""
+    with tf32_allowed(PRECISIONS[precision].tf32):
         others = baselines(spec, compiled, autotuned)
         failed = disagreements(spec, sample, device, others, precision)
         if failed:
@@ -71,13 +91,21 @@ def measure(
         made = _spec.tensors(sample, PRECISIONS[precision].dtype, device)
         competitors = {"fused": both_passes(ops.OPERATORS[spec.operator].function, made, sample)}
         for name, function in others.items():
-            # where nothing has four axes, both layouts are one
-            for layout, order in list(LAYOUTS.items())[: 2 if any(t.dim() == 4 for t in made.values()) else 1]:
+            for layout, order in _layouts(sample).items():
                 laid_out = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in made.items()}
                 competitors[f"{name} {layout}"] = both_passes(function, laid_out, sample)
-        if device == "cuda":
-            competitors = _as_graphs(competitors)
-        return interleaved(competitors, rounds=rounds), []
+        return (_as_graphs(competitors) if device == "cuda" else competitors), []
+
+
+def names(spec: _spec.Spec, sample: _spec.Sample, compiled: bool) -> tuple[str, ...]:
+    """The competitors of `prepared`, without making them."""
+    others = ["eager", *["compile"] * compiled, *["strong"] * bool(spec.strong)]
+    return ("fused", *(f"{name} {layout}" for name in others for layout in _layouts(sample)))
+
+
+def _layouts(sample: _spec.Sample) -> dict[str, torch.memory_format]:
+    """Both, or one where nothing has four axes: they are the same."""
+    return LAYOUTS if any(len(shape) == 4 for shape in sample.shapes.values()) else dict([*LAYOUTS.items()][:1])
 
 
 def _as_graphs(competitors: dict[str, Callable]) -> dict[str, Callable]:
@@ -141,3 +169,27 @@ def both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spec
         return torch.autograd.grad(y, wanted, upstream)
 
     return call
+
+
+def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The ops suite."""
+    precision = arguments.precision or "fp32"
+    rows, table = [], comparison(f"Operators, forward + backward, {precision}")
+    chosen = list(cases(arguments.filter, arguments.quick))
+    if chosen:
+        tqdm.write(table.head())
+    bar = tqdm(chosen, desc="operators", leave=False, disable=None)
+    for spec, sample in within(arguments, bar, lambda case: f"{case[0].operator} {case[1].name}", rows, "ops"):
+        timings, failed = guarded(
+            arguments,
+            measure,
+            *(spec, sample, arguments.device, arguments.rounds, arguments.can_compile, precision, arguments.autotune),
+        )
+        entry = row("ops", f"{spec.operator} {sample.name}", timings, failed)
+        if not failed:
+            products = flops(spec, sample, arguments.device)
+            moved = spec.bytes(sample, PRECISIONS[precision].dtype)
+            entry = shares(entry, limits, products, moved) | {"flops_as_written": spec.flops(sample)}
+        rows.append(entry)
+        tqdm.write(table.add(cells(entry)))
+    return rows, [table]

@@ -97,9 +97,7 @@ def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
     if result["limits"]:
         plot = _card("Algebra and traffic of every operator", figures.roofline, by_suite["ops"], result["limits"])
         found.append({"title": "Roofline", "cards": [plot] if plot else [], "small": False})
-    kept = [row for row in by_suite["step"] if row.get("memory")]
-    cards = [_card("What three steps add to a process", figures.memory, kept, legend=figures.COLOURS)] if kept else []
-    found.append({"title": "Peak memory", "cards": cards, "small": False})
+    found.append({"title": "Peak memory", "cards": _memory(by_suite), "small": False})
     kinds = {"native kernels": SERIES[0], "PyTorch, Python": SERIES[1]}
     cards = [
         _card(f"One fused step, {ms(row['wall']['median'])} ms: {row['name']}", figures.shares, row, legend=kinds)
@@ -107,13 +105,29 @@ def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     found.append({"title": "Where a step's time goes", "cards": cards, "small": False})
     colours = {name: figures.COLOURS[name] for name in ("fused", "eager")}
+    grown = [row for row in by_suite["scaling"] if not figures.why_not(row)]
     cards = [
-        _card(figures.label(row), figures.scaling, row, legend=colours)
-        for row in by_suite["scaling"]
-        if not figures.why_not(row)
+        _card(figures.label(row), figures.threads, row, legend=colours) for row in grown if row["axis"] == "threads"
     ]
     found.append({"title": "Speed-up over one thread, by threads", "cards": cards, "small": True})
+    for axis in ("side", "channels", "batch"):
+        cards = [
+            _card(row["name"], figures.sweep, row, legend=colours, note=figures.law_words(row))
+            for row in grown
+            if row["axis"] == axis
+        ]
+        found.append({"title": f"Time by {axis}, and the law that fits it", "cards": cards, "small": True})
     return [section for section in found if section["cards"]]
+
+
+def _memory(by_suite: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Resident size in a process of its own, and what PyTorch allocates in a step and in operators."""
+    legend = {name: colour for name, colour in figures.COLOURS.items() if name != "torch"}
+    kept = {"What three steps add to a process": [row for row in by_suite["step"] if row.get("memory")]}
+    for suite, title in (("step", "What PyTorch allocates in a step"), ("ops", "What PyTorch allocates in operators")):
+        allocated = [row for row in by_suite[suite] if not figures.why_not(row) and row.get("allocated")]
+        kept[title] = [row | {"memory": row["allocated"]} for row in allocated]
+    return [_card(title, figures.memory, rows, legend=legend) for title, rows in kept.items() if rows]
 
 
 def _kinds(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -125,15 +139,15 @@ def _kinds(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _card(
-    title: str, draw: Callable[..., Figure | None], *what: Any, legend: dict[str, str] | None = None
+    title: str, draw: Callable[..., Figure | None], *what: Any, legend: dict[str, str] | None = None, note: str = ""
 ) -> dict[str, Any] | None:
-    """A figure as SVG with its title and legend; None where there is nothing to draw."""
+    """A figure as SVG with its title, legend and a note below; None where there is nothing to draw."""
     with styled(f"{draw.__name__} {title}"):
         figure = draw(*what)
         if figure is None:
             return None
         entries = [{"label": name, "series": SERIES.index(colour) + 1} for name, colour in (legend or {}).items()]
-        return {"title": title, "svg": inline(figure), "legend": entries}
+        return {"title": title, "svg": inline(figure), "legend": entries, "note": note}
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Any]:

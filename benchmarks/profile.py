@@ -7,9 +7,12 @@ from statistics import median
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from benchmarks import native, step
+from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing
+from benchmarks.rows import tick
 from benchmarks.table import Table, giga, ms, percent
 from engine.kernels import _spec
 
@@ -125,3 +128,16 @@ def _rates(line: Line, limits: Limits) -> dict[str, float | None]:
     flops, moved = (line.work.flops, line.work.bytes) if line.work else (None, None)
     rates = {"flops_per_s": flops and flops / line.seconds, "bytes_per_s": moved and moved / line.seconds}
     return rates | limits.shares(line.seconds, flops, moved)
+
+
+def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The profile suite: the native calls of a fused step, the longest first, and the rest of the step."""
+    rows, tables = [], []
+    for name, setting in step.settings(arguments.filter, arguments.quick).items():
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
+            found = measure(setting, arguments.device, arguments.rounds, tick(bar))
+        rows.append({"suite": "profile", "name": name, **found.to_json(limits)})
+        for table in (inside(name, found, limits), outside(name, found)):
+            print(table)
+            tables.append(table)
+    return rows, tables

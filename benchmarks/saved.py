@@ -7,12 +7,12 @@ from typing import Any
 
 from engine.errors import InputError
 
-SCHEMA = 4
+SCHEMA = 5
 STEPS = "refiner "  # how the names of schema 1's steps begin, which has no suites
 # what a measured row of each suite holds, unless it failed or was not run
 _SPEED = ("speedup", "timings")
 _PARTS = {**dict.fromkeys(("ops", "step", "systems", "loading"), _SPEED),
-          "scaling": ("speedup_over_one_thread", "timings"), "profile": ("wall", "calls", "outside")}  # fmt: skip
+          "scaling": ("timings",), "profile": ("wall", "calls", "outside")}  # fmt: skip
 _RENAMED = {"sgemm_flops": "matrix_flops", "share_of_sgemm": "share_of_matrix"}  # since schema 3
 
 
@@ -49,7 +49,7 @@ def newest(found: Any, path: str) -> dict[str, Any]:
 
 
 def samples(row: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds of every round by competitor; in the suite scaling by competitor and threads, in profile the step's."""
+    """Seconds of every round by competitor; in scaling by competitor and what grows, in profile the step's."""
     if row["suite"] == "profile":
         return {"fused": row["wall"]["samples"]} if "wall" in row else {}
     found = {}
@@ -57,8 +57,7 @@ def samples(row: dict[str, Any]) -> dict[str, list[float]]:
         if "samples" in timing:
             found[name] = timing["samples"]
         else:
-            plural = {threads: f"{threads} thread{'s' * (threads != '1')}" for threads in timing}
-            found |= {f"{name}, {plural[threads]}": by["samples"] for threads, by in timing.items()}
+            found |= {f"{name}, {row['axis']} {value}": by["samples"] for value, by in timing.items()}
     return found
 
 
@@ -76,6 +75,8 @@ def _row(path: str, row: Any) -> dict[str, Any]:
         raise InputError(f"{path}: one of its rows has no name: give a file that --json wrote")
     row = _renamed(row)
     row.setdefault("suite", "step" if row["name"].startswith(STEPS) else "ops")
+    if row["suite"] == "scaling":
+        row.setdefault("axis", "threads")  # since schema 5 there are others
     if isinstance(row.get("speedup"), float):
         row["speedup"] = {"eager": row["speedup"]}
     if row.get("calls"):

@@ -1,68 +1,96 @@
-"""The same work at 1 to N threads, in one process, the thread counts interleaved like competitors."""
+"""The suite `scaling`: fused and eager by threads, by image side, channels and batch, and by processes."""
 
 from collections.abc import Callable, Iterator
 
-import torch
+from tqdm import tqdm
 
-from benchmarks import operators, step
-from benchmarks.measure import Timing, interleaved
-from engine import ops
-from engine.kernels import _spec
+from benchmarks import operators, step, sweeps, threads
+from benchmarks.arguments import Arguments
+from benchmarks.measure import Limits, Timing
+from benchmarks.sweeps import Law, Sweep
+from benchmarks.table import Table, ms, percent
 
-
-def thread_counts(most: int) -> list[int]:
-    """1 to `most`: each up to four, then doubled, and `most` itself."""
-    counts = {*range(1, min(most, 4) + 1), most}
-    doubled = 8
-    while doubled < most:
-        counts.add(doubled)
-        doubled *= 2
-    return sorted(counts)
+Prepare = Callable[[], tuple[dict[str, Callable], list[str]]]
 
 
-def cases(
-    only: str, quick: bool, device: str
-) -> Iterator[tuple[str, Callable[[], tuple[dict[str, Callable], list[str]]]]]:
+def cases(only: str, quick: bool) -> list[str]:
+    """Names of all rows that contain `only`."""
+    by_threads = [name for name, _ in thread_cases(only, quick, "cpu")]
+    return by_threads + [sweep.label for sweep in sweeps.cases(only, quick, "cpu")]
+
+
+def thread_cases(only: str, quick: bool, device: str) -> Iterator[tuple[str, Prepare]]:
     """Name and how to get fused and eager as calls, with what disagrees between them: steps, then some operators."""
     for name, setting in step.settings(only, quick).items():
-        yield name, lambda setting=setting: _step(setting, device)
+        yield name, lambda setting=setting: sweeps.calls_of_step(setting, device)
     for spec, sample in operators.cases(only, quick=True):
-        yield f"{spec.operator} {sample.name}", lambda spec=spec, sample=sample: _operator(spec, sample, device)
+        yield f"{spec.operator} {sample.name}", lambda spec=spec, sample=sample: sweeps.calls_of(spec, sample, device)
 
 
-def measure(calls: dict[str, Callable], rounds: int) -> dict[str, dict[int, Timing]]:
-    """Timings of each call by thread count; the number of threads is left as it was."""
-    before = torch.get_num_threads()
-    counts = thread_counts(before)
-    competitors = {(name, n): _with_threads(call, n) for name, call in calls.items() for n in counts}
-    try:
-        timings = interleaved(competitors, rounds=rounds)
-    finally:
-        torch.set_num_threads(before)
-    return {name: {n: timings[name, n] for n in counts} for name in calls}
+def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The suite."""
+    parts = [by_threads(arguments), by_sweeps(arguments)]
+    return [row for rows, _ in parts for row in rows], [table for _, table in parts]
 
 
-def _with_threads(call: Callable[[], object], threads: int) -> Callable[[], object]:
-    def limited() -> object:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        return call()
+def by_threads(arguments: Arguments) -> tuple[list[dict], Table]:
+    """Rows and table by thread count."""
+    rows: list[dict] = []
+    columns = [("", 45), ("", 6), ("threads", 8), ("ms", 9), ("quartiles", 17), ("speed-up over 1", 16), ("serial", 7)]
+    table = Table("Threads, and the share of the time that they do not shorten", columns, left=2)
+    chosen = list(thread_cases(arguments.filter, arguments.quick, arguments.device))
+    if chosen:
+        tqdm.write(table.head())
+    for name, prepare in tqdm(chosen, desc="threads", leave=False, disable=None):
+        calls, failed = prepare()
+        timings = {} if failed else threads.measure(calls, arguments.rounds)
+        rows.append(_thread_row(name, timings, failed))
+        for cells in _thread_cells(rows[-1]["name"].removesuffix(" channels_last"), timings, failed):
+            tqdm.write(table.add(cells))
+    return rows, table
 
-    return limited
+
+def _thread_row(name: str, timings: dict[str, dict[int, Timing]], failed: list[str]) -> dict:
+    head = {"suite": "scaling", "name": name, "axis": "threads"}
+    if failed:
+        return head | {"failed": failed}
+    gains = {n: {t: by[1].median / timing.median for t, timing in by.items()} for n, by in timings.items()}
+    taken = {n: {t: timing.to_json() for t, timing in by.items()} for n, by in timings.items()}
+    serial = {n: threads.serial_share(by) for n, by in timings.items()}
+    return head | {"speedup_over_one_thread": gains, "serial_share": serial, "timings": taken}
 
 
-def _step(setting: dict, device: str) -> tuple[dict[str, Callable], list[str]]:
-    built = {name: step.build(name, setting, device) for name in ("fused", "eager channels_last")}
-    failed = step.disagreements(built, step.build("eager channels_last", setting, device))
-    return {
-        name.split()[0]: lambda system=system, batch=batch: system.step(batch)
-        for name, (system, batch) in built.items()
-    }, failed
+def _thread_cells(label: str, timings: dict[str, dict[int, Timing]], failed: list[str]) -> Iterator[list[str]]:
+    if failed:
+        yield [label, f"DIFFERENT: {failed[0]}"]
+    for which, by in timings.items():
+        for count, timing in by.items():
+            low, high = timing.quartiles
+            figures = [ms(timing.median), f"{ms(low)}..{ms(high)}", f"{by[1].median / timing.median:.2f}"]
+            yield [label, which, str(count), *figures, percent(threads.serial_share(by)) if count > 1 else ""]
 
 
-def _operator(spec: _spec.Spec, sample: _spec.Sample, device: str) -> tuple[dict[str, Callable], list[str]]:
-    operator = ops.OPERATORS[spec.operator]
-    failed = operators.disagreements(spec, sample, device, {"eager": operator.reference})
-    made = _spec.tensors(sample, torch.float32, device)
-    functions = {"fused": operator.function, "eager": operator.reference}
-    return {name: operators.both_passes(function, made, sample) for name, function in functions.items()}, failed
+def by_sweeps(arguments: Arguments) -> tuple[list[dict], Table]:
+    """Rows and table by image side, channels and batch."""
+    rows: list[dict] = []
+    columns = [("", 40), ("", 6), ("ms", 64), ("fixed ms", 9), ("grows as", 9), ("off by", 7)]
+    table = Table("Side, channels and batch, and the law fixed + unit x^power", columns, left=3)
+    chosen = list(sweeps.cases(arguments.filter, arguments.quick, arguments.device))
+    if chosen:
+        tqdm.write(table.head())
+    with tqdm(total=sum(len(s.values) for s in chosen), desc="sizes", leave=False, disable=None) as bar:
+        for sweep in chosen:
+            timings, failed = sweeps.measure(sweep, arguments.rounds, bar.update)
+            rows.append(sweeps.row(sweep, timings, failed))
+            for cells in _sweep_cells(sweep, timings, rows[-1]):
+                tqdm.write(table.add(cells))
+    return rows, table
+
+
+def _sweep_cells(sweep: Sweep, timings: dict[str, dict[int, Timing]], row: dict) -> Iterator[list[str]]:
+    if "failed" in row:
+        yield [sweep.label, f"DIFFERENT: {row['failed'][0]}"]
+    for which, by in timings.items():
+        law = Law(**row["law"][which])
+        points = ", ".join(f"{value}: {ms(timing.median)}" for value, timing in by.items())
+        yield [sweep.label, which, points, ms(law.fixed), f"x^{law.power:.2f}", percent(law.worst)]

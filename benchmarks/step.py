@@ -18,9 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from benchmarks import native
-from benchmarks.measure import PRECISIONS, Timing, interleaved, tf32_allowed
+from benchmarks.arguments import Arguments
+from benchmarks.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
+from benchmarks.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
+from benchmarks.table import Table, percent
 from engine import systems
 from engine.data import Batch
 from engine.systems.base import System
@@ -55,12 +59,23 @@ def measure(
 ) -> tuple[dict[str, Timing], list[str]]:
     """Seconds per step of every competitor, and the losses that disagree (then no timings)."""
     with tf32_allowed(PRECISIONS[precision].tf32):
+        steps, failed = prepared(setting, device, competitors, precision)
+        if failed:
+            return {}, failed
+        allocations = device if device == "cpu" else None  # a graph's memory is the graph's
+        return interleaved(steps, rounds=rounds, after_round=tick, allocations=allocations), []
+
+
+def prepared(
+    setting: dict, device: str, competitors: tuple[str, ...] = COMPETITORS, precision: str = "fp32"
+) -> tuple[dict[str, Callable], list[str]]:
+    """A step of every competitor as a call, or the losses that disagree."""
+    with tf32_allowed(PRECISIONS[precision].tf32):
         built = {name: build(name, setting, device, precision) for name in competitors}
         failed = disagreements(built, build("eager channels_last", setting, device, precision), precision)
         if failed:
             return {}, failed
-        steps = {name: stepper(name, system, batch) for name, (system, batch) in built.items()}
-        return interleaved(steps, rounds=rounds, after_round=tick), []
+        return {name: stepper(name, system, batch) for name, (system, batch) in built.items()}, []
 
 
 def stepper(name: str, system: System, batch: Batch) -> Callable[[], object]:
@@ -178,6 +193,41 @@ def _compile_apart(system: System, batch: Batch) -> None:
 def _resident(field: str) -> int:
     line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The step suite, with peak memory."""
+    precision = arguments.precision or "fp32"
+    rows, table = [], comparison(f"Training steps, {precision}")
+    columns = [("", 45), ("fused MiB", 10), *((f"{name} MiB", 12) for name in BASELINES), ("of eager", 9)]
+    memory = Table("Peak training memory: what three steps add to a process", columns)
+    chosen = settings(arguments.filter, arguments.quick)
+    competitors = (*COMPETITORS, *([AUTOTUNED] if arguments.autotune else []))
+    competitors = tuple(name for name in competitors if not name.startswith("compile") or arguments.can_compile)
+    if chosen:
+        tqdm.write(table.head())
+    for name, setting in within(arguments, list(chosen.items()), lambda case: case[0], rows, "step"):
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
+            more = (setting, arguments.device, arguments.rounds, tick(bar), competitors, precision)
+            timings, failed = guarded(arguments, measure, *more)
+        entry = row("step", name, timings, failed)
+        if not failed:
+            entry = shares(entry, limits, flops(setting, arguments.device), None)
+        tqdm.write(table.add(cells(entry)))
+        if not failed:
+            entry["memory"] = _peaks(setting, arguments.device, competitors, precision)
+            mib = ["-" if v is None else f"{v / 2**20:.0f}" for v in entry["memory"].values()]
+            memory.add([name, *mib, percent(entry["memory"]["fused"] / entry["memory"]["eager"])])
+        rows.append(entry)
+    if memory.rows:
+        print(memory)
+    return rows, [table, memory]
+
+
+def _peaks(setting: dict, device: str, competitors: tuple[str, ...], precision: str) -> dict[str, int | None]:
+    """Peak memory of fused and of each baseline in its better form; None where it does not run."""
+    peaks = {n: peak_memory(n, setting, device, precision) for n in competitors}
+    return {n: min((v for k, v in peaks.items() if k.split()[0] == n), default=None) for n in ("fused", *BASELINES)}
 
 
 if __name__ == "__main__":

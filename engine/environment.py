@@ -68,7 +68,7 @@ def attempt(module: str) -> tuple[Any, str | None]:
 
 
 def cpu() -> dict[str, Any]:
-    """Model, cores this process may use, and the instruction sets that matter here."""
+    """Model, cores this process may use, how its frequency is governed, and the instruction sets that matter here."""
     model, flags = platform.processor() or platform.machine(), set()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -80,7 +80,23 @@ def cpu() -> dict[str, Any]:
     except OSError:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"model": model, "cores": cores, "machine": platform.machine(), "flags": [f for f in _FLAGS if f in flags]}
+    found = {"model": model, "cores": cores, "machine": platform.machine(), "governor": _governor()}
+    return found | {"flags": [f for f in _FLAGS if f in flags]}
+
+
+def _governor() -> str | None:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:  # virtual machines have none
+        return None
+
+
+def load() -> float | None:
+    """Cores that all processes together kept busy in the last minute."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def memory() -> dict[str, int | None]:

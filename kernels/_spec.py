@@ -64,6 +64,8 @@ class Spec:
     strong: Callable | None = None  # the best known with library parts, the operator's arguments; None: the reference
     # of a call of one of its native functions: name, pointers, integers; None: unknown
     work: Callable[[str, Sequence[int], Sequence[int]], Work] | None = None
+    # what the benchmark grows, by kind: the sample of (batch, channels, side)
+    sweeps: dict[str, Callable[[int, int, int], Sample]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import loading, measure, native, operators, profile, saved, scaling, step
-from benchmarks.measure import Timing, interleaved
+from benchmarks import loading, measure, native, operators, profile, rows, saved, step, sweeps, threads
+from benchmarks.arguments import Arguments
+from benchmarks.measure import Limits, Timing, interleaved
 from benchmarks.strong import StrongConv, StrongRefiner
 from benchmarks.table import Table
 from engine import ops
@@ -24,7 +25,7 @@ STRONG = [
     if spec.strong
     for sample in [*spec.samples, *(s for s in spec.benchmarks if spec.flops(s) < 1e8)]
 ]
-needs_compiler = pytest.mark.skipif(not bench.has_compiler(), reason="torch.compile needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(not Arguments().can_compile, reason="torch.compile needs a C++ compiler")
 
 
 def tiny(operator: str) -> tuple[_spec.Spec, _spec.Sample]:
@@ -105,8 +106,8 @@ def test_a_wrong_operator_has_no_speed(monkeypatch):
     monkeypatch.setitem(ops.OPERATORS, "linear", wrong)
     timings, failed = operators.measure(spec, sample, "cpu", rounds=2, compiled=False)
     assert not timings and any(text.startswith("output: error 1") for text in failed)
-    assert "speedup" not in (row := bench.row("ops", "linear", timings, failed)) and row["failed"] == failed
-    assert "DIFFERENT" in bench.cells(row)[1]
+    assert "speedup" not in (row := rows.row("ops", "linear", timings, failed)) and row["failed"] == failed
+    assert "DIFFERENT" in rows.cells(row)[1]
 
 
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
@@ -203,10 +204,10 @@ def test_launches_of_backward_passes_are_noted():
 
 
 def test_an_error_on_a_gpu_is_the_case_s_failure():
-    arguments = bench.Arguments(device="cuda")
-    assert bench._guarded(arguments, lambda x: 1 / x, 0) == ({}, ["ZeroDivisionError: division by zero"])
+    arguments = Arguments(device="cuda")
+    assert rows.guarded(arguments, lambda x: 1 / x, 0) == ({}, ["ZeroDivisionError: division by zero"])
     with pytest.raises(ZeroDivisionError):
-        bench._guarded(bench.Arguments(), lambda x: 1 / x, 0)
+        rows.guarded(Arguments(), lambda x: 1 / x, 0)
 
 
 def test_interleaving():
@@ -229,12 +230,12 @@ def test_quick_takes_one_shape_of_each_kind():
 
 def test_the_better_layout_and_the_missing_baselines():
     timings = {"fused": 1.0, "eager channels_last": 6.0, "eager contiguous": 4.0}
-    entry = bench.row("ops", "x", {name: Timing([value] * 3) for name, value in timings.items()}, [])
+    entry = rows.row("ops", "x", {name: Timing([value] * 3) for name, value in timings.items()}, [])
     assert entry["speedup"] == {"eager": 4.0, "strong": 4.0}  # nothing stronger than the reference; nothing compiled
-    limits = bench.Limits(matrix_flops=100.0, copy_bytes_per_s=10.0, fill_bytes_per_s=20.0)
-    entry = bench.shares(entry, limits, 50.0, 2.0)
+    limits = Limits(matrix_flops=100.0, copy_bytes_per_s=10.0, fill_bytes_per_s=20.0)
+    entry = rows.shares(entry, limits, 50.0, 2.0)
     assert (entry["share_of_matrix"], entry["share_of_copy"]) == (0.5, 0.2)
-    assert bench.cells(entry)[3:] == ["4000", "4.00", "-", "-", "4000", "4.00", "50%", "20%"]
+    assert rows.cells(entry)[3:] == ["4000", "4.00", "-", "-", "4000", "4.00", "50%", "20%"]
 
 
 def test_tables():
@@ -242,22 +243,69 @@ def test_tables():
     assert table.add(["a", "1.00"]) == "a       1.00" and table.add(["wrong: all of it"]) == "wrong: all of it"
     assert table.head() == "\nTitle\n\nname      ms"
     assert table.markdown().splitlines()[2:5] == ["| name | ms |", "| --- | ---: |", "| a | 1.00 |"]
-    assert len(bench.comparison("").head().splitlines()[-1]) <= 140
+    assert len(rows.comparison("").head().splitlines()[-1]) <= 140
 
 
-# threads and profile
+# scaling and profile
+
+
+@pytest.mark.parametrize("fixed, power", [(0.0, 2.0), (3e-4, 1.0), (2e-3, 1.37)])
+def test_the_law_is_found_again(fixed, power):
+    by = {x: Timing([fixed + 1e-5 * x**power] * 3) for x in (8, 16, 32, 64, 128)}
+    law = sweeps.fit(by)
+    assert law.fixed == pytest.approx(fixed, abs=1e-7) and law.power == pytest.approx(power, abs=0.005)
+    assert law(32) == pytest.approx(by[32].median, rel=1e-3) and law.worst < 1e-3
+
+
+def test_a_law_has_no_negative_part():
+    """Faster than in proportion at the small end, as where caches hold what is small."""
+    law = sweeps.fit({1: Timing([1.0]), 2: Timing([4.0]), 4: Timing([9.0])})
+    assert law.fixed == 0 and law.unit > 0 and 0.05 < law.worst < 0.3
+
+
+def test_every_operator_s_sweep_grows_what_it_says():
+    seen = {(sweep.name, sweep.axis) for sweep in sweeps.cases("", False, "cpu")}
+    assert {("refiner step", axis) for axis in ("side", "channels", "batch")} <= seen and len(seen) >= 18
+    for operator, spec in _spec.specs().items():
+        for kind, sized in spec.sweeps.items():
+            costs = [spec.flops(sized(*at)) for at in ((2, 16, 32), (4, 16, 32), (2, 32, 32), (2, 16, 64))]
+            assert min(costs[1:]) > costs[0] and costs[1] == 2 * costs[0], (operator, kind)
+
+
+def test_a_sweep_that_differs_has_no_time():
+    sweep = sweeps.Sweep("x", "batch", (1, 2), lambda value: ({"fused": lambda: None}, ["off"] if value == 2 else []))
+    timings, failed = sweeps.measure(sweep, 2, lambda: None)
+    assert timings == {} and failed == ["batch 2: off"]
+    assert sweeps.row(sweep, timings, failed) == {
+        "suite": "scaling", "name": "x by batch", "axis": "batch", "failed": failed
+    }  # fmt: skip
+
+
+def test_the_share_that_threads_do_not_shorten():
+    by = {n: Timing([0.2 + 0.8 / n]) for n in (1, 2, 4)}
+    assert threads.serial_share(by) == pytest.approx(0.2) and threads.serial_share({1: Timing([1.0])}) is None
+
+
+def test_allocations():
+    def call():
+        first = torch.empty(1 << 20)
+        del first
+        return torch.empty(1 << 18)
+
+    peak = measure.allocation_peak(call)
+    assert 4 << 20 <= peak < (4 << 20) + 4096
 
 
 def test_thread_counts():
     counts = {1: [1], 2: [1, 2], 4: [1, 2, 3, 4], 6: [1, 2, 3, 4, 6], 64: [1, 2, 3, 4, 8, 16, 32, 64]}
-    assert {most: scaling.thread_counts(most) for most in counts} == counts
+    assert {most: threads.counts(most) for most in counts} == counts
 
 
 def test_threads_are_left_as_they_were():
     before, seen = torch.get_num_threads(), set()
     torch.set_num_threads(2)
     try:
-        timings = scaling.measure({"fused": lambda: seen.add(torch.get_num_threads())}, rounds=2)
+        timings = threads.measure({"fused": lambda: seen.add(torch.get_num_threads())}, rounds=2)
         assert torch.get_num_threads() == 2 and seen == {1, 2} and timings["fused"].keys() == {1, 2}
     finally:
         torch.set_num_threads(before)
@@ -292,9 +340,13 @@ def small(monkeypatch):
     monkeypatch.setattr(step, "peak_memory", lambda name, *setting: 2**20 * (1 if name == "fused" else 2))
     chosen = [conv("up"), conv("down"), tiny("linear")]
     monkeypatch.setattr(operators, "cases", lambda only, quick=False: [c for c in chosen if only in c[0].operator])
+    monkeypatch.setattr(sweeps, "BASE", {"batch": 1, "channels": 8, "side": 8})
+    monkeypatch.setattr(sweeps, "VALUES", {"batch": (1, 2, 3)})
+    monkeypatch.setattr(sweeps, "STEP_BASE", TINY)
+    monkeypatch.setattr(sweeps, "STEP_VALUES", {"batch": ("batch_size", (2, 3))})
     monkeypatch.setattr(loading, "measure", lambda setting, rounds, tick: [LOADED | {"name": setting.name}])
-    monkeypatch.setattr(bench, "has_compiler", lambda: False)
-    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: bench.Limits(1e11, 1e10, 2e10))
+    monkeypatch.setattr(Arguments, "can_compile", False)
+    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
 
 
 def test_the_command(small, tmp_path, capsys):
@@ -302,9 +354,9 @@ def test_the_command(small, tmp_path, capsys):
     assert command(bench.main, "all", "--quick", "--json", json_file, "--markdown", markdown) == 0
     result, printed = json.loads(json_file.read_text()), capsys.readouterr().out
     assert result["schema"] == saved.SCHEMA and result["limits"]["matrix_flops"] == 1e11
-    rows = result["rows"]
-    assert {row["suite"] for row in rows} == set(bench.SUITES)
-    first = next(row for row in rows if row["suite"] == "ops")
+    found = result["rows"]
+    assert {row["suite"] for row in found} == set(bench.SUITES)
+    first = next(row for row in found if row["suite"] == "ops")
     assert first["speedup"].keys() == {"eager", "strong"} and len(first["timings"]["fused"]["samples"]) == 10
     assert len(first["timings"]["strong contiguous"]["quartiles"]) == 2
     assert (
@@ -312,10 +364,14 @@ def test_the_command(small, tmp_path, capsys):
         and first["share_of_copy"] > 0
         and first["flops_as_written"] > first["algebra_flops"]
     )
-    whole = next(row for row in rows if row["suite"] == "step")
+    whole = next(row for row in found if row["suite"] == "step")
     assert whole["memory"] == {"fused": 2**20, "eager": 2**21, "compile": None, "strong": 2**21}
-    scaled = next(row for row in rows if row["suite"] == "scaling")
-    assert scaled["speedup_over_one_thread"]["fused"]["1"] == 1
+    scaled = next(row for row in found if row["suite"] == "scaling")
+    assert scaled["axis"] == "threads" and scaled["speedup_over_one_thread"]["fused"]["1"] == 1
+    swept = {row["name"]: row for row in found if row["suite"] == "scaling" and row["axis"] == "batch"}
+    assert swept.keys() == {"refiner step by batch", "resize_conv_act up elu by batch"}
+    assert list(swept["refiner step by batch"]["timings"]["eager"]) == ["2", "3"]
+    assert whole["allocated"]["fused"] < whole["allocated"]["eager"] and "compile" not in whole["allocated"]
     assert "no C++ compiler" in printed and "Native calls of one fused step" in printed and "50%" in printed
     assert markdown.read_text().count("| --- |") >= 6 and "resize_conv_act_backward" in markdown.read_text()
 
@@ -328,8 +384,8 @@ def test_a_wrong_result_is_the_exit_status(small, monkeypatch, capsys):
 
 def test_a_spent_budget_names_what_was_left_out(small, tmp_path, capsys):
     assert command(bench.main, "ops", "--budget", "-1", "--json", tmp_path / "result.json") == 0
-    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert len(rows) == 3 and all("budget" in row["not_run"] for row in rows)
+    found = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert len(found) == 3 and all("budget" in row["not_run"] for row in found)
     assert "not run" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks import figures, loading, page, saved
-from benchmarks.measure import Timing
+from benchmarks.measure import Limits, Timing
 from engine.charts import styled
 
 TINY = loading.Setting(12, 178, 218, 64, 4, {"filters": 8, "batch_size": 2, "resolution": 32, "hidden": 8})
@@ -35,7 +35,7 @@ def rows() -> list[dict]:
 def test_the_suite(quick, monkeypatch, tmp_path, capsys):
     """Both loaders against real worker processes, and the page of it; the user's cache folder is left alone."""
     monkeypatch.setenv("KILN_CACHE", str(tmp_path / "own"))
-    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: bench.Limits(1e11, 1e10, 2e10))
+    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
     file, html = tmp_path / "result.json", tmp_path / "result.html"
     assert command(bench.main, "loading", "--json", file, "--html", html) == 0
     printed = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_turns_take_what_is_ready_untimed(monkeypatch):
 
 
 def test_without_dali(quick, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: bench.Limits(1e11, 1e10, 2e10))
+    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
     monkeypatch.setattr(loading.environment, "attempt", lambda module: (None, "ImportError: no nvidia"))
     assert command(bench.main, "loading", "--json", tmp_path / "result.json") == 0
     (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]

@@ -12,6 +12,7 @@ from tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks import figures, page, saved
+from benchmarks.measure import Limits
 from engine.charts import styled
 
 VOID = {"meta", "br", "path", "use", "line", "rect", "img", "link"}
@@ -142,8 +143,10 @@ def test_html_beside_the_measurement(few, tmp_path, monkeypatch):
             gains = row["speedup_over_one_thread"]
             row["speedup_over_one_thread"] = {n: {int(t): g for t, g in by.items()} for n, by in gains.items()}
             row["timings"] = {n: {int(t): v for t, v in by.items()} for n, by in row["timings"].items()}
-    monkeypatch.setitem(bench.SUITES, "ops", lambda arguments, limits: (rows, []))
-    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: bench.Limits(1e11, 1e10, 2e10))
+    monkeypatch.setitem(
+        bench.SUITES, "ops", bench.Suite(lambda arguments, limits: (rows, []), lambda only, quick: ["one"])
+    )
+    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
     out, kept = tmp_path / "page.html", tmp_path / "kept.json"
     assert command(bench.main, "ops", "--html", out, "--json", kept) == 0
     text = out.read_text()

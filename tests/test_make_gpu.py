@@ -108,13 +108,13 @@ def test_the_benchmark_s_rows_become_figures(monkeypatch, place):
 
 def test_the_benchmark_is_told_its_budget(monkeypatch, place):
     """The command line is one that python -m benchmarks takes."""
-    import benchmarks.__main__ as bench
+    from benchmarks.arguments import Arguments
     from engine import cli
 
     seen = []
 
     def run(self, *words, env=None):
-        seen.append(cli.parse(bench.Arguments, words[3:], prog="benchmarks", description=""))
+        seen.append(cli.parse(Arguments, words[3:], prog="benchmarks", description=""))
         Path(words[words.index("--json") + 1]).write_text('{"rows": []}')
         return ""
 

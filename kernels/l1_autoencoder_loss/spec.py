@@ -50,4 +50,5 @@ SPEC = Spec(
     bytes=lambda s, dtype: (4.0 * dtype.itemsize + 0.5) * prod(s.shapes["target"]),
     strong=strong,
     work=_work,
+    sweeps={"": lambda batch, channels, side: _sample(batch, channels, side, side)},
 )

@@ -140,4 +140,6 @@ SPEC = Spec(
     flops=_flops,
     bytes=_bytes,
     strong=strong,
+    # channels: of the result
+    sweeps={"3x3": lambda batch, channels, side: _sample(batch, 68, 3, side, side, channels, 3, padding=1)},
 )

@@ -1,6 +1,6 @@
 """Samples, tolerances and costs of resize_conv_act."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -133,6 +133,16 @@ def _benchmarks() -> list[Sample]:
     ]
 
 
+def _sized(resize: str) -> Callable[[int, int, int], Sample]:
+    """side: of the convolution."""
+
+    def sample(batch: int, channels: int, side: int) -> Sample:
+        x_side = side // 2 if resize == "up" else side
+        return _sample(batch, channels, x_side, x_side, channels, resize, "elu")
+
+    return sample
+
+
 SPEC = Spec(
     operator="resize_conv_act",
     samples=_samples(),
@@ -143,4 +153,5 @@ SPEC = Spec(
     bytes=_bytes,
     strong=strong,
     work=_work,
+    sweeps={f"{resize} elu": _sized(resize) for resize in ("up", "none", "down")},
 )

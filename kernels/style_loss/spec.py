@@ -74,4 +74,5 @@ SPEC = Spec(
     ),
     strong=strong,
     work=_work,
+    sweeps={"": lambda batch, channels, side: _sample(batch, channels, side, side)},
 )

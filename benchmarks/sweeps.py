@@ -1,0 +1,139 @@
+"""Cost against image side, channels and batch: one of them grows, the others stay, and a law is fitted.
+
+The law is t = fixed + unit x^power: what a call costs however small it is, and how it grows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from benchmarks import operators, step
+from benchmarks.measure import Timing, interleaved
+from engine import ops
+from engine.kernels import _spec
+
+# what stays while another grows, and what each grows through
+BASE = {"batch": 8, "channels": 64, "side": 32}
+VALUES = {"side": (8, 16, 32, 64, 128), "channels": (16, 32, 64, 128, 256), "batch": (1, 2, 4, 8, 16, 32)}
+# of the refiner's step: its options
+STEP_BASE = {"batch_size": 16, "filters": 16, "resolution": 64}
+STEP_VALUES = {
+    "side": ("resolution", (32, 64, 128)),
+    "channels": ("filters", (8, 16, 32, 64)),
+    "batch": ("batch_size", (4, 8, 16, 32)),
+}
+Prepare = Callable[[int], tuple[dict[str, Callable], list[str]]]
+QUICK_SWEEPS = ("resize_conv_act up elu", "refiner step")
+POWERS = np.arange(0.0, 3.001, 0.01)
+
+
+@dataclass(frozen=True)
+class Law:
+    """t = fixed + unit x^power, in seconds, and the largest relative deviation of a median from it."""
+
+    fixed: float
+    unit: float
+    power: float
+    worst: float
+
+    def __call__(self, x: float) -> float:
+        return self.fixed + self.unit * x**self.power
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """prepare(value): fused and eager as calls, with what disagrees between them (then no time is taken)."""
+
+    name: str
+    axis: str
+    values: tuple[int, ...]
+    prepare: Prepare
+
+    @property
+    def label(self) -> str:
+        """In the rows' names."""
+        return f"{self.name} by {self.axis}"
+
+
+def cases(only: str, quick: bool, device: str) -> Iterator[Sweep]:
+    """The sweeps whose label contains `only`: the refiner's step, then operators; quick: of each kind one, by batch."""
+    for sweep in _all(device):
+        if only in sweep.label and (not quick or (sweep.name in QUICK_SWEEPS and sweep.axis == "batch")):
+            yield sweep
+
+
+def _all(device: str) -> Iterator[Sweep]:
+    for axis, (option, values) in STEP_VALUES.items():
+        yield Sweep("refiner step", axis, values, lambda value, o=option: calls_of_step(STEP_BASE | {o: value}, device))
+    for operator, spec in _spec.specs().items():
+        for kind, sized in spec.sweeps.items():
+            for axis, values in VALUES.items():
+                yield Sweep(f"{operator} {kind}".rstrip(), axis, values, _grown(spec, sized, axis, device))
+
+
+def _grown(spec: _spec.Spec, sized: Callable[..., _spec.Sample], axis: str, device: str) -> Prepare:
+    return lambda value: calls_of(spec, sized(**BASE | {axis: value}), device)
+
+
+def measure(
+    sweep: Sweep, rounds: int, after_point: Callable[[], object]
+) -> tuple[dict[str, dict[int, Timing]], list[str]]:
+    """Timings of fused and eager by value, or what disagrees at the first value where something does."""
+    found: dict[str, dict[int, Timing]] = {}
+    for value in sweep.values:
+        calls, failed = sweep.prepare(value)
+        if failed:
+            return {}, [f"{sweep.axis} {value}: {text}" for text in failed]
+        for name, timing in interleaved(calls, rounds=rounds).items():
+            found.setdefault(name, {})[value] = timing
+        after_point()
+    return found, []
+
+
+def fit(by: dict[int, Timing]) -> Law:
+    """The law nearest to the medians: least squares of relative deviations, neither part below zero."""
+    x, t = np.array(list(by), float), np.array([timing.median for timing in by.values()])
+    best: tuple[float, Law] | None = None
+    for power in POWERS:
+        grown = x**power
+        for columns in ((np.ones_like(x), grown), (grown,)):  # without the fixed part where it would be negative
+            solved = np.linalg.lstsq(np.stack(columns, 1) / t[:, None], np.ones_like(t), rcond=None)[0]
+            fixed, unit = solved if len(solved) == 2 else (0.0, solved[0])
+            if min(fixed, unit) < 0:
+                continue
+            deviation = (fixed + unit * grown) / t - 1
+            if best is None or float(deviation @ deviation) < best[0] - 1e-12:
+                law = Law(float(fixed), float(unit), float(power), float(np.abs(deviation).max()))
+                best = float(deviation @ deviation), law
+    assert best is not None, "a power alone always fits somehow"
+    return best[1]
+
+
+def row(sweep: Sweep, timings: dict[str, dict[int, Timing]], failed: list[str]) -> dict:
+    """The result of one sweep."""
+    head = {"suite": "scaling", "name": sweep.label, "axis": sweep.axis}
+    if failed:
+        return head | {"failed": failed}
+    taken = {name: {value: timing.to_json() for value, timing in by.items()} for name, by in timings.items()}
+    return head | {"timings": taken, "law": {name: asdict(fit(by)) for name, by in timings.items()}}
+
+
+def calls_of_step(setting: dict, device: str) -> tuple[dict[str, Callable], list[str]]:
+    """A fused and an eager step of the refiner as calls, and the losses that disagree."""
+    built = {name: step.build(name, setting, device) for name in ("fused", "eager channels_last")}
+    failed = step.disagreements(built, step.build("eager channels_last", setting, device))
+    return {
+        name.split()[0]: lambda system=system, batch=batch: system.step(batch)
+        for name, (system, batch) in built.items()
+    }, failed
+
+
+def calls_of(spec: _spec.Spec, sample: _spec.Sample, device: str) -> tuple[dict[str, Callable], list[str]]:
+    """Forward and backward of an operator, fused and eager, as calls, and the results that disagree."""
+    operator = ops.OPERATORS[spec.operator]
+    failed = operators.disagreements(spec, sample, device, {"eager": operator.reference})
+    made = _spec.tensors(sample, torch.float32, device)
+    functions = {"fused": operator.function, "eager": operator.reference}
+    return {name: operators.both_passes(function, made, sample) for name, function in functions.items()}, failed
