@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test sanitize bench readme-figures gpu lint dist check-dist clean
+.PHONY: train test sanitize bench readme-figures gpu lint docs dist check-dist clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -42,9 +42,11 @@ readme-figures: $(VENV)/installed  ## the README's measured table and plot, from
 gpu: $(VENV)/installed  ## everything that a GPU can show, in eight minutes; results in OUT=folder
 	$(RUN) -m benchmarks.gpu $(OUT)
 
-lint: $(VENV)/installed  ## formatting and lint
+lint: $(VENV)/installed  ## formatting, lint, and the types of the public API as it is installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	rm -rf build/typed/engine && $(RUN) setup.py --quiet build_py --build-lib build/typed
+	cd build/typed && $(abspath $(RUN)) -m mypy --config-file ../../pyproject.toml
 
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +57,9 @@ $(VENV)/installed: $(SOURCES)
 # the Pythons that wheels are built for: each of these that is here with its C headers
 HEADERS := import os, sysconfig; print(os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))
 PYTHONS ?= $(foreach version,3.10 3.11 3.12 3.13,$(if $(filter True,$(shell python$(version) -c '$(HEADERS)' 2>/dev/null)),python$(version)))
+
+docs: $(VENV)/installed  ## the API reference, from docstrings, in build/docs
+	$(RUN) docs/reference.py
 
 dist: $(VENV)/installed  ## dist/: the sdist, and a manylinux wheel made from it for each Python here
 	rm -rf dist build/wheels

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 __version__ = "0.2.0"
@@ -12,8 +13,7 @@ def _mount_kernels() -> None:
     beside = Path(__file__).resolve().parent.parent / "kernels"
     if "engine.kernels" in sys.modules or (Path(__file__).parent / "kernels").is_dir() or not beside.is_dir():
         return
-    spec = importlib.util.spec_from_loader("engine.kernels", loader=None, is_package=True)
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(ModuleSpec("engine.kernels", loader=None, is_package=True))
     module.__path__ = [str(beside)]
     sys.modules["engine.kernels"] = module
     globals()["kernels"] = module

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -39,10 +39,10 @@ Sizes = Annotated[
     ),
 ]
 
-Switch = tyro.conf.FlagCreatePairsOff[bool]
-
-Switch = tyro.conf.FlagCreatePairsOff[bool]
-
+if TYPE_CHECKING:
+    Switch = bool
+else:
+    Switch = tyro.conf.FlagCreatePairsOff[bool]
 
 _NOT_SAVED = {"saved": False}  # of the command line alone
 

@@ -1,13 +1,30 @@
 """The public operators: every folder of kernels/ by its name, and `explain`, which tells what runs them here."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
 from engine.kernels import _op as _contract
+
+if TYPE_CHECKING:
+    # for type checkers, which do not see what `discover` finds
+    from engine.kernels.began_balance import began_balance as began_balance
+    from engine.kernels.gram import gram as gram
+    from engine.kernels.image_batch import image_batch as image_batch
+    from engine.kernels.l1_autoencoder_loss import l1_autoencoder_loss as l1_autoencoder_loss
+    from engine.kernels.landmark_conv import landmark_conv as landmark_conv
+    from engine.kernels.landmark_heatmap import landmark_heatmap as landmark_heatmap
+    from engine.kernels.linear import linear as linear
+    from engine.kernels.resize_conv_act import resize_conv_act as resize_conv_act
+    from engine.kernels.style_loss import style_loss as style_loss
 
 OPERATORS = _contract.discover()
 globals().update({name: operator.function for name, operator in OPERATORS.items()})
-__all__ = ["OPERATORS", "Explanation", "explain", *OPERATORS]
+__all__ = ["OPERATORS", "Explanation", "decompositions", "explain", *OPERATORS]
 
 
-class Explanation(list):
+class Explanation(list[_contract.Implementation]):
     """Rows (operator, device, kind, why); prints as a table."""
 
     def __str__(self) -> str:
@@ -24,3 +41,12 @@ def explain(operator: str | None = None) -> Explanation:
     """
     chosen = OPERATORS.values() if operator is None else [OPERATORS[operator]]
     return Explanation(row for op in chosen for row in op.implementations())
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
+    """Every operator as its plain PyTorch reference, for what knows no operator of Kiln: ONNX, other runtimes.
+
+    For `ExportedProgram.run_decompositions`: the program then holds ATen operators only, with the same results. The
+    table is of forward passes, which are what torch.export records.
+    """
+    return {getattr(torch.ops.kiln, name).default: operator.decomposition for name, operator in OPERATORS.items()}

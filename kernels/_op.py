@@ -38,6 +38,7 @@ class Operator:
     function: Callable
     reference: Callable
     implementations: Callable[[], list[Implementation]]
+    decomposition: Callable  # the reference with the arguments and results of torch.ops.kiln.<name>
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -219,9 +220,27 @@ def differentiable_gradients(
     return [next(found) if n else None for n in need]
 
 
-def publish(function: Callable, reference: Callable, implementations: Callable[[], list[Implementation]]) -> None:
-    """Enters a public operator in the table that `explain`, the tests and the benchmark read."""
-    OPERATORS[function.__name__] = Operator(function.__name__, function, reference, implementations)
+def publish(
+    function: Callable,
+    reference: Callable,
+    implementations: Callable[[], list[Implementation]],
+    decomposition: Callable | None = None,
+) -> None:
+    """Enters a public operator in the table that `explain`, the tests and the benchmark read.
+
+    decomposition: torch.ops.kiln.<name> in plain PyTorch; None: the reference, its arguments named as in the schema.
+    """
+    name = function.__name__
+    OPERATORS[name] = Operator(name, function, reference, implementations, decomposition or _by_name(name, reference))
+
+
+def _by_name(operator: str, reference: Callable) -> Callable:
+    names = [argument.name for argument in getattr(torch.ops.kiln, operator).default._schema.arguments]
+
+    def decomposed(*args: object) -> object:
+        return reference(**dict(zip(names, args, strict=True)))
+
+    return decomposed
 
 
 def discover() -> dict[str, Operator]:

@@ -1,6 +1,7 @@
 """The BEGAN discriminator, an autoencoder, and the decoder body it shares with the generators."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Encoder(nn.Module):
         levels = len(level_sizes(resolution))
         self.out_channels = levels * filters
         self.downsample = downsample
-        style = {"activation": activation, "fused": fused}
+        style: dict[str, Any] = {"activation": activation, "fused": fused}
         self.first = Conv(channels, filters, **style)
         self.blocks = nn.ModuleList()
         width = filters
@@ -74,7 +75,8 @@ class Decoder(nn.Module):
         inject = inject or {}
         self.sizes = level_sizes(resolution)
         self.blocks = nn.ModuleList()
-        style = {"activation": activation, "fused": fused}
+        style: dict[str, Any] = {"activation": activation, "fused": fused}
+        first: nn.Module
         for size in self.sizes:
             if size > SMALLEST and upsample == "deconv":
                 first = Deconv(filters, filters, activation=activation)
@@ -118,7 +120,8 @@ class Autoencoder(nn.Module):
         fused: bool = True,
     ):
         super().__init__()
-        shape, style = (resolution, filters, channels), {"activation": activation, "fused": fused}
+        shape = (resolution, filters, channels)
+        style: dict[str, Any] = {"activation": activation, "fused": fused}
         self.encoder = Encoder(*shape, downsample=downsample, **style)
         self.encode = Linear(SMALLEST * SMALLEST * self.encoder.out_channels, hidden, fused=fused)
         self.decode = Linear(hidden, SMALLEST * SMALLEST * filters, fused=fused)

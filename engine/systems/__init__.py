@@ -68,5 +68,6 @@ def load_trained(
         raise InputError(f"{checkpoint.path} is of the system {system.name}, which {KINDS[system.kind]}")
     config = replace(checkpoint.config, fused=fused)
     module = system.trained(config)
-    load_part(module.generator, checkpoint.weights, "ema" if ema else "generator")
+    generator = module.get_submodule("generator")
+    load_part(generator, checkpoint.weights, "ema" if ema else "generator")
     return module.requires_grad_(False).to(device).eval(), config

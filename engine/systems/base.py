@@ -1,7 +1,7 @@
 """What a system gives the training loop, and what all systems share: optimisers, moving average, state."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +81,7 @@ class System:
         """Rows of images for the sample grid, top to bottom: label -> (B, C, R, R) in [-1, 1]."""
         raise NotImplementedError
 
-    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
+    def passes(self, fused: bool) -> list[tuple[nn.Module, tuple[Any, ...], int]]:
         """What is kept at once for the backward passes of a step: (network, inputs for one sample, samples per image).
 
         Works on a system built on the meta device; for the memory estimate.
@@ -130,6 +130,7 @@ class System:
         # on a GPU the learning rate is a tensor: changing it never waits for the device, and a CUDA graph reads it anew
         lr = torch.tensor(rate * self.config.lr, device=self.device) if on_gpu else rate * self.config.lr
         fused = self.device.type in ("cpu", "cuda")
+        optimiser: torch.optim.Optimizer
         if kind == "adam":
             optimiser = torch.optim.Adam(parameters, lr=lr, fused=fused, capturable=on_gpu, **options)
         elif kind == "sgd":
@@ -150,7 +151,7 @@ class System:
                 else:
                     group["lr"] = group["rate"] * lr
 
-    def precision(self) -> contextlib.AbstractContextManager:
+    def precision(self) -> "contextlib.AbstractContextManager[Any]":
         """The context of forward passes: autocast to bfloat16 with --precision bf16, nothing otherwise."""
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -159,7 +160,8 @@ class System:
     def average(self, name: str, of: nn.Module) -> None:
         """Move the average `name` towards `of` by this step's weight; buffers (BatchNorm's) are taken as they are."""
         average = self.averaged()[name]
-        averages, towards = list(average.parameters()), list(of.parameters())
+        averages: list[Tensor] = list(average.parameters())
+        towards: list[Tensor] = list(of.parameters())
         approach(averages, towards, self.average_weight, few_launches=self.device.type == "cuda")
         with torch.no_grad():
             for kept, buffer in zip(average.buffers(), of.buffers(), strict=True):
@@ -198,7 +200,7 @@ class System:
 
 
 @torch.no_grad()
-def approach(averages: Sequence[Tensor], towards: Sequence[Tensor], weight: Tensor, *, few_launches: bool) -> None:
+def approach(averages: list[Tensor], towards: list[Tensor], weight: Tensor, *, few_launches: bool) -> None:
     """averages += weight (towards - averages), in place.
 
     weight: () on the tensors' device. few_launches: three over all tensors, where lerp with such a weight takes one for

@@ -20,5 +20,5 @@ def image_batch(
     across = offsets[:, :1] + torch.where(mirror[:, None], resolution - 1 - steps, steps)
     pixels = (rows[:, None, None] * side + down[:, :, None]) * side + across[:, None, :]
     flat = store.reshape(count * side * side, channels).index_select(0, pixels.reshape(-1))
-    values = flat.to(torch.promote_types(dtype, torch.float32)).div_(127.5).sub_(1).to(dtype)
+    values = (flat.to(torch.promote_types(dtype, torch.float32)) / 127.5 - 1).to(dtype)
     return values.reshape(len(rows), resolution, resolution, channels).permute(0, 3, 1, 2)

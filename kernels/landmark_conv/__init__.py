@@ -1,5 +1,7 @@
 """The convolution of an image and landmark heatmaps, summed from small stamps: the heatmaps are never made."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -157,8 +159,9 @@ def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     """Empty gradients of landmarks, weight, bias and image; those not needed have no elements."""
     formats = [torch.contiguous_format] * 3 + [torch.channels_last]
     given = [t if n else None for t, n in zip(like, need, strict=True)]
+    weight = cast(Tensor, like[1])
     return [
-        torch.empty(0, dtype=like[1].dtype, device=like[1].device)
+        torch.empty(0, dtype=weight.dtype, device=weight.device)
         if t is None
         else torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=f)
         for t, f in zip(given, formats, strict=True)

@@ -147,4 +147,12 @@ _forward = _op.define(
     setup_context=_setup_context,
     backward=_autograd,
 )
-_op.publish(landmark_heatmap, reference, lambda: _op.own_implementations(NAME))
+
+
+def _decomposition(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    options = {"sigma": sigma, "radius": radius, "subpixel": subpixel, "dtype": dtype, "memory_format": order}
+    return reference(landmarks, height, width, **options)
+
+
+_op.publish(landmark_heatmap, reference, lambda: _op.own_implementations(NAME), _decomposition)

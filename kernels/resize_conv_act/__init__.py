@@ -1,6 +1,7 @@
 """Nearest-neighbour resize, 3x3 convolution, bias and activation in one operator."""
 
 import os
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -168,11 +169,11 @@ def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     """Empty gradients of x, weight, bias and second; those not needed have no elements."""
     given = [t if n else None for t, n in zip(like, need, strict=True)]
     formats = [torch.channels_last, torch.contiguous_format, torch.contiguous_format, torch.channels_last]
-    device = like[0].device
+    x = cast(Tensor, like[0])
     return [
-        torch.empty(0, dtype=like[0].dtype, device=device)
+        torch.empty(0, dtype=x.dtype, device=x.device)
         if t is None
-        else torch.empty(t.shape, dtype=t.dtype, device=device, memory_format=f)
+        else torch.empty(t.shape, dtype=t.dtype, device=x.device, memory_format=f)
         for t, f in zip(given, formats, strict=True)
     ]
 
