@@ -1,11 +1,21 @@
 """Kiln: a custom-kernel training engine for face-image GANs. Importing it loads neither Triton nor DALI."""
 
+import importlib
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 __version__ = "0.2.0"
+
+# names that are imported when they are first used: torch is loaded with them
+LAZY = {"fuse": "engine.fusion", "unfuse": "engine.fusion", "FuseReport": "engine.fusion"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in LAZY:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    return getattr(importlib.import_module(LAZY[name]), name)
 
 
 def _mount_kernels() -> None:

@@ -137,7 +137,7 @@ def test_autocast(resize):
 def test_nan_is_not_hidden():
     x, weight = torch.randn(1, 16, 8, 8).cuda(), torch.randn(16, 16, 3, 3).cuda()
     x[0, 0, 4, 4] = torch.nan
-    for activation in ("none", "elu", "relu", "leaky_relu", "tanh", "sigmoid"):
+    for activation in ("none", "elu", "relu", "leaky_relu", "tanh", "sigmoid", "silu"):
         assert ops.resize_conv_act(x, weight, activation=activation).isnan().any(), activation
     assert ops.l1_autoencoder_loss(x, torch.zeros_like(x))[1].isnan()
     assert ops.gram(x).isnan().any()

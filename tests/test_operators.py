@@ -185,6 +185,20 @@ def test_second_derivatives(name):
         assert _spec.relative_error(fused, eager) < 2e-5
 
 
+@pytest.mark.parametrize("resize", ["none", "up", "down"])
+def test_silu_with_and_without_gradient(resize):
+    """One pass where nothing is recorded, an operation of its own where the sum is needed; also called directly."""
+    torch.use_deterministic_algorithms(False)
+    x, weight = torch.randn(2, 9, 6, 5, requires_grad=True), torch.randn(12, 9, 3, 3, requires_grad=True)
+    y = ops.resize_conv_act(x, weight, resize=resize, activation="silu")
+    assert "Silu" in y.grad_fn.name()
+    with torch.no_grad():
+        torch.testing.assert_close(ops.resize_conv_act(x, weight, resize=resize, activation="silu"), y)
+    direct = torch.ops.kiln.resize_conv_act(x, weight, None, None, None, resize, "silu", 0.2, False, 0)
+    wanted = torch.autograd.grad(y.square().sum(), (x, weight))
+    torch.testing.assert_close(torch.autograd.grad(direct.square().sum(), (x, weight)), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_compiles_in_one_graph():
     torch.use_deterministic_algorithms(False)
     x = torch.randn(2, 8, 8, 8).to(memory_format=torch.channels_last)
@@ -224,7 +238,7 @@ def test_nan_is_not_hidden():
     x = torch.randn(1, 16, 8, 8)
     x[0, 0, 4, 4] = torch.nan
     weight = torch.randn(16, 16, 3, 3)
-    for activation in ("none", "elu", "relu", "leaky_relu", "tanh", "sigmoid"):
+    for activation in ("none", "elu", "relu", "leaky_relu", "tanh", "sigmoid", "silu"):
         assert ops.resize_conv_act(x, weight, activation=activation).isnan().any(), activation
     assert ops.l1_autoencoder_loss(x, torch.zeros_like(x))[1].isnan()
 

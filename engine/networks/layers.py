@@ -33,7 +33,7 @@ OPERATORS = (
 )
 SMALLEST = 8  # side of the coarsest level
 # variance of the weights times fan-in that keeps the mean square of a signal through layers of an activation
-GAINS = {"none": 1.0, "elu": 1.5, "relu": 2.0, "leaky_relu": 2 / 1.04, "tanh": 1.0, "sigmoid": 1.0}
+GAINS = {"none": 1.0, "elu": 1.5, "relu": 2.0, "leaky_relu": 2 / 1.04, "tanh": 1.0, "sigmoid": 1.0, "silu": 2.8}
 
 
 def level_sizes(resolution: int) -> list[int]:

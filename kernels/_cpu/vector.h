@@ -94,7 +94,7 @@ static inline void store_part(Dtype dtype, void* base, int64_t index, vf v, int 
     std::memcpy(static_cast<char*>(base) + index * element_size(dtype), raw, n * element_size(dtype));
 }
 
-enum Activation { NONE = 0, ELU = 1, RELU = 2, LEAKY_RELU = 3, TANH = 4, SIGMOID = 5 };
+enum Activation { NONE = 0, ELU = 1, RELU = 2, LEAKY_RELU = 3, TANH = 4, SIGMOID = 5, SILU = 6 };
 
 // For x in [-87, 88]: exp(x) = scale * (1 + result), with scale = 2^n and result = expm1(x - n ln 2).
 static inline vf exp_parts(vf x, vf& scale) {
@@ -140,11 +140,15 @@ static inline vf activate(Activation kind, vf x, float slope) {
         vf e = expm1(-x) + 1.0f;
         return 1.0f / (1.0f + e);
     }
+    case SILU: {
+        vf e = exp_of_negative(x < 0.0f ? x : -x);  // of -|x|: no overflow, and -0 far below zero
+        return (x < 0.0f ? x * e : x) / (1.0f + e);
+    }
     default: return x;
     }
 }
 
-// The derivative as a function of the output y.
+// The derivative as a function of the output y; SILU's is none.
 static inline vf derivative(Activation kind, vf y, float slope) {
     const vf one = splat(1.0f);
     switch (kind) {

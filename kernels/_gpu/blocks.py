@@ -7,7 +7,7 @@ from .launch import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # activations by the number that ACTIVATION_NUMBERS of resize_conv_act gives them
-ELU, RELU, LEAKY_RELU, TANH, SIGMOID = (tl.constexpr(number) for number in (1, 2, 3, 4, 5))
+ELU, RELU, LEAKY_RELU, TANH, SIGMOID, SILU = (tl.constexpr(number) for number in (1, 2, 3, 4, 5, 6))
 
 
 @triton.jit
@@ -79,13 +79,15 @@ def activate(v, ACTIVATION: tl.constexpr, slope):
         return tanh(v)
     elif ACTIVATION == SIGMOID:
         return 1.0 / (1.0 + tl.exp(-v))
+    elif ACTIVATION == SILU:
+        return v / (1.0 + tl.exp(-v))
     else:
         return v
 
 
 @triton.jit
 def derivative(y, ACTIVATION: tl.constexpr, slope):
-    """The activation's derivative as a function of its float32 output y."""
+    """The activation's derivative as a function of its float32 output y; SILU's is none."""
     if ACTIVATION == ELU:
         return tl.where(y > 0, 1.0, y + 1.0)
     elif ACTIVATION == RELU:

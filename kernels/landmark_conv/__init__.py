@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _native, _op
 from ..landmark_heatmap import check_landmarks
-from ..resize_conv_act import ACTIVATION_NUMBERS
+from ..resize_conv_act import FROM_OUTPUT
 from .reference import landmark_conv as reference
 
 NAME = "landmark_conv"
@@ -67,9 +67,9 @@ def landmark_conv(
 
 def check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation):
     _op.require(
-        activation in ACTIVATION_NUMBERS,
+        activation in FROM_OUTPUT,
         NAME,
-        f"activation is {activation!r}; it must be one of {', '.join(ACTIVATION_NUMBERS)}",
+        f"activation is {activation!r}; it must be one of {', '.join(FROM_OUTPUT)}",
     )
     check_landmarks(NAME, landmarks, height, width, sigma, radius)
     _op.require(
@@ -131,7 +131,7 @@ def _float32(tensor: Tensor | None) -> Tensor | None:
 def _integers(landmarks, weight, image, y, height, width, stride, padding, radius, subpixel, activation):
     channels = 0 if image is None else image.shape[1]
     sizes = [*landmarks.shape[:2], channels, height, width, *weight.shape[2:], *y.shape[1:]]
-    options = [stride, padding, subpixel, radius, ACTIVATION_NUMBERS[activation]]
+    options = [stride, padding, subpixel, radius, FROM_OUTPUT[activation]]
     return [_op.DTYPES[weight.dtype], *options, *sizes]
 
 

@@ -10,6 +10,7 @@ from .. import _op
 from .._spec import Sample, Spec
 from ..landmark_heatmap import landmark_heatmap
 from ..landmark_heatmap.reference import landmark_heatmap as eager_heatmap
+from ..resize_conv_act import FROM_OUTPUT
 from .reference import ACTIVATIONS
 from .reference import landmark_conv as reference
 
@@ -59,7 +60,7 @@ def _samples() -> list[Sample]:
     ]
     found += [
         _sample(2, 4, 2, 10, 11, 12, padding=1, activation=activation, subpixel=activation < "l", negative_slope=0.1)
-        for activation in ACTIVATIONS
+        for activation in FROM_OUTPUT
     ]
     return found
 

@@ -4,6 +4,7 @@ import os
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _native, _op
@@ -13,6 +14,7 @@ from .reference import resize_conv_act as reference
 
 RESIZES = {"none": 0, "up": 1, "down": 2}
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
+FROM_OUTPUT = {name: number for name, number in ACTIVATION_NUMBERS.items() if name != "silu"}  # their derivatives are
 DIRECT, TRANSFORMED, LARGE_TILES = 0, 1, 2
 NAME = "resize_conv_act"
 
@@ -37,7 +39,7 @@ def resize_conv_act(
     bias:           (Cout,) likewise, or None
     resize:         "none"; "up": x is enlarged by nearest x2 before the convolution; "down": the result keeps its even
                     rows and columns (nearest /2 after the convolution), the others are never computed
-    activation:     "none", "elu" (alpha 1), "relu", "leaky_relu" (negative_slope), "tanh", "sigmoid"
+    activation:     "none", "elu" (alpha 1), "relu", "leaky_relu" (negative_slope), "tanh", "sigmoid", "silu"
     second:         (B, C2, Hc, Wc) further input channels at the size the convolution runs at: (2H, 2W) for "up"
     grad_scale:     (B,) float32: factor of each sample in the gradients of weight and bias only (not of x and second)
     negative_slope: >= 0, of "leaky_relu"
@@ -46,7 +48,8 @@ def resize_conv_act(
     input_grad_from: samples before this one get no gradient in x and second (it is 0 there, and not computed)
 
     Returns (B, Cout, Ho, Wo) of x's dtype, channels_last; Ho = H, 2H or ceil(H / 2). Sums are float32.
-    Gradients of first order are fused; under create_graph=True they come from the reference, for any order.
+    Gradients of first order are fused; under create_graph=True they come from the reference, for any order. SiLU
+    needs the sum before it: where a gradient is recorded it is an operation of its own, after the convolution.
     Raises ValueError when a shape, dtype or option does not fit. Source: the networks of Nasser 2022, figures 1 and 2.
     """
     if exact is None:
@@ -54,8 +57,11 @@ def resize_conv_act(
     inference = not (torch.is_grad_enabled() and weight.requires_grad)
     if inference and not torch.compiler.is_compiling():
         kept_weights.keep(weight)
-    options = resize, activation, float(negative_slope), exact, input_grad_from
-    return _forward(x, weight, bias, second, grad_scale, *options)
+    apart = activation == "silu" and torch.is_grad_enabled()
+    apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second))
+    options = resize, "none" if apart else activation, float(negative_slope), exact, input_grad_from
+    y = _forward(x, weight, bias, second, grad_scale, *options)
+    return F.silu(y) if apart else y
 
 
 def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str, exact: bool) -> int:
@@ -70,16 +76,20 @@ def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str
         return DIRECT
     if resize != "none":
         return TRANSFORMED
+    large, small = (tile_cost(x_shape, channels, out_channels, side) for side in (4, 2))
+    return LARGE_TILES if large < small else TRANSFORMED
+
+
+def tile_cost(x_shape: tuple[int, ...], channels: int, out_channels: int, side: int) -> int:
+    """What the same size takes in tiles of side x side outputs: products of one input and one output channel.
+
+    To pack the weights and to sum their gradient is worth so many tiles more, most of all where these do not fit into
+    the L2 cache.
+    """
     batch, _, height, width = x_shape
-
-    def cost(side: int) -> int:
-        products = (side + 2) ** 2
-        # as many products for each tile; to pack the weights and to sum their gradient is worth so many tiles more,
-        # most of all where these do not fit into the L2 cache
-        more = 24 if 4 * products * channels * out_channels <= 1 << 20 else 160
-        return products * (batch * -(-height // side) * -(-width // side) + more)
-
-    return LARGE_TILES if cost(4) < cost(2) else TRANSFORMED
+    products = (side + 2) ** 2
+    more = 24 if 4 * products * channels * out_channels <= 1 << 20 else 160
+    return products * (batch * -(-height // side) * -(-width // side) + more)
 
 
 def check(
@@ -210,14 +220,16 @@ def _backward_fake(
 
 def _setup_context(ctx, inputs, output):
     x, weight, bias, second, grad_scale, *ctx.options = inputs
-    ctx.save_for_backward(x, weight, bias, second, grad_scale, output)
+    # without an activation the result is not needed: it may be written to
+    needed = output if ctx.options[1] in FROM_OUTPUT and ctx.options[1] != "none" else None
+    ctx.save_for_backward(x, weight, bias, second, grad_scale, needed)
 
 
 def _autograd(ctx, grad):
     x, weight, bias, second, grad_scale, y = ctx.saved_tensors
     resize, activation, negative_slope, _, input_grad_from = ctx.options
     need = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3)]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or activation not in FROM_OUTPUT:
 
         def of(x, weight, bias, second):
             options = {"resize": resize, "activation": activation, "negative_slope": negative_slope}
@@ -226,6 +238,7 @@ def _autograd(ctx, grad):
 
         found = _op.differentiable_gradients(of, [x, weight, bias, second], need, [grad])
         return *found, None, None, None, None, None, None
+    y = grad[:0] if y is None else y
     dx, dweight, dbias, dsecond = _backward(grad, y, x, weight, bias, second, grad_scale, *ctx.options, need)
     given = [g if n else None for g, n in zip((dx, dweight, dbias, dsecond), need, strict=True)]
     return *given, None, None, None, None, None, None

@@ -11,6 +11,7 @@ ACTIVATIONS = {
     "leaky_relu": lambda y, slope: F.leaky_relu(y, slope),
     "tanh": lambda y, slope: torch.tanh(y),
     "sigmoid": lambda y, slope: torch.sigmoid(y),
+    "silu": lambda y, slope: F.silu(y),
 }
 
 

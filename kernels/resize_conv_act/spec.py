@@ -14,7 +14,7 @@ KINKED = ("relu", "leaky_relu")  # their derivative jumps at zero
 def _sample(
     b: int, c: int, h: int, w: int, cout: int, resize: str, activation: str, *,
     second: int = 0, bias: bool = True, grad_scale: bool = False, input_grad_from: int = 0,
-    layout: str = "channels_last",
+    layout: str = "channels_last", inference: bool = False,
 ) -> Sample:  # fmt: skip
     scale = 2 if resize == "up" else 1
     shapes = {"x": (b, c, h, w), "weight": (cout, c + second, 3, 3)}
@@ -25,12 +25,14 @@ def _sample(
     if grad_scale:
         shapes["grad_scale"] = (b,)
     extras = [f"second {second}" * bool(second), "no bias" * (not bias), "grad_scale" * grad_scale]
+    extras.append("inference" * inference)
     options = {"resize": resize, "activation": activation}
     if input_grad_from:
         options["input_grad_from"] = input_grad_from
         extras.append(f"input gradient from {input_grad_from}")
     name = " ".join([f"{b}x{c}x{h}x{w}->{cout}", resize, activation, *filter(None, extras), layout])
-    return Sample(name, shapes, options, layout, activation in KINKED)
+    fixed = tuple(shapes) if inference else ()
+    return Sample(name, shapes, options, layout, activation in KINKED, fixed=fixed)
 
 
 def _samples() -> list[Sample]:
@@ -43,6 +45,7 @@ def _samples() -> list[Sample]:
             _sample(3, 71, 5, 6, 3, resize, "elu", second=3),
             _sample(2, 24, 16, 12, 64, resize, "elu", second=3, grad_scale=True),
             _sample(1, 8, 1, 1, 8, resize, "tanh"),
+            _sample(2, 16, 9, 7, 24, resize, "silu", inference=True),  # in the epilogue only where nothing is recorded
             _sample(0, 16, 4, 4, 8, resize, "elu"),
             _sample(2, 33, 17, 19, 40, resize, "sigmoid", layout="contiguous"),
             _sample(2, 12, 10, 11, 17, resize, "elu", layout="sliced"),

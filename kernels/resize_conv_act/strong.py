@@ -16,6 +16,7 @@ ACTIVATIONS = {
     "leaky_relu": lambda y, slope: F.leaky_relu(y, slope, inplace=True),
     "tanh": lambda y, slope: y.tanh_(),
     "sigmoid": lambda y, slope: y.sigmoid_(),
+    "silu": lambda y, slope: F.silu(y),  # its derivative needs the sum
 }
 
 

@@ -1,0 +1,97 @@
+"""What fusing a chain saves: products of the convolution as written and as the operator forms them.
+
+The rule, from the benchmark's results: nearest x2 before a convolution takes 9 of 36 products (16 with fewer than 8
+channels), nearest /2 after it a quarter, and an activation saves a pass over memory; these always pay. A convolution of
+the same size alone pays on a CPU in float32, by Winograd tiles, from 32 channels on, and where the maps are so large
+that the tiles save a fifth or more. A stride of 2 alone takes the same products as before: nothing to gain.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.kernels.resize_conv_act import RESIZES, form, tile_cost
+from engine.kernels.resize_conv_act.spec import SPEC
+
+FEWEST_CHANNELS = 32
+WORTH = 0.8  # of the products as written: at most so many may be left
+
+
+def why_no_gain(weight: Tensor, resize: str, activation: str) -> str:
+    """Why a chain does not pay, as far as its sizes do not matter; "" where it does."""
+    if activation != "none" or resize not in ("none", "stride 2"):
+        return ""
+    fewest = min(weight.shape[:2])
+    if resize == "stride 2":
+        return "nothing to gain: a stride of 2 alone takes as many products"
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return "nothing to gain: a convolution alone, not on a CPU in float32"
+    if fewest < FEWEST_CHANNELS:
+        return f"nothing to gain: a convolution alone, of {fewest} channels"
+    return ""
+
+
+def too_small(x_shape: tuple[int, ...], weight: Tensor) -> bool:
+    """Whether a convolution of the same size alone has maps too small for tiles to pay."""
+    pixels = x_shape[0] * x_shape[2] * x_shape[3]
+    tiles = min(tile_cost(x_shape, weight.shape[1], weight.shape[0], side) for side in (2, 4))
+    return tiles > WORTH * 9 * pixels
+
+
+def expected(weight: Tensor, resize: str) -> str:
+    """The saving in words, where sizes are not known: products for each value of the result and channel of x."""
+    many = min(weight.shape[:2]) >= 8
+    if resize == "up":
+        written, left = 9, 2.25 if many else 4
+    elif resize in ("nearest /2", "slice"):
+        written, left = 36, 9
+    else:
+        written, left = 9, 2.25 if many and resize == "none" else 9
+    return f"{written} -> {left:g} products a value" if written != left else "one pass, as many products"
+
+
+class Savings(TorchDispatchMode):
+    """Counts, while it is entered, the products of the fused chains: as written, and as the operator computes them.
+
+    shapes: of the inputs of each chain, by the path of its convolution
+    """
+
+    def __init__(self, model: nn.Module, paths: list[str]):
+        super().__init__()
+        self.paths: dict[int, tuple[str, object]] = {}
+        self.weights: dict[str, Tensor] = {}
+        self.products, self.shapes = {path: (0, 0) for path in paths}, {path: [] for path in paths}
+        for path in paths:
+            part = model
+            for name in path.split("."):
+                part = getattr(part, name)
+            weight = part if isinstance(part, Tensor) else part.weight
+            self.paths[weight.data_ptr()] = path, getattr(part, "stride", None)
+            self.weights[path] = weight
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.kiln.resize_conv_act.default and args[1].data_ptr() in self.paths:
+            self._count(args[0].shape, args[1], args[5], args[8])
+        return function(*args, **(kwargs or {}))
+
+    def _count(self, x_shape: torch.Size, weight: Tensor, resize: str, exact: bool) -> None:
+        path, stride = self.paths[weight.data_ptr()]
+        b, c, h, w = x_shape
+        integers = [0, RESIZES[resize], 0, form(x_shape, c, len(weight), resize, exact), b, c, 0, h, w, len(weight)]
+        left = int(SPEC.work("resize_conv_act_forward", [], integers).flops / 2)
+        pixels = b * h * w * (4 if resize == "up" else 1)
+        if stride == (2, 2):
+            pixels = b * -(-h // 2) * -(-w // 2)
+        before = self.products[path]
+        self.products[path] = before[0] + pixels * c * len(weight) * 9, before[1] + left
+        self.shapes[path].append(tuple(x_shape))
+
+    def text(self, path: str) -> str:
+        """What fusing saves at a path, in words."""
+        written, left = self.products[path]
+        return f"{written:,} -> {left:,} products" if written else "not reached by example_inputs"
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """Products of all chains as written and as computed."""
+        return tuple(map(sum, zip(*self.products.values(), strict=True))) if self.products else (0, 0)

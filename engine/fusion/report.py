@@ -1,0 +1,78 @@
+"""What `engine.fuse` did and did not, and why."""
+
+from typing import NamedTuple
+
+from engine.fusion.gains import Savings
+
+FEW = 3  # lines of the same pattern and reason that are printed each for itself
+
+
+class Entry(NamedTuple):
+    """One line of a report: the convolution's (or module's) path, the chain, and what it saves or why it stays."""
+
+    path: str
+    pattern: str
+    reason: str
+
+
+class FuseReport:
+    """What `fuse` replaced and what it left: two lists of (module path, pattern, reason).
+
+    replaced: the reason is what is saved: products of the convolution as written -> as the operator forms them; with
+              example_inputs of that call, else for each value of the result and channel of the input
+    skipped:  the reason is why it was left; those that begin with "nothing to gain" could be replaced but would not pay
+    products: of all replaced chains as written and as computed; None without example_inputs
+    error:    the norm-wise relative error (of the fused outputs, of eager's, what is allowed); None without them
+    """
+
+    def __init__(self) -> None:
+        self.replaced: list[Entry] = []
+        self.skipped: list[Entry] = []
+        self.products: tuple[int, int] | None = None
+        self.error: tuple[float, float, float] | None = None
+
+    @property
+    def refused(self) -> list[Entry]:
+        """What was left although it might have paid."""
+        return [entry for entry in self.skipped if not entry.reason.startswith("nothing to gain")]
+
+    def leave(self, entry: Entry) -> None:
+        """Enters what is left, once: a convolution called twice may be left twice for the same reason."""
+        if entry not in self.skipped:
+            self.skipped.append(entry)
+
+    def count(self, savings: Savings) -> None:
+        """Enters the products that were counted."""
+        self.products = savings.total
+        self.replaced = [entry._replace(reason=savings.text(entry.path)) for entry in self.replaced]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.replaced)} chains fused, {len(self.skipped)} left as they were"]
+        lines += _table("fused", self.replaced) + _table("left", self.skipped)
+        if self.products:
+            written, left = self.products
+            lines.append(
+                f"  products of the fused chains: {written:,} -> {left:,}, {written / max(1, left):.1f} times fewer"
+            )
+        if self.error:
+            lines.append("  outputs: error {:.1e}, eager {:.1e}, allowed {:.1e}".format(*self.error))
+        if not self.replaced:
+            lines.append("  nothing is gained: the model runs as it did")
+        elif self.products is None:
+            lines.append("  give example_inputs to compare the outputs and count the products")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _table(title: str, entries: list[Entry]) -> list[str]:
+    """Aligned lines; of many that are alike the first names the others' number."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        alike.setdefault((entry.pattern, entry.reason), []).append(entry.path or "(the model)")
+    rows = []
+    for (pattern, reason), paths in alike.items():
+        shown = paths if len(paths) <= FEW else [f"{paths[0]} and {len(paths) - 1} more"]
+        rows += [(path, pattern, reason) for path in shown]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    return [f"  {title:5}  {p:{widths[0]}}  {pattern:{widths[1]}}  {reason}".rstrip() for p, pattern, reason in rows]
