@@ -1,4 +1,6 @@
-"""`python -m benchmarks [ops|step|systems|loading|scaling|profile|all]`: fused against PyTorch here, equivalence first.
+"""`python -m benchmarks SUITE`: fused against PyTorch on this machine, each after its equivalence check.
+
+SUITE is ops, step, systems, latency, loading, scaling, profile, or all of these.
 
 `python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
 `python -m benchmarks html A.json OUT.html` makes the page of one again;
@@ -18,7 +20,20 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import compare, loading, operators, page, profile, readme, saved, scaling, selftest, step, systems
+from benchmarks import (
+    compare,
+    latency,
+    loading,
+    operators,
+    page,
+    profile,
+    readme,
+    saved,
+    scaling,
+    selftest,
+    step,
+    systems,
+)
 from benchmarks.arguments import Arguments, check
 from benchmarks.measure import Limits, commit, measure_limits
 from benchmarks.table import Table
@@ -39,6 +54,7 @@ SUITES = {
     "ops": Suite(operators.run, operators.cases),
     "step": Suite(step.run, step.settings),
     "systems": Suite(systems.run, systems.cases),
+    "latency": Suite(latency.run, latency.cases),
     "loading": Suite(loading.run, loading.cases),
     "scaling": Suite(scaling.run, scaling.cases),
     "profile": Suite(profile.run, step.settings),

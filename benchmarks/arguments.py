@@ -19,12 +19,12 @@ class Arguments:
     """Options of the benchmark."""
 
     suite: Annotated[
-        Literal["ops", "step", "systems", "loading", "scaling", "profile", "all", "compiled", "predict"],
+        Literal["ops", "step", "systems", "latency", "loading", "scaling", "profile", "all", "compiled", "predict"],
         tyro.conf.Positional,
     ] = "all"
-    """Operators; whole training steps of the refiner; those of the other systems; the loaders of pictures; the first
-    two at 1 to all threads; where a fused step's time goes on the CPU; or all of these. compiled: GPU kernels ahead
-    of time; predict: their times by a roofline, with cuda also measured."""
+    """Operators; whole training steps of the refiner; those of the other systems; one image through a trained refiner;
+    the loaders of pictures; the first two at 1 to all threads; where a fused step's time goes on the CPU; or all of
+    these. compiled: GPU kernels ahead of time; predict: their times by a roofline, with cuda also measured."""
     filter: str = ""
     """Only cases whose name contains this text."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -19,6 +19,7 @@ from engine.page import fill
 SPEEDS = {
     "step": "Training steps of the refiner",
     "systems": "Training steps of every system",
+    "latency": "One image through a trained refiner",
     "loading": "Loading pictures",
     "ops": "Operators, forward + backward",
 }

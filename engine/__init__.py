@@ -5,17 +5,31 @@ import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.fusion import FuseReport as FuseReport
+    from engine.fusion import fuse as fuse
+    from engine.fusion import unfuse as unfuse
+    from engine.inference import load as load
 
 __version__ = "0.2.0"
 
 # names that are imported when they are first used: torch is loaded with them
-LAZY = {"fuse": "engine.fusion", "unfuse": "engine.fusion", "FuseReport": "engine.fusion"}
+LAZY = {
+    "load": "engine.inference",
+    "fuse": "engine.fusion",
+    "unfuse": "engine.fusion",
+    "FuseReport": "engine.fusion",
+}
 
 
-def __getattr__(name: str) -> object:
-    if name not in LAZY:
-        raise AttributeError(f"module 'engine' has no attribute {name!r}")
-    return getattr(importlib.import_module(LAZY[name]), name)
+if not TYPE_CHECKING:  # it would have any name
+
+    def __getattr__(name: str) -> object:
+        if name not in LAZY:
+            raise AttributeError(f"module 'engine' has no attribute {name!r}")
+        return getattr(importlib.import_module(LAZY[name]), name)
 
 
 def _mount_kernels() -> None:

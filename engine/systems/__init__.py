@@ -51,23 +51,28 @@ def load_trained(
     ema: bool = True,
     kind: str | None = None,
 ) -> "tuple[torch.nn.Module, TrainConfig]":
-    """The module for use (System.trained) of a run folder or checkpoint, and the configuration it was trained with.
+    """The module for use (System.trained) of a run, checkpoint or exported folder, and its training's configuration.
 
-    ema:  the moving average of the generator, or its last weights
+    ema:  the moving average of the generator, or its last weights; an exported folder has one of them
     kind: what it has to be for, one of KINDS; None takes any
     Raises InputError for what is no good checkpoint, or one of another kind.
     """
     from dataclasses import replace
 
-    from engine.checkpoint import load
+    from engine import checkpoint, export
     from engine.systems.base import load_part
 
-    checkpoint = load(path)
-    system = system_class(checkpoint.config.system)
+    path, part = Path(path), "ema" if ema else "generator"
+    if export.is_exported(path):
+        saved, weights = export.read(path)
+        part = "generator"
+    else:
+        found = checkpoint.load(path)
+        path, saved, weights = found.path, found.config, found.weights
+    system = system_class(saved.system)
     if kind not in (None, system.kind):
-        raise InputError(f"{checkpoint.path} is of the system {system.name}, which {KINDS[system.kind]}")
-    config = replace(checkpoint.config, fused=fused)
+        raise InputError(f"{path} is of the system {system.name}, which {KINDS[system.kind]}")
+    config = replace(saved, fused=fused)
     module = system.trained(config)
-    generator = module.get_submodule("generator")
-    load_part(generator, checkpoint.weights, "ema" if ema else "generator")
+    load_part(module.get_submodule("generator"), weights, part)
     return module.requires_grad_(False).to(device).eval(), config
