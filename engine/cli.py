@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from engine import __version__
+from engine import __version__, launch
 from engine.environment import variable
-from engine.errors import InputError
+from engine.errors import InputError, LostRank, SharedError
 
 Config = TypeVar("Config")
 Main = Callable[[list[str]], int | None]
@@ -139,7 +139,10 @@ def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return status
     except InputError as error:
-        return _complain(name, str(error))
+        # what all ranks leave with is told once
+        return 2 if isinstance(error, SharedError) and launch.rank() else _complain(name, str(error))
+    except LostRank as error:
+        return 1 if launch.rank() else _complain(name, str(error), 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -174,10 +177,10 @@ def _mendable(error: Exception) -> str | None:
     return None
 
 
-def _complain(name: str, message: str) -> int:
+def _complain(name: str, message: str, status: int = 2) -> int:
     sys.stdout.flush()
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return 2
+    return status
 
 
 def usage() -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, g
 
 import tyro
 
-from engine import atomic
+from engine import atomic, launch
 from engine.errors import InputError
 
 Origins = dict[str, str]
@@ -40,9 +40,10 @@ Sizes = Annotated[
 ]
 
 if TYPE_CHECKING:
-    Switch = bool
+    Switch, Hidden = bool, int
 else:
     Switch = tyro.conf.FlagCreatePairsOff[bool]
+    Hidden = tyro.conf.SuppressFixed[tyro.conf.Fixed[int]]  # no option
 
 _NOT_SAVED = {"saved": False}  # of the command line alone
 
@@ -78,7 +79,7 @@ class TrainConfig:
     steps: int = 1000
     """Training steps in all, those before a resume included."""
     batch_size: int = 16
-    """Images per step."""
+    """Images per step, of all ranks together."""
     resolution: int = 64
     """Side of the images: 16, 32, 64, 128 or 256."""
     channels: Literal[1, 3] = 3
@@ -94,7 +95,10 @@ class TrainConfig:
     cuda_graph: bool = True
     """On cuda: record the step as one CUDA graph and launch it whole; without, kernel by kernel."""
     threads: int = 0
-    """CPU threads; 0 = all that PyTorch would use. The same number gives the same bits."""
+    """CPU threads of each rank; 0 = all that PyTorch would use, and of several ranks an equal share of the cores. The
+    same number gives the same bits."""
+    ranks: Hidden = 1
+    """Processes that train together, as torchrun started them."""
 
     lr: float = 1e-3
     """Learning rate (Adam)."""
@@ -162,6 +166,12 @@ class TrainConfig:
         level_sizes(self.resolution)
         self.at_least(1, "steps", "batch_size", "filters", "lr_every", "log_every", "checkpoint_every", "keep")
         self.at_least(0, "threads", "lr_warmup", "sample_every", "seed")
+        if self.batch_size % self.ranks:
+            near = -(-self.batch_size // self.ranks) * self.ranks
+            raise InputError(
+                f"--batch-size {self.batch_size} is of all {self.ranks} ranks together and does not divide among them; "
+                f"take {near}"
+            )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema must be at least 0 and below 1, got {self.ema}")
         if not 0 < self.lr < float("inf") or not 0 < self.lr_decay <= 1:
@@ -170,6 +180,10 @@ class TrainConfig:
             raise InputError("no CUDA device here; use --device cpu")
         if self.precision == "tf32" and self.device != "cuda":
             raise InputError("tf32 exists on NVIDIA GPUs only; use --precision fp32 or bf16 on the CPU")
+
+    def of_rank(self) -> "TrainConfig":
+        """The configuration as one of its ranks' systems has it: with its share of a batch."""
+        return self if self.ranks == 1 else dataclasses.replace(self, batch_size=self.batch_size // self.ranks)
 
     def check_resumed(self, saved: "TrainConfig") -> None:
         """Raise InputError for values that a run begun with `saved` cannot go on with."""
@@ -235,11 +249,15 @@ def _typed(kind: type[TrainConfig], name: str, value: Any) -> Any:
 def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     """The configuration of a command line, complete and checked, and the origin of each value.
 
-    origins: "default", "preset quick", "preset paper", "checkpoint" or "command line".
-    Raises InputError for wrong usage. With --resume the newest good checkpoint of --out is read.
+    origins: "default", "preset quick", "preset paper", "checkpoint", "launcher" or "command line".
+    Raises InputError for wrong usage. With --resume, and after a restart by the launcher, the
+    newest good checkpoint of --out is read.
     """
     from engine.cli import parse
 
+    out = _word(argv, "out")
+    if out is not None and "--resume" not in argv and launch.restarted(Path(out)):
+        argv = [*argv, "--resume"]
     kind, saved = _kind(argv)
     parsed = parse(kind, argv, prog="kiln train", description=_description(kind))
     fields = [f.name for f in dataclasses.fields(kind)]
@@ -254,6 +272,7 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
         origins |= dict.fromkeys(kept, "checkpoint")
     config = dataclasses.replace(config, **{name: getattr(parsed, name) for name in given})
     origins |= dict.fromkeys(given, "command line")
+    config = _count_ranks(config, origins)
     config = _choose_mode(config, given, origins).completed(given, origins)
     config = _fill(config)
     config.check()
@@ -315,12 +334,24 @@ def _choose_mode(config: TrainConfig, given: set[str], origins: Origins) -> Trai
     return dataclasses.replace(config, eager=not config.fused)
 
 
+def _count_ranks(config: TrainConfig, origins: Origins) -> TrainConfig:
+    """With as many ranks as there are; threads that another number of ranks shared the cores among are chosen anew."""
+    if (ranks := launch.size()) == config.ranks:
+        return config
+    origins["ranks"] = "launcher"
+    kept = {} if origins["threads"] == "command line" else {"threads": 0}
+    return dataclasses.replace(config, ranks=ranks, **kept)
+
+
 def _fill(config: TrainConfig) -> TrainConfig:
     """Replace the values that depend on the machine by what they mean here."""
     import torch
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    threads = config.threads or torch.get_num_threads()
+    # a launcher sets OMP_NUM_THREADS=1, whatever the machine
+    threads = config.threads or (launch.cores() if launch.local_size() > 1 else torch.get_num_threads())
+    if config.out is None and launch.may_restart():
+        raise InputError("torchrun may start this run again (--max-restarts): add --out RUN, so that it goes on")
     out = config.out or Path("runs") / f"{config.system}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(config, device=device, threads=threads, out=out)
 
@@ -361,7 +392,7 @@ def table(config: TrainConfig, origins: Origins) -> str:
 
 
 def _rank(origin: str) -> int:
-    return ("default", "preset", "checkpoint", "command").index(origin.split()[0])
+    return ("default", "preset", "checkpoint", "launcher", "command").index(origin.split()[0])
 
 
 def write(config: TrainConfig, origins: Origins, path: Path) -> None:

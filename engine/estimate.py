@@ -30,7 +30,8 @@ def describe(config: TrainConfig, origins: Origins) -> str:
 
 
 def step_bytes(config: TrainConfig) -> dict[str, int]:
-    """Bytes of one training step, beside the program itself, by what they are for."""
+    """Bytes of one training step of one rank, beside the program itself, by what they are for."""
+    config = config.of_rank()
     system = build(config, "meta")
     parameters = sum(map(parameter_count, system.networks().values()))
     averaged = sum(map(parameter_count, system.averaged().values()))
@@ -42,7 +43,7 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
     size = (2 if config.precision == "bf16" else 4) * config.batch_size
     return {
         "weights": 4 * (parameters + averaged),
-        "gradients": 4 * parameters,
+        "gradients": (4 if config.ranks == 1 else 8) * parameters,  # also as engine.gradients exchanges them
         "optimiser": 8 * parameters,
         "activations": size * kept,
         "in flight": size * in_flight,

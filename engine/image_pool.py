@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine import distributed
+
 
 class ImagePool:
     """Up to `capacity` samples; a sample is one or more tensors (an image, its landmarks).
@@ -16,7 +18,8 @@ class ImagePool:
     like:     one tensor (...) for each tensor of a sample: its shape, dtype and device.
     capacity: at least as many as ever come or go at once; 0 keeps nothing.
 
-    `mix` is SimGAN's history buffer, `exchange` CycleGAN's image pool. Both write each place at most once a call, so
+    `mix` is SimGAN's history buffer, `exchange` CycleGAN's image pool. Of several ranks each brings its share of the
+    batch, all keep the same, and each gets its share of the result. Both write each place at most once a call, so
     that results are the same in every run.
     """
 
@@ -36,9 +39,11 @@ class ImagePool:
         While there is room new samples are added; then they replace others at random. An empty buffer gives nothing:
         the samples come back as they are. Source: Shrivastava et al. 2017, section 2.3 and figure 4.
         """
-        half = len(samples[0]) // 2
+        batch = len(samples[0]) * distributed.size()
+        half = batch // 2
         if not self.capacity or not half:
             return list(samples)
+        samples = [distributed.gather(new) for new in samples]
         drawn = self._distinct(half, among=self.count)
         filled = self.count > 0
         mixed = []
@@ -51,7 +56,7 @@ class ImagePool:
         for new, kept in zip(samples, self.kept, strict=True):
             self._write(kept, places, new[:half], learning.expand(half))
         self.count.copy_(torch.where(learning, (self.count + half).clamp(max=self.capacity), self.count))
-        return mixed
+        return [distributed.share(rows) for rows in mixed]
 
     def exchange(self, samples: Sequence[Tensor]) -> list[Tensor]:
         """Each sample goes in and comes back while there is room; then, with probability 1/2, an older one comes back
@@ -61,6 +66,7 @@ class ImagePool:
         """
         if not self.capacity:
             return list(samples)
+        samples = [distributed.gather(new) for new in samples]
         batch = len(samples[0])
         arriving = self.count + self._places[:batch]
         adding = arriving < self.capacity
@@ -74,7 +80,7 @@ class ImagePool:
             returned.append(torch.where(_columns(swapping, new), old, new))
             self._write(kept, places, new, adding | swapping)
         self.count.copy_((self.count + batch).clamp(max=self.capacity))
-        return returned
+        return [distributed.share(rows) for rows in returned]
 
     def fill(self) -> Tensor:
         """The share () float32 of the capacity that is in use."""

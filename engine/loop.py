@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from engine import allocator, checkpoint, random_state
+from engine import allocator, checkpoint, distributed, launch, random_state
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
-from engine.errors import InputError
+from engine.errors import InputError, SharedError
 from engine.faces import Framing
 from engine.graph import WARM_UP, GraphedStep, no_waiting
 from engine.metrics import LossMeter, MetricsLog
@@ -38,7 +39,7 @@ def train(config: TrainConfig, origins: Origins) -> int:
 
     Raises InputError for bad input, a loss that is not finite, and a disk that cannot be written.
     """
-    start = prepare_folder(config)
+    start = distributed.from_first(lambda: prepare_folder(config))
     if start is not None and start.step >= config.steps:
         print(f"{config.out} has already done {start.step} of {config.steps} steps; raise --steps to go on")
         return 0
@@ -46,20 +47,26 @@ def train(config: TrainConfig, origins: Origins) -> int:
         return _train(config, origins, start)
     finally:
         with contextlib.suppress(OSError):
-            config.out.rmdir()  # goes only if it is still empty: nothing was trained
+            if distributed.rank() == 0:
+                config.out.rmdir()  # goes only if it is still empty: nothing was trained
 
 
 def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint | None) -> int:
-    require_fused(config)
+    own = config.of_rank()
+    device = distributed.prepare(config.device, own.batch_size)
+    with distributed.together():
+        require_fused(config)
     set_machine(config)
     print(configuration.table(config, origins), flush=True)
-    datasets = [open_set(config, path, need) for path, need in image_sets(config)]
-    loader = open_loaders(config, datasets)
+    datasets = distributed.one_by_machine(lambda: [open_set(own, path, need) for path, need in image_sets(own)])
+    with distributed.together():
+        loader = open_loaders(own, datasets, device)
     try:
         for dataset in datasets:
             print(f"data    {dataset.summary()}")
         print(f"loader  {loader.describe()}")
-        system = build(config, config.device)
+        with distributed.together():
+            system = build(own, device)
         sizes = ", ".join(f"{name} {parameter_count(net):,}" for name, net in system.networks().items())
         print(f"model   {config.system}: {sizes} parameters\nmode    {mode(config)}")
         return Trainer(config, origins, system, loader, start).run()
@@ -82,18 +89,21 @@ def open_set(config: TrainConfig, path: Path | None, need: "Needs") -> "ImageSet
     return open_dataset(path, **shape, points=need.points, members=need.members, split=split, look=need.look)
 
 
-def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"]) -> "Loader | Together":
-    """What gives the system its batches. Raises InputError for sets that are too small."""
+def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"], device: torch.device) -> "Loader | Together":
+    """What gives this rank's system its batches; config: of_rank. Raises InputError for sets that are too small."""
     from engine.data import Together, open_loader
 
     loaders = [
         open_loader(
             dataset,
             batch_size=need.samples,
+            batches=need.batches,
+            rank=distributed.rank(),
+            world_size=distributed.size(),
             members=need.members,
             resolution=config.resolution,
             channels=config.channels,
-            device=config.device,
+            device=device,
             seed=config.seed + (number << 32),  # each set has an order of its own
             mirror=config.mirror,
             mirror_swap=config.mirror_swap,
@@ -124,7 +134,8 @@ def mode(config: TrainConfig) -> str:
     launches = ""
     if config.device == "cuda":
         launches = ", each step one CUDA graph" if config.cuda_graph else ", launched kernel by kernel"
-    return f"{operators}, {config.precision}, {config.device}{launches}"
+    ranks = f", {config.ranks} ranks of {config.batch_size // config.ranks} images a step" if config.ranks > 1 else ""
+    return f"{operators}, {config.precision}, {config.device}{launches}{ranks}"
 
 
 def set_machine(config: TrainConfig) -> None:
@@ -147,6 +158,7 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
         names = {path.name for path in out.iterdir()} if out.exists() else set()
         content = {name for name in names if not name.startswith(".writing-")}  # left by a kill
         if content and not config.resume:
+            launch.unmark(out)
             raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
         start = None
         if config.resume:
@@ -164,7 +176,10 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
 
 
 class Trainer:
-    """One run: the system, where its images come from, and the folder it records in."""
+    """One run: the system, where its images come from, and the folder it records in.
+
+    Every rank has one; what they train is the same, and what is written to the folder is written by the first.
+    """
 
     def __init__(
         self,
@@ -192,22 +207,16 @@ class Trainer:
         config = self.config
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._writing("the run folder"))
-            configuration.write(config, self.origins, self.run_dir / "config.json")
-            self.log = MetricsLog(self.run_dir, self.step)
-            stack.callback(self.log.close)
-            if self.log.note:
-                print(self.log.note)
+            distributed.require_same(self.system.weights().values())
+            distributed.from_first(lambda: self._open_records(stack))
             print(f"run     {self.run_dir}" + (f", going on from step {self.step}" if self.step else ""), flush=True)
             self.progress = Progress(self.step, config.steps)
             stack.callback(self.progress.close)
-            stop = stack.enter_context(StopRequest())
+            stop = stack.enter_context(StopRequest(silent=distributed.rank() > 0))
             self._began = time.monotonic()
             self._open_interval()
-            self._fixed = self.loader.fixed(min(SAMPLES, config.batch_size)) if config.sample_every else None
-            if not self.step:
-                self._measure_framing()
-                self._sample()
-            while self.step < config.steps and stop.number is None:
+            distributed.from_first(self._first_samples)
+            while self.step < config.steps and not self._asked(stop):
                 self._one_step()
             if self.step < config.steps:
                 return self._stopped(stop)
@@ -215,6 +224,34 @@ class Trainer:
         if self._report_works:
             print(f"        {self.run_dir / 'report.html'}")
         return 0
+
+    def _open_records(self, stack: contextlib.ExitStack) -> None:
+        """Make the run folder ready; what is open is closed with the stack."""
+        with self._writing("the run folder"):
+            launch.mark(self.run_dir)
+            configuration.write(self.config, self.origins, self.run_dir / "config.json")
+            self.log = MetricsLog(self.run_dir, self.step)
+        stack.callback(self.log.close)
+        if self.log.note:
+            print(self.log.note)
+
+    def _first_samples(self) -> None:
+        config = self.config
+        self._fixed = self.loader.fixed(min(SAMPLES, config.batch_size)) if config.sample_every else None
+        if not self.step:
+            self._measure_framing()
+            self._sample()
+
+    def _asked(self, stop: StopRequest) -> bool:
+        """Whether a signal has asked one of the ranks to stop: all do, after the same step.
+
+        The exchange takes longer the more ranks there are: many of them look every few steps only.
+        """
+        if self.step % max(1, distributed.size() // 8):
+            return False
+        if number := distributed.largest(stop.number or 0):
+            stop.number = number
+        return number > 0
 
     def _one_step(self) -> None:
         config, step = self.config, self.step + 1
@@ -228,7 +265,7 @@ class Trainer:
         self.progress.show(step, self._read() if step % config.log_every == 0 or last else None)
         with self._pause():
             if config.sample_every and (step % config.sample_every == 0 or last):
-                self._sample()
+                distributed.from_first(self._sample)
             if step % config.checkpoint_every == 0 or last:
                 self._save()
 
@@ -250,6 +287,7 @@ class Trainer:
 
     def _read(self) -> str:
         """Read the losses from the device, record them, and return the text of the progress line."""
+        self.meter.share()
         values, bad = self.meter.read()
         self._check_losses(values, bad)
         self.meter.reset()
@@ -266,10 +304,13 @@ class Trainer:
             "data_wait": round(waiting, 4),
             "memory_mb": round(memory_mb(self.system.device), 1),
         }
-        with self._writing("metrics.jsonl"):
-            self.log.write(record)
+        distributed.from_first(lambda: self._write(record))
         shown = " ".join(f"{name} {values[name]:.4g}" for name in self.system.headline if name in values)
         return f"{shown}, {speed:.4g} images/s, {record['memory_mb']:.0f} MB, data {100 * waiting:.0f} %"
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with self._writing("metrics.jsonl"):
+            self.log.write(record)
 
     def _measure_framing(self) -> None:
         """How the photos frame their faces, for `refine --face-crop`; nothing where no faces are found."""
@@ -315,16 +356,21 @@ class Trainer:
         self._elapsed_before = start.state["elapsed"]
 
     def _save(self) -> None:
+        self.meter.share()  # what is saved is what every rank goes on from
         self._check_losses(*self.meter.read())
         weights = self.system.weights()
         for name, tensor in weights.items():
             if not torch.isfinite(tensor).all():
                 raise self._diverged(f"the weights {name} are no longer finite at step {self.step}")
+        distributed.require_same(weights.values())
+        self.saved = distributed.from_first(lambda: self._write_checkpoint(weights))
+        distributed.from_first(self._report)
+
+    def _write_checkpoint(self, weights: dict[str, Tensor]) -> Path:
         with self._writing(f"the checkpoint of step {self.step}"):
-            self.saved = checkpoint.save(
+            return checkpoint.save(
                 self.run_dir, self.step, weights, self._state(), self.config, self.origins, self.config.keep
             )
-        self._report()
 
     def _stopped(self, stop: StopRequest) -> int:
         if self.saved is None or self.saved.name != f"step_{self.step:08d}":
@@ -335,7 +381,8 @@ class Trainer:
         return stop.status
 
     def _resume_command(self) -> str:
-        return f"python -m engine.train --resume --out {shlex.quote(str(self.run_dir))}"
+        ranks = f"torchrun --nproc-per-node {launch.local_size()}" if self.config.ranks > 1 else "python"
+        return f"{ranks} -m engine.train --resume --out {shlex.quote(str(self.run_dir))}"
 
     # what can go wrong
 
@@ -345,16 +392,17 @@ class Trainer:
             names = ", ".join(name for name, step in bad.items() if step == first)
             raise self._diverged(f"{names} not finite (NaN or infinite) from step {first} on")
 
-    def _diverged(self, what: str) -> InputError:
+    def _diverged(self, what: str) -> SharedError:
+        """All ranks see it."""
         config = self.config
         lower = f"--lr {config.lr / 4:g}"
         cure = f"try a lower learning rate, {lower}"
         if config.precision == "bf16":
             cure += ", or --precision fp32"
         if self.saved is None:
-            return InputError(f"{what}, before the first checkpoint; {cure}, with another --out")
+            return SharedError(f"{what}, before the first checkpoint; {cure}, with another --out")
         kept = f"the last good checkpoint is {self.saved}"
-        return InputError(f"{what}; {kept}; {cure}: {self._resume_command()} {lower}")
+        return SharedError(f"{what}; {kept}; {cure}: {self._resume_command()} {lower}")
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:

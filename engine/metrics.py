@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import atomic
+from engine import atomic, distributed
 
 NEVER = 2**31 - 1
 # states: their last value is recorded; of losses, the mean since the last reading
@@ -36,6 +36,12 @@ class LossMeter:
         self._last = values
         self._first_bad = torch.where(values.isfinite(), self._first_bad, self._first_bad.clamp(max=step))
         self.count += 1
+
+    def share(self) -> None:
+        """Make the sums the means over the ranks, and a step at which one's was not finite that of all."""
+        if self.count:
+            distributed.mean_(self._sums)
+            distributed.least_(self._first_bad)
 
     def read(self) -> tuple[dict[str, float], dict[str, int]]:
         """(name -> value since the last reset, name -> first step at which it was not finite)."""

@@ -1,4 +1,4 @@
-"""The state of every random number generator of the process, as values that a weights_only file can hold."""
+"""The state of every random number generator that the process uses, as values that a weights_only file can hold."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 
 def capture() -> dict[str, Any]:
-    """Python's, NumPy's, torch's and every GPU's generator."""
+    """Python's, NumPy's, torch's and the current GPU's generator."""
     _, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -19,20 +19,20 @@ def capture() -> dict[str, Any]:
             "gauss": float(gauss),
         },
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Take what capture gave; GPUs that are not here are passed over."""
+    """Take what capture gave, for the current GPU if there is one: on every rank another, all drawing the same."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     saved = state["numpy"]
     keys = saved["keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, saved["position"], saved["has_gauss"], saved["gauss"]))
     torch.set_rng_state(state["torch"])
-    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(generator, index)
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def seed_all(seed: int) -> None:

@@ -11,7 +11,9 @@ NAMES = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
 class StopRequest:
     """A context in which the first SIGINT or SIGTERM only asks to stop; a second SIGINT quits at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        """silent: another process of the same run tells the user."""
+        self._silent = silent
         self.number: int | None = None
         self._before: dict[int, object] = {}
 
@@ -39,4 +41,5 @@ class StopRequest:
             os._exit(130)
         if self.number is None:
             self.number = number
-            os.write(2, b"\nstopping after this step (Ctrl-C again to quit at once) ...\n")
+            if not self._silent:
+                os.write(2, b"\nstopping after this step (Ctrl-C again to quit at once) ...\n")

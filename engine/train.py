@@ -1,21 +1,26 @@
-"""`python -m engine.train`: train a system from image files."""
+"""`python -m engine.train`: train a system from image files, in one process or in several started by torchrun."""
 
 from engine.cli import run
 
 
 def main(argv: list[str]) -> int:
-    """Train, or with --dry-run say what would be trained. Returns the exit status."""
+    """Train, or with --dry-run say what would be trained. Returns the exit status.
+
+    Of the processes that torchrun started, the first reads the command line for all.
+    """
+    from engine import distributed
     from engine.config import resolve
 
-    config, origins = resolve(argv)
-    if config.dry_run:
-        from engine.estimate import describe
+    with distributed.joined():
+        config, origins = distributed.from_first(lambda: resolve(argv))
+        if config.dry_run:
+            from engine.estimate import describe
 
-        print(describe(config, origins))
-        return 0
-    from engine.loop import train
+            print(distributed.from_first(lambda: describe(config, origins)))
+            return 0
+        from engine.loop import train
 
-    return train(config, origins)
+        return train(config, origins)
 
 
 if __name__ == "__main__":

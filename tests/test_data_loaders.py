@@ -314,7 +314,7 @@ def test_auto_says_what_and_why(pictures: ImageSet, monkeypatch: pytest.MonkeyPa
     ("settings", "message"),
     [
         ({"batch_size": 14}, "batch size 14 is larger than the data set .13 usable images"),
-        ({"batch_size": 5, "world_size": 3}, "batch size 5 on 3 ranks is larger"),
+        ({"batch_size": 5, "world_size": 3}, "batch size 15 .5 on each of 3 ranks. is larger"),
         ({"batch_size": 0}, "batch size 0"),
         ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
         ({"resolution": 48}, "resolution 48 is not a power-of-two multiple of 8"),

@@ -448,7 +448,7 @@ def test_features_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 
 
 def test_the_table_names_what_is_not_given() -> None:
-    shown = table(*resolve(["--fused", "--system", "reenact"]))
+    shown = " ".join(table(*resolve(["--fused", "--system", "reenact"])).split())
     assert "vgg none" in shown and "data embedded" in shown and 'split ""' in shown
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine import launch
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def require_dali() -> ModuleType:
 
 
 def worker_threads() -> int:
-    """Threads for reading and decoding: the cores this process may use, at most 8."""
-    return max(1, min(8, len(os.sched_getaffinity(0))))
+    """Threads for reading and decoding: the cores that are this process's share, at most 8."""
+    return min(8, launch.cores())
 
 
 class DecodingError(Exception):

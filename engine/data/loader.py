@@ -1,6 +1,5 @@
 """Batch, Loader and open_loader: which loader reads a data set, in which order, and how it resumes."""
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import launch
 from engine.data.assemble import assemble_images, assemble_landmarks
 from engine.data.dataset import ImageSet
 from engine.data.geometry import central_square, check_resolution, place_landmarks, stored_size
@@ -46,7 +46,7 @@ class Loader(ABC):
     """
 
     def __init__(self, images: ImageSet, *, batch_size: int, resolution: int, channels: int, device: torch.device,
-                 seed: int, mirror: bool, crop: str, rank: int, world_size: int, fused: bool,
+                 seed: int, mirror: bool, crop: str, rank: int, world_size: int, batches: int, fused: bool,
                  groups: Groups, mirror_swap: bool) -> None:  # fmt: skip
         self.images, self.batch_size, self.resolution, self.channels = images, batch_size, resolution, channels
         self.device, self.rank, self.world_size, self.fused = device, rank, world_size, fused
@@ -56,6 +56,9 @@ class Loader(ABC):
         self.seconds_waited = 0.0
         self._groups, self._decoded_together = groups, groups.members * batch_size
         self._order = Order(groups.count, seed, mirror=mirror, slack=self.stored - resolution)
+        # which samples of all ranks' next ones are this rank's: a share of each batch
+        places = np.arange(batch_size * world_size).reshape(batches, world_size, -1)
+        self._own = slice(None) if world_size == 1 else places[:, rank].reshape(-1)
         self._samples = 0  # of the whole stream, all ranks together, that have been handed out
         self._uploads = Uploads(self._decoded_together, device) if device.type == "cuda" else None
         self._landmarks = None
@@ -133,7 +136,8 @@ class Loader(ABC):
         return InputError(f"{self.images.root}: DALI failed on one of these files: {names[:500]}: {error}")
 
     def _draw(self, samples: int) -> Draw:
-        return self._images_of(self._order.draw(samples + self.rank * self.batch_size, self.batch_size))
+        drawn, own = self._order.draw(samples, self.batch_size * self.world_size), self._own
+        return self._images_of(Draw(drawn.indices[own], drawn.mirror[own], drawn.offsets[own], drawn.words[own]))
 
     def _images_of(self, draw: Draw) -> Draw:
         """A draw of samples as one of images: all first ones, then all second ones, ..."""
@@ -222,6 +226,7 @@ def open_loader(
     crop: str = "center",
     rank: int = 0,
     world_size: int = 1,
+    batches: int = 1,
     members: int = 1,
     loader: str = "auto",
     fused: bool = True,
@@ -232,6 +237,7 @@ def open_loader(
     mirror_swap  left and right landmarks change places in mirrored images
     crop         "center": the central square; "random": R x R windows of the central square resized to R + R/8
     rank         this process's place among world_size; ranks take disjoint parts of every global batch
+    batches      how many batches, one after the other, the samples of one call are: a rank takes its share of each
     loader       "resident": decoded once, held on the device as uint8; "dali": decoded in the background as it trains;
                  "auto": resident when that takes at most a quarter of the free memory
     fused        cut and scale the images by engine.ops.image_batch; False: by its reference, with the same result
@@ -248,21 +254,20 @@ def open_loader(
         raise InputError(f"batch size {batch_size}, rank {rank} of {world_size}: all must count from 1 (ranks from 0)")
     groups = group(dataset, members)
     if batch_size * world_size > groups.count:
-        ranks = f" on {world_size} ranks" if world_size > 1 else ""
+        ranks = f" ({batch_size} on each of {world_size} ranks)" if world_size > 1 else ""
         raise InputError(
-            f"batch size {batch_size}{ranks} is larger than the data set ({groups.count} usable "
+            f"batch size {batch_size * world_size}{ranks} is larger than the data set ({groups.count} usable "
             f"{'images' if members == 1 else 'samples'}): lower --batch-size or add images"
         )
     needed = len(dataset) * stored_size(resolution, crop) ** 2 * channels
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
-    limit = free_bytes(device) // 4 // max(1, neighbours)
+    limit = free_bytes(device) // 4 // (launch.local_size() if device.type == "cpu" else 1)
     resident = loader == "resident" or (loader == "auto" and needed <= limit)
     reason = f"{_bytes(needed)} {'<=' if needed <= limit else '>'} a quarter of free memory, {_bytes(limit)}"
     if loader != "auto":
         reason = "as asked"
     kind = ResidentLoader if resident else StreamingLoader
     return kind(dataset, batch_size=batch_size, resolution=resolution, channels=channels, device=device, seed=seed,
-                mirror=mirror, crop=crop, rank=rank, world_size=world_size, fused=fused, groups=groups,
+                mirror=mirror, crop=crop, rank=rank, world_size=world_size, batches=batches, fused=fused, groups=groups,
                 mirror_swap=mirror_swap, reason=reason)  # fmt: skip
 
 

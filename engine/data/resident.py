@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine import distributed
 from engine.data.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
 from engine.data.loader import Loader
@@ -28,7 +29,12 @@ class ResidentLoader(Loader):
         self._store = torch.empty(
             (len(images), self.stored, self.stored, self.channels), dtype=torch.uint8, device=self.device
         )
-        self._decode_all()
+        # each rank decodes its share of the set, and all get it
+        rank, ranks = distributed.rank(), distributed.size()
+        bounds = [number * len(images) // ranks for number in range(ranks + 1)]
+        with distributed.together():
+            self._decode(bounds[rank], bounds[rank + 1])
+        distributed.spread(self._store, bounds)
 
     def describe(self) -> str:
         """One line: which loader, and why."""
@@ -48,12 +54,12 @@ class ResidentLoader(Loader):
     def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         return self._store, torch.from_numpy(indices).to(self.device)
 
-    def _decode_all(self) -> None:
+    def _decode(self, first: int, end: int) -> None:
         decoder = Decoder(_CHUNK, self.stored, self.channels, self.device)
-        bar = tqdm(total=len(self.images), desc="decoding", unit="file", file=sys.stderr, delay=0.5, disable=None)
+        bar = tqdm(total=end - first, desc="decoding", unit="file", file=sys.stderr, delay=0.5, disable=None)
         with bar, ThreadPoolExecutor(worker_threads()) as pool:
             waiting: deque = deque()
-            chunks = self._chunks()
+            chunks = self._chunks(first, end)
             while True:
                 while len(waiting) < 2 and (chunk := next(chunks, None)) is not None:
                     waiting.append((chunk, [pool.submit(self.images.read, index) for index in chunk]))
@@ -68,13 +74,13 @@ class ResidentLoader(Loader):
                     raise self.undecodable(chunk, error) from error
                 bar.update(len(encoded))
 
-    def _chunks(self) -> Iterator[range]:
+    def _chunks(self, first: int, end: int) -> Iterator[range]:
         """Runs of images that are decoded together: few enough pixels to fit beside the store."""
-        pixels = self.images.sizes.prod(axis=1)
-        start, total = 0, 0
-        for index, count in enumerate(pixels.tolist()):
+        pixels = self.images.sizes[first:end].prod(axis=1)
+        start, total = first, 0
+        for index, count in enumerate(pixels.tolist(), first):
             if index > start and (total + count > _CHUNK_PIXELS or index - start == _CHUNK):
                 yield range(start, index)
                 start, total = index, 0
             total += count
-        yield range(start, len(pixels))
+        yield range(start, end)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, Linear, from_rows, level_sizes, to_rows
 
 SIDE = 4  # of the coarsest maps
@@ -34,7 +35,7 @@ class DcganGenerator(nn.Module):
         self.layers = layers
         inner = widths(resolution, filters)[::-1]
         outer = [*inner[1:], channels]
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in inner)
+        self.norms = nn.ModuleList(BatchNorm(width) for width in inner)
         if layers == "paper":
             self.first = nn.ConvTranspose2d(noise, inner[0], SIDE, bias=False)
             self.blocks = nn.ModuleList(
@@ -112,7 +113,7 @@ def normalisation(norm: str, width: int) -> nn.Module:
     """The layer of a name: "batch", "layer" or "none"."""
     if norm == "none":
         return nn.Identity()
-    return nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(1, width)
+    return BatchNorm(width) if norm == "batch" else nn.GroupNorm(1, width)
 
 
 def still_biases(layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> None:

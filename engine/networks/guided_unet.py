@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, LandmarkConv
 
 NEGATIVE_SLOPE = 0.2  # of LeakyReLU, and of the operators' by default
@@ -28,7 +29,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm(channels)
     return nn.InstanceNorm2d(channels, affine=True)
 
 

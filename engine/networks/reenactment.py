@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.data.landmarks import POINTS
+from engine.networks.global_batch import BatchNorm, dropout, dropout2d
 from engine.networks.layers import GAINS, Conv, LandmarkConv, level_sizes
 
 SLOPE = 0.2  # of LeakyReLU
@@ -38,7 +39,7 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = normalised(self.conv(x)) if self.norm else self.conv(x)
-        return F.dropout2d(x, self.dropout, self.training) if self.dropout else x
+        return dropout2d(x, self.dropout, self.training) if self.dropout else x
 
 
 class Residual(nn.Module):
@@ -53,7 +54,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = normalised(self.first(x)) if self.norm else self.first(x)
         if self.dropout:
-            y = F.dropout(y, self.dropout, self.training)
+            y = dropout(y, self.dropout, self.training)
         y = self.second(y)
         return x + (F.instance_norm(y) if self.norm else y)
 
@@ -130,7 +131,7 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(a, b, 4, stride, 1, bias=False)
             for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
+        self.norms = nn.ModuleList(BatchNorm(width) for width in widths[1:])
         self.last = nn.Conv2d(widths[-1], 1, 4, 1, 1)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class PatchDiscriminator(nn.Module):
         for conv, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.leaky_relu(norm(conv(x)), SLOPE)
             if self.dropout:
-                x = F.dropout(x, self.dropout, self.training)
+                x = dropout(x, self.dropout, self.training)
         return self.last(x).flatten(1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine import distributed
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss
 from engine.panels import chart
@@ -66,7 +67,11 @@ class BalancedSystem(System):
         return per_sample.detach(), both.grad[n:]
 
     def balance(self, per_sample: Tensor, content: Tensor, lambda_r: float) -> Balance:
-        """The step's losses from L of its samples (2B,), and k of the next step, which is set."""
+        """The global batch's losses from L of this rank's samples (2B,), and k of the next step, which is set."""
+        if distributed.size() > 1:
+            losses = [half.mean() for half in per_sample.float().chunk(2)]
+            means = distributed.mean_(torch.stack([*losses, content.float()]))
+            per_sample, content = means[:2], means[2]
         constants = {"gamma": self.config.gamma, "lambda_k": self.config.lambda_k, "lambda_r": lambda_r}
         found = began_balance(per_sample, content, self.k, fused=self.config.fused, **constants)
         self.k.copy_(found.k)

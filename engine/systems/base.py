@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from engine import distributed
 from engine.data.needs import Needs
 from engine.errors import InputError
+from engine.gradients import GradientBucket
 from engine.panels import Chart
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class System:
     fixed: tuple[str, ...] = ("system", "seed", "resolution", "channels", "filters")
 
     def __init__(self, config: "TrainConfig", device: str | torch.device):
+        """config: with the batch size of this rank."""
         self.config = config
         self.device = torch.device(device)
         self.steps_done = 0
@@ -139,6 +142,8 @@ class System:
             optimiser = torch.optim.RMSprop(parameters, lr=lr, capturable=on_gpu, **options)
         for group in optimiser.param_groups:
             group["rate"] = rate
+        if distributed.size() > 1:
+            GradientBucket(optimiser)
         self.optimisers[name] = optimiser
         return optimiser
 

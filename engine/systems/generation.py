@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from engine import distributed
 from engine.systems.base import System
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class NoiseSystem(System):
 
     def generate(self, count: int) -> Tensor:
         """(count, C, R, R) from new noise, in the noise's dtype (float32); for training."""
-        z = _draw(self.distribution, (count, self.noise_size(self.config)), device=self.device)
+        shape, device = (self.noise_size(self.config),), self.device
+        z = distributed.drawn(lambda rows: _draw(self.distribution, (rows, *shape), device=device), count)
         with self.precision():
             return self.generator(z).to(z.dtype)
 

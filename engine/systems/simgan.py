@@ -138,8 +138,8 @@ class SimganSystem(System):
         updates = config.refiner_steps + config.discriminator_steps
         real = updates if config.cycle_weight else config.discriminator_steps
         return (
-            Needs(real * config.batch_size, points=points),
-            Needs(updates * config.batch_size, points=points, look="game"),
+            Needs(real * config.batch_size, real, points),
+            Needs(updates * config.batch_size, updates, points, look="game"),
         )
 
     @classmethod

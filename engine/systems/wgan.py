@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from engine import distributed
 from engine.config import Origins
 from engine.data.needs import Needs
 from engine.errors import InputError
@@ -124,7 +125,7 @@ class WganSystem(DcganLike):
 
     @classmethod
     def needs(cls, config: WganConfig) -> tuple[Needs, ...]:
-        return (Needs(samples=config.critic_steps * config.batch_size),)
+        return (Needs(config.critic_steps * config.batch_size, batches=config.critic_steps),)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
@@ -177,7 +178,7 @@ def gradient_penalty(score, images: Tensor, fake: Tensor) -> Tensor:
     score: (B, C, R, R) -> (B,), each from its image alone. images, fake: (B, C, R, R), without gradient.
     Source: Gulrajani et al. 2017, equation (3).
     """
-    share = torch.rand(len(images), 1, 1, 1, device=images.device)
+    share = distributed.drawn(lambda rows: torch.rand(rows, 1, 1, 1, device=images.device), len(images))
     v = torch.lerp(fake, images, share).requires_grad_()
     (gradient,) = torch.autograd.grad(score(v).sum(), v, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
