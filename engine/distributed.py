@@ -9,6 +9,8 @@ The default group is gloo's, for Python objects and flags. Tensors go through it
 
 import contextlib
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,9 +59,10 @@ def joined() -> Iterator[None]:
     if launch.size() == 1 or _world:
         yield
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    _world = _World(dist.get_rank(), dist.get_world_size())
+    _world = _World(launch.rank(), launch.size())
     try:
+        store = _meet(next(dist.rendezvous("env://", timeout=PATIENCE))[0], _world)
+        dist.init_process_group("gloo", store=store, rank=_world.rank, world_size=_world.size, timeout=PATIENCE)
         with _silence() if _world.rank else contextlib.nullcontext():
             yield
     except (SharedError, SystemExit):  # on all ranks: so they can leave in order
@@ -74,6 +77,32 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
     finally:
         _world = None
+
+
+def _meet(store: "dist.Store", world: _World) -> "dist.Store":
+    """A part of the launcher's store that the ranks of this start have for themselves.
+
+    torchrun keeps its store over restarts, and gloo would call the addresses there of processes that are dead. Every
+    rank but the first asks with a word of its own for the name of the part, and says when it has got it.
+    """
+    if world.rank:
+        mine = uuid.uuid4().hex
+        store.set(f"kiln/asks/{world.rank}", mine)
+        name = store.get(f"kiln/answer/{mine}").decode()  # waits
+        store.set(f"{name}/{world.rank}", "here")
+        return dist.PrefixStore(name, store)
+    name, missing = f"kiln/{uuid.uuid4().hex}", set(range(1, world.size))
+    last = time.monotonic() + PATIENCE.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{name}/{other}"]):
+                missing.remove(other)
+            elif store.check([f"kiln/asks/{other}"]):  # perhaps of an earlier start: its word is answered in vain
+                store.set(f"kiln/answer/{store.get(f'kiln/asks/{other}').decode()}", name)
+        if time.monotonic() > last:
+            raise LostRank(f"{len(missing)} of {world.size} ranks have not come, rank {min(missing)} first")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 @contextlib.contextmanager
