@@ -40,7 +40,8 @@ Sizes = Annotated[
 ]
 
 if TYPE_CHECKING:
-    Switch, Hidden = bool, int
+    Switch = bool
+    Hidden = int
 else:
     Switch = tyro.conf.FlagCreatePairsOff[bool]
     Hidden = tyro.conf.SuppressFixed[tyro.conf.Fixed[int]]  # no option
@@ -339,8 +340,8 @@ def _count_ranks(config: TrainConfig, origins: Origins) -> TrainConfig:
     if (ranks := launch.size()) == config.ranks:
         return config
     origins["ranks"] = "launcher"
-    kept = {} if origins["threads"] == "command line" else {"threads": 0}
-    return dataclasses.replace(config, ranks=ranks, **kept)
+    threads = config.threads if origins["threads"] == "command line" else 0
+    return dataclasses.replace(config, ranks=ranks, threads=threads)
 
 
 def _fill(config: TrainConfig) -> TrainConfig:
