@@ -117,9 +117,9 @@ def law_words(row: dict[str, Any]) -> str:
 def threads(row: dict[str, Any]) -> Figure:
     """Speed-up over one thread by threads, and the ideal; no more ticks than counts."""
     figure, axes = _small()
-    counts = sorted({int(threads) for by in row["speedup_over_one_thread"].values() for threads in by})
+    counts = sorted({int(threads) for by in row["speedup_over_one"].values() for threads in by})
     axes.plot(counts, counts, color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
-    for name, by in reversed(row["speedup_over_one_thread"].items()):
+    for name, by in reversed(row["speedup_over_one"].items()):
         pairs = sorted((int(threads), gain) for threads, gain in by.items())
         axes.plot(*zip(*pairs, strict=True), color=COLOURS.get(name, SERIES[5]), marker="o", markersize=3)
     axes.set_xticks(counts)

@@ -3,8 +3,10 @@
 import contextlib
 import gc
 import itertools
+import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -166,12 +168,27 @@ def allocation_peak(call: Callable[[], object], device: str = "cpu") -> int:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profiled(profile_memory=True) as profiler:
         kept = call()
     del kept
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(held, default=0)
+
+
+@contextlib.contextmanager
+def profiled(**options: bool) -> Iterator[torch.profiler.profile]:
+    """torch.profiler on the CPU without its notes on standard error, which would stand between a table's lines."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], **options) as profiler:
+            yield profiler
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:

@@ -22,14 +22,14 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 def cases(only: str, quick: bool = False) -> Iterator[tuple[_spec.Spec, _spec.Sample]]:
     """The shapes of every operator whose name or shape contains `only`.
 
-    quick: of the shapes with the same options, the one in the middle by FLOPs.
+    quick: of an operator's shapes, with each resize if it has one, the one in the middle by FLOPs.
     """
     for name, spec in _spec.specs().items():
         chosen = [sample for sample in spec.benchmarks if only in f"{name} {sample.name}"]
         if quick:
             alike: dict[str, list[_spec.Sample]] = {}
             for sample in sorted(chosen, key=spec.flops):
-                alike.setdefault(str(sorted(sample.options.items())), []).append(sample)
+                alike.setdefault(sample.options.get("resize", ""), []).append(sample)
             chosen = [group[(len(group) - 1) // 2] for group in alike.values()]
         for sample in chosen:
             yield spec, sample

@@ -105,20 +105,28 @@ def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
         for row in by_suite["profile"]
     ]
     found.append({"title": "Where a step's time goes", "cards": cards, "small": False})
-    colours = {name: figures.COLOURS[name] for name in ("fused", "eager")}
-    grown = [row for row in by_suite["scaling"] if not figures.why_not(row)]
-    cards = [
-        _card(figures.label(row), figures.threads, row, legend=colours) for row in grown if row["axis"] == "threads"
-    ]
-    found.append({"title": "Speed-up over one thread, by threads", "cards": cards, "small": True})
-    for axis in ("side", "channels", "batch"):
-        cards = [
-            _card(row["name"], figures.sweep, row, legend=colours, note=figures.law_words(row))
-            for row in grown
-            if row["axis"] == axis
-        ]
-        found.append({"title": f"Time by {axis}, and the law that fits it", "cards": cards, "small": True})
+    found += _scaling(by_suite["scaling"])
     return [section for section in found if section["cards"]]
+
+
+def _scaling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A section for each axis that something grows along."""
+    titles = {
+        "threads": "Speed-up over one thread, by threads",
+        "processes": "Speed-up over one process of one thread, by processes",
+        **{axis: f"Time by {axis}, and the law that fits it" for axis in ("side", "channels", "batch")},
+    }
+    legend = {name: figures.COLOURS[name] for name in ("fused", "eager")}
+    found = []
+    for axis, title in titles.items():
+        cards = []
+        for row in rows:
+            if row["axis"] == axis and not figures.why_not(row):
+                draw, note = (figures.sweep, figures.law_words(row)) if "law" in row else (figures.threads, "")
+                name = figures.label(row).removesuffix(f" by {axis}")
+                cards.append(_card(name, draw, row, legend=legend, note=note))
+        found.append({"title": title, "cards": cards, "small": True})
+    return found
 
 
 def _memory(by_suite: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

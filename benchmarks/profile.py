@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from benchmarks import native, step
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Limits, Timing
+from benchmarks.measure import Limits, Timing, profiled
 from benchmarks.rows import tick
 from benchmarks.table import Table, giga, ms, percent
 from engine.kernels import _spec
@@ -88,7 +87,7 @@ def layer_addresses(networks: dict[str, nn.Module]) -> dict[int, str]:
 
 def library_operators(call: Callable[[], object]) -> dict[str, float]:
     """Seconds of one call in each of PyTorch's own operators, without what they call, the longest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with profiled() as profiler:
         for _ in range(PROFILED):
             call()
     found = {

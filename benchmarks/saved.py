@@ -13,7 +13,9 @@ STEPS = "refiner "  # how the names of schema 1's steps begin, which has no suit
 _SPEED = ("speedup", "timings")
 _PARTS = {**dict.fromkeys(("ops", "step", "systems", "latency", "loading"), _SPEED),
           "scaling": ("timings",), "profile": ("wall", "calls", "outside")}  # fmt: skip
-_RENAMED = {"sgemm_flops": "matrix_flops", "share_of_sgemm": "share_of_matrix"}  # since schema 3
+# since schema 3, and 5
+_RENAMED = {"sgemm_flops": "matrix_flops", "share_of_sgemm": "share_of_matrix"}
+_RENAMED["speedup_over_one_thread"] = "speedup_over_one"
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from benchmarks import operators, step, sweeps, threads
+from benchmarks import operators, processes, step, sweeps, threads
 from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing
 from benchmarks.sweeps import Law, Sweep
 from benchmarks.table import Table, ms, percent
+from engine import environment
 
 Prepare = Callable[[], tuple[dict[str, Callable], list[str]]]
 
@@ -16,7 +17,7 @@ Prepare = Callable[[], tuple[dict[str, Callable], list[str]]]
 def cases(only: str, quick: bool) -> list[str]:
     """Names of all rows that contain `only`."""
     by_threads = [name for name, _ in thread_cases(only, quick, "cpu")]
-    return by_threads + [sweep.label for sweep in sweeps.cases(only, quick, "cpu")]
+    return by_threads + [sweep.label for sweep in sweeps.cases(only, quick, "cpu")] + process_cases(only, quick)
 
 
 def thread_cases(only: str, quick: bool, device: str) -> Iterator[tuple[str, Prepare]]:
@@ -29,8 +30,13 @@ def thread_cases(only: str, quick: bool, device: str) -> Iterator[tuple[str, Pre
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The suite."""
-    parts = [by_threads(arguments), by_sweeps(arguments)]
+    parts = [by_threads(arguments), by_sweeps(arguments), by_processes(arguments)]
     return [row for rows, _ in parts for row in rows], [table for _, table in parts]
+
+
+def process_cases(only: str, quick: bool) -> list[str]:
+    """The one row by processes; quick: none, as each number of them starts anew."""
+    return [processes.name()] if only in processes.name() and not quick else []
 
 
 def by_threads(arguments: Arguments) -> tuple[list[dict], Table]:
@@ -44,23 +50,41 @@ def by_threads(arguments: Arguments) -> tuple[list[dict], Table]:
     for name, prepare in tqdm(chosen, desc="threads", leave=False, disable=None):
         calls, failed = prepare()
         timings = {} if failed else threads.measure(calls, arguments.rounds)
-        rows.append(_thread_row(name, timings, failed))
-        for cells in _thread_cells(rows[-1]["name"].removesuffix(" channels_last"), timings, failed):
+        rows.append(_row("threads", name, timings, failed))
+        for cells in _cells(rows[-1]["name"].removesuffix(" channels_last"), timings, failed):
             tqdm.write(table.add(cells))
     return rows, table
 
 
-def _thread_row(name: str, timings: dict[str, dict[int, Timing]], failed: list[str]) -> dict:
-    head = {"suite": "scaling", "name": name, "axis": "threads"}
+def by_processes(arguments: Arguments) -> tuple[list[dict], Table]:
+    """Row and table by processes under torchrun, of one thread each."""
+    columns = [("", 56), ("", 6), ("ranks", 6), ("ms", 9), ("quartiles", 17), ("speed-up over 1", 16), ("serial", 7)]
+    table = Table("Processes of one thread under torchrun, one global batch", columns, left=2)
+    rows: list[dict] = []
+    for name in process_cases(arguments.filter, arguments.quick):
+        tqdm.write(table.head())
+        if why := processes.missing():
+            rows.append({"suite": "scaling", "name": name, "axis": "processes", "not_run": why})
+            tqdm.write(table.add([name, why]))
+            continue
+        timings, failed = processes.measure(arguments.rounds, environment.cpu()["cores"])
+        rows.append(_row("processes", name, timings, failed))
+        for cells in _cells(name, timings, failed):
+            tqdm.write(table.add(cells))
+    return rows, table
+
+
+def _row(axis: str, name: str, timings: dict[str, dict[int, Timing]], failed: list[str]) -> dict:
+    head = {"suite": "scaling", "name": name, "axis": axis}
     if failed:
         return head | {"failed": failed}
     gains = {n: {t: by[1].median / timing.median for t, timing in by.items()} for n, by in timings.items()}
     taken = {n: {t: timing.to_json() for t, timing in by.items()} for n, by in timings.items()}
     serial = {n: threads.serial_share(by) for n, by in timings.items()}
-    return head | {"speedup_over_one_thread": gains, "serial_share": serial, "timings": taken}
+    return head | {"speedup_over_one": gains, "serial_share": serial, "timings": taken}
 
 
-def _thread_cells(label: str, timings: dict[str, dict[int, Timing]], failed: list[str]) -> Iterator[list[str]]:
+def _cells(label: str, timings: dict[str, dict[int, Timing]], failed: list[str]) -> Iterator[list[str]]:
     if failed:
         yield [label, f"DIFFERENT: {failed[0]}"]
     for which, by in timings.items():

@@ -215,7 +215,9 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
             entry = shares(entry, limits, flops(setting, arguments.device), None)
         tqdm.write(table.add(cells(entry)))
         if not failed:
-            entry["memory"] = _peaks(setting, arguments.device, competitors, precision)
+            # of compile it costs another minute to compile in a process of its own
+            alone = tuple(name for name in competitors if not (arguments.quick and name.startswith("compile")))
+            entry["memory"] = _peaks(setting, arguments.device, alone, precision)
             mib = ["-" if v is None else f"{v / 2**20:.0f}" for v in entry["memory"].values()]
             memory.add([name, *mib, percent(entry["memory"]["fused"] / entry["memory"]["eager"])])
         rows.append(entry)

@@ -140,8 +140,8 @@ def test_html_beside_the_measurement(few, tmp_path, monkeypatch):
     rows = [copy.deepcopy(row) for row in few["rows"] if row["suite"] in ("ops", "scaling")]
     for row in rows:
         if row["suite"] == "scaling":
-            gains = row["speedup_over_one_thread"]
-            row["speedup_over_one_thread"] = {n: {int(t): g for t, g in by.items()} for n, by in gains.items()}
+            gains = row["speedup_over_one"]
+            row["speedup_over_one"] = {n: {int(t): g for t, g in by.items()} for n, by in gains.items()}
             row["timings"] = {n: {int(t): v for t, v in by.items()} for n, by in row["timings"].items()}
     monkeypatch.setitem(
         bench.SUITES, "ops", bench.Suite(lambda arguments, limits: (rows, []), lambda only, quick: ["one"])
