@@ -21,10 +21,15 @@ def cases(only: str, quick: bool) -> list[str]:
 
 
 def thread_cases(only: str, quick: bool, device: str) -> Iterator[tuple[str, Prepare]]:
-    """Name and how to get fused and eager as calls, with what disagrees between them: steps, then some operators."""
+    """Name and how to get fused and eager as calls, with what disagrees between them: steps, then some operators.
+
+    quick: of these the one that every system is made of.
+    """
     for name, setting in step.settings(only, quick).items():
         yield name, lambda setting=setting: sweeps.calls_of_step(setting, device)
     for spec, sample in operators.cases(only, quick=True):
+        if quick and sample.options.get("resize") != "up":
+            continue
         yield f"{spec.operator} {sample.name}", lambda spec=spec, sample=sample: sweeps.calls_of(spec, sample, device)
 
 
