@@ -1,6 +1,6 @@
 """`python -m benchmarks SUITE`: fused against PyTorch on this machine, each after its equivalence check.
 
-SUITE is ops, step, systems, latency, loading, scaling, profile, or all of these.
+SUITE is ops, step, systems, latency, loading, scaling, profile, fuse, or all of these.
 
 `python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
 `python -m benchmarks html A.json OUT.html` makes the page of one again;
@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import (
     compare,
+    fuse,
     latency,
     loading,
     operators,
@@ -58,6 +59,7 @@ SUITES = {
     "loading": Suite(loading.run, loading.cases),
     "scaling": Suite(scaling.run, scaling.cases),
     "profile": Suite(profile.run, step.settings),
+    "fuse": Suite(fuse.run, fuse.cases),
 }
 ON_CUDA = ("ops", "step")  # of them, what `all` runs there
 # in place of a suite: of saved results, and of the benchmark itself

@@ -19,12 +19,25 @@ class Arguments:
     """Options of the benchmark."""
 
     suite: Annotated[
-        Literal["ops", "step", "systems", "latency", "loading", "scaling", "profile", "all", "compiled", "predict"],
+        Literal[
+            "ops",
+            "step",
+            "systems",
+            "latency",
+            "loading",
+            "scaling",
+            "profile",
+            "fuse",
+            "all",
+            "compiled",
+            "predict",
+        ],
         tyro.conf.Positional,
     ] = "all"
     """Operators; whole training steps of the refiner; those of the other systems; one image through a trained refiner;
-    the loaders of pictures; the first two at 1 to all threads; where a fused step's time goes on the CPU; or all of
-    these. compiled: GPU kernels ahead of time; predict: their times by a roofline, with cuda also measured."""
+    the loaders of pictures; the first two at 1 to all threads; where a fused step's time goes on the CPU; models that
+    engine.fuse rewrites; or all of these. compiled: GPU kernels ahead of time; predict: their times by a roofline, with
+    cuda also measured."""
     filter: str = ""
     """Only cases whose name contains this text."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -68,7 +81,7 @@ def check(arguments: Arguments) -> None:
         if given and arguments.device != "cuda" and arguments.suite != "predict":
             raise InputError(f"{option} {arguments.precision if option == '--precision' else ''}".rstrip()
                              + " needs --device cuda")  # fmt: skip
-    if arguments.device == "cuda" and arguments.suite in ("loading", "scaling", "profile"):
+    if arguments.device == "cuda" and arguments.suite in ("loading", "scaling", "profile", "fuse"):
         raise InputError(f"{arguments.suite} is measured on the CPU alone; leave --device cuda out")
     if arguments.html and arguments.suite in WITHOUT_PAGE:
         raise InputError(f"{arguments.suite} has no page; leave --html out, or give --markdown")

@@ -12,16 +12,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model and the tensors it takes. needs: the library it comes from; "" for those written here.
+    """A model and the shape of the tensor it takes. needs: the library it comes from; "" for those written here.
 
-    run: calls a model on an input where that is not simply model(x), and gives its tensor
+    further: what else it takes, after the tensor; field: of its result that is the tensor wanted, "" where it is that
     """
 
     name: str
     needs: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    run: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
+    further: tuple = ()
+    field: str = ""
+
+    def run(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Calls a model of this architecture."""
+        result = model(x, *self.further)
+        return getattr(result, self.field) if self.field else result
 
 
 def _conv(inputs: int, outputs: int, **options: object) -> nn.Conv2d:
@@ -181,10 +187,8 @@ ARCHITECTURES = [
     Architecture("BEGAN autoencoder", "", functools.partial(BEGAN, 48), (4, 3, 64, 64)),
     Architecture("depth decoder", "", functools.partial(DepthDecoder, (128, 64, 32, 16)), (2, 128, 16, 16)),
     Architecture("diffusers AutoencoderKL decoder", "diffusers", _autoencoder_kl_decoder, (1, 4, 24, 24)),
-    Architecture(
-        "diffusers UNet2DModel", "diffusers", _diffusers_unet, (2, 3, 32, 32), lambda model, x: model(x, 10).sample
-    ),
-    Architecture("transformers Swin2SR", "transformers", _swin2sr, (1, 3, 32, 32), lambda m, x: m(x).reconstruction),
+    Architecture("diffusers UNet2DModel", "diffusers", _diffusers_unet, (2, 3, 32, 32), (10,), "sample"),
+    Architecture("transformers Swin2SR", "transformers", _swin2sr, (1, 3, 32, 32), (), "reconstruction"),
     Architecture("transformers Janus VQVAE decoder", "transformers", _janus_vqvae_decoder, (1, 16, 24, 24)),
     Architecture("MONAI AutoencoderKL decoder", "monai", _monai_autoencoder_kl, (1, 3, 24, 24)),
     Architecture("MONAI BasicUNet", "monai", _monai_basic_unet, (1, 1, 96, 96)),

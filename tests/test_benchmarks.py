@@ -9,7 +9,21 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import loading, measure, native, operators, processes, profile, rows, saved, step, sweeps, threads
+from benchmarks import (
+    fuse,
+    loading,
+    measure,
+    models,
+    native,
+    operators,
+    processes,
+    profile,
+    rows,
+    saved,
+    step,
+    sweeps,
+    threads,
+)
 from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing, interleaved
 from benchmarks.strong import StrongConv, StrongRefiner
@@ -345,6 +359,8 @@ def small(monkeypatch):
     monkeypatch.setattr(sweeps, "STEP_BASE", TINY)
     monkeypatch.setattr(sweeps, "STEP_VALUES", {"batch": ("batch_size", (2, 3))})
     monkeypatch.setattr(loading, "measure", lambda setting, rounds, tick: [LOADED | {"name": setting.name}])
+    tiny_model = models.Architecture("tiny", "", lambda: models.DCGAN(8), (2, 64))
+    monkeypatch.setattr(fuse, "ARCHITECTURES", [tiny_model])
     monkeypatch.setattr(Arguments, "can_compile", False)
     monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
 

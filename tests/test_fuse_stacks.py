@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +109,16 @@ def test_export_has_no_kiln_operator() -> None:
     assert "kiln" not in str(traced.inlined_graph)
     assert calls(model, image()) == 2  # afterwards it is fused as before
     assert not any("run_chain" in str(node.target) for node in fx.symbolic_trace(model).graph.nodes)
+
+
+def test_onnx(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, plain, _ = fused_pair(small)
+    torch.onnx.export(model.eval(), (image(),), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: image().numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), plain(image()).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

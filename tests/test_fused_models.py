@@ -103,7 +103,7 @@ def test_branches_on_shapes_and_missing_tensors_are_followed() -> None:
     model = seeded(Guarded)
     plain = copy.deepcopy(model)
     assert patterns(fuse(model)) == [("conv", f"{UP} + elu")]
-    for batch, skip, fused in ((2, image(2, 3, 8, 8, seed=4), 1), (4, image(4, 3, 8, 8, seed=4), 0), (2, None, 0)):
+    for batch, skip, fused in ((2, image(2, 3, 8, 8, seed=4), 1), (4, image(4, 3, 8, 8, seed=4), 0), (2, None, 1)):
         x = image(batch, 3, 8, 8)
         assert calls(model, x, skip) == fused
         torch.testing.assert_close(model(x, skip), plain(x, skip), rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ reveal_type(resize_conv_act(x, x, resize="up"))
 reveal_type(l1_autoencoder_loss(x, x))
 reveal_type(load("run").config.steps)
 reveal_type(engine.ops.explain()[0].why)
+reveal_type(engine.fuse(torch.nn.Linear(1, 1)).replaced[0].reason)
 resize_conv_act(x, x, resize=2)
 gram()
 """
@@ -30,6 +31,7 @@ SEEN = [
     'Revealed type is "torch._tensor.Tensor"',
     'Revealed type is "tuple[torch._tensor.Tensor, torch._tensor.Tensor]"',
     'Revealed type is "int"',
+    'Revealed type is "str"',
     'Revealed type is "str"',
     'Argument "resize" to "resize_conv_act" has incompatible type "int"; expected "str"',
     'Missing positional argument "features" in call to "gram"',

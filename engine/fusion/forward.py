@@ -209,7 +209,7 @@ def exchange(module: nn.Module, plans: list[Plan]) -> None:
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
         if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             for plan in plans:
-                if plan.holds(self) and (tensors := plan.tensors(args, kwargs)) is not None:
+                if (tensors := plan.tensors(args, kwargs)) is not None and plan.holds(self):
                     return plan.run(self, *tensors)
         return original.forward(self, *args, **kwargs)
 

@@ -110,19 +110,22 @@ class _Fusing:
                 saving = expected(weight_of(chain.conv, module), chain.resize)
                 saving += f"; {chain.normalised} after it stays" if chain.normalised else ""
                 self.report.replaced.append(Entry(_joined(path, chain.conv), chain.pattern, saving))
-            plans = [Plan(traced, found.chains, module)]
-            exchange(module, plans + self._of_other_mode(path, module, traced))
+            exchange(module, [Plan(traced, found.chains, module), *self._of_other_calls(path, module, traced)])
 
-    def _of_other_mode(self, path: str, module: nn.Module, traced: Traced) -> list[Plan]:
-        """The plan for evaluation of a module that is in training, or the other way round, where its forward asks."""
-        if not traced.asks_training:
-            return []
-        try:
-            other = trace(module, traced.inlined, training=not module.training)
-        except Untraceable:
-            return []
-        chains = self._find(path, module, other).chains
-        return [Plan(other, chains, module)] if chains else []
+    def _of_other_calls(self, path: str, module: nn.Module, traced: Traced) -> Iterator[Plan]:
+        """Plans for evaluation of a module that is in training, or the other way round, where its forward asks, and for
+        calls with None for all but the first argument."""
+        modes = (module.training, not module.training) if traced.asks_training else (module.training,)
+        for training in modes:
+            for first_alone in (False, True) if len(traced.inputs) > 1 else (False,):
+                if training == module.training and not first_alone:
+                    continue
+                try:
+                    other = trace(module, traced.inlined, training, first_alone)
+                except Untraceable:
+                    continue
+                if chains := self._find(path, module, other).chains:
+                    yield Plan(other, chains, module)
 
     def _trace(self, module: nn.Module) -> Traced | Untraceable:
         if id(module) not in self.traces:

@@ -128,11 +128,14 @@ def _switches() -> tuple[object, ...]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, *modes
 
 
-def trace(module: nn.Module, inlined: set[str] | None, training: bool | None = None) -> Traced:
+def trace(
+    module: nn.Module, inlined: set[str] | None, training: bool | None = None, first_alone: bool = False
+) -> Traced:
     """The graph of a module's forward for tensors as required arguments. Raises Untraceable.
 
     inlined:  the Sequential children that become part of the graph, by name; None: all that can.
     training: the module's mode while it is traced; None: as it is
+    first_alone: the required arguments after the first are None
     """
     kind = type(module)
     if "forward" in vars(module) or kind.__call__ is not nn.Module.__call__:
@@ -143,7 +146,10 @@ def trace(module: nn.Module, inlined: set[str] | None, training: bool | None = N
     _look(codes)
     inputs, order, defaults = _arguments(kind.forward)
     before, mode = {part: state_of(part) for part in module.modules()}, module.training
-    module.__class__ = _with_inputs_alone(kind, inputs)
+    module.__class__ = _with_inputs_alone(kind, inputs, first_alone)
+    if first_alone:
+        defaults |= dict.fromkeys(inputs[1:])
+        inputs = inputs[:1]
     module.training = mode if training is None else training
     try:
         # a trace that ends in the middle may leave gradients switched off
@@ -240,11 +246,14 @@ def _arguments(forward: types.FunctionType) -> tuple[list[str], list[str], dict[
 _WRAPPER = "<inputs of a traced forward>"
 
 
-def _with_inputs_alone(kind: type, inputs: list[str]) -> type:
-    """A subclass whose forward takes the required arguments only, so that the others have their defaults."""
-    names = ", ".join(f"input_{i}" for i in range(len(inputs)))
+def _with_inputs_alone(kind: type, inputs: list[str], first_alone: bool) -> type:
+    """A subclass whose forward takes the required arguments (or the first) alone; the others have their defaults."""
+    names = [f"input_{i}" for i in range(len(inputs))]
+    taken = names[:1] if first_alone else names
+    passed = [name if name in taken else "None" for name in names]
     space = {"original": kind.forward}
-    exec(compile(f"def forward(self, {names}):\n    return original(self, {names})", _WRAPPER, "exec"), space)
+    code = f"def forward(self, {', '.join(taken)}):\n    return original(self, {', '.join(passed)})"
+    exec(compile(code, _WRAPPER, "exec"), space)
     return type(kind.__name__, (kind,), {"forward": space["forward"], "__module__": kind.__module__})
 
 

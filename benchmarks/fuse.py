@@ -1,0 +1,174 @@
+"""engine.fuse on architectures that people use: forward, and forward and backward, against eager and torch.compile.
+
+First the fused model is compared with eager: output and the gradients of the input and the parameters, against eager in
+float64, at most twice eager's own error and a floor. Where nothing is fused nothing is measured.
+"""
+
+import copy
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.arguments import Arguments
+from benchmarks.measure import Limits, Timing, interleaved
+from benchmarks.models import ARCHITECTURES, Architecture
+from benchmarks.rows import row, tick, within
+from benchmarks.table import Table, ms
+from engine import fuse
+from engine.fusion import FuseReport
+
+FLOOR = 2e-5  # what Winograd tiles may err in float32, norm-wise, for each fused convolution that a result passes
+# of gradients behind ReLU or LeakyReLU: where rounding decides the sign of one of N values, by 1 / sqrt(N)
+KINK = 5e-3
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+PASSES = ("forward", "forward + backward")
+
+
+def cases(only: str, quick: bool) -> list[Architecture]:
+    """The architectures whose name contains `only`; quick: those that need no library beside torch."""
+    return [a for a in ARCHITECTURES if only in a.name and not (quick and a.needs)]
+
+
+def missing(architecture: Architecture) -> str:
+    """Why an architecture cannot be built here; "" where it can."""
+    absent = architecture.needs and importlib.util.find_spec(architecture.needs) is None
+    return f"{architecture.needs} is not installed" if absent else ""
+
+
+def build(architecture: Architecture) -> tuple[nn.Module, Tensor]:
+    """The model with random weights, in evaluation mode (no dropout, stored statistics), and its input."""
+    torch.manual_seed(0)
+    return architecture.build().eval(), torch.randn(architecture.shape)
+
+
+def both_passes(architecture: Architecture, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Output and gradients of input and parameters, by name."""
+    x = x.detach().clone().requires_grad_()
+    y = architecture.run(model, x)
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(y, [x, *named.values()], upstream, allow_unused=True, materialize_grads=True)
+    return {"output": y.detach(), **dict(zip(["input", *named], found, strict=True))}
+
+
+def disagreements(architecture: Architecture, plain: nn.Module, fused: nn.Module, x: Tensor, chains: int) -> list[str]:
+    """The results of the fused model outside the rule.
+
+    Parameters' gradients are compared as one: a bias before a normalisation has none but rounding.
+    """
+    kinked = any(isinstance(module, (nn.ReLU, nn.LeakyReLU)) for module in plain.modules())
+    exact = joined(both_passes(architecture, copy.deepcopy(plain).double(), x.double()))
+    eager, found = (joined(both_passes(architecture, model, x)) for model in (plain, fused))
+    failed = []
+    for name, truth in exact.items():
+        error, of_eager = ((results[name] - truth).norm() / truth.norm() for results in (found, eager))
+        allowed = 2 * of_eager + FLOOR * chains + (KINK if kinked and name != "output" else 0.0)
+        if not error <= allowed:
+            failed.append(f"{name}: error {error:.1e}, allowed {allowed:.1e}")
+    return failed
+
+
+def joined(results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output, gradient of the input, and the parameters' gradients as one vector, in float64."""
+    parameters = [value.double().flatten() for name, value in results.items() if name not in ("output", "input")]
+    return {
+        "output": results["output"].double(),
+        "input": results["input"].double(),
+        "parameters": torch.cat(parameters),
+    }
+
+
+def measure(
+    architecture: Architecture, rounds: int, ticks: Callable[[int], None], compiled: bool
+) -> tuple[FuseReport, dict[str, dict[str, Timing]], list[str]]:
+    """The report, timings of both passes (none where nothing is fused or results are wrong), and what is wrong."""
+    plain, x = build(architecture)
+    fused = copy.deepcopy(plain)
+    report = fuse(fused, example_inputs=(x, *architecture.further))
+    if not report.replaced:
+        return report, {}, []
+    failed = disagreements(architecture, plain, fused, x, len(report.replaced))
+    if failed:
+        return report, {}, failed
+    models = {"fused": (fused, x)}
+    for name, layout in LAYOUTS.items():
+        model = copy.deepcopy(plain).to(memory_format=layout)
+        given = x.contiguous(memory_format=layout) if x.dim() == 4 else x
+        models[f"eager {name}"] = model, given
+        if compiled:
+            torch._dynamo.reset()
+            models[f"compile {name}"] = torch.compile(model, dynamic=False), given
+    timings = {}
+    for which in PASSES:
+        calls = {name: _call(architecture, which, *pair) for name, pair in models.items()}
+        timings[which] = interleaved(calls, rounds=rounds, after_round=ticks)
+    return report, timings, []
+
+
+def _call(architecture: Architecture, which: str, model: nn.Module, x: Tensor) -> Callable[[], object]:
+    if which == "forward":
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return architecture.run(model, x)
+
+        return forward
+    wanted = [p for p in model.parameters() if p.requires_grad]
+
+    def both() -> object:
+        leaf = x.detach().requires_grad_()
+        y = architecture.run(model, leaf)
+        return torch.autograd.grad(y.sum(), [leaf, *wanted], allow_unused=True)
+
+    return both
+
+
+def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
+    """The fuse suite."""
+    columns = [("", 33), ("chains", 7), ("left", 5), ("products", 9)]
+    for which in ("fwd", "both"):
+        columns += [(f"{which} ms", 8), ("eager x", 8), ("compile x", 9)]
+    rows, table = [], Table("engine.fuse on whole models: forward, forward and backward, fp32", columns)
+    chosen = cases(arguments.filter, arguments.quick)
+    if chosen:
+        tqdm.write(table.head())
+    for architecture in within(arguments, chosen, lambda case: case.name, rows, "fuse"):
+        if why := missing(architecture):
+            rows.append({"suite": "fuse", "name": architecture.name, "not_run": why})
+            tqdm.write(table.add([architecture.name, why]))
+            continue
+        with tqdm(total=2 * arguments.rounds, desc=architecture.name, leave=False, disable=None) as bar:
+            report, timings, failed = measure(architecture, arguments.rounds, tick(bar), arguments.can_compile)
+        found = _rows(architecture, report, timings, failed)
+        rows += found
+        tqdm.write(table.add(_cells(architecture, report, found)))
+    return rows, [table]
+
+
+def _rows(
+    architecture: Architecture, report: FuseReport, timings: dict[str, dict[str, Timing]], failed: list[str]
+) -> list[dict]:
+    counts = {"replaced": len(report.replaced), "skipped": len(report.skipped), "products": report.products}
+    counts |= {"reasons": sorted({entry.reason for entry in report.skipped})}
+    if not report.replaced:
+        return [{"suite": "fuse", "name": architecture.name, "not_run": "nothing to fuse", **counts}]
+    if failed:
+        return [row("fuse", architecture.name, {}, failed) | counts]
+    return [row("fuse", f"{architecture.name}, {which}", timings[which], []) | counts for which in PASSES]
+
+
+def _cells(architecture: Architecture, report: FuseReport, rows: list[dict]) -> list[str]:
+    if "failed" in rows[0]:
+        return [architecture.name, f"DIFFERENT: {rows[0]['failed'][0]}"]
+    counts = [architecture.name, str(len(report.replaced)), str(len(report.skipped))]
+    if not report.replaced:
+        return [*counts, f"nothing to gain: {', '.join(rows[0]['reasons'])}"]
+    written, left = report.products
+    cells = [*counts, f"{written / max(1, left):.1f}x less"]
+    for entry in rows:
+        gains = [f"{entry['speedup'][name]:.2f}" if name in entry["speedup"] else "-" for name in ("eager", "compile")]
+        cells += [ms(entry["timings"]["fused"]["median"]), *gains]
+    return cells

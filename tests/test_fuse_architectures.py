@@ -1,0 +1,41 @@
+"""engine.fuse on whole architectures of libraries and tutorials: what it replaces; outputs and gradients."""
+
+import copy
+
+import pytest
+
+from benchmarks import fuse as suite
+from benchmarks.models import ARCHITECTURES, Architecture
+from engine import fuse, unfuse
+
+# chains that are more than a convolution alone, and all of them
+EXPECTED = {
+    "kornia RRDBNet (ESRGAN)": (15, 19),
+    "U-Net": (17, 17),
+    "DCGAN generator": (3, 3),
+    "BEGAN autoencoder": (20, 20),
+    "depth decoder": (0, 0),
+    "diffusers AutoencoderKL decoder": (2, 18),
+    "diffusers UNet2DModel": (2, 24),
+    "transformers Swin2SR": (4, 4),
+    "transformers Janus VQVAE decoder": (1, 13),
+    "MONAI AutoencoderKL decoder": (2, 8),
+    "MONAI BasicUNet": (0, 17),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_equal_within_the_rule(architecture: Architecture) -> None:
+    if why := suite.missing(architecture):
+        pytest.skip(why)
+    plain, x = suite.build(architecture)
+    fused = copy.deepcopy(plain)
+    report = fuse(fused)
+    longer = [entry for entry in report.replaced if entry.pattern != "conv 3x3"]
+    assert (len(longer), len(report.replaced)) == EXPECTED[architecture.name], str(report)
+    if report.replaced:
+        assert suite.disagreements(architecture, plain, fused, x, len(report.replaced)) == []
+    else:
+        assert str(report).endswith("nothing is gained: the model runs as it did")
+    unfuse(fused)
+    assert [type(module) for module in fused.modules()] == [type(module) for module in plain.modules()]
