@@ -5,6 +5,7 @@ SUITE is ops, step, systems, latency, loading, scaling, profile, fuse, or all of
 `python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
 `python -m benchmarks html A.json OUT.html` makes the page of one again;
 `python -m benchmarks readme A.json` writes the README's table and plot from one;
+`python -m benchmarks ranks` tells on paper what 8 to 1024 GPUs bring;
 `python -m benchmarks selftest` shows on this machine that the benchmark finds what it should.
 
 Three baselines, at the same precision, in the same process, interleaved, each in the better of contiguous and
@@ -28,6 +29,7 @@ from benchmarks import (
     operators,
     page,
     profile,
+    ranks,
     readme,
     saved,
     scaling,
@@ -62,8 +64,14 @@ SUITES = {
     "fuse": Suite(fuse.run, fuse.cases),
 }
 ON_CUDA = ("ops", "step")  # of them, what `all` runs there
-# in place of a suite: of saved results, and of the benchmark itself
-COMMANDS = {"compare": compare.main, "html": page.main, "readme": readme.main, "selftest": selftest.main}
+# in place of a suite: of saved results, on paper, and of the benchmark itself
+COMMANDS = {
+    "compare": compare.main,
+    "html": page.main,
+    "readme": readme.main,
+    "ranks": ranks.main,
+    "selftest": selftest.main,
+}
 BUSY = 0.5  # cores that other work takes, from which figures are not to be trusted
 
 

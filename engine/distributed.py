@@ -91,6 +91,7 @@ def _meet(store: "dist.Store", world: _World) -> "dist.Store":
         name = store.get(f"kiln/answer/{mine}").decode()  # waits
         store.set(f"{name}/{world.rank}", "here")
         return dist.PrefixStore(name, store)
+    launch.know(store.compare_set("kiln/launch", "", uuid.uuid4().hex).decode())  # what is there stays
     name, missing = f"kiln/{uuid.uuid4().hex}", set(range(1, world.size))
     last = time.monotonic() + PATIENCE.total_seconds()
     while missing:

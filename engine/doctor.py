@@ -144,6 +144,20 @@ def check_gpu() -> list[Finding]:
     return findings
 
 
+def check_distributed() -> list[Finding]:
+    torch, _ = environment.attempt("torch")
+    if torch is None:
+        return []
+    if not torch.distributed.is_available():
+        return [Finding("distributed", NOTE, "this torch is built without torch.distributed: one process trains")]
+    gloo, nccl = torch.distributed.is_gloo_available(), torch.distributed.is_nccl_available()
+    there = [name for name, found in (("gloo (CPUs)", gloo), ("NCCL (GPUs)", nccl)) if found]
+    lacking = not gloo or (torch.cuda.is_available() and not nccl)  # gloo carries flags also where NCCL carries tensors
+    mend = "install a torch build of pytorch.org to train with torchrun" if lacking else ""
+    found = f"torchrun, {' and '.join(there) or 'neither gloo nor NCCL'}"
+    return [Finding("distributed", NOTE if lacking else OK, found, mend)]
+
+
 def check_loading() -> list[Finding]:
     version = environment.version_of("nvidia-dali-cuda130") or environment.version_of("nvidia-dali-cuda120")
     # `import nvidia.dali` alone may find an empty namespace package
@@ -252,6 +266,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     check_extension,
     check_openmp,
     check_gpu,
+    check_distributed,
     check_loading,
     check_packages,
     check_extras,

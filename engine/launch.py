@@ -1,10 +1,11 @@
-"""Which of several processes this one is, from what torchrun puts into the environment. Imports nothing heavy."""
+"""What torchrun says: which of several processes this is, and whether it was started again. Imports nothing heavy."""
 
 import os
 from pathlib import Path
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _MARK = "launch"  # in the run folder: the launch that began or resumed the run
+_token = ""
 
 
 def size() -> int:
@@ -38,30 +39,40 @@ def may_restart() -> bool:
     return _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
 
 
+def know(token: str) -> None:
+    """Take a word that is this launch's alone, and the same after it has started the processes again."""
+    global _token
+    _token = token
+
+
 def mark(run_dir: Path) -> None:
     """Note in a run folder which launch trains in it, for `restarted`. Raises OSError."""
-    if may_restart():
-        (run_dir / _MARK).write_text(_identity())
+    if _identity()[0]:
+        (run_dir / _MARK).write_text("\n".join(_identity()))
 
 
 def unmark(run_dir: Path) -> None:
     """A folder that was refused is none of this launch's, after a restart neither."""
-    if may_restart():
+    if _identity()[0]:
         (run_dir / _MARK).unlink(missing_ok=True)
 
 
 def restarted(run_dir: Path) -> bool:
-    """Whether the launcher has started the processes again, and the run in that folder is the one they trained."""
-    if not _number("TORCHELASTIC_RESTART_COUNT", 0):
-        return False
+    """Whether the launcher has started the processes again, and the run in that folder is the one they trained.
+
+    torchrun counts restarts for each machine, and not those for machines that come or go: so a word kept in its store
+    tells too. The store is lost with the machine it is on.
+    """
     try:
-        return (run_dir / _MARK).read_text() == _identity()
-    except OSError:
+        job, token = (run_dir / _MARK).read_text().split("\n")
+    except (OSError, ValueError):
         return False
+    again = _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    return (again and job == _identity()[0]) or (token != "" and token == _identity()[1])
 
 
-def _identity() -> str:
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+def _identity() -> tuple[str, str]:
+    return os.environ.get("TORCHELASTIC_RUN_ID", ""), _token
 
 
 def _number(name: str, otherwise: int) -> int:

@@ -166,7 +166,7 @@ def trained(folder: Path) -> dict[str, object]:
     words = [*TRAINING, "--data", str(folder / "images")]
     found = {"uneven": command("--fused", "--batch-size", "5", "--out", str(folder / "uneven"))}
     found["whole"] = command(*words, "--out", str(folder / "whole"))[0]
-    found["taken"] = command(*words, "--out", str(folder / "whole"))
+    found["taken"] = command(*words, "--out", str(folder / "one"))
     with asked_to_stop(folder / "stopped"):
         found["stopped"] = command(*words, "--steps", "3000", "--out", str(folder / "stopped"))[0]
     if os.environ["RANK"] == "0":

@@ -216,6 +216,13 @@ def test_a_restart_goes_on_only_with_the_run_of_its_launch(tmp_path: Path, monke
     launch.mark(tmp_path / "run")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another's")
     assert not resolve(flags)[0].resume
+    # torchrun counts no restart when machines come or go: its store knows the launch
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setattr(launch, "_token", "word")
+    launch.mark(tmp_path / "run")
+    assert resolve(flags)[0].resume
+    monkeypatch.setattr(launch, "_token", "of a later launch of that name")
+    assert not resolve(flags)[0].resume
     with pytest.raises(InputError, match="add --out"):
         resolve(["--eager"])
 
@@ -242,3 +249,19 @@ def test_what_torchrun_says(monkeypatch) -> None:
     assert (config.ranks, config.threads, origins["ranks"], config.of_rank().batch_size) == (8, 3, "launcher", 2)
     with pytest.raises(InputError, match="does not divide"):
         resolve(["--eager", "--batch-size", "20"])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("graph", ["--cuda-graph", "--no-cuda-graph"])
+@pytest.mark.parametrize("system", ["refiner", "dcgan"])
+def test_two_gpus_train_as_one(runs: Path, tmp_path: Path, system: str, graph: str) -> None:
+    """NCCL, inside and outside the CUDA graph, which takes over after the third step."""
+    flags = ["--fused", "--system", system, "--device", "cuda", "--data", str(runs / "images"), "--batch-size", "6"]
+    flags += ["--resolution", "16", "--filters", "4", "--steps", "8", "--log-every", "1", "--sample-every", "0"]
+    starts = {"one": [sys.executable], "two": TORCHRUN}
+    for name, start in starts.items():
+        words = [*start, "-m", "engine.train", *flags, graph, "--out", str(tmp_path / name)]
+        done = subprocess.run(words, env=environment(runs), capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+    for x, y in zip(*(records_of(tmp_path / name) for name in starts), strict=True):
+        assert x == pytest.approx(y, rel=1e-3, abs=1e-5)
