@@ -125,8 +125,8 @@ def _autoencoder_kl_decoder() -> nn.Module:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32, 64, 64), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=16,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4,
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=16,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
     ).decoder  # fmt: skip
 
 
@@ -134,9 +134,8 @@ def _diffusers_unet() -> nn.Module:
     from diffusers import UNet2DModel
 
     return UNet2DModel(
-        sample_size=32, block_out_channels=(32, 64, 64), norm_num_groups=16, layers_per_block=1, attention_head_dim=8,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        sample_size=32, block_out_channels=(32, 64), norm_num_groups=16, layers_per_block=1, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
 
 
@@ -162,8 +161,8 @@ def _monai_autoencoder_kl() -> nn.Module:
     from monai.networks.nets import AutoencoderKL
 
     return AutoencoderKL(
-        spatial_dims=2, in_channels=1, out_channels=1, channels=(32, 64, 64), latent_channels=3,
-        num_res_blocks=(1, 1, 1), norm_num_groups=16, attention_levels=(False, False, False),
+        spatial_dims=2, in_channels=1, out_channels=1, channels=(32, 64), latent_channels=3,
+        num_res_blocks=(1, 1), norm_num_groups=16, attention_levels=(False, False),
         with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
     ).decoder  # fmt: skip
 

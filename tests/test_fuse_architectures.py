@@ -15,11 +15,11 @@ EXPECTED = {
     "DCGAN generator": (3, 3),
     "BEGAN autoencoder": (20, 20),
     "depth decoder": (0, 0),
-    "diffusers AutoencoderKL decoder": (2, 18),
-    "diffusers UNet2DModel": (2, 24),
+    "diffusers AutoencoderKL decoder": (1, 13),
+    "diffusers UNet2DModel": (1, 17),
     "transformers Swin2SR": (4, 4),
     "transformers Janus VQVAE decoder": (1, 13),
-    "MONAI AutoencoderKL decoder": (2, 8),
+    "MONAI AutoencoderKL decoder": (1, 5),
     "MONAI BasicUNet": (0, 17),
 }
 
