@@ -235,3 +235,10 @@ def initialise(network: nn.Module, seed: int) -> None:
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def lay_out_library_weights(network: nn.Module) -> None:
+    """Weights of PyTorch's own convolutions channels_last, as all activations are: else each pass reorders them."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)

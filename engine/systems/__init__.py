@@ -41,7 +41,12 @@ def system_class(name: str) -> "type[System]":
 
 def build(config: "TrainConfig", device: "str | torch.device") -> "System":
     """The system of `config` with start values from config.seed, on `device`."""
-    return system_class(config.system)(config, device)
+    from engine.networks.layers import lay_out_library_weights
+
+    system = system_class(config.system)(config, device)
+    for network in (*system.networks().values(), *system.averaged().values()):
+        lay_out_library_weights(network)
+    return system
 
 
 def load_trained(

@@ -224,7 +224,8 @@ def approach(averages: list[Tensor], towards: list[Tensor], weight: Tensor, *, f
 def load_moments(optimiser: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> None:
     """Give `optimiser` the moments and step counts of its parameters, saved by their position; none: as never stepped.
 
-    Each lands on its parameter's device, in the tensor that is there or in a new one.
+    Each lands on its parameter's device, in the tensor that is there or in a new one, of the parameter's strides where
+    it has its shape: fused optimisers go through both in the order of memory.
     """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for position, parameter in enumerate(parameters):
@@ -236,8 +237,9 @@ def load_moments(optimiser: torch.optim.Optimizer, saved: dict[int, dict[str, Te
             if name in held:
                 held[name].copy_(value)
             else:
-                # Optimizer.state is a defaultdict
-                optimiser.state[parameter][name] = value.detach().to(parameter.device, copy=True)
+                like = parameter if value.shape == parameter.shape else value
+                made = torch.empty_like(like, dtype=value.dtype, device=parameter.device, requires_grad=False)
+                optimiser.state[parameter][name] = made.copy_(value)  # Optimizer.state is a defaultdict
 
 
 def load_part(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
