@@ -16,8 +16,8 @@ COMMANDS = {
     block.split()[-1]: block.strip().splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)
 }
 PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"], "kiln": ["-m", "engine.cli"]}
-# what a rank can still say as it exits, with and without Kiln, where gloo's threads outlive the interpreter; torchrun then
-# ends the others
+# what a rank can still say as it exits, with and without Kiln, where gloo's threads outlive the interpreter; torchrun
+# then ends the others
 GLOO_ENDS = "terminate called without an active exception"
 ATTEMPTS = 4
 NEEDS = {
