@@ -21,6 +21,7 @@ SPEEDS = {
     "systems": "Training steps of every system",
     "latency": "One image through a trained refiner",
     "loading": "Loading pictures",
+    "fuse": "Models of other libraries, by engine.fuse",
     "ops": "Operators, forward + backward",
 }
 SHOWN = (*SPEEDS, "scaling", "profile")

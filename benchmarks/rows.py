@@ -24,7 +24,8 @@ def row(suite: str, name: str, timings: dict[str, Timing], failed: list[str]) ->
         return {"suite": suite, "name": name, "failed": failed}
     fused = timings["fused"].median
     found = {baseline: best(timings, baseline) for baseline in BASELINES}
-    found["strong"] = found["strong"] or found["eager"]  # where no library part is stronger than the reference
+    if suite == "ops":
+        found["strong"] = found["strong"] or found["eager"]  # where no library part is stronger than the reference
     allocated = {n: [t.allocated for k, t in timings.items() if k.split()[0] == n] for n in ("fused", *BASELINES)}
     return {
         "suite": suite,

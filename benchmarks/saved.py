@@ -11,7 +11,7 @@ SCHEMA = 5
 STEPS = "refiner "  # how the names of schema 1's steps begin, which has no suites
 # what a measured row of each suite holds, unless it failed or was not run
 _SPEED = ("speedup", "timings")
-_PARTS = {**dict.fromkeys(("ops", "step", "systems", "latency", "loading"), _SPEED),
+_PARTS = {**dict.fromkeys(("ops", "step", "systems", "latency", "loading", "fuse"), _SPEED),
           "scaling": ("timings",), "profile": ("wall", "calls", "outside")}  # fmt: skip
 # since schema 3, and 5
 _RENAMED = {"sgemm_flops": "matrix_flops", "share_of_sgemm": "share_of_matrix"}
