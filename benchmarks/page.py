@@ -85,10 +85,10 @@ def _why(row: dict[str, Any]) -> str:
 def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Title, cards and whether they stand side by side; those without rows are left out."""
     by_suite = {suite: [row for row in result["rows"] if row["suite"] == suite] for suite in SHOWN}
-    baselines = {name: colour for name, colour in figures.BASELINES.items() if name != "torch"}
     found = []
     for suite, title in SPEEDS.items():
-        legend = {"torch": figures.BASELINES["torch"]} if suite == "loading" else baselines
+        there = {name for row in by_suite[suite] for name in row.get("speedup", {})}
+        legend = {name: colour for name, colour in figures.BASELINES.items() if name in there}
         cards = [
             _card(kind, figures.speedups, members, legend=legend) for kind, members in _kinds(by_suite[suite]).items()
         ]

@@ -98,7 +98,8 @@ def _chain(conv: fx.Node, step: Step, owner: Owner, found: Found, taken: set[fx.
     up = up if up is not None and up.kind == "resize" and up.option in ("up", "") else None
     after = list(_after(conv, owner))
     if step.reason:
-        if up or after:
+        # a 3x3 convolution could be replaced alone
+        if up or after or not step.reason.startswith("kernel size"):
             parts = [*(["upsample"] if up else []), "conv", *(s.option for _, s in after[:1] if s.option)]
             found.skipped.append((conv, " + ".join(parts), step.reason))
         return None
