@@ -1,6 +1,7 @@
 """`python -m benchmarks readme A.json` (make readme-figures): the README's measured table and plot, from a result.
 
-What stands between the two comments in README.md is written anew, and docs/benchmark.svg with it: never by hand.
+What stands between the two comments in README.md is written anew, and docs/benchmark.svg with it: never by hand. So are
+the tables of docs/systems.md and docs/fuse.md, where the result has their suites.
 """
 
 import re
@@ -75,6 +76,44 @@ def block(result: dict[str, Any], path: str) -> str:
     return "\n".join(lines)
 
 
+def systems_block(result: dict[str, Any], path: str) -> str | None:
+    """The table of docs/systems.md; None where the result has no such suite."""
+    rows = _of_suite(result, "systems")
+    lines = [_lead(result, f"../{path}"), "", "| step | fused | eager | compile |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        note = figures.why_not(row)
+        cells = [note, "-", "-"] if note else [_time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
+        lines.append(f"| {' | '.join([row['name'], *cells])} |")
+    return "\n".join(lines) if rows else None
+
+
+def fuse_block(result: dict[str, Any], path: str) -> str | None:
+    """The table of docs/fuse.md; None where the result has no such suite."""
+    rows = _of_suite(result, "fuse")
+    lines = [_lead(result, f"../{path}"), ""]
+    lines += ["| model | fused, left | pass | fused | eager | compile |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        model, _, which = row["name"].partition(", ")
+        counts = f"{row['replaced']}, {row['skipped']}" if "replaced" in row else "-"
+        note = row.get("not_run") or figures.why_not(row)
+        cells = (
+            ["-", note, "-", "-"] if note else [which, _time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
+        )
+        lines.append(f"| {' | '.join([model, counts, *cells])} |")
+    return "\n".join(lines) if rows else None
+
+
+PAGES = {"docs/systems.md": systems_block, "docs/fuse.md": fuse_block}
+
+
+def _of_suite(result: dict[str, Any], suite: str) -> list[dict[str, Any]]:
+    return [row for row in result["rows"] if row["suite"] == suite]
+
+
+def _lead(result: dict[str, Any], path: str) -> str:
+    return f"{_machine(result)}; {_when(result)} ([every sample]({path})). Times as long as fused, medians:"
+
+
 def _machine(result: dict[str, Any]) -> str:
     cpu = result["machine"].get("cpu", {})
     flags = cpu.get("flags", [])
@@ -100,14 +139,14 @@ def _time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.3g} ms"
 
 
-def _speedups(row: dict[str, Any]) -> list[str]:
-    return [f"{row['speedup'][name]:.1f}x" if name in row["speedup"] else "-" for name in AGAINST]
+def _speedups(row: dict[str, Any], digits: int = 1) -> list[str]:
+    return [f"{row['speedup'][name]:.{digits}f}x" if name in row["speedup"] else "-" for name in AGAINST]
 
 
 def replaced(text: str, inside: str) -> str:
-    """The README with `inside` between its two comments. Raises InputError where they are not there once each."""
+    """A page with `inside` between its two comments. Raises InputError where they are not there once each."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"README.md must hold {BEGIN} and then {END} once each: put them around the measured table")
+        raise InputError(f"a page must hold {BEGIN} and then {END} once each: put them around the measured table")
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{inside}\n{END}{rest.partition(END)[2]}"
 
@@ -129,14 +168,18 @@ def plot(result: dict[str, Any], path: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Writes README.md and the plot. Raises InputError for what is no result, or lacks a row."""
+    """Writes README.md, the plot and the pages. Raises InputError for what is no result, or lacks a row."""
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks readme", description=__doc__)
     result, path = saved.read(arguments.result), arguments.result.resolve()
     link = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else arguments.result.name
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(encoding="utf-8"), block(result, link))
     drawn = plot(result, link)
-    atomic.write_text(readme, text)
-    atomic.write_text(ROOT / PLOT, drawn)
-    print(f"{readme}, {ROOT / PLOT}")
+    written = {readme: text, ROOT / PLOT: drawn}
+    for name, make in PAGES.items():
+        if inside := make(result, link):
+            written[ROOT / name] = replaced((ROOT / name).read_text(encoding="utf-8"), inside)
+    for file, content in written.items():
+        atomic.write_text(file, content)
+    print(", ".join(map(str, written)))
     return 0

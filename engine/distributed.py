@@ -8,6 +8,7 @@ The default group is gloo's, for Python objects and flags. Tensors go through it
 """
 
 import contextlib
+import gc
 import os
 import time
 import uuid
@@ -66,7 +67,7 @@ def joined() -> Iterator[None]:
         with _silence() if _world.rank else contextlib.nullcontext():
             yield
     except (SharedError, SystemExit):  # on all ranks: so they can leave in order
-        dist.destroy_process_group()
+        _leave()
         raise
     except RuntimeError as error:
         # gloo has no class of its own
@@ -74,9 +75,15 @@ def joined() -> Iterator[None]:
             raise
         raise LostRank("the connection to another rank broke: it has ended, or its machine is gone") from error
     else:
-        dist.destroy_process_group()
+        _leave()
     finally:
         _world = None
+
+
+def _leave() -> None:
+    """Ends the groups and frees them now: gloo's threads must not outlive the interpreter."""
+    dist.destroy_process_group()
+    gc.collect()
 
 
 def _meet(store: "dist.Store", world: _World) -> "dist.Store":

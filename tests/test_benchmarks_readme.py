@@ -1,6 +1,7 @@
 """The README's measured table and plot come from a result, and are what that result says."""
 
 import copy
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,8 @@ from benchmark_results import AMD, INTEL
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import readme, saved
+from benchmarks import readme, rows, saved
+from benchmarks.measure import Timing
 from engine.errors import InputError
 
 ROOT = Path(bench.__file__).parent.parent
@@ -38,6 +40,36 @@ def test_the_readme_is_as_written():
     assert written == expected and (ROOT / readme.PLOT).is_file() and readme.PLOT in text
 
 
+def test_the_pages_are_as_written():
+    text = (ROOT / "README.md").read_text()
+    link = re.search(r"\[every sample\]\((.*?)\)", text).group(1)
+    for name, make in readme.PAGES.items():
+        page = (ROOT / name).read_text()
+        assert readme.replaced(page, make(saved.read(ROOT / link), link)) == page and f"(../{link})" in page
+
+
+def test_the_tables_of_other_suites(checkout):
+    timings = {"fused": Timing([0.01] * 3), "eager contiguous": Timing([0.02] * 3), "compile": Timing([0.015] * 3)}
+    counts = {"replaced": 3, "skipped": 1}
+    added = [
+        rows.row("systems", "began 32x32", timings, []),
+        rows.row("systems", "wrong 32x32", {}, ["off"]),
+        rows.row("fuse", "U-Net, forward", timings, []) | counts,
+        {"suite": "fuse", "name": "absent", "not_run": "x is not installed"},
+    ]
+    result = json.loads(INTEL.read_text())
+    result["rows"] += json.loads(json.dumps(added))
+    path = checkout / "benchmarks" / "results" / "new.json"
+    path.write_text(json.dumps(result))
+    for name in readme.PAGES:
+        shutil.copy(ROOT / name, checkout / name)
+    assert command(bench.main, "readme", path) == 0
+    systems, fuse = ((checkout / name).read_text() for name in readme.PAGES)
+    assert "| began 32x32 | 10 ms | 2.00x | 1.50x |" in systems and "| wrong 32x32 | FAILED its check" in systems
+    assert "| U-Net | 3, 1 | forward | 10 ms | 2.00x | 1.50x |" in fuse
+    assert "| absent | - | - | x is not installed | - | - |" in fuse and "(../benchmarks/results/new.json)" in fuse
+
+
 def test_the_command(checkout, capsys):
     before = (checkout / "README.md").read_text()
     assert command(bench.main, "readme", checkout / "benchmarks" / "results" / "new.json") == 0
@@ -58,15 +90,15 @@ def test_every_figure_is_the_result_s():
     result = saved.read(INTEL) | {"date": "2031-02-03"}
     text = readme.block(result, "x.json")
     assert "2031-02-03, commit b379813eee9f" in text
-    rows = {(row["suite"], row["name"].removesuffix(" channels_last")): row for row in result["rows"]}
+    found = {(row["suite"], row["name"].removesuffix(" channels_last")): row for row in result["rows"]}
     for title, key in readme.ROWS.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {title} |"))
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        row = rows[key]
+        row = found[key]
         number, unit = cells[1].split()
         assert float(number) * {"s": 1, "ms": 1e-3}[unit] == pytest.approx(row["timings"]["fused"]["median"], rel=0.01)
         assert [float(cell[:-1]) for cell in cells[2:]] == pytest.approx(list(row["speedup"].values()), abs=0.051)
-    memory = rows["step", "refiner 64x64, 64 filters, batch 25"]["memory"]
+    memory = found["step", "refiner 64x64, 64 filters, batch 25"]["memory"]
     assert f"{memory['fused'] / 2**20:,.0f} MiB against {memory['eager'] / 2**20:,.0f} (eager)" in text
 
 
