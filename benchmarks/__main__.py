@@ -16,7 +16,7 @@ channels_last: eager PyTorch as people write it, torch.compile of the same, and 
 
 import datetime
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -94,21 +94,28 @@ def run_predict(arguments: Arguments) -> Results:
 WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
 
 
-def run_suites(arguments: Arguments) -> tuple[Limits, list[dict], list[Table]]:
-    """What was asked for, after this machine's limits. Raises InputError where no case has the filter's text."""
+def measured(arguments: Arguments) -> Iterator[tuple[Limits | None, list[dict], list[Table]]]:
+    """This machine's limits, rows and tables: after each suite those so far. Raises InputError where no case fits."""
+    nothing = InputError(f"no case contains {arguments.filter!r}")
+    if arguments.suite in WITHOUT_LIMITS:
+        rows, tables = WITHOUT_LIMITS[arguments.suite](arguments)
+        if not rows:
+            raise nothing
+        yield None, rows, tables
+        return
     every = list(ON_CUDA if arguments.device == "cuda" else SUITES)
-    chosen = {name: SUITES[name] for name in (every if arguments.suite == "all" else [arguments.suite])}
-    if not any(list(suite.cases(arguments.filter, arguments.quick)) for suite in chosen.values()):
-        raise InputError(f"no case contains {arguments.filter!r}")
+    chosen = [SUITES[name] for name in (every if arguments.suite == "all" else [arguments.suite])]
+    if not any(list(suite.cases(arguments.filter, arguments.quick)) for suite in chosen):
+        raise nothing
     if not arguments.can_compile:
         print("no C++ compiler (g++ or clang++) here: the baseline `compile` is left out")
     limits = measure_limits(arguments.device, arguments.precision or "fp32")
     print(describe(arguments, limits))
     rows, tables = [], []
-    for suite in chosen.values():
+    for suite in chosen:
         more_rows, more_tables = suite.run(arguments, limits)
         rows, tables = rows + more_rows, tables + more_tables
-    return limits, rows, tables
+        yield limits, rows, tables
 
 
 def describe(arguments: Arguments, limits: Limits | None) -> str:
@@ -132,8 +139,23 @@ def result(arguments: Arguments, limits: Limits | None, rows: list[dict], load: 
     return head | {"machine": environment.snapshot(), "rows": rows}
 
 
+def save(
+    arguments: Arguments, limits: Limits | None, rows: list[dict], tables: list[Table], load: float | None
+) -> None:
+    """Writes the files that were asked for."""
+    text = json.dumps(result(arguments, limits, rows, load), indent=1)
+    if arguments.json:
+        atomic.write_text(arguments.json, text)
+    if arguments.html and rows:
+        newest = saved.newest(json.loads(text), str(arguments.html))
+        atomic.write_text(arguments.html, page.render(newest, arguments.html.stem))
+    if arguments.markdown:
+        lead = f"{describe(arguments, limits)}; commit {commit()}.\n"
+        atomic.write_text(arguments.markdown, "\n".join([lead, *(t.markdown() for t in tables if t.rows)]))
+
+
 def main(argv: list[str]) -> int:
-    """Measures, prints and saves. Returns 1 when a result differs from the reference."""
+    """Measures, prints and saves, after each suite anew. Returns 1 when a result differs from the reference."""
     if argv and argv[0] in COMMANDS:
         return COMMANDS[argv[0]](argv[1:])
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks", description=__doc__)
@@ -141,23 +163,11 @@ def main(argv: list[str]) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     load = environment.load()
-    if arguments.suite in WITHOUT_LIMITS:
-        limits, (rows, tables) = None, WITHOUT_LIMITS[arguments.suite](arguments)
-        if not rows:
-            raise InputError(f"no case contains {arguments.filter!r}")
-    else:
-        if load is not None and load > BUSY:
-            print(f"! other work took {load:.1f} cores in the last minute: figures will be noisy and too slow")
-        limits, rows, tables = run_suites(arguments)
-    text = json.dumps(result(arguments, limits, rows, load), indent=1)
-    if arguments.json:
-        atomic.write_text(arguments.json, text)
-    if arguments.html:
-        newest = saved.newest(json.loads(text), str(arguments.html))
-        atomic.write_text(arguments.html, page.render(newest, arguments.html.stem))
-    if arguments.markdown:
-        lead = f"{describe(arguments, limits)}; commit {commit()}.\n"
-        atomic.write_text(arguments.markdown, "\n".join([lead, *(t.markdown() for t in tables if t.rows)]))
+    if load is not None and load > BUSY and arguments.suite not in WITHOUT_LIMITS:
+        print(f"! other work took {load:.1f} cores in the last minute: figures will be noisy and too slow")
+    rows: list[dict] = []
+    for limits, rows, tables in measured(arguments):
+        save(arguments, limits, rows, tables, load)
     return 1 if any("failed" in entry for entry in rows) else 0
 
 

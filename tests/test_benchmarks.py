@@ -456,3 +456,10 @@ def test_processes_whose_losses_differ_have_no_time():
     (said,) = processes.disagreements(losses)
     assert said == "l_fake is 0.2501 (fused, 2) and 0.25 (fused, 1)"
     assert processes.counts(1) == [1] and processes.counts(2) == [1, 2] and processes.counts(6) == [1, 2, 4]
+
+
+def test_what_is_measured_is_kept_when_a_later_suite_breaks(small, monkeypatch, tmp_path):
+    monkeypatch.setitem(bench.SUITES, "step", bench.Suite(lambda arguments, limits: 1 / 0, lambda only, quick: ["x"]))
+    with pytest.raises(ZeroDivisionError):
+        bench.main(["all", "--quick", "--json", str(tmp_path / "result.json")])
+    assert {row["suite"] for row in json.loads((tmp_path / "result.json").read_text())["rows"]} == {"ops"}
