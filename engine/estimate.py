@@ -51,7 +51,7 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
 
 
 def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
-    """(elements that one sample leaves behind for the backward pass, those of the largest tensor among them).
+    """(elements that one sample leaves behind for the backward pass, its result included, those of the largest of them).
 
     network: on the meta device, where operators give shapes without computing; inputs: of one sample.
     """
@@ -68,7 +68,10 @@ def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
             tensor.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        network(*inputs)
+        results = network(*inputs)
+    for tensor in tree_leaves(results):
+        if isinstance(tensor, Tensor):
+            note(tensor)
     sizes = [storage.nbytes() // 4 for storage in kept.values()]
     return sum(sizes), max(sizes, default=0)
 

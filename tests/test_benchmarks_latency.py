@@ -35,7 +35,7 @@ def test_the_suite_saves_rows(monkeypatch, tmp_path, capsys):
     assert command(bench.main, "latency", "--quick", "--json", tmp_path / "a.json") == 0
     assert "refiner tiny" in capsys.readouterr().out
     (row,) = saved.read(tmp_path / "a.json")["rows"]
-    assert row["suite"] == "latency" and set(row["speedup"]) == {"eager", "strong"}
+    assert row["suite"] == "latency" and set(row["speedup"]) == {"eager"}
     assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["name"] == "refiner tiny"
 
 
