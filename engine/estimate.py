@@ -51,7 +51,7 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
 
 
 def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
-    """(elements that one sample leaves behind for the backward pass, its result included, those of the largest of them).
+    """(elements that one sample leaves behind for backward, its result included; those of the largest of them).
 
     network: on the meta device, where operators give shapes without computing; inputs: of one sample.
     """
