@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import saved
+from benchmarks.rows import short
 from benchmarks.table import Table, ms
 from engine import cli
 from engine.errors import InputError
@@ -203,7 +204,7 @@ def shown(found: list[Change], everything: bool) -> Table:
         suites = list(dict.fromkeys(change.suite for change in found))
         found = sorted(found, key=lambda c: (suites.index(c.suite), not _ours(c), -abs(math.log(c.ratio or 1))))
     for c in found:
-        name = f"{c.suite}: {c.name.removesuffix(' channels_last')}"
+        name = f"{c.suite}: {short(c.name)}"
         between = f"{c.interval[0]:.3f}..{c.interval[1]:.3f}" if c.interval else "-"
         figures = [*("-" if m is None else ms(m) for m in c.medians), f"{c.ratio:.3f}" if c.ratio else "-", between]
         table.add([name, c.competitor, *figures, c.verdict])

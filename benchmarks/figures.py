@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from benchmarks.rows import short
 from benchmarks.table import ms
 from engine.charts import GRID, INK, SERIES
 
@@ -19,8 +20,8 @@ SMALLEST = 0.01  # share of a step from which a kernel has a bar of its own
 
 
 def label(row: dict[str, Any]) -> str:
-    """A row's name without its layout where that is the usual one, and in short where it is not."""
-    return row["name"].removesuffix(" channels_last").replace(" memory_format torch.", " ").removesuffix("_format")
+    """What a row is called."""
+    return short(row["name"])
 
 
 def why_not(row: dict[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 First the fused model is compared with eager: output and the gradients of the input and the parameters, against eager in
 float64, at most twice eager's own error and a floor. A model with ReLU or LeakyReLU is compared a second time with ELU
 in their place, for there rounding decides signs, and gradients are allowed more. Where nothing is fused nothing is
-measured. Eager runs in both layouts, torch.compile in the one that suits eager better.
+measured. Everybody runs in the better of both layouts, torch.compile in eager's.
 """
 
 import copy
@@ -31,8 +31,9 @@ PASSES = ("forward", "forward + backward")
 
 
 def cases(only: str, quick: bool) -> list[Architecture]:
-    """The architectures whose name contains `only`; quick: those that need no library beside torch."""
-    return [a for a in ARCHITECTURES if only in a.name and not (quick and a.needs)]
+    """The architectures whose name contains `only`; quick: the first two that need no library beside torch."""
+    chosen = [a for a in ARCHITECTURES if not (quick and a.needs)]
+    return [a for a in chosen[: 2 if quick else None] if only in a.name]
 
 
 def missing(architecture: Architecture) -> str:
@@ -115,26 +116,33 @@ def measure(
     report = fuse(fused, example_inputs=(x, *architecture.further))
     if not report.replaced:
         return report, {}, []
-    failed = disagreements(architecture, plain, fused, x, len(report.replaced))
+    models = {}
+    for name, layout in LAYOUTS.items():
+        given = x.contiguous(memory_format=layout) if x.dim() == 4 else x
+        for kind, model in (("fused", fused), ("eager", plain)):
+            models[f"{kind} {name}"] = copy.deepcopy(model).to(memory_format=layout), given
+    best = {kind: _better(architecture, models, kind) for kind in ("fused", "eager")}
+    failed = disagreements(architecture, plain, *models[best["fused"]], len(report.replaced))
     if failed:
         return report, {}, failed
-    models = {"fused": (fused, x)}
-    for name, layout in LAYOUTS.items():
-        model = copy.deepcopy(plain).to(memory_format=layout)
-        given = x.contiguous(memory_format=layout) if x.dim() == 4 else x
-        models[f"eager {name}"] = model, given
+    models = {"fused": models[best["fused"]]} | {n: pair for n, pair in models.items() if n.startswith("eager")}
     if compiled:
         # in the layout that suits eager: to compile takes most of this suite's time
-        tried = {name: _call(architecture, PASSES[1], *models[name]) for name in models if name != "fused"}
-        taken = {name: timing.median for name, timing in interleaved(tried, rounds=3).items()}
-        best = min(taken, key=taken.get)
         torch._dynamo.reset()
-        models[best.replace("eager", "compile")] = torch.compile(models[best][0], dynamic=False), models[best][1]
+        model, given = models[best["eager"]]
+        models[best["eager"].replace("eager", "compile")] = torch.compile(model, dynamic=False), given
     timings = {}
     for which in PASSES:
         calls = {name: _call(architecture, which, *pair) for name, pair in models.items()}
         timings[which] = interleaved(calls, rounds=rounds, after_round=ticks)
     return report, timings, []
+
+
+def _better(architecture: Architecture, models: dict[str, tuple[nn.Module, Tensor]], kind: str) -> str:
+    """The name of the faster of both layouts."""
+    tried = {name: _call(architecture, PASSES[1], *pair) for name, pair in models.items() if name.startswith(kind)}
+    timings = interleaved(tried, rounds=4)
+    return min(timings, key=lambda name: timings[name].median)
 
 
 def _call(architecture: Architecture, which: str, model: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -170,7 +178,8 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
             tqdm.write(table.add([architecture.name, why]))
             continue
         with tqdm(total=2 * arguments.rounds, desc=architecture.name, leave=False, disable=None) as bar:
-            report, timings, failed = measure(architecture, arguments.rounds, tick(bar), arguments.can_compile)
+            compiled = arguments.can_compile and not arguments.quick
+            report, timings, failed = measure(architecture, arguments.rounds, tick(bar), compiled)
         found = _rows(architecture, report, timings, failed)
         rows += found
         tqdm.write(table.add(_cells(architecture, report, found)))

@@ -12,6 +12,11 @@ from benchmarks.table import Table, ms, percent
 BASELINES = ("eager", "compile", "strong")
 
 
+def short(name: str) -> str:
+    """A row's name without its layout where that is the usual one, and in short where it is not."""
+    return name.removesuffix(" channels_last").replace(" memory_format torch.", " ").removesuffix("_format")
+
+
 def best(timings: dict[str, Timing], baseline: str) -> Timing | None:
     """A competitor in the better of its layouts; None where it did not run."""
     ran = [timing for name, timing in timings.items() if name.split()[0] == baseline]
@@ -63,7 +68,7 @@ def comparison(title: str) -> Table:
 
 def cells(entry: dict) -> list[str]:
     """A row of the table."""
-    name = entry["name"].removesuffix(" channels_last")
+    name = short(entry["name"])
     if "failed" in entry:
         return [name, f"DIFFERENT: {entry['failed'][0]}"]
     timings, speedup = entry["timings"], entry["speedup"]

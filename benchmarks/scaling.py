@@ -7,6 +7,7 @@ from tqdm import tqdm
 from benchmarks import operators, processes, step, sweeps, threads
 from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing
+from benchmarks.rows import short
 from benchmarks.sweeps import Law, Sweep
 from benchmarks.table import Table, ms, percent
 from engine import environment
@@ -56,7 +57,7 @@ def by_threads(arguments: Arguments) -> tuple[list[dict], Table]:
         calls, failed = prepare()
         timings = {} if failed else threads.measure(calls, arguments.rounds)
         rows.append(_row("threads", name, timings, failed))
-        for cells in _cells(rows[-1]["name"].removesuffix(" channels_last"), timings, failed):
+        for cells in _cells(short(name), timings, failed):
             tqdm.write(table.add(cells))
     return rows, table
 

@@ -7,8 +7,10 @@ compile: the same with every network through torch.compile; absent where a step 
 The refiner has a suite of its own (step.py), with stronger baselines and memory.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 from collections.abc import Callable
 
 import torch
@@ -74,7 +76,8 @@ def disagreements(config: TrainConfig, device: str) -> list[str]:
 
 
 def _built(config: TrainConfig, device: str, fused: bool) -> System:
-    system = build(dataclasses.replace(config, fused=fused), device)
+    with contextlib.redirect_stdout(io.StringIO()):  # what systems say at their start
+        system = build(dataclasses.replace(config, fused=fused), device)
     if not fused:
         for network in system.networks().values():
             network.to(memory_format=torch.channels_last)
