@@ -173,9 +173,10 @@ def main(argv: list[str]) -> int:
     result, path = saved.read(arguments.result), arguments.result.resolve()
     link = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else arguments.result.name
     readme = ROOT / "README.md"
-    text = replaced(readme.read_text(encoding="utf-8"), block(result, link))
-    drawn = plot(result, link)
-    written = {readme: text, ROOT / PLOT: drawn}
+    written = {}
+    if not {row["suite"] for row in result["rows"]} <= {"systems", "fuse"}:
+        written[readme] = replaced(readme.read_text(encoding="utf-8"), block(result, link))
+        written[ROOT / PLOT] = plot(result, link)
     for name, make in PAGES.items():
         if inside := make(result, link):
             written[ROOT / name] = replaced((ROOT / name).read_text(encoding="utf-8"), inside)

@@ -15,8 +15,9 @@ from engine.config import TrainConfig, resolve
 from engine.data import Batch
 from engine.errors import InputError
 from engine.graph import WARM_UP, GraphedStep, no_waiting
-from engine.loop import Trainer, mode, prepare_folder
+from engine.loop import Trainer
 from engine.metrics import LossMeter
+from engine.preparation import mode, prepare_folder
 from engine.schedule import learning_rate
 from engine.systems import build
 from engine.systems.base import System, approach

@@ -16,7 +16,7 @@ from engine import checkpoint, launch, report
 from engine.config import resolve
 from engine.data import open_dataset
 from engine.errors import InputError
-from engine.loop import prepare_folder
+from engine.preparation import prepare_folder
 from engine.systems import SYSTEMS, build
 from engine.train import main
 from tests.data_images import write_pictures

@@ -16,8 +16,9 @@ from PIL import Image
 from engine import checkpoint, random_state
 from engine.config import TrainConfig
 from engine.errors import InputError
-from engine.loop import Trainer, prepare_folder, require_fused, set_machine
+from engine.loop import Trainer
 from engine.metrics import LossMeter, MetricsLog, cut_after
+from engine.preparation import prepare_folder, require_fused, set_machine
 from engine.samples import draw_grid, to_pixels
 from engine.systems import build
 from engine.train import main

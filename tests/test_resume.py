@@ -27,7 +27,8 @@ FLAGS = ("--steps", str(STEPS), "--checkpoint-every", "5", "--log-every", "4", "
 def run_training(out: Path) -> None:
     """One process of the training; leaves with its exit status."""
     from engine import report
-    from engine.loop import Trainer, prepare_folder, set_machine
+    from engine.loop import Trainer
+    from engine.preparation import prepare_folder, set_machine
     from engine.systems import build
 
     report.write = lambda run_dir: None

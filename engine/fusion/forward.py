@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from engine import ops
 from engine.fusion.chains import Chain, source_of
+from engine.fusion.gains import too_small
 from engine.fusion.kept import ABSENT
 from engine.fusion.steps import DTYPES, conv_tensors, hooked, step_of_module
 from engine.fusion.trace import Traced
@@ -29,8 +30,11 @@ def run_chain(
     x (B, C, H, W); weight (Cout, C, 3, 3); bias (Cout,) or None
     planar: whether torch's result would be contiguous: so is this one then; None: the result stays channels_last
     resize: of Chain
+
+    A convolution alone runs as written where its maps are too small to gain.
     """
-    if not _suits(x, weight, bias, resize):
+    alone = resize == activation == "none"
+    if not _suits(x, weight, bias, resize) or (alone and too_small(x.shape, weight)):
         return _as_written(x, weight, bias, resize, activation, slope)
     kept = resize if resize in ("none", "up") else "down"
     y = ops.resize_conv_act(x, weight, bias, resize=kept, activation=activation, negative_slope=slope)

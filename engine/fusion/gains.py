@@ -2,8 +2,9 @@
 
 The rule, from the benchmark's results: nearest x2 before a convolution takes 9 of 36 products (16 with fewer than 8
 channels), nearest /2 after it a quarter, and an activation saves a pass over memory; these always pay. A convolution of
-the same size alone pays on a CPU in float32, by Winograd tiles, from 32 channels on, and where the maps are so large
-that the tiles save a fifth or more. A stride of 2 alone takes the same products as before: nothing to gain.
+the same size alone pays on a CPU in float32, by Winograd tiles, from 64 channels on, and where the maps are so large
+that a call's own cost does not matter and the tiles save a fifth or more. A stride of 2 alone takes the same products
+as before: nothing to gain.
 """
 
 import torch
@@ -13,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.kernels.resize_conv_act import RESIZES, form, tile_cost
 from engine.kernels.resize_conv_act.spec import SPEC
 
-FEWEST_CHANNELS = 32
+FEWEST_CHANNELS = 64
+FEWEST_PIXELS = 1024  # of all images together
 WORTH = 0.8  # of the products as written: at most so many may be left
 
 
@@ -34,6 +36,8 @@ def why_no_gain(weight: Tensor, resize: str, activation: str) -> str:
 def too_small(x_shape: tuple[int, ...], weight: Tensor) -> bool:
     """Whether a convolution of the same size alone has maps too small for tiles to pay."""
     pixels = x_shape[0] * x_shape[2] * x_shape[3]
+    if pixels < FEWEST_PIXELS:
+        return True
     tiles = min(tile_cost(x_shape, weight.shape[1], weight.shape[0], side) for side in (2, 4))
     return tiles > WORTH * 9 * pixels
 
