@@ -216,7 +216,10 @@ def _cells(architecture: Architecture, report: FuseReport, rows: list[dict]) -> 
         return [architecture.name, f"DIFFERENT: {rows[0]['failed'][0]}"]
     counts = [architecture.name, str(len(report.replaced)), str(len(report.skipped))]
     if not report.replaced:
-        return [*counts, f"nothing to gain: {', '.join(rows[0]['reasons'])}"]
+        return [
+            *counts,
+            f"nothing to gain: {'; '.join(r.removeprefix('nothing to gain: ') for r in rows[0]['reasons'])}",
+        ]
     written, left = report.products
     cells = [*counts, f"{written / max(1, left):.1f}x less"]
     for entry in rows:

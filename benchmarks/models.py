@@ -125,7 +125,7 @@ def _autoencoder_kl_decoder() -> nn.Module:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=16,
+        block_out_channels=(64, 128), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=16,
         up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
     ).decoder  # fmt: skip
 
@@ -134,7 +134,7 @@ def _diffusers_unet() -> nn.Module:
     from diffusers import UNet2DModel
 
     return UNet2DModel(
-        sample_size=32, block_out_channels=(32, 64), norm_num_groups=16, layers_per_block=1, attention_head_dim=8,
+        sample_size=64, block_out_channels=(64, 128), norm_num_groups=16, layers_per_block=1, attention_head_dim=8,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
 
@@ -153,7 +153,7 @@ def _janus_vqvae_decoder() -> nn.Module:
     from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
     return JanusVQVAEDecoder(
-        JanusVQVAEConfig(latent_channels=16, base_channels=32, channel_multiplier=[1, 2], num_res_blocks=1)
+        JanusVQVAEConfig(latent_channels=16, base_channels=64, channel_multiplier=[1, 2], num_res_blocks=1)
     )
 
 
@@ -161,7 +161,7 @@ def _monai_autoencoder_kl() -> nn.Module:
     from monai.networks.nets import AutoencoderKL
 
     return AutoencoderKL(
-        spatial_dims=2, in_channels=1, out_channels=1, channels=(32, 64), latent_channels=3,
+        spatial_dims=2, in_channels=1, out_channels=1, channels=(64, 128), latent_channels=3,
         num_res_blocks=(1, 1), norm_num_groups=16, attention_levels=(False, False),
         with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
     ).decoder  # fmt: skip
@@ -185,10 +185,10 @@ ARCHITECTURES = [
     Architecture("DCGAN generator", "", functools.partial(DCGAN, 128), (8, 64)),
     Architecture("BEGAN autoencoder", "", functools.partial(BEGAN, 48), (4, 3, 64, 64)),
     Architecture("depth decoder", "", functools.partial(DepthDecoder, (128, 64, 32, 16)), (2, 128, 16, 16)),
-    Architecture("diffusers AutoencoderKL decoder", "diffusers", _autoencoder_kl_decoder, (1, 4, 24, 24)),
-    Architecture("diffusers UNet2DModel", "diffusers", _diffusers_unet, (2, 3, 32, 32), (10,), "sample"),
+    Architecture("diffusers AutoencoderKL decoder", "diffusers", _autoencoder_kl_decoder, (1, 4, 64, 64)),
+    Architecture("diffusers UNet2DModel", "diffusers", _diffusers_unet, (2, 3, 64, 64), (10,), "sample"),
     Architecture("transformers Swin2SR", "transformers", _swin2sr, (1, 3, 32, 32), (), "reconstruction"),
-    Architecture("transformers Janus VQVAE decoder", "transformers", _janus_vqvae_decoder, (1, 16, 24, 24)),
-    Architecture("MONAI AutoencoderKL decoder", "monai", _monai_autoencoder_kl, (1, 3, 24, 24)),
+    Architecture("transformers Janus VQVAE decoder", "transformers", _janus_vqvae_decoder, (1, 16, 48, 48)),
+    Architecture("MONAI AutoencoderKL decoder", "monai", _monai_autoencoder_kl, (1, 3, 64, 64)),
     Architecture("MONAI BasicUNet", "monai", _monai_basic_unet, (1, 1, 96, 96)),
 ]

@@ -20,7 +20,7 @@ EXPECTED = {
     "transformers Swin2SR": (4, 4),
     "transformers Janus VQVAE decoder": (1, 13),
     "MONAI AutoencoderKL decoder": (1, 5),
-    "MONAI BasicUNet": (0, 17),
+    "MONAI BasicUNet": (0, 9),
 }
 
 

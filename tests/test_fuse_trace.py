@@ -217,13 +217,13 @@ def test_derived_sequentials_are_looked_into() -> None:
 def test_normalisation_between_is_told() -> None:
     layers = [
         nn.Upsample(scale_factor=2),
-        conv(3, 40),
-        nn.BatchNorm2d(40),
+        conv(3, 64),
+        nn.BatchNorm2d(64),
         nn.ReLU(),
-        conv(40, 40),
-        nn.GroupNorm(4, 40),
+        conv(64, 64),
+        nn.GroupNorm(4, 64),
     ]
-    model, plain, report = fused_pair(lambda: nn.Sequential(*layers, nn.ReLU(True), conv(40, 3)))
+    model, plain, report = fused_pair(lambda: nn.Sequential(*layers, nn.ReLU(True), conv(64, 3)))
     assert [entry.reason for entry in report.replaced] == [
         "9 -> 4 products a value; BatchNorm2d after it stays",
         "9 -> 2.25 products a value; GroupNorm after it stays",
@@ -233,11 +233,11 @@ def test_normalisation_between_is_told() -> None:
 
 
 def test_small_maps_gain_nothing() -> None:
-    model = seeded(lambda: nn.Sequential(conv(32, 32), nn.BatchNorm2d(32), conv(32, 32), nn.ReLU()))
-    report = fuse(model, example_inputs=image(1, 32, 6, 6))
+    model = seeded(lambda: nn.Sequential(conv(64, 64), nn.BatchNorm2d(64), conv(64, 64), nn.ReLU()))
+    report = fuse(model, example_inputs=image(1, 64, 6, 6))
     assert patterns(report) == [("2", "conv 3x3 + relu")] and report.refused == []
     assert report.skipped == [("0", "conv 3x3", "nothing to gain: its maps are small")]
-    assert patterns(fuse(model, example_inputs=image(2, 32, 32, 32))) == [("0", "conv 3x3"), ("2", "conv 3x3 + relu")]
-    alone = nn.Sequential(conv(32, 32), nn.BatchNorm2d(32))
-    text = str(fuse(alone, example_inputs=image(1, 32, 6, 6)))
+    assert patterns(fuse(model, example_inputs=image(4, 64, 32, 32))) == [("0", "conv 3x3"), ("2", "conv 3x3 + relu")]
+    alone = nn.Sequential(conv(64, 64), nn.BatchNorm2d(64))
+    text = str(fuse(alone, example_inputs=image(1, 64, 6, 6)))
     assert text.endswith("nothing is gained: the model runs as it did") and type(alone) is nn.Sequential
