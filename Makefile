@@ -35,7 +35,7 @@ sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
 
-RESULT ?= benchmarks/results/intel-xeon-2-cores_b379813.json
+RESULT ?= benchmarks/results/amd-epyc-2-cores_764351f.json
 readme-figures: $(VENV)/installed  ## the README's measured table and plot, from the saved result RESULT=file
 	$(RUN) -m benchmarks readme $(RESULT)
 

@@ -80,7 +80,7 @@ def roofline(rows: list[dict[str, Any]], limits: dict[str, float]) -> Figure | N
     axes.set_ylabel("FLOP/s of fused")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.legend(loc="upper left", frameon=False, labelcolor=INK)
+    axes.legend(loc="lower right", frameon=False, labelcolor=INK)
     _clean(axes, "both")
     return figure
 
