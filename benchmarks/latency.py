@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import engine
 from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing, interleaved
-from benchmarks.rows import cells, comparison, guarded, row, shares, tick, within
+from benchmarks.rows import by_config
 from benchmarks.table import Table
 from engine import checkpoint
 from engine.comparison import training_images
@@ -74,16 +73,5 @@ def loaded(path: Path, device: str, compiled: bool) -> dict[str, nn.Module]:
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The latency suite."""
-    rows, table = [], comparison("One image through a trained refiner, fp32")
     chosen = cases(arguments.filter, arguments.quick)
-    if chosen:
-        tqdm.write(table.head())
-    for name, config in within(arguments, list(chosen.items()), lambda case: case[0], rows, "latency"):
-        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
-            compiled = arguments.can_compile and not arguments.quick
-            more = (config, arguments.device, arguments.rounds, tick(bar), compiled)
-            timings, failed = guarded(arguments, measure, *more)
-        entry = row("latency", name, timings, failed)
-        rows.append(entry if failed else shares(entry, limits, None, None))
-        tqdm.write(table.add(cells(rows[-1])))
-    return rows, [table]
+    return by_config("latency", "One image through a trained refiner, fp32", chosen, measure, arguments, limits)

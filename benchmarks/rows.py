@@ -8,6 +8,7 @@ from tqdm import tqdm
 from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing
 from benchmarks.table import Table, ms, percent
+from engine.config import TrainConfig
 
 BASELINES = ("eager", "compile", "strong")
 
@@ -96,3 +97,24 @@ def guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dic
 def tick(bar: tqdm) -> Callable[[int], None]:
     """Moves a bar on by one after each round."""
     return lambda _: bar.update()
+
+
+def by_config(
+    suite: str, title: str, chosen: dict[str, TrainConfig], measure: Callable, arguments: Arguments, limits: Limits
+) -> tuple[list[dict], list[Table]]:
+    """Rows and table of a suite whose cases are configurations by name, each measured alike.
+
+    measure(config, device, rounds, tick, compiled): timings of every competitor, and what disagrees (then none).
+    """
+    rows, table = [], comparison(title)
+    if chosen:
+        tqdm.write(table.head())
+    for name, config in within(arguments, list(chosen.items()), lambda case: case[0], rows, suite):
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
+            compiled = arguments.can_compile and not arguments.quick
+            more = (config, arguments.device, arguments.rounds, tick(bar), compiled)
+            timings, failed = guarded(arguments, measure, *more)
+        entry = row(suite, name, timings, failed)
+        rows.append(entry if failed else shares(entry, limits, None, None))
+        tqdm.write(table.add(cells(rows[-1])))
+    return rows, [table]

@@ -93,7 +93,7 @@ def agreement(first: dict[str, Any], second: dict[str, Any]) -> Finding:
 
 def found(first: dict[str, Any], slower: dict[str, Any]) -> Finding:
     """Whether compare calls every slowed row slower."""
-    seen = {c.name: c for c in compare.changes(first, slower) if c.competitor == "fused" and _is(c.name, PLANTED)}
+    seen = {c.name: c for c in compare.changes(first, slower) if c.competitor == "fused" and c.name.startswith(PLANTED)}
     held = all(c.verdict == compare.SLOWER for c in seen.values())
     figures = ", ".join(f"{c.ratio:.3f} {c.verdict}" for c in seen.values())
     return Finding(f"compare finds the planted slowdown of {SLOWER:.0%}", held, figures)
@@ -101,7 +101,7 @@ def found(first: dict[str, Any], slower: dict[str, Any]) -> Finding:
 
 def untouched(first: dict[str, Any], slower: dict[str, Any]) -> Finding:
     """Whether compare calls no other row of fused slower."""
-    seen = [c for c in compare.changes(first, slower) if c.competitor == "fused" and not _is(c.name, PLANTED)]
+    seen = [c for c in compare.changes(first, slower) if c.competitor == "fused" and not c.name.startswith(PLANTED)]
     figures = ", ".join(f"{c.ratio:.3f} {c.verdict}" for c in seen)
     return Finding("compare calls no other row slower", all(c.verdict != compare.SLOWER for c in seen), figures)
 
@@ -113,10 +113,6 @@ def refused(wrong: dict[str, Any], status: int) -> Finding:
     return Finding("a wrong result removes its row, exit status 1", held, f"{', '.join(failed)}; status {status}")
 
 
-def _is(name: str, of: tuple[str, ...]) -> bool:
-    return name.startswith(of)
-
-
 # the process that measures
 
 
@@ -126,7 +122,7 @@ def measure(plant: str, out: Path, given: str) -> int:
 
     before = saved.read(Path(given))["rows"] if given else []
     slower = {row["name"]: SLOWER * row["timings"]["fused"]["median"] for row in before}
-    chosen = [case for case in operators.cases("") if _is(f"{case[0].operator} {case[1].name}", ROWS)]
+    chosen = [case for case in operators.cases("") if f"{case[0].operator} {case[1].name}".startswith(ROWS)]
     operators.cases = lambda only, quick=False: chosen
     Arguments.can_compile = False  # torch.compile's baselines tell nothing here, and take minutes
     with planted(wrong=WRONG if plant == "wrong" else ""), slowed(slower):
@@ -160,7 +156,8 @@ def slowed(by: dict[str, float]) -> Iterator[None]:
     def slow(function: Callable, made: dict, sample: Any) -> Callable[[], object]:
         call = honest(function, made, sample)
         owner = next((o.name for o in ops.OPERATORS.values() if o.function is function), "")
-        pause = by.get(f"{owner} {sample.name}", 0.0) if _is(f"{owner} {sample.name}", PLANTED) else 0.0
+        name = f"{owner} {sample.name}"
+        pause = by.get(name, 0.0) if name.startswith(PLANTED) else 0.0
 
         def paused() -> object:
             result, end = call(), time.perf_counter() + pause

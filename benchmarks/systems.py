@@ -14,11 +14,10 @@ import io
 from collections.abc import Callable
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing, interleaved
-from benchmarks.rows import cells, comparison, guarded, row, shares, tick, within
+from benchmarks.rows import by_config
 from benchmarks.table import Table
 from engine.comparison import LOSS_TOLERANCE, step_differences, training_batch
 from engine.config import TrainConfig, config_class
@@ -86,16 +85,7 @@ def _built(config: TrainConfig, device: str, fused: bool) -> System:
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The systems suite."""
-    rows, table = [], comparison("Training steps of every system, quick preset, fp32")
     chosen = cases(arguments.filter, arguments.quick)
-    if chosen:
-        tqdm.write(table.head())
-    for name, config in within(arguments, list(chosen.items()), lambda case: case[0], rows, "systems"):
-        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
-            compiled = arguments.can_compile and not arguments.quick
-            more = (config, arguments.device, arguments.rounds, tick(bar), compiled)
-            timings, failed = guarded(arguments, measure, *more)
-        entry = row("systems", name, timings, failed)
-        rows.append(entry if failed else shares(entry, limits, None, None))
-        tqdm.write(table.add(cells(rows[-1])))
-    return rows, [table]
+    return by_config(
+        "systems", "Training steps of every system, quick preset, fp32", chosen, measure, arguments, limits
+    )
