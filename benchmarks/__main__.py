@@ -38,7 +38,7 @@ from benchmarks import (
     systems,
 )
 from benchmarks.arguments import Arguments, check
-from benchmarks.measure import Limits, commit, measure_limits
+from benchmarks.measure import Limits, commit, measure_limits, steady_memory
 from benchmarks.table import Table
 from engine import atomic, cli, environment
 from engine.errors import InputError
@@ -94,7 +94,14 @@ def run_predict(arguments: Arguments) -> Results:
 WITHOUT_LIMITS = {"compiled": run_compiled, "predict": run_predict}
 
 
-def measured(arguments: Arguments) -> Iterator[tuple[Limits | None, list[dict], list[Table]]]:
+class Conditions(NamedTuple):
+    """load_before: cores that other work took. steady_memory: of every competitor, measure.steady_memory's."""
+
+    load_before: float | None
+    steady_memory: bool
+
+
+def measured(arguments: Arguments, conditions: Conditions) -> Iterator[tuple[Limits | None, list[dict], list[Table]]]:
     """This machine's limits, rows and tables: after each suite those so far. Raises InputError where no case fits."""
     nothing = InputError(f"no case contains {arguments.filter!r}")
     if arguments.suite in WITHOUT_LIMITS:
@@ -110,7 +117,7 @@ def measured(arguments: Arguments) -> Iterator[tuple[Limits | None, list[dict], 
     if not arguments.can_compile:
         print("no C++ compiler (g++ or clang++) here: the baseline `compile` is left out")
     limits = measure_limits(arguments.device, arguments.precision or "fp32")
-    print(describe(arguments, limits))
+    print(describe(arguments, limits, conditions))
     rows, tables = [], []
     for suite in chosen:
         more_rows, more_tables = suite.run(arguments, limits)
@@ -118,11 +125,13 @@ def measured(arguments: Arguments) -> Iterator[tuple[Limits | None, list[dict], 
         yield limits, rows, tables
 
 
-def describe(arguments: Arguments, limits: Limits | None) -> str:
+def describe(arguments: Arguments, limits: Limits | None, conditions: Conditions) -> str:
     """The machine in one line, with its limits where they were measured."""
     cpu = environment.cpu()
     parts = [cpu["model"], f"{torch.get_num_threads()} threads", f"governor {cpu['governor'] or 'unknown'}"]
     parts.append(f"torch {torch.__version__}")
+    if conditions.steady_memory:
+        parts.append("freed memory kept, huge pages")
     if arguments.device == "cuda":
         parts.insert(0, torch.cuda.get_device_name())
     if limits:
@@ -131,26 +140,26 @@ def describe(arguments: Arguments, limits: Limits | None) -> str:
     return ", ".join(parts)
 
 
-def result(arguments: Arguments, limits: Limits | None, rows: list[dict], load: float | None) -> dict:
-    """Everything that --json keeps. load: of the machine before, in cores."""
+def result(arguments: Arguments, limits: Limits | None, rows: list[dict], conditions: Conditions) -> dict:
+    """Everything that --json keeps."""
     head = {"schema": saved.SCHEMA, "commit": commit(), "date": datetime.date.today().isoformat()}
     head |= {"device": arguments.device, "precision": arguments.precision, "threads": torch.get_num_threads()}
-    head |= {"limits": limits and vars(limits), "load_before": load}
+    head |= {"limits": limits and vars(limits)} | conditions._asdict()
     return head | {"machine": environment.snapshot(), "rows": rows}
 
 
 def save(
-    arguments: Arguments, limits: Limits | None, rows: list[dict], tables: list[Table], load: float | None
+    arguments: Arguments, limits: Limits | None, rows: list[dict], tables: list[Table], conditions: Conditions
 ) -> None:
     """Writes the files that were asked for."""
-    text = json.dumps(result(arguments, limits, rows, load), indent=1)
+    text = json.dumps(result(arguments, limits, rows, conditions), indent=1)
     if arguments.json:
         atomic.write_text(arguments.json, text)
     if arguments.html and rows:
         newest = saved.newest(json.loads(text), str(arguments.html))
         atomic.write_text(arguments.html, page.render(newest, arguments.html.stem))
     if arguments.markdown:
-        lead = f"{describe(arguments, limits)}; commit {commit()}.\n"
+        lead = f"{describe(arguments, limits, conditions)}; commit {commit()}.\n"
         atomic.write_text(arguments.markdown, "\n".join([lead, *(t.markdown() for t in tables if t.rows)]))
 
 
@@ -165,9 +174,11 @@ def main(argv: list[str]) -> int:
     load = environment.load()
     if load is not None and load > BUSY and arguments.suite not in WITHOUT_LIMITS:
         print(f"! other work took {load:.1f} cores in the last minute: figures will be noisy and too slow")
+    allocates = arguments.device == "cpu" and arguments.suite not in WITHOUT_LIMITS
+    conditions = Conditions(load, allocates and steady_memory())
     rows: list[dict] = []
-    for limits, rows, tables in measured(arguments):
-        save(arguments, limits, rows, tables, load)
+    for limits, rows, tables in measured(arguments, conditions):
+        save(arguments, limits, rows, tables, conditions)
     return 1 if any("failed" in entry for entry in rows) else 0
 
 

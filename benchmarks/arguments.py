@@ -60,7 +60,7 @@ class Arguments:
     budget: float = float("inf")
     """Seconds after which no further case of ops or step is begun; those left out are named."""
     rounds: int = LEAST_ROUNDS
-    """Interleaved rounds; medians and quartiles are over them."""
+    """Interleaved rounds, at the least; medians and quartiles are over them."""
     threads: int = 0
     """CPU threads; 0 = PyTorch's own choice."""
 

@@ -3,10 +3,12 @@
 Samples of A are set against samples of B, each with each: the estimate is the median of these ratios (Hodges-Lehmann),
 its interval the one that inverts the rank sum test, so neither outliers nor the shape of the noise matter. The
 interval holds with 99 %, so about one in a hundred rows is called changed by chance. What one noisy row cannot show its
-operator's rows show together. How two runs of the same code differ no sample of one run tells: changes below 2 %
-are called unchanged, and PyTorch's own competitors, whose code is the same in both, show how far the machine moved.
+operator's rows show together. How two runs of the same code differ no sample of one run tells: PyTorch's competitors,
+whose code is the same in both, show how far the machine moved, and fused is judged beside them (by its B / A over the
+median of theirs in the same row); changes below 5 %, of many rows together below 2 %, are called unchanged.
 """
 
+import dataclasses
 import functools
 import math
 import statistics
@@ -26,7 +28,8 @@ from engine.errors import InputError
 
 CONFIDENCE = 0.99
 CERTAIN = 3.29  # standard deviations: 99.9 %, for all rows of an operator together
-LEAST = 0.02  # relative change below which two processes on one machine differ for no reason
+# relative changes below which two runs on one machine differ for no reason: of a row, and of an operator's rows
+LEAST, LEAST_TOGETHER = 0.05, 0.02
 FASTER, SLOWER, UNCHANGED, FEW = "faster", "slower", "unchanged", "too few samples"
 BROKEN = ("failed in A", "failed in B", "failed in both", "not run in A", "not run in B", "not run in both")
 LONE = ("only in A", "only in B")
@@ -49,7 +52,11 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Change:
-    """One competitor of one row. ratio: its time in B over that in A, with the interval; None without both."""
+    """One competitor of one row.
+
+    ratio: its time in B over that in A, with the interval; None without both. machine: the median ratio of PyTorch's
+    competitors in the row, by which fused is judged; 1 for these themselves, and where there are none.
+    """
 
     suite: str
     name: str
@@ -58,6 +65,12 @@ class Change:
     medians: tuple[float | None, float | None] = (None, None)
     ratio: float | None = None
     interval: tuple[float, float] | None = None
+    machine: float = 1.0
+
+    @property
+    def beside(self) -> float | None:
+        """The ratio as it would be on a machine that had not moved."""
+        return self.ratio and self.ratio / self.machine
 
 
 def ratio_interval(a: list[float], b: list[float]) -> tuple[float, tuple[float, float] | None]:
@@ -104,12 +117,16 @@ def verdict(ratio: float, interval: tuple[float, float] | None) -> str:
 
 
 def changes(a: dict[str, Any], b: dict[str, Any], only: str = "") -> list[Change]:
-    """Every row and competitor of two results of saved.read, in the order of A, then what only B has."""
+    """Every row and competitor of two results of saved.read, in the order of A, then what only B has.
+
+    Between two versions of torch, or two machines, PyTorch's competitors say nothing of fused: it is judged alone.
+    """
+    alike = not differences(a | {"schema": 0}, b | {"schema": 0})
     rows = [{(row["suite"], row["name"]): row for row in result["rows"] if _timed(row)} for result in (a, b)]
     found = []
     for key in dict.fromkeys([*rows[0], *rows[1]]):
         if only in key[1]:
-            found += _row(*key, *(side.get(key) for side in rows))
+            found += _row(*key, *(side.get(key) for side in rows), alike)
     return found
 
 
@@ -117,7 +134,7 @@ def _timed(row: dict[str, Any]) -> bool:
     return bool(saved.samples(row)) or (row["suite"] != "compiled" and ("failed" in row or "not_run" in row))
 
 
-def _row(suite: str, name: str, a: dict[str, Any] | None, b: dict[str, Any] | None) -> list[Change]:
+def _row(suite: str, name: str, a: dict[str, Any] | None, b: dict[str, Any] | None, alike: bool) -> list[Change]:
     if a is None or b is None:
         return [Change(suite, name, "", LONE[a is None])]
     for state in ("failed", "not_run"):
@@ -126,7 +143,17 @@ def _row(suite: str, name: str, a: dict[str, Any] | None, b: dict[str, Any] | No
             place = "both" if len(where) == 2 else where[0]
             return [Change(suite, name, "", f"{state.replace('_', ' ')} in {place}")]
     taken = saved.samples(a), saved.samples(b)
-    return [_competitor(suite, name, c, *(t.get(c) for t in taken)) for c in dict.fromkeys([*taken[0], *taken[1]])]
+    found = [_competitor(suite, name, c, *(t.get(c) for t in taken)) for c in dict.fromkeys([*taken[0], *taken[1]])]
+    theirs = [c.ratio for c in found if c.ratio and not _ours(c)]
+    if not theirs or not alike:
+        return found
+    machine = statistics.median(theirs)
+    return [_judged_beside(c, machine) if c.ratio and _ours(c) else c for c in found]
+
+
+def _judged_beside(change: Change, machine: float) -> Change:
+    interval = change.interval and tuple(end / machine for end in change.interval)
+    return dataclasses.replace(change, machine=machine, verdict=verdict(change.ratio / machine, interval))
 
 
 def _competitor(suite: str, name: str, competitor: str, a: list[float] | None, b: list[float] | None) -> Change:
@@ -146,6 +173,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         "GPUs": tuple(", ".join(g["name"] for g in r["machine"].get("gpus", [])) or "none" for r in (a, b)),
         "precisions": (a["precision"], b["precision"]),
         "numbers of threads": (a["threads"], b["threads"]),
+        "settings of memory": tuple("steady" if r["steady_memory"] else "default" for r in (a, b)),
         "versions of torch": tuple(p.get("torch") for p in packages),
         "versions of triton": tuple(p.get("triton") for p in packages),
         "schemas": (a["schema"], b["schema"]),
@@ -158,7 +186,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 def together(a: dict[str, Any], b: dict[str, Any], found: list[Change]) -> Table:
     """By suite and operator (or system): fused in all its rows, and how PyTorch's competitors moved beside it."""
-    columns = [("", 30), ("rows", 5), ("fused B / A", 12), ("", 10), ("PyTorch's B / A", 16), ("beside them", 12)]
+    columns = [("", 30), ("rows", 5), ("fused B / A", 12), ("PyTorch's B / A", 16), ("beside them", 12), ("", 10)]
     table = Table("All rows of fused together", columns)
     taken = [{(row["suite"], row["name"]): saved.samples(row) for row in side["rows"]} for side in (a, b)]
     groups: dict[tuple[str, str], list[Change]] = {}
@@ -167,14 +195,16 @@ def together(a: dict[str, Any], b: dict[str, Any], found: list[Change]) -> Table
             groups.setdefault((change.suite, change.name.split()[0]), []).append(change)
     for (suite, what), members in groups.items():
         ours = [c for c in members if _ours(c)]
-        theirs = [c.ratio for c in members if not _ours(c)]
         if not ours:
             continue
-        pairs = [[side[c.suite, c.name][c.competitor] for side in taken] for c in ours]
-        ratio = statistics.median(c.ratio for c in ours)
-        other = statistics.median(theirs) if theirs else None
-        beside = [f"{other:.3f}", f"{ratio / other:.3f}"] if other else ["-", "-"]
-        table.add([f"{suite}: {what}", str(len(ours)), f"{ratio:.3f}", joint_verdict(ratio, pairs), *beside])
+        pairs = []
+        for c in ours:
+            before, after = (side[c.suite, c.name][c.competitor] for side in taken)
+            pairs.append([before, [seconds / c.machine for seconds in after]])
+        beside = statistics.median(c.beside for c in ours)
+        figures = [statistics.median(c.ratio for c in ours), statistics.median(c.machine for c in ours), beside]
+        judged = joint_verdict(beside, pairs)
+        table.add([f"{suite}: {what}", str(len(ours)), *(f"{figure:.3f}" for figure in figures), judged])
     return table
 
 
@@ -186,7 +216,7 @@ def joint_verdict(ratio: float, pairs: list[list[list[float]]]) -> str:
             x, y = np.asarray(a[start::2]), np.asarray(b[start::2])
             above += float(np.sign(np.subtract.outer(y, x)).sum()) / 2
             variance += len(x) * len(y) * (len(x) + len(y) + 1) / 12
-    if abs(math.log(ratio)) < math.log1p(LEAST) or abs(above) <= CERTAIN * math.sqrt(variance):
+    if abs(math.log(ratio)) < math.log1p(LEAST_TOGETHER) or abs(above) <= CERTAIN * math.sqrt(variance):
         return UNCHANGED
     return SLOWER if ratio > 1 else FASTER
 
@@ -197,16 +227,18 @@ def _ours(change: Change) -> bool:
 
 def shown(found: list[Change], everything: bool) -> Table:
     """The changes, or everything; else of each suite fused before the others, the largest change first."""
-    columns = [("row", 52), ("competitor", 22), ("A ms", 9), ("B ms", 9), ("B / A", 6), ("99 %", 14), ("", 15)]
+    columns = [("row", 52), ("competitor", 22), ("A ms", 9), ("B ms", 9), ("B / A", 6), ("99 %", 14), ("beside", 6),
+               ("", 15)]  # fmt: skip
     table = Table("Everything" if everything else "What changed", columns, left=2)
     if not everything:
         found = [change for change in found if change.verdict != UNCHANGED]
         suites = list(dict.fromkeys(change.suite for change in found))
-        found = sorted(found, key=lambda c: (suites.index(c.suite), not _ours(c), -abs(math.log(c.ratio or 1))))
+        found = sorted(found, key=lambda c: (suites.index(c.suite), not _ours(c), -abs(math.log(c.beside or 1))))
     for c in found:
         name = f"{c.suite}: {short(c.name)}"
         between = f"{c.interval[0]:.3f}..{c.interval[1]:.3f}" if c.interval else "-"
         figures = [*("-" if m is None else ms(m) for m in c.medians), f"{c.ratio:.3f}" if c.ratio else "-", between]
+        figures.append(f"{c.beside:.3f}" if c.ratio and _ours(c) else "")
         table.add([name, c.competitor, *figures, c.verdict])
     return table
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.measure import PRECISIONS
+from benchmarks.measure import PRECISIONS, steady_memory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,5 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One competitor beside another, and the fastest first."""
+    """One competitor beside another, and the fastest first; memory as `python -m benchmarks` has it."""
+    if config.option.device == "cpu":
+        steady_memory()
     config.option.benchmark_group_by = config.option.benchmark_group_by or "group"

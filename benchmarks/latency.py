@@ -25,6 +25,7 @@ from engine.systems import build
 from engine.systems.refiner import RefinerConfig
 
 TOLERANCE = 1e-4  # norm-wise, of the image
+IN_ALL = 2.0  # seconds that are sampled at least
 
 
 def cases(only: str, quick: bool) -> dict[str, RefinerConfig]:
@@ -51,7 +52,7 @@ def measure(
         if failed := [f"{name} differs by {e:.1e}" for name, e in errors.items() if not e <= TOLERANCE]:
             return {}, failed
         calls = {name: functools.partial(model, image) for name, model in competitors.items()}
-        return interleaved(calls, rounds=rounds, after_round=tick), []
+        return interleaved(calls, rounds=rounds, in_all=IN_ALL, after_round=tick), []
 
 
 def save(config: RefinerConfig, folder: Path) -> Path:

@@ -14,6 +14,11 @@ from pathlib import Path
 
 import torch
 
+from engine.allocator import keep_freed_memory
+
+WARM_UP = 5  # samples
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # of PyTorch
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -60,12 +65,14 @@ def interleaved(
     *,
     rounds: int,
     least_seconds: float = 0.02,
+    in_all: float = 0.0,
     after_round: Callable[[int], None] | None = None,
     allocations: str | None = None,
 ) -> dict[str, Timing]:
-    """Times every competitor once per round, after one untimed call each.
+    """Times every competitor once per round, after untimed calls as long as five samples.
 
     A sample is the mean of so many calls that it lasts at least `least_seconds`; the order alternates between rounds.
+    rounds: at least, and until `in_all` seconds are sampled.
     allocations: the device whose allocations are measured too, afterwards.
     """
     repeats = {}
@@ -73,16 +80,43 @@ def interleaved(
         call()
         seconds = _time(call, 1)
         repeats[name] = max(1, round(least_seconds / seconds + 0.5)) if seconds < least_seconds else 1
+        _warm_up(call, WARM_UP * least_seconds - seconds)
     samples: dict[str, list[float]] = {name: [] for name in competitors}
     gc.collect()
-    for number in range(rounds):
+    begun = time.perf_counter()
+    for number in itertools.count():
+        if number >= rounds and time.perf_counter() - begun >= in_all:
+            break
         order = list(competitors) if number % 2 == 0 else list(reversed(competitors))
         for name in order:
             samples[name].append(_time(competitors[name], repeats[name]))
-        if after_round:
+        if after_round and number < rounds:
             after_round(number + 1)
     peaks = {name: allocation_peak(call, allocations) if allocations else None for name, call in competitors.items()}
     return {name: Timing(taken, peaks[name]) for name, taken in samples.items()}
+
+
+def steady_memory() -> bool:
+    """Keeps this process's freed memory, and large tensors in huge pages where Linux gives them when asked.
+
+    Otherwise each process decides anew which blocks it gives back, and where a tensor's small pages fall in the caches:
+    speed-ups of what fits a cache differ by a tenth between two processes. To be called before the first tensor is
+    made. Returns whether the C library takes the first setting.
+    """
+    before = os.environ.get(HUGE_PAGES)
+    os.environ[HUGE_PAGES] = "1"
+    torch.empty(1)  # PyTorch reads the variable with its first tensor
+    if before is None:
+        del os.environ[HUGE_PAGES]  # peaks of memory are those of processes without it
+    else:
+        os.environ[HUGE_PAGES] = before
+    return keep_freed_memory()
+
+
+def _warm_up(call: Callable[[], object], seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        call()
 
 
 def _time(call: Callable[[], object], repeats: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import InputError
 
-SCHEMA = 5
+SCHEMA = 6
 STEPS = "refiner "  # how the names of schema 1's steps begin, which has no suites
 # what a measured row of each suite holds, unless it failed or was not run
 _SPEED = ("speedup", "timings")
@@ -19,9 +19,11 @@ _RENAMED["speedup_over_one_thread"] = "speedup_over_one"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The result: schema (the file's own), commit, date, device, precision, threads, limits, machine and rows.
+    """The result: schema (the file's own), commit, date, device, precision, threads, limits, steady_memory,
+    machine and rows.
 
-    What an older schema lacks is None; its precision is fp32 on the cpu. Raises InputError for what is no such file.
+    What an older schema lacks is None; its precision is fp32 on the cpu, and its memory was not steady. Raises
+    InputError for what is no such file.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -46,6 +48,7 @@ def newest(found: Any, path: str) -> dict[str, Any]:
         raise InputError(f"{path}: its limits or its machine are no objects: give a file that --json wrote")
     rows = [_row(path, row) for row in found["rows"]]
     head = {name: found.get(name) for name in ("commit", "date", "threads")}
+    head["steady_memory"] = found.get("steady_memory", False)
     head |= {"schema": schema, "device": found.get("device") or "cpu", "precision": found.get("precision") or "fp32"}
     return head | {"limits": limits and _renamed(limits), "machine": machine or {}, "rows": rows}
 

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,6 +234,33 @@ def test_interleaving():
     timings = interleaved(calls, rounds=3, least_seconds=0, after_round=rounds.append)
     assert "".join(order) == "aabb" + "ab" + "ba" + "ab" and rounds == [1, 2, 3]
     assert Timing([1.0, 2.0, 3.0, 4.0]).to_json()["median"] == 2.5 and len(timings["a"].samples) == 3
+
+
+def test_rounds_go_on_until_enough_is_sampled():
+    told, calls = [], {"a": lambda: time.sleep(0.001)}
+    timings = interleaved(calls, rounds=2, least_seconds=0, in_all=0.02, after_round=told.append)
+    assert 2 < len(timings["a"].samples) <= 20 and told == [1, 2]
+
+
+ASKS_FOR_HUGE_PAGES = """
+import os, torch
+from benchmarks.measure import steady_memory
+steady_memory()
+held = torch.ones(1 << 24)
+flags = [line.split() for line in open("/proc/self/smaps") if line.startswith("VmFlags")]
+print(any("hg" in words for words in flags), "THP_MEM_ALLOC_ENABLE" in os.environ)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(),
+    reason="the system knows no transparent huge pages",
+)
+def test_steady_memory_asks_for_huge_pages():
+    root = Path(bench.__file__).parent.parent
+    run = [sys.executable, "-c", ASKS_FOR_HUGE_PAGES]
+    done = subprocess.run(run, cwd=root, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"]  # asked for; other processes are as they are without it
 
 
 def test_quick_takes_one_shape_of_each_kind():

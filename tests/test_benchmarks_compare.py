@@ -66,16 +66,31 @@ def test_a_planted_slowdown_of_a_tenth_is_found(measured, tmp_path):
     verdicts = ours(made)
     assert compare.FASTER not in verdicts and verdicts.count(compare.SLOWER) >= 0.6 * len(verdicts) > 40
     both = [saved.read(tmp_path / f"{name}.json") for name in "ab"]
-    joint = {line[0]: line[3] for line in compare.together(*both, made).rows}
+    joint = {line[0]: line[5] for line in compare.together(*both, made).rows}
     assert joint["ops: resize_conv_act"] == joint["step: refiner"] == compare.SLOWER
     calm = [c for c in made if c.ratio and c.competitor != "fused" and c.suite == "ops"]
     assert sum(c.verdict != compare.UNCHANGED for c in calm) <= 0.01 * len(calm)
 
 
+def test_a_machine_that_moved_is_no_change_of_fused(measured, tmp_path):
+    every = {name for row in measured["rows"] for name in row.get("timings", {})}
+    moved = again(measured, 2, dict.fromkeys(every, 1.2))
+    verdicts = ours(found(again(measured, 1), moved, tmp_path))
+    assert verdicts.count(compare.UNCHANGED) == len(verdicts) > 40
+    # fused as before on a slower machine has become faster; between two versions of torch nobody can tell
+    moved = again(measured, 2, dict.fromkeys(every - {"fused"}, 1.2))
+    made = [c for c in found(again(measured, 1), moved, tmp_path) if c.competitor == "fused" and c.suite == "ops"]
+    assert sum(c.verdict == compare.FASTER for c in made) >= 0.6 * len(made)
+    assert statistics.median(c.beside for c in made) == pytest.approx(1 / 1.2, rel=0.03)
+    moved["machine"]["packages"]["torch"] = "9.9"
+    alone = [c for c in found(again(measured, 1), moved, tmp_path) if c.competitor == "fused" and c.suite == "ops"]
+    assert all(c.beside == c.ratio for c in alone) and compare.FASTER not in {c.verdict for c in alone}
+
+
 def test_all_rows_together_show_no_change_that_is_none(measured, tmp_path):
     made = found(again(measured, 3), again(measured, 4), tmp_path)
     both = [saved.read(tmp_path / f"{name}.json") for name in "ab"]
-    joint = [line[3] for line in compare.together(*both, made).rows]
+    joint = [line[5] for line in compare.together(*both, made).rows]
     assert len(joint) > 10 and set(joint) == {compare.UNCHANGED}
 
 
