@@ -32,7 +32,7 @@ ROWS = (
 PLANTED = ROWS[:2]
 WRONG = "style_loss"
 SLOWER = 0.1
-ROUNDS = 100
+ROUNDS = 50
 
 
 @dataclass

@@ -263,6 +263,23 @@ def test_steady_memory_asks_for_huge_pages():
     assert done.stdout.split() == ["True", "False"]  # asked for; other processes are as they are without it
 
 
+def test_of_two_passes_the_calmer_counts():
+    def taken(fused: float, eager: float) -> operators.Measured:
+        return {"fused": Timing([fused] * 3), "eager contiguous": Timing([eager] * 3)}, []
+
+    calm, disturbed, failed = taken(1.0, 3.0), taken(0.9, 3.2), ({}, ["output: error 1"])
+    assert operators.calmer([disturbed, calm]) is calm  # all together, whichever is faster alone
+    assert operators.calmer([calm, failed]) is failed and operators.calmer([disturbed]) is disturbed
+
+
+def test_the_ops_suite_passes_twice(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(operators, "IN_ALL", 0.0)
+    assert command(bench.main, "ops", "--filter", "linear", "--json", tmp_path / "x.json") == 0
+    (found,) = json.loads((tmp_path / "x.json").read_text())["rows"]
+    taken = sum(timing["median"] for timing in found["timings"].values())
+    assert len(found["passes"]) == operators.PASSES and taken == pytest.approx(min(found["passes"]))
+
+
 def test_quick_takes_one_shape_of_each_kind():
     every, quick = list(operators.cases("")), list(operators.cases("", quick=True))
     kinds = {(spec.operator, sample.options.get("resize")) for spec, sample in every}

@@ -13,6 +13,12 @@ from engine.systems.refiner import RefinerConfig
 TINY = RefinerConfig(resolution=32, filters=8, hidden=8, inject=(8, 16), device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """No more rounds than are asked for."""
+    monkeypatch.setattr(latency, "IN_ALL", 0.0)
+
+
 def test_forms_agree():
     timings, failed = latency.measure(TINY, "cpu", 10, lambda _: None, False)
     assert not failed and set(timings) == {"fused", "eager contiguous", "eager channels_last"}
