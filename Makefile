@@ -35,7 +35,7 @@ sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
 
-RESULT ?= benchmarks/results/amd-epyc-2-cores_764351f.json
+RESULT ?= benchmarks/results/amd-epyc-2-cores_5e9df41.json
 readme-figures: $(VENV)/installed  ## the README's measured table and plot, from the saved result RESULT=file
 	$(RUN) -m benchmarks readme $(RESULT)
 
