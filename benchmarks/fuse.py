@@ -138,7 +138,7 @@ def measure(
 def _compiled(
     architecture: Architecture, name: str, model: nn.Module, x: Tensor
 ) -> dict[str, tuple[nn.Module, Tensor]]:
-    """torch.compile in the layout that suits eager: to compile takes most of this suite's time. None if it breaks."""
+    """torch.compile in the layout that suits eager: to compile takes most of this suite's time. Empty if it breaks."""
     torch._dynamo.reset()
     made = torch.compile(model, dynamic=False), x
     try:

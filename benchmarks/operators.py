@@ -24,13 +24,19 @@ Measured = tuple[dict[str, Timing], list[str]]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
+def label(case: tuple[_spec.Spec, _spec.Sample]) -> str:
+    """What the row of a case is called."""
+    spec, sample = case
+    return f"{spec.operator} {sample.name}"
+
+
 def cases(only: str, quick: bool = False) -> Iterator[tuple[_spec.Spec, _spec.Sample]]:
     """The shapes of every operator whose name or shape contains `only`.
 
     quick: of an operator's shapes, with each resize if it has one, the one in the middle by FLOPs.
     """
-    for name, spec in _spec.specs().items():
-        chosen = [sample for sample in spec.benchmarks if only in f"{name} {sample.name}"]
+    for spec in _spec.specs().values():
+        chosen = [sample for sample in spec.benchmarks if only in label((spec, sample))]
         if quick:
             alike: dict[str, list[_spec.Sample]] = {}
             for sample in sorted(chosen, key=spec.flops):
@@ -193,17 +199,17 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     rows, table = [], comparison(f"Operators, forward + backward, {precision}")
     chosen = list(cases(arguments.filter, arguments.quick))
     again = arguments.device == "cpu" and not arguments.quick and arguments.budget == float("inf")
-    how = (arguments.device, arguments.rounds, arguments.can_compile, precision, arguments.autotune)
-    how += (IN_ALL if again else 0.0,)
-    passes: dict[str, list[Measured]] = {_name(case): [] for case in chosen}
+    in_all = IN_ALL if again else 0.0
+    how = (arguments.device, arguments.rounds, arguments.can_compile, precision, arguments.autotune, in_all)
+    passes: dict[str, list[Measured]] = {label(case): [] for case in chosen}
     with tqdm(total=len(chosen) * (PASSES if again else 1), desc="operators", leave=False, disable=None) as bar:
-        for spec, sample in chosen * (PASSES - 1 if again else 0):
-            passes[_name((spec, sample))].append(measure(spec, sample, *how))
+        for case in chosen * (PASSES - 1 if again else 0):
+            passes[label(case)].append(guarded(arguments, measure, *case, *how))
             bar.update()
         if chosen:
             tqdm.write(table.head())
-        for spec, sample in within(arguments, chosen, _name, rows, "ops"):
-            name = _name((spec, sample))
+        for spec, sample in within(arguments, chosen, label, rows, "ops"):
+            name = label((spec, sample))
             passes[name].append(guarded(arguments, measure, spec, sample, *how))
             timings, failed = calmer(passes[name])
             entry = row("ops", name, timings, failed)
@@ -216,8 +222,3 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
             tqdm.write(table.add(cells(entry)))
             bar.update()
     return rows, [table]
-
-
-def _name(case: tuple[_spec.Spec, _spec.Sample]) -> str:
-    spec, sample = case
-    return f"{spec.operator} {sample.name}"

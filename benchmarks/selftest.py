@@ -121,7 +121,7 @@ def measure(plant: str, out: Path, given: str) -> int:
 
     before = saved.read(Path(given))["rows"] if given else []
     slower = {row["name"]: SLOWER * row["timings"]["fused"]["median"] for row in before}
-    chosen = [case for case in operators.cases("") if f"{case[0].operator} {case[1].name}".startswith(ROWS)]
+    chosen = [case for case in operators.cases("") if operators.label(case).startswith(ROWS)]
     operators.cases = lambda only, quick=False: chosen
     Arguments.can_compile = False  # torch.compile's baselines tell nothing here, and take minutes
     with planted(wrong=WRONG if plant == "wrong" else ""), slowed(slower):

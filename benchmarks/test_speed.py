@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device, precision = option("--device"), option("--precision")
     for spec, sample in operators.cases("", option("--quick")):
         names = operators.names(spec, sample, compiled)
-        cases[f"{spec.operator} {sample.name}"] = (
+        cases[operators.label((spec, sample))] = (
             names,
             lambda s=spec, m=sample: operators.prepared(s, m, device, compiled, precision),
         )
