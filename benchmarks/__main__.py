@@ -40,7 +40,9 @@ from benchmarks import (
 from benchmarks.arguments import Arguments, check
 from benchmarks.measure import Limits, commit, measure_limits, steady_memory
 from benchmarks.table import Table
-from engine import atomic, cli, environment
+from engine import cli
+from engine.host import atomic_files
+from engine.host import environment
 from engine.errors import InputError
 
 Results = tuple[list[dict], list[Table]]
@@ -154,13 +156,13 @@ def save(
     """Writes the files that were asked for."""
     text = json.dumps(result(arguments, limits, rows, conditions), indent=1)
     if arguments.json:
-        atomic.write_text(arguments.json, text)
+        atomic_files.write_text(arguments.json, text)
     if arguments.html and rows:
         newest = saved.newest(json.loads(text), str(arguments.html))
-        atomic.write_text(arguments.html, page.render(newest, arguments.html.stem))
+        atomic_files.write_text(arguments.html, page.render(newest, arguments.html.stem))
     if arguments.markdown:
         lead = f"{describe(arguments, limits, conditions)}; commit {commit()}.\n"
-        atomic.write_text(arguments.markdown, "\n".join([lead, *(t.markdown() for t in tables if t.rows)]))
+        atomic_files.write_text(arguments.markdown, "\n".join([lead, *(t.markdown() for t in tables if t.rows)]))
 
 
 def main(argv: list[str]) -> int:

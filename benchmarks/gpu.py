@@ -22,7 +22,9 @@ import torch
 
 from benchmarks.measure import commit
 from benchmarks.table import Table
-from engine import atomic, environment, ops
+from engine import ops
+from engine.host import atomic_files
+from engine.host import environment
 from engine.errors import InputError
 from engine.kernels import _native
 
@@ -292,7 +294,7 @@ def main(argv: list[str]) -> int:
     shown = tables(rows)
     print(*shown, sep="\n")
     everything = {"schema": SCHEMA, "commit": commit(), "seconds": round(time.monotonic() - began, 1), "parts": rows}
-    atomic.write_text(out / "gpu.json", json.dumps(everything, indent=1))
+    atomic_files.write_text(out / "gpu.json", json.dumps(everything, indent=1))
     print(f"\n{everything['seconds']:.0f} s in all; {out / 'gpu.json'}")
     return 1 if any(row["status"] == FAILED for row in rows) else 0
 

@@ -30,7 +30,7 @@ from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing
 from benchmarks.rows import tick, within
 from benchmarks.table import Table
-from engine import environment
+from engine.host import environment
 from engine.data import Loader, open_dataset, open_loader
 from engine.data.dali import worker_threads
 from engine.data.order import Order

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from engine.allocator import keep_freed_memory
+from engine.host.allocator import keep_freed_memory
 
 WARM_UP = 5  # samples
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # of PyTorch

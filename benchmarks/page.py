@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import figures, saved
 from benchmarks.table import giga, ms, percent
-from engine import __version__, atomic, cli
+from engine import __version__, cli
+from engine.host import atomic_files
 from engine.charts import SERIES, inline, styled
 from engine.errors import InputError
 from engine.page import fill
@@ -174,6 +175,6 @@ def main(argv: list[str]) -> int:
     """Writes the page. Raises InputError for what is no result."""
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks html", description=__doc__)
     text = render(saved.read(arguments.result), arguments.result.stem)
-    atomic.write_text(arguments.out, text)
+    atomic_files.write_text(arguments.out, text)
     print(arguments.out)
     return 0

@@ -15,7 +15,8 @@ import tyro
 from matplotlib.patches import Patch
 
 from benchmarks import figures, saved
-from engine import atomic, cli
+from engine import cli
+from engine.host import atomic_files
 from engine.charts import INK, inline, styled
 from engine.errors import InputError
 
@@ -181,6 +182,6 @@ def main(argv: list[str]) -> int:
         if inside := make(result, link):
             written[ROOT / name] = replaced((ROOT / name).read_text(encoding="utf-8"), inside)
     for file, content in written.items():
-        atomic.write_text(file, content)
+        atomic_files.write_text(file, content)
     print(", ".join(map(str, written)))
     return 0

@@ -10,7 +10,7 @@ from benchmarks.measure import Limits, Timing
 from benchmarks.rows import short
 from benchmarks.sweeps import Law, Sweep
 from benchmarks.table import Table, ms, percent
-from engine import environment
+from engine.host import environment
 
 Prepare = Callable[[], tuple[dict[str, Callable], list[str]]]
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine import __version__, atomic
+from engine import __version__
+from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.config import Origins, TrainConfig, config_class, flag, resolve, saved_fields, show
-from engine.environment import pick_device
+from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.evaluate import Choices, Trained, evaluate, open_set
 from engine.evaluation import ablation_table, figures
@@ -232,14 +233,14 @@ def write(arguments: Arguments, rows: Sequence[Row], dataset: "ImageSet", found:
     results = {label: measures[evaluation.result] for label, (evaluation, measures) in found.items()}
     table = ablation_table.columns(results)
     notes = skipped(results)
-    atomic.write_text(out / "table.md", ablation_table.markdown(table, labels, notes))
-    atomic.write_text(out / "table.csv", ablation_table.comma_separated(table, labels))
+    atomic_files.write_text(out / "table.md", ablation_table.markdown(table, labels, notes))
+    atomic_files.write_text(out / "table.csv", ablation_table.comma_separated(table, labels))
     first, fields = found[labels[0]][0], ablation(arguments.system)
     places = first.examples()
     # the row that was given most shows what all were given
     given = max((evaluation.rows(places) for evaluation, _ in found.values()), key=len)
     images = given | {label: evaluation.results[places] for label, (evaluation, _) in found.items()}
-    atomic.write_bytes(out / "figure.png", figures.comparison(images, panels(results)))
+    atomic_files.write_bytes(out / "figure.png", figures.comparison(images, panels(results)))
     measured = {key for values in results.values() for key in values}
     about = {
         "system": arguments.system,
@@ -254,7 +255,7 @@ def write(arguments: Arguments, rows: Sequence[Row], dataset: "ImageSet", found:
         "units": {key: unit for key, unit in UNITS.items() if key in measured},
         "measures": {label: measures for label, (_, measures) in found.items()},
     }
-    atomic.write_text(out / "table.json", json.dumps(about, indent=2) + "\n")
+    atomic_files.write_text(out / "table.json", json.dumps(about, indent=2) + "\n")
     return ablation_table.text(table, labels, notes)
 
 

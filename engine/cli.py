@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from engine import __version__, launch
-from engine.environment import variable
+from engine.host.environment import variable
 from engine.errors import InputError, LostRank, SharedError
 
 Config = TypeVar("Config")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, g
 
 import tyro
 
-from engine import atomic, launch
+from engine import launch
+from engine.host import atomic_files
 from engine.errors import InputError
 
 Origins = dict[str, str]
@@ -398,4 +399,4 @@ def _rank(origin: str) -> int:
 
 def write(config: TrainConfig, origins: Origins, path: Path) -> None:
     """Write config.json. Raises OSError."""
-    atomic.write_text(path, json.dumps(config.to_json(origins), indent=1) + "\n")
+    atomic_files.write_text(path, json.dumps(config.to_json(origins), indent=1) + "\n")

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import __version__, environment
+from engine import __version__
+from engine.host import environment
 from engine.cli import run
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 import tyro
 
-from engine import __version__, atomic
+from engine import __version__
+from engine.host import atomic_files
 from engine.cli import parse, run
-from engine.environment import pick_device
+from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.evaluation import fidelity
 from engine.evaluation.base import Evaluation, Means, Trained
@@ -142,7 +143,7 @@ def write(out: Path, about: dict[str, Any], measures: Measures) -> Path:
     measured = {key for values in measures.values() for key in values}
     units = {key: unit for key, unit in UNITS.items() if key in measured}
     path = out / "metrics.json"
-    atomic.write_text(path, json.dumps({**about, "units": units, **measures}, indent=2) + "\n")
+    atomic_files.write_text(path, json.dumps({**about, "units": units, **measures}, indent=2) + "\n")
     return path
 
 
@@ -167,7 +168,7 @@ def main(argv: list[str]) -> int:
     print(f"data    {dataset.summary()}", flush=True)
     evaluation = evaluate(model, dataset, arguments, training=arguments.training, batch_size=arguments.batch_size,
                           seed=arguments.seed)  # fmt: skip
-    atomic.make_folder(out)
+    atomic_files.make_folder(out)
     # an earlier evaluation must not look like the result of this one
     (out / "metrics.json").unlink(missing_ok=True)
     measures = evaluation.measure(

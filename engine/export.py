@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from engine import __version__, atomic
+from engine import __version__
+from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.config import TrainConfig
 from engine.errors import InputError
@@ -98,11 +99,11 @@ def export(path: Path | str, folder: Path | str, *, ema: bool = True) -> Path:
         usage=usage,
         command=command,
     )
-    atomic.write_text(folder / CONFIG, json.dumps(head | {"config": saved}, indent=1) + "\n")
-    atomic.write_text(folder / CARD, card)
+    atomic_files.write_text(folder / CONFIG, json.dumps(head | {"config": saved}, indent=1) + "\n")
+    atomic_files.write_text(folder / CARD, card)
     Framing.of(path).write(folder)
     # last: what makes the folder an exported one
-    atomic.write_bytes(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    atomic_files.write_bytes(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
     return folder
 
 

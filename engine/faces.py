@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engine import atomic
-from engine.environment import attempt
+from engine.host import atomic_files
+from engine.host.environment import attempt
 from engine.errors import InputError
 from engine.pictures import Box
 
@@ -29,7 +29,7 @@ class Framing:
 
     def write(self, run_dir: Path) -> None:
         """Keep it in the run folder, for refine. Raises OSError."""
-        atomic.write_text(run_dir / self.FILE, json.dumps(dataclasses.asdict(self)))
+        atomic_files.write_text(run_dir / self.FILE, json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def of(cls, model: Path) -> "Framing":

@@ -13,7 +13,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 from PIL import Image, PngImagePlugin
 
-from engine import __version__, atomic
+from engine import __version__
+from engine.host import atomic_files
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 SOFTWARE = f"Kiln {__version__}"
@@ -86,7 +87,7 @@ def _exif(description: str) -> Image.Exif:
 
 def save(image: Image.Image, path: Path, description: str) -> None:
     """Write a marked file atomically, in the format of its suffix. Raises OSError where it cannot be written."""
-    atomic.write_bytes(path, encode(image, path.suffix, description))
+    atomic_files.write_bytes(path, encode(image, path.suffix, description))
 
 
 def mark_film(path: Path, description: str) -> None:

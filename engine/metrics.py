@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import atomic, distributed
+from engine import distributed
+from engine.host import atomic_files
 
 NEVER = 2**31 - 1
 # states: their last value is recorded; of losses, the mean since the last reading
@@ -103,7 +104,7 @@ def cut_after(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
         kept.append(line + "\n")
-    atomic.write_text(path, "".join(kept))
+    atomic_files.write_text(path, "".join(kept))
 
 
 def _open_tensorboard(run_dir: Path, start: int) -> tuple[Any, str]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine import allocator, checkpoint, distributed, launch, random_state
+from engine import checkpoint, distributed, launch, random_state
+from engine.host import allocator
 from engine.config import TrainConfig
 from engine.errors import InputError
 from engine.networks.layers import OPERATORS

@@ -14,12 +14,13 @@ import torch
 import tyro
 from PIL import Image, ImageDraw
 
-from engine import atomic, marking, pictures
+from engine import marking, pictures
+from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.data.landmarks import POINTS
 from engine.data.normalise import BadImage
 from engine.driving import align, read_driving, source_points
-from engine.environment import pick_device
+from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.refine import to_network, to_pixels
 from engine.samples import draw_grid
@@ -169,7 +170,7 @@ def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: 
         import cv2
     except ImportError:
         return "it needs OpenCV (pip install opencv-python-headless)"
-    with atomic.replacing(path) as temporary:
+    with atomic_files.replacing(path) as temporary:
         # the codec takes even sides
         width, height = (side + side % 2 for side in images[0].size)
         film = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
@@ -210,7 +211,7 @@ def main(argv: list[str]) -> int:
     for number, image in enumerate(images):
         marking.save(image, out / "frames" / f"{number:05d}.png", description)
     animation = marking.encode_animation(images, round(1000 / arguments.fps), description)
-    atomic.write_bytes(out / "driven.gif", animation)
+    atomic_files.write_bytes(out / "driven.gif", animation)
     marking.save(sheet(source, points, results), out / "sheet.png", description)
     missing = save_film(images, out / "driven.mp4", description, arguments.fps)
     if missing:

@@ -23,7 +23,7 @@ from engine.data.landmarks import POINTS
 from engine.data.layouts import list_images
 from engine.data.normalise import BadImage
 from engine.data.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
-from engine.environment import pick_device
+from engine.host.environment import pick_device
 from engine.errors import InputError
 
 

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from PIL import Image
 
-from engine import __version__, atomic, environment
+from engine import __version__
+from engine.host import atomic_files
+from engine.host import environment
 from engine.charts import draw
 from engine.cli import parse, run
 from engine.errors import InputError
@@ -236,7 +238,7 @@ def _environment(run_dir: Path, record: bool) -> dict[str, Any] | None:
     """What the run was trained on: the first report of a training writes it down, later ones only read it."""
     path = run_dir / ENVIRONMENT
     if record and not path.is_file():
-        atomic.write_text(path, json.dumps(environment.snapshot(), indent=2) + "\n")
+        atomic_files.write_text(path, json.dumps(environment.snapshot(), indent=2) + "\n")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -275,7 +277,7 @@ def write(run_dir: Path, *, record_environment: bool = True) -> Path:
     """
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
-    atomic.write_text(path, render(run_dir, record_environment=record_environment))
+    atomic_files.write_text(path, render(run_dir, record_environment=record_environment))
     return path
 
 

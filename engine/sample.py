@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from engine import atomic, marking
+from engine import marking
+from engine.host import atomic_files
 from engine.cli import parse, run
-from engine.environment import pick_device
+from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.samples import to_pixels
 
@@ -120,7 +121,7 @@ def write_interpolations(
         marking.save(sheet(frames, len(frames)), path, description)
         there_and_back = [*frames, *frames[-2:0:-1]]
         animation = marking.encode_animation(there_and_back, MILLISECONDS, description)
-        atomic.write_bytes(path.with_suffix(".gif"), animation)
+        atomic_files.write_bytes(path.with_suffix(".gif"), animation)
 
 
 def main(argv: list[str]) -> int:

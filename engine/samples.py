@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from engine import atomic
+from engine.host import atomic_files
 
 _SMALL_SIDE = 128  # smaller images are enlarged to about this, by a whole factor
 _GAP = 2
@@ -19,7 +19,7 @@ def save_grid(rows: dict[str, Tensor], path: Path) -> None:
     rows: label -> (B, C, R, R) in [-1, 1], C = 1 or 3, the same B and R in each. Raises OSError.
     """
     grid = draw_grid(rows)
-    with atomic.replacing(path) as temporary:
+    with atomic_files.replacing(path) as temporary:
         grid.save(temporary, "PNG")
 
 

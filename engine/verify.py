@@ -28,7 +28,7 @@ from engine import ops
 from engine.calls import Call, captured
 from engine.cli import parse, run
 from engine.comparison import LOSS_TOLERANCE, relative, results, step_differences, training_batch, training_config
-from engine.environment import pick_device
+from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.graph import WARM_UP, GraphedStep, Recorder
 from engine.kernels import _native, _spec

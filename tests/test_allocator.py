@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from engine.allocator import keep_freed_memory
+from engine.host.allocator import keep_freed_memory
 kept = keep_freed_memory() if {keep} else None
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -243,7 +243,7 @@ def test_an_interrupted_evaluation_leaves_no_old_result(measured, monkeypatch, t
 
 @pytest.mark.parametrize("module", ["torchmetrics", "cv2"])
 def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, module):
-    from engine import environment
+    from engine.host import environment
 
     def attempt(name):
         return (None, f"No module named {module!r}") if name.split(".")[0] == module else environment.attempt(name)

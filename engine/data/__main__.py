@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from engine import cli
-from engine.atomic import write_text
+from engine.host.atomic_files import write_text
 from engine.errors import InputError
 
 

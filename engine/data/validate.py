@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.atomic import write_bytes
+from engine.host.atomic_files import write_bytes
 from engine.data.cache import cache_folder
 from engine.data.dali import Probe, Prober, worker_threads
 from engine.data.normalise import BadImage, inspect, plain_bytes

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine import atomic, pictures
+from engine import pictures
+from engine.host import atomic_files
 from engine.evaluation import figures
 from engine.evaluation.measures import Measures, panels
 from engine.faces import FaceFinder
@@ -76,7 +77,7 @@ class Evaluation(ABC):
         chosen = self.examples()
         rows = {label: scaled(images) for label, images in self.rows(chosen).items()}
         save_grid(rows | {self.result: scaled(self.results[chosen])}, out / "examples.png")
-        atomic.write_bytes(out / "bars.png", figures.bars(panels(measures)))
+        atomic_files.write_bytes(out / "bars.png", figures.bars(panels(measures)))
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import atomic
+from engine.host import atomic_files
 from engine.data.landmarks import POINTS
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, spread_indices
@@ -79,7 +79,7 @@ class Driven(Evaluation):
         super().draw(measures, out)
         chosen = self.examples()
         maps = figures.heatmaps(self.rows(chosen), "result", self.results[chosen], self.targets[chosen])
-        atomic.write_bytes(out / "heatmaps.png", maps)
+        atomic_files.write_bytes(out / "heatmaps.png", maps)
 
 
 def drive(model: Trained, dataset: "ImageSet", chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engine.environment import attempt
+from engine.host.environment import attempt
 from engine.errors import InputError
 from engine.evaluation.likeness import TORCHVISION
 

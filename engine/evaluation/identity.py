@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 from torch import Tensor
 
-from engine.environment import attempt
+from engine.host.environment import attempt
 
 SKIPPED = "not measured: face_recognition is not installed (pip install face_recognition)"
 SAME_PERSON = 0.6  # the package's own threshold

@@ -5,7 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from engine.environment import attempt
+from engine.host.environment import attempt
 from engine.errors import InputError
 
 TORCHVISION = "torchvision does not fit this PyTorch: install both from one index, as pytorch.org says"

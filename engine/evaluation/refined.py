@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine import atomic
+from engine.host import atomic_files
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
@@ -105,7 +105,7 @@ class Refined(Evaluation):
         chosen = self.examples()
         images, results = self.originals[chosen], self.results[chosen]
         maps = figures.heatmaps({"original" if self.inject else "input": images}, "refined", results, images)
-        atomic.write_bytes(out / "heatmaps.png", maps)
+        atomic_files.write_bytes(out / "heatmaps.png", maps)
 
 
 def seen_by(images: Tensor, side: int) -> Tensor:
