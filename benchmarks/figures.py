@@ -1,4 +1,4 @@
-"""The figures of a result's page, from rows of saved.read, in the colours of engine.charts."""
+"""The figures of a result's page, from rows of saved.read, in the colours of engine.pages.charts."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from benchmarks.rows import short
 from benchmarks.table import ms
-from engine.charts import GRID, INK, SERIES
+from engine.pages.charts import GRID, INK, SERIES
 
 WIDTH = 10.0  # inches
 BASELINES = {"eager": SERIES[1], "compile": SERIES[2], "strong": SERIES[3], "torch": SERIES[4]}

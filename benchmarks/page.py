@@ -13,9 +13,9 @@ from benchmarks import figures, saved
 from benchmarks.table import giga, ms, percent
 from engine import __version__, cli
 from engine.host import atomic_files
-from engine.charts import SERIES, inline, styled
+from engine.pages.charts import SERIES, inline, styled
 from engine.errors import InputError
-from engine.page import fill
+from engine.pages.template import fill
 
 SPEEDS = {
     "step": "Training steps of the refiner",

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from benchmarks import figures, saved
 from engine import cli
 from engine.host import atomic_files
-from engine.charts import INK, inline, styled
+from engine.pages.charts import INK, inline, styled
 from engine.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +160,7 @@ def plot(result: dict[str, Any], path: str) -> str:
         handles = [Patch(color=figures.BASELINES[name], label=name) for name in AGAINST]
         figure.axes[0].legend(handles=handles, loc="lower right", frameon=False, labelcolor=INK)
         drawn = inline(figure)
-    page = resources.files("engine").joinpath("page.css.j2").read_text(encoding="utf-8")
+    page = resources.files("engine.pages").joinpath("page.css.j2").read_text(encoding="utf-8")
     light, dark = (values.strip() for values in re.findall(r":root \{(.*?)\}", page, re.DOTALL))
     style = f"svg {{ {light} background: var(--card); }}\n{FONT}\n"
     style += f"@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"

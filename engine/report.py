@@ -25,11 +25,11 @@ from PIL import Image
 from engine import __version__
 from engine.host import atomic_files
 from engine.host import environment
-from engine.charts import draw
+from engine.pages.charts import draw
 from engine.cli import parse, run
 from engine.errors import InputError
-from engine.page import fill
-from engine.panels import Chart, Curve
+from engine.pages.template import fill
+from engine.pages.panels import Chart, Curve
 
 if TYPE_CHECKING:
     from engine.systems.base import System
@@ -252,7 +252,7 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
     records = read_metrics(run_dir / "metrics.jsonl")
     machine = _environment(run_dir, record_environment)
     system = _system(config)
-    template = resources.files("engine").joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = resources.files("engine.pages").joinpath("report.html.j2").read_text(encoding="utf-8")
     return fill(
         template,
         name=run_dir.resolve().name,

@@ -13,7 +13,7 @@ from tiny_run import command
 import benchmarks.__main__ as bench
 from benchmarks import figures, loading, page, saved
 from benchmarks.measure import Limits, Timing
-from engine.charts import styled
+from engine.pages.charts import styled
 
 TINY = loading.Setting(12, 178, 218, 64, 4, {"filters": 8, "batch_size": 2, "resolution": 32, "hidden": 8})
 TIMED = {"dali": 0.01, "resident": 0.002, "torch": 0.02, "torch draft": 0.016, "step": 0.04}

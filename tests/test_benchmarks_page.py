@@ -13,7 +13,7 @@ from tiny_run import command
 import benchmarks.__main__ as bench
 from benchmarks import figures, page, saved
 from benchmarks.measure import Limits
-from engine.charts import styled
+from engine.pages.charts import styled
 
 VOID = {"meta", "br", "path", "use", "line", "rect", "img", "link"}
 

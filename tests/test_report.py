@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_run import command
 
 from engine import report
-from engine.charts import draw, series, smooth, thin
-from engine.panels import Curve
+from engine.pages.charts import draw, series, smooth, thin
+from engine.pages.panels import Curve
 from engine.systems import SYSTEMS, build
 from tests.training_fakes import batch_of, tiny_config
 

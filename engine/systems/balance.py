@@ -15,7 +15,7 @@ from torch import Tensor
 from engine import distributed
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss
-from engine.panels import chart
+from engine.pages.panels import chart
 from engine.systems.base import System
 
 

@@ -11,7 +11,7 @@ from engine import distributed
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.gradients import GradientBucket
-from engine.panels import Chart
+from engine.pages.panels import Chart
 
 if TYPE_CHECKING:
     from engine.config import TrainConfig

@@ -26,7 +26,7 @@ from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.patchgan import PatchDiscriminator, check_patch_layers, frozen
 from engine.networks.resnet import ImageToImage, ResnetGenerator
 from engine.networks.start import normal
-from engine.panels import chart
+from engine.pages.panels import chart
 from engine.systems.base import System
 
 if TYPE_CHECKING:

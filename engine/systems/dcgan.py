@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.config import TrainConfig
 from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
-from engine.panels import chart
+from engine.pages.panels import chart
 from engine.systems.generation import NoiseSystem
 
 if TYPE_CHECKING:

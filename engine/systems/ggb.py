@@ -33,7 +33,7 @@ from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_
 from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes, initialise
 from engine.networks.guiding_block import GuidingBlock
 from engine.networks.layers import l1_autoencoder_loss
-from engine.panels import Chart, Curve, chart
+from engine.pages.panels import Chart, Curve, chart
 from engine.systems.base import System
 
 BETAS = (0.5, 0.999)

@@ -36,7 +36,7 @@ from engine.networks.reenactment import (
     log_mean_sigmoid,
 )
 from engine.networks.vgg import VGG19, WIDTH, check_digest
-from engine.panels import chart
+from engine.pages.panels import chart
 from engine.perceptual import feature_losses, wanted_layers
 from engine.systems.base import System
 

@@ -24,7 +24,7 @@ from engine.networks.autoencoder import Autoencoder
 from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import initialise, l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
-from engine.panels import chart
+from engine.pages.panels import chart
 from engine.systems.balance import BalancedSystem
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, 
 from engine.networks.resnet import ImageToImage, SimganRefiner
 from engine.networks.resnet_features import ResnetFeatures
 from engine.networks.start import he_normal
-from engine.panels import chart
+from engine.pages.panels import chart
 from engine.systems.base import System
 from engine.systems.simgan_options import SimganConfig
 

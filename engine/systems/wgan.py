@@ -18,7 +18,7 @@ from engine.config import Origins
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.dcgan import DcganCritic, initialise_normal
-from engine.panels import chart
+from engine.pages.panels import chart
 from engine.systems.dcgan import DcganLike, DcganOptions
 
 if TYPE_CHECKING:

@@ -10,5 +10,5 @@ def fill(template: str, **values: Any) -> str:
 
     jinja = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters["gib"] = lambda count: f"{count / 2**30:.1f} GiB" if count else "unknown"
-    style = resources.files("engine").joinpath("page.css.j2").read_text(encoding="utf-8")
+    style = resources.files("engine.pages").joinpath("page.css.j2").read_text(encoding="utf-8")
     return jinja.from_string(template).render(style=style, **values)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from engine.panels import Curve
+from engine.pages.panels import Curve
 
 # colours that matplotlib writes, exchanged afterwards for the page's own
 INK, GRID = "#010203", "#010204"

@@ -1,0 +1,1 @@
+"""What becomes HTML: charts, the panels that a system asks for, and the template with its style."""
