@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from engine import __version__, launch
+from engine import __version__
+from engine.distributed import torchrun
 from engine.host.environment import variable
 from engine.errors import InputError, LostRank, SharedError
 
@@ -140,9 +141,9 @@ def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
         return status
     except InputError as error:
         # what all ranks leave with is told once
-        return 2 if isinstance(error, SharedError) and launch.rank() else _complain(name, str(error))
+        return 2 if isinstance(error, SharedError) and torchrun.rank() else _complain(name, str(error))
     except LostRank as error:
-        return 1 if launch.rank() else _complain(name, str(error), 1)
+        return 1 if torchrun.rank() else _complain(name, str(error), 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, g
 
 import tyro
 
-from engine import launch
+from engine.distributed import torchrun
 from engine.host import atomic_files
 from engine.errors import InputError
 
@@ -258,7 +258,7 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     from engine.cli import parse
 
     out = _word(argv, "out")
-    if out is not None and "--resume" not in argv and launch.restarted(Path(out)):
+    if out is not None and "--resume" not in argv and torchrun.restarted(Path(out)):
         argv = [*argv, "--resume"]
     kind, saved = _kind(argv)
     parsed = parse(kind, argv, prog="kiln train", description=_description(kind))
@@ -338,7 +338,7 @@ def _choose_mode(config: TrainConfig, given: set[str], origins: Origins) -> Trai
 
 def _count_ranks(config: TrainConfig, origins: Origins) -> TrainConfig:
     """With as many ranks as there are; threads that another number of ranks shared the cores among are chosen anew."""
-    if (ranks := launch.size()) == config.ranks:
+    if (ranks := torchrun.size()) == config.ranks:
         return config
     origins["ranks"] = "launcher"
     threads = config.threads if origins["threads"] == "command line" else 0
@@ -351,8 +351,8 @@ def _fill(config: TrainConfig) -> TrainConfig:
 
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # a launcher sets OMP_NUM_THREADS=1, whatever the machine
-    threads = config.threads or (launch.cores() if launch.local_size() > 1 else torch.get_num_threads())
-    if config.out is None and launch.may_restart():
+    threads = config.threads or (torchrun.cores() if torchrun.local_size() > 1 else torch.get_num_threads())
+    if config.out is None and torchrun.may_restart():
         raise InputError("torchrun may start this run again (--max-restarts): add --out RUN, so that it goes on")
     out = config.out or Path("runs") / f"{config.system}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(config, device=device, threads=threads, out=out)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine import checkpoint, distributed, launch, random_state
+from engine import checkpoint, distributed, random_state
+from engine.distributed import torchrun
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError, SharedError
@@ -128,7 +129,7 @@ class Trainer:
     def _open_records(self, stack: contextlib.ExitStack) -> None:
         """Make the run folder ready; what is open is closed with the stack."""
         with self._writing("the run folder"):
-            launch.mark(self.run_dir)
+            torchrun.mark(self.run_dir)
             configuration.write(self.config, self.origins, self.run_dir / "config.json")
             self.log = MetricsLog(self.run_dir, self.step)
         stack.callback(self.log.close)
@@ -281,7 +282,7 @@ class Trainer:
         return stop.status
 
     def _resume_command(self) -> str:
-        ranks = f"torchrun --nproc-per-node {launch.local_size()}" if self.config.ranks > 1 else "python"
+        ranks = f"torchrun --nproc-per-node {torchrun.local_size()}" if self.config.ranks > 1 else "python"
         return f"{ranks} -m engine.train --resume --out {shlex.quote(str(self.run_dir))}"
 
     # what can go wrong

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine import checkpoint, distributed, launch, random_state
+from engine import checkpoint, distributed, random_state
+from engine.distributed import torchrun
 from engine.host import allocator
 from engine.config import TrainConfig
 from engine.errors import InputError
@@ -101,7 +102,7 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
         names = {path.name for path in out.iterdir()} if out.exists() else set()
         content = {name for name in names if not name.startswith(".writing-")}  # left by a kill
         if content and not config.resume:
-            launch.unmark(out)
+            torchrun.unmark(out)
             raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
         start = None
         if config.resume:

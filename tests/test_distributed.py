@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint, launch, report
+from engine import checkpoint, report
+from engine.distributed import torchrun
 from engine.config import resolve
 from engine.data import open_dataset
 from engine.errors import InputError
@@ -205,7 +206,7 @@ def test_a_restart_goes_on_only_with_the_run_of_its_launch(tmp_path: Path, monke
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    launch.mark(tmp_path / "run")
+    torchrun.mark(tmp_path / "run")
     assert not resolve(flags)[0].resume  # not started again
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert resolve(flags)[0].resume
@@ -213,15 +214,15 @@ def test_a_restart_goes_on_only_with_the_run_of_its_launch(tmp_path: Path, monke
     with pytest.raises(InputError, match="not empty"):
         prepare_folder(replace(resolve(flags)[0], resume=False))
     assert not resolve(flags)[0].resume
-    launch.mark(tmp_path / "run")
+    torchrun.mark(tmp_path / "run")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another's")
     assert not resolve(flags)[0].resume
     # torchrun counts no restart when machines come or go: its store knows the launch
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    monkeypatch.setattr(launch, "_token", "word")
-    launch.mark(tmp_path / "run")
+    monkeypatch.setattr(torchrun, "_token", "word")
+    torchrun.mark(tmp_path / "run")
     assert resolve(flags)[0].resume
-    monkeypatch.setattr(launch, "_token", "of a later launch of that name")
+    monkeypatch.setattr(torchrun, "_token", "of a later launch of that name")
     assert not resolve(flags)[0].resume
     with pytest.raises(InputError, match="add --out"):
         resolve(["--eager"])
@@ -229,7 +230,7 @@ def test_a_restart_goes_on_only_with_the_run_of_its_launch(tmp_path: Path, monke
 
 def test_one_process_has_no_launcher_and_no_hook(monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    assert (launch.rank(), launch.size(), launch.local_rank(), launch.local_size()) == (0, 1, 0, 1)
+    assert (torchrun.rank(), torchrun.size(), torchrun.local_rank(), torchrun.local_size()) == (0, 1, 0, 1)
     system = build(tiny_config(), "cpu")
     assert not any(optimiser._optimizer_step_pre_hooks for optimiser in system.optimisers.values())
     assert not torch.distributed.is_initialized()
@@ -240,11 +241,11 @@ def test_what_torchrun_says(monkeypatch) -> None:
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    assert launch.size() == 1  # of something else
+    assert torchrun.size() == 1  # of something else
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert (launch.rank(), launch.size(), launch.local_rank(), launch.local_size()) == (5, 8, 1, 2)
+    assert (torchrun.rank(), torchrun.size(), torchrun.local_rank(), torchrun.local_size()) == (5, 8, 1, 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    assert launch.cores() == 3
+    assert torchrun.cores() == 3
     config, origins = resolve(["--eager", "--batch-size", "16"])
     assert (config.ranks, config.threads, origins["ranks"], config.of_rank().batch_size) == (8, 3, "launcher", 2)
     with pytest.raises(InputError, match="does not divide"):

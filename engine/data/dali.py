@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import launch
+from engine.distributed import torchrun
 from engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def require_dali() -> ModuleType:
 
 def worker_threads() -> int:
     """Threads for reading and decoding: the cores that are this process's share, at most 8."""
-    return min(8, launch.cores())
+    return min(8, torchrun.cores())
 
 
 class DecodingError(Exception):

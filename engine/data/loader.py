@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import launch
+from engine.distributed import torchrun
 from engine.data.assemble import assemble_images, assemble_landmarks
 from engine.data.dataset import ImageSet
 from engine.data.geometry import central_square, check_resolution, place_landmarks, stored_size
@@ -260,7 +260,7 @@ def open_loader(
             f"{'images' if members == 1 else 'samples'}): lower --batch-size or add images"
         )
     needed = len(dataset) * stored_size(resolution, crop) ** 2 * channels
-    limit = free_bytes(device) // 4 // (launch.local_size() if device.type == "cpu" else 1)
+    limit = free_bytes(device) // 4 // (torchrun.local_size() if device.type == "cpu" else 1)
     resident = loader == "resident" or (loader == "auto" and needed <= limit)
     reason = f"{_bytes(needed)} {'<=' if needed <= limit else '>'} a quarter of free memory, {_bytes(limit)}"
     if loader != "auto":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine import distributed
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.gradients import GradientBucket
+from engine.distributed.gradients import GradientBucket
 from engine.pages.panels import Chart
 
 if TYPE_CHECKING:

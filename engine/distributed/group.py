@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine import launch
+from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError
 
 T = TypeVar("T")
@@ -57,10 +57,10 @@ def joined() -> Iterator[None]:
     A process can begin this once; a block within it changes nothing. Raises LostRank when another has died.
     """
     global _world
-    if launch.size() == 1 or _world:
+    if torchrun.size() == 1 or _world:
         yield
         return
-    _world = _World(launch.rank(), launch.size())
+    _world = _World(torchrun.rank(), torchrun.size())
     try:
         store = _meet(next(dist.rendezvous("env://", timeout=PATIENCE))[0], _world)
         dist.init_process_group("gloo", store=store, rank=_world.rank, world_size=_world.size, timeout=PATIENCE)
@@ -98,7 +98,7 @@ def _meet(store: "dist.Store", world: _World) -> "dist.Store":
         name = store.get(f"kiln/answer/{mine}").decode()  # waits
         store.set(f"{name}/{world.rank}", "here")
         return dist.PrefixStore(name, store)
-    launch.know(store.compare_set("kiln/launch", "", uuid.uuid4().hex).decode())  # what is there stays
+    torchrun.know(store.compare_set("kiln/launch", "", uuid.uuid4().hex).decode())  # what is there stays
     name, missing = f"kiln/{uuid.uuid4().hex}", set(range(1, world.size))
     last = time.monotonic() + PATIENCE.total_seconds()
     while missing:
@@ -130,10 +130,10 @@ def prepare(device: str, batch_size: int) -> torch.device:
     _world.batch_size = batch_size
     if device != "cuda":
         return torch.device(device)
-    number, there = launch.local_rank(), torch.cuda.device_count()
+    number, there = torchrun.local_rank(), torch.cuda.device_count()
     with together():
         if number >= there:
-            raise InputError(f"{launch.local_size()} ranks on a machine with {there} GPUs: lower --nproc-per-node")
+            raise InputError(f"{torchrun.local_size()} ranks on a machine with {there} GPUs: lower --nproc-per-node")
     torch.cuda.set_device(number)
     _world.tensors = dist.new_group(backend="nccl", timeout=PATIENCE)
     return torch.device("cuda", number)
@@ -190,7 +190,7 @@ def one_by_machine(work: Callable[[], T]) -> T:
     """`work()` of every rank, on each machine first of its first rank, which fills the caches of files."""
     if _world is None:
         return work()
-    first = launch.local_rank() == 0
+    first = torchrun.local_rank() == 0
     with together():
         found = work() if first else None
     with together():
