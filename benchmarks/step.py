@@ -4,7 +4,7 @@ eager:   the step as it is usually written, in both layouts
 compile: the same, networks and losses through torch.compile, channels_last
 strong:  what library parts can do (strong.py)
 
-On a GPU also compile max-autotune; it, strong and fused run as one CUDA graph (engine.graph), the others as written.
+On a GPU also compile max-autotune; it, strong and fused run as one CUDA graph (engine.training.cuda_graph), the others as written.
 """
 
 import ctypes
@@ -82,7 +82,7 @@ def stepper(name: str, system: System, batch: Batch) -> Callable[[], object]:
     """One step as a competitor runs it: on a GPU fused, strong and the autotuned one as one CUDA graph."""
     if system.device.type != "cuda" or name not in GRAPHED:
         return functools.partial(system.step, batch)
-    from engine.graph import WARM_UP, GraphedStep
+    from engine.training.cuda_graph import WARM_UP, GraphedStep
 
     graphed = GraphedStep(system)
     for _ in range(WARM_UP + 1):  # recorded before anything is timed

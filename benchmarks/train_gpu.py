@@ -27,8 +27,8 @@ from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
 from engine.data.layouts import list_images
 from engine.data.sources import open_source
 from engine.data.validate import FileRecord
-from engine.loop import Trainer
-from engine.preparation import prepare_folder, require_fused, set_machine
+from engine.training.loop import Trainer
+from engine.training.setup import prepare_folder, require_fused, set_machine
 from engine.systems import build
 from engine.systems.refiner import RefinerConfig
 

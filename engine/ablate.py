@@ -165,7 +165,7 @@ def standing(row: Row) -> int:
 
 def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
     """Train the rest of each row; done: steps before. Returns 0, or the exit status of the row a signal stopped."""
-    from engine.loop import train
+    from engine.training.loop import train
 
     for place, (row, steps) in enumerate(zip(rows, done, strict=True), start=1):
         print(f"\nrow {place} of {len(rows)}: {row.label}", flush=True)

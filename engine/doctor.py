@@ -244,7 +244,7 @@ def _one_step(device: Any) -> None:
 
     from engine.comparison import training_images
     from engine.data import Batch
-    from engine.graph import WARM_UP, GraphedStep
+    from engine.training.cuda_graph import WARM_UP, GraphedStep
     from engine.systems import build
     from engine.systems.refiner import RefinerConfig
 

@@ -23,7 +23,7 @@ from engine.driving import align, read_driving, source_points
 from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.refine import to_network, to_pixels
-from engine.samples import draw_grid
+from engine.training.sample_grid import draw_grid
 
 IN_SHEET = 8
 # runs of points that are one line, and whether it closes; iBUG order

@@ -22,7 +22,7 @@ from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.host.environment import pick_device
 from engine.errors import InputError
-from engine.samples import to_pixels
+from engine.training.sample_grid import to_pixels
 
 if TYPE_CHECKING:
     from engine.systems.generation import TrainedGenerator

@@ -14,11 +14,11 @@ def main(argv: list[str]) -> int:
     with distributed.joined():
         config, origins = distributed.from_first(lambda: resolve(argv))
         if config.dry_run:
-            from engine.estimate import describe
+            from engine.training.memory import describe
 
             print(distributed.from_first(lambda: describe(config, origins)))
             return 0
-        from engine.loop import train
+        from engine.training.loop import train
 
         return train(config, origins)
 

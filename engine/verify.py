@@ -30,7 +30,7 @@ from engine.cli import parse, run
 from engine.comparison import LOSS_TOLERANCE, relative, results, step_differences, training_batch, training_config
 from engine.host.environment import pick_device
 from engine.errors import InputError
-from engine.graph import WARM_UP, GraphedStep, Recorder
+from engine.training.cuda_graph import WARM_UP, GraphedStep, Recorder
 from engine.kernels import _native, _spec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,7 +8,7 @@ import torch
 from engine import checkpoint
 from engine.config import TrainConfig
 from engine.data import Batch
-from engine.metrics import LossMeter
+from engine.training.metrics import LossMeter
 from engine.systems import build, system_class
 from engine.systems.base import System
 from tests.training_fakes import smooth_images

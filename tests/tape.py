@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.graph import Losses
+from engine.training.cuda_graph import Losses
 from engine.systems.base import System
 
 # what makes the host wait for a GPU: a value read, a shape that depends on values, host data made into a tensor
@@ -40,7 +40,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Tape(NoWaiting):
-    """A recorder of engine.graph.
+    """A recorder of engine.training.cuda_graph.
 
     As on a GPU, recording leaves tensors and the random generator as they were, and what it makes is garbage.
     """

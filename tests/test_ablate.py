@@ -15,12 +15,13 @@ from evaluation_fakes import SYSTEMS as FAKES
 from PIL import Image
 from tiny_run import command
 
-from engine import ablate, checkpoint, evaluate, loop, systems, train
+from engine import ablate, checkpoint, evaluate, systems, train
+from engine.training import loop
 from engine.config import config_class, saved_fields
 from engine.data import avatars
 from engine.data.dataset import AVATAR_SEED
 from engine.evaluation import ablation_table
-from engine.loop import Trainer
+from engine.training.loop import Trainer
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
 

@@ -9,7 +9,7 @@ from engine import config as configuration
 from engine.checkpoint import save
 from engine.config import TrainConfig, resolve, table
 from engine.errors import InputError
-from engine.schedule import learning_rate
+from engine.training.schedule import learning_rate
 from engine.systems import build
 from engine.systems.refiner import RefinerConfig
 from tests.training_fakes import tiny_config

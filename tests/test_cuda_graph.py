@@ -14,11 +14,11 @@ from engine import checkpoint, verify
 from engine.config import TrainConfig, resolve
 from engine.data import Batch
 from engine.errors import InputError
-from engine.graph import WARM_UP, GraphedStep, no_waiting
-from engine.loop import Trainer
-from engine.metrics import LossMeter
-from engine.preparation import mode, prepare_folder
-from engine.schedule import learning_rate
+from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
+from engine.training.loop import Trainer
+from engine.training.metrics import LossMeter
+from engine.training.setup import mode, prepare_folder
+from engine.training.schedule import learning_rate
 from engine.systems import build
 from engine.systems.base import System, approach
 from tests.tape import NoWaiting, Tape, rates_on_device

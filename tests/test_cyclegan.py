@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from engine.checkpoint import save
 from engine.config import resolve
 from engine.errors import InputError
-from engine.metrics import LossMeter
+from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.patchgan import PatchDiscriminator
 from engine.networks.resnet import ResnetGenerator

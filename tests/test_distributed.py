@@ -17,7 +17,7 @@ from engine.distributed import torchrun
 from engine.config import resolve
 from engine.data import open_dataset
 from engine.errors import InputError
-from engine.preparation import prepare_folder
+from engine.training.setup import prepare_folder
 from engine.systems import SYSTEMS, build
 from engine.train import main
 from tests.data_images import write_pictures

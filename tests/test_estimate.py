@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.estimate import saved_by, step_bytes
+from engine.training.memory import saved_by, step_bytes
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.layers import initialise
 from engine.networks.refiner import RefinerGenerator, pyramid

@@ -14,9 +14,9 @@ from engine.checkpoint import save
 from engine.config import resolve
 from engine.data import Batch
 from engine.errors import InputError
-from engine.graph import GraphedStep
+from engine.training.cuda_graph import GraphedStep
 from engine.kernels.resize_conv_act import kept_weights
-from engine.metrics import LossMeter
+from engine.training.metrics import LossMeter
 from engine.systems import load_trained
 from engine.systems.ggb import ABLATION, GgbConfig, GgbSystem
 from tests.ggb_fakes import batch_of, config_of, heatmaps_of

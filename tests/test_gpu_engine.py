@@ -14,10 +14,10 @@ from engine.config import TrainConfig, resolve
 from engine.data import Batch, ImageSet, open_dataset, open_loader
 from engine.data.order import Order
 from engine.data.upload import Uploads, send
-from engine.graph import WARM_UP, GraphedStep, no_waiting
-from engine.metrics import LossMeter
-from engine.preparation import set_machine
-from engine.schedule import learning_rate
+from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
+from engine.training.metrics import LossMeter
+from engine.training.setup import set_machine
+from engine.training.schedule import learning_rate
 from engine.systems import SYSTEMS, build
 from engine.systems.base import System
 from engine.train import main

@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import checkpoint, random_state
+from engine import checkpoint
+from engine.training import random_state
 from engine.config import TrainConfig
 from engine.errors import InputError
-from engine.loop import Trainer
-from engine.metrics import LossMeter, MetricsLog, cut_after
-from engine.preparation import prepare_folder, require_fused, set_machine
-from engine.samples import draw_grid, to_pixels
+from engine.training.loop import Trainer
+from engine.training.metrics import LossMeter, MetricsLog, cut_after
+from engine.training.setup import prepare_folder, require_fused, set_machine
+from engine.training.sample_grid import draw_grid, to_pixels
 from engine.systems import build
 from engine.train import main
 from tests.training_fakes import FakeLoader, tiny_config

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import checkpoint, random_state
+from engine import checkpoint
+from engine.training import random_state
 from engine.config import resolve, table
 from engine.data import Batch
 from engine.errors import InputError
 from engine.kernels.resize_conv_act import kept_weights
-from engine.metrics import LossMeter
+from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.layers import parameter_count
 from engine.networks.vgg import LAYERS, VGG19

@@ -7,7 +7,7 @@ import torch
 
 from engine.checkpoint import save
 from engine.errors import InputError
-from engine.metrics import LossMeter
+from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.landmarks import normalise
 from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid

@@ -27,8 +27,8 @@ FLAGS = ("--steps", str(STEPS), "--checkpoint-every", "5", "--log-every", "4", "
 def run_training(out: Path) -> None:
     """One process of the training; leaves with its exit status."""
     from engine import report
-    from engine.loop import Trainer
-    from engine.preparation import prepare_folder, set_machine
+    from engine.training.loop import Trainer
+    from engine.training.setup import prepare_folder, set_machine
     from engine.systems import build
 
     report.write = lambda run_dir: None
@@ -43,7 +43,7 @@ def run_training(out: Path) -> None:
 def processes():
     """Forks from a clean process that has the imports done, so that a start takes a tenth of a second."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["torch", "torch._dynamo", "torch.utils.tensorboard", "engine.report", "engine.loop", "engine.data"]
+    modules = ["torch", "torch._dynamo", "torch.utils.tensorboard", "engine.report", "engine.training.loop", "engine.data"]
     context.set_forkserver_preload([*modules, "engine.systems.refiner", "tests.training_fakes"])
     return context
 
@@ -110,7 +110,7 @@ def test_interrupted_at_random_moments(processes, uninterrupted, tmp_path: Path,
 def test_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
     code = (
         "import os, signal, time\n"
-        "from engine.signals import StopRequest\n"
+        "from engine.training.signals import StopRequest\n"
         "with StopRequest():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('still here', flush=True)\n"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from engine.checkpoint import save
 from engine.config import resolve
 from engine.errors import InputError
-from engine.metrics import LossMeter
+from engine.training.metrics import LossMeter
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_accuracy, patch_loss
 from engine.networks.start import he_normal
 from engine.systems import build, load_trained

@@ -6,9 +6,9 @@ import torch
 from engine import checkpoint
 from engine.config import TrainConfig, resolve, saved_fields
 from engine.errors import InputError
-from engine.estimate import describe
-from engine.graph import GraphedStep
-from engine.schedule import learning_rate
+from engine.training.memory import describe
+from engine.training.cuda_graph import GraphedStep
+from engine.training.schedule import learning_rate
 from engine.systems import KINDS, SYSTEMS, build, load_trained, system_class
 from engine.systems.base import System
 from tests.tape import NoWaiting, Tape, rates_on_device

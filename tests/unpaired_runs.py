@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 
-from engine import random_state
+from engine.training import random_state
 from engine.config import TrainConfig
-from engine.graph import WARM_UP, GraphedStep
+from engine.training.cuda_graph import WARM_UP, GraphedStep
 from engine.systems import build
 from engine.systems.base import System
 from tests.tape import Tape, rates_on_device

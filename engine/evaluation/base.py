@@ -72,7 +72,7 @@ class Evaluation(ABC):
 
     def draw(self, measures: Measures, out: Path) -> None:
         """Write the figures."""
-        from engine.samples import save_grid
+        from engine.training.sample_grid import save_grid
 
         chosen = self.examples()
         rows = {label: scaled(images) for label, images in self.rows(chosen).items()}

@@ -23,7 +23,7 @@ from engine.evaluation.identity import SKIPPED, package, recognition
 from engine.evaluation.measures import Measures, detection_rates, distribution_distance
 from engine.evaluation.neighbours import nearest
 from engine.refine import to_pixels
-from engine.samples import save_grid
+from engine.training.sample_grid import save_grid
 
 if TYPE_CHECKING:
     from engine.data import ImageSet

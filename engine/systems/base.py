@@ -23,7 +23,7 @@ class System:
 
     A step has two parts. `advance` runs on the host: it counts, and sets the few scalars on the device that depend on
     the step's number. `update` is the same work in every step, on tensors that stay where they are, and reads nothing
-    from the device: so a CUDA graph of it (engine.graph) can be launched in place of its kernels.
+    from the device: so a CUDA graph of it (engine.training.cuda_graph) can be launched in place of its kernels.
     """
 
     name: str

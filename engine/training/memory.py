@@ -78,7 +78,7 @@ def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
 
 def _data(config: TrainConfig) -> str:
     from engine.data.loader import group
-    from engine.preparation import image_sets, open_set
+    from engine.training.setup import image_sets, open_set
 
     lines = []
     for path, need in image_sets(config):

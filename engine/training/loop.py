@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine import checkpoint, distributed, random_state
+from engine import checkpoint, distributed
+from engine.training import random_state
 from engine.distributed import torchrun
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError, SharedError
 from engine.faces import Framing
-from engine.graph import WARM_UP, GraphedStep, no_waiting
-from engine.metrics import LossMeter, MetricsLog
+from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
+from engine.training.metrics import LossMeter, MetricsLog
 from engine.networks.layers import parameter_count
-from engine.preparation import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
-from engine.progress import Progress, memory_mb
-from engine.samples import save_grid, to_pixels
-from engine.schedule import learning_rate
-from engine.signals import StopRequest
+from engine.training.setup import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
+from engine.training.progress import Progress, memory_mb
+from engine.training.sample_grid import save_grid, to_pixels
+from engine.training.schedule import learning_rate
+from engine.training.signals import StopRequest
 from engine.systems import build
 from engine.systems.base import System
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine import checkpoint, distributed, random_state
+from engine import checkpoint, distributed
+from engine.training import random_state
 from engine.distributed import torchrun
 from engine.host import allocator
 from engine.config import TrainConfig

@@ -1,0 +1,1 @@
+"""One run: what it needs before its first step, its loop, and what it records."""
