@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from engine.fusion import FuseReport as FuseReport
     from engine.fusion import fuse as fuse
     from engine.fusion import unfuse as unfuse
-    from engine.inference import load as load
+    from engine.inference.trained import load as load
 
 __version__ = "0.2.0"
 
 # names that are imported when they are first used: torch is loaded with them
 LAZY = {
-    "load": "engine.inference",
+    "load": "engine.inference.trained",
     "fuse": "engine.fusion",
     "unfuse": "engine.fusion",
     "FuseReport": "engine.fusion",

@@ -28,7 +28,7 @@ from engine.evaluate import Choices, Trained, evaluate, open_set
 from engine.evaluation import ablation_table, figures
 from engine.evaluation.base import Evaluation, Means
 from engine.evaluation.measures import UNITS, Measures, panels, skipped
-from engine.faces import FaceFinder
+from engine.inference.faces import FaceFinder
 
 if TYPE_CHECKING:
     from engine.data import ImageSet

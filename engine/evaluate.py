@@ -22,7 +22,7 @@ from engine.evaluation import fidelity
 from engine.evaluation.base import Evaluation, Means, Trained
 from engine.evaluation.likeness import require_torchmetrics
 from engine.evaluation.measures import UNITS, Measures, table
-from engine.faces import FaceFinder
+from engine.inference.faces import FaceFinder
 
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint

@@ -76,7 +76,7 @@ def export(path: Path | str, folder: Path | str, *, ema: bool = True) -> Path:
     """
     import safetensors.torch
 
-    from engine.faces import Framing
+    from engine.inference.faces import Framing
     from engine.systems import load_trained, system_class
 
     path, folder = Path(path), Path(folder)

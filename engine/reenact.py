@@ -1,7 +1,7 @@
 """`python -m engine.reenact RUN_OR_CHECKPOINT SOURCE DRIVING OUTPUT`: a face image takes on the landmarks of a clip.
 
 OUTPUT becomes a folder with frames/00000.png ..., driven.gif, driven.mp4 (with OpenCV) and sheet.png: source, driving
-landmarks and result side by side. All are marked as synthetic (engine.marking).
+landmarks and result side by side. All are marked as synthetic (engine.inference.marking).
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,13 @@ import torch
 import tyro
 from PIL import Image, ImageDraw
 
-from engine import marking, pictures
+from engine.inference import marking
+from engine.inference import pictures
 from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.data.landmarks import POINTS
 from engine.data.normalise import BadImage
-from engine.driving import align, read_driving, source_points
+from engine.inference.driving import align, read_driving, source_points
 from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.refine import to_network, to_pixels
@@ -104,7 +105,7 @@ def read_source(arguments: Arguments, resolution: int, channels: int) -> tuple[n
         raise InputError(f"{path} cannot be used: {error}") from None
     window = None
     if arguments.face_crop:
-        from engine.faces import FaceFinder, Framing
+        from engine.inference.faces import FaceFinder, Framing
 
         window = FaceFinder().portrait(np.asarray(image), Framing.of(arguments.model))
         if window is None:

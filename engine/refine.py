@@ -2,7 +2,7 @@
 
 INPUT is an image, a folder (with everything below it) or a zip. Names and sub-folders are kept. An image that cannot be
 refined gets one line on standard error and the others go on; the exit status is then 2. Every output is marked as
-synthetic in its metadata (engine.marking) and is either whole or not there.
+synthetic in its metadata (engine.inference.marking) and is either whole or not there.
 """
 
 import sys
@@ -17,7 +17,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from engine import marking, pictures
+from engine.inference import marking
+from engine.inference import pictures
 from engine.cli import parse, run
 from engine.data.landmarks import POINTS
 from engine.data.layouts import list_images
@@ -170,7 +171,7 @@ class Preparer:
         self._landmarks = find_landmarks(source) if landmarks else None
         self._finder = None
         if arguments.face_crop:
-            from engine.faces import FaceFinder, Framing
+            from engine.inference.faces import FaceFinder, Framing
 
             self._finder, self._framing = FaceFinder(), Framing.of(arguments.model)
 

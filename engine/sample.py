@@ -2,7 +2,7 @@
 
 OUTPUT gets sample_00000.png, ..., a contact sheet of them, and, if asked for, interpolations between two noises as a
 strip of frames and an animation. Image i depends on the seed and i alone. Every file is marked as synthetic in its
-metadata (engine.marking) and is either whole or not there.
+metadata (engine.inference.marking) and is either whole or not there.
 """
 
 import math
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from engine import marking
+from engine.inference import marking
 from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.host.environment import pick_device

@@ -249,7 +249,7 @@ def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, module):
         return (None, f"No module named {module!r}") if name.split(".")[0] == module else environment.attempt(name)
 
     monkeypatch.setattr("engine.evaluation.likeness.attempt", attempt)
-    monkeypatch.setattr("engine.faces.attempt", attempt)
+    monkeypatch.setattr("engine.inference.faces.attempt", attempt)
     run, data = make_run(tmp_path / "run"), write_pictures(tmp_path / "data", 1)
     assert command(evaluate.main, run, "--data", data) == 2
     assert "pip install kiln-engine[eval]" in capsys.readouterr().err
@@ -267,7 +267,7 @@ def test_a_torchvision_that_does_not_fit_is_named(tmp_path, capsys, monkeypatch)
 def test_faces_are_found_in_a_face():
     pytest.importorskip("cv2")
     avatars = pytest.importorskip("engine.data.avatars")
-    from engine.faces import FaceFinder
+    from engine.inference.faces import FaceFinder
 
     finder = FaceFinder()
     hits = sum(bool(finder.boxes(avatars.render(identity, 0, "photo", 128)[0])) for identity in range(8))

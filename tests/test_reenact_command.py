@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import checkpoint, marking
-from engine.driving import align, read_driving
+from engine import checkpoint
+from engine.inference import marking
+from engine.inference.driving import align, read_driving
 from engine.errors import InputError
 from engine.reenact import LINES, draw_points, main
 from engine.systems import build, load_trained

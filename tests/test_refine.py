@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import command, make_run
 
-from engine import marking, pictures, refine
+from engine import refine
+from engine.inference import marking
+from engine.inference import pictures
 from engine.data import open_dataset, open_loader
 from engine.networks.refiner import RefinerGenerator
 
@@ -383,7 +385,7 @@ def test_a_diverged_model_writes_nothing(tmp_path, capsys, monkeypatch):
 def test_the_face_is_framed_as_in_the_photos(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     assert cv2.data
-    from engine.faces import FaceFinder, Framing
+    from engine.inference.faces import FaceFinder, Framing
 
     finder, framing = FaceFinder(), Framing(share=0.7, x=0.5, y=0.4)
     monkeypatch.setattr(finder, "boxes", lambda pixels: [(140, 130, 210, 200)])
@@ -403,7 +405,7 @@ def test_a_window_beyond_the_picture_repeats_its_border():
 
 def test_the_framing_of_the_photos_is_kept_with_the_run(tmp_path, monkeypatch):
     pytest.importorskip("cv2")
-    from engine.faces import FaceFinder, Framing
+    from engine.inference.faces import FaceFinder, Framing
 
     monkeypatch.setattr(FaceFinder, "boxes", lambda self, pixels: [(16, 8, 48, 40)])
     framing = Framing.measure(np.zeros((9, 64, 64, 3), np.uint8))
@@ -424,7 +426,7 @@ def test_face_crop_takes_the_face_or_says_why_not(run, tmp_path, capsys):
 
 def test_missing_opencv_names_the_extra(run, tmp_path, capsys, monkeypatch):
     write_pictures(tmp_path / "in", 1)
-    monkeypatch.setattr("engine.faces.attempt", lambda name: (None, "ModuleNotFoundError: No module named 'cv2'"))
+    monkeypatch.setattr("engine.inference.faces.attempt", lambda name: (None, "ModuleNotFoundError: No module named 'cv2'"))
     assert command(refine.main, run, tmp_path / "in", tmp_path / "out", "--face-crop") == 2
     assert "kiln-engine[eval]" in capsys.readouterr().err
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from tiny_run import command, make_run
 
-from engine import checkpoint, marking, sample
+from engine import checkpoint, sample
+from engine.inference import marking
 from engine.networks.began import BeganGenerator
 from engine.systems import build, load_trained
 from engine.systems.generation import between

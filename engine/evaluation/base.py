@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine import pictures
+from engine.inference import pictures
 from engine.host import atomic_files
 from engine.evaluation import figures
 from engine.evaluation.measures import Measures, panels
-from engine.faces import FaceFinder
+from engine.inference.faces import FaceFinder
 
 if TYPE_CHECKING:
     from engine.config import TrainConfig

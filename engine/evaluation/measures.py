@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from engine.evaluation import sliced_wasserstein
 from engine.evaluation.likeness import likeness
-from engine.faces import FaceFinder
+from engine.inference.faces import FaceFinder
 
 Measures = dict[str, dict[str, Any]]
 NO_FACES = "not measured: face_recognition finds no face to compare"

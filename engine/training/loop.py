@@ -17,7 +17,7 @@ from engine.distributed import torchrun
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError, SharedError
-from engine.faces import Framing
+from engine.inference.faces import Framing
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter, MetricsLog
 from engine.networks.layers import parameter_count

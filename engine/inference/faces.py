@@ -11,7 +11,7 @@ import numpy as np
 from engine.host import atomic_files
 from engine.host.environment import attempt
 from engine.errors import InputError
-from engine.pictures import Box
+from engine.inference.pictures import Box
 
 _WORKING_SIDE = 640
 _FEWEST = 8  # faces that a framing is measured on, at least

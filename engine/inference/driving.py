@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import pictures
+from engine.inference import pictures
 from engine.data.landmark_video import crop_square, parse_points
 from engine.data.landmarks import POINTS
 from engine.data.layouts import list_images

@@ -1,0 +1,1 @@
+"""A trained model and the pictures that go through it."""
