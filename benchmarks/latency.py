@@ -19,7 +19,7 @@ from benchmarks.measure import Limits, Timing, interleaved
 from benchmarks.rows import by_config
 from benchmarks.table import Table
 from engine import checkpoint
-from engine.comparison import training_images
+from engine.verification.training_steps import training_images
 from engine.kernels._spec import relative_error
 from engine.systems import build
 from engine.systems.refiner import RefinerConfig

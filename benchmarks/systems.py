@@ -19,7 +19,7 @@ from benchmarks.arguments import Arguments
 from benchmarks.measure import Limits, Timing, interleaved
 from benchmarks.rows import by_config
 from benchmarks.table import Table
-from engine.comparison import LOSS_TOLERANCE, step_differences, training_batch
+from engine.verification.training_steps import LOSS_TOLERANCE, step_differences, training_batch
 from engine.config import TrainConfig, config_class
 from engine.systems import SYSTEMS, build
 from engine.systems.base import System

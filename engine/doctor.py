@@ -242,7 +242,7 @@ def check_training() -> list[Finding]:
 def _one_step(device: Any) -> None:
     import torch
 
-    from engine.comparison import training_images
+    from engine.verification.training_steps import training_images
     from engine.data import Batch
     from engine.training.cuda_graph import WARM_UP, GraphedStep
     from engine.systems import build

@@ -25,9 +25,9 @@ import tyro
 from tqdm import tqdm
 
 from engine import ops
-from engine.calls import Call, captured
+from engine.verification.operator_calls import Call, captured
 from engine.cli import parse, run
-from engine.comparison import LOSS_TOLERANCE, relative, results, step_differences, training_batch, training_config
+from engine.verification.training_steps import LOSS_TOLERANCE, relative, results, step_differences, training_batch, training_config
 from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.training.cuda_graph import WARM_UP, GraphedStep, Recorder

@@ -11,7 +11,7 @@ import torch
 from tiny_run import command
 
 from engine import doctor, ops, verify
-from engine.comparison import ATTEMPTS
+from engine.verification.training_steps import ATTEMPTS
 from engine.kernels import _native, _op, _spec
 from engine.systems import SYSTEMS
 

@@ -1,0 +1,1 @@
+"""Fused against reference: single operator calls, and whole training steps."""
