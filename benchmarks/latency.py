@@ -21,7 +21,7 @@ from benchmarks.table import Table
 from engine import checkpoint
 from engine.verification.training_steps import training_images
 from engine.kernels._spec import relative_error
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
 
 TOLERANCE = 1e-4  # norm-wise, of the image

@@ -17,7 +17,7 @@ from benchmarks.devices import DEVICES
 from benchmarks.table import Table, percent
 from engine import cli
 from engine.networks.refiner import MODELS
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)

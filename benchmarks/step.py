@@ -25,7 +25,7 @@ from benchmarks.arguments import Arguments
 from benchmarks.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
 from benchmarks.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
 from benchmarks.table import Table, percent
-from engine import systems
+from engine.systems import registry
 from engine.data import Batch
 from engine.systems.base import System
 from engine.systems.refiner import RefinerConfig
@@ -117,7 +117,7 @@ def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tup
         from benchmarks.strong import StrongRefiner  # other competitors' processes do not load it
 
         return StrongRefiner(config, device), batch
-    system = systems.build(config, device)
+    system = registry.build(config, device)
     if layout == torch.channels_last and not fused:
         for network in system.networks().values():
             network.to(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ from benchmarks.rows import by_config
 from benchmarks.table import Table
 from engine.verification.training_steps import LOSS_TOLERANCE, step_differences, training_batch
 from engine.config import TrainConfig, config_class
-from engine.systems import SYSTEMS, build
+from engine.systems.registry import SYSTEMS, build
 from engine.systems.base import System
 
 LEFT_OUT = ("refiner",)

@@ -29,7 +29,7 @@ from engine.data.sources import open_source
 from engine.data.validate import FileRecord
 from engine.training.loop import Trainer
 from engine.training.setup import prepare_folder, require_fused, set_machine
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
 
 TRIED = 60  # steps that tell how long one takes

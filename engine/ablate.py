@@ -73,7 +73,7 @@ class Row:
 
 def ablation(system: str) -> dict[str, dict[str, Any]]:
     """Label -> fields that differ, of a system's module. Raises InputError for a system without one."""
-    from engine.systems import SYSTEMS, system_class
+    from engine.systems.registry import SYSTEMS, system_class
 
     table = getattr(import_module(system_class(system).__module__), "ABLATION", None)
     if not table:
@@ -200,7 +200,7 @@ def held_out(config: TrainConfig, arguments: Arguments) -> tuple[Path, str]:
             f"data have a split {TEST!r} too"
         )
     from engine.data import avatars
-    from engine.systems import system_class
+    from engine.systems.registry import system_class
 
     system, folder = system_class(config.system), arguments.out / "held-out"
     if not folder.is_dir():
@@ -213,7 +213,7 @@ def held_out(config: TrainConfig, arguments: Arguments) -> tuple[Path, str]:
 def measure_all(rows: Sequence[Row], dataset: "ImageSet", arguments: Arguments, finder: FaceFinder) -> Found:
     """Every row on the same images, from the same noise."""
     from engine import checkpoint
-    from engine.systems import load_trained
+    from engine.systems.registry import load_trained
 
     found = {}
     for row in rows:

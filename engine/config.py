@@ -189,7 +189,7 @@ class TrainConfig:
 
     def check_resumed(self, saved: "TrainConfig") -> None:
         """Raise InputError for values that a run begun with `saved` cannot go on with."""
-        from engine.systems import system_class
+        from engine.systems.registry import system_class
 
         for name in system_class(saved.system).fixed:
             old, new = getattr(saved, name), getattr(self, name)
@@ -217,7 +217,7 @@ class TrainConfig:
 
 def config_class(system: str) -> type[TrainConfig]:
     """The configuration of a system. Raises InputError for an unknown name."""
-    from engine.systems import system_class
+    from engine.systems.registry import system_class
 
     return system_class(system).config_class
 
@@ -228,7 +228,7 @@ def saved_fields(kind: type[TrainConfig]) -> list[str]:
 
 
 def _description(kind: type[TrainConfig]) -> str:
-    from engine.systems import SYSTEMS
+    from engine.systems.registry import SYSTEMS
 
     head = f"Train a system on a folder of images. Systems: {', '.join(SYSTEMS)} (--system S --help for its options)."
     presets = (

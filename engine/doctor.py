@@ -245,7 +245,7 @@ def _one_step(device: Any) -> None:
     from engine.verification.training_steps import training_images
     from engine.data import Batch
     from engine.training.cuda_graph import WARM_UP, GraphedStep
-    from engine.systems import build
+    from engine.systems.registry import build
     from engine.systems.refiner import RefinerConfig
 
     config = RefinerConfig(fused=True, resolution=16, filters=4, hidden=8, batch_size=2, model="A", inject=(8,))

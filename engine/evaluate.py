@@ -81,7 +81,7 @@ class Arguments(Choices):
 def open_set(config: "TrainConfig", path: Path | None, split: str = "", *, single: bool = False) -> "ImageSet":
     """The images at `path` (None: embedded) with what using the system needs; single: any images. Raises InputError."""
     from engine.data import open_dataset
-    from engine.systems import system_class
+    from engine.systems.registry import system_class
 
     system = system_class(config.system)
     need = system.needs(config)[0]
@@ -109,7 +109,7 @@ def evaluate(model: Trained, dataset: "ImageSet", choices: Choices, *, training:
     from engine.evaluation.driven import Driven
     from engine.evaluation.generated import Generated
     from engine.evaluation.refined import Refined
-    from engine.systems import system_class
+    from engine.systems.registry import system_class
 
     kind = system_class(model.config.system).kind
     if choices.real is not None and kind != "refine":
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> int:
     finder, device = FaceFinder(), pick_device(arguments.device)
 
     from engine import checkpoint
-    from engine.systems import load_trained
+    from engine.systems.registry import load_trained
 
     stored = checkpoint.load(arguments.model)
     module, config = load_trained(stored.path, device, fused=not arguments.eager, ema=arguments.weights == "ema")

@@ -77,7 +77,7 @@ def export(path: Path | str, folder: Path | str, *, ema: bool = True) -> Path:
     import safetensors.torch
 
     from engine.inference.faces import Framing
-    from engine.systems import load_trained, system_class
+    from engine.systems.registry import load_trained, system_class
 
     path, folder = Path(path), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

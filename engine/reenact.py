@@ -195,7 +195,7 @@ def main(argv: list[str]) -> int:
     check(arguments)
     device = pick_device(arguments.device)
 
-    from engine.systems import load_trained, system_class
+    from engine.systems.registry import load_trained, system_class
 
     ema = arguments.weights == "ema"
     model, config = load_trained(arguments.model, device, fused=not arguments.eager, ema=ema, kind="drive")

@@ -257,7 +257,7 @@ def main(argv: list[str]) -> int:
     if not single and arguments.output.exists() and not arguments.output.is_dir():
         raise InputError(f"{arguments.output} is a file; give a folder for the results")
 
-    from engine.systems import load_trained
+    from engine.systems.registry import load_trained
 
     fused, ema = not arguments.eager, arguments.weights == "ema"
     model, config = load_trained(arguments.model, device, fused, ema, kind="refine")

@@ -216,7 +216,7 @@ def summary(
 
 def _system(config: Mapping[str, str]) -> "type[System] | None":
     """The class of the run's system; None where its config.json is missing or of another version."""
-    from engine.systems import system_class
+    from engine.systems.registry import system_class
 
     try:
         return system_class(config.get("system", ""))

@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
     arguments.check()
     device = pick_device(arguments.device)
 
-    from engine.systems import load_trained
+    from engine.systems.registry import load_trained
 
     model, config = load_trained(
         arguments.model, device, fused=not arguments.eager, ema=arguments.weights == "ema", kind="generate"

@@ -58,7 +58,7 @@ class Arguments:
 
     def systems(self) -> list[str]:
         """Raises InputError for an unknown name."""
-        from engine.systems import SYSTEMS, system_class
+        from engine.systems.registry import SYSTEMS, system_class
 
         return list(SYSTEMS) if self.system == "all" else [system_class(self.system).name]
 
@@ -120,7 +120,7 @@ def verify_training(steps: int, device: torch.device, system: str = "refiner") -
 
     returns: the row "training": the largest relative difference of a loss or a gradient; the row "trained".
     """
-    from engine.systems import build
+    from engine.systems.registry import build
 
     config = training_config(system)
     fused, eager = (build(dataclasses.replace(config, fused=mode), device) for mode in (True, False))
@@ -164,7 +164,7 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
 
     recorder: of the graph; None records on the GPU. The learning rate changes with every step.
     """
-    from engine.systems import build
+    from engine.systems.registry import build
 
     config = training_config(system)
     plain, recorded = (build(dataclasses.replace(config, fused=True), device) for _ in range(2))

@@ -9,7 +9,7 @@ from engine import checkpoint
 from engine.config import TrainConfig
 from engine.data import Batch
 from engine.training.metrics import LossMeter
-from engine.systems import build, system_class
+from engine.systems.registry import build, system_class
 from engine.systems.base import System
 from tests.training_fakes import smooth_images
 

@@ -22,7 +22,7 @@ from engine.config import TrainConfig
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
 from engine.errors import InputError, SharedError
 from engine.distributed.gradients import GradientBucket
-from engine.systems import SYSTEMS, build
+from engine.systems.registry import SYSTEMS, build
 from tests.training_fakes import batch_of, tiny_config
 
 STEPS = 20

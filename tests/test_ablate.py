@@ -15,7 +15,8 @@ from evaluation_fakes import SYSTEMS as FAKES
 from PIL import Image
 from tiny_run import command
 
-from engine import ablate, checkpoint, evaluate, systems, train
+from engine import ablate, checkpoint, evaluate, train
+from engine.systems import registry
 from engine.training import loop
 from engine.config import config_class, saved_fields
 from engine.data import avatars
@@ -165,7 +166,7 @@ def test_bad_input(done, capsys, tmp_path):
 
 
 def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(systems.SYSTEMS, "fake_noise", FAKES["fake_noise"])
+    monkeypatch.setitem(registry.SYSTEMS, "fake_noise", FAKES["fake_noise"])
     monkeypatch.delattr("evaluation_fakes.ABLATION")
     assert command(ablate.main, "--system", "fake_noise", "--out", tmp_path / "out", "--eager") == 2
     assert "fake_noise has no ablation; these have one: refiner" in capsys.readouterr().err
@@ -173,7 +174,7 @@ def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("name, rows", [("refiner", 3), ("ggb", 6), ("reenact", 4)])
 def test_the_rows_of_the_papers_differ_in_their_fields_alone(name, rows, tmp_path):
-    module = importlib.import_module(systems.system_class(name).__module__)
+    module = importlib.import_module(registry.system_class(name).__module__)
     arguments = ablate.Arguments(system=name, out=tmp_path)
     planned = ablate.plan(arguments, ["--eager", "--preset", "paper", "--resolution", "64"])
     assert [row.label for row in planned] == list(module.ABLATION) and len(planned) == rows
@@ -188,7 +189,7 @@ def test_the_rows_of_the_papers_differ_in_their_fields_alone(name, rows, tmp_pat
 
 
 def test_generators_are_compared_on_the_same_noise(done, monkeypatch):
-    monkeypatch.setitem(systems.SYSTEMS, "fake_noise", FAKES["fake_noise"])
+    monkeypatch.setitem(registry.SYSTEMS, "fake_noise", FAKES["fake_noise"])
     given = ("--system", "fake_noise", "--data", done / "data", "--eval-data", done / "eval", "--out", done / "noise")
     assert command(ablate.main, *given, "--eager", "--threads", 1, "-n", 4, "--lr", 0.1) == 0
     found = table_of(done, "noise")
@@ -201,7 +202,7 @@ def test_generators_are_compared_on_the_same_noise(done, monkeypatch):
 
 def test_the_test_split_is_measured_on_where_the_training_split_is_trained_on(tmp_path, capsys, monkeypatch):
     """Clips of a manifest with splits: two test clips of three frames make six samples."""
-    monkeypatch.setitem(systems.SYSTEMS, "fake_drive", FAKES["fake_drive"])
+    monkeypatch.setitem(registry.SYSTEMS, "fake_drive", FAKES["fake_drive"])
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8)) for _ in range(12)]
     data = write_manifest_set(tmp_path / "set", pictures, rng.uniform(2, 20, (12, 68, 2)))

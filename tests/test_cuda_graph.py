@@ -19,7 +19,7 @@ from engine.training.loop import Trainer
 from engine.training.metrics import LossMeter
 from engine.training.setup import mode, prepare_folder
 from engine.training.schedule import learning_rate
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.base import System, approach
 from tests.tape import NoWaiting, Tape, rates_on_device
 from tests.training_fakes import FakeLoader, assert_same, batch_of, everything, tiny_config
@@ -268,7 +268,7 @@ def test_verify_compares_recorded_with_plain_steps() -> None:
 
 
 def test_verify_passes_what_is_recorded_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    import engine.systems
+    import engine.systems.registry
 
     honest = engine.systems.build
     monkeypatch.setattr("engine.systems.build", lambda config, device: rates_on_device(honest(config, device)))

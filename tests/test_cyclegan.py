@@ -14,7 +14,7 @@ from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.patchgan import PatchDiscriminator
 from engine.networks.resnet import ResnetGenerator
-from engine.systems import build, load_trained
+from engine.systems.registry import build, load_trained
 from engine.systems.cyclegan import CycleganSystem
 from tests.tape import NoWaiting
 from tests.training_fakes import assert_same, batch_of, tiny_config

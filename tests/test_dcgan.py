@@ -9,7 +9,7 @@ from engine.config import resolve
 from engine.errors import InputError
 from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
 from engine.networks.layers import parameter_count
-from engine.systems import build, load_trained
+from engine.systems.registry import build, load_trained
 from tests.generator_runs import (
     adam,
     assert_average_follows,

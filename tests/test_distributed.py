@@ -18,7 +18,7 @@ from engine.config import resolve
 from engine.data import open_dataset
 from engine.errors import InputError
 from engine.training.setup import prepare_folder
-from engine.systems import SYSTEMS, build
+from engine.systems.registry import SYSTEMS, build
 from engine.train import main
 from tests.data_images import write_pictures
 from tests.ranks_worker import CASES, STEPS, TRAINING, configure, interrupted, load

@@ -21,7 +21,8 @@ from evaluation_fakes import (
 from PIL import Image
 from tiny_run import command
 
-from engine import checkpoint, evaluate, systems
+from engine import checkpoint, evaluate
+from engine.systems import registry
 from engine.evaluation import fidelity
 from engine.evaluation.identity import SKIPPED
 from tests.training_fakes import tiny_config
@@ -34,7 +35,7 @@ SHAPE = {"resolution": 16, "fused": False, "device": "cpu"}
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     for name, place in SYSTEMS.items():
-        monkeypatch.setitem(systems.SYSTEMS, name, place)
+        monkeypatch.setitem(registry.SYSTEMS, name, place)
 
 
 def metrics(out):
@@ -221,13 +222,13 @@ def test_bad_input(tmp_path, capsys):
         assert message in printed and printed.count("error:") == 1, printed
 
 
-@pytest.mark.parametrize("name", list(systems.SYSTEMS))
+@pytest.mark.parametrize("name", list(registry.SYSTEMS))
 def test_every_system_can_be_measured(name, tmp_path):
     """Untrained, on clips of faces with 68 landmarks."""
     data = clips(tmp_path / "set", count=2)
     points = ("--points", "68") if name == "ggb" else ()
     config = tiny_config("--data", str(data), *points, system=name)
-    system = systems.build(config, "cpu")
+    system = registry.build(config, "cpu")
     checkpoint.save(tmp_path / "run", 5, system.weights(), system.state_dict(), config)
     assert command(evaluate.main, tmp_path / "run", "--data", data, "-n", 3, "--out", tmp_path / "out", "--eager") == 0
     found = metrics(tmp_path / "out")

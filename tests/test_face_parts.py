@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from engine.networks.face_parts import PARTS, PartDiscriminators, crop, cut_parts
-from engine.networks.start import he_normal
+from engine.networks.initialisation import he_normal
 
 
 def faces(batch: int = 2, side: int = 32) -> torch.Tensor:

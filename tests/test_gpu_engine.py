@@ -18,7 +18,7 @@ from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter
 from engine.training.setup import set_machine
 from engine.training.schedule import learning_rate
-from engine.systems import SYSTEMS, build
+from engine.systems.registry import SYSTEMS, build
 from engine.systems.base import System
 from engine.train import main
 from tests.training_fakes import batch_of

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from engine.image_pool import ImagePool
+from engine.systems.image_pool import ImagePool
 from tests.tape import NoWaiting
 
 ON = torch.ones((), dtype=torch.bool)

@@ -14,7 +14,7 @@ from engine.config import resolve
 from engine.data import avatars
 from engine.errors import InputError
 from engine.kernels.resize_conv_act.kept_weights import KEPT
-from engine.systems import SYSTEMS, build, load_trained
+from engine.systems.registry import SYSTEMS, build, load_trained
 
 
 @pytest.fixture(scope="module")

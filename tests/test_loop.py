@@ -21,7 +21,7 @@ from engine.training.loop import Trainer
 from engine.training.metrics import LossMeter, MetricsLog, cut_after
 from engine.training.setup import prepare_folder, require_fused, set_machine
 from engine.training.sample_grid import draw_grid, to_pixels
-from engine.systems import build
+from engine.systems.registry import build
 from engine.train import main
 from tests.training_fakes import FakeLoader, tiny_config
 

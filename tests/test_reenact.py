@@ -20,7 +20,7 @@ from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.layers import parameter_count
 from engine.networks.vgg import LAYERS, VGG19
-from engine.systems import build, load_trained
+from engine.systems.registry import build, load_trained
 from engine.systems.reenact import ABLATION, ReenactSystem
 from tests.training_fakes import smooth_images
 

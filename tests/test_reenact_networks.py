@@ -5,7 +5,7 @@ import torch
 
 from engine.networks.layers import parameter_count
 from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, initialise, log_mean_sigmoid
-from engine.perceptual import feature_losses
+from engine.systems.feature_losses import feature_losses
 from tests.test_reenact import gram
 
 

@@ -11,7 +11,7 @@ from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.landmarks import normalise
 from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
-from engine.systems import build, load_trained
+from engine.systems.registry import build, load_trained
 from engine.systems.refiner import RefinerSystem
 from tests.training_fakes import batch_of, tiny_config, worst
 

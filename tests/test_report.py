@@ -15,7 +15,7 @@ from tiny_run import command
 from engine import report
 from engine.pages.charts import draw, series, smooth, thin
 from engine.pages.panels import Curve
-from engine.systems import SYSTEMS, build
+from engine.systems.registry import SYSTEMS, build
 from tests.training_fakes import batch_of, tiny_config
 
 

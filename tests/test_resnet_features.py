@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from engine.checkpoint import save
 from engine.errors import InputError
 from engine.networks.resnet_features import MEAN, STD, ResnetFeatures
-from engine.systems import build
+from engine.systems.registry import build
 from tests.training_fakes import batch_of, tiny_config
 
 

@@ -29,7 +29,7 @@ def run_training(out: Path) -> None:
     from engine import report
     from engine.training.loop import Trainer
     from engine.training.setup import prepare_folder, set_machine
-    from engine.systems import build
+    from engine.systems.registry import build
 
     report.write = lambda run_dir: None
     os.dup2(os.open(out.parent / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)

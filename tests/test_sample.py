@@ -12,7 +12,7 @@ from tiny_run import command, make_run
 from engine import checkpoint, sample
 from engine.inference import marking
 from engine.networks.began import BeganGenerator
-from engine.systems import build, load_trained
+from engine.systems.registry import build, load_trained
 from engine.systems.generation import between
 from tests.generator_runs import configure, run_steps
 

@@ -12,8 +12,8 @@ from engine.config import resolve
 from engine.errors import InputError
 from engine.training.metrics import LossMeter
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_accuracy, patch_loss
-from engine.networks.start import he_normal
-from engine.systems import build, load_trained
+from engine.networks.initialisation import he_normal
+from engine.systems.registry import build, load_trained
 from engine.systems.simgan import SimganSystem
 from tests.tape import NoWaiting
 from tests.training_fakes import assert_same, batch_of, tiny_config, worst

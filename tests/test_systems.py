@@ -9,7 +9,7 @@ from engine.errors import InputError
 from engine.training.memory import describe
 from engine.training.cuda_graph import GraphedStep
 from engine.training.schedule import learning_rate
-from engine.systems import KINDS, SYSTEMS, build, load_trained, system_class
+from engine.systems.registry import KINDS, SYSTEMS, build, load_trained, system_class
 from engine.systems.base import System
 from tests.tape import NoWaiting, Tape, rates_on_device
 from tests.training_fakes import assert_same, batch_of, everything, tiny_config

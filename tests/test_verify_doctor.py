@@ -13,7 +13,7 @@ from tiny_run import command
 from engine import doctor, ops, verify
 from engine.verification.training_steps import ATTEMPTS
 from engine.kernels import _native, _op, _spec
-from engine.systems import SYSTEMS
+from engine.systems.registry import SYSTEMS
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from engine.config import resolve
 from engine.errors import InputError
 from engine.networks.dcgan import DcganCritic, initialise_normal
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.wgan import WganSystem, gradient_penalty
 from tests.generator_runs import (
     adam,

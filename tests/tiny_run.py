@@ -4,7 +4,7 @@ from pathlib import Path
 
 from engine import checkpoint
 from engine.cli import status_of
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
 
 

@@ -8,7 +8,7 @@ import torch
 from engine.training import random_state
 from engine.config import TrainConfig
 from engine.training.cuda_graph import WARM_UP, GraphedStep
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.base import System
 from tests.tape import Tape, rates_on_device
 from tests.training_fakes import assert_same, batch_of

@@ -23,6 +23,6 @@ def load(
     The first call of each layer folds and packs its weights for the CPU's kernels, and keeps them: later calls only
     compute. Raises InputError for what is no trained model.
     """
-    from engine.systems import load_trained
+    from engine.systems.registry import load_trained
 
     return load_trained(path, device, fused, ema)[0]

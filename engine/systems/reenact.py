@@ -37,7 +37,7 @@ from engine.networks.reenactment import (
 )
 from engine.networks.vgg import VGG19, WIDTH, check_digest
 from engine.pages.panels import chart
-from engine.perceptual import feature_losses, wanted_layers
+from engine.systems.feature_losses import feature_losses, wanted_layers
 from engine.systems.base import System
 
 if TYPE_CHECKING:

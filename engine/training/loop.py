@@ -26,7 +26,7 @@ from engine.training.progress import Progress, memory_mb
 from engine.training.sample_grid import save_grid, to_pixels
 from engine.training.schedule import learning_rate
 from engine.training.signals import StopRequest
-from engine.systems import build
+from engine.systems.registry import build
 from engine.systems.base import System
 
 if TYPE_CHECKING:

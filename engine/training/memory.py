@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 from engine.config import Origins, TrainConfig, table
 from engine.errors import InputError
 from engine.networks.layers import parameter_count
-from engine.systems import build
+from engine.systems.registry import build
 
 
 def describe(config: TrainConfig, origins: Origins) -> str:

@@ -13,7 +13,7 @@ from engine.host import allocator
 from engine.config import TrainConfig
 from engine.errors import InputError
 from engine.networks.layers import OPERATORS
-from engine.systems import system_class
+from engine.systems.registry import system_class
 
 if TYPE_CHECKING:
     from engine.data import ImageSet, Loader, Needs, Together

@@ -51,7 +51,7 @@ def training_config(system: str) -> "TrainConfig":
 def training_batch(config: "TrainConfig", step: int, device: torch.device) -> "Batch":
     """What a step of the system takes, from the step's number."""
     from engine.data import Batch
-    from engine.systems import system_class
+    from engine.systems.registry import system_class
 
     parts = []
     for need in system_class(config.system).needs(config):
