@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import engine
 from engine.fusion import fuse, inductor_pass, unfuse
-from engine.fusion.compiled import InductorPass
+from engine.fusion.inductor import InductorPass
 from tests.fuse_checks import UP, assert_same, calls, fused_pair, image, patterns, results, seeded
 from tests.fuse_models import Attributes, Functional, Residual, UNet, conv
 

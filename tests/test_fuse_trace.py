@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.fusion import fuse
-from engine.fusion.trace import Untraceable, trace
+from engine.fusion.tracing.tracer import Untraceable, trace
 from tests.fuse_checks import HALF, UP, assert_same, calls, fused_pair, image, patterns, seeded
 from tests.fuse_models import Asserting, Doubled, conv, drawn, is_image, step_of, switched
 

@@ -3,7 +3,7 @@
 A package, for a module engine/fuse.py would take the function's place as `engine.fuse` once it is imported.
 """
 
-from engine.fusion.compiled import inductor_pass
+from engine.fusion.inductor import inductor_pass
 from engine.fusion.model import fuse, unfuse
 from engine.fusion.report import Entry, FuseReport
 

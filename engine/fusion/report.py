@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from engine.fusion.gains import Savings
+from engine.fusion.chains.savings import Savings
 
 FEW = 3  # lines of the same pattern and reason that are printed each for itself
 

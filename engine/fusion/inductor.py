@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from engine.fusion.chains import find
+from engine.fusion.chains.matching import find
 from engine.fusion.forward import rewrite
 
 SOURCES = tuple(str(path) for path in sorted(Path(__file__).parent.glob("*.py")))

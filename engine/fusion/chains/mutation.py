@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from engine.fusion.steps import Owner, given
+from engine.fusion.chains.classify import Owner, given
 
 AltersInput = Callable[[str], bool]  # whether calling the child module of that name may write into its input
 

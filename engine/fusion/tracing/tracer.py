@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from engine.fusion.code import Space, globals_read, is_constant, is_torch, reached, why_not
-from engine.fusion.kept import random_numbers_kept, reads_of_modules, restore_state, state_of
-from engine.fusion.stand_ins import StandIn
+from engine.fusion.tracing.bytecode import Space, globals_read, is_constant, is_torch, reached, why_not
+from engine.fusion.tracing.module_state import random_numbers_kept, reads_of_modules, restore_state, state_of
+from engine.fusion.tracing.proxies import StandIn
 
 # what of a tensor is known from the outside: a branch may hang on it, and is compared at every call
 METADATA = {

@@ -1,0 +1,1 @@
+"""Which operations of a traced graph one operator computes together, and what that saves."""

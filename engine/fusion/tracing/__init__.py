@@ -1,0 +1,1 @@
+"""A module's forward as a graph, or the reason why no graph stands for it."""
