@@ -32,8 +32,8 @@ from benchmarks.rows import tick, within
 from benchmarks.table import Table
 from engine.host import environment
 from engine.data import Loader, open_dataset, open_loader
-from engine.data.dali import worker_threads
-from engine.data.order import Order
+from engine.data.decoding.dali import worker_threads
+from engine.data.shuffling import Order
 
 SEED = 5
 KINDS = ("resident", "dali")

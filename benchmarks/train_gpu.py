@@ -24,9 +24,9 @@ from engine.config import Origins, TrainConfig
 from engine.config import resolve as resolve_options
 from engine.data import Loader, avatars, open_dataset, open_loader, resident
 from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
-from engine.data.layouts import list_images
-from engine.data.sources import open_source
-from engine.data.validate import FileRecord
+from engine.data.layouts.detection import list_images
+from engine.data.layouts.sources import open_source
+from engine.data.decoding.validate import FileRecord
 from engine.training.loop import Trainer
 from engine.training.setup import prepare_folder, require_fused, set_machine
 from engine.systems.registry import build

@@ -19,7 +19,7 @@ from engine.inference import pictures
 from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.data.landmarks import POINTS
-from engine.data.normalise import BadImage
+from engine.data.decoding.plain_images import BadImage
 from engine.inference.driving import align, read_driving, source_points
 from engine.host.environment import pick_device
 from engine.errors import InputError

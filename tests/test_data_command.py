@@ -17,7 +17,7 @@ from data_images import BAD, encoded, picture, write_bad, write_manifest_set, wr
 from engine import cli
 from engine.data import dataset, open_dataset, open_loader
 from engine.data.__main__ import main
-from engine.data.dali import Prober
+from engine.data.decoding.dali import Prober
 from engine.data.dataset import read_set
 from engine.errors import InputError
 
@@ -35,10 +35,10 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = read_set(folder)
     read: list[str] = []
     decoded: list[int] = []
-    real_read, real_probe = dataset.open_source(folder).__class__.read, "engine.data.validate.Prober.probe"
+    real_read, real_probe = dataset.open_source(folder).__class__.read, "engine.data.decoding.validate.Prober.probe"
     probe = Prober.probe
     monkeypatch.setattr(
-        "engine.data.sources.FolderSource.read", lambda self, name: (read.append(name), real_read(self, name))[1]
+        "engine.data.layouts.sources.FolderSource.read", lambda self, name: (read.append(name), real_read(self, name))[1]
     )
     monkeypatch.setattr(real_probe, lambda self, data: (decoded.append(len(data)), probe(self, data))[1])
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
 from engine.data.landmarks import MIRROR_ORDER
-from engine.data.order import Order
-from engine.data.upload import Uploads, send
+from engine.data.shuffling import Order
+from engine.data.decoding.upload import Uploads, send
 from engine.errors import InputError
 from tests.tape import NoWaiting
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.data.landmarks import MIRROR_ORDER
-from engine.data.order import Order
+from engine.data.shuffling import Order
 
 STREAM = {
     "indices": [0, 1, 4, 0, 5, 3],

@@ -13,7 +13,7 @@ from engine import cli
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
 from engine.data.dataset import read_set
-from engine.data.landmark_video import SPLITS, crop_square, parse_points
+from engine.data.layouts.landmark_video import SPLITS, crop_square, parse_points
 from engine.errors import InputError
 
 pytest.importorskip("nvidia.dali")

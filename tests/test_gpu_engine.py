@@ -12,8 +12,8 @@ from data_images import picture, write_manifest_set
 from engine import doctor, verify
 from engine.config import TrainConfig, resolve
 from engine.data import Batch, ImageSet, open_dataset, open_loader
-from engine.data.order import Order
-from engine.data.upload import Uploads, send
+from engine.data.shuffling import Order
+from engine.data.decoding.upload import Uploads, send
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter
 from engine.training.setup import set_machine

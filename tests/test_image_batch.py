@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import ops
-from engine.data.assemble import assemble_images, assemble_landmarks
+from engine.data.decoding.assemble import assemble_images, assemble_landmarks
 from engine.data.landmarks import MIRROR_ORDER
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

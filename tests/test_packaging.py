@@ -149,7 +149,7 @@ names = [n for n in names if not n.rpartition(".")[2].startswith("gpu") and "._g
 for name in names:
     if not name.endswith("__main__"):
         importlib.import_module(name)
-print(len(names), "engine.kernels.gram" in names, "engine.data.dali" in names)
+print(len(names), "engine.kernels.gram" in names, "engine.data.decoding.dali" in names)
 """
     count, *inside = python(code, ROOT).split()
     assert int(count) > 120 and inside == ["True", "True"]

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.dali import Decoder, DecodingError, claim, worker_threads
+from engine.data.decoding.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
 from engine.data.loader import Loader
-from engine.data.upload import Sent
+from engine.data.decoding.upload import Sent
 
 _AHEAD = 3  # batches being read, decoded or waiting to be used
 

@@ -1,6 +1,6 @@
 """One picture's way into the network and back: read, placed in the square of the resolution, and taken out of it again.
 
-Reading is that of the data sets (engine.data.normalise): EXIF rotation applied, 16-bit and float grey scaled to 8
+Reading is that of the data sets (engine.data.decoding.plain_images): EXIF rotation applied, 16-bit and float grey scaled to 8
 bits, palette and CMYK converted, transparency laid over mid-grey, the first frame of an animation. Shrinking is
 antialiased and linear, as the loaders shrink; the nearest pyramid is made from the result, by the network.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from engine.data.geometry import central_square
-from engine.data.normalise import inspect, plain_bytes
+from engine.data.decoding.stored_squares import central_square
+from engine.data.decoding.plain_images import inspect, plain_bytes
 
 FITS = ("crop", "pad", "stretch")
 Box = tuple[int, int, int, int]
@@ -40,7 +40,7 @@ class Placement:
 def read(data: bytes) -> tuple[Image.Image, str]:
     """The picture as displayed, RGB or L with 8 bits, and a remark when not all of the file is in it ("" otherwise).
 
-    Raises engine.data.normalise.BadImage with the reason in a few words.
+    Raises engine.data.decoding.plain_images.BadImage with the reason in a few words.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about large files and odd EXIF blocks

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.order import Draw
+from engine.data.shuffling import Draw
 
 _INTEGERS, _BYTES = 3, 25  # a sample is its index, x and y as int64, and one byte for the mirroring
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from engine.data.sources import Source, UnreadableFile
+from engine.data.layouts.sources import Source, UnreadableFile
 from engine.errors import InputError
 
 Rows = list[tuple[int, dict[str, str]]]

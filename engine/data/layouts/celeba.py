@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine.data.listing import Listing
-from engine.data.sources import Source
-from engine.data.tables import read_text
+from engine.data.layouts.listing import Listing
+from engine.data.layouts.sources import Source
+from engine.data.layouts.tables import read_text
 from engine.errors import InputError
 
 _FOLDERS = ("img_align_celeba", "img_celeba")

@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 
-from engine.data.celeba import list_celeba
-from engine.data.listing import Listing
-from engine.data.manifest import MANIFEST, list_manifest
-from engine.data.pose_pairs import PAIRS, add_plain_pairs, list_fashion
-from engine.data.sources import Source, is_image_name
+from engine.data.layouts.celeba import list_celeba
+from engine.data.layouts.listing import Listing
+from engine.data.layouts.manifest import MANIFEST, list_manifest
+from engine.data.layouts.pose_pairs import PAIRS, add_plain_pairs, list_fashion
+from engine.data.layouts.sources import Source, is_image_name
 
 
 def list_images(source: Source, files: list[str] | None = None) -> Listing:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from engine.data.landmarks import KEYPOINTS
-from engine.data.listing import Listing
-from engine.data.sources import Source
-from engine.data.tables import image_name, mark_missing, read_csv, read_points, read_text
+from engine.data.layouts.listing import Listing
+from engine.data.layouts.sources import Source
+from engine.data.layouts.tables import image_name, mark_missing, read_csv, read_points, read_text
 from engine.errors import InputError
 
 PAIRS = "pairs.csv"

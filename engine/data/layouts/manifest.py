@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from engine.data.landmarks import KEYPOINTS, POINTS
-from engine.data.listing import Listing
-from engine.data.sources import Source
-from engine.data.tables import Rows, image_name, mark_missing, read_csv, read_points, split_name
+from engine.data.layouts.listing import Listing
+from engine.data.layouts.sources import Source
+from engine.data.layouts.tables import Rows, image_name, mark_missing, read_csv, read_points, split_name
 from engine.errors import InputError
 
 MANIFEST = "manifest.csv"
