@@ -21,25 +21,23 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import (
-    compare,
-    fuse,
-    latency,
-    loading,
-    operators,
-    page,
-    profile,
-    ranks,
-    readme,
-    saved,
-    scaling,
-    selftest,
-    step,
-    systems,
-)
+from benchmarks import selftest
+from benchmarks.reports import compare
+from benchmarks.suites import fuse
+from benchmarks.suites import latency
+from benchmarks.suites import loading
+from benchmarks.suites import operators
+from benchmarks.reports import page
+from benchmarks.suites import profile
+from benchmarks.prediction import ranks
+from benchmarks.reports import readme
+from benchmarks.reports import saved
+from benchmarks.suites import scaling
+from benchmarks.suites import step
+from benchmarks.suites import systems
 from benchmarks.arguments import Arguments, check
-from benchmarks.measure import Limits, commit, measure_limits, steady_memory
-from benchmarks.table import Table
+from benchmarks.timing.measure import Limits, commit, measure_limits, steady_memory
+from benchmarks.timing.table import Table
 from engine import cli
 from engine.host import atomic_files
 from engine.host import environment
@@ -79,14 +77,14 @@ BUSY = 0.5  # cores that other work takes, from which figures are not to be trus
 
 def run_compiled(arguments: Arguments) -> Results:
     """The compiled suite: every kernel and shipped configuration, ahead of time."""
-    from benchmarks import compiled_report  # loads Triton's compiler
+    from benchmarks.prediction import compiled_report  # loads Triton's compiler
 
     return compiled_report.suite(arguments.filter, arguments.quick)
 
 
 def run_predict(arguments: Arguments) -> Results:
     """The predict suite: the roofline's times, and how far measured ones are from them."""
-    from benchmarks import forecast
+    from benchmarks.prediction import forecast
 
     measured = arguments.device == "cuda"
     precision = arguments.precision or "bf16"

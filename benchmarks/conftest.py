@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.measure import PRECISIONS, steady_memory
+from benchmarks.timing.measure import PRECISIONS, steady_memory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

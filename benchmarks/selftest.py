@@ -18,9 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import compare, operators, saved
+from benchmarks.reports import compare
+from benchmarks.suites import operators
+from benchmarks.reports import saved
 from benchmarks.arguments import Arguments
-from benchmarks.table import Table
+from benchmarks.timing.table import Table
 from engine import cli, ops
 
 ROWS = (

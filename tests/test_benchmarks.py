@@ -12,25 +12,23 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import (
-    fuse,
-    loading,
-    measure,
-    models,
-    native,
-    operators,
-    processes,
-    profile,
-    rows,
-    saved,
-    step,
-    sweeps,
-    threads,
-)
+from benchmarks.suites import fuse
+from benchmarks.suites import loading
+from benchmarks.timing import measure
+from benchmarks.suites import fuse_models
+from benchmarks.timing import native_calls
+from benchmarks.suites import operators
+from benchmarks.suites import processes
+from benchmarks.suites import profile
+from benchmarks.timing import rows
+from benchmarks.reports import saved
+from benchmarks.suites import step
+from benchmarks.suites import sweeps
+from benchmarks.suites import threads
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Limits, Timing, interleaved
-from benchmarks.strong import StrongConv, StrongRefiner
-from benchmarks.table import Table
+from benchmarks.timing.measure import Limits, Timing, interleaved
+from benchmarks.suites.strong import StrongConv, StrongRefiner
+from benchmarks.timing.table import Table
 from engine import ops
 from engine.kernels import _native, _spec
 from engine.systems.refiner import RefinerSystem
@@ -168,7 +166,7 @@ def test_products_of_the_forms(resize, second, products):
     _, sample = conv(resize, second)
     made = _spec.tensors(sample, torch.float32)
     leaves = {name: tensor.requires_grad_() for name, tensor in made.items()}
-    with native.recorded() as calls:
+    with native_calls.recorded() as calls:
         y = ops.resize_conv_act(**leaves, **sample.options)
     (forward,) = calls
     assert forward.function == "resize_conv_act_forward" and forward.seconds > 0
@@ -176,7 +174,7 @@ def test_products_of_the_forms(resize, second, products):
         assert forward.work().flops == 2.0 * 2 * products * 24
     elements = sum(t.numel() for t in made.values()) - 24 + y.numel()
     assert forward.work().bytes == 4.0 * elements
-    with native.recorded() as calls:
+    with native_calls.recorded() as calls:
         y.sum().backward()
         for wanted in ("weight", "x"):
             only = {name: tensor.detach().requires_grad_(name == wanted) for name, tensor in made.items()}
@@ -185,7 +183,7 @@ def test_products_of_the_forms(resize, second, products):
     everything, _, of_weight, _, of_x = (call.work() for call in calls)
     assert everything.flops == 2 * forward.work().flops and of_weight.flops == forward.work().flops
     assert 0 < of_x.flops <= forward.work().flops and of_x.bytes < everything.bytes
-    assert native.flops(calls) == everything.flops + of_weight.flops + of_x.flops + 2 * forward.work().flops
+    assert native_calls.flops(calls) == everything.flops + of_weight.flops + of_x.flops + 2 * forward.work().flops
 
 
 def test_4x4_tiles_take_36_products_for_16_outputs():
@@ -196,12 +194,12 @@ def test_4x4_tiles_take_36_products_for_16_outputs():
 
 def test_recording_leaves_the_calls_alone():
     honest = _native.call
-    with pytest.raises(ZeroDivisionError), native.recorded():
+    with pytest.raises(ZeroDivisionError), native_calls.recorded():
         assert _native.call is not honest
         1 / 0  # noqa: B018
     assert _native.call is honest
-    assert native.Call("no_operator_forward", (), (1,), 0.1).work() is None
-    assert native.flops([]) is None
+    assert native_calls.Call("no_operator_forward", (), (1,), 0.1).work() is None
+    assert native_calls.flops([]) is None
 
 
 def test_launches_of_backward_passes_are_noted():
@@ -216,7 +214,7 @@ def test_launches_of_backward_passes_are_noted():
             seen.append(torch.autograd.is_multithreading_enabled())
             return grad
 
-    assert native.launched(lambda: Probe.apply(torch.ones(1, requires_grad=True)).backward()) == []
+    assert native_calls.launched(lambda: Probe.apply(torch.ones(1, requires_grad=True)).backward()) == []
     assert seen == [False] and torch.autograd.is_multithreading_enabled()
 
 
@@ -244,7 +242,7 @@ def test_rounds_go_on_until_enough_is_sampled():
 
 ASKS_FOR_HUGE_PAGES = """
 import os, torch
-from benchmarks.measure import steady_memory
+from benchmarks.timing.measure import steady_memory
 steady_memory()
 held = torch.ones(1 << 24)
 flags = [line.split() for line in open("/proc/self/smaps") if line.startswith("VmFlags")]
@@ -406,7 +404,7 @@ def small(monkeypatch):
     monkeypatch.setattr(sweeps, "STEP_BASE", TINY)
     monkeypatch.setattr(sweeps, "STEP_VALUES", {"batch": ("batch_size", (2, 3))})
     monkeypatch.setattr(loading, "measure", lambda setting, rounds, tick: [LOADED | {"name": setting.name}])
-    tiny_model = models.Architecture("tiny", "", lambda: models.DCGAN(8), (2, 64))
+    tiny_model = fuse_models.Architecture("tiny", "", lambda: fuse_models.DCGAN(8), (2, 64))
     monkeypatch.setattr(fuse, "ARCHITECTURES", [tiny_model])
     monkeypatch.setattr(Arguments, "can_compile", False)
     monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))

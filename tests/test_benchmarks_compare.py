@@ -13,7 +13,8 @@ from benchmark_results import AMD, INTEL, PREDICTED
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import compare, saved
+from benchmarks.reports import compare
+from benchmarks.reports import saved
 from engine.errors import InputError
 
 

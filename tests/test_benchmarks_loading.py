@@ -11,8 +11,11 @@ from PIL import Image
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import figures, loading, page, saved
-from benchmarks.measure import Limits, Timing
+from benchmarks.reports import figures
+from benchmarks.suites import loading
+from benchmarks.reports import page
+from benchmarks.reports import saved
+from benchmarks.timing.measure import Limits, Timing
 from engine.pages.charts import styled
 
 TINY = loading.Setting(12, 178, 218, 64, 4, {"filters": 8, "batch_size": 2, "resolution": 32, "hidden": 8})

@@ -11,8 +11,10 @@ from benchmark_results import AMD, INTEL, PREDICTED
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import figures, page, saved
-from benchmarks.measure import Limits
+from benchmarks.reports import figures
+from benchmarks.reports import page
+from benchmarks.reports import saved
+from benchmarks.timing.measure import Limits
 from engine.pages.charts import styled
 
 VOID = {"meta", "br", "path", "use", "line", "rect", "img", "link"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import ranks
-from benchmarks.ranks import BETWEEN, GPUS, INSIDE, Arguments, Step, exchange, refiner_sizes, ring, tree
+from benchmarks.prediction import ranks
+from benchmarks.prediction.ranks import BETWEEN, GPUS, INSIDE, Arguments, Step, exchange, refiner_sizes, ring, tree
 
 
 def test_one_machine_by_hand() -> None:

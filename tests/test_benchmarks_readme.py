@@ -12,8 +12,10 @@ from benchmark_results import AMD, INTEL
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import readme, rows, saved
-from benchmarks.measure import Timing
+from benchmarks.reports import readme
+from benchmarks.timing import rows
+from benchmarks.reports import saved
+from benchmarks.timing.measure import Timing
 from engine.errors import InputError
 
 ROOT = Path(bench.__file__).parent.parent

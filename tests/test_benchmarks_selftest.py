@@ -10,9 +10,12 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks import operators, rows, saved, selftest
+from benchmarks import selftest
+from benchmarks.suites import operators
+from benchmarks.timing import rows
+from benchmarks.reports import saved
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Timing
+from benchmarks.timing.measure import Timing
 from engine import ops
 from engine.kernels import _spec
 

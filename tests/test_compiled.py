@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compiled, launches
-from benchmarks.compiled import Resources, Variant
-from benchmarks.devices import DEVICES, programs_at_once
+from benchmarks.prediction import compiled
+from benchmarks.prediction import launches
+from benchmarks.prediction.compiled import Resources, Variant
+from benchmarks.prediction.devices import DEVICES, programs_at_once
 
 HERE = Path(__file__).parent
 FINE = Resources(registers=128, shared=64 * 1024, threads=128, matrix={"wgmma": 8})

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from benchmarks import fuse as suite
-from benchmarks.models import ARCHITECTURES, Architecture
+from benchmarks.suites import fuse as suite
+from benchmarks.suites.fuse_models import ARCHITECTURES, Architecture
 from engine import fuse, unfuse
 
 # chains that are more than a convolution alone, and all of them

@@ -10,8 +10,10 @@ import pytest
 import torch
 from tiny_run import command
 
-from benchmarks import gpu, sanitize_gpu, train_gpu
-from benchmarks.gpu import FAILED, NOT_RUN, OK, Outcome, Part, Place
+import benchmarks.gpu.__main__ as gpu
+from benchmarks.gpu import sanitize
+from benchmarks.gpu import train
+from benchmarks.gpu.__main__ import FAILED, NOT_RUN, OK, Outcome, Part, Place
 from engine.data import avatars, resident
 from engine.kernels import _spec
 from engine.systems.refiner import RefinerConfig
@@ -32,7 +34,7 @@ def test_without_a_gpu(monkeypatch, tmp_path, capsys):
     assert command(gpu.main, tmp_path / "out") == 2
     told = capsys.readouterr().err
     assert "no CUDA device" in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
-    assert sanitize_gpu.main() == 2 and train_gpu.main([str(tmp_path), "1", "bf16"]) == 2
+    assert sanitize.main() == 2 and train.main([str(tmp_path), "1", "bf16"]) == 2
 
 
 def test_wrong_usage(monkeypatch, tmp_path, capsys):
@@ -146,23 +148,23 @@ def test_the_sanitizer_is_found(monkeypatch, tmp_path, place):
 
 @pytest.mark.parametrize("spec", _spec.specs().values(), ids=_spec.specs())
 def test_small_samples_for_the_sanitizer(spec):
-    found = sanitize_gpu.smallest(spec)
-    assert 0 < len(found) <= sanitize_gpu.SAMPLES and all(spec.flops(s) < 1e9 for s in found)
+    found = sanitize.smallest(spec)
+    assert 0 < len(found) <= sanitize.SAMPLES and all(spec.flops(s) < 1e9 for s in found)
 
 
 @pytest.fixture
 def few_avatars_and_no_dali(monkeypatch):
-    monkeypatch.setattr(train_gpu, "_has_dali", lambda: False)
+    monkeypatch.setattr(train, "_has_dali", lambda: False)
     monkeypatch.setattr(resident, "ResidentLoader", resident.ResidentLoader)  # put back afterwards
-    read = train_gpu.read_avatars
-    monkeypatch.setattr(train_gpu, "read_avatars", lambda folder, size: read(folder, size, count=12))
+    read = train.read_avatars
+    monkeypatch.setattr(train, "read_avatars", lambda folder, size: read(folder, size, count=12))
 
 
 def test_training_without_dali(few_avatars_and_no_dali, monkeypatch, tmp_path):
     """The whole run on the CPU, on a few avatars decoded by Pillow."""
-    monkeypatch.setattr(train_gpu, "TRIED", 4)
+    monkeypatch.setattr(train, "TRIED", 4)
     small = ["--resolution", "16", "--model", "A", "--filters", "8", "--hidden", "8", "--batch-size", "4"]
-    found = train_gpu.train(tmp_path, 0.01, ["--device", "cpu", *small], tell=lambda _: None)
+    found = train.train(tmp_path, 0.01, ["--device", "cpu", *small], tell=lambda _: None)
     assert "Pillow" in found["loader"] and found["steps"] >= 4 and found["images_per_s"] > 0
     assert found["million_steps_minutes"] == pytest.approx(1e6 * 4 / found["images_per_s"] / 60)
     assert Path(found["samples"]).is_file() and found["last"]["step"] == found["steps"]
@@ -170,7 +172,7 @@ def test_training_without_dali(few_avatars_and_no_dali, monkeypatch, tmp_path):
 
 def test_pictures_decoded_by_pillow_are_the_avatars(few_avatars_and_no_dali, tmp_path):
     config = dataclasses.replace(RefinerConfig(), resolution=16, batch_size=2, device="cpu")
-    loader = train_gpu.open_images(config, tmp_path)
+    loader = train.open_images(config, tmp_path)
     expected, _ = avatars.render(0, 0, "photo", 16)
     shown = loader.fixed(12).images[0].permute(1, 2, 0).add(1).mul(127.5)
     assert (shown - torch.from_numpy(expected)).abs().mean() < 8  # JPEG

@@ -5,9 +5,12 @@ import itertools
 import pytest
 import torch
 
-from benchmarks import devices, forecast, launches, roofline
-from benchmarks.compiled import Pointer, Resources, Variant
-from benchmarks.roofline import Operation, counted, of_launch, predict, rate
+from benchmarks.prediction import devices
+from benchmarks.prediction import forecast
+from benchmarks.prediction import launches
+from benchmarks.prediction import roofline
+from benchmarks.prediction.compiled import Pointer, Resources, Variant
+from benchmarks.prediction.roofline import Operation, counted, of_launch, predict, rate
 from engine.kernels import _spec
 from engine.kernels._gpu.launch import INTERPRETED, Cost
 

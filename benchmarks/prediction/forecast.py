@@ -9,12 +9,18 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from benchmarks import compiled, devices, launches, native, operators, roofline, step
-from benchmarks.compiled import Resources, Shipped
-from benchmarks.devices import Device
-from benchmarks.measure import captured, gpu_seconds, tf32_allowed
-from benchmarks.roofline import Operation, Prediction
-from benchmarks.table import Table
+from benchmarks.prediction import compiled
+from benchmarks.prediction import devices
+from benchmarks.prediction import launches
+from benchmarks.timing import native_calls
+from benchmarks.suites import operators
+from benchmarks.prediction import roofline
+from benchmarks.suites import step
+from benchmarks.prediction.compiled import Resources, Shipped
+from benchmarks.prediction.devices import Device
+from benchmarks.timing.measure import captured, gpu_seconds, tf32_allowed
+from benchmarks.prediction.roofline import Operation, Prediction
+from benchmarks.timing.table import Table
 from engine import ops
 from engine.errors import InputError
 from engine.kernels import _spec
@@ -89,7 +95,7 @@ def _operator(
         call = operators.both_passes(ops.OPERATORS[spec.operator].function, made, sample)
         # what is noted is not tuned: the first choice runs, which is the one predicted
         with tf32_allowed(arithmetic.tf32):
-            found = native.launched(call)
+            found = native_calls.launched(call)
         seconds = [measure(launch) for launch in found]
     else:
         found = launches.of_operator(spec, sample, arithmetic, capability=device.capability)

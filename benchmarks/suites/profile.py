@@ -8,11 +8,12 @@ from statistics import median
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks import native, step
+from benchmarks.timing import native_calls
+from benchmarks.suites import step
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Limits, Timing, profiled
-from benchmarks.rows import tick
-from benchmarks.table import Table, giga, ms, percent
+from benchmarks.timing.measure import Limits, Timing, profiled
+from benchmarks.timing.rows import tick
+from benchmarks.timing.table import Table, giga, ms, percent
 from engine.kernels import _spec
 
 PROFILED = 3  # steps under torch.profiler, which slows them: for what is outside the native calls only
@@ -58,7 +59,7 @@ def measure(setting: dict, device: str, rounds: int, tick: Callable[[int], None]
         system.step(batch)
     walls, runs = [], []
     for number in range(rounds):
-        with native.recorded() as calls:
+        with native_calls.recorded() as calls:
             start = time.perf_counter()
             system.step(batch)
             walls.append(time.perf_counter() - start)
@@ -115,10 +116,10 @@ def outside(name: str, found: Profile) -> Table:
     """The whole step: the native calls in one row, PyTorch's operators from a thousandth of it on, and the rest."""
     table = Table(f"The whole step of {name}", [("", 50), ("ms", 9), ("share", 6)])
     wall = found.wall.median
-    native = {"native calls": sum(line.seconds for line in found.lines)}
+    native_calls = {"native calls": sum(line.seconds for line in found.lines)}
     shown = {k: v for k, v in found.outside.items() if v >= wall / 1000 or not k.startswith("aten::")}
     few = {"PyTorch's other operators": sum(found.outside.values()) - sum(shown.values())}
-    for label, seconds in (native | shown | few).items():
+    for label, seconds in (native_calls | shown | few).items():
         table.add([label, ms(seconds), percent(seconds / wall)])
     return table
 

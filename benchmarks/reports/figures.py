@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from benchmarks.rows import short
-from benchmarks.table import ms
+from benchmarks.timing.rows import short
+from benchmarks.timing.table import ms
 from engine.pages.charts import GRID, INK, SERIES
 
 WIDTH = 10.0  # inches

@@ -15,9 +15,9 @@ from torch import nn
 
 import engine
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Limits, Timing, interleaved
-from benchmarks.rows import by_config
-from benchmarks.table import Table
+from benchmarks.timing.measure import Limits, Timing, interleaved
+from benchmarks.timing.rows import by_config
+from benchmarks.timing.table import Table
 from engine import checkpoint
 from engine.verification.training_steps import training_images
 from engine.kernels._spec import relative_error

@@ -13,8 +13,8 @@ one GPU is by default the roofline's, the least it can take; give a measured one
 import math
 from dataclasses import dataclass
 
-from benchmarks.devices import DEVICES
-from benchmarks.table import Table, percent
+from benchmarks.prediction.devices import DEVICES
+from benchmarks.timing.table import Table, percent
 from engine import cli
 from engine.networks.refiner import MODELS
 from engine.systems.registry import build

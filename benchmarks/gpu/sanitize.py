@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sanitize_gpu`: smallest samples of every operator with GPU kernels, for compute-sanitizer.
+"""`python -m benchmarks.gpu.sanitize`: smallest samples of every operator with GPU kernels, for compute-sanitizer.
 
 Results are not looked at: the tests do that. Tuning is off, so that each kernel runs once.
 """
@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from benchmarks import launches
+from benchmarks.prediction import launches
 from engine import ops
 from engine.kernels import _spec
 
@@ -28,7 +28,7 @@ def smallest(spec: _spec.Spec, count: int = SAMPLES) -> list[_spec.Sample]:
 def main() -> int:
     """Runs them; 2 without a GPU."""
     if not torch.cuda.is_available():
-        print("benchmarks.sanitize_gpu: torch finds no CUDA device", file=sys.stderr)
+        print("benchmarks.gpu.sanitize: torch finds no CUDA device", file=sys.stderr)
         return 2
     for name, spec in launches.specs().items():
         for sample in smallest(spec):

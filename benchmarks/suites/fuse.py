@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Limits, Timing, interleaved
-from benchmarks.models import ARCHITECTURES, Architecture
-from benchmarks.rows import row, tick, within
-from benchmarks.table import Table, ms
+from benchmarks.timing.measure import Limits, Timing, interleaved
+from benchmarks.suites.fuse_models import ARCHITECTURES, Architecture
+from benchmarks.timing.rows import row, tick, within
+from benchmarks.timing.table import Table, ms
 from engine import fuse
 from engine.fusion import FuseReport
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from tqdm import tqdm
 
-from benchmarks import native
+from benchmarks.timing import native_calls
 from benchmarks.arguments import Arguments
-from benchmarks.measure import PRECISIONS, Limits, Timing, captured, interleaved, tf32_allowed
-from benchmarks.rows import cells, comparison, guarded, row, shares, within
-from benchmarks.table import Table
+from benchmarks.timing.measure import PRECISIONS, Limits, Timing, captured, interleaved, tf32_allowed
+from benchmarks.timing.rows import cells, comparison, guarded, row, shares, within
+from benchmarks.timing.table import Table
 from engine import ops
 from engine.kernels import _spec
 
@@ -157,12 +157,12 @@ def flops(spec: _spec.Spec, sample: _spec.Sample, device: str) -> float | None:
     """FLOPs of forward and backward in the form that the fused operator takes; None where its spec does not say."""
     if device == "cuda":
         made = _spec.tensors(sample, torch.float32, device)
-        launched = native.launched(both_passes(ops.OPERATORS[spec.operator].function, made, sample))
+        launched = native_calls.launched(both_passes(ops.OPERATORS[spec.operator].function, made, sample))
         return sum(launch.cost.flops for launch in launched) if launched else spec.flops(sample)
     made = _spec.tensors(sample, torch.float32, device)
-    with native.recorded() as calls:
+    with native_calls.recorded() as calls:
         both_passes(ops.OPERATORS[spec.operator].function, made, sample)()
-    return native.flops(calls) if calls else spec.flops(sample)  # no native call: the library's, as written
+    return native_calls.flops(calls) if calls else spec.flops(sample)  # no native call: the library's, as written
 
 
 def both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spec.Sample) -> Callable[[], object]:

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import native
+from benchmarks.timing import native_calls
 from benchmarks.arguments import Arguments
-from benchmarks.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
-from benchmarks.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
-from benchmarks.table import Table, percent
+from benchmarks.timing.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
+from benchmarks.timing.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
+from benchmarks.timing.table import Table, percent
 from engine.systems import registry
 from engine.data import Batch
 from engine.systems.base import System
@@ -95,7 +95,7 @@ def peak_memory(name: str, setting: dict, device: str, precision: str = "fp32") 
     if device == "cuda":
         with tf32_allowed(PRECISIONS[precision].tf32):
             return _peak(name, *build(name, setting, device, precision))
-    command = [sys.executable, "-m", "benchmarks.step", name, json.dumps(setting), device, precision]
+    command = [sys.executable, "-m", "benchmarks.suites.step", name, json.dumps(setting), device, precision]
     root = Path(__file__).parent.parent
     done = subprocess.run(
         [*command, str(torch.get_num_threads())], check=True, capture_output=True, text=True, cwd=root
@@ -114,7 +114,7 @@ def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tup
     images = images.to(device).contiguous(memory_format=layout)
     batch = Batch(images=images, landmarks=None, indices=torch.arange(config.batch_size))
     if name == "strong":
-        from benchmarks.strong import StrongRefiner  # other competitors' processes do not load it
+        from benchmarks.suites.strong import StrongRefiner  # other competitors' processes do not load it
 
         return StrongRefiner(config, device), batch
     system = registry.build(config, device)
@@ -132,11 +132,11 @@ def flops(setting: dict, device: str) -> float | None:
     """FLOPs of one fused step in the forms that it takes (fully connected layers aside, on the CPU also the losses)."""
     system, batch = build("fused", setting, device)
     if device == "cuda":
-        launched = native.launched(functools.partial(system.step, batch))
+        launched = native_calls.launched(functools.partial(system.step, batch))
         return sum(launch.cost.flops for launch in launched)
-    with native.recorded() as calls:
+    with native_calls.recorded() as calls:
         system.step(batch)
-    return native.flops([call for call in calls if call.work()])
+    return native_calls.flops([call for call in calls if call.work()])
 
 
 def disagreements(

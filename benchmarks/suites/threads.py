@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.measure import Timing, interleaved
+from benchmarks.timing.measure import Timing, interleaved
 
 
 def counts(most: int) -> list[int]:

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from benchmarks import saved
-from benchmarks.rows import short
-from benchmarks.table import Table, ms
+from benchmarks.reports import saved
+from benchmarks.timing.rows import short
+from benchmarks.timing.table import Table, ms
 from engine import cli
 from engine.errors import InputError
 

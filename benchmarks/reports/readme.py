@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.patches import Patch
 
-from benchmarks import figures, saved
+from benchmarks.reports import figures
+from benchmarks.reports import saved
 from engine import cli
 from engine.host import atomic_files
 from engine.pages.charts import INK, inline, styled

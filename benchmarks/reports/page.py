@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks import figures, saved
-from benchmarks.table import giga, ms, percent
+from benchmarks.reports import figures
+from benchmarks.reports import saved
+from benchmarks.timing.table import giga, ms, percent
 from engine import __version__, cli
 from engine.host import atomic_files
 from engine.pages.charts import SERIES, inline, styled

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu OUT` (make gpu): everything that a GPU can show of Kiln, in under eight minutes.
+"""`python -m benchmarks.gpu.__main__ OUT` (make gpu): everything that a GPU can show of Kiln, in under eight minutes.
 
 Builds' and machine's facts, the GPU tests, compute-sanitizer, the benchmark, the roofline's error and a real training
 run. Each part is a process of its own with a budget of seconds; one that fails or overruns is a row that says so, and
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import commit
-from benchmarks.table import Table
+from benchmarks.timing.measure import commit
+from benchmarks.timing.table import Table
 from engine import ops
 from engine.host import atomic_files
 from engine.host import environment
@@ -142,7 +142,7 @@ def sanitized(tool: str) -> Callable[[Place], Outcome]:
         if path is None:
             return Outcome(NOT_RUN, "compute-sanitizer is neither on PATH nor in CUDA_HOME")
         options = ["--tool", tool, "--error-exitcode", "9"]
-        command = [path, *options, sys.executable, "-m", "benchmarks.sanitize_gpu"]
+        command = [path, *options, sys.executable, "-m", "benchmarks.gpu.sanitize"]
         # one allocation for each tensor: what lies beyond it is not another's
         printed = place.run(*command, env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         summary = [line for line in printed.splitlines() if "SUMMARY" in line]
@@ -192,7 +192,7 @@ def _figures(row: dict, precision: str) -> list[str]:
 
 def roofline(place: Place) -> Outcome:
     """Measured launches against predicted ones."""
-    from benchmarks import forecast
+    from benchmarks.prediction import forecast
 
     rows = _rows(place, "predict", "--quick", "--precision", "bf16")
     found = forecast.error(rows)
@@ -209,7 +209,7 @@ def training(place: Place) -> Outcome:
     seconds = max(10.0, 0.6 * place.seconds)
     folder = place.scratch / "training"
     folder.mkdir(exist_ok=True)
-    printed = place.run(sys.executable, "-m", "benchmarks.train_gpu", str(folder), f"{seconds:.0f}", "bf16")
+    printed = place.run(sys.executable, "-m", "benchmarks.gpu.train", str(folder), f"{seconds:.0f}", "bf16")
     found = json.loads(printed.strip().splitlines()[-1])
     shutil.copy(found.pop("samples"), place.out / "samples.png")
     shutil.copy(folder / "run" / "metrics.jsonl", place.out / "metrics.jsonl")
@@ -278,7 +278,7 @@ def tables(rows: list[dict]) -> list[Table]:
 def main(argv: list[str]) -> int:
     """0 when no part failed; 1 when one did."""
     if len(argv) != 1 or argv[0].startswith("-"):
-        raise InputError("give one folder for the results: python -m benchmarks.gpu OUT (make gpu OUT=folder)")
+        raise InputError("give one folder for the results: python -m benchmarks.gpu.__main__ OUT (make gpu OUT=folder)")
     if not torch.cuda.is_available():
         raise InputError(
             "torch finds no CUDA device; on a machine without one `make test` and `python -m benchmarks` run"
@@ -302,4 +302,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     from engine import cli
 
-    cli.run("benchmarks.gpu", main)
+    cli.run("benchmarks.gpu.__main__", main)

@@ -35,9 +35,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks import launches, operators, step
-from benchmarks.compiled import Pointer, Resources, Variant, residents
-from benchmarks.devices import Device
+from benchmarks.prediction import launches
+from benchmarks.suites import operators
+from benchmarks.suites import step
+from benchmarks.prediction.compiled import Pointer, Resources, Variant, residents
+from benchmarks.prediction.devices import Device
 from engine import ops
 from engine.kernels import _spec
 from engine.kernels._gpu.launch import Cost, Launch

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import loading
-from benchmarks.measure import Timing
+from benchmarks.suites import loading
+from benchmarks.timing.measure import Timing
 
 OPTIONS = {"filters": 16, "batch_size": 16, "resolution": 64}
 PICTURES = loading.Setting(64, 96, 96, OPTIONS["resolution"], OPTIONS["batch_size"], OPTIONS)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Limits, Timing, interleaved
-from benchmarks.rows import by_config
-from benchmarks.table import Table
+from benchmarks.timing.measure import Limits, Timing, interleaved
+from benchmarks.timing.rows import by_config
+from benchmarks.timing.table import Table
 from engine.verification.training_steps import LOSS_TOLERANCE, step_differences, training_batch
 from engine.config import TrainConfig, config_class
 from engine.systems.registry import SYSTEMS, build

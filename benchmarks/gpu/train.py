@@ -1,4 +1,4 @@
-"""`python -m benchmarks.train_gpu OUT SECONDS PRECISION`: a real training run of the refiner at the paper's setting.
+"""`python -m benchmarks.gpu.train OUT SECONDS PRECISION`: a real training run of the refiner at the paper's setting.
 
 On the embedded avatars, through the engine's own loop and its `resident` loader, for about so many seconds. Where DALI
 is not installed the same pictures are decoded by Pillow: what trains afterwards is the same. The last line printed is
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> int:
     """Trains on the GPU; 2 without one."""
     out, seconds, precision = argv
     if not torch.cuda.is_available():
-        print("benchmarks.train_gpu: torch finds no CUDA device", file=sys.stderr)
+        print("benchmarks.gpu.train: torch finds no CUDA device", file=sys.stderr)
         return 2
     result = train(Path(out), float(seconds), ["--device", "cuda", "--precision", precision])
     print(json.dumps(result))

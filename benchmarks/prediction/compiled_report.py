@@ -7,9 +7,9 @@ import torch
 import triton
 from tqdm import tqdm
 
-from benchmarks import compiled
-from benchmarks.compiled import CAPABILITIES, Resources, Variant
-from benchmarks.table import Table
+from benchmarks.prediction import compiled
+from benchmarks.prediction.compiled import CAPABILITIES, Resources, Variant
+from benchmarks.timing.table import Table
 
 
 def suite(only: str, quick: bool) -> tuple[list[dict], list[Table]]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
-from benchmarks.measure import Limits, Timing
-from benchmarks.table import Table, ms, percent
+from benchmarks.timing.measure import Limits, Timing
+from benchmarks.timing.table import Table, ms, percent
 from engine.config import TrainConfig
 
 BASELINES = ("eager", "compile", "strong")

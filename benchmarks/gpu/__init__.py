@@ -1,0 +1,1 @@
+"""Everything that a GPU can show of Kiln: `python -m benchmarks.gpu.__main__ OUT`."""

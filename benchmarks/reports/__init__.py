@@ -1,0 +1,1 @@
+"""From a saved result to words and plots."""
