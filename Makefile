@@ -40,7 +40,7 @@ readme-figures: $(VENV)/installed  ## the README's measured table and plot, from
 	$(RUN) -m benchmarks readme $(RESULT)
 
 gpu: $(VENV)/installed  ## everything that a GPU can show, in eight minutes; results in OUT=folder
-	$(RUN) -m benchmarks.gpu.__main__ $(OUT)
+	$(RUN) -m benchmarks.gpu $(OUT)
 
 lint: $(VENV)/installed  ## formatting, lint, and the types of the public API as it is installed
 	$(RUN) -m ruff format --check .

@@ -22,26 +22,15 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import selftest
-from benchmarks.reports import compare
-from benchmarks.suites import fuse
-from benchmarks.suites import latency
-from benchmarks.suites import loading
-from benchmarks.suites import operators
-from benchmarks.reports import page
-from benchmarks.suites import profile
-from benchmarks.prediction import ranks
-from benchmarks.reports import readme
-from benchmarks.reports import saved
-from benchmarks.suites import scaling
-from benchmarks.suites import step
-from benchmarks.suites import systems
 from benchmarks.arguments import Arguments, check
+from benchmarks.prediction import ranks
+from benchmarks.reports import compare, page, readme, saved
+from benchmarks.suites import fuse, latency, loading, operators, profile, scaling, step, systems
 from benchmarks.timing.measure import Limits, commit, measure_limits, steady_memory
 from benchmarks.timing.table import Table
 from engine import cli
-from engine.host import atomic_files
-from engine.host import environment
 from engine.errors import InputError
+from engine.host import atomic_files, environment
 
 Results = tuple[list[dict], list[Table]]
 

@@ -18,10 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.reports import compare
-from benchmarks.suites import operators
-from benchmarks.reports import saved
 from benchmarks.arguments import Arguments
+from benchmarks.reports import compare, saved
+from benchmarks.suites import operators
 from benchmarks.timing.table import Table
 from engine import cli, ops
 

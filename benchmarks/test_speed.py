@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.suites import operators
-from benchmarks.suites import step
 from benchmarks.arguments import Arguments
+from benchmarks.suites import operators, step
 from benchmarks.timing.measure import PRECISIONS, tf32_allowed
 
 Prepare = Callable[[], tuple[dict[str, Callable], list[str]]]

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import __version__
-from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.config import Origins, TrainConfig, config_class, flag, resolve, saved_fields, show
-from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.evaluate import Choices, Trained, evaluate, open_set
 from engine.evaluation import ablation_table, figures
 from engine.evaluation.base import Evaluation, Means
 from engine.evaluation.measures import UNITS, Measures, panels, skipped
+from engine.host import atomic_files
+from engine.host.environment import pick_device
 from engine.inference.faces import FaceFinder
 
 if TYPE_CHECKING:

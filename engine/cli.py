@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TypeVar
 
 from engine import __version__
 from engine.distributed import torchrun
-from engine.host.environment import variable
 from engine.errors import InputError, LostRank, SharedError
+from engine.host.environment import variable
 
 Config = TypeVar("Config")
 Main = Callable[[list[str]], int | None]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, g
 import tyro
 
 from engine.distributed import torchrun
-from engine.host import atomic_files
 from engine.errors import InputError
+from engine.host import atomic_files
 
 Origins = dict[str, str]
 DEFAULT_SYSTEM = "refiner"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import __version__
-from engine.host import environment
 from engine.cli import run
+from engine.host import environment
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 NEEDED = ("numpy", "pillow", "safetensors", "tyro", "tqdm", "matplotlib", "jinja2")
@@ -242,11 +242,11 @@ def check_training() -> list[Finding]:
 def _one_step(device: Any) -> None:
     import torch
 
-    from engine.verification.training_steps import training_images
     from engine.data import Batch
-    from engine.training.cuda_graph import WARM_UP, GraphedStep
-    from engine.systems.registry import build
     from engine.systems.refiner import RefinerConfig
+    from engine.systems.registry import build
+    from engine.training.cuda_graph import WARM_UP, GraphedStep
+    from engine.verification.training_steps import training_images
 
     config = RefinerConfig(fused=True, resolution=16, filters=4, hidden=8, batch_size=2, model="A", inject=(8,))
     images = training_images(2, 3, 16, 1, device)

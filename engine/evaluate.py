@@ -14,14 +14,14 @@ import torch
 import tyro
 
 from engine import __version__
-from engine.host import atomic_files
 from engine.cli import parse, run
-from engine.host.environment import pick_device
 from engine.errors import InputError
 from engine.evaluation import fidelity
 from engine.evaluation.base import Evaluation, Means, Trained
 from engine.evaluation.likeness import require_torchmetrics
 from engine.evaluation.measures import UNITS, Measures, table
+from engine.host import atomic_files
+from engine.host.environment import pick_device
 from engine.inference.faces import FaceFinder
 
 if TYPE_CHECKING:

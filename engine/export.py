@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from engine import __version__
-from engine.host import atomic_files
 from engine.cli import parse, run
 from engine.config import TrainConfig
 from engine.errors import InputError
+from engine.host import atomic_files
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1

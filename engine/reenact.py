@@ -14,15 +14,14 @@ import torch
 import tyro
 from PIL import Image, ImageDraw
 
-from engine.inference import marking
-from engine.inference import pictures
-from engine.host import atomic_files
 from engine.cli import parse, run
-from engine.data.landmarks import POINTS
 from engine.data.decoding.plain_images import BadImage
-from engine.inference.driving import align, read_driving, source_points
-from engine.host.environment import pick_device
+from engine.data.landmarks import POINTS
 from engine.errors import InputError
+from engine.host import atomic_files
+from engine.host.environment import pick_device
+from engine.inference import marking, pictures
+from engine.inference.driving import align, read_driving, source_points
 from engine.refine import to_network, to_pixels
 from engine.training.sample_grid import draw_grid
 

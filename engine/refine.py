@@ -17,15 +17,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from engine.inference import marking
-from engine.inference import pictures
 from engine.cli import parse, run
+from engine.data.decoding.plain_images import BadImage
 from engine.data.landmarks import POINTS
 from engine.data.layouts.detection import list_images
-from engine.data.decoding.plain_images import BadImage
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
-from engine.host.environment import pick_device
 from engine.errors import InputError
+from engine.host.environment import pick_device
+from engine.inference import marking, pictures
 
 
 @dataclass

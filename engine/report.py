@@ -23,13 +23,12 @@ import tyro
 from PIL import Image
 
 from engine import __version__
-from engine.host import atomic_files
-from engine.host import environment
-from engine.pages.charts import draw
 from engine.cli import parse, run
 from engine.errors import InputError
-from engine.pages.template import fill
+from engine.host import atomic_files, environment
+from engine.pages.charts import draw
 from engine.pages.panels import Chart, Curve
+from engine.pages.template import fill
 
 if TYPE_CHECKING:
     from engine.systems.base import System

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.inference import marking
-from engine.host import atomic_files
 from engine.cli import parse, run
-from engine.host.environment import pick_device
 from engine.errors import InputError
+from engine.host import atomic_files
+from engine.host.environment import pick_device
+from engine.inference import marking
 from engine.training.sample_grid import to_pixels
 
 if TYPE_CHECKING:

@@ -25,13 +25,20 @@ import tyro
 from tqdm import tqdm
 
 from engine import ops
-from engine.verification.operator_calls import Call, captured
 from engine.cli import parse, run
-from engine.verification.training_steps import LOSS_TOLERANCE, relative, results, step_differences, training_batch, training_config
-from engine.host.environment import pick_device
 from engine.errors import InputError
-from engine.training.cuda_graph import WARM_UP, GraphedStep, Recorder
+from engine.host.environment import pick_device
 from engine.kernels import _native, _spec
+from engine.training.cuda_graph import WARM_UP, GraphedStep, Recorder
+from engine.verification.operator_calls import Call, captured
+from engine.verification.training_steps import (
+    LOSS_TOLERANCE,
+    relative,
+    results,
+    step_differences,
+    training_batch,
+    training_config,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,8 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.prediction import compiled
-from benchmarks.prediction import compiled_report
+from benchmarks.prediction import compiled, compiled_report
 from engine.kernels._gpu.launch import Cost, noted
 from engine.kernels._gpu.launch import launch as start
 

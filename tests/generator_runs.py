@@ -8,9 +8,9 @@ import torch
 from engine import checkpoint
 from engine.config import TrainConfig
 from engine.data import Batch
-from engine.training.metrics import LossMeter
-from engine.systems.registry import build, system_class
 from engine.systems.base import System
+from engine.systems.registry import build, system_class
+from engine.training.metrics import LossMeter
 from tests.training_fakes import smooth_images
 
 TINY = {"device": "cpu", "threads": 1, "resolution": 16, "filters": 2, "batch_size": 4, "ema": 0.9}

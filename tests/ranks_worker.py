@@ -20,8 +20,8 @@ import torch
 from engine import cli, distributed, report, train
 from engine.config import TrainConfig
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
-from engine.errors import InputError, SharedError
 from engine.distributed.gradients import GradientBucket
+from engine.errors import InputError, SharedError
 from engine.systems.registry import SYSTEMS, build
 from tests.training_fakes import batch_of, tiny_config
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.training.cuda_graph import Losses
 from engine.systems.base import System
+from engine.training.cuda_graph import Losses
 
 # what makes the host wait for a GPU: a value read, a shape that depends on values, host data made into a tensor
 WAITS = {

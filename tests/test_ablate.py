@@ -16,12 +16,12 @@ from PIL import Image
 from tiny_run import command
 
 from engine import ablate, checkpoint, evaluate, train
-from engine.systems import registry
-from engine.training import loop
 from engine.config import config_class, saved_fields
 from engine.data import avatars
 from engine.data.dataset import AVATAR_SEED
 from engine.evaluation import ablation_table
+from engine.systems import registry
+from engine.training import loop
 from engine.training.loop import Trainer
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")

@@ -13,9 +13,9 @@ from engine.networks import layers
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
 from engine.networks.layers import Deconv, initialise
-from engine.training.schedule import learning_rate
-from engine.systems.registry import build, load_trained
 from engine.systems.began import BeganSystem
+from engine.systems.registry import build, load_trained
+from engine.training.schedule import learning_rate
 from tests.generator_runs import (
     assert_average_follows,
     assert_never_waits,

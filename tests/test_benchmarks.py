@@ -12,22 +12,12 @@ import torch
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks.suites import fuse
-from benchmarks.suites import loading
-from benchmarks.timing import measure
-from benchmarks.suites import fuse_models
-from benchmarks.timing import native_calls
-from benchmarks.suites import operators
-from benchmarks.suites import processes
-from benchmarks.suites import profile
-from benchmarks.timing import rows
-from benchmarks.reports import saved
-from benchmarks.suites import step
-from benchmarks.suites import sweeps
-from benchmarks.suites import threads
 from benchmarks.arguments import Arguments
-from benchmarks.timing.measure import Limits, Timing, interleaved
+from benchmarks.reports import saved
+from benchmarks.suites import fuse, fuse_models, loading, operators, processes, profile, step, sweeps, threads
 from benchmarks.suites.strong import StrongConv, StrongRefiner
+from benchmarks.timing import measure, native_calls, rows
+from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.table import Table
 from engine import ops
 from engine.kernels import _native, _spec

@@ -13,8 +13,7 @@ from benchmark_results import AMD, INTEL, PREDICTED
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks.reports import compare
-from benchmarks.reports import saved
+from benchmarks.reports import compare, saved
 from engine.errors import InputError
 
 

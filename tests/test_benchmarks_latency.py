@@ -6,8 +6,8 @@ import pytest
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks.suites import latency
 from benchmarks.reports import saved
+from benchmarks.suites import latency
 from engine.networks.refiner import RefinerGenerator
 from engine.systems.refiner import RefinerConfig
 

@@ -11,10 +11,8 @@ from PIL import Image
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks.reports import figures
+from benchmarks.reports import figures, page, saved
 from benchmarks.suites import loading
-from benchmarks.reports import page
-from benchmarks.reports import saved
 from benchmarks.timing.measure import Limits, Timing
 from engine.pages.charts import styled
 

@@ -11,9 +11,7 @@ from benchmark_results import AMD, INTEL, PREDICTED
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks.reports import figures
-from benchmarks.reports import page
-from benchmarks.reports import saved
+from benchmarks.reports import figures, page, saved
 from benchmarks.timing.measure import Limits
 from engine.pages.charts import styled
 

@@ -12,9 +12,8 @@ from benchmark_results import AMD, INTEL
 from tiny_run import command
 
 import benchmarks.__main__ as bench
-from benchmarks.reports import readme
+from benchmarks.reports import readme, saved
 from benchmarks.timing import rows
-from benchmarks.reports import saved
 from benchmarks.timing.measure import Timing
 from engine.errors import InputError
 

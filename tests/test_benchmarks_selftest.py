@@ -11,10 +11,10 @@ from tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks import selftest
+from benchmarks.arguments import Arguments
+from benchmarks.reports import saved
 from benchmarks.suites import operators
 from benchmarks.timing import rows
-from benchmarks.reports import saved
-from benchmarks.arguments import Arguments
 from benchmarks.timing.measure import Timing
 from engine import ops
 from engine.kernels import _spec

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.prediction import compiled
-from benchmarks.prediction import launches
+from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import Resources, Variant
 from benchmarks.prediction.devices import DEVICES, programs_at_once
 

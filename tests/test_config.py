@@ -9,9 +9,9 @@ from engine import config as configuration
 from engine.checkpoint import save
 from engine.config import TrainConfig, resolve, table
 from engine.errors import InputError
-from engine.training.schedule import learning_rate
-from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
+from engine.systems.registry import build
+from engine.training.schedule import learning_rate
 from tests.training_fakes import tiny_config
 
 

@@ -14,13 +14,13 @@ from engine import checkpoint, verify
 from engine.config import TrainConfig, resolve
 from engine.data import Batch
 from engine.errors import InputError
+from engine.systems.base import System, approach
+from engine.systems.registry import build
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.loop import Trainer
 from engine.training.metrics import LossMeter
-from engine.training.setup import mode, prepare_folder
 from engine.training.schedule import learning_rate
-from engine.systems.registry import build
-from engine.systems.base import System, approach
+from engine.training.setup import mode, prepare_folder
 from tests.tape import NoWaiting, Tape, rates_on_device
 from tests.training_fakes import FakeLoader, assert_same, batch_of, everything, tiny_config
 

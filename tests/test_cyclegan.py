@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from engine.checkpoint import save
 from engine.config import resolve
 from engine.errors import InputError
-from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.patchgan import PatchDiscriminator
 from engine.networks.resnet import ResnetGenerator
-from engine.systems.registry import build, load_trained
 from engine.systems.cyclegan import CycleganSystem
+from engine.systems.registry import build, load_trained
+from engine.training.metrics import LossMeter
 from tests.tape import NoWaiting
 from tests.training_fakes import assert_same, batch_of, tiny_config
 from tests.unpaired_runs import assert_recorded_steps_are_the_plain_steps, assert_resumes_exactly, train

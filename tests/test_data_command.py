@@ -17,8 +17,8 @@ from data_images import BAD, encoded, picture, write_bad, write_manifest_set, wr
 from engine import cli
 from engine.data import dataset, open_dataset, open_loader
 from engine.data.__main__ import main
-from engine.data.decoding.dali import Prober
 from engine.data.dataset import read_set
+from engine.data.decoding.dali import Prober
 from engine.errors import InputError
 
 pytest.importorskip("nvidia.dali")
@@ -38,7 +38,8 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     real_read, real_probe = dataset.open_source(folder).__class__.read, "engine.data.decoding.validate.Prober.probe"
     probe = Prober.probe
     monkeypatch.setattr(
-        "engine.data.layouts.sources.FolderSource.read", lambda self, name: (read.append(name), real_read(self, name))[1]
+        "engine.data.layouts.sources.FolderSource.read",
+        lambda self, name: (read.append(name), real_read(self, name))[1],
     )
     monkeypatch.setattr(real_probe, lambda self, data: (decoded.append(len(data)), probe(self, data))[1])
 

@@ -9,9 +9,9 @@ from data_images import picture, write_manifest_set, write_pictures
 from PIL import Image
 
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
+from engine.data.decoding.upload import Uploads, send
 from engine.data.landmarks import MIRROR_ORDER
 from engine.data.shuffling import Order
-from engine.data.decoding.upload import Uploads, send
 from engine.errors import InputError
 from tests.tape import NoWaiting
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from engine import checkpoint, report
-from engine.distributed import torchrun
 from engine.config import resolve
 from engine.data import open_dataset
+from engine.distributed import torchrun
 from engine.errors import InputError
-from engine.training.setup import prepare_folder
 from engine.systems.registry import SYSTEMS, build
 from engine.train import main
+from engine.training.setup import prepare_folder
 from tests.data_images import write_pictures
 from tests.ranks_worker import CASES, STEPS, TRAINING, configure, interrupted, load
 from tests.training_fakes import batch_of, tiny_config

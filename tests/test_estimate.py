@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.training.memory import saved_by, step_bytes
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.layers import initialise
 from engine.networks.refiner import RefinerGenerator, pyramid
+from engine.training.memory import saved_by, step_bytes
 from tests.training_fakes import smooth_images, tiny_config
 
 

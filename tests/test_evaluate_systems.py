@@ -22,9 +22,9 @@ from PIL import Image
 from tiny_run import command
 
 from engine import checkpoint, evaluate
-from engine.systems import registry
 from engine.evaluation import fidelity
 from engine.evaluation.identity import SKIPPED
+from engine.systems import registry
 from tests.training_fakes import tiny_config
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")

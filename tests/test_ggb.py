@@ -14,11 +14,11 @@ from engine.checkpoint import save
 from engine.config import resolve
 from engine.data import Batch
 from engine.errors import InputError
-from engine.training.cuda_graph import GraphedStep
 from engine.kernels.resize_conv_act import kept_weights
-from engine.training.metrics import LossMeter
-from engine.systems.registry import load_trained
 from engine.systems.ggb import ABLATION, GgbConfig, GgbSystem
+from engine.systems.registry import load_trained
+from engine.training.cuda_graph import GraphedStep
+from engine.training.metrics import LossMeter
 from tests.ggb_fakes import batch_of, config_of, heatmaps_of
 from tests.tape import NoWaiting, Tape, rates_on_device
 

@@ -12,15 +12,15 @@ from data_images import picture, write_manifest_set
 from engine import doctor, verify
 from engine.config import TrainConfig, resolve
 from engine.data import Batch, ImageSet, open_dataset, open_loader
-from engine.data.shuffling import Order
 from engine.data.decoding.upload import Uploads, send
+from engine.data.shuffling import Order
+from engine.systems.base import System
+from engine.systems.registry import SYSTEMS, build
+from engine.train import main
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter
-from engine.training.setup import set_machine
 from engine.training.schedule import learning_rate
-from engine.systems.registry import SYSTEMS, build
-from engine.systems.base import System
-from engine.train import main
+from engine.training.setup import set_machine
 from tests.training_fakes import batch_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

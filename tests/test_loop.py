@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from engine import checkpoint
-from engine.training import random_state
 from engine.config import TrainConfig
 from engine.errors import InputError
-from engine.training.loop import Trainer
-from engine.training.metrics import LossMeter, MetricsLog, cut_after
-from engine.training.setup import prepare_folder, require_fused, set_machine
-from engine.training.sample_grid import draw_grid, to_pixels
 from engine.systems.registry import build
 from engine.train import main
+from engine.training import random_state
+from engine.training.loop import Trainer
+from engine.training.metrics import LossMeter, MetricsLog, cut_after
+from engine.training.sample_grid import draw_grid, to_pixels
+from engine.training.setup import prepare_folder, require_fused, set_machine
 from tests.training_fakes import FakeLoader, tiny_config
 
 FLAGS = ("--steps", "12", "--log-every", "5", "--sample-every", "6", "--checkpoint-every", "4", "--keep", "2")

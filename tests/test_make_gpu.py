@@ -11,8 +11,7 @@ import torch
 from tiny_run import command
 
 import benchmarks.gpu.__main__ as gpu
-from benchmarks.gpu import sanitize
-from benchmarks.gpu import train
+from benchmarks.gpu import sanitize, train
 from benchmarks.gpu.__main__ import FAILED, NOT_RUN, OK, Outcome, Part, Place
 from engine.data import avatars, resident
 from engine.kernels import _spec

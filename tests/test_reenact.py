@@ -11,17 +11,17 @@ import torch
 from torch.nn import functional as F
 
 from engine import checkpoint
-from engine.training import random_state
 from engine.config import resolve, table
 from engine.data import Batch
 from engine.errors import InputError
 from engine.kernels.resize_conv_act import kept_weights
-from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.layers import parameter_count
 from engine.networks.vgg import LAYERS, VGG19
-from engine.systems.registry import build, load_trained
 from engine.systems.reenact import ABLATION, ReenactSystem
+from engine.systems.registry import build, load_trained
+from engine.training import random_state
+from engine.training.metrics import LossMeter
 from tests.training_fakes import smooth_images
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from engine import checkpoint
+from engine.errors import InputError
 from engine.inference import marking
 from engine.inference.driving import align, read_driving
-from engine.errors import InputError
 from engine.reenact import LINES, draw_points, main
-from engine.systems.registry import build, load_trained
 from engine.systems.reenact import ReenactConfig
+from engine.systems.registry import build, load_trained
 from tests.tiny_run import command, make_run
 from tests.training_fakes import smooth_images
 

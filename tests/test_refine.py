@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from tiny_run import command, make_run
 
 from engine import refine
-from engine.inference import marking
-from engine.inference import pictures
 from engine.data import open_dataset, open_loader
+from engine.inference import marking, pictures
 from engine.networks.refiner import RefinerGenerator
 
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
@@ -426,7 +425,9 @@ def test_face_crop_takes_the_face_or_says_why_not(run, tmp_path, capsys):
 
 def test_missing_opencv_names_the_extra(run, tmp_path, capsys, monkeypatch):
     write_pictures(tmp_path / "in", 1)
-    monkeypatch.setattr("engine.inference.faces.attempt", lambda name: (None, "ModuleNotFoundError: No module named 'cv2'"))
+    monkeypatch.setattr(
+        "engine.inference.faces.attempt", lambda name: (None, "ModuleNotFoundError: No module named 'cv2'")
+    )
     assert command(refine.main, run, tmp_path / "in", tmp_path / "out", "--face-crop") == 2
     assert "kiln-engine[eval]" in capsys.readouterr().err
 

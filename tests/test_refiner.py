@@ -7,12 +7,12 @@ import torch
 
 from engine.checkpoint import save
 from engine.errors import InputError
-from engine.training.metrics import LossMeter
 from engine.networks import layers
 from engine.networks.landmarks import normalise
 from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
-from engine.systems.registry import build, load_trained
 from engine.systems.refiner import RefinerSystem
+from engine.systems.registry import build, load_trained
+from engine.training.metrics import LossMeter
 from tests.training_fakes import batch_of, tiny_config, worst
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])

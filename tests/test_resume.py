@@ -27,9 +27,9 @@ FLAGS = ("--steps", str(STEPS), "--checkpoint-every", "5", "--log-every", "4", "
 def run_training(out: Path) -> None:
     """One process of the training; leaves with its exit status."""
     from engine import report
+    from engine.systems.registry import build
     from engine.training.loop import Trainer
     from engine.training.setup import prepare_folder, set_machine
-    from engine.systems.registry import build
 
     report.write = lambda run_dir: None
     os.dup2(os.open(out.parent / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
@@ -43,7 +43,14 @@ def run_training(out: Path) -> None:
 def processes():
     """Forks from a clean process that has the imports done, so that a start takes a tenth of a second."""
     context = multiprocessing.get_context("forkserver")
-    modules = ["torch", "torch._dynamo", "torch.utils.tensorboard", "engine.report", "engine.training.loop", "engine.data"]
+    modules = [
+        "torch",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "engine.report",
+        "engine.training.loop",
+        "engine.data",
+    ]
     context.set_forkserver_preload([*modules, "engine.systems.refiner", "tests.training_fakes"])
     return context
 

@@ -5,10 +5,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks.prediction import devices
-from benchmarks.prediction import forecast
-from benchmarks.prediction import launches
-from benchmarks.prediction import roofline
+from benchmarks.prediction import devices, forecast, launches, roofline
 from benchmarks.prediction.compiled import Pointer, Resources, Variant
 from benchmarks.prediction.roofline import Operation, counted, of_launch, predict, rate
 from engine.kernels import _spec

@@ -12,8 +12,8 @@ from tiny_run import command, make_run
 from engine import checkpoint, sample
 from engine.inference import marking
 from engine.networks.began import BeganGenerator
-from engine.systems.registry import build, load_trained
 from engine.systems.generation import between
+from engine.systems.registry import build, load_trained
 from tests.generator_runs import configure, run_steps
 
 SYSTEMS = ("began", "dcgan", "wgan")

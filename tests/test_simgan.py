@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from engine.checkpoint import save
 from engine.config import resolve
 from engine.errors import InputError
-from engine.training.metrics import LossMeter
-from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_accuracy, patch_loss
 from engine.networks.initialisation import he_normal
+from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_accuracy, patch_loss
 from engine.systems.registry import build, load_trained
 from engine.systems.simgan import SimganSystem
+from engine.training.metrics import LossMeter
 from tests.tape import NoWaiting
 from tests.training_fakes import assert_same, batch_of, tiny_config, worst
 from tests.unpaired_runs import assert_recorded_steps_are_the_plain_steps, assert_resumes_exactly, everything, train

@@ -6,11 +6,11 @@ import torch
 from engine import checkpoint
 from engine.config import TrainConfig, resolve, saved_fields
 from engine.errors import InputError
-from engine.training.memory import describe
-from engine.training.cuda_graph import GraphedStep
-from engine.training.schedule import learning_rate
-from engine.systems.registry import KINDS, SYSTEMS, build, load_trained, system_class
 from engine.systems.base import System
+from engine.systems.registry import KINDS, SYSTEMS, build, load_trained, system_class
+from engine.training.cuda_graph import GraphedStep
+from engine.training.memory import describe
+from engine.training.schedule import learning_rate
 from tests.tape import NoWaiting, Tape, rates_on_device
 from tests.training_fakes import assert_same, batch_of, everything, tiny_config
 

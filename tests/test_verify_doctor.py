@@ -11,9 +11,9 @@ import torch
 from tiny_run import command
 
 from engine import doctor, ops, verify
-from engine.verification.training_steps import ATTEMPTS
 from engine.kernels import _native, _op, _spec
 from engine.systems.registry import SYSTEMS
+from engine.verification.training_steps import ATTEMPTS
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from engine import checkpoint
 from engine.cli import status_of
-from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
+from engine.systems.registry import build
 
 
 def make_run(folder: Path, step: int = 7, **values) -> Path:

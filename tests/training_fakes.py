@@ -8,8 +8,8 @@ import torch
 
 from engine.config import TrainConfig, config_class, flag, resolve
 from engine.data import Batch
-from engine.systems.registry import system_class
 from engine.systems.base import System
+from engine.systems.registry import system_class
 
 TINY = {"--resolution": "16", "--filters": "2", "--hidden": "4", "--batch-size": "4", "--threads": "1"}
 # the paper's dials, whatever the preset is tuned to

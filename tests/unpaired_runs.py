@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import torch
 
-from engine.training import random_state
 from engine.config import TrainConfig
-from engine.training.cuda_graph import WARM_UP, GraphedStep
-from engine.systems.registry import build
 from engine.systems.base import System
+from engine.systems.registry import build
+from engine.training import random_state
+from engine.training.cuda_graph import WARM_UP, GraphedStep
 from tests.tape import Tape, rates_on_device
 from tests.training_fakes import assert_same, batch_of
 from tests.training_fakes import everything as weights_and_state

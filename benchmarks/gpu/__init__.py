@@ -1,1 +1,1 @@
-"""Everything that a GPU can show of Kiln: `python -m benchmarks.gpu.__main__ OUT`."""
+"""Everything that a GPU can show of Kiln: `python -m benchmarks.gpu OUT`."""

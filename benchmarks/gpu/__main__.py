@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu.__main__ OUT` (make gpu): everything that a GPU can show of Kiln, in under eight minutes.
+"""`python -m benchmarks.gpu OUT` (make gpu): everything that a GPU can show of Kiln, in under eight minutes.
 
 Builds' and machine's facts, the GPU tests, compute-sanitizer, the benchmark, the roofline's error and a real training
 run. Each part is a process of its own with a budget of seconds; one that fails or overruns is a row that says so, and
@@ -23,9 +23,8 @@ import torch
 from benchmarks.timing.measure import commit
 from benchmarks.timing.table import Table
 from engine import ops
-from engine.host import atomic_files
-from engine.host import environment
 from engine.errors import InputError
+from engine.host import atomic_files, environment
 from engine.kernels import _native
 
 SCHEMA = 1
@@ -278,7 +277,7 @@ def tables(rows: list[dict]) -> list[Table]:
 def main(argv: list[str]) -> int:
     """0 when no part failed; 1 when one did."""
     if len(argv) != 1 or argv[0].startswith("-"):
-        raise InputError("give one folder for the results: python -m benchmarks.gpu.__main__ OUT (make gpu OUT=folder)")
+        raise InputError("give one folder for the results: python -m benchmarks.gpu OUT (make gpu OUT=folder)")
     if not torch.cuda.is_available():
         raise InputError(
             "torch finds no CUDA device; on a machine without one `make test` and `python -m benchmarks` run"
@@ -302,4 +301,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     from engine import cli
 
-    cli.run("benchmarks.gpu.__main__", main)
+    cli.run("benchmarks.gpu", main)

@@ -22,8 +22,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from benchmarks.prediction import devices
-from benchmarks.prediction import launches
+from benchmarks.prediction import devices, launches
 from benchmarks.suites import step
 from engine.errors import InputError
 from engine.kernels._gpu.launch import INTERPRETED, OLDEST, Launch, register_bound

@@ -9,17 +9,13 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from benchmarks.prediction import compiled
-from benchmarks.prediction import devices
-from benchmarks.prediction import launches
-from benchmarks.timing import native_calls
-from benchmarks.suites import operators
-from benchmarks.prediction import roofline
-from benchmarks.suites import step
+from benchmarks.prediction import compiled, devices, launches, roofline
 from benchmarks.prediction.compiled import Resources, Shipped
 from benchmarks.prediction.devices import Device
-from benchmarks.timing.measure import captured, gpu_seconds, tf32_allowed
 from benchmarks.prediction.roofline import Operation, Prediction
+from benchmarks.suites import operators, step
+from benchmarks.timing import native_calls
+from benchmarks.timing.measure import captured, gpu_seconds, tf32_allowed
 from benchmarks.timing.table import Table
 from engine import ops
 from engine.errors import InputError

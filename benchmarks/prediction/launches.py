@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.suites import operators
-from benchmarks.suites import step
+from benchmarks.suites import operators, step
 from benchmarks.timing.measure import tf32_allowed
 from engine import ops
 from engine.kernels import _op, _spec

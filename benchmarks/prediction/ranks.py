@@ -17,8 +17,8 @@ from benchmarks.prediction.devices import DEVICES
 from benchmarks.timing.table import Table, percent
 from engine import cli
 from engine.networks.refiner import MODELS
-from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
+from engine.systems.registry import build
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 MACHINE = 8  # GPUs

@@ -36,10 +36,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.prediction import launches
-from benchmarks.suites import operators
-from benchmarks.suites import step
 from benchmarks.prediction.compiled import Pointer, Resources, Variant, residents
 from benchmarks.prediction.devices import Device
+from benchmarks.suites import operators, step
 from engine import ops
 from engine.kernels import _spec
 from engine.kernels._gpu.launch import Cost, Launch

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.reports import figures
-from benchmarks.reports import saved
+from benchmarks.reports import figures, saved
 from benchmarks.timing.table import giga, ms, percent
 from engine import __version__, cli
+from engine.errors import InputError
 from engine.host import atomic_files
 from engine.pages.charts import SERIES, inline, styled
-from engine.errors import InputError
 from engine.pages.template import fill
 
 SPEEDS = {

@@ -14,12 +14,11 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.patches import Patch
 
-from benchmarks.reports import figures
-from benchmarks.reports import saved
+from benchmarks.reports import figures, saved
 from engine import cli
+from engine.errors import InputError
 from engine.host import atomic_files
 from engine.pages.charts import INK, inline, styled
-from engine.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- written by `make readme-figures`: begin -->"

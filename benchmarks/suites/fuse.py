@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
-from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.suites.fuse_models import ARCHITECTURES, Architecture
+from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.rows import row, tick, within
 from benchmarks.timing.table import Table, ms
 from engine import fuse

@@ -19,10 +19,10 @@ from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.rows import by_config
 from benchmarks.timing.table import Table
 from engine import checkpoint
-from engine.verification.training_steps import training_images
 from engine.kernels._spec import relative_error
-from engine.systems.registry import build
 from engine.systems.refiner import RefinerConfig
+from engine.systems.registry import build
+from engine.verification.training_steps import training_images
 
 TOLERANCE = 1e-4  # norm-wise, of the image
 IN_ALL = 2.0  # seconds that are sampled at least

@@ -25,15 +25,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from benchmarks.suites import step
 from benchmarks.arguments import Arguments
+from benchmarks.suites import step
 from benchmarks.timing.measure import Limits, Timing
 from benchmarks.timing.rows import tick, within
 from benchmarks.timing.table import Table
-from engine.host import environment
 from engine.data import Loader, open_dataset, open_loader
 from engine.data.decoding.dali import worker_threads
 from engine.data.shuffling import Order
+from engine.host import environment
 
 SEED = 5
 KINDS = ("resident", "dali")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from tqdm import tqdm
 
-from benchmarks.timing import native_calls
 from benchmarks.arguments import Arguments
+from benchmarks.timing import native_calls
 from benchmarks.timing.measure import PRECISIONS, Limits, Timing, captured, interleaved, tf32_allowed
 from benchmarks.timing.rows import cells, comparison, guarded, row, shares, within
 from benchmarks.timing.table import Table

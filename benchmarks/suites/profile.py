@@ -8,9 +8,9 @@ from statistics import median
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.timing import native_calls
-from benchmarks.suites import step
 from benchmarks.arguments import Arguments
+from benchmarks.suites import step
+from benchmarks.timing import native_calls
 from benchmarks.timing.measure import Limits, Timing, profiled
 from benchmarks.timing.rows import tick
 from benchmarks.timing.table import Table, giga, ms, percent

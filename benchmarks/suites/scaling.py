@@ -4,15 +4,11 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from benchmarks.suites import operators
-from benchmarks.suites import processes
-from benchmarks.suites import step
-from benchmarks.suites import sweeps
-from benchmarks.suites import threads
 from benchmarks.arguments import Arguments
+from benchmarks.suites import operators, processes, step, sweeps, threads
+from benchmarks.suites.sweeps import Law, Sweep
 from benchmarks.timing.measure import Limits, Timing
 from benchmarks.timing.rows import short
-from benchmarks.suites.sweeps import Law, Sweep
 from benchmarks.timing.table import Table, ms, percent
 from engine.host import environment
 

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.timing import native_calls
 from benchmarks.arguments import Arguments
+from benchmarks.timing import native_calls
 from benchmarks.timing.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
 from benchmarks.timing.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
 from benchmarks.timing.table import Table, percent
-from engine.systems import registry
 from engine.data import Batch
+from engine.systems import registry
 from engine.systems.base import System
 from engine.systems.refiner import RefinerConfig
 

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from benchmarks.suites import operators
-from benchmarks.suites import step
+from benchmarks.suites import operators, step
 from benchmarks.timing.measure import Timing, interleaved
 from engine import ops
 from engine.kernels import _spec

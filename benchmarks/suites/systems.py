@@ -19,10 +19,10 @@ from benchmarks.arguments import Arguments
 from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.rows import by_config
 from benchmarks.timing.table import Table
-from engine.verification.training_steps import LOSS_TOLERANCE, step_differences, training_batch
 from engine.config import TrainConfig, config_class
-from engine.systems.registry import SYSTEMS, build
 from engine.systems.base import System
+from engine.systems.registry import SYSTEMS, build
+from engine.verification.training_steps import LOSS_TOLERANCE, step_differences, training_batch
 
 LEFT_OUT = ("refiner",)
 GRADIENT_TOLERANCE = 1e-3  # a single element whose sign rounding decides changes a gradient by this much

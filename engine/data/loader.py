@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.distributed import torchrun
-from engine.data.decoding.assemble import assemble_images, assemble_landmarks
 from engine.data.dataset import ImageSet
+from engine.data.decoding.assemble import assemble_images, assemble_landmarks
 from engine.data.decoding.stored_squares import central_square, check_resolution, place_landmarks, stored_size
-from engine.data.groups import Clips, Groups, Pairs, Singles, fixed_words
-from engine.host.free_memory import free_bytes
-from engine.data.shuffling import Draw, Order
 from engine.data.decoding.upload import Sent, Uploads, send
+from engine.data.groups import Clips, Groups, Pairs, Singles, fixed_words
+from engine.data.shuffling import Draw, Order
+from engine.distributed import torchrun
 from engine.errors import InputError
+from engine.host.free_memory import free_bytes
 
 
 @dataclass

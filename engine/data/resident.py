@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine import distributed
-from engine.data.decoding.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
-from engine.data.loader import Loader
+from engine.data.decoding.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.decoding.upload import Sent
+from engine.data.loader import Loader
 
 _CHUNK = 64
 _CHUNK_PIXELS = 48_000_000

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.decoding.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.dataset import ImageSet
-from engine.data.loader import Loader
+from engine.data.decoding.dali import Decoder, DecodingError, claim, worker_threads
 from engine.data.decoding.upload import Sent
+from engine.data.loader import Loader
 
 _AHEAD = 3  # batches being read, decoded or waiting to be used
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.inference import pictures
-from engine.host import atomic_files
 from engine.evaluation import figures
 from engine.evaluation.measures import Measures, panels
+from engine.host import atomic_files
+from engine.inference import pictures
 from engine.inference.faces import FaceFinder
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.host import atomic_files
 from engine.data.landmarks import POINTS
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity, landmark_error
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
+from engine.host import atomic_files
 from engine.refine import to_network, to_pixels
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from engine.host.environment import attempt
 from engine.errors import InputError
+from engine.host.environment import attempt
 
 TORCHVISION = "torchvision does not fit this PyTorch: install both from one index, as pytorch.org says"
 _INSIDE = 5  # half of the window

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.host import atomic_files
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
+from engine.host import atomic_files
 from engine.refine import to_network, to_pixels
 
 if TYPE_CHECKING:

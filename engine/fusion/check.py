@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from engine.fusion.forward import unfused
 from engine.fusion.chains.savings import Savings
+from engine.fusion.forward import unfused
 from engine.kernels.resize_conv_act.spec import SPEC
 
 WINOGRAD = 2e-5  # what the operator's tiles may err in float32, of each chain

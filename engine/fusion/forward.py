@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
 from engine import ops
+from engine.fusion.chains.classify import DTYPES, conv_tensors, hooked, step_of_module
 from engine.fusion.chains.matching import Chain, source_of
 from engine.fusion.chains.savings import too_small
 from engine.fusion.tracing.module_state import ABSENT
-from engine.fusion.chains.classify import DTYPES, conv_tensors, hooked, step_of_module
 from engine.fusion.tracing.tracer import Traced
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from engine.fusion.chains.matching import Found, find
-from engine.fusion.check import check
-from engine.fusion.tracing.bytecode import is_torch, may_write
-from engine.fusion.forward import Plan, exchange, is_fused, restore
-from engine.fusion.chains.savings import Savings, expected, too_small
-from engine.fusion.report import Entry, FuseReport
 from engine.fusion.chains.classify import Step, conv_tensors, step_of_module, weight_of
-from engine.fusion.tracing.tracer import Traced, Untraceable, trace
+from engine.fusion.chains.matching import Found, find
 from engine.fusion.chains.mutation import AltersInput, altered
+from engine.fusion.chains.savings import Savings, expected, too_small
+from engine.fusion.check import check
+from engine.fusion.forward import Plan, exchange, is_fused, restore
+from engine.fusion.report import Entry, FuseReport
+from engine.fusion.tracing.bytecode import is_torch, may_write
+from engine.fusion.tracing.tracer import Traced, Untraceable, trace
 
 FITTING = (Step("conv", "1"), Step("conv", "2"))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import attempt
-from engine.errors import InputError
 from engine.inference.pictures import Box
 
 _WORKING_SIDE = 640

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from engine.data.decoding.stored_squares import central_square
 from engine.data.decoding.plain_images import inspect, plain_bytes
+from engine.data.decoding.stored_squares import central_square
 
 FITS = ("crop", "pad", "stretch")
 Box = tuple[int, int, int, int]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from engine.networks.layers import Conv
 from engine.networks.initialisation import he_normal
+from engine.networks.layers import Conv
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that published weights were trained on
 SEED = 18  # of the random weights: the same for every run

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from engine import distributed
 from engine.data.needs import Needs
-from engine.errors import InputError
 from engine.distributed.gradients import GradientBucket
+from engine.errors import InputError
 from engine.pages.panels import Chart
 
 if TYPE_CHECKING:

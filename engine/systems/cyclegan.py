@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from engine.config import TrainConfig
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.systems.image_pool import ImagePool
+from engine.networks.initialisation import normal
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.patchgan import PatchDiscriminator, check_patch_layers, frozen
 from engine.networks.resnet import ImageToImage, ResnetGenerator
-from engine.networks.initialisation import normal
 from engine.pages.panels import chart
 from engine.systems.base import System
+from engine.systems.image_pool import ImagePool
 
 if TYPE_CHECKING:
     from engine.data import Batch

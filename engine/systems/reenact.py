@@ -37,8 +37,8 @@ from engine.networks.reenactment import (
 )
 from engine.networks.vgg import VGG19, WIDTH, check_digest
 from engine.pages.panels import chart
-from engine.systems.feature_losses import feature_losses, wanted_layers
 from engine.systems.base import System
+from engine.systems.feature_losses import feature_losses, wanted_layers
 
 if TYPE_CHECKING:
     from engine.data import Batch

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from engine.data.landmarks import POINTS
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.systems.image_pool import ImagePool
 from engine.networks.face_parts import PartDiscriminators
+from engine.networks.initialisation import he_normal
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_accuracy, patch_loss
 from engine.networks.resnet import ImageToImage, SimganRefiner
 from engine.networks.resnet_features import ResnetFeatures
-from engine.networks.initialisation import he_normal
 from engine.pages.panels import chart
 from engine.systems.base import System
+from engine.systems.image_pool import ImagePool
 from engine.systems.simgan_options import SimganConfig
 
 if TYPE_CHECKING:

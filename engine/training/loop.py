@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from engine import checkpoint, distributed
-from engine.training import random_state
-from engine.distributed import torchrun
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
+from engine.distributed import torchrun
 from engine.errors import InputError, SharedError
 from engine.inference.faces import Framing
+from engine.networks.layers import parameter_count
+from engine.systems.base import System
+from engine.systems.registry import build
+from engine.training import random_state
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter, MetricsLog
-from engine.networks.layers import parameter_count
-from engine.training.setup import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
 from engine.training.progress import Progress, memory_mb
 from engine.training.sample_grid import save_grid, to_pixels
 from engine.training.schedule import learning_rate
+from engine.training.setup import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
 from engine.training.signals import StopRequest
-from engine.systems.registry import build
-from engine.systems.base import System
 
 if TYPE_CHECKING:
     from engine.data import Loader, Together

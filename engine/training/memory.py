@@ -43,7 +43,8 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
     size = (2 if config.precision == "bf16" else 4) * config.batch_size
     return {
         "weights": 4 * (parameters + averaged),
-        "gradients": (4 if config.ranks == 1 else 8) * parameters,  # also as engine.distributed.gradients exchanges them
+        "gradients": (4 if config.ranks == 1 else 8)
+        * parameters,  # also as engine.distributed.gradients exchanges them
         "optimiser": 8 * parameters,
         "activations": size * kept,
         "in flight": size * in_flight,

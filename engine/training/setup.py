@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine import checkpoint, distributed
-from engine.training import random_state
-from engine.distributed import torchrun
-from engine.host import allocator
 from engine.config import TrainConfig
+from engine.distributed import torchrun
 from engine.errors import InputError
+from engine.host import allocator
 from engine.networks.layers import OPERATORS
 from engine.systems.registry import system_class
+from engine.training import random_state
 
 if TYPE_CHECKING:
     from engine.data import ImageSet, Loader, Needs, Together

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.host.atomic_files import write_bytes
 from engine.data.decoding.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
 from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
+from engine.host.atomic_files import write_bytes
 
 _VERSION = 1  # of the verdicts: raise it when the rules below change
 _CHUNK = 32  # files decoded together

@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from engine.data.decoding.cache import cache_folder, make_once
 from engine.data.decoding.dali import worker_threads
+from engine.data.decoding.plain_images import MIN_SIDE, BadImage, plain_bytes
 from engine.data.landmarks import POINTS
 from engine.data.layouts.manifest import MANIFEST
-from engine.data.decoding.plain_images import MIN_SIDE, BadImage, plain_bytes
 from engine.data.layouts.sources import FolderSource, Source, Stamp, UnreadableFile, is_image_name
 from engine.data.layouts.tables import read_text
 from engine.errors import InputError

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from engine.fusion.chains.savings import why_no_gain
 from engine.fusion.chains.classify import Owner, Step, step_of_node, weight_of
 from engine.fusion.chains.mutation import AltersInput, altered, in_place
+from engine.fusion.chains.savings import why_no_gain
 
 NEVER: AltersInput = lambda name: False  # noqa: E731
 
