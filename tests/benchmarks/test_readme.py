@@ -1,0 +1,131 @@
+"""The README's measured table and plot come from a result, and are what that result says."""
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from tests.support.benchmark_results import AMD, INTEL
+from tests.support.tiny_run import command
+
+import benchmarks.__main__ as bench
+from benchmarks.reports import readme, saved
+from benchmarks.timing import rows
+from benchmarks.timing.measure import Timing
+from engine.errors import InputError
+
+ROOT = Path(bench.__file__).parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A project of its own with this README and one result in it."""
+    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    shutil.copy(INTEL, tmp_path / "benchmarks" / "results" / "new.json")
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_the_readme_is_as_written():
+    """By `make readme-figures` from the result that it links, and not changed by hand since."""
+    text = (ROOT / "README.md").read_text()
+    link = re.search(r"\[every sample\]\((.*?)\)", text).group(1)
+    again = readme.replaced(text, readme.block(saved.read(ROOT / link), link))
+    # the date of an older commit is known where git has it: not in every checkout
+    written, expected = (re.sub(r"(commit \w{12}) of [\d-]+", r"\1", t) for t in (text, again))
+    assert written == expected and (ROOT / readme.PLOT).is_file() and readme.PLOT in text
+
+
+def test_the_pages_are_as_written():
+    for name, make in readme.PAGES.items():
+        page = (ROOT / name).read_text()
+        link = re.search(f"{readme.BEGIN}.*?\\[every sample\\]\\(../(.*?)\\)", page, re.DOTALL).group(1)
+        assert readme.replaced(page, make(saved.read(ROOT / link), link)) == page
+
+
+def test_the_tables_of_other_suites(checkout):
+    timings = {"fused": Timing([0.01] * 3), "eager contiguous": Timing([0.02] * 3), "compile": Timing([0.015] * 3)}
+    counts = {"replaced": 3, "skipped": 1}
+    added = [
+        rows.row("systems", "began 32x32", timings, []),
+        rows.row("systems", "wrong 32x32", {}, ["off"]),
+        rows.row("fuse", "U-Net, forward", timings, []) | counts,
+        {"suite": "fuse", "name": "absent", "not_run": "x is not installed"},
+    ]
+    result = json.loads(INTEL.read_text())
+    result["rows"] += json.loads(json.dumps(added))
+    path = checkout / "benchmarks" / "results" / "new.json"
+    path.write_text(json.dumps(result))
+    for name in readme.PAGES:
+        shutil.copy(ROOT / name, checkout / name)
+    assert command(bench.main, "readme", path) == 0
+    systems, fuse = ((checkout / name).read_text() for name in readme.PAGES)
+    assert "| began 32x32 | 10 ms | 2.00x | 1.50x |" in systems and "| wrong 32x32 | FAILED its check" in systems
+    assert "| U-Net | 3, 1 | forward | 10 ms | 2.00x | 1.50x |" in fuse
+    assert "| absent | - | - | x is not installed | - | - |" in fuse and "(../benchmarks/results/new.json)" in fuse
+
+
+def test_the_command(checkout, capsys):
+    before = (checkout / "README.md").read_text()
+    assert command(bench.main, "readme", checkout / "benchmarks" / "results" / "new.json") == 0
+    after = (checkout / "README.md").read_text()
+    assert "(benchmarks/results/new.json)" in after and "Intel Xeon Processor (AVX-512), 2 threads" in after
+    outside = [re.sub(f"{readme.BEGIN}.*{readme.END}", "", text, flags=re.DOTALL) for text in (before, after)]
+    assert outside[0] == outside[1] and len(outside[0]) < len(before)
+    assert command(bench.main, "readme", checkout / "benchmarks" / "results" / "new.json") == 0
+    assert (checkout / "README.md").read_text() == after
+    drawn = ElementTree.parse(checkout / readme.PLOT).getroot()
+    assert drawn.tag.endswith("svg") and float(drawn.get("width")) > 500
+    words = "".join(drawn.itertext())
+    assert all(title.split(", ")[0] in words for title in readme.ROWS) and "4.63x" in words
+    assert "prefers-color-scheme: dark" in words and set(re.findall(r"var\((.*?)\)", words)) <= {"--card"}
+
+
+def test_every_figure_is_the_result_s():
+    result = saved.read(INTEL) | {"date": "2031-02-03"}
+    text = readme.block(result, "x.json")
+    assert "2031-02-03, commit b379813eee9f" in text
+    found = {(row["suite"], row["name"].removesuffix(" channels_last")): row for row in result["rows"]}
+    for title, key in readme.ROWS.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {title} |"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        row = found[key]
+        number, unit = cells[1].split()
+        assert float(number) * {"s": 1, "ms": 1e-3}[unit] == pytest.approx(row["timings"]["fused"]["median"], rel=0.01)
+        assert [float(cell[:-1]) for cell in cells[2:]] == pytest.approx(list(row["speedup"].values()), abs=0.051)
+    memory = found["step", "refiner 64x64, 64 filters, batch 25"]["memory"]
+    assert f"{memory['fused'] / 2**20:,.0f} MiB against {memory['eager'] / 2**20:,.0f} (eager)" in text
+
+
+def test_a_row_that_failed_has_no_speed():
+    result = saved.read(INTEL)
+    row = next(row for row in result["rows"] if row["name"].startswith("style_loss 16x128x32x32"))
+    row["failed"] = ["output: error 1"]
+    text = readme.block(result, "x.json")
+    assert "| Gram style loss, 16x128x32x32 | FAILED its check: no speed | - | - | - |" in text
+    assert "FAILED its check" in readme.plot(result, "x.json")
+
+
+def test_what_cannot_be_written(checkout, capsys):
+    before = (checkout / "README.md").read_text()
+    assert command(bench.main, "readme", AMD) == 2
+    said = capsys.readouterr().err
+    assert "lacks" in said and "measure `all`" in said and said.count("\n") == 1
+    assert command(bench.main, "readme", checkout / "none.json") == 2
+    assert (checkout / "README.md").read_text() == before and not (checkout / readme.PLOT).exists()
+    for wrong in ("no comments", readme.END + readme.BEGIN, readme.BEGIN, 2 * readme.BEGIN + readme.END):
+        with pytest.raises(InputError, match="once each"):
+            readme.replaced(wrong, "x")
+
+
+def test_a_result_without_memory_or_date(monkeypatch):
+    result = copy.deepcopy(saved.read(INTEL)) | {"commit": "0" * 40}
+    for row in result["rows"]:
+        row.pop("memory", None)
+    text = readme.block(result, "x.json")
+    assert "Peak memory" not in text and "commit 000000000000\n" in text

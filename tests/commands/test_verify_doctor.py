@@ -1,0 +1,244 @@
+"""verify finds wrong operators, and the doctor finds what is missing, without falling ill itself."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.tiny_run import command
+
+from engine import doctor, ops, verify
+from engine.kernels import _native, _op, _spec
+from engine.systems.registry import SYSTEMS
+from engine.verification.training_steps import ATTEMPTS
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def test_every_operator_and_dtype_has_a_row(monkeypatch):
+    monkeypatch.setattr(verify, "verify_operator", lambda *what: what)
+    arguments = verify.Arguments(steps=0)
+    isa = _native.load().isa()
+    expected = {(name, dtype, "cpu", isa) for name in _op.discover() for dtype in ("fp32", "bf16", "fp16")}
+    assert set(verify.verify(arguments, CPU)) == expected
+    every = verify.verify(replace(arguments, all_isa=True), CPU)
+    assert {row[3] for row in every} >= {isa, "baseline"}
+    assert _native.load().isa() == isa
+
+
+def test_verify_passes_here(capsys):
+    assert command(verify.main, "--device", "cpu", "--operator", "linear") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("PASS ") == 3 and "FAIL" not in printed and "all PASSED" in printed
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_training_rows_pass(system):
+    row, trained = verify.verify_training(2, CPU, system)
+    assert row.passed and 0 < row.error < 1e-4, row
+    assert trained.passed and trained.variant == "after 2 steps" and 0 < trained.error <= trained.allowed, trained
+    if system == "refiner":
+        assert row.checks == 2 * (7 + 2)  # losses, and D's and G's gradients
+        assert trained.checks > 20 * 4  # outputs and gradients of every layer's call
+
+
+@pytest.mark.parametrize(
+    "factors, passes",
+    [
+        ([1.001], True),  # once, as where rounding decides a sign of v - D(v): other images tell
+        ([1.001] * ATTEMPTS, False),
+        ([1.1], False),  # more than one element's sign can change
+    ],
+)
+def test_a_gradient_that_differs(monkeypatch, factors, passes):
+    from engine.systems.refiner import RefinerSystem
+
+    honest, left = RefinerSystem._one_pass, list(factors)
+
+    def one_pass(self, batch):
+        found = honest(self, batch)
+        if left:
+            factor = left.pop(0)
+            for parameter in self.generator.parameters():
+                parameter.grad.mul_(factor)
+        return found
+
+    monkeypatch.setattr(RefinerSystem, "_one_pass", one_pass)
+    row, _ = verify.verify_training(1, CPU)
+    assert row.passed == passes and not left
+    assert passes or row.worst == "gradient of the generator at step 1"
+
+
+def test_an_operator_that_errs_on_trained_tensors_fails(monkeypatch):
+    """What the samples of spec.py do not show: it errs on the tensors of training only, too little for the losses."""
+    honest = ops.linear
+
+    def linear(x, weight, bias=None, *, grad_scale=None):
+        return honest(x, weight, bias, grad_scale=grad_scale) * 1.000005
+
+    monkeypatch.setattr(ops, "linear", linear)
+    monkeypatch.setitem(ops.OPERATORS, "linear", replace(ops.OPERATORS["linear"], function=linear))
+    training, trained = verify.verify_training(1, CPU)
+    assert training.passed and not trained.passed and "linear" in trained.worst
+
+
+def test_capturing_leaves_the_operators_alone():
+    before = {name: getattr(ops, name) for name in ops.OPERATORS}
+    with pytest.raises(ZeroDivisionError), verify.captured():
+        assert ops.linear is not before["linear"]
+        1 / 0  # noqa: B018
+    assert {name: getattr(ops, name) for name in ops.OPERATORS} == before
+
+
+def wrong(monkeypatch, function):
+    monkeypatch.setitem(_op.OPERATORS, "linear", replace(_op.OPERATORS["linear"], function=function))
+
+
+def test_a_wrong_result_fails(monkeypatch, capsys):
+    reference = _op.OPERATORS["linear"].reference
+    wrong(monkeypatch, lambda *args, **options: reference(*args, **options) * 1.00001)
+    assert command(verify.main, "--device", "cpu", "--operator", "linear", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["variant"].split()[0]: row for row in found["rows"]}
+    assert not found["passed"] and not rows["fp32"]["passed"] and rows["fp32"]["failed"] > 1
+    assert rows["fp32"]["error"] == pytest.approx(1e-5, rel=0.2)
+    assert rows["bf16"]["passed"]  # 1e-5 is nothing in bf16
+
+
+def test_a_wrong_gradient_fails(monkeypatch):
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    reference = _op.OPERATORS["linear"].reference
+    wrong(monkeypatch, lambda x, *args, **options: reference(Twice.apply(x), *args, **options))
+    row = verify.verify_operator("linear", "fp32", "cpu")
+    assert not row.passed and row.worst.startswith("gradient of x")
+
+
+def test_nan_fails(monkeypatch):
+    reference = _op.OPERATORS["linear"].reference
+    wrong(monkeypatch, lambda *args, **options: reference(*args, **options) * float("nan"))
+    assert not verify.verify_operator("linear", "fp32", "cpu").passed
+
+
+def test_an_operator_that_cannot_run_fails_with_its_reason(monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise NotImplementedError("kiln::linear has no such kernel")
+
+    wrong(monkeypatch, refuse)
+    assert command(verify.main, "--device", "cpu", "--operator", "linear") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("kiln::linear has no such kernel") == 3 and "3 of 3 rows FAILED" in printed
+
+
+@pytest.mark.parametrize("value", [1.001, float("nan")])
+def test_a_training_that_differs_fails(monkeypatch, value):
+    from engine.systems.refiner import RefinerSystem
+
+    honest = RefinerSystem.step
+
+    def step(self, batch):
+        losses = honest(self, batch)
+        return {**losses, "l_real": losses["l_real"] * value} if self.config.fused else losses
+
+    monkeypatch.setattr(RefinerSystem, "step", step)
+    row, _ = verify.verify_training(1, CPU)
+    assert not row.passed and row.failed == 1 and row.worst == "l_real at step 1"
+
+
+def test_a_row_without_checks_does_not_pass(monkeypatch):
+    spec = replace(_spec.specs()["linear"], samples=[])
+    monkeypatch.setattr(_spec, "specs", lambda: {"linear": spec})
+    assert not verify.verify_operator("linear", "fp32", "cpu").passed
+
+
+def test_bad_arguments(capsys):
+    assert command(verify.main, "--operator", "linaer") == 2
+    assert "the operators are" in capsys.readouterr().err
+    assert command(verify.main, "--steps", "-1") == 2
+    if not torch.cuda.is_available():
+        assert command(verify.main, "--device", "cuda") == 2
+        assert "no CUDA device" in capsys.readouterr().err
+
+
+# doctor
+
+
+def test_a_healthy_machine(capsys):
+    assert command(doctor.main) == 0
+    printed = capsys.readouterr().out
+    assert "Training works here." in printed and "BROKEN" not in printed
+    assert all(name in printed for name in _op.discover())
+    assert "one fused step of a small refiner works" in printed
+
+
+BLOCKED = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names} or name in {names}:
+            raise ImportError(f"{{name}} is blocked")
+
+sys.meta_path.insert(0, Block())
+from engine.cli import run
+from engine.doctor import main
+run("doctor", main, {arguments})
+"""
+
+
+def doctor_without(*names: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    code = BLOCKED.format(names=set(names), arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("names", "broken", "cure"),
+    [
+        (("torch", "triton", "nvidia"), ["torch", "dali", "training"], "pip install 'torch"),
+        (("engine._native", "tyro"), ["extension", "tyro", "training (cpu)"], "build_ext --inplace"),
+    ],
+)
+def test_the_doctor_works_where_things_are_missing(names, broken, cure):
+    done = doctor_without(*names)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert f"mend: {', '.join(broken)}." in done.stdout
+    assert cure in done.stdout
+
+
+def test_a_check_that_breaks_is_a_finding(monkeypatch):
+    def check_oops():
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_python, check_oops))
+    findings = doctor.examine()
+    assert [finding.state for finding in findings] == ["ok", "BROKEN"]
+    assert "boom" in findings[1].found
+
+
+def test_json(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_python, doctor.check_cpu))
+    assert command(doctor.main, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["works"] and [one["subject"] for one in found["findings"]] == ["python", "processor"]
+    assert command(doctor.main, "--jsn") == 2
+
+
+def test_a_capped_instruction_set_is_told(monkeypatch):
+    native = _native.load()
+    if native.machine_isa() == "baseline":
+        pytest.skip("this machine has one instruction set")
+    with verify.limited("baseline"):
+        (finding,) = doctor.check_extension()
+    assert "uses baseline, KILN_ISA caps" in finding.found and "unset KILN_ISA" in finding.mend

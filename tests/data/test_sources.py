@@ -1,0 +1,138 @@
+"""Folders, zips and the manifest layout."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.data_images import encoded, picture, write_manifest_set, write_pictures, zip_of
+
+from engine.data import open_dataset, open_loader
+from engine.data.dataset import read_set
+from engine.errors import InputError
+
+pytest.importorskip("nvidia.dali")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
+
+
+def test_zip_is_the_folder(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", 4)
+    write_pictures(folder / "a folder" / "ünter 面", 3, width=64)
+    (folder / "broken.jpg").write_bytes(b"text")
+    (folder / ".hidden.png").write_bytes(b"text")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "._000.png").write_bytes(b"text")
+    before = sorted(tmp_path.rglob("*"))
+    inside, packed = read_set(folder), read_set(zip_of(folder, tmp_path / "set.zip"))
+    assert len(inside) == 7 and inside.paths == packed.paths and inside.digest == packed.digest
+    assert inside.quarantined == packed.quarantined and len(packed.quarantined) == 1
+    new = {path for path in sorted(tmp_path.rglob("*")) if path not in before}
+    assert {path.relative_to(tmp_path).parts[0] for path in new} == {"set.zip", "cache"}, "nothing may be unpacked"
+    a, b = (
+        open_loader(images, batch_size=7, resolution=32, channels=3, device="cpu", seed=0, loader=kind)
+        for images, kind in ((inside, "resident"), (packed, "dali"))
+    )
+    assert (a.next().images == b.next().images).all()
+    b.close()
+
+
+@pytest.mark.parametrize("prefix", ["", "my photos/"])
+def test_zip_with_a_manifest(tmp_path: Path, prefix: str) -> None:
+    points = np.random.default_rng(0).uniform(0, 40, (4, 68, 2))
+    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], points)
+    packed = read_set(zip_of(folder, tmp_path / "set.zip", prefix))
+    np.testing.assert_array_equal(packed.landmarks, points.astype(np.float32))
+    assert packed.paths[0] == f"{prefix}images/000.png"
+
+
+def test_bad_zips(tmp_path: Path) -> None:
+    whole = zip_of(write_pictures(tmp_path / "set", 3), tmp_path / "set.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut.zip is not a readable zip"):
+        read_set(tmp_path / "cut.zip")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(InputError, match=r"text.zip is not a readable zip"):
+        read_set(tmp_path / "text.zip")
+    locked = bytearray(whole)
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = whole.find(mark)
+        while at >= 0:
+            locked[at + flags] |= 1
+            at = whole.find(mark, at + 4)
+    (tmp_path / "locked.zip").write_bytes(locked)
+    with pytest.raises(InputError, match=r"locked.zip is encrypted"):
+        read_set(tmp_path / "locked.zip")
+    spoilt = bytearray(whole)
+    spoilt[60:90] = b"\xff" * 30  # inside the first member
+    (tmp_path / "spoilt.zip").write_bytes(spoilt)
+    images = read_set(tmp_path / "spoilt.zip")
+    assert len(images) == 2 and "damaged zip member" in images.quarantined[0][1]
+
+
+def test_symbolic_link_loops_end(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", 2)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "up").symlink_to(folder, target_is_directory=True)
+    (folder / "sub" / "self").symlink_to(folder / "sub", target_is_directory=True)
+    elsewhere = write_pictures(tmp_path / "elsewhere", 1, width=64)
+    (folder / "linked").symlink_to(elsewhere, target_is_directory=True)
+    assert read_set(folder).paths == ["000.png", "001.png", "linked/000.png"]
+
+
+def test_manifest(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).uniform(0, 40, (4, 68, 2))
+    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], points)
+    (folder / "images" / "unlisted.png").write_bytes(encoded(picture(9), "PNG"))
+    with open(folder / "manifest.csv", "a") as file:
+        file.write("absent.png,0\n../../secret.png,0\n001.png,0\n")
+    images = read_set(folder)
+    assert images.paths == [f"images/{i:03d}.png" for i in range(4)]
+    np.testing.assert_array_equal(images.landmarks, points.astype(np.float32))
+    digest = images.digest
+    np.save(folder / "landmarks_68.npy", points)  # the rows in another order
+    assert read_set(folder).digest != digest
+    reasons = dict(images.quarantined)
+    assert "not there" in reasons["images/absent.png"] and "not there" in reasons["images/../../secret.png"]
+    assert "named twice" in reasons["images/001.png"]
+
+
+def test_images_without_landmarks(tmp_path: Path) -> None:
+    points = np.zeros((4, 68, 2))
+    points[1, 5, 0] = np.nan
+    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], points)
+    text = (folder / "manifest.csv").read_text().replace("000.png,3", "000.png,")
+    (folder / "manifest.csv").write_text(text)
+    everything = open_dataset(folder, channels=3, resolution=16)
+    assert len(everything) == 4 and everything.landmarks is None
+    marked = open_dataset(folder, channels=3, resolution=16, points=68)
+    assert len(marked) == 2 and marked.landmarks.shape == (2, 68, 2)
+    not_finite = "its landmarks are not all finite numbers"
+    assert marked.quarantined == [("images/000.png", "no landmarks"), ("images/001.png", not_finite)]
+    assert marked.digest != everything.digest
+    shutil.rmtree(folder / "images")
+    with pytest.raises(InputError, match=r"no image file|no usable image"):
+        open_dataset(folder, channels=3, resolution=16)
+    with pytest.raises(InputError, match=r"has no landmarks .*; try .*deeper/set"):
+        write_manifest_set(tmp_path / "deeper" / "set", [picture(0), picture(1)], points[2:])
+        write_pictures(tmp_path / "deeper", 1)
+        open_dataset(tmp_path / "deeper", channels=3, resolution=16, points=68)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "landmarks_68.npy").write_bytes(b"text"), "landmarks_68.npy is not a readable"),
+        (lambda f: np.save(f / "landmarks_68.npy", np.zeros((4, 5, 2))), r"expected floats of shape \(N, 68, 2\)"),
+        (lambda f: np.save(f / "landmarks_68.npy", np.zeros((3, 68, 2))), "line 2: landmarks_row is '3'"),
+        (lambda f: (f / "manifest.csv").write_bytes(b"file,landmarks_row\n\xff\xfe,1\n"), "cannot be read"),
+    ],
+)
+def test_a_damaged_manifest_set(tmp_path: Path, spoil, message: str) -> None:
+    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(4)], np.zeros((4, 68, 2)))
+    spoil(folder)
+    with pytest.raises(InputError, match=message):
+        read_set(folder)

@@ -1,0 +1,109 @@
+"""engine.load and kiln export: a trained model as a module, and as a folder to publish."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tests.support.tiny_run import command, make_run
+
+import engine
+from engine import checkpoint, export, refine
+from engine.config import resolve
+from engine.data import avatars
+from engine.errors import InputError
+from engine.kernels.resize_conv_act.kept_weights import KEPT
+from engine.systems.registry import SYSTEMS, build, load_trained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run whose moving average differs from its last weights."""
+    folder = make_run(tmp_path_factory.mktemp("run") / "run", data=Path("/private/photos"))
+    found = checkpoint.load(folder)
+    weights = {n: t + 0.01 if n.startswith("ema.") else t for n, t in found.weights.items()}
+    checkpoint.save(folder, 8, weights, found.state, found.config)
+    return folder
+
+
+def images(count: int = 3) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_load(run):
+    model = engine.load(run)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    refined = model(images())
+    assert refined.shape == (3, 3, 32, 32) and refined.abs().max() <= 1 and not refined.requires_grad
+    torch.testing.assert_close(refined, engine.load(run, fused=False)(images()), rtol=0, atol=1e-5)
+    assert not torch.equal(refined, engine.load(run, ema=False)(images()))
+    assert torch.equal(refined, engine.load(checkpoint.latest(run))(images()))
+
+
+def test_folded_weights_are_kept(run):
+    model = engine.load(run)
+    first = model(images())
+    kept = [packed for p in model.parameters() for packed in KEPT.get(p, {}).values()]
+    addresses = [packed.data_ptr() for packed in kept]
+    assert kept and torch.equal(model(images()), first)
+    assert [packed.data_ptr() for p in model.parameters() for packed in KEPT.get(p, {}).values()] == addresses
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_every_system_is_exported(system, tmp_path):
+    """The folder's model is the run's, and its files are those of a hub."""
+    words = ["--eager", "--filters", "4", "--resolution", "32", "--device", "cpu", "--out", str(tmp_path / "run")]
+    config, _ = resolve(["--system", system, *words])
+    built = build(config, "cpu")
+    checkpoint.save(config.out, 1, built.weights(), built.state_dict(), config)
+    folder = engine.export.export(config.out, tmp_path / "out")
+    assert {f.name for f in folder.iterdir()} == {"config.json", "model.safetensors", "README.md", "framing.json"}
+    model, of = engine.load(config.out), engine.load(folder)
+    assert type(model) is type(of)
+    expected, found = model.state_dict(), of.state_dict()
+    assert expected.keys() == found.keys() and all(torch.equal(expected[n], found[n]) for n in expected)
+    assert (folder / "README.md").read_text().startswith("---\nlibrary_name: kiln-engine\n")
+
+
+def test_export_command(run, tmp_path, capsys):
+    assert command(export.main, run, tmp_path / "out") == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    text = "".join((tmp_path / "out" / name).read_text() for name in ("config.json", "README.md"))
+    assert "private" not in text and str(run) not in text
+    weights = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    ema = {n.partition(".")[2]: t for n, t in checkpoint.load(run).weights.items() if n.startswith("ema.")}
+    assert {n.removeprefix("generator.") for n in weights} == ema.keys()
+    assert all(torch.equal(weights[f"generator.{n}"], t) for n, t in ema.items())
+    assert torch.equal(engine.load(tmp_path / "out")(images()), engine.load(run)(images()))
+    assert load_trained(tmp_path / "out")[1].data is None
+
+    avatars.write(tmp_path / "faces", 2, 48, 0)
+    assert command(refine.main, tmp_path / "out", tmp_path / "faces" / "game", tmp_path / "refined") == 0
+    assert len(list((tmp_path / "refined" / "images").iterdir())) == 2
+
+
+def test_export_refusals(run, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert command(export.main, run, tmp_path / "full") == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert command(export.main, tmp_path, tmp_path / "out") == 2
+    assert "holds no checkpoint" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "config.json").write_text("{"), "is no exported model"),
+        (lambda f: (f / "config.json").write_text(json.dumps({"format": 9})), "its format is 9"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"0123456789"), "is no exported model"),
+        (lambda f: safetensors.torch.save_file({}, f / "model.safetensors"), "another configuration"),
+    ],
+)
+def test_damaged_exports(run, tmp_path, damage, says):
+    folder = export.export(run, tmp_path / "out")
+    damage(folder)
+    with pytest.raises(InputError, match=says):
+        engine.load(folder)

@@ -1,0 +1,51 @@
+"""The reenactment's networks and its losses on features, alone."""
+
+import pytest
+import torch
+
+from engine.networks.layers import parameter_count
+from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, initialise, log_mean_sigmoid
+from engine.systems.feature_losses import feature_losses
+from tests.systems.test_reenact import gram
+
+
+def test_style_is_compared_image_by_image() -> None:
+    """Two images whose Gram matrices are exchanged: as one batch their style would be equal."""
+    random = torch.Generator().manual_seed(0)
+    names = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+    features = {name: torch.rand(2, 4, 5, 5, generator=random) for name in names}
+    swapped = {name: tensor.flip(0) for name, tensor in features.items()}
+    options = {"perceptual": True, "identity": None}
+    content = sum((features[name] - swapped[name]).abs().mean() for name in names)
+    a, b = (gram(image) for image in features["relu3_3"])
+    for fused in (True, False):
+        found = feature_losses(features, swapped, **options, fused=fused)
+        assert found["l_pp"].item() == pytest.approx((content + (a - b).norm()).item(), rel=1e-5)
+
+
+def test_probability_of_an_image_is_the_mean_of_its_patches() -> None:
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 4
+    torch.testing.assert_close(log_mean_sigmoid(logits), torch.sigmoid(logits).mean(1).log())
+    torch.testing.assert_close(log_mean_sigmoid(-logits), (1 - torch.sigmoid(logits).mean(1)).log())
+    assert log_mean_sigmoid(torch.full((1, 9), -1000.0)).item() == pytest.approx(-1000)
+
+
+@pytest.mark.parametrize("side", [16, 32, 64, 128, 256])
+def test_sizes_match_at_every_resolution(side: int) -> None:
+    images, points = torch.zeros(1, 3, side, side), torch.full((1, 68, 2), side / 2)
+    sides = []
+    net = ReenactmentGenerator(side, 1, 3)
+    initialise(net, 0)
+    net.middle.register_forward_hook(lambda _, __, result: sides.append(result.shape[-1]))
+    assert net(images, points).shape == images.shape
+    assert sides == [max(4, side // 16)]
+    critic = PatchDiscriminator(side, 1, 3)
+    initialise(critic, 0)
+    patches = critic(images, points).shape[1]
+    assert patches == max(4, (side // 8 - 2) ** 2)
+
+
+def test_networks_are_as_large_as_the_authors() -> None:
+    with torch.device("meta"):
+        assert parameter_count(ReenactmentGenerator(64, 64, 3)) == 31_536_131
+        assert parameter_count(PatchDiscriminator(64, 32, 3)) == 729_505
