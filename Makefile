@@ -30,7 +30,8 @@ sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and
 	tar -c --exclude='*.so' --exclude=__pycache__ kernels engine tests | tar -x -C $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1 \
-		$(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys tests/kernels/test_sanitized.py tests/kernels/test_operators.py $(ARGS)
+		$(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys tests/kernels/test_sanitized.py \
+		tests/kernels/test_operators.py $(ARGS)
 
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)

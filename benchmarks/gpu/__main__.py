@@ -114,10 +114,10 @@ def machine(place: Place) -> Outcome:
 
 
 def tests(place: Place) -> Outcome:
-    """tests/test_gpu_*.py."""
-    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_gpu_*.py"))
+    """tests/gpu/."""
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
     if not files:
-        return Outcome(NOT_RUN, "there are no tests/test_gpu_*.py")
+        return Outcome(NOT_RUN, "there is no folder tests/gpu")
     if importlib.util.find_spec("pytest") is None:
         return Outcome(NOT_RUN, "pytest is not installed")
     printed = place.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *files)

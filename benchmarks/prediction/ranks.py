@@ -5,9 +5,10 @@
     tree(S, N) = 4.4 us + 2 (N / m - 1) 1.2 us + 2 log2(m) 8.5 us + 2 S / bandwidth
     t = the lesser of them; m = machines of 8 GPUs, b = images on a GPU
 
-Nothing of an exchange hides behind computation: that is how engine.distributed.gradients does it. The form of both and their
-latencies (protocol LL128) are those by which NCCL chooses between them (NVIDIA/nccl, src/graph/tuning.cc). The step of
-one GPU is by default the roofline's, the least it can take; give a measured one to see what that would change.
+Nothing of an exchange hides behind computation: that is how engine.distributed.gradients does it. The form of both
+and their latencies (protocol LL128) are those by which NCCL chooses between them (NVIDIA/nccl, src/graph/tuning.cc).
+The step of one GPU is by default the roofline's, the least it can take; give a measured one to see what that would
+change.
 """
 
 import math

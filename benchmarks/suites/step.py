@@ -4,7 +4,8 @@ eager:   the step as it is usually written, in both layouts
 compile: the same, networks and losses through torch.compile, channels_last
 strong:  what library parts can do (strong.py)
 
-On a GPU also compile max-autotune; it, strong and fused run as one CUDA graph (engine.training.cuda_graph), the others as written.
+On a GPU also compile max-autotune; it, strong and fused run as one CUDA graph (engine.training.cuda_graph), the
+others as written.
 """
 
 import ctypes

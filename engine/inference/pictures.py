@@ -1,8 +1,8 @@
 """One picture's way into the network and back: read, placed in the square of the resolution, and taken out of it again.
 
-Reading is that of the data sets (engine.data.decoding.plain_images): EXIF rotation applied, 16-bit and float grey scaled to 8
-bits, palette and CMYK converted, transparency laid over mid-grey, the first frame of an animation. Shrinking is
-antialiased and linear, as the loaders shrink; the nearest pyramid is made from the result, by the network.
+Reading is that of the data sets (engine.data.decoding.plain_images): EXIF rotation applied, 16-bit and float grey
+scaled to 8 bits, palette and CMYK converted, transparency laid over mid-grey, the first frame of an animation.
+Shrinking is antialiased and linear, as the loaders shrink; the nearest pyramid is made from the result, by the network.
 """
 
 import io

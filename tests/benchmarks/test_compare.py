@@ -9,12 +9,12 @@ import statistics
 from pathlib import Path
 
 import pytest
-from tests.support.benchmark_results import AMD, INTEL, PREDICTED
-from tests.support.tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks.reports import compare, saved
 from engine.errors import InputError
+from tests.support.benchmark_results import AMD, INTEL, PREDICTED
+from tests.support.tiny_run import command
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from tests.support.tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks.reports import saved
 from benchmarks.suites import latency
 from engine.networks.refiner import RefinerGenerator
 from engine.systems.refiner import RefinerConfig
+from tests.support.tiny_run import command
 
 TINY = RefinerConfig(resolution=32, filters=8, hidden=8, inject=(8, 16), device="cpu")
 

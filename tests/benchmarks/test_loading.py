@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.support.tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks.reports import figures, page, saved
 from benchmarks.suites import loading
 from benchmarks.timing.measure import Limits, Timing
 from engine.pages.charts import styled
+from tests.support.tiny_run import command
 
 TINY = loading.Setting(12, 178, 218, 64, 4, {"filters": 8, "batch_size": 2, "resolution": 32, "hidden": 8})
 TIMED = {"dali": 0.01, "resident": 0.002, "torch": 0.02, "torch draft": 0.016, "step": 0.04}

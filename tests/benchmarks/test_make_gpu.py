@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_run import command
 
 import benchmarks.gpu.__main__ as gpu
 from benchmarks.gpu import sanitize, train
@@ -16,6 +15,7 @@ from benchmarks.gpu.__main__ import FAILED, NOT_RUN, OK, Outcome, Part, Place
 from engine.data import avatars, resident
 from engine.kernels import _spec
 from engine.systems.refiner import RefinerConfig
+from tests.support.tiny_run import command
 
 
 @pytest.fixture

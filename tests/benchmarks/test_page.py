@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.support.benchmark_results import AMD, INTEL, PREDICTED
-from tests.support.tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks.reports import figures, page, saved
 from benchmarks.timing.measure import Limits
 from engine.pages.charts import styled
+from tests.support.benchmark_results import AMD, INTEL, PREDICTED
+from tests.support.tiny_run import command
 
 VOID = {"meta", "br", "path", "use", "line", "rect", "img", "link"}
 

@@ -1,12 +1,11 @@
 """Training on many GPUs, on paper: the formulas by hand, their limits, and the tables of docs/distributed.md."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.prediction import ranks
 from benchmarks.prediction.ranks import BETWEEN, GPUS, INSIDE, Arguments, Step, exchange, refiner_sizes, ring, tree
+from tests.support.places import ROOT
 
 
 def test_one_machine_by_hand() -> None:
@@ -42,7 +41,7 @@ def test_what_the_refiner_exchanges() -> None:
 def test_the_tables_are_those_of_the_page(capsys) -> None:
     assert benchmarks.main(["ranks"]) == 0
     printed = capsys.readouterr().out
-    page = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text()
+    page = (ROOT / "docs" / "distributed.md").read_text()
     for table in ranks.tables(Arguments()):
         rows = table.markdown().split("\n\n", 1)[1]
         assert len(table.rows) == 1 + len(GPUS) and rows in printed and rows in page

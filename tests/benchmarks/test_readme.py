@@ -4,20 +4,18 @@ import copy
 import json
 import re
 import shutil
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tests.support.benchmark_results import AMD, INTEL
-from tests.support.tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks.reports import readme, saved
 from benchmarks.timing import rows
 from benchmarks.timing.measure import Timing
 from engine.errors import InputError
-
-ROOT = Path(bench.__file__).parent.parent
+from tests.support.benchmark_results import AMD, INTEL
+from tests.support.places import ROOT
+from tests.support.tiny_run import command
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 import copy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks import selftest
@@ -18,6 +16,8 @@ from benchmarks.timing import rows
 from benchmarks.timing.measure import Timing
 from engine import ops
 from engine.kernels import _spec
+from tests.support.places import ROOT
+from tests.support.tiny_run import command
 
 NAMES = [f"{name} channels_last" for name in selftest.ROWS]
 
@@ -105,7 +105,7 @@ def test_pytest_benchmarks():
     words = ["benchmarks", "--quick", "--benchmark-disable", "-p", "no:cacheprovider", "-k"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words, "l1_autoencoder_loss and not compile"],
-        cwd=Path(bench.__file__).parent.parent, capture_output=True, text=True,
+        cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     count = len(operators.names(*next(operators.cases("l1_autoencoder_loss", quick=True)), compiled=False))
     assert done.returncode == 0 and f"{count} passed" in done.stdout, done.stdout

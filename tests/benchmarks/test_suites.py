@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_run import command
 
 import benchmarks.__main__ as bench
 from benchmarks.arguments import Arguments
@@ -22,6 +21,8 @@ from benchmarks.timing.table import Table
 from engine import ops
 from engine.kernels import _native, _spec
 from engine.systems.refiner import RefinerSystem
+from tests.support.places import ROOT
+from tests.support.tiny_run import command
 
 TINY = {"filters": 8, "batch_size": 2, "resolution": 32, "hidden": 8}
 STRONG = [
@@ -245,9 +246,8 @@ print(any("hg" in words for words in flags), "THP_MEM_ALLOC_ENABLE" in os.enviro
     reason="the system knows no transparent huge pages",
 )
 def test_steady_memory_asks_for_huge_pages():
-    root = Path(bench.__file__).parent.parent
     run = [sys.executable, "-c", ASKS_FOR_HUGE_PAGES]
-    done = subprocess.run(run, cwd=root, check=True, capture_output=True, text=True)
+    done = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "False"]  # asked for; other processes are as they are without it
 
 

@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tests.support.data_images import write_manifest_set, write_pictures
-from tests.support.evaluation_fakes import SYSTEMS as FAKES
 from PIL import Image
-from tests.support.tiny_run import command
 
 from engine import ablate, checkpoint, evaluate, train
 from engine.config import config_class, saved_fields
@@ -23,6 +20,9 @@ from engine.evaluation import ablation_table
 from engine.systems import registry
 from engine.training import loop
 from engine.training.loop import Trainer
+from tests.support.data_images import write_manifest_set, write_pictures
+from tests.support.evaluation_fakes import SYSTEMS as FAKES
+from tests.support.tiny_run import command
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
 

@@ -13,8 +13,7 @@ import tyro
 
 from engine import __version__, cli
 from engine.errors import InputError
-
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
 
 
 @dataclass

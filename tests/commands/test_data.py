@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.data_images import BAD, encoded, picture, write_bad, write_manifest_set, write_pictures
 
 from engine import cli
 from engine.data import dataset, open_dataset, open_loader
@@ -20,6 +19,7 @@ from engine.data.__main__ import main
 from engine.data.dataset import read_set
 from engine.data.decoding.dali import Prober
 from engine.errors import InputError
+from tests.support.data_images import BAD, encoded, picture, write_bad, write_manifest_set, write_pictures
 
 pytest.importorskip("nvidia.dali")
 

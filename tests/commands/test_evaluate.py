@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.data_images import picture, write_manifest_set, write_pictures
 from PIL import Image
-from tests.support.tiny_run import command, make_run
 
 from engine import evaluate, refine
 from engine.evaluation import figures, refined
 from engine.evaluation import sliced_wasserstein as swd
 from engine.evaluation.identity import SKIPPED
 from engine.evaluation.likeness import likeness
+from tests.support.data_images import picture, write_manifest_set, write_pictures
+from tests.support.tiny_run import command, make_run
 
 needs_extras = pytest.mark.skipif(
     any(not __import__("importlib").util.find_spec(name) for name in ("torchmetrics", "cv2")), reason="needs [eval]"

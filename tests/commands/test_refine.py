@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.support.data_images import bomb, encoded, picture, write_manifest_set, write_pictures
 from PIL import Image
 from safetensors.torch import load_file
-from tests.support.tiny_run import command, make_run
 
 from engine import refine
 from engine.data import open_dataset, open_loader
 from engine.inference import marking, pictures
 from engine.networks.refiner import RefinerGenerator
+from tests.support.data_images import bomb, encoded, picture, write_manifest_set, write_pictures
+from tests.support.tiny_run import command, make_run
 
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
 SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

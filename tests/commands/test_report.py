@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from tests.support.data_images import picture
 from PIL import Image
-from tests.support.tiny_run import command
 
 from engine import report
 from engine.pages.charts import draw, series, smooth, thin
 from engine.pages.panels import Curve
 from engine.systems.registry import SYSTEMS, build
+from tests.support.data_images import picture
+from tests.support.tiny_run import command
 from tests.support.training_fakes import batch_of, tiny_config
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.support.tiny_run import command, make_run
 
 from engine import checkpoint, sample
 from engine.inference import marking
@@ -15,6 +14,7 @@ from engine.networks.began import BeganGenerator
 from engine.systems.generation import between
 from engine.systems.registry import build, load_trained
 from tests.support.generator_runs import configure, run_steps
+from tests.support.tiny_run import command, make_run
 
 SYSTEMS = ("began", "dcgan", "wgan")
 

@@ -4,18 +4,17 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from tests.support.tiny_run import command
 
 from engine import doctor, ops, verify
 from engine.kernels import _native, _op, _spec
 from engine.systems.registry import SYSTEMS
 from engine.verification.training_steps import ATTEMPTS
+from tests.support.places import ROOT
+from tests.support.tiny_run import command
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 

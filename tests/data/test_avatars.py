@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import os
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from engine.data.avatars.geometry import camera, front_point, landmarks, pose, p
 from engine.data.avatars.identity import frame, scene, traits
 from engine.data.avatars.picture import _material, draw, paint_look
 from engine.errors import InputError
+from tests.support.places import ROOT
 
 # fmt: off
 MIRROR = np.array([
@@ -52,9 +52,8 @@ def test_same_bytes_in_any_order_and_process():
     code = "import sys; sys.path[:0] = eval(sys.argv[1]); from tests.data.test_avatars import digest\n" + "".join(
         f"print(digest(*{job!r}, 48))\n" for job in jobs[::-1]
     )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     out = subprocess.run(
-        [sys.executable, "-c", code, repr([root, *sys.path])], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, repr([str(ROOT), *sys.path])], capture_output=True, text=True, check=True
     )
     assert out.stdout.split() == first[::-1]
     assert digest(5, 0, "photo", 48, seed=1) != first[0]

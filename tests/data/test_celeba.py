@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.data_images import picture, zip_of
 
 from engine import cli
 from engine.data import open_dataset
 from engine.data.__main__ import main
 from engine.data.dataset import read_set
 from engine.errors import InputError
+from tests.support.data_images import picture, zip_of
 
 pytest.importorskip("nvidia.dali")
 FILES = [f"{i:06d}.jpg" for i in range(1, 7)]

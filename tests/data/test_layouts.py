@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.data_images import picture, write_manifest_set, write_pictures
 
 from engine import cli
 from engine.data import ImageSet, open_dataset, open_loader
@@ -14,9 +13,10 @@ from engine.data.__main__ import main
 from engine.data.dataset import CLIP_COUNT, CLIP_FRAMES, read_set
 from engine.data.landmarks import MIRROR_ORDER, MIRROR_ORDERS
 from engine.errors import InputError
+from tests.support.data_images import picture, write_manifest_set, write_pictures
+from tests.support.places import SHARED_DATA
 
 pytest.importorskip("nvidia.dali")
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -227,9 +227,9 @@ def test_avatars_as_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def shared(name: str) -> Path:
-    if not (SHARED / name).is_dir():
+    if not (SHARED_DATA / name).is_dir():
         pytest.skip("the shared data set is not here")
-    return SHARED / name
+    return SHARED_DATA / name
 
 
 def test_shared_clips() -> None:
@@ -242,7 +242,7 @@ def test_shared_clips() -> None:
 def test_shared_renders() -> None:
     images = open_clips(shared("renders_game"), points=68, members=2)
     assert np.bincount(images.clips).tolist() == [8] * 75
-    assert len(open_clips(SHARED / "renders_game", points=68)) == 921
+    assert len(open_clips(SHARED_DATA / "renders_game", points=68)) == 921
 
 
 def test_shared_pairs() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.data_images import picture, write_manifest_set, write_pictures
 from PIL import Image
 
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
@@ -13,9 +12,10 @@ from engine.data.decoding.upload import Uploads, send
 from engine.data.landmarks import MIRROR_ORDER
 from engine.data.shuffling import Order
 from engine.errors import InputError
+from tests.support.data_images import picture, write_manifest_set, write_pictures
+from tests.support.places import SHARED_DATA
 from tests.support.tape import NoWaiting
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytest.importorskip("nvidia.dali")
 
 
@@ -273,10 +273,10 @@ def test_landmarks_follow_the_pixels(tmp_path: Path) -> None:
         assert draw.mirror.any() and not draw.mirror.all()
 
 
-@pytest.mark.skipif(not (SHARED / "renders_scan").is_dir(), reason="no shared data")
+@pytest.mark.skipif(not (SHARED_DATA / "renders_scan").is_dir(), reason="no shared data")
 def test_mirroring_maps_real_faces_to_faces() -> None:
     """The mean face is nearly symmetric, so mirroring must map each point near itself."""
-    images = open_dataset(SHARED / "renders_scan", channels=3, resolution=64)
+    images = open_dataset(SHARED_DATA / "renders_scan", channels=3, resolution=64)
     plain, mirrored = (load(images, resolution=64, batch_size=160, mirror=flag).next() for flag in (False, True))
     flipped = (mirrored.images == plain.images.flip(3)).flatten(1).all(1)
     assert 50 < flipped.sum() < 110

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.data_images import picture, write_pictures, zip_of
 
 from engine import cli
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
 from engine.data.dataset import read_set
 from engine.errors import InputError
+from tests.support.data_images import picture, write_pictures, zip_of
 
 pytest.importorskip("nvidia.dali")
 

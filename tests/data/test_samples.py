@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.data_images import picture, write_manifest_set, write_pictures
 
 from engine.data import ImageSet, Loader, Together, open_dataset, open_loader
 from engine.data.landmarks import MIRROR_ORDER
 from engine.errors import InputError
+from tests.support.data_images import picture, write_manifest_set, write_pictures
 
 pytest.importorskip("nvidia.dali")
 SETTINGS = {"resolution": 16, "channels": 3, "device": "cpu"}

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.data_images import BAD, encoded, picture, write_bad, write_pictures
 from PIL import Image, ImageOps
 
 from engine.data import open_dataset, open_loader
 from engine.data.dataset import read_set
 from engine.errors import InputError
+from tests.support.data_images import BAD, encoded, picture, write_bad, write_pictures
 
 pytest.importorskip("nvidia.dali")
 

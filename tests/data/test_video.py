@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.data_images import zip_of
 from PIL import Image
 
 from engine import cli
@@ -15,6 +14,7 @@ from engine.data.__main__ import main
 from engine.data.dataset import read_set
 from engine.data.layouts.landmark_video import SPLITS, crop_square, parse_points
 from engine.errors import InputError
+from tests.support.data_images import zip_of
 
 pytest.importorskip("nvidia.dali")
 WIDTH, HEIGHT = 160, 120

@@ -7,6 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from engine import checkpoint, evaluate
+from engine.evaluation import fidelity
+from engine.evaluation.identity import SKIPPED
+from engine.systems import registry
 from tests.support.data_images import picture, write_manifest_set, write_pictures
 from tests.support.evaluation_fakes import (
     SYSTEMS,
@@ -18,13 +24,7 @@ from tests.support.evaluation_fakes import (
     FakeRefineConfig,
     make_run,
 )
-from PIL import Image
 from tests.support.tiny_run import command
-
-from engine import checkpoint, evaluate
-from engine.evaluation import fidelity
-from engine.evaluation.identity import SKIPPED
-from engine.systems import registry
 from tests.support.training_fakes import tiny_config
 
 pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")

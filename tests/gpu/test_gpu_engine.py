@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.data_images import picture, write_manifest_set
 
 from engine import doctor, verify
 from engine.config import TrainConfig, resolve
@@ -21,6 +20,7 @@ from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter
 from engine.training.schedule import learning_rate
 from engine.training.setup import set_machine
+from tests.support.data_images import picture, write_manifest_set
 from tests.support.training_fakes import batch_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.support.tiny_run import command, make_run
 
 import engine
 from engine import checkpoint, export, refine
@@ -15,6 +14,7 @@ from engine.data import avatars
 from engine.errors import InputError
 from engine.kernels.resize_conv_act.kept_weights import KEPT
 from engine.systems.registry import SYSTEMS, build, load_trained
+from tests.support.tiny_run import command, make_run
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,16 @@ import pytest
 from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import Resources, Variant
 from benchmarks.prediction.devices import DEVICES, programs_at_once
+from tests.support.places import ROOT
 
-HERE = Path(__file__).parent
 FINE = Resources(registers=128, shared=64 * 1024, threads=128, matrix={"wgmma": 8})
 
 
 def outside_the_interpreter(what: str) -> object:
     """What compiled_kernels.py prints."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(HERE / "compiled_kernels.py"), what]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
+    command = [sys.executable, "-m", "tests.support.compiled_kernels", what]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

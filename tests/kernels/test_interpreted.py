@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from engine.kernels import _spec
+from tests.support.places import ROOT
 
-TESTS = Path(__file__).parent
 LARGE = "resize_conv_act"  # its samples take as long as all others together
 SMALL = " or ".join(name for name in _spec.specs() if name not in (LARGE, "linear"))
 PARTS = {
@@ -30,9 +29,9 @@ def runs():
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
 
     def run(selection: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(TESTS / "test_operators.py")]
-        command += [str(TESTS / "test_gpu_kernels.py"), "-k", selection]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels/test_operators.py"]
+        command += ["tests/gpu/test_gpu_kernels.py", "-k", selection]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield {part: pool.submit(run, selection) for part, selection in PARTS.items()}

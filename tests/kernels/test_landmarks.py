@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from engine import ops
 from engine.kernels import _spec
-from tests.kernels.test_operators import INSTRUCTION_SETS, instruction_set  # noqa: F401, a fixture
+from tests.support.instruction_sets import INSTRUCTION_SETS
 
 ROW = [0.0111, 0.1353, 0.6065, 1.0, 0.6065, 0.1353, 0.0111]
 EACH = pytest.mark.parametrize("which", ["function", "reference"])
@@ -139,7 +139,7 @@ GEOMETRIES = [
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
 @pytest.mark.parametrize("batch, subpixel", [(2, False), (9, False), (2, True)])
 @pytest.mark.parametrize("kernel, stride, padding", GEOMETRIES)
-def test_landmark_conv_is_the_convolution_of_heatmaps(instruction_set, batch, subpixel, kernel, stride, padding):  # noqa: F811
+def test_landmark_conv_is_the_convolution_of_heatmaps(instruction_set, batch, subpixel, kernel, stride, padding):
     """Outputs and gradients against conv2d in float64 of the stamps written pixel by pixel."""
     torch.manual_seed(kernel)
     height, width = 15, 18

@@ -5,6 +5,7 @@ import torch
 
 from engine import ops
 from engine.kernels import _native, _op, _spec
+from tests.support.instruction_sets import INSTRUCTION_SETS
 
 CASES = [
     pytest.param(spec, sample, id=f"{name}: {sample.name}")
@@ -12,7 +13,6 @@ CASES = [
     for sample in spec.samples
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,17 +22,6 @@ def poison_unwritten_memory():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def instruction_set(request):
-    native = _native.load()
-    native.limit_isa(request.param)
-    if native.isa() != request.param:
-        native.limit_isa("avx512")
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    native.limit_isa("avx512")
 
 
 def check(errors: list[_spec.Error]) -> None:

@@ -6,7 +6,7 @@ import torch
 from engine.networks.layers import parameter_count
 from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, initialise, log_mean_sigmoid
 from engine.systems.feature_losses import feature_losses
-from tests.systems.test_reenact import gram
+from tests.support.gram_matrix import gram
 
 
 def test_style_is_compared_image_by_image() -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import engine
-
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
 
 
 def python(code: str, cwd: Path, **environment: str) -> str:

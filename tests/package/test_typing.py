@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from engine import ops
+from tests.support.places import ROOT
 
 mypy = pytest.importorskip("mypy")
-ROOT = Path(__file__).parent.parent
 
 USE = """
 import torch

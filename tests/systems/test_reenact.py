@@ -22,6 +22,7 @@ from engine.systems.reenact import ABLATION, ReenactSystem
 from engine.systems.registry import build, load_trained
 from engine.training import random_state
 from engine.training.metrics import LossMeter
+from tests.support.gram_matrix import gram
 from tests.support.training_fakes import smooth_images
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
@@ -112,12 +113,6 @@ def vgg(system: ReenactSystem, images: torch.Tensor) -> dict[str, torch.Tensor]:
         layer = system.vgg.convolutions[name]
         found[name] = x = F.relu(F.conv2d(x, layer.weight, layer.bias, padding=1))
     return found
-
-
-def gram(features: torch.Tensor) -> torch.Tensor:
-    channels = features.shape[0]
-    flat = features.reshape(channels, -1)
-    return flat @ flat.T / flat.numel()
 
 
 def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], dict[str, list[torch.Tensor]]]:

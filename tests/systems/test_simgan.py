@@ -17,7 +17,12 @@ from engine.systems.simgan import SimganSystem
 from engine.training.metrics import LossMeter
 from tests.support.tape import NoWaiting
 from tests.support.training_fakes import assert_same, batch_of, tiny_config, worst
-from tests.support.unpaired_runs import assert_recorded_steps_are_the_plain_steps, assert_resumes_exactly, everything, train
+from tests.support.unpaired_runs import (
+    assert_recorded_steps_are_the_plain_steps,
+    assert_resumes_exactly,
+    everything,
+    train,
+)
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 OWN = {"--pretrain-refiner": "0", "--pretrain-discriminator": "0", "--history": "16", "--lr": "0.001"}

@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from engine import ops
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
-from reference import public_modules  # noqa: E402
+from reference import public_modules
+
+from tests.support.places import ROOT
 
 
 def public(module: object, prefix: str) -> Iterator[tuple[str, object]]:

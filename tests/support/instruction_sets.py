@@ -1,0 +1,23 @@
+"""The instruction sets that the native operators are compiled for, and running with one of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from engine.kernels import _native
+
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
+
+
+@contextmanager
+def limited_to(name: str) -> Iterator[None]:
+    """Within the block native operators run with this instruction set; a test is skipped where the machine lacks it."""
+    native = _native.load()
+    native.limit_isa(name)
+    try:
+        if native.isa() != name:
+            pytest.skip(f"this machine has no {name}")
+        yield
+    finally:
+        native.limit_isa(INSTRUCTION_SETS[-1])
