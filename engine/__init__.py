@@ -7,13 +7,13 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from engine.fusion import FuseReport as FuseReport
     from engine.fusion import fuse as fuse
     from engine.fusion import unfuse as unfuse
     from engine.inference.trained import load as load
-
-__version__ = "0.2.0"
 
 # names that are imported when they are first used: torch is loaded with them
 LAZY = {

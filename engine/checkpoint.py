@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError
+from engine.systems.registry import config_from_json
 
 FOLDER = "checkpoints"
 FORMAT = 1
@@ -107,7 +109,22 @@ def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
 
 
 def problem(path: Path) -> str | None:
-    """Why the folder `path` is no good checkpoint, or None when it is."""
+    """Why the folder `path` is no good checkpoint, or None when it is. Files that did not change are hashed once."""
+    return _verdict(path, tuple(_stamp(path / name) for name in ("manifest.json", *FILES)))
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """What tells that a file is still the one that was read; None where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+@lru_cache(maxsize=256)
+def _verdict(path: Path, stamps: tuple[tuple[int, ...] | None, ...]) -> str | None:
+    """`problem` of a folder whose files have these stamps."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         files = manifest["files"]
@@ -126,6 +143,18 @@ def problem(path: Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         return "manifest.json is damaged"
     return None
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration in the config.json of a checkpoint folder or of a run folder, and nothing else of it.
+
+    Raises InputError when it is not the configuration of a run, OSError when it cannot be read.
+    """
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        raise InputError(f"{folder / 'config.json'} is not the configuration of a Kiln run") from None
+    return config_from_json(saved)
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -147,7 +176,7 @@ def load(path: Path | str) -> Checkpoint:
     try:
         weights = safetensors.torch.load_file(path / "weights.safetensors")
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        config = TrainConfig.from_json(json.loads((path / "config.json").read_text()))
+        config = read_config(path)
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(f"the checkpoint {path} cannot be read: {error}") from None
     if manifest["system"] != config.system:

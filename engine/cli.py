@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from engine import __version__
 from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError
 from engine.host.environment import variable
+from engine.version import __version__
 
 Config = TypeVar("Config")
 Main = Callable[[list[str]], int | None]

@@ -1,22 +1,22 @@
-"""The whole configuration of a training run, and where each value came from.
+"""The configuration of a training run: its options, their checks, and how it is printed and saved.
 
-Precedence: default < preset < checkpoint (with --resume) < command line.
+Each system adds its own options in a class of its own (engine.systems); engine.training.resolve makes the complete
+configuration of a command line.
 """
 
 import dataclasses
 import json
 import textwrap
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
+import torch
 import tyro
 
-from engine.distributed import torchrun
 from engine.errors import InputError
 from engine.host import atomic_files
+from engine.networks.layers import level_sizes
 
 Origins = dict[str, str]
 DEFAULT_SYSTEM = "refiner"
@@ -54,10 +54,16 @@ _NOT_SAVED = {"saved": False}  # of the command line alone
 class TrainConfig:
     """Values of one run that all systems have; every field is an option of `python -m engine.train`.
 
-    A system's own class adds its options and PRESETS: preset -> {field: value}.
+    A system's own class adds its options, their checks, and:
+    PRESETS:  preset -> {field: value}
+    FIXED:    the fields that a resumed run cannot change: its weights or its state would not survive it
+    SMALL:    field -> value of a small run in which every part of the system works from its first step; `kiln verify`
+              and the tests train it
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {}, "paper": {}}
+    FIXED: ClassVar[tuple[str, ...]] = ("system", "seed", "resolution", "channels", "filters")
+    SMALL: ClassVar[dict[str, Any]] = {"resolution": 32, "filters": 8, "batch_size": 4}
 
     fused: Switch = False
     """Train with Kiln's fused operators (give this or --eager)."""
@@ -142,15 +148,17 @@ class TrainConfig:
             for name in saved_fields(type(self))
         }
 
-    @staticmethod
-    def from_json(saved: dict[str, dict[str, Any]]) -> "TrainConfig":
-        """The configuration in a config.json, of its system's class. Raises InputError when it cannot be one."""
+    @classmethod
+    def from_json(cls, saved: dict[str, dict[str, Any]]) -> "TrainConfig":
+        """The configuration of this class in a config.json: name -> {"value", "origin"}; origins are left aside.
+
+        Raises InputError when it cannot be one.
+        """
         try:
-            kind = config_class(saved["system"]["value"])
-            values = {name: _typed(kind, name, saved[name]["value"]) for name in saved_fields(kind) if name in saved}
+            values = {name: _typed(cls, name, saved[name]["value"]) for name in saved_fields(cls) if name in saved}
         except (TypeError, KeyError, ValueError, AttributeError):
             raise InputError("config.json is not the configuration of a Kiln run") from None
-        return kind(**values)
+        return cls(**values)
 
     def completed(self, given: set[str], origins: Origins) -> "TrainConfig":
         """The configuration with the fields that follow from others; origins is kept up to date.
@@ -161,10 +169,6 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for values that cannot train. A system's class checks its own fields too."""
-        import torch
-
-        from engine.networks.layers import level_sizes
-
         level_sizes(self.resolution)
         self.at_least(1, "steps", "batch_size", "filters", "lr_every", "log_every", "checkpoint_every", "keep")
         self.at_least(0, "threads", "lr_warmup", "sample_every", "seed")
@@ -189,9 +193,7 @@ class TrainConfig:
 
     def check_resumed(self, saved: "TrainConfig") -> None:
         """Raise InputError for values that a run begun with `saved` cannot go on with."""
-        from engine.systems.registry import system_class
-
-        for name in system_class(saved.system).fixed:
+        for name in self.FIXED:
             old, new = getattr(saved, name), getattr(self, name)
             if old != new:
                 raise InputError(
@@ -215,27 +217,9 @@ class TrainConfig:
                 raise InputError(f"{flag(name)} must be between {low:g} and {high:g}, got {getattr(self, name)}")
 
 
-def config_class(system: str) -> type[TrainConfig]:
-    """The configuration of a system. Raises InputError for an unknown name."""
-    from engine.systems.registry import system_class
-
-    return system_class(system).config_class
-
-
 def saved_fields(kind: type[TrainConfig]) -> list[str]:
     """Names of the fields that config.json keeps, in the order of the help."""
     return [f.name for f in dataclasses.fields(kind) if f.metadata.get("saved", True)]
-
-
-def _description(kind: type[TrainConfig]) -> str:
-    from engine.systems.registry import SYSTEMS
-
-    head = f"Train a system on a folder of images. Systems: {', '.join(SYSTEMS)} (--system S --help for its options)."
-    presets = (
-        f"--preset {name}: {', '.join(f'{field} {show(value)}' for field, value in values.items())}."
-        for name, values in kind.PRESETS.items()
-    )
-    return "\n\n".join([head, *presets])
 
 
 def _plain(value: Any) -> Any:
@@ -246,116 +230,6 @@ def _typed(kind: type[TrainConfig], name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if value is not None and Path in get_args(get_type_hints(kind)[name]) else value
-
-
-def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
-    """The configuration of a command line, complete and checked, and the origin of each value.
-
-    origins: "default", "preset quick", "preset paper", "checkpoint", "launcher" or "command line".
-    Raises InputError for wrong usage. With --resume, and after a restart by the launcher, the
-    newest good checkpoint of --out is read.
-    """
-    from engine.cli import parse
-
-    out = _word(argv, "out")
-    if out is not None and "--resume" not in argv and torchrun.restarted(Path(out)):
-        argv = [*argv, "--resume"]
-    kind, saved = _kind(argv)
-    parsed = parse(kind, argv, prog="kiln train", description=_description(kind))
-    fields = [f.name for f in dataclasses.fields(kind)]
-    kept = saved_fields(kind)
-    given = _given(argv, fields)
-    config, origins = kind(), dict.fromkeys(fields, "default")
-    preset = parsed.preset if saved is None or "preset" in given else saved.preset
-    config = dataclasses.replace(config, preset=preset, **kind.PRESETS[preset])
-    origins |= dict.fromkeys(kind.PRESETS[preset], f"preset {preset}")
-    if saved is not None:
-        config = dataclasses.replace(saved, **{name: getattr(config, name) for name in fields if name not in kept})
-        origins |= dict.fromkeys(kept, "checkpoint")
-    config = dataclasses.replace(config, **{name: getattr(parsed, name) for name in given})
-    origins |= dict.fromkeys(given, "command line")
-    config = _count_ranks(config, origins)
-    config = _choose_mode(config, given, origins).completed(given, origins)
-    config = _fill(config)
-    config.check()
-    if "cuda_graph" in given and config.cuda_graph and config.device != "cuda":
-        raise InputError("--cuda-graph needs an NVIDIA GPU: add --device cuda, or leave it out")
-    if saved is not None:
-        config.check_resumed(saved)
-    return config, origins
-
-
-def _kind(argv: Sequence[str]) -> tuple[type[TrainConfig], TrainConfig | None]:
-    """The class that a command line is parsed with, and the configuration of the checkpoint that --resume goes on from.
-
-    The system is --system, else that of the checkpoint, else the refiner.
-    """
-    system, out = _word(argv, "system"), _word(argv, "out")
-    asking = {"-h", "--help"} & set(argv)
-    saved = None
-    if "--resume" in argv and not asking:
-        if out is None:
-            raise InputError("--resume needs the run folder: add --out RUN")
-        saved = _saved_config(Path(out))
-    if saved is not None and system not in (None, saved.system):
-        raise InputError(f"the run in {out} is of --system {saved.system}, which cannot become {system}")
-    return config_class(system or (saved.system if saved else DEFAULT_SYSTEM)), saved
-
-
-def _word(argv: Sequence[str], option: str) -> str | None:
-    """The value of --option in a command line that is not parsed yet."""
-    for word, following in zip(argv, [*argv[1:], None], strict=False):
-        if word == f"--{option}":
-            return following
-        if word.startswith(f"--{option}="):
-            return word.split("=", 1)[1]
-    return None
-
-
-def _given(argv: Sequence[str], fields: Sequence[str]) -> set[str]:
-    """The fields named on the command line."""
-    words = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
-    return {name for name in fields if name in words or f"no_{name}" in words}
-
-
-def _saved_config(out: Path) -> TrainConfig | None:
-    from engine import checkpoint
-
-    found = checkpoint.latest(out)
-    return None if found is None else checkpoint.load(found).config
-
-
-def _choose_mode(config: TrainConfig, given: set[str], origins: Origins) -> TrainConfig:
-    if {"fused", "eager"} <= given:
-        raise InputError("--fused and --eager exclude each other; give one")
-    if not {"fused", "eager"} & given and origins["fused"] != "checkpoint":
-        raise InputError("say how to train: --fused (Kiln's operators) or --eager (plain PyTorch)")
-    if "eager" in given:
-        origins["fused"] = "command line"
-        return dataclasses.replace(config, fused=False)
-    return dataclasses.replace(config, eager=not config.fused)
-
-
-def _count_ranks(config: TrainConfig, origins: Origins) -> TrainConfig:
-    """With as many ranks as there are; threads that another number of ranks shared the cores among are chosen anew."""
-    if (ranks := torchrun.size()) == config.ranks:
-        return config
-    origins["ranks"] = "launcher"
-    threads = config.threads if origins["threads"] == "command line" else 0
-    return dataclasses.replace(config, ranks=ranks, threads=threads)
-
-
-def _fill(config: TrainConfig) -> TrainConfig:
-    """Replace the values that depend on the machine by what they mean here."""
-    import torch
-
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # a launcher sets OMP_NUM_THREADS=1, whatever the machine
-    threads = config.threads or (torchrun.cores() if torchrun.local_size() > 1 else torch.get_num_threads())
-    if config.out is None and torchrun.may_restart():
-        raise InputError("torchrun may start this run again (--max-restarts): add --out RUN, so that it goes on")
-    out = config.out or Path("runs") / f"{config.system}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return dataclasses.replace(config, device=device, threads=threads, out=out)
 
 
 def flag(name: str) -> str:

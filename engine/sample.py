@@ -5,144 +5,14 @@ strip of frames and an animation. Image i depends on the seed and i alone. Every
 metadata (engine.inference.marking) and is either whole or not there.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import torch
-import tyro
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
-
 from engine.cli import parse, run
-from engine.errors import InputError
-from engine.host import atomic_files
-from engine.host.environment import pick_device
-from engine.inference import marking
-from engine.training.sample_grid import to_pixels
-
-if TYPE_CHECKING:
-    from engine.systems.generation import TrainedGenerator
-
-SHEET = 400  # images on the contact sheet at most
-GAP = 2  # pixels between them
-MILLISECONDS = 80  # of a frame
-
-
-@dataclass
-class Arguments:
-    """What `python -m engine.sample` takes."""
-
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run folder (its newest good checkpoint) or checkpoint folder."""
-    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """Folder to write, new or empty."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    """How many images."""
-    interpolations: int = 0
-    """How many ways between two noises, each as a strip and as an animation."""
-    frames: int = 12
-    """Images of each of them, both ends included."""
-    seed: int = 0
-    """Of the noise: the same seed gives the same images."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the generator's weights, or the last ones."""
-    batch_size: int = 64
-    """Images per pass; it changes no image."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes cuda when there is one."""
-    eager: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Run the plain PyTorch references instead of the fused operators."""
-
-    def check(self) -> None:
-        """Raise InputError for values that make no sense."""
-        for name, least in (("n", 0), ("interpolations", 0), ("frames", 2), ("seed", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        if not self.n and not self.interpolations:
-            raise InputError("nothing to do: --n 0 and no --interpolations")
-        if self.output.exists() and not self.output.is_dir():
-            raise InputError(f"{self.output} is a file; give a folder for the images")
-        if self.output.exists() and any(self.output.iterdir()):
-            raise InputError(f"{self.output} is not empty; choose another OUTPUT")
-
-
-def stream(seed: int, which: int) -> torch.Generator:
-    """The noise of the images (0) or of the interpolations' ends (1): different for all seeds and both."""
-    return torch.Generator().manual_seed(2 * seed + which)
-
-
-def images(model: "TrainedGenerator", noise: Tensor, batch_size: int, device: torch.device) -> Iterator[Image.Image]:
-    """The picture of each row of noise (N, h)."""
-    for part in noise.split(batch_size):
-        made = model(part.to(device))
-        if not torch.isfinite(made).all():
-            raise InputError("the model gives NaN: its training has diverged; use an earlier checkpoint of the run")
-        for pixels in to_pixels(made):
-            picture = Image.fromarray(pixels)
-            yield picture.convert("L") if made.shape[1] == 1 else picture
-
-
-def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures of one size side by side, `columns` in a row, with white between them."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    size = (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP)
-    page = Image.new(pictures[0].mode, size, "white")
-    for index, picture in enumerate(pictures):
-        page.paste(picture, (index % columns * (width + GAP), index // columns * (height + GAP)))
-    return page
-
-
-def write_samples(model: "TrainedGenerator", arguments: Arguments, device: torch.device, description: str) -> None:
-    """sample_00000.png, ... and grid.png with the first SHEET of them."""
-    noise, shown = model.noise(arguments.n, stream(arguments.seed, 0)), []
-    made = images(model, noise, arguments.batch_size, device)
-    for index, picture in enumerate(tqdm(made, total=arguments.n, unit=" images", disable=None, dynamic_ncols=True)):
-        marking.save(picture, arguments.output / f"sample_{index:05d}.png", description)
-        if index < SHEET:
-            shown.append(picture)
-    page = sheet(shown, math.ceil(math.sqrt(len(shown))))
-    marking.save(page, arguments.output / "grid.png", description)
-
-
-def write_interpolations(
-    model: "TrainedGenerator", arguments: Arguments, device: torch.device, description: str
-) -> None:
-    """interpolation_00.png, a strip of the frames, and interpolation_00.gif, there and back; and so on."""
-    ends = model.noise(2 * arguments.interpolations, stream(arguments.seed, 1))
-    for index, (first, last) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
-        way = model.between(first, last, arguments.frames)
-        frames = list(images(model, way, arguments.batch_size, device))
-        path = arguments.output / f"interpolation_{index:02d}.png"
-        marking.save(sheet(frames, len(frames)), path, description)
-        there_and_back = [*frames, *frames[-2:0:-1]]
-        animation = marking.encode_animation(there_and_back, MILLISECONDS, description)
-        atomic_files.write_bytes(path.with_suffix(".gif"), animation)
+from engine.inference.sampling import SampleOptions, sample_files
 
 
 def main(argv: list[str]) -> int:
     """Write images that a trained generator makes from noise."""
-    arguments = parse(Arguments, argv, prog="kiln sample", description="Write images of a trained noise generator.")
-    arguments.check()
-    device = pick_device(arguments.device)
-
-    from engine.systems.registry import load_trained
-
-    model, config = load_trained(
-        arguments.model, device, fused=not arguments.eager, ema=arguments.weights == "ema", kind="generate"
-    )
-    description = f"Synthetic image: generated by a neural network (Kiln {config.system}) from random numbers"
-    if arguments.n:
-        write_samples(model, arguments, device, description)
-    if arguments.interpolations:
-        write_interpolations(model, arguments, device, description)
-    what = [f"{arguments.n} images"] if arguments.n else []
-    what += [f"{arguments.interpolations} interpolations"] if arguments.interpolations else []
-    print(f"{' and '.join(what)} at {config.resolution}x{config.resolution}: {arguments.output}")
+    options = parse(SampleOptions, argv, prog="kiln sample", description="Write images of a trained noise generator.")
+    print(sample_files(options))
     return 0
 
 

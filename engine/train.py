@@ -1,6 +1,10 @@
 """`python -m engine.train`: train a system from image files, in one process or in several started by torchrun."""
 
+from engine import distributed
 from engine.cli import run
+from engine.training.loop import train
+from engine.training.memory import describe
+from engine.training.resolve import resolve
 
 
 def main(argv: list[str]) -> int:
@@ -8,18 +12,11 @@ def main(argv: list[str]) -> int:
 
     Of the processes that torchrun started, the first reads the command line for all.
     """
-    from engine import distributed
-    from engine.config import resolve
-
     with distributed.joined():
         config, origins = distributed.from_first(lambda: resolve(argv))
         if config.dry_run:
-            from engine.training.memory import describe
-
             print(distributed.from_first(lambda: describe(config, origins)))
             return 0
-        from engine.training.loop import train
-
         return train(config, origins)
 
 

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 
 from engine.config import Origins, TrainConfig
-from engine.config import resolve as resolve_options
 from engine.data import Loader, avatars, open_dataset, open_loader, resident
 from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
 from engine.data.decoding.validate import FileRecord
@@ -30,6 +29,7 @@ from engine.data.layouts.sources import open_source
 from engine.systems.refiner import RefinerConfig
 from engine.systems.registry import build
 from engine.training.loop import Trainer
+from engine.training.resolve import resolve as resolve_options
 from engine.training.setup import prepare_folder, require_fused, set_machine
 
 TRIED = 60  # steps that tell how long one takes

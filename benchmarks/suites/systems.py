@@ -19,9 +19,9 @@ from benchmarks.arguments import Arguments
 from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.rows import by_config
 from benchmarks.timing.table import Table
-from engine.config import TrainConfig, config_class
+from engine.config import TrainConfig
 from engine.systems.base import System
-from engine.systems.registry import SYSTEMS, build
+from engine.systems.registry import SYSTEMS, build, config_class
 from engine.verification.training_steps import LOSS_TOLERANCE, step_differences, training_batch
 
 LEFT_OUT = ("refiner",)

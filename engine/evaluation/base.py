@@ -4,33 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from engine.config import TrainConfig
+from engine.data import ImageSet
 from engine.evaluation import figures
 from engine.evaluation.measures import Measures, panels
 from engine.host import atomic_files
 from engine.inference import pictures
 from engine.inference.faces import FaceFinder
-
-if TYPE_CHECKING:
-    from engine.config import TrainConfig
-    from engine.data import ImageSet
+from engine.inference.sample_grid import save_grid
 
 EXAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained model, ready for use."""
-
-    module: nn.Module
-    config: "TrainConfig"
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -72,8 +62,6 @@ class Evaluation(ABC):
 
     def draw(self, measures: Measures, out: Path) -> None:
         """Write the figures."""
-        from engine.training.sample_grid import save_grid
-
         chosen = self.examples()
         rows = {label: scaled(images) for label, images in self.rows(chosen).items()}
         save_grid(rows | {self.result: scaled(self.results[chosen])}, out / "examples.png")
@@ -85,7 +73,7 @@ def scaled(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def read(dataset: "ImageSet", indices: Iterable[int], config: "TrainConfig") -> Iterator[tuple[np.ndarray, Any]]:
+def read(dataset: ImageSet, indices: Iterable[int], config: TrainConfig) -> Iterator[tuple[np.ndarray, Any]]:
     """Each image as (C, R, R) uint8, cropped and shrunk as in training, and its points in pixels of R (or None)."""
     for index in indices:
         image, _ = pictures.read(dataset.read(int(index)))
@@ -94,14 +82,12 @@ def read(dataset: "ImageSet", indices: Iterable[int], config: "TrainConfig") -> 
         yield pictures.to_square(image, placement, config.resolution, config.channels), points
 
 
-def read_all(dataset: "ImageSet", indices: Iterable[int], config: "TrainConfig") -> Tensor:
+def read_all(dataset: ImageSet, indices: Iterable[int], config: TrainConfig) -> Tensor:
     """The images as one (N, C, R, R) uint8."""
     return torch.from_numpy(np.stack([pixels for pixels, _ in read(dataset, indices, config)]))
 
 
-def chunks(
-    dataset: "ImageSet", indices: np.ndarray, config: "TrainConfig", what: str, size: int = 256
-) -> Iterator[Tensor]:
+def chunks(dataset: ImageSet, indices: np.ndarray, config: TrainConfig, what: str, size: int = 256) -> Iterator[Tensor]:
     """The chosen images in pieces of (size, C, R, R) uint8, with progress."""
     for batch in in_batches(indices, size, what):
         yield read_all(dataset, batch, config)

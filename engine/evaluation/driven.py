@@ -5,23 +5,24 @@ A sample is a source and a target image of the same person; the result is made o
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data import ImageSet
+from engine.data.groups import fixed_words
 from engine.data.landmarks import POINTS
+from engine.data.loader import group
 from engine.evaluation import figures
-from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, spread_indices
+from engine.evaluation.base import Evaluation, Means, in_batches, read, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity, landmark_error
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
 from engine.host import atomic_files
-from engine.refine import to_network, to_pixels
-
-if TYPE_CHECKING:
-    from engine.data import ImageSet
+from engine.inference.refining import to_network, to_pixels
+from engine.inference.trained import Trained
 
 NO_DETECTOR = "skipped: there is no detector for these points, only for the 68 of faces"
 
@@ -31,10 +32,7 @@ class Driven(Evaluation):
 
     result = "result"
 
-    def __init__(self, model: Trained, dataset: "ImageSet", *, limit: int, batch_size: int):
-        from engine.data.groups import fixed_words
-        from engine.data.loader import group
-
+    def __init__(self, model: Trained, dataset: ImageSet, *, limit: int, batch_size: int):
         groups = group(dataset, 2)
         samples = spread_indices(groups.count, limit)
         chosen = groups(samples, fixed_words(len(samples)))[:2].T
@@ -82,7 +80,7 @@ class Driven(Evaluation):
         atomic_files.write_bytes(out / "heatmaps.png", maps)
 
 
-def drive(model: Trained, dataset: "ImageSet", chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def drive(model: Trained, dataset: ImageSet, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """chosen (B, 2): source and target -> sources, results, targets uint8, points of the targets float32 (B, K, 2)."""
     pairs = list(read(dataset, chosen.reshape(-1), model.config))
     pixels = np.stack([pixels for pixels, _ in pairs])

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data import ImageSet
 from engine.evaluation.base import (
     Evaluation,
     Means,
-    Trained,
     chunks,
     in_batches,
     read_all,
@@ -22,11 +22,9 @@ from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, package, recognition
 from engine.evaluation.measures import Measures, detection_rates, distribution_distance
 from engine.evaluation.neighbours import nearest
-from engine.refine import to_pixels
-from engine.training.sample_grid import save_grid
-
-if TYPE_CHECKING:
-    from engine.data import ImageSet
+from engine.inference.refining import to_pixels
+from engine.inference.sample_grid import save_grid
+from engine.inference.trained import Trained
 
 
 class Generated(Evaluation):
@@ -34,7 +32,7 @@ class Generated(Evaluation):
 
     result = "generated"
 
-    def __init__(self, model: Trained, dataset: "ImageSet", training: "ImageSet", *, count: int, limit: int,
+    def __init__(self, model: Trained, dataset: ImageSet, training: ImageSet, *, count: int, limit: int,
                  batch_size: int, seed: int):  # fmt: skip
         noise = model.module.noise(count, torch.Generator().manual_seed(seed))
         results = []

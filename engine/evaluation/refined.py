@@ -7,23 +7,22 @@ Wasserstein distance, FID and detection rate how much like photos it has become.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.data import ImageSet
 from engine.evaluation import figures
-from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, read_all, spread_indices
+from engine.evaluation.base import Evaluation, Means, in_batches, read, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
 from engine.host import atomic_files
-from engine.refine import to_network, to_pixels
-
-if TYPE_CHECKING:
-    from engine.data import ImageSet
+from engine.inference.refining import to_network, to_pixels
+from engine.inference.trained import Trained
 
 NO_REAL = "skipped: needs real photos to compare to; give them with --real"
 
@@ -33,7 +32,7 @@ class Refined(Evaluation):
 
     result = "refined"
 
-    def __init__(self, model: Trained, dataset: "ImageSet", *, real: "ImageSet | None", limit: int, batch_size: int):
+    def __init__(self, model: Trained, dataset: ImageSet, *, real: ImageSet | None, limit: int, batch_size: int):
         config = model.config
         self.inject: tuple[int, ...] = getattr(config, "inject", ())
         indices = spread_indices(len(dataset), limit)

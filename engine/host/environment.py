@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import __version__
 from engine.errors import InputError
+from engine.version import __version__
 
 if TYPE_CHECKING:
     import torch

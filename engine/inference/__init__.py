@@ -1,5 +1,5 @@
 """A trained model and the pictures that go through it."""
 
-from engine.inference.trained import load
+from engine.inference.trained import Trained, load, load_trained
 
-__all__ = ["load"]
+__all__ = ["Trained", "load", "load_trained"]

@@ -1,15 +1,40 @@
-"""`engine.load`: a trained model as a module, ready for batches."""
+"""A trained model as a module, ready for batches: `engine.load`, and what the commands use."""
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch import nn
+
+from engine import checkpoint
+from engine.config import TrainConfig
+from engine.errors import InputError
+from engine.inference import exported
+from engine.systems.base import load_part
+from engine.systems.kinds import Kind
+from engine.systems.registry import system_class
 
 
-def load(
-    path: "Path | str", *, device: "str | torch.device" = "cpu", ema: bool = True, fused: bool = True
-) -> "torch.nn.Module":
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, ready for use.
+
+    module: System.trained of its system, with the weights, in eval mode and without gradients
+    config: that of its training
+    device: where the module is
+    path:   the checkpoint folder or the exported folder that it was read from
+    step:   training steps of the checkpoint; None for an exported folder, which does not say
+    """
+
+    module: nn.Module
+    config: TrainConfig
+    device: torch.device
+    path: Path
+    step: int | None
+
+
+def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = True, fused: bool = True) -> nn.Module:
     """The trained model of a run, a checkpoint or a folder of `kiln export`, in eval mode and without gradients.
 
     path:  run folder (its newest good checkpoint), checkpoint folder, or exported folder
@@ -23,6 +48,35 @@ def load(
     The first call of each layer folds and packs its weights for the CPU's kernels, and keeps them: later calls only
     compute. Raises InputError for what is no trained model.
     """
-    from engine.systems.registry import load_trained
+    return load_trained(path, device, fused, ema).module
 
-    return load_trained(path, device, fused, ema)[0]
+
+def load_trained(
+    path: Path | str,
+    device: str | torch.device = "cpu",
+    fused: bool = True,
+    ema: bool = True,
+    kind: Kind | None = None,
+) -> Trained:
+    """The trained model of a run, a checkpoint or an exported folder; its files are read once.
+
+    ema:  the moving average of the generator, or its last weights; an exported folder has one of them
+    kind: what the model has to be for; None takes any
+    Raises InputError for what is no good checkpoint, or one of another kind.
+    """
+    path, part, step = Path(path), "ema" if ema else "generator", None
+    if exported.is_exported(path):
+        saved, weights = exported.read(path)
+        part = "generator"
+    else:
+        stored = checkpoint.load(path)
+        path, saved, weights, step = stored.path, stored.config, stored.weights, stored.step
+    system = system_class(saved.system)
+    if kind not in (None, system.kind):
+        name, does = system.name, system.kind.does
+        raise InputError(f"{path} is of the system {name}, which {does} (kiln {system.kind.command})")
+    config = dataclasses.replace(saved, fused=fused)
+    module = system.trained(config)
+    load_part(module.get_submodule("generator"), weights, part)
+    module = module.requires_grad_(False).to(device).eval()
+    return Trained(module, config, torch.device(device), path, step)

@@ -12,6 +12,7 @@ from engine.data.needs import Needs
 from engine.distributed.gradients import GradientBucket
 from engine.errors import InputError
 from engine.pages.panels import Chart
+from engine.systems.kinds import Kind
 
 if TYPE_CHECKING:
     from engine.config import TrainConfig
@@ -27,15 +28,13 @@ class System:
     """
 
     name: str
-    # what a trained one is for: one of engine.systems.KINDS
-    kind: str
+    # what a trained one is for
+    kind: Kind
     config_class: type["TrainConfig"]
     # losses and states the progress line shows first, in this order
     headline: tuple[str, ...] = ()
     # panels of the report that are its own
     charts: tuple[Chart, ...] = ()
-    # values that the run's weights or state cannot survive a change of
-    fixed: tuple[str, ...] = ("system", "seed", "resolution", "channels", "filters")
 
     def __init__(self, config: "TrainConfig", device: str | torch.device):
         """config: with the batch size of this rank."""

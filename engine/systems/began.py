@@ -34,6 +34,16 @@ Output = Literal["none", "tanh", "sigmoid"]
 class BeganConfig(TrainConfig):
     """Options of began."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.FIXED,
+        "hidden",
+        "activation",
+        "generator_output",
+        "discriminator_output",
+        "upsample",
+        "downsample",
+    )
+    SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "gamma": 0.9, "lambda_k": 0.05, "hidden": 16}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. With gamma 0.5 and lambda_k 0.001, k stays near 0 in so few steps, and G
         # makes one mean face, which D reconstructs well; a tight balance near 1 and less inertia bring variety
@@ -102,15 +112,6 @@ class BeganSystem(BalancedSystem, NoiseSystem):
     name = "began"
     config_class = BeganConfig
     distribution = "uniform"
-    fixed = (
-        *BalancedSystem.fixed,
-        "hidden",
-        "activation",
-        "generator_output",
-        "discriminator_output",
-        "upsample",
-        "downsample",
-    )
 
     def __init__(self, config: BeganConfig, device: str | torch.device):
         super().__init__(config, device)

@@ -28,6 +28,7 @@ from engine.networks.resnet import ImageToImage, ResnetGenerator
 from engine.pages.panels import chart
 from engine.systems.base import System
 from engine.systems.image_pool import ImagePool
+from engine.systems.kinds import REFINE
 
 if TYPE_CHECKING:
     from engine.data import Batch
@@ -39,6 +40,15 @@ BETAS = (0.5, 0.999)
 class CycleganConfig(TrainConfig):
     """Options of CycleGAN."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.FIXED,
+        "blocks",
+        "halvings",
+        "padding",
+        "upsample",
+        "patch_layers",
+        "pool",
+    )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {
             "steps": 800,
@@ -104,7 +114,7 @@ class CycleganSystem(System):
     """G, F, D_Y, D_X, and G's moving average."""
 
     name = "cyclegan"
-    kind = "refine"
+    kind = REFINE
     config_class = CycleganConfig
     headline = ("l_generators", "l_gan", "l_cycle", "l_discriminator", "score_real", "score_fake")
     charts = (
@@ -126,7 +136,6 @@ class CycleganSystem(System):
         chart("Sum", "The generators' weighted losses.", l_generators="generators"),
         chart("Image pool", "Share in use.", noisy=False, pool_fill="full"),
     )
-    fixed = (*System.fixed, "blocks", "halvings", "padding", "upsample", "patch_layers", "pool")
 
     def __init__(self, config: CycleganConfig, device: str | torch.device):
         super().__init__(config, device)

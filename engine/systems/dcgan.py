@@ -28,6 +28,8 @@ BETAS = (0.5, 0.999)
 class DcganOptions(TrainConfig):
     """Options of the systems on DCGAN's networks."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "noise", "layers")
+    SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "layers": "resize"}
     noise: int = 100
     """Length of the noise (normal)."""
     layers: Literal["paper", "resize"] = "paper"
@@ -76,7 +78,6 @@ class DcganLike(NoiseSystem):
     """A system on DCGAN's generator and a network that scores images."""
 
     distribution = "normal"
-    fixed = (*NoiseSystem.fixed, "noise", "layers")
 
     @staticmethod
     def noise_size(config: DcganOptions) -> int:

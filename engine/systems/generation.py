@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engine import distributed
 from engine.systems.base import System
+from engine.systems.kinds import GENERATE
 
 if TYPE_CHECKING:
     from engine.config import TrainConfig
@@ -71,7 +72,7 @@ class TrainedGenerator(nn.Module):
 class NoiseSystem(System):
     """A system with `generator` (noise -> images) and `ema`, its moving average."""
 
-    kind = "generate"
+    kind = GENERATE
     distribution: Distribution
 
     @staticmethod

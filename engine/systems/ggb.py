@@ -35,6 +35,7 @@ from engine.networks.guiding_block import GuidingBlock
 from engine.networks.layers import l1_autoencoder_loss
 from engine.pages.panels import Chart, Curve, chart
 from engine.systems.base import System
+from engine.systems.kinds import DRIVE
 
 BETAS = (0.5, 0.999)
 
@@ -53,6 +54,7 @@ ABLATION: dict[str, dict[str, Any]] = {
 class GgbConfig(TrainConfig):
     """Options of the Generative Guiding Blocks."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "points", "levels", "rapd", "nvtd", "norm")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes: a few thousand steps need a higher learning rate, at which judges as quick
         # as G tell every made change from a real one, and what they then ask of G is noise
@@ -117,7 +119,7 @@ class GgbSystem(System):
     """G, its moving average, D, and a guiding block (E, RAPD, NVTD) for each guided level."""
 
     name = "ggb"
-    kind = "drive"
+    kind = DRIVE
     config_class = GgbConfig
     headline = ("l1", "loss_levels", "adversarial", "loss_d", "loss_guides")
     charts = (
@@ -128,7 +130,6 @@ class GgbSystem(System):
         Chart("NVTD", (Curve("nvtd_*", "level"),), "Loss of the judges of the change; 1.39 is guessing."),
         chart("Sums", "What each update minimises.", loss_g="final", loss_levels="levels", loss_guides="judges"),
     )
-    fixed = (*System.fixed, "points", "levels", "rapd", "nvtd", "norm")
 
     def __init__(self, config: GgbConfig, device: str | torch.device):
         super().__init__(config, device)

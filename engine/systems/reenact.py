@@ -39,6 +39,7 @@ from engine.networks.vgg import VGG19, WIDTH, check_digest
 from engine.pages.panels import chart
 from engine.systems.base import System
 from engine.systems.feature_losses import feature_losses, wanted_layers
+from engine.systems.kinds import DRIVE
 
 if TYPE_CHECKING:
     from engine.data import Batch
@@ -59,6 +60,7 @@ ABLATION: dict[str, dict[str, float]] = {
 class ReenactConfig(TrainConfig):
     """Options of the reenactment."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "d_filters", "d_optimiser", "norm")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and minutes. With the paper's weights so short a run learns to return the source: the
         # consistencies are easy that way (the paper sees it without L_pp and L_id). Here the target counts more
@@ -159,7 +161,7 @@ class ReenactSystem(System):
     """G, its moving average, D where there is an adversarial loss, and a frozen VGG-19 where features are compared."""
 
     name = "reenact"
-    kind = "drive"
+    kind = DRIVE
     config_class = ReenactConfig
     headline = ("loss_g", "loss_d", "l_pix", "l_self", "l_triple", "l_pp")
     charts = (
@@ -168,7 +170,6 @@ class ReenactSystem(System):
         chart("Adversarial", "-log D of results; D's cross-entropy.", l_adv="generator", loss_d="discriminator"),
         chart("Sum", "The generator's weighted losses.", loss_g="loss"),
     )
-    fixed = (*System.fixed, "d_filters", "d_optimiser", "norm")
 
     def __init__(self, config: ReenactConfig, device: str | torch.device):
         super().__init__(config, device)

@@ -26,6 +26,7 @@ from engine.networks.layers import initialise, l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
 from engine.pages.panels import chart
 from engine.systems.balance import BalancedSystem
+from engine.systems.kinds import REFINE
 
 if TYPE_CHECKING:
     from engine.data import Batch
@@ -40,6 +41,15 @@ ABLATION: dict[str, dict[str, Any]] = {"A": {"model": "A"}, "B": {"model": "B"},
 class RefinerConfig(TrainConfig):
     """Options of the refiner."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "hidden", "inject", "landmarks")
+    SMALL: ClassVar[dict[str, Any]] = {
+        **TrainConfig.SMALL,
+        "gamma": 0.9,
+        "lambda_k": 0.05,
+        "hidden": 16,
+        "inject": (8, 16),
+        "model": "B",
+    }
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance: a soft G(z) is reconstructed
         # better than a photo, L(G(z)) is about 0.7 L(x), so with gamma 0.5 k stays 0 and nothing sharpens, and with the
@@ -122,7 +132,7 @@ class RefinerSystem(BalancedSystem):
     """D, G, G's moving average and, with a landmark loss, E."""
 
     name = "refiner"
-    kind = "refine"
+    kind = REFINE
     config_class = RefinerConfig
     headline = ("l_real", "l_fake", "l_content", "k", "measure")
     charts = (
@@ -135,7 +145,6 @@ class RefinerSystem(BalancedSystem):
             l_landmarks="of results",
         ),
     )
-    fixed = (*BalancedSystem.fixed, "hidden", "inject", "landmarks")
 
     def __init__(self, config: RefinerConfig, device: str | torch.device):
         super().__init__(config, device)

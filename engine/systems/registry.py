@@ -1,8 +1,7 @@
 """The systems that can be trained: name -> class."""
 
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import InputError
 
@@ -21,13 +20,6 @@ SYSTEMS = {
     "cyclegan": ("engine.systems.cyclegan", "CycleganSystem"),
     "ggb": ("engine.systems.ggb", "GgbSystem"),
     "reenact": ("engine.systems.reenact", "ReenactSystem"),
-}
-
-# what a trained system is for -> how that is said
-KINDS = {
-    "refine": "refines images (kiln refine)",
-    "generate": "makes images from noise (kiln sample)",
-    "drive": "moves an image to other landmarks or another pose (kiln reenact)",
 }
 
 
@@ -49,35 +41,18 @@ def build(config: "TrainConfig", device: "str | torch.device") -> "System":
     return system
 
 
-def load_trained(
-    path: Path | str,
-    device: "str | torch.device" = "cpu",
-    fused: bool = True,
-    ema: bool = True,
-    kind: str | None = None,
-) -> "tuple[torch.nn.Module, TrainConfig]":
-    """The module for use (System.trained) of a run, checkpoint or exported folder, and its training's configuration.
+def config_class(system: str) -> "type[TrainConfig]":
+    """The class of a system's configuration. Raises InputError for an unknown name."""
+    return system_class(system).config_class
 
-    ema:  the moving average of the generator, or its last weights; an exported folder has one of them
-    kind: what it has to be for, one of KINDS; None takes any
-    Raises InputError for what is no good checkpoint, or one of another kind.
+
+def config_from_json(saved: dict[str, dict[str, Any]]) -> "TrainConfig":
+    """The configuration in a config.json (name -> {"value", "origin"}), of its system's class.
+
+    Raises InputError when it cannot be the configuration of a run.
     """
-    from dataclasses import replace
-
-    from engine import checkpoint, export
-    from engine.systems.base import load_part
-
-    path, part = Path(path), "ema" if ema else "generator"
-    if export.is_exported(path):
-        saved, weights = export.read(path)
-        part = "generator"
-    else:
-        found = checkpoint.load(path)
-        path, saved, weights = found.path, found.config, found.weights
-    system = system_class(saved.system)
-    if kind not in (None, system.kind):
-        raise InputError(f"{path} is of the system {system.name}, which {KINDS[system.kind]}")
-    config = replace(saved, fused=fused)
-    module = system.trained(config)
-    load_part(module.get_submodule("generator"), weights, part)
-    return module.requires_grad_(False).to(device).eval(), config
+    try:
+        kind = config_class(saved["system"]["value"])
+    except (TypeError, KeyError):
+        raise InputError("config.json is not the configuration of a Kiln run") from None
+    return kind.from_json(saved)

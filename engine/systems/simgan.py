@@ -30,6 +30,7 @@ from engine.networks.resnet_features import ResnetFeatures
 from engine.pages.panels import chart
 from engine.systems.base import System
 from engine.systems.image_pool import ImagePool
+from engine.systems.kinds import REFINE
 from engine.systems.simgan_options import SimganConfig
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class SimganSystem(System):
     """R, D, R's moving average, and what the options add."""
 
     name = "simgan"
-    kind = "refine"
+    kind = REFINE
     config_class = SimganConfig
     headline = ("l_refiner", "l_realism", "l_regularisation", "l_discriminator", "accuracy_real", "accuracy_refined")
     charts = (
@@ -87,7 +88,6 @@ class SimganSystem(System):
         chart("Sum", "The refiner's weighted losses.", l_refiner="refiner"),
         chart("History", "Share of the buffer in use.", noisy=False, history_fill="full"),
     )
-    fixed = (*System.fixed, "blocks", "history")
 
     def __init__(self, config: SimganConfig, device: str | torch.device):
         super().__init__(config, device)

@@ -12,6 +12,8 @@ from engine.errors import InputError
 class SimganConfig(TrainConfig):
     """Options of SimGAN."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "blocks", "history")
+    SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "pretrain_refiner": 0, "pretrain_discriminator": 0}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. With lambda_reg 4 renders take the light and colours of photos and keep
         # their faces; with 2 highlights get harsh and with 1 edges get coloured fringes in runs this short. The two

@@ -31,6 +31,10 @@ ADAM_BETAS = (0.0, 0.9)  # Gulrajani et al. 2017, algorithm 1
 class WganConfig(DcganOptions):
     """Options of wgan."""
 
+    FIXED: ClassVar[tuple[str, ...]] = (*DcganOptions.FIXED, "critic_norm", "optimiser")
+    # the generator's gradient is taken after the critic's step, and RMSprop's first step is as large for a gradient
+    # that is mere rounding as for any other gradient: lr is so small that this step does not show
+    SMALL: ClassVar[dict[str, Any]] = {**DcganOptions.SMALL, "critic_steps": 2, "lr": 1e-7}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes; short runs of small networks bear a higher learning rate and get by with
         # fewer critic steps
@@ -108,7 +112,6 @@ class WganSystem(DcganLike):
         chart("Losses", "What is minimised.", zero=False, loss_d="critic", loss_g="generator"),
         chart("Gradient penalty", "(|gradient| - 1)^2 between real and generated images.", penalty="penalty"),
     )
-    fixed = (*DcganLike.fixed, "critic_norm", "optimiser")
 
     def __init__(self, config: WganConfig, device: str | torch.device):
         super().__init__(config, device)

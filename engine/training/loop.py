@@ -17,14 +17,14 @@ from engine.config import Origins, TrainConfig
 from engine.distributed import torchrun
 from engine.errors import InputError, SharedError
 from engine.inference.faces import Framing
+from engine.inference.sample_grid import save_grid, to_pixels
 from engine.networks.layers import parameter_count
 from engine.systems.base import System
 from engine.systems.registry import build
-from engine.training import random_state
+from engine.training import random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter, MetricsLog
 from engine.training.progress import Progress, memory_mb
-from engine.training.sample_grid import save_grid, to_pixels
 from engine.training.schedule import learning_rate
 from engine.training.setup import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
 from engine.training.signals import StopRequest
@@ -229,9 +229,7 @@ class Trainer:
 
     def _report(self) -> None:
         try:
-            from engine.report import write
-
-            write(self.run_dir)
+            report.write(self.run_dir)
         except Exception as error:  # a page that cannot be drawn must not end a training
             if self._report_works:
                 self.progress.say(f"report.html could not be written: {type(error).__name__}: {error}")

@@ -4,17 +4,15 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from engine.config import TrainConfig
+from engine.data import Batch
 from engine.data.landmarks import POINTS
-
-if TYPE_CHECKING:
-    from engine.config import TrainConfig
-    from engine.data import Batch
-    from engine.systems.base import System
+from engine.systems.base import System
+from engine.systems.registry import config_class, system_class
 
 LOSS_TOLERANCE = 1e-4
 # |v - D(v)| and ReLU have no derivative at 0: where rounding decides an element's sign, a gradient may differ by this
@@ -31,28 +29,14 @@ def training_images(count: int, channels: int, resolution: int, step: int, devic
     return torch.tanh(smooth + noise).to(device).contiguous(memory_format=torch.channels_last)
 
 
-def training_config(system: str) -> "TrainConfig":
-    """A small run of a system with the dials of its quick preset, on our layers; k and the game count from step 1."""
-    from engine.config import config_class
-
+def training_config(system: str) -> TrainConfig:
+    """A small run of a system with the values of its quick preset; k and the game count from step 1."""
     kind = config_class(system)
-    dials = {"gamma": 0.9, "lambda_k": 0.05, "hidden": 16, "inject": (8, 16), "model": "B", "layers": "resize"}
-    dials |= {"pretrain_refiner": 0, "pretrain_discriminator": 0}
-    small = {"resolution": 32, "filters": 8, "batch_size": 4}
-    fields = {field.name for field in dataclasses.fields(kind)}
-    values = kind.PRESETS["quick"] | {name: value for name, value in (dials | small).items() if name in fields}
-    if "critic_steps" in fields:
-        # the generator's gradient comes after the critic's step, and RMSprop's first step is as large for a gradient
-        # that is mere rounding as for any other: steps so small that this does not show
-        values |= {"critic_steps": 2, "lr": 1e-7}
-    return kind(**values)
+    return kind(**kind.PRESETS["quick"] | kind.SMALL)
 
 
-def training_batch(config: "TrainConfig", step: int, device: torch.device) -> "Batch":
+def training_batch(config: TrainConfig, step: int, device: torch.device) -> Batch:
     """What a step of the system takes, from the step's number."""
-    from engine.data import Batch
-    from engine.systems.registry import system_class
-
     parts = []
     for need in system_class(config.system).needs(config):
         for _ in range(need.members):
@@ -65,7 +49,7 @@ def training_batch(config: "TrainConfig", step: int, device: torch.device) -> "B
 
 
 @contextlib.contextmanager
-def first_gradients(system: "System") -> Iterator[dict[str, torch.Tensor]]:
+def first_gradients(system: System) -> Iterator[dict[str, torch.Tensor]]:
     """By optimiser: the gradients, flat, that its first step within the block takes."""
     found: dict[str, torch.Tensor] = {}
 
@@ -85,7 +69,7 @@ def first_gradients(system: "System") -> Iterator[dict[str, torch.Tensor]]:
             hook.remove()
 
 
-def results(system: "System", batch: "Batch", seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def results(system: System, batch: Batch, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The losses of one step, and the first gradients of each optimiser. seed: of what the step draws by chance."""
     torch.manual_seed(seed)
     with first_gradients(system) as gradients:
@@ -93,7 +77,7 @@ def results(system: "System", batch: "Batch", seed: int) -> tuple[dict[str, torc
     return losses, gradients
 
 
-def step_differences(fused: "System", eager: "System", step: int, steps: int) -> dict[str, float]:
+def step_differences(fused: System, eager: System, step: int, steps: int) -> dict[str, float]:
     """One step of both from eager's state: the relative difference of each loss and each optimiser's gradient."""
     before = {name: tensor.clone() for name, tensor in eager.weights().items()}, copy.deepcopy(eager.state_dict())
     smallest: dict[str, float] = {}

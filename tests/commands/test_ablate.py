@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from engine import ablate, checkpoint, evaluate, train
-from engine.config import config_class, saved_fields
+from engine.config import saved_fields
 from engine.data import avatars
 from engine.data.dataset import AVATAR_SEED
-from engine.evaluation import ablation_table
+from engine.evaluation import ablation, ablation_table
 from engine.systems import registry
+from engine.systems.registry import config_class
 from engine.training import loop
 from engine.training.loop import Trainer
 from tests.support.data_images import write_manifest_set, write_pictures
@@ -33,7 +34,7 @@ TINY = ("--eager", "--steps", 2, "--batch-size", 2, "--filters", 2, "--hidden", 
 def no_reports():
     """Their charts take most of a tiny run's time, and are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.report.write", lambda run_dir: None)
+        patch.setattr("engine.training.report.write", lambda run_dir: None)
         yield
 
 
@@ -167,7 +168,7 @@ def test_bad_input(done, capsys, tmp_path):
 
 def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(registry.SYSTEMS, "fake_noise", FAKES["fake_noise"])
-    monkeypatch.delattr("evaluation_fakes.ABLATION")
+    monkeypatch.delattr("tests.support.evaluation_fakes.ABLATION")
     assert command(ablate.main, "--system", "fake_noise", "--out", tmp_path / "out", "--eager") == 2
     assert "fake_noise has no ablation; these have one: refiner" in capsys.readouterr().err
 
@@ -175,8 +176,8 @@ def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize("name, rows", [("refiner", 3), ("ggb", 6), ("reenact", 4)])
 def test_the_rows_of_the_papers_differ_in_their_fields_alone(name, rows, tmp_path):
     module = importlib.import_module(registry.system_class(name).__module__)
-    arguments = ablate.Arguments(system=name, out=tmp_path)
-    planned = ablate.plan(arguments, ["--eager", "--preset", "paper", "--resolution", "64"])
+    arguments = ablation.AblateOptions(system=name, out=tmp_path)
+    planned = ablation.plan(arguments, ["--eager", "--preset", "paper", "--resolution", "64"])
     assert [row.label for row in planned] == list(module.ABLATION) and len(planned) == rows
     assert len({row.config.out for row in planned}) == rows
     varied = {field for fields in module.ABLATION.values() for field in fields}
@@ -226,14 +227,14 @@ def test_without_data_other_avatars_are_measured_on(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "HELD_OUT", 4)
     monkeypatch.setattr(ablate, "FRAMES", 2)
     for name, needed in [("refiner", 4), ("reenact", 2), ("simgan", 4)]:
-        arguments = ablate.Arguments(system=name, out=tmp_path / name)
+        arguments = ablation.AblateOptions(system=name, out=tmp_path / name)
         config = config_class(name)(resolution=16)
-        place, split = ablate.held_out(config, arguments)
+        place, split = ablation.held_out(config, arguments)
         assert split == "" and place.name == ("game" if name == "simgan" else "photo")
         images = sorted((place / "images").iterdir())
         assert len(images) == 4 and len({path.name[:7] for path in images}) == needed
         before = images[0].stat().st_mtime_ns
-        assert ablate.held_out(config, arguments) == (place, split)
+        assert ablation.held_out(config, arguments) == (place, split)
         assert images[0].stat().st_mtime_ns == before
     shown = np.asarray(Image.open(images[0]).convert("RGB")).astype(int)
     distances = [np.abs(shown - avatars.render(0, 0, "game", 128, seed)[0]).mean() for seed in (AVATAR_SEED, 1)]

@@ -13,9 +13,11 @@ from engine import checkpoint
 from engine.errors import InputError
 from engine.inference import marking
 from engine.inference.driving import align, read_driving
-from engine.reenact import LINES, draw_points, main
+from engine.inference.reenacting import LINES, draw_points
+from engine.inference.trained import load_trained
+from engine.reenact import main
 from engine.systems.reenact import ReenactConfig
-from engine.systems.registry import build, load_trained
+from engine.systems.registry import build
 from tests.support.tiny_run import command, make_run
 from tests.support.training_fakes import smooth_images
 
@@ -75,7 +77,7 @@ def test_a_face_takes_on_a_clip(model: Path, clips: Path, face: Path, tmp_path: 
     frames = sorted((out / "frames").iterdir())
     assert [path.name for path in frames] == [f"{i:05d}.png" for i in range(5)]
     # the same by hand: the central square of each frame, 24 pixels, becomes the model's 16
-    module, _ = load_trained(model)
+    module = load_trained(model).module
     image = np.asarray(Image.open(face).resize((SIDE, SIDE), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     points = np.load(clips / "landmarks_68.npy")
     for frame, path in enumerate(frames):
@@ -262,7 +264,8 @@ def test_another_systems_model_is_refused(clips: Path, face: Path, tmp_path: Pat
 
 
 def test_a_model_that_diverged(model: Path, clips: Path, face: Path, tmp_path: Path, capsys) -> None:
-    module, config = load_trained(model)
+    trained = load_trained(model)
+    module, config = trained.module, trained.config
     state = module.generator.state_dict()
     weights = {f"ema.{key}": torch.full_like(value, float("nan")) for key, value in state.items()}
     checkpoint.save(tmp_path / "nan", 1, weights, {}, config)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import report
 from engine.pages.charts import draw, series, smooth, thin
 from engine.pages.panels import Curve
+from engine.report import main
 from engine.systems.registry import SYSTEMS, build
+from engine.training import report
 from tests.support.data_images import picture
 from tests.support.tiny_run import command
 from tests.support.training_fakes import batch_of, tiny_config
@@ -140,7 +141,7 @@ def test_odd_values_do_not_break_it(tmp_path, values):
 
 def test_the_environment_is_that_of_the_training(tmp_path):
     run = write_run(tmp_path / "run", [record(1)])
-    assert report.main([str(run)]) == 0
+    assert main([str(run)]) == 0
     assert "Not recorded." in (run / "report.html").read_text()
     report.write(run)
     stored = json.loads((run / "environment.json").read_text())
@@ -164,9 +165,9 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):
-    assert command(report.main, tmp_path / "nothing") == 2
+    assert command(main, tmp_path / "nothing") == 2
     assert "no such run folder" in capsys.readouterr().err
-    assert command(report.main, tmp_path) == 2
+    assert command(main, tmp_path) == 2
     assert "not a run folder" in capsys.readouterr().err
 
 
@@ -205,5 +206,5 @@ def test_every_system_s_losses_have_their_panels(name, tmp_path):
     assert set(system.headline) <= shown
     configuration = {"system": {"value": name, "origin": "command line"}}
     page = report.write(write_run(tmp_path / "run", records, configuration)).read_text()
-    for command_name, _ in report.USES[system.kind]:
+    for command_name, _ in system.kind.next_steps:
         assert f"python -m engine.{command_name} " in page

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from engine import checkpoint, sample
-from engine.inference import marking
+from engine.inference import marking, sampling
+from engine.inference.trained import load_trained
 from engine.networks.began import BeganGenerator
 from engine.systems.generation import between
-from engine.systems.registry import build, load_trained
+from engine.systems.registry import build
 from tests.support.generator_runs import configure, run_steps
 from tests.support.tiny_run import command, make_run
 
@@ -54,9 +55,9 @@ def test_the_pixels_are_those_of_the_network(runs, words, prefix):
     weights = checkpoint.load(runs["began"]).weights
     network = BeganGenerator(16, 2, 3, hidden=64, fused=False)
     network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    model, _ = load_trained(runs["began"])
+    model = load_trained(runs["began"]).module
     with torch.no_grad():
-        made = network(model.noise(5, sample.stream(3, 0))).clamp(-1, 1)
+        made = network(model.noise(5, sampling.stream(3, 0))).clamp(-1, 1)
     wanted = ((made + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
     found = drawn(runs["began"], 5, "--seed", 3, "--batch-size", 2, *words)
     assert max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)) <= 1
@@ -74,8 +75,8 @@ def test_the_same_seed_gives_the_same_images_in_every_batch_size_and_number(runs
 
 
 def test_the_noise_of_images_and_of_interpolations_never_meet(runs):
-    model, _ = load_trained(runs["began"])
-    rows = torch.cat([model.noise(4, sample.stream(seed, which)) for seed in range(3) for which in range(2)])
+    model = load_trained(runs["began"]).module
+    rows = torch.cat([model.noise(4, sampling.stream(seed, which)) for seed in range(3) for which in range(2)])
     assert len(rows.unique(dim=0)) == len(rows)
 
 
@@ -101,8 +102,8 @@ def test_interpolations(runs, tmp_path, system):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         f"interpolation_0{i}.{suffix}" for i in range(2) for suffix in ("png", "gif")
     }
-    model, _ = load_trained(runs[system])
-    ends = model.noise(4, sample.stream(7, 1))
+    model = load_trained(runs[system]).module
+    ends = model.noise(4, sampling.stream(7, 1))
     for index in range(2):
         strip = pixels(tmp_path / "out" / f"interpolation_0{index}.png")
         assert strip.shape == (16, 5 * 18 - 2, 3)

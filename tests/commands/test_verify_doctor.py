@@ -11,6 +11,7 @@ import torch
 from engine import doctor, ops, verify
 from engine.kernels import _native, _op, _spec
 from engine.systems.registry import SYSTEMS
+from engine.verification import checks, machine
 from engine.verification.training_steps import ATTEMPTS
 from tests.support.places import ROOT
 from tests.support.tiny_run import command
@@ -20,11 +21,11 @@ CPU = torch.device("cpu")
 
 def test_every_operator_and_dtype_has_a_row(monkeypatch):
     monkeypatch.setattr(verify, "verify_operator", lambda *what: what)
-    arguments = verify.Arguments(steps=0)
+    arguments = checks.VerifyOptions(steps=0)
     isa = _native.load().isa()
     expected = {(name, dtype, "cpu", isa) for name in _op.discover() for dtype in ("fp32", "bf16", "fp16")}
-    assert set(verify.verify(arguments, CPU)) == expected
-    every = verify.verify(replace(arguments, all_isa=True), CPU)
+    assert set(checks.verify(arguments, CPU)) == expected
+    every = checks.verify(replace(arguments, all_isa=True), CPU)
     assert {row[3] for row in every} >= {isa, "baseline"}
     assert _native.load().isa() == isa
 
@@ -37,7 +38,7 @@ def test_verify_passes_here(capsys):
 
 @pytest.mark.parametrize("system", list(SYSTEMS))
 def test_training_rows_pass(system):
-    row, trained = verify.verify_training(2, CPU, system)
+    row, trained = checks.verify_training(2, CPU, system)
     assert row.passed and 0 < row.error < 1e-4, row
     assert trained.passed and trained.variant == "after 2 steps" and 0 < trained.error <= trained.allowed, trained
     if system == "refiner":
@@ -67,7 +68,7 @@ def test_a_gradient_that_differs(monkeypatch, factors, passes):
         return found
 
     monkeypatch.setattr(RefinerSystem, "_one_pass", one_pass)
-    row, _ = verify.verify_training(1, CPU)
+    row, _ = checks.verify_training(1, CPU)
     assert row.passed == passes and not left
     assert passes or row.worst == "gradient of the generator at step 1"
 
@@ -81,13 +82,13 @@ def test_an_operator_that_errs_on_trained_tensors_fails(monkeypatch):
 
     monkeypatch.setattr(ops, "linear", linear)
     monkeypatch.setitem(ops.OPERATORS, "linear", replace(ops.OPERATORS["linear"], function=linear))
-    training, trained = verify.verify_training(1, CPU)
+    training, trained = checks.verify_training(1, CPU)
     assert training.passed and not trained.passed and "linear" in trained.worst
 
 
 def test_capturing_leaves_the_operators_alone():
     before = {name: getattr(ops, name) for name in ops.OPERATORS}
-    with pytest.raises(ZeroDivisionError), verify.captured():
+    with pytest.raises(ZeroDivisionError), checks.captured():
         assert ops.linear is not before["linear"]
         1 / 0  # noqa: B018
     assert {name: getattr(ops, name) for name in ops.OPERATORS} == before
@@ -120,14 +121,14 @@ def test_a_wrong_gradient_fails(monkeypatch):
 
     reference = _op.OPERATORS["linear"].reference
     wrong(monkeypatch, lambda x, *args, **options: reference(Twice.apply(x), *args, **options))
-    row = verify.verify_operator("linear", "fp32", "cpu")
+    row = checks.verify_operator("linear", "fp32", "cpu")
     assert not row.passed and row.worst.startswith("gradient of x")
 
 
 def test_nan_fails(monkeypatch):
     reference = _op.OPERATORS["linear"].reference
     wrong(monkeypatch, lambda *args, **options: reference(*args, **options) * float("nan"))
-    assert not verify.verify_operator("linear", "fp32", "cpu").passed
+    assert not checks.verify_operator("linear", "fp32", "cpu").passed
 
 
 def test_an_operator_that_cannot_run_fails_with_its_reason(monkeypatch, capsys):
@@ -151,14 +152,14 @@ def test_a_training_that_differs_fails(monkeypatch, value):
         return {**losses, "l_real": losses["l_real"] * value} if self.config.fused else losses
 
     monkeypatch.setattr(RefinerSystem, "step", step)
-    row, _ = verify.verify_training(1, CPU)
+    row, _ = checks.verify_training(1, CPU)
     assert not row.passed and row.failed == 1 and row.worst == "l_real at step 1"
 
 
 def test_a_row_without_checks_does_not_pass(monkeypatch):
     spec = replace(_spec.specs()["linear"], samples=[])
     monkeypatch.setattr(_spec, "specs", lambda: {"linear": spec})
-    assert not verify.verify_operator("linear", "fp32", "cpu").passed
+    assert not checks.verify_operator("linear", "fp32", "cpu").passed
 
 
 def test_bad_arguments(capsys):
@@ -220,14 +221,14 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch):
     def check_oops():
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_python, check_oops))
-    findings = doctor.examine()
+    monkeypatch.setattr(doctor, "CHECKS", (machine.check_python, check_oops))
+    findings = machine.examine()
     assert [finding.state for finding in findings] == ["ok", "BROKEN"]
     assert "boom" in findings[1].found
 
 
 def test_json(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_python, doctor.check_cpu))
+    monkeypatch.setattr(doctor, "CHECKS", (machine.check_python, machine.check_cpu))
     assert command(doctor.main, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["works"] and [one["subject"] for one in found["findings"]] == ["python", "processor"]
@@ -238,6 +239,6 @@ def test_a_capped_instruction_set_is_told(monkeypatch):
     native = _native.load()
     if native.machine_isa() == "baseline":
         pytest.skip("this machine has one instruction set")
-    with verify.limited("baseline"):
-        (finding,) = doctor.check_extension()
+    with checks.limited("baseline"):
+        (finding,) = machine.check_extension()
     assert "uses baseline, KILN_ISA caps" in finding.found and "unset KILN_ISA" in finding.mend

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint, report
-from engine.config import resolve
+from engine import checkpoint
 from engine.data import open_dataset
 from engine.distributed import torchrun
 from engine.errors import InputError
 from engine.systems.registry import SYSTEMS, build
 from engine.train import main
+from engine.training import report
+from engine.training.resolve import resolve
 from engine.training.setup import prepare_folder
 from tests.support.data_images import write_pictures
 from tests.support.ranks_worker import CASES, STEPS, TRAINING, configure, interrupted, load

@@ -13,6 +13,7 @@ from engine import checkpoint, evaluate
 from engine.evaluation import fidelity
 from engine.evaluation.identity import SKIPPED
 from engine.systems import registry
+from engine.systems.kinds import GENERATE
 from tests.support.data_images import picture, write_manifest_set, write_pictures
 from tests.support.evaluation_fakes import (
     SYSTEMS,
@@ -191,7 +192,7 @@ def test_all_kinds_take_the_inception_file(tmp_path, monkeypatch):
     monkeypatch.setattr(fidelity, "check_weights", lambda path: None)
     data = clips(tmp_path / "set", count=2)
     for kind, config in [(FakeNoise, FakeNoiseConfig), (FakeDrive, FakeDriveConfig), (FakeRefine, FakeRefineConfig)]:
-        module = {"generate": "generated", "drive": "driven", "refine": "refined"}[kind.kind]
+        module = {"generate": "generated", "drive": "driven", "refine": "refined"}[kind.kind.name]
         monkeypatch.setattr(f"engine.evaluation.{module}.inception_measures", measures)
         run = make_run(tmp_path / kind.name, kind, config(data=data, **SHAPE))
         more = ("--real", data) if kind is FakeRefine else ("-n", 5) if kind is FakeNoise else ()
@@ -232,6 +233,6 @@ def test_every_system_can_be_measured(name, tmp_path):
     checkpoint.save(tmp_path / "run", 5, system.weights(), system.state_dict(), config)
     assert command(evaluate.main, tmp_path / "run", "--data", data, "-n", 3, "--out", tmp_path / "out", "--eager") == 0
     found = metrics(tmp_path / "out")
-    result = {"refine": "refined", "generate": "generated", "drive": "result"}[system.kind]
+    result = {"refine": "refined", "generate": "generated", "drive": "result"}[system.kind.name]
     assert found["system"] == name and 0 <= found[result]["detection_rate"] <= 1
-    assert "nearest" in found[result] if system.kind == "generate" else 0 < found[result]["l1"]["mean"] <= 2
+    assert "nearest" in found[result] if system.kind is GENERATE else 0 < found[result]["l1"]["mean"] <= 2

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import doctor, verify
-from engine.config import TrainConfig, resolve
+from engine.config import TrainConfig
 from engine.data import Batch, ImageSet, open_dataset, open_loader
 from engine.data.decoding.upload import Uploads, send
 from engine.data.shuffling import Order
@@ -18,8 +17,11 @@ from engine.systems.registry import SYSTEMS, build
 from engine.train import main
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter
+from engine.training.resolve import resolve
 from engine.training.schedule import learning_rate
 from engine.training.setup import set_machine
+from engine.verification import checks
+from engine.verification import machine as examined
 from tests.support.data_images import picture, write_manifest_set
 from tests.support.training_fakes import batch_of
 
@@ -176,7 +178,7 @@ def test_the_command_without_waiting(
     """The whole loop from files, then resumed; any wait of the host from the fourth step on raises."""
     pytest.importorskip("nvidia.dali")
     monkeypatch.setenv("KILN_SYNC_DEBUG", "1")
-    monkeypatch.setattr("engine.report.write", lambda run_dir: None)
+    monkeypatch.setattr("engine.training.report.write", lambda run_dir: None)
     out = tmp_path / "run"
     words = ["--fused", "--device", "cuda", "--precision", "bf16", "--data", str(tmp_path / "set"), "--loader", kind,
              "--resolution", "32", "--filters", "16", "--batch-size", "6", "--log-every", "5", "--sample-every", "8",
@@ -191,10 +193,10 @@ def test_the_command_without_waiting(
 
 @pytest.mark.parametrize("system", list(SYSTEMS))
 def test_recorded_steps_of_every_system(system: str) -> None:
-    row = verify.verify_captured(5, GPU, system=system)
+    row = checks.verify_captured(5, GPU, system=system)
     assert row.passed, row
 
 
 def test_doctor_records_a_step() -> None:
-    found = {finding.subject: finding for finding in doctor.check_training()}["training (cuda)"]
-    assert found.state == doctor.OK and "CUDA graph" in found.found
+    found = {finding.subject: finding for finding in examined.check_training()}["training (cuda)"]
+    assert found.state == examined.OK and "CUDA graph" in found.found

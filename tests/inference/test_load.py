@@ -9,11 +9,12 @@ import torch
 
 import engine
 from engine import checkpoint, export, refine
-from engine.config import resolve
 from engine.data import avatars
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.kernels.resize_conv_act.kept_weights import KEPT
-from engine.systems.registry import SYSTEMS, build, load_trained
+from engine.systems.registry import SYSTEMS, build
+from engine.training.resolve import resolve
 from tests.support.tiny_run import command, make_run
 
 
@@ -76,7 +77,7 @@ def test_export_command(run, tmp_path, capsys):
     assert {n.removeprefix("generator.") for n in weights} == ema.keys()
     assert all(torch.equal(weights[f"generator.{n}"], t) for n, t in ema.items())
     assert torch.equal(engine.load(tmp_path / "out")(images()), engine.load(run)(images()))
-    assert load_trained(tmp_path / "out")[1].data is None
+    assert load_trained(tmp_path / "out").config.data is None
 
     avatars.write(tmp_path / "faces", 2, 48, 0)
     assert command(refine.main, tmp_path / "out", tmp_path / "faces" / "game", tmp_path / "refined") == 0

@@ -11,6 +11,7 @@ from engine.config import TrainConfig
 from engine.data.needs import Needs
 from engine.networks.layers import initialise
 from engine.systems.base import System
+from engine.systems.kinds import DRIVE, GENERATE, REFINE
 
 WAIST = 4
 ABLATION = {"plain": {"scale": 1.0}, "half": {"scale": 0.5}}
@@ -128,7 +129,7 @@ class FakeSystem(System):
 
 
 class FakeNoise(FakeSystem):
-    name, kind, config_class = "fake_noise", "generate", FakeNoiseConfig
+    name, kind, config_class = "fake_noise", GENERATE, FakeNoiseConfig
     generator_class = FakeNoiseGenerator
 
     def made(self, batch):
@@ -139,7 +140,7 @@ class FakeNoise(FakeSystem):
 
 
 class FakeDrive(FakeSystem):
-    name, kind, config_class = "fake_drive", "drive", FakeDriveConfig
+    name, kind, config_class = "fake_drive", DRIVE, FakeDriveConfig
     generator_class = FakeDriveGenerator
 
     @classmethod
@@ -156,7 +157,7 @@ class FakeDrive(FakeSystem):
 class FakeRefine(FakeSystem):
     """Its second image set, as simgan's, would be the synthetic images."""
 
-    name, kind, config_class = "fake_refine", "refine", FakeRefineConfig
+    name, kind, config_class = "fake_refine", REFINE, FakeRefineConfig
     generator_class = FakeRefineGenerator
 
 

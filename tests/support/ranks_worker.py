@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from engine import cli, distributed, report, train
+from engine import cli, distributed, train
 from engine.config import TrainConfig
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
 from engine.distributed.gradients import GradientBucket
 from engine.errors import InputError, SharedError
 from engine.systems.registry import SYSTEMS, build
+from engine.training import report
 from tests.support.training_fakes import batch_of, tiny_config
 
 STEPS = 20

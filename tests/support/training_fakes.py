@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from engine.config import TrainConfig, config_class, flag, resolve
+from engine.config import TrainConfig, flag
 from engine.data import Batch
 from engine.systems.base import System
-from engine.systems.registry import system_class
+from engine.systems.registry import config_class, system_class
+from engine.training.resolve import resolve
 
 TINY = {"--resolution": "16", "--filters": "2", "--hidden": "4", "--batch-size": "4", "--threads": "1"}
 # the paper's dials, whatever the preset is tuned to

@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from engine import checkpoint
-from engine.config import resolve
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.networks import layers
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
 from engine.networks.layers import Deconv, initialise
 from engine.systems.began import BeganSystem
-from engine.systems.registry import build, load_trained
+from engine.systems.kinds import GENERATE
+from engine.systems.registry import build
+from engine.training.resolve import resolve
 from engine.training.schedule import learning_rate
 from tests.support.generator_runs import (
     assert_average_follows,
@@ -247,7 +249,7 @@ def test_load_trained_gives_the_average_or_the_last_weights(tmp_path):
     run_steps(system, 3)
     checkpoint.save(tmp_path, 3, system.weights(), {}, system.config)
     for ema, network in ((True, system.ema), (False, system.generator)):
-        model, _ = load_trained(tmp_path, fused=False, ema=ema, kind="generate")
+        model = load_trained(tmp_path, fused=False, ema=ema, kind=GENERATE).module
         z = model.noise(5, torch.Generator().manual_seed(1))
         assert z.shape == (5, 4) and z.dtype == torch.float32
         assert torch.equal(model(z), network(z).clamp(-1, 1).detach())

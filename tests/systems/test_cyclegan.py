@@ -8,14 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from engine.checkpoint import save
-from engine.config import resolve
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.networks import layers
 from engine.networks.patchgan import PatchDiscriminator
 from engine.networks.resnet import ResnetGenerator
 from engine.systems.cyclegan import CycleganSystem
-from engine.systems.registry import build, load_trained
+from engine.systems.kinds import REFINE
+from engine.systems.registry import build
 from engine.training.metrics import LossMeter
+from engine.training.resolve import resolve
 from tests.support.tape import NoWaiting
 from tests.support.training_fakes import assert_same, batch_of, tiny_config
 from tests.support.unpaired_runs import assert_recorded_steps_are_the_plain_steps, assert_resumes_exactly, train
@@ -321,7 +323,8 @@ def test_a_trained_generator_is_its_average_or_its_last_weights(tmp_path: Path, 
     save(tmp_path, 2, system.weights(), system.state_dict(), config)
     images = batch_of(config, 9).images
     for ema, network in ((True, system.ema), (False, system.generator)):
-        module, loaded = load_trained(tmp_path, fused=config.fused, ema=ema, kind="refine")
+        trained = load_trained(tmp_path, fused=config.fused, ema=ema, kind=REFINE)
+        module, loaded = trained.module, trained.config
         assert not module.needs_landmarks and loaded.system == "cyclegan"
         assert torch.equal(module(images), network(images).detach())
 

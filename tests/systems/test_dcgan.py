@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from engine import checkpoint
-from engine.config import resolve
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
 from engine.networks.layers import parameter_count
-from engine.systems.registry import build, load_trained
+from engine.systems.kinds import GENERATE
+from engine.systems.registry import build
+from engine.training.resolve import resolve
 from tests.support.generator_runs import (
     adam,
     assert_average_follows,
@@ -212,7 +214,7 @@ def test_load_trained_runs_on_the_running_statistics(tmp_path):
     system = build(tiny(ema=0.5), "cpu")
     run_steps(system, 3)
     checkpoint.save(tmp_path, 3, system.weights(), {}, system.config)
-    model, _ = load_trained(tmp_path, kind="generate")
+    model = load_trained(tmp_path, kind=GENERATE).module
     z = model.noise(4, torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(z)[:1], model(z[:1]), msg="an image depends on the others of its batch")
     torch.testing.assert_close(model(z), system.ema.eval()(z).detach())

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.checkpoint import save
-from engine.config import resolve
 from engine.data import Batch
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.kernels.resize_conv_act import kept_weights
 from engine.systems.ggb import ABLATION, GgbConfig, GgbSystem
-from engine.systems.registry import load_trained
+from engine.systems.kinds import DRIVE
 from engine.training.cuda_graph import GraphedStep
 from engine.training.metrics import LossMeter
+from engine.training.resolve import resolve
 from tests.support.ggb_fakes import batch_of, config_of, heatmaps_of
 from tests.support.tape import NoWaiting, Tape, rates_on_device
 
@@ -339,7 +340,8 @@ def test_sample_rows_and_loading_for_use(channels: int, tmp_path: Path) -> None:
     torch.testing.assert_close(rows["points"], drawn.expand_as(batch.images))
     save(tmp_path, 3, system.weights(), {}, config)
     for ema, network in ((False, system.generator), (True, system.ema)):
-        drive, loaded = load_trained(tmp_path, ema=ema, kind="drive")
+        trained = load_trained(tmp_path, ema=ema, kind=DRIVE)
+        drive, loaded = trained.module, trained.config
         wanted = copy.deepcopy(network).eval()(batch.images, batch.more[0].landmarks)[0]
         result = drive(batch.images, batch.more[0].landmarks)
         assert loaded == config and torch.equal(result, wanted.detach())

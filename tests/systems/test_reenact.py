@@ -11,17 +11,20 @@ import torch
 from torch.nn import functional as F
 
 from engine import checkpoint
-from engine.config import resolve, table
+from engine.config import table
 from engine.data import Batch
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.kernels.resize_conv_act import kept_weights
 from engine.networks import layers
 from engine.networks.layers import parameter_count
 from engine.networks.vgg import LAYERS, VGG19
+from engine.systems.kinds import DRIVE, REFINE
 from engine.systems.reenact import ABLATION, ReenactSystem
-from engine.systems.registry import build, load_trained
+from engine.systems.registry import build
 from engine.training import random_state
 from engine.training.metrics import LossMeter
+from engine.training.resolve import resolve
 from tests.support.gram_matrix import gram
 from tests.support.training_fakes import smooth_images
 
@@ -369,13 +372,14 @@ def test_trained_model_drives_a_face(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 2, system.weights(), system.state_dict(), config)
     batch = batch_of(config, 5)
     for ema, network in ((True, system.ema), (False, system.generator)):
-        model, loaded = load_trained(tmp_path, fused=False, ema=ema, kind="drive")
+        trained = load_trained(tmp_path, fused=False, ema=ema, kind=DRIVE)
+        model, loaded = trained.module, trained.config
         found = model(batch.images, batch.more[0].landmarks)
         wanted = network(batch.images, batch.more[0].landmarks)
         torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-5)
         assert loaded.system == "reenact" and not found.requires_grad
     with pytest.raises(InputError, match="reenact"):
-        load_trained(tmp_path, kind="refine")
+        load_trained(tmp_path, kind=REFINE)
 
 
 def test_needs_three_frames_with_68_landmarks() -> None:

@@ -7,11 +7,12 @@ import torch
 
 from engine.checkpoint import save
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.networks import layers
 from engine.networks.landmarks import normalise
 from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
 from engine.systems.refiner import RefinerSystem
-from engine.systems.registry import build, load_trained
+from engine.systems.registry import build
 from engine.training.metrics import LossMeter
 from tests.support.training_fakes import batch_of, tiny_config, worst
 
@@ -209,7 +210,8 @@ def test_load_trained_gives_the_average_or_the_last_weights(tmp_path) -> None:
     save(tmp_path, 3, system.weights(), {}, config)
     images = batch_of(config, 9).images
     for ema, network in ((True, system.ema), (False, system.generator)):
-        refiner, loaded = load_trained(tmp_path, fused=False, ema=ema)
+        trained = load_trained(tmp_path, fused=False, ema=ema)
+        refiner, loaded = trained.module, trained.config
         wanted = network(pyramid(images, config.inject)).clamp(-1, 1)
         assert torch.equal(refiner(images), wanted.detach())
         assert loaded.resolution == 16
@@ -219,7 +221,7 @@ def test_load_trained_asks_for_landmarks(tmp_path) -> None:
     config = tiny_config("--landmarks")
     system, batch = build(config, "cpu"), batch_of(config)
     save(tmp_path, 0, system.weights(), {}, config)
-    refiner, _ = load_trained(tmp_path)
+    refiner = load_trained(tmp_path).module
     assert refiner(batch.images, batch.landmarks).shape == batch.images.shape
     with pytest.raises(InputError, match="needs the 68 landmarks"):
         refiner(batch.images)

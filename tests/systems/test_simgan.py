@@ -8,13 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from engine.checkpoint import save
-from engine.config import resolve
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.networks.initialisation import he_normal
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_accuracy, patch_loss
-from engine.systems.registry import build, load_trained
+from engine.systems.kinds import REFINE
+from engine.systems.registry import build
 from engine.systems.simgan import SimganSystem
 from engine.training.metrics import LossMeter
+from engine.training.resolve import resolve
 from tests.support.tape import NoWaiting
 from tests.support.training_fakes import assert_same, batch_of, tiny_config, worst
 from tests.support.unpaired_runs import (
@@ -440,7 +442,8 @@ def test_a_trained_refiner_is_its_average_or_its_last_weights(tmp_path: Path, mo
     save(tmp_path, 2, system.weights(), system.state_dict(), config)
     images = batch_of(config, 9).images
     for ema, network in ((True, system.ema), (False, system.generator)):
-        refiner, loaded = load_trained(tmp_path, fused=config.fused, ema=ema, kind="refine")
+        trained = load_trained(tmp_path, fused=config.fused, ema=ema, kind=REFINE)
+        refiner, loaded = trained.module, trained.config
         assert not refiner.needs_landmarks and loaded.system == "simgan"
         assert torch.equal(refiner(images), network(images).detach())
 

@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from engine import checkpoint
-from engine.config import TrainConfig, resolve, saved_fields
+from engine.config import TrainConfig, saved_fields
 from engine.errors import InputError
+from engine.inference.trained import load_trained
 from engine.systems.base import System
-from engine.systems.registry import KINDS, SYSTEMS, build, load_trained, system_class
+from engine.systems.kinds import GENERATE, KINDS
+from engine.systems.registry import SYSTEMS, build, system_class
 from engine.training.cuda_graph import GraphedStep
 from engine.training.memory import describe
+from engine.training.resolve import resolve
 from engine.training.schedule import learning_rate
 from tests.support.tape import NoWaiting, Tape, rates_on_device
 from tests.support.training_fakes import assert_same, batch_of, everything, tiny_config
@@ -94,13 +97,14 @@ def test_a_trained_system_is_loaded_for_use(name: str, ema: bool, tmp_path) -> N
     system = build(config, "cpu")
     train(config, system, system.step, last=2)
     checkpoint.save(tmp_path, 2, system.weights(), system.state_dict(), config)
-    module, loaded = load_trained(tmp_path, ema=ema, kind=system.kind)
+    trained = load_trained(tmp_path, ema=ema, kind=system.kind)
+    module, loaded = trained.module, trained.config
     assert loaded == config
     kept = module.generator.state_dict()
     network = system.averaged()["ema"] if ema else system.networks()["generator"]
     assert_same(dict(kept), dict(network.state_dict()))
     batch = batch_of(config, 3)
-    if system.kind == "generate":
+    if system.kind is GENERATE:
         given = (module.noise(4, torch.Generator().manual_seed(1)),)
         assert torch.equal(given[0], module.noise(4, torch.Generator().manual_seed(1)))
     else:

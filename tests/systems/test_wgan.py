@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.config import resolve
 from engine.errors import InputError
 from engine.networks.dcgan import DcganCritic, initialise_normal
 from engine.systems.registry import build
 from engine.systems.wgan import WganSystem, gradient_penalty
+from engine.training.resolve import resolve
 from tests.support.generator_runs import (
     adam,
     assert_average_follows,

@@ -7,10 +7,11 @@ import pytest
 
 from engine import config as configuration
 from engine.checkpoint import save
-from engine.config import TrainConfig, resolve, table
+from engine.config import table
 from engine.errors import InputError
 from engine.systems.refiner import RefinerConfig
-from engine.systems.registry import build
+from engine.systems.registry import build, config_from_json
+from engine.training.resolve import resolve
 from engine.training.schedule import learning_rate
 from tests.support.training_fakes import tiny_config
 
@@ -87,7 +88,7 @@ def test_config_json_round_trip(tmp_path: Path) -> None:
     assert saved["data"] == {"value": "photos", "origin": "command line"}
     assert saved["steps"]["origin"] == "preset quick"
     assert "resume" not in saved and "eager" not in saved
-    loaded = TrainConfig.from_json(saved)
+    loaded = config_from_json(saved)
     assert loaded.to_json(origins) == config.to_json(origins)
     assert (loaded.inject, loaded.data) == ((8, 32), Path("photos"))
 
@@ -95,7 +96,7 @@ def test_config_json_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", [[], {"steps": 3}, {"steps": {}}, None])
 def test_a_config_json_of_something_else(broken: object) -> None:
     with pytest.raises(InputError, match="not the configuration"):
-        TrainConfig.from_json(broken)
+        config_from_json(broken)
 
 
 def test_the_table_names_every_value_under_its_origin() -> None:

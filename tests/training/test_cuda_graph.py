@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine import checkpoint, verify
-from engine.config import TrainConfig, resolve
+from engine import checkpoint
+from engine.config import TrainConfig
 from engine.data import Batch
 from engine.errors import InputError
 from engine.systems.base import System, approach
@@ -19,8 +19,10 @@ from engine.systems.registry import build
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.loop import Trainer
 from engine.training.metrics import LossMeter
+from engine.training.resolve import resolve
 from engine.training.schedule import learning_rate
 from engine.training.setup import mode, prepare_folder
+from engine.verification import checks
 from tests.support.tape import NoWaiting, Tape, rates_on_device
 from tests.support.training_fakes import FakeLoader, assert_same, batch_of, everything, tiny_config
 
@@ -233,7 +235,7 @@ def test_both_ways_to_move_an_average() -> None:
 
 def run(config: TrainConfig, recorded: bool, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """A run of the loop, its learning rates tensors; `recorded` through a tape."""
-    monkeypatch.setattr("engine.report.write", lambda run_dir: None)
+    monkeypatch.setattr("engine.training.report.write", lambda run_dir: None)
     start = prepare_folder(config)
     trainer = Trainer(config, {}, system_of(config), FakeLoader(config), start)
     if recorded:
@@ -262,7 +264,7 @@ def test_a_run_through_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_verify_compares_recorded_with_plain_steps() -> None:
-    row = verify.verify_captured(2, torch.device("cpu"), Tape())
+    row = checks.verify_captured(2, torch.device("cpu"), Tape())
     # every loss at its learning rate of the recording: the rates here are Python numbers
     assert not row.passed and row.worst.endswith(f"step {WARM_UP + 2}")
 
@@ -272,7 +274,7 @@ def test_verify_passes_what_is_recorded_right(monkeypatch: pytest.MonkeyPatch) -
 
     honest = engine.systems.build
     monkeypatch.setattr("engine.systems.build", lambda config, device: rates_on_device(honest(config, device)))
-    row = verify.verify_captured(2, torch.device("cpu"), Tape())
+    row = checks.verify_captured(2, torch.device("cpu"), Tape())
     assert row.passed and row.error == 0 and row.variant == f"{WARM_UP} + 2 steps"
     assert row.checks > 7 * (WARM_UP + 2) + 20
 

@@ -16,12 +16,12 @@ from PIL import Image
 from engine import checkpoint
 from engine.config import TrainConfig
 from engine.errors import InputError
+from engine.inference.sample_grid import draw_grid, to_pixels
 from engine.systems.registry import build
 from engine.train import main
 from engine.training import random_state
 from engine.training.loop import Trainer
 from engine.training.metrics import LossMeter, MetricsLog, cut_after
-from engine.training.sample_grid import draw_grid, to_pixels
 from engine.training.setup import prepare_folder, require_fused, set_machine
 from tests.support.training_fakes import FakeLoader, tiny_config
 
@@ -31,7 +31,7 @@ FLAGS = ("--steps", "12", "--log-every", "5", "--sample-every", "6", "--checkpoi
 @pytest.fixture(autouse=True)
 def quiet_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report has its own tests."""
-    monkeypatch.setattr("engine.report.write", lambda run_dir: None)
+    monkeypatch.setattr("engine.training.report.write", lambda run_dir: None)
 
 
 def train(config: TrainConfig, loader: FakeLoader | None = None) -> tuple[int, Trainer]:
@@ -57,7 +57,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert all(np.isfinite(value) for record in records for value in record.values())
     assert sorted(os.listdir(run / "checkpoints")) == ["step_00000008", "step_00000012"]
     assert sorted(os.listdir(run / "samples")) == [f"step_{step:08d}.png" for step in (0, 6, 12)]
-    assert TrainConfig.from_json(json.loads((run / "config.json").read_text())).steps == 12
+    assert checkpoint.read_config(run).steps == 12
     saved = checkpoint.load(run)
     assert all(torch.equal(saved.weights[name], tensor) for name, tensor in trainer.system.weights().items())
 
@@ -119,7 +119,7 @@ def test_a_full_disk_at_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "step_00000004" in str(caught.value) and "--resume" in str(caught.value)
     assert os.listdir(tmp_path / "checkpoints") == ["step_00000004"]
     monkeypatch.undo()
-    monkeypatch.setattr("engine.report.write", lambda run_dir: None)
+    monkeypatch.setattr("engine.training.report.write", lambda run_dir: None)
     assert train(tiny_config(*FLAGS, "--resume", out=tmp_path))[0] == 0
 
 
@@ -183,7 +183,7 @@ def test_a_report_that_cannot_be_drawn_ends_nothing(tmp_path: Path, monkeypatch,
     def broken(run_dir: Path) -> None:
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("engine.report.write", broken)
+    monkeypatch.setattr("engine.training.report.write", broken)
     assert train(tiny_config(*FLAGS, out=tmp_path))[0] == 0
     assert capsys.readouterr().out.count("report.html could not be written: RuntimeError: no fonts") == 1
 

@@ -26,8 +26,8 @@ FLAGS = ("--steps", str(STEPS), "--checkpoint-every", "5", "--log-every", "4", "
 
 def run_training(out: Path) -> None:
     """One process of the training; leaves with its exit status."""
-    from engine import report
     from engine.systems.registry import build
+    from engine.training import report
     from engine.training.loop import Trainer
     from engine.training.setup import prepare_folder, set_machine
 
@@ -47,7 +47,7 @@ def processes():
         "torch",
         "torch._dynamo",
         "torch.utils.tensorboard",
-        "engine.report",
+        "engine.training.report",
         "engine.training.loop",
         "engine.data",
     ]

@@ -13,7 +13,6 @@ import torch
 
 import engine
 from engine import checkpoint, train
-from engine.config import TrainConfig
 from tests.support.places import ROOT
 from tests.support.tiny_run import command
 
@@ -35,7 +34,7 @@ def test_configuration():
     saved = checkpoint.load(WRITTEN / "run")
     assert saved.step == 2 and saved.config.system == "refiner" and not saved.config.fused
     assert saved.config.inject == (8,) and saved.config.hidden == 2
-    assert TrainConfig.from_json(json.loads((WRITTEN / "run" / "config.json").read_text())) == saved.config
+    assert checkpoint.read_config(WRITTEN / "run") == saved.config
 
 
 def test_resume(tmp_path, monkeypatch):

@@ -1,0 +1,78 @@
+"""Writes a trained generator as a folder to publish, in the layout of model hubs (engine.inference.exported reads it).
+
+The folder holds config.json (the system and its values, no paths of this machine), model.safetensors (the weights of
+the module that `engine.load` gives), README.md (a model card) and framing.json (where faces lie in the photos, for
+`kiln refine --face-crop`).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from engine.errors import InputError
+from engine.host import atomic_files
+from engine.inference.exported import CONFIG, FORMAT, WEIGHTS
+from engine.inference.faces import Framing
+from engine.inference.trained import load_trained
+from engine.systems.registry import system_class
+from engine.version import __version__
+
+CARD = "README.md"
+# what describes the run rather than the model
+_LEFT_OUT = ("data", "synthetic", "out", "device", "threads")
+_CARD = """---
+library_name: kiln-engine
+pipeline_tag: {task}
+tags: [gan, face, {system}]
+---
+
+# {system}, {resolution}x{resolution}
+
+Trained with Kiln (`kiln-engine`) {version}, {steps:,} steps; the weights are {which}.
+
+```python
+import engine, torch
+
+model = engine.load("this folder")
+{usage}
+```
+
+Images are (B, {channels}, {resolution}, {resolution}) in [-1, 1]. `kiln {command}` uses the model on files
+and marks its results as synthetic in their metadata. `config.json` has every value it was trained with.
+"""
+
+
+def export(path: Path | str, folder: Path | str, *, ema: bool = True) -> Path:
+    """Write the trained generator of a run or checkpoint to `folder`, which must be new or empty; returns it.
+
+    ema: the moving average of the generator's weights, or the last ones. Raises InputError for what is no trained model
+    and for a folder that holds something, OSError where it cannot be written.
+    """
+    path, folder = Path(path), Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; give a new one")
+    trained = load_trained(path, ema=ema)
+    config = trained.config
+    weights = {name: tensor.contiguous() for name, tensor in trained.module.state_dict().items()}
+    saved = {name: entry["value"] for name, entry in config.to_json().items() if name not in _LEFT_OUT}
+    head: dict[str, Any] = {"library": "kiln-engine", "version": __version__, "format": FORMAT}
+    kind = system_class(config.system).kind
+    card = _CARD.format(
+        task=kind.task,
+        system=config.system,
+        resolution=config.resolution,
+        channels=config.channels,
+        version=__version__,
+        steps=config.steps,
+        which="the generator's moving average" if ema else "the generator's last ones",
+        usage=kind.usage,
+        command=kind.command,
+    )
+    atomic_files.write_text(folder / CONFIG, json.dumps(head | {"config": saved}, indent=1) + "\n")
+    atomic_files.write_text(folder / CARD, card)
+    Framing.of(path).write(folder)
+    # last: what makes the folder an exported one
+    atomic_files.write_bytes(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    return folder

@@ -1,0 +1,211 @@
+"""A face image takes on the landmarks of a clip: frames, film, animation and a sheet, as files."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageDraw
+
+from engine.data.decoding.plain_images import BadImage
+from engine.data.landmarks import POINTS
+from engine.errors import InputError
+from engine.host import atomic_files
+from engine.host.environment import pick_device
+from engine.inference import marking, pictures
+from engine.inference.driving import align, read_driving, source_points
+from engine.inference.faces import FaceFinder, Framing
+from engine.inference.refining import to_network, to_pixels
+from engine.inference.sample_grid import draw_grid
+from engine.inference.trained import load_trained
+from engine.systems.kinds import DRIVE
+from engine.systems.registry import system_class
+
+IN_SHEET = 8
+# runs of points that are one line, and whether it closes; iBUG order
+LINES = (
+    (range(0, 17), False),
+    (range(17, 22), False),
+    (range(22, 27), False),
+    (range(27, 31), False),
+    (range(31, 36), False),
+    (range(36, 42), True),
+    (range(42, 48), True),
+    (range(48, 60), True),
+    (range(60, 68), True),
+)
+
+
+@dataclass
+class ReenactOptions:
+    """What `kiln reenact` takes."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Image of the face to drive."""
+    driving: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DRIVING")]
+    """Data set with landmarks and clips (folder or zip), folder of .pts files, or .npy array (frames, points, 2) in
+    pixels of the model's square."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """Folder to write; new or empty."""
+    clip: str | None = None
+    """Which clip of DRIVING: person/video, or identity, or the folder of .pts files; without it, the longest."""
+    frames: int = 0
+    """Only so many of its first frames; 0 = all."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Move, turn and scale the clip's landmarks so that their mean shape lies on the source's face."""
+    source_landmarks: Path | None = None
+    """Landmarks of the source in its pixels (.npy or .pts), for --align; without it, from the data set it lies in."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """Source and frames that are not square: crop takes the central square (as in training), pad the whole image,
+    stretch the whole image squeezed."""
+    face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Frame the source's largest face as in the model's photos (needs OpenCV)."""
+    size: int = 0
+    """Side of the results; 0 = the network's resolution."""
+    fps: int = 25
+    """Frames per second of the film and the animation."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the generator's weights, or the last ones."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes cuda when there is one."""
+    batch_size: int = 16
+    """Frames per pass."""
+    eager: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the plain PyTorch references instead of the fused operators."""
+
+
+def check(options: ReenactOptions) -> None:
+    """Raise InputError for values that cannot work."""
+    for name, least, most in (("batch_size", 1, 1 << 20), ("fps", 1, 50), ("frames", 0, 1 << 30), ("size", 0, 4096)):
+        value = getattr(options, name)
+        if not least <= value <= most:
+            raise InputError(f"--{name.replace('_', '-')} must be between {least} and {most}, got {value}")
+    if not options.source.is_file():
+        raise InputError(f"{options.source}: no such image; SOURCE is one image file")
+    out = options.output
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder for the results")
+    if options.source_landmarks and not options.align:
+        raise InputError("--source-landmarks is for --align; add it, or leave both out")
+
+
+def read_source(options: ReenactOptions, resolution: int, channels: int) -> tuple[np.ndarray, pictures.Placement]:
+    """The source in the network's square, (C, R, R) uint8, and where it lies. Raises InputError."""
+    path = options.source
+    try:
+        image, _ = pictures.read(path.read_bytes())
+    except (BadImage, OSError) as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+    window = None
+    if options.face_crop:
+        window = FaceFinder().portrait(np.asarray(image), Framing.of(options.model))
+        if window is None:
+            raise InputError(f"no face found in {path}; leave out --face-crop, or give a picture cut to the face")
+    placement = pictures.place(image.size, resolution, options.fit, window)
+    return pictures.to_square(image, placement, resolution, channels), placement
+
+
+def drive(
+    model: torch.nn.Module, source: np.ndarray, points: np.ndarray, device: torch.device, batch_size: int
+) -> np.ndarray:
+    """The source (C, R, R) uint8 with each frame's points (F, K, 2): (F, C, R, R) uint8."""
+    image, results = to_network(source[None], device), []
+    with torch.inference_mode():
+        for start in range(0, len(points), batch_size):
+            part = torch.from_numpy(points[start : start + batch_size]).to(device)
+            images = image.expand(len(part), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+            results.append(to_pixels(model(images, part)))
+    return np.concatenate(results)
+
+
+def draw_points(points: np.ndarray, resolution: int, scale: int = 4) -> Image.Image:
+    """Landmarks (K, 2) in pixels of the square, drawn `scale` times as large: lines for 68, dots for others."""
+    picture = Image.new("L", (resolution * scale,) * 2)
+    pen = ImageDraw.Draw(picture)
+    places = (points + 0.5) * scale - 0.5
+    if len(points) == POINTS and np.isfinite(points).all():
+        for run_of, closed in LINES:
+            line = [tuple(places[i]) for i in run_of]
+            pen.line(line + line[:1] * closed, fill=255, width=scale // 2)
+    else:
+        for x, y in places[np.isfinite(places).all(1)]:
+            pen.ellipse((x - scale, y - scale, x + scale, y + scale), fill=255)
+    return picture
+
+
+def sheet(source: np.ndarray, points: np.ndarray, results: np.ndarray) -> Image.Image:
+    """Source, driving landmarks and result of up to 8 frames, spread over the clip."""
+    resolution = source.shape[-1]
+    chosen = sorted({round(i) for i in np.linspace(0, len(points) - 1, IN_SHEET)})
+    drawn = np.stack([np.asarray(draw_points(points[i], resolution)) for i in chosen])
+
+    def row(pixels: np.ndarray) -> torch.Tensor:
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
+        return torch.nn.functional.interpolate(images, size=4 * resolution, mode="nearest")
+
+    rows = {"source": row(np.repeat(source[None], len(chosen), 0)), "driving": row(drawn[:, None])}
+    return draw_grid(rows | {"result": row(results[chosen])})
+
+
+def to_images(results: Iterable[np.ndarray], size: int) -> list[Image.Image]:
+    """(C, R, R) uint8 each, enlarged or shrunk to `size`; 0 leaves them."""
+    images = []
+    for pixels in results:
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        images.append(image.resize((size, size), Image.Resampling.LANCZOS) if size else image)
+    return images
+
+
+def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: int) -> str | None:
+    """Write a marked MP4; returns why not, where that cannot be done. Raises OSError where the disk refuses."""
+    try:
+        import cv2
+    except ImportError:
+        return "it needs OpenCV (pip install opencv-python-headless)"
+    with atomic_files.replacing(path) as temporary:
+        # the codec takes even sides
+        width, height = (side + side % 2 for side in images[0].size)
+        film = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+        works = film.isOpened()
+        for image in images if works else ():
+            pixels = np.asarray(image.convert("RGB").resize((width, height)))
+            film.write(np.ascontiguousarray(pixels[..., ::-1]))
+        film.release()
+        if works:
+            marking.mark_film(temporary, description)
+    if not works:
+        path.unlink()
+        return "this OpenCV cannot write MP4"
+    return None
+
+
+def reenact_files(options: ReenactOptions) -> str:
+    """Drive the source image and write the results; returns lines that say what was written. Raises InputError."""
+    check(options)
+    device = pick_device(options.device)
+    fused, ema = not options.eager, options.weights == "ema"
+    trained = load_trained(options.model, device, fused, ema, kind=DRIVE)
+    model, config = trained.module, trained.config
+    count = system_class(config.system).needs(config)[0].points
+    source, placement = read_source(options, config.resolution, config.channels)
+    driving = read_driving(options.driving, options.clip, count, config.resolution, options.fit)
+    points = driving.points[: options.frames or None]
+    if options.align:
+        own = source_points(options.source, options.source_landmarks, count)
+        points = align(points, placement.landmarks(own))
+    results = drive(model, source, points, device, options.batch_size)
+    description = f"Synthetic images: generated by a neural network (Kiln {config.system}) from an image and landmarks"
+    out, images = options.output, to_images(results, options.size)
+    for number, image in enumerate(images):
+        marking.save(image, out / "frames" / f"{number:05d}.png", description)
+    animation = marking.encode_animation(images, round(1000 / options.fps), description)
+    atomic_files.write_bytes(out / "driven.gif", animation)
+    marking.save(sheet(source, points, results), out / "sheet.png", description)
+    missing = save_film(images, out / "driven.mp4", description, options.fps)
+    note = f"no film was written: {missing}; driven.gif shows the same\n" if missing else ""
+    return f"{note}{len(images)} frames of {driving.name} at {images[0].width}x{images[0].height}: {out}"

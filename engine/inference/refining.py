@@ -1,0 +1,284 @@
+"""A trained refiner applied to images of any size and format: read, placed in the network's square, refined, saved."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from engine.data.decoding.plain_images import BadImage
+from engine.data.landmarks import POINTS
+from engine.data.layouts.detection import list_images
+from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
+from engine.errors import InputError
+from engine.host.environment import pick_device
+from engine.inference import marking, pictures
+from engine.inference.faces import FaceFinder, Framing
+from engine.inference.trained import load_trained
+from engine.systems.kinds import REFINE
+
+
+@dataclass
+class RefineOptions:
+    """What `kiln refine` takes."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
+    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """Image, folder of images or zip of images."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """Folder to write; for a single image also a file name."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """Images that are not square: crop takes the central square (as in training), pad the whole image with its border
+    repeated (and cut off again), stretch the whole image squeezed (--original-size pulls it back)."""
+    face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Frame the largest face as in the model's photos, repeating the border where the square reaches beyond the image
+    (needs OpenCV); images without a face are treated by --fit."""
+    original_size: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Enlarge the result, which has the network's resolution, to the size of the part of the image it was made of."""
+    format: Literal["keep", "png", "jpg", "webp"] = "keep"
+    """Format of the results; keep turns formats without metadata (bmp, gif, ppm ...) into png."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the generator's weights, or the last ones."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes cuda when there is one."""
+    batch_size: int = 16
+    """Images per pass."""
+    eager: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the plain PyTorch references instead of the fused operators."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: its name in the source, and the file to write."""
+
+    name: str
+    target: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image ready for the network: (C, R, R) uint8, its placement, its landmarks in pixels of R, a remark or ""."""
+
+    pixels: np.ndarray
+    placement: pictures.Placement
+    landmarks: np.ndarray | None
+    remark: str
+
+
+class Skipped(Exception):
+    """One image cannot be refined; the message says why."""
+
+
+def list_input(path: Path, output: Path) -> tuple[Source, list[str]]:
+    """Where the images are, and their names. Raises InputError when there is none."""
+    if is_single(path):
+        return FolderSource(path.parent), [path.name]
+    source = open_source(path)
+    names = [name for name in source.files() if is_image_name(name)]
+    if isinstance(source, FolderSource):
+        out = output.resolve()
+        if out == path.resolve():
+            raise InputError(f"OUTPUT is the same folder as INPUT ({path}): the originals are never overwritten")
+        # results of an earlier run inside the input folder are not input
+        names = [name for name in names if out not in (path / name).resolve().parents]
+    if not names:
+        raise InputError(f"no image file in {path}; expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
+    return source, names
+
+
+def is_single(path: Path) -> bool:
+    """Whether INPUT is one image (whatever its suffix) rather than a folder or a zip."""
+    return path.is_file() and path.suffix.lower() != ".zip"
+
+
+def plan(source: Source, names: Sequence[str], single: bool, output: Path, kind: str) -> list[Item]:
+    """The file of each image: its own name below `output`, with the suffix of the format.
+
+    Where two images would get one name (a.bmp and a.png), the converted one keeps its old suffix too (a.bmp.png).
+    Raises InputError when an output would overwrite an input.
+    """
+    if single and output.suffix and not output.is_dir():
+        suffix = output.suffix.lower()
+        if suffix not in marking.FORMATS:
+            known = ", ".join(marking.FORMATS)
+            raise InputError(f"{output}: cannot write {suffix} files that say they are synthetic; take one of {known}")
+        items = [Item(names[0], output)]
+    else:
+        suffixes = {name: _suffix(name, kind) for name in names}
+        kept = {name.casefold() for name in names if PurePosixPath(name).suffix == suffixes[name]}
+        items, taken = [], set(kept)
+        for name in names:
+            target = PurePosixPath(name).with_suffix(suffixes[name])
+            if PurePosixPath(name).suffix != suffixes[name]:
+                if str(target).casefold() in taken:
+                    target = PurePosixPath(name + suffixes[name])
+                taken.add(str(target).casefold())
+            items.append(Item(name, output / target))
+    if isinstance(source, FolderSource):
+        inputs = {(source.root / name).resolve() for name in names}
+        for item in items:
+            if item.target.resolve() in inputs:
+                raise InputError(
+                    f"{item.target} is one of the inputs, which are never overwritten; choose another OUTPUT"
+                )
+    return items
+
+
+def _suffix(name: str, kind: str) -> str:
+    own = PurePosixPath(name).suffix
+    if kind != "keep":
+        # .jpeg stays .jpeg
+        return own if marking.FORMATS.get(own.lower()) == marking.FORMATS[f".{kind}"] else f".{kind}"
+    return own if own.lower() in marking.FORMATS else ".png"
+
+
+def find_landmarks(source: Source) -> dict[str, np.ndarray]:
+    """Name -> (68, 2) from manifest.csv and landmarks_68.npy. Raises InputError when there are none."""
+    found = _face_landmarks(source)
+    if not found and isinstance(source, FolderSource) and source.root.resolve().name == "images":
+        above = _face_landmarks(FolderSource(source.root.resolve().parent))
+        found = {name.removeprefix("images/"): points for name, points in above.items()}
+    if not found:
+        raise InputError(
+            f"this model was trained with landmarks: {source.root} needs a manifest.csv with the column landmarks_row "
+            "and a landmarks_68.npy beside the images"
+        )
+    return found
+
+
+def _face_landmarks(source: Source) -> dict[str, np.ndarray]:
+    listing = list_images(source)
+    return listing.landmarks if listing.points == POINTS else {}
+
+
+class Preparer:
+    """Reads images and lays them into the network's square."""
+
+    def __init__(self, source: Source, options: RefineOptions, resolution: int, channels: int, landmarks: bool) -> None:
+        self._source, self._fit = source, options.fit
+        self._resolution, self._channels = resolution, channels
+        self._landmarks = find_landmarks(source) if landmarks else None
+        self._finder = None
+        if options.face_crop:
+            self._finder, self._framing = FaceFinder(), Framing.of(options.model)
+
+    def __call__(self, name: str) -> Prepared:
+        """Raises Skipped with the reason."""
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise Skipped("its name leads out of the output folder")
+        try:
+            image, remark = pictures.read(self._source.read(name))
+        except (BadImage, UnreadableFile) as error:
+            raise Skipped(str(error)) from error
+        remarks = [f"{remark} refined"] if remark else []
+        window = None
+        if self._finder:
+            window = self._finder.portrait(np.asarray(image), self._framing)
+            if window is None:
+                remarks.append(f"no face found, treated by --fit {self._fit}")
+        placement = pictures.place(image.size, self._resolution, self._fit, window)
+        points = None
+        if self._landmarks is not None:
+            if name not in self._landmarks:
+                raise Skipped("no landmarks in manifest.csv, which this model needs")
+            points = placement.landmarks(self._landmarks[name])
+        pixels = pictures.to_square(image, placement, self._resolution, self._channels)
+        return Prepared(pixels, placement, points, "; ".join(remarks))
+
+
+def batches(items: Sequence[Item], prepare: Preparer, size: int) -> Iterator[list[tuple[Item, Prepared | Skipped]]]:
+    """Prepared images in lists of up to `size`, read one list ahead of the network."""
+
+    def attempt(item: Item) -> tuple[Item, Prepared | Skipped]:
+        try:
+            return item, prepare(item.name)
+        except Skipped as reason:
+            return item, reason
+
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead: Future | None = None
+        for chunk in [*chunks, None]:
+            following = None
+            if chunk is not None:
+                following = reader.submit(lambda chunk=chunk: [attempt(item) for item in chunk])
+            if ahead is not None:
+                yield ahead.result()
+            ahead = following
+
+
+def to_network(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(B, C, R, R) uint8 -> float32 channels_last in [-1, 1], as the loaders scale."""
+    images = torch.from_numpy(pixels).to(device, torch.float32).div_(127.5).sub_(1)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """(B, C, R, R) in [-1, 1] -> uint8 on the host. Raises InputError for a model that gives NaN."""
+    if not torch.isfinite(images).all():
+        raise InputError("the model gives NaN: its training has diverged; use an earlier checkpoint of the run")
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def refine(model: torch.nn.Module, prepared: Sequence[Prepared], device: torch.device) -> np.ndarray:
+    """The results of a batch, (B, C, R, R) uint8."""
+    images = to_network(np.stack([one.pixels for one in prepared]), device)
+    landmarks = None
+    if prepared[0].landmarks is not None:
+        landmarks = torch.from_numpy(np.stack([one.landmarks for one in prepared])).to(device)
+    with torch.inference_mode():
+        return to_pixels(model(images, landmarks))
+
+
+def refine_files(options: RefineOptions) -> str:
+    """Refine what the options name, file by file; returns one line that says what was done.
+
+    Raises InputError for options that cannot work, and after the last image where some could not be refined.
+    """
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if not options.input.exists():
+        raise InputError(f"{options.input}: no such file or folder")
+    device = pick_device(options.device)
+    source, names = list_input(options.input, options.output)
+    single = is_single(options.input)
+    items = plan(source, names, single, options.output, options.format)
+    if not single and options.output.exists() and not options.output.is_dir():
+        raise InputError(f"{options.output} is a file; give a folder for the results")
+    fused, ema = not options.eager, options.weights == "ema"
+    trained = load_trained(options.model, device, fused, ema, kind=REFINE)
+    model, config = trained.module, trained.config
+    prepare = Preparer(source, options, config.resolution, config.channels, model.needs_landmarks)
+    description = f"Synthetic image: generated by a neural network (Kiln {config.system}) from an input image"
+    failed = 0
+    with tqdm(total=len(items), unit=" images", disable=None, dynamic_ncols=True) as progress:
+        for batch in batches(items, prepare, options.batch_size):
+            ready = [(item, result) for item, result in batch if isinstance(result, Prepared)]
+            for item, result in batch:
+                if isinstance(result, Skipped):
+                    failed += 1
+                    _say(f"kiln refine: skipped {item.name}: {result}")
+                elif result.remark:
+                    _say(f"kiln refine: note: {item.name}: {result.remark}")
+            results = refine(model, [result for _, result in ready], device) if ready else ()
+            for (item, one), pixels in zip(ready, results, strict=True):
+                image = pictures.from_square(pixels, one.placement, original_size=options.original_size)
+                marking.save(image, item.target, description)
+            progress.update(len(batch))
+    done = len(items) - failed
+    if failed:
+        kept = f"the other {done} are in {options.output}" if done else "nothing was written"
+        raise InputError(f"{failed} of {len(items)} images could not be refined (named above); {kept}")
+    side = config.resolution
+    return f"{done} image{'s' if done > 1 else ''} refined at {side}x{side}: {options.output}"
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)

@@ -1,0 +1,260 @@
+"""report.html: one self-contained page about a run, which the training loop and `kiln report` write.
+
+The page needs no server and no other file: curves are inline SVG, samples are data URIs. It is written atomically, so a
+browser that reloads it during training always finds a whole page.
+"""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+import shlex
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from engine.errors import InputError
+from engine.host import atomic_files, environment
+from engine.pages.charts import draw
+from engine.pages.panels import Chart, Curve
+from engine.pages.template import fill
+from engine.systems.base import System
+from engine.systems.registry import system_class
+from engine.version import __version__
+
+ENVIRONMENT = "environment.json"
+_LATEST_BYTES, _EARLIER_BYTES, _EARLIER_COUNT = 3_000_000, 300_000, 15
+
+
+# of every run; those of its system come first
+GENERAL = (
+    Chart("Learning rate", (Curve("lr", "lr"),), noisy=False),
+    Chart("Speed", (Curve("images_per_s", "images/s"),)),
+    Chart("Waiting for data", (Curve("data_wait", "% of the time", 100.0),)),
+    Chart("Memory", (Curve("memory_mb", "MB"),), noisy=False),
+)
+_NOT_CURVES = {"step", "time", "epoch", "seconds", "eta"}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl by step.
+
+    A cut last line is left out; where a resumed run went back, what had been written beyond that point goes.
+    """
+    records: list[dict[str, Any]] = []
+    if not path.is_file():
+        return records
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int | float):
+            continue
+        while records and records[-1]["step"] >= record["step"]:
+            records.pop()
+        records.append(record)
+    return records
+
+
+def read_config(path: Path) -> list[dict[str, str]]:
+    """Rows {name, value, origin} of a run's config.json: what was chosen first, the defaults after it."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    rows = []
+    for name, entry in stored.items() if isinstance(stored, dict) else ():
+        whole = isinstance(entry, dict) and "value" in entry
+        value, origin = (entry["value"], entry.get("origin", "")) if whole else (entry, "")
+        rows.append({"name": name, "value": _show(value), "origin": str(origin)})
+    return sorted(rows, key=lambda row: row["origin"] in ("default", ""))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_show, value)) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def figures(records: Sequence[Mapping[str, Any]], charts: Sequence[Chart]) -> list[dict[str, Any]]:
+    """The panels that have something to show, with the last value of each curve; unknown numbers get a panel too.
+
+    charts: of the run's system.
+    """
+    keys = {key for record in records for key in record}
+    charts = [dataclasses.replace(chart, curves=_expanded(chart.curves, keys)) for chart in (*charts, *GENERAL)]
+    others = sorted(keys - {curve.key for chart in charts for curve in chart.curves} - _NOT_CURVES)
+    unknown = (Chart(key.replace("_", " "), (Curve(key, key),), zero=False) for key in others)
+    found = []
+    for chart in (*charts, *unknown):
+        svg = draw(chart.title, records, chart.curves, zero=chart.zero, noisy=chart.noisy)
+        if svg is None:
+            continue
+        legend = [
+            {"label": curve.label, "value": value}
+            for curve in chart.curves
+            if (value := _last(records, curve)) is not None
+        ]
+        found.append({"title": chart.title, "note": chart.note, "svg": svg, "legend": legend})
+    return found
+
+
+def _expanded(curves: Sequence[Curve], keys: set[str]) -> tuple[Curve, ...]:
+    """Curves of "name_*" as one for each key of that beginning, the smaller numbers first."""
+    found = []
+    for curve in curves:
+        if curve.key.endswith("*"):
+            beginning = curve.key[:-1]
+            ends = [key[len(beginning) :] for key in keys if key.startswith(beginning)]
+            ends = sorted(ends, key=lambda end: (len(end), end))
+            found += [Curve(beginning + end, f"{curve.label} {end}", curve.scale) for end in ends]
+        else:
+            found.append(curve)
+    return tuple(found)
+
+
+def _last(records: Sequence[Mapping[str, Any]], curve: Curve) -> str | None:
+    for record in reversed(records):
+        value = record.get(curve.key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            return f"{value * curve.scale:.4g}"
+    return None
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    """Sample grids by step as {step, uri, width, height}: the last one, and some earlier ones in smaller files."""
+    paths = sorted(folder.glob("*.png"), key=lambda path: (_step_of(path), path.name))
+    if len(paths) > _EARLIER_COUNT + 1:
+        gap = (len(paths) - 1) / _EARLIER_COUNT
+        paths = [paths[round(index * gap)] for index in range(_EARLIER_COUNT)] + [paths[-1]]
+    found = []
+    for path in paths:
+        limit = _LATEST_BYTES if path == paths[-1] else _EARLIER_BYTES
+        try:
+            uri, size = _embed(path, limit)
+        except (OSError, ValueError):
+            continue  # a grid that is being written right now
+        found.append({"step": _step_of(path), "uri": uri, "width": size[0], "height": size[1]})
+    return found
+
+
+def _step_of(path: Path) -> int:
+    numbers = re.findall(r"\d+", path.stem)
+    return int(numbers[-1]) if numbers else 0
+
+
+def _embed(path: Path, limit: int) -> tuple[str, tuple[int, int]]:
+    """A PNG as a data URI (halved in size until it has at most `limit` bytes), and its size on the disk in pixels."""
+    content = path.read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        size = image.size
+        while len(content) > limit and min(image.size) > 64:
+            image = image.convert("RGB").resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", optimize=True)
+            content = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(content).decode(), size
+
+
+def summary(
+    records: Sequence[Mapping[str, Any]], config: Mapping[str, str], headline: Sequence[str]
+) -> list[dict[str, str]]:
+    """The numbers at the top of the page. headline: the losses that the system shows first."""
+    if not records:
+        return []
+    last = records[-1]
+    planned = config.get("steps")
+    tiles = [{"name": "step", "value": f"{last['step']:,}", "unit": f"of {int(planned):,}" if _whole(planned) else ""}]
+    if isinstance(last.get("time"), int | float):
+        tiles.append({"name": "training time", "value": _duration(last["time"]), "unit": ""})
+    speeds = [r["images_per_s"] for r in records if isinstance(r.get("images_per_s"), int | float)]
+    if speeds:
+        tiles.append({"name": "median speed", "value": f"{statistics.median(speeds):.4g}", "unit": "images/s"})
+    waits = [r["data_wait"] for r in records if isinstance(r.get("data_wait"), int | float)]
+    if waits:
+        tiles.append({"name": "waiting for data", "value": f"{100 * statistics.fmean(waits):.1f}", "unit": "%"})
+    memory = [r["memory_mb"] for r in records if isinstance(r.get("memory_mb"), int | float)]
+    if memory:
+        tiles.append({"name": "peak memory", "value": f"{max(memory):,.0f}", "unit": "MB"})
+    for key in headline:
+        if isinstance(last.get(key), int | float):
+            tiles.append({"name": key.replace("_", " "), "value": f"{last[key]:.4g}", "unit": ""})
+    return tiles
+
+
+def _system(config: Mapping[str, str]) -> type[System] | None:
+    """The class of the run's system; None where its config.json is missing or of another version."""
+    try:
+        return system_class(config.get("system", ""))
+    except InputError:
+        return None
+
+
+def _whole(text: str | None) -> bool:
+    return text is not None and text.isdigit()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _environment(run_dir: Path, record: bool) -> dict[str, Any] | None:
+    """What the run was trained on: the first report of a training writes it down, later ones only read it."""
+    path = run_dir / ENVIRONMENT
+    if record and not path.is_file():
+        atomic_files.write_text(path, json.dumps(environment.snapshot(), indent=2) + "\n")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def render(run_dir: Path, *, record_environment: bool = False) -> str:
+    """The page as text."""
+    rows = read_config(run_dir / "config.json")
+    config = {row["name"]: row["value"] for row in rows}
+    records = read_metrics(run_dir / "metrics.jsonl")
+    machine = _environment(run_dir, record_environment)
+    system = _system(config)
+    template = resources.files("engine.pages").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return fill(
+        template,
+        name=run_dir.resolve().name,
+        folder=shlex.quote(str(run_dir)),
+        config=config,
+        changed=[row for row in rows if row["origin"] not in ("default", "")],
+        defaults=[row for row in rows if row["origin"] in ("default", "")],
+        tiles=summary(records, config, system.headline if system else ()),
+        charts=figures(records, system.charts if system else ()),
+        uses=system.kind.next_steps if system else (),
+        samples=samples(run_dir / "samples"),
+        machine=machine,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+    )
+
+
+def write(run_dir: Path, *, record_environment: bool = True) -> Path:
+    """Write RUN/report.html from the run's files, whatever of them exists, and return its path.
+
+    record_environment: keep this machine's description in RUN/environment.json when there is none yet.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "report.html"
+    atomic_files.write_text(path, render(run_dir, record_environment=record_environment))
+    return path

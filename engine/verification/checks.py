@@ -1,0 +1,249 @@
+"""Every check of `kiln verify`: operators, training steps, trained operators, captured steps; one row for each."""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from engine import ops
+from engine.errors import InputError
+from engine.kernels import _native, _spec
+from engine.systems.base import System
+from engine.systems.registry import SYSTEMS, build, system_class
+from engine.training.cuda_graph import WARM_UP, GraphedStep, Recorder
+from engine.verification.operator_calls import Call, captured
+from engine.verification.training_steps import (
+    LOSS_TOLERANCE,
+    relative,
+    results,
+    step_differences,
+    training_batch,
+    training_config,
+)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class VerifyOptions:
+    """What `kiln verify` takes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to verify; auto takes cuda when there is one."""
+    steps: int = 10
+    """Training steps to compare; 0 leaves them out."""
+    system: str = "all"
+    """Only the training steps of this system, or of all."""
+    operator: str | None = None
+    """Only this operator (and no training steps)."""
+    all_isa: tyro.conf.FlagCreatePairsOff[bool] = False
+    """On the CPU: every instruction set of this machine, not only the one in use."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of the table."""
+
+    def systems(self) -> list[str]:
+        """Raises InputError for an unknown name."""
+        return list(SYSTEMS) if self.system == "all" else [system_class(self.system).name]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    subject, variant:        operator and dtype (and instruction set), or "training" and what ran
+    checks, failed:          comparisons made and those outside the tolerance
+    error, reference_error:  the worst one's error and that of eager PyTorch; allowed: its limit
+    worst:                   where that was, or why nothing could run
+    """
+
+    subject: str
+    variant: str
+    checks: int
+    failed: int
+    error: float | None
+    reference_error: float | None
+    allowed: float | None
+    worst: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.checks > 0 and not self.failed
+
+
+def verify_operator(name: str, dtype_name: str, device: str, isa: str = "") -> Row:
+    """Every sample of an operator in one dtype. A sample that raises counts as failed."""
+    spec, dtype = _spec.specs()[name], DTYPES[dtype_name]
+    variant = f"{dtype_name} {isa}".strip()
+    checks = failed = 0
+    worst: tuple[float, _spec.Error, str] | None = None
+    began = time.perf_counter()
+    for sample in spec.samples:
+        try:
+            errors = _spec.compare(spec, sample, dtype, device)
+        except Exception as error:  # any refusal is a failed check here, and the table has to show the others too
+            reason = f"{sample.name}: {type(error).__name__}: {' '.join(str(error).split())}"
+            seconds = time.perf_counter() - began
+            return Row(name, variant, checks + 1, failed + 1, None, None, None, reason, seconds)
+        for found in errors:
+            checks += 1
+            failed += not found.passed
+            share = found.fused / found.allowed if found.allowed else float(found.fused > 0)
+            if worst is None or share > worst[0]:
+                worst = (share, found, f"{found.result}, {sample.name}")
+    seconds = time.perf_counter() - began
+    if worst is None:
+        return Row(name, variant, 0, 0, None, None, None, "no samples", seconds)
+    _, found, where = worst
+    return Row(name, variant, checks, failed, found.fused, found.eager, found.allowed, where, seconds)
+
+
+def verify_training(steps: int, device: torch.device, system: str = "refiner") -> tuple[Row, Row]:
+    """The same steps of a system, fused and eager, and the operators' errors where these steps have led.
+
+    returns: the row "training": the largest relative difference of a loss or a gradient; the row "trained".
+    """
+    config = training_config(system)
+    fused, eager = (build(dataclasses.replace(config, fused=mode), device) for mode in (True, False))
+    failed, checks, largest, where = 0, 0, 0.0, ""
+    began = time.perf_counter()
+    for step in range(1, steps + 1):
+        for name, difference in step_differences(fused, eager, step, steps).items():
+            checks += 1
+            # written so that NaN fails
+            failed += not difference <= LOSS_TOLERANCE
+            if difference > largest or math.isnan(difference):
+                largest, where = difference, f"{name} at step {step}"
+    seconds = time.perf_counter() - began
+    row = Row(f"training {system}", f"{steps} steps", checks, failed, largest, None, LOSS_TOLERANCE, where, seconds)
+    return row, verify_trained(fused, eager, steps)
+
+
+def verify_trained(fused: System, eager: System, steps: int) -> Row:
+    """One more step from eager's state, and each operator call in it: fused and eager in float32 against float64."""
+    began = time.perf_counter()
+    fused.load_weights(eager.weights())
+    fused.load_state_dict(copy.deepcopy(eager.state_dict()))
+    with captured() as calls:
+        results(fused, training_batch(eager.config, steps + 1, eager.device), seed=steps + 1)
+    errors = []
+    for number, call in enumerate(calls):
+        shape = "x".join(map(str, next(iter(call.tensors.values())).shape))
+        errors += [
+            dataclasses.replace(error, result=f"{error.result}, {call.operator} {number + 1} of {len(calls)}, {shape}")
+            for error in call_errors(call)
+        ]
+    failed = [error for error in errors if not error.passed]
+    worst = max(errors, key=lambda error: error.fused / error.allowed if error.allowed else error.fused)
+    seconds = time.perf_counter() - began
+    figures = (worst.fused, worst.eager, worst.allowed, worst.result)
+    return Row(f"trained {eager.config.system}", f"after {steps} steps", len(errors), len(failed), *figures, seconds)
+
+
+def verify_captured(steps: int, device: torch.device, recorder: Recorder | None = None, system: str = "refiner") -> Row:
+    """Fused steps from the same start, launched kernel by kernel and as a CUDA graph: every loss, then the weights.
+
+    recorder: of the graph; None records on the GPU. The learning rate changes with every step.
+    """
+    config = training_config(system)
+    plain, recorded = (build(dataclasses.replace(config, fused=True), device) for _ in range(2))
+    graphed = GraphedStep(recorded, recorder)
+    began = time.perf_counter()
+    differences = {}
+    for step in range(1, WARM_UP + steps + 1):
+        data = training_batch(config, step, device)
+        found = []
+        for one, take in ((plain, plain.step), (recorded, graphed)):
+            one.set_learning_rate(config.lr / step)
+            torch.manual_seed(step)
+            found.append(take(data))
+        exact, losses = found
+        differences |= {f"{name} at step {step}": relative(losses[name], value) for name, value in exact.items()}
+    weights = recorded.weights()
+    differences |= {f"the weights {name}": relative(weights[name], value) for name, value in plain.weights().items()}
+    # written so that NaN fails
+    failed = [name for name, difference in differences.items() if not difference <= LOSS_TOLERANCE]
+    where = failed[0] if failed else max(differences, key=differences.get)
+    figures = (differences[where], None, LOSS_TOLERANCE, where)
+    variant = f"{WARM_UP} + {steps} steps"
+    return Row(f"captured {system}", variant, len(differences), len(failed), *figures, time.perf_counter() - began)
+
+
+def call_errors(call: Call) -> list[_spec.Error]:
+    """The dtype rule in float32 on one call's tensors."""
+    operator, floor = ops.OPERATORS[call.operator], _spec.specs()[call.operator].floor[torch.float32]
+    truth = call.results(operator.reference, torch.float64)
+    plain, ours = (call.results(function, torch.float32) for function in (operator.reference, operator.function))
+    return _spec.judge(truth, plain, ours, floor)
+
+
+@contextlib.contextmanager
+def limited(isa: str) -> Iterator[None]:
+    """Run with this instruction set."""
+    native = _native.load()
+    before = native.isa()
+    native.limit_isa(isa)
+    try:
+        yield
+    finally:
+        native.limit_isa(before)
+
+
+def instruction_sets(device: torch.device, every: bool) -> list[str]:
+    """The sets to verify, best first; [""] where there is no choice (GPU, extension missing)."""
+    if device.type != "cpu":
+        return [""]
+    try:
+        native = _native.load()
+    except _native.NativeMissing:
+        return [""]
+    known = ["baseline", "avx2", "avx512"]
+    return known[known.index(native.isa()) :: -1] if every else [native.isa()]
+
+
+def verify(options: VerifyOptions, device: torch.device) -> list[Row]:
+    """Every row asked for."""
+    names = list(_spec.specs())
+    if options.operator is not None:
+        if options.operator not in names:
+            raise InputError(f"unknown operator {options.operator!r}; the operators are {', '.join(names)}")
+        names = [options.operator]
+    sets = instruction_sets(device, options.all_isa)
+    plan = [(name, dtype, isa) for isa in sets for name in names for dtype in DTYPES]
+    rows = []
+    for name, dtype, isa in tqdm(plan, desc="operators", disable=None, leave=False):
+        with limited(isa) if isa else contextlib.nullcontext():
+            rows.append(verify_operator(name, dtype, str(device), isa))
+    if options.steps and options.operator is None:
+        try:
+            for system in tqdm(options.systems(), desc="systems", disable=None, leave=False):
+                rows += verify_training(options.steps, device, system)
+                if device.type == "cuda":
+                    rows.append(verify_captured(options.steps, device, system=system))
+        except (NotImplementedError, _native.NativeMissing) as error:
+            rows.append(Row("training", f"{options.steps} steps", 1, 1, None, None, None, str(error), 0.0))
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows for the terminal, each with its worst case."""
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1e}"
+
+    lines = [("", "what", "variant", "checks", "error", "eager's", "allowed", "worst at")]
+    for row in rows:
+        errors = (number(row.error), number(row.reference_error), number(row.allowed))
+        state = "PASS" if row.passed else "FAIL"
+        checks = str(row.checks) if not row.failed else f"{row.failed}/{row.checks}"
+        lines.append((state, row.subject, row.variant, checks, *errors, row.worst))
+    widths = [max(len(line[i]) for line in lines) for i in range(7)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[7]]) for line in lines)

@@ -1,0 +1,302 @@
+"""What is installed and working on this machine, as `kiln doctor` tells it: one finding a line, with its cure.
+
+It looks at everything even where half of it is broken: torch, the extension, DALI and Triton are only tried, and what
+needs them is imported where it is used.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.host import environment
+from engine.version import __version__
+
+OK, NOTE, BROKEN = "ok", "note", "BROKEN"
+NEEDED = ("numpy", "pillow", "safetensors", "tyro", "tqdm", "matplotlib", "jinja2")
+EXTRAS = {
+    "tensorboard": ("tensorboard", "no TensorBoard events are written", "pip install 'kiln-engine[tensorboard]'"),
+    "torchmetrics": ("torchmetrics", "`evaluate` cannot run", "pip install 'kiln-engine[eval]'"),
+    "opencv-python-headless": (
+        "cv2",
+        "`evaluate` and `refine --face-crop` cannot run",
+        "pip install 'kiln-engine[eval]'",
+    ),
+    "face-recognition": ("face_recognition", "`evaluate` skips identity similarity", "pip install face_recognition"),
+}
+_IMPORT_NAMES = {"pillow": "PIL"}
+_LOW_MEMORY, _LOW_DISK = 2 << 30, 2 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, its state (ok, note or BROKEN), what was found, and what to do about it ("")."""
+
+    subject: str
+    state: str
+    found: str
+    mend: str = ""
+
+
+def check_python() -> list[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    mend = "" if supported else "Kiln is tested with Python 3.10 to 3.13; use one of them if something fails"
+    return [Finding("python", OK if supported else NOTE, f"{version} ({sys.executable}), kiln {__version__}", mend)]
+
+
+def check_cpu() -> list[Finding]:
+    cpu = environment.cpu()
+    return [
+        Finding("processor", OK, f"{cpu['model']}, {cpu['cores']} cores; {' '.join(cpu['flags']) or cpu['machine']}")
+    ]
+
+
+def check_torch() -> list[Finding]:
+    torch, problem = environment.attempt("torch")
+    if torch is None:
+        return [Finding("torch", BROKEN, f"cannot be imported: {problem}", "pip install 'torch>=2.11,<2.14'")]
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2] if part.isdigit())
+    tested = (2, 11) <= version <= (2, 13)
+    mend = "" if tested else "Kiln is tested with torch 2.11 to 2.13; install one of them if something fails"
+    found = f"{torch.__version__}, vector kernels {torch.backends.cpu.get_cpu_capability()}"
+    findings = [Finding("torch", OK if tested else NOTE, found, mend)]
+    threads, cores = torch.get_num_threads(), environment.cpu()["cores"]
+    if threads > cores:
+        mend = f"set OMP_NUM_THREADS={cores}: more threads than cores slow everything down"
+        findings.append(Finding("threads", NOTE, f"torch uses {threads} threads on {cores} cores", mend))
+    elif threads < cores:
+        why = (
+            f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else "torch's choice"
+        )
+        findings.append(
+            Finding(
+                "threads",
+                NOTE,
+                f"torch uses {threads} of {cores} cores ({why})",
+                f"train with --threads {cores} to use all",
+            )
+        )
+    else:
+        findings.append(Finding("threads", OK, f"torch uses {threads} on {cores} cores"))
+    return findings
+
+
+def check_extension() -> list[Finding]:
+    # torch first: the extension takes its OpenMP symbols from torch's runtime
+    if environment.attempt("torch")[0] is None:
+        return [Finding("extension", NOTE, "not looked at: it needs torch")]
+    kernels, problem = environment.attempt("engine.kernels._native")
+    if kernels is None:
+        return [Finding("extension", BROKEN, f"engine.kernels cannot be imported: {problem}", "install Kiln again")]
+    try:
+        native = kernels.load()
+    except ImportError as error:
+        mend = "pip install . (in a checkout: python setup.py build_ext --inplace); until then only --eager works"
+        if "KILN_ISA" in str(error):
+            mend = "unset KILN_ISA, or name one of these"
+        return [Finding("extension", BROKEN, " ".join(str(error).split()), mend)]
+    used, best = native.isa(), native.machine_isa()
+    why = "the best of this machine" if used == best else f"KILN_ISA caps this machine's {best}"
+    built = f"{len(native.functions())} functions, compiled by {getattr(native, 'compiler', 'an unknown compiler')}"
+    mend = "" if used == best else f"unset KILN_ISA to use {best}"
+    return [Finding("extension", OK, f"engine._native loaded: {built}; uses {used}, {why}", mend)]
+
+
+def check_openmp() -> list[Finding]:
+    runtimes = environment.loaded_openmp()
+    if runtimes is None:
+        return []
+    if len({os.path.realpath(path) for path in runtimes}) > 1:
+        mend = "keep one: each has threads of its own and they get in each other's way"
+        return [Finding("openmp", NOTE, f"{len(runtimes)} runtimes loaded: {', '.join(runtimes)}", mend)]
+    return [Finding("openmp", OK, f"one runtime: {Path(runtimes[0]).name}" if runtimes else "none loaded")]
+
+
+def check_gpu() -> list[Finding]:
+    torch, _ = environment.attempt("torch")
+    if torch is None:
+        return []
+    driver, cards = environment.driver(), environment.gpus()
+    if not cards:
+        if driver and torch.version.cuda is None:
+            mend = "install torch's CUDA build (pytorch.org, 'Get started')"
+            return [Finding("gpu", NOTE, f"NVIDIA driver {driver} is there, but this torch is built for the CPU", mend)]
+        if driver:
+            mend = "update the driver, or install the torch build that fits it"
+            return [Finding("gpu", NOTE, f"driver {driver} and CUDA {torch.version.cuda}: torch finds no device", mend)]
+        return [Finding("gpu", OK, "none; training runs on the CPU")]
+    findings = []
+    for card in cards:
+        free = f", {card['free'] / 2**30:.1f} free" if card["free"] is not None else ""
+        found = f"{card['name']}, {card['memory'] / 2**30:.1f} GiB{free}, capability {card['capability']}"
+        findings.append(Finding("gpu", OK, f"{found}; driver {driver}, CUDA {torch.version.cuda}"))
+    triton, problem = environment.attempt("triton")
+    if triton is None:
+        findings.append(
+            Finding("triton", BROKEN, f"cannot be imported: {problem}", "pip install triton; until then --device cpu")
+        )
+    else:
+        findings.append(Finding("triton", OK, str(triton.__version__)))
+    return findings
+
+
+def check_distributed() -> list[Finding]:
+    torch, _ = environment.attempt("torch")
+    if torch is None:
+        return []
+    if not torch.distributed.is_available():
+        return [Finding("distributed", NOTE, "this torch is built without torch.distributed: one process trains")]
+    gloo, nccl = torch.distributed.is_gloo_available(), torch.distributed.is_nccl_available()
+    there = [name for name, found in (("gloo (CPUs)", gloo), ("NCCL (GPUs)", nccl)) if found]
+    lacking = not gloo or (torch.cuda.is_available() and not nccl)  # gloo carries flags also where NCCL carries tensors
+    mend = "install a torch build of pytorch.org to train with torchrun" if lacking else ""
+    found = f"torchrun, {' and '.join(there) or 'neither gloo nor NCCL'}"
+    return [Finding("distributed", NOTE if lacking else OK, found, mend)]
+
+
+def check_loading() -> list[Finding]:
+    version = environment.version_of("nvidia-dali-cuda130") or environment.version_of("nvidia-dali-cuda120")
+    # `import nvidia.dali` alone may find an empty namespace package
+    dali, problem = environment.attempt("nvidia.dali.fn")
+    if dali is None:
+        mend = "pip install 'kiln-engine[dali-cu13]' (or [dali-cu12]); both work without a GPU"
+        return [Finding("dali", BROKEN, f"images cannot be read: {problem}", mend)]
+    return [Finding("dali", OK, f"{version or 'installed'}; decodes images")]
+
+
+def check_packages() -> list[Finding]:
+    findings, good = [], []
+    for name in NEEDED:
+        module, problem = environment.attempt(_IMPORT_NAMES.get(name, name))
+        if module is None:
+            findings.append(Finding(name, BROKEN, f"cannot be imported: {problem}", f"pip install {name}"))
+        else:
+            good.append(f"{name} {environment.version_of(name) or ''}".strip())
+    return [Finding("packages", OK, ", ".join(good)), *findings]
+
+
+def check_extras() -> list[Finding]:
+    findings = []
+    for name, (module, without, mend) in EXTRAS.items():
+        found, problem = environment.attempt(module)
+        if name.startswith("opencv") and found is not None and not hasattr(found, "CascadeClassifier"):
+            found, problem = None, "it has no Haar cascades; versions below 5 have"
+        if found is not None:
+            findings.append(Finding(name, OK, environment.version_of(name) or "installed"))
+        else:
+            state = "not installed" if environment.version_of(name) is None else f"broken: {problem}"
+            findings.append(Finding(name, NOTE, f"{state}; {without}", mend))
+    return findings
+
+
+def check_room() -> list[Finding]:
+    findings = []
+    memory = environment.memory()
+    if memory["available"] is not None:
+        low = memory["available"] < _LOW_MEMORY
+        found = f"{memory['available'] / 2**30:.1f} GiB of {(memory['total'] or 0) / 2**30:.1f} GiB available"
+        mend = "close other programs or lower --batch-size and --filters" if low else ""
+        findings.append(Finding("memory", NOTE if low else OK, found, mend))
+    places = {"disk (here)": Path.cwd()}
+    cache, _ = environment.attempt("engine.data.decoding.cache")
+    if cache is not None:
+        places["disk (cache)"] = cache.cache_folder()
+    for subject, place in places.items():
+        free = environment.free_disk(place)
+        if free is None:
+            continue
+        mend = "free some space: a run writes checkpoints and samples" if free < _LOW_DISK else ""
+        findings.append(Finding(subject, NOTE if mend else OK, f"{free / 2**30:.1f} GiB free at {place}", mend))
+        parent = next((p for p in (place, *place.parents) if p.exists()), place)
+        if not os.access(parent, os.W_OK):
+            remedy = "set KILN_CACHE to a folder of yours" if "cache" in subject else "give --out a folder of yours"
+            findings.append(Finding(subject, NOTE, f"{parent} cannot be written", remedy))
+    return findings
+
+
+def check_training() -> list[Finding]:
+    """A small fused step on each device, on a GPU also as a CUDA graph: the only proof that training works."""
+    torch, _ = environment.attempt("torch")
+    if torch is None:
+        return [Finding("training", BROKEN, "cannot work without torch", "see torch above")]
+    findings = []
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        try:
+            _one_step(torch.device(device))
+            works = "one fused step of a small refiner works"
+            works += ", also as a CUDA graph" if device == "cuda" else ""
+            findings.append(Finding(f"training ({device})", OK, works))
+        except Exception as error:  # whatever it is, it belongs on the page
+            found = f"a fused step fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            mend = "see above; --eager may still work" if device == "cpu" else "use --device cpu, or --eager"
+            # a machine whose CPU path works can train
+            findings.append(Finding(f"training ({device})", BROKEN if device == "cpu" else NOTE, found, mend))
+    return findings
+
+
+def _one_step(device: Any) -> None:
+    import torch
+
+    from engine.data import Batch
+    from engine.systems.refiner import RefinerConfig
+    from engine.systems.registry import build
+    from engine.training.cuda_graph import WARM_UP, GraphedStep
+    from engine.verification.training_steps import training_images
+
+    config = RefinerConfig(fused=True, resolution=16, filters=4, hidden=8, batch_size=2, model="A", inject=(8,))
+    images = training_images(2, 3, 16, 1, device)
+    batch, system = Batch(images=images, landmarks=None, indices=torch.arange(2)), build(config, device)
+    losses = system.step(batch)
+    if device.type == "cuda":
+        graphed = GraphedStep(system)
+        for _ in range(WARM_UP + 1):
+            losses = graphed(batch)
+    if not all(bool(torch.isfinite(value)) for value in losses.values()):
+        raise FloatingPointError("the losses are not finite")
+
+
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (
+    check_python,
+    check_cpu,
+    check_torch,
+    check_extension,
+    check_openmp,
+    check_gpu,
+    check_distributed,
+    check_loading,
+    check_packages,
+    check_extras,
+    check_room,
+    check_training,
+)
+
+
+def examine() -> list[Finding]:
+    """Every finding. A check that itself breaks becomes a finding, never an exception."""
+    findings = []
+    for check in CHECKS:
+        try:
+            findings += check()
+        except Exception as error:  # the doctor has to see the other patients too
+            name = check.__name__.removeprefix("check_")
+            findings.append(Finding(name, BROKEN, f"looking at it failed: {type(error).__name__}: {error}"))
+    return findings
+
+
+def page(findings: list[Finding], operators: str | None) -> str:
+    """The findings for the terminal."""
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:<6}  {finding.subject:<{width}}  {finding.found}")
+        if finding.mend:
+            lines.append(f"{'':<6}  {'':<{width}}  -> {finding.mend}")
+    lines += ["", "operators:" if operators else "operators: cannot be listed (see above)"]
+    if operators:
+        lines += [f"  {line}" for line in operators.splitlines()]
+    broken = [finding.subject for finding in findings if finding.state == BROKEN]
+    verdict = f"Training does not work here yet; mend: {', '.join(broken)}." if broken else "Training works here."
+    return "\n".join([*lines, "", verdict])

@@ -1,0 +1,93 @@
+"""Imports go one way: no circle between files, none between rooms, and no room imports one above it.
+
+`pytest -s tests/package/test_imports.py` prints the rooms, bottom up, and who imports whom.
+"""
+
+import pytest
+
+from tests.support.import_graph import Graph, circles, import_graph, modules, room_of, upward
+from tests.support.places import ROOT
+
+COMMANDS = ("train", "refine", "sample", "reenact", "evaluate", "ablate", "export", "report", "verify", "doctor")
+# bottom up; the rooms of one floor do not import each other
+ENGINE = [
+    ["engine.errors", "engine.version", "engine._native"],
+    ["engine.kernels"],
+    ["engine.host", "engine.pages", "engine.ops"],
+    ["engine.distributed", "engine.fusion"],
+    ["engine.cli"],
+    ["engine.data"],
+    ["engine.networks"],
+    ["engine.config"],
+    ["engine.systems"],
+    ["engine.checkpoint"],
+    ["engine.inference"],
+    ["engine.training"],
+    ["engine.evaluation", "engine.verification"],
+    [*(f"engine.{name}" for name in COMMANDS), "engine.data.__main__"],
+    ["engine"],  # engine/__init__.py, the front door: it hands out names of fusion and inference when they are used
+]
+
+
+def floors(rooms: list[list[str]]) -> dict[str, int]:
+    return {room: floor for floor, names in enumerate(rooms) for room in names}
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    files = modules(ROOT, "engine") | modules(ROOT, "engine.kernels", "kernels") | modules(ROOT, "benchmarks")
+    return import_graph(files | {"engine._native": ROOT / "bindings" / "module.cpp"})
+
+
+def part(graph: Graph, package: str) -> Graph:
+    return {name: imported for name, imported in graph.items() if name == package or name.startswith(package + ".")}
+
+
+def told(pairs: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{module} imports {other}, which lies above it" for module, other in pairs)
+
+
+def test_no_circle_between_files(graph):
+    found = circles(graph)
+    assert not found, "\n".join("these import each other: " + ", ".join(group) for group in found)
+
+
+def test_no_upward_import(graph):
+    found = upward(part(graph, "engine"), floors(ENGINE))
+    assert not found, told(found)
+
+
+def test_engine_does_not_import_what_uses_it(graph):
+    found = [(name, other) for name, names in part(graph, "engine").items() for other in names if "benchmarks" in other]
+    assert not found, told(found)
+
+
+def test_rooms_and_arrows(graph):
+    """Prints the picture that docs/architecture.md describes."""
+    rooms = floors(ENGINE)
+    for room in rooms:
+        arrows = {room_of(other, rooms) for name in graph if room_of(name, rooms) == room for other in graph[name]}
+        print(f"{room:<24} -> {', '.join(sorted(arrows - {room, ''}, key=lambda name: rooms[name])) or 'nothing'}")
+    empty = [room for room in rooms if room != "engine._native" and not any(room_of(n, rooms) == room for n in graph)]
+    assert not empty
+
+
+def test_a_circle_and_an_upward_import_are_found(tmp_path):
+    """Both files are named; an import inside a function counts."""
+    package = tmp_path / "house"
+    (package / "cellar").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "cellar" / "__init__.py").write_text("")
+    (package / "cellar" / "a.py").write_text("def f():\n    from house import attic\n")
+    (package / "cellar" / "b.py").write_text("from . import c\n")
+    (package / "cellar" / "c.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import house.cellar.b\n"
+    )
+    (package / "attic.py").write_text("from house.cellar.a import f\n")
+    graph = import_graph(modules(tmp_path, "house"))
+    assert circles(graph) == [["house.attic", "house.cellar.a"], ["house.cellar.b", "house.cellar.c"]]
+    rooms = {"house.cellar": 0, "house.attic": 1, "house": 2}
+    assert upward(graph, rooms) == [("house.cellar.a", "house.attic")]
+    assert told(upward(graph, rooms)) == "house.cellar.a imports house.attic, which lies above it"
+    with pytest.raises(KeyError, match="house lies in no room"):
+        upward(graph, {"house.cellar": 0})
