@@ -1,8 +1,9 @@
-"""Checkpoints: a folder that is whole or not believed.
+"""Checkpoints: folders that are used only when every file in them is intact.
 
-run/checkpoints/step_00001000/ holds weights.safetensors, state.pt (loadable with weights_only=True), config.json and,
-written last, manifest.json with the size and SHA-256 of the others. It is written under another name, synced and then
-renamed, so a crash at any moment leaves the earlier checkpoints and nothing that looks complete.
+run/checkpoints/step_00001000/ holds weights.safetensors, state.pt (loadable with weights_only=True), config.json and
+manifest.json. The manifest is written last and holds the size and SHA-256 of the other files. The folder is written
+under a temporary name, synced and then renamed, so a crash at any moment leaves the earlier checkpoints intact and
+nothing that looks complete.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ _TEMPORARY = ".writing-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds; tensors on the CPU."""
+    """The contents of a checkpoint; tensors are on the CPU."""
 
     path: Path
     step: int
@@ -51,9 +52,10 @@ def save(
     origins: Origins | None = None,
     keep: int = 3,
 ) -> Path:
-    """Write the checkpoint of `step`, then remove all but the `keep` newest up to it. Returns its folder.
+    """Write the checkpoint of `step`, then remove all but the `keep` newest ones up to this step; returns its folder.
 
-    Raises OSError (full disk, read-only folder) with the earlier checkpoints intact and nothing half-written left.
+    Raises OSError (full disk, read-only folder). The earlier checkpoints then stay intact, and nothing half-written
+    stays.
     """
     folder = run_dir / FOLDER
     final = folder / f"step_{step:08d}"
@@ -92,9 +94,9 @@ def save(
 
 
 def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
-    """The newest checkpoint whose files all match its manifest, or None when there is no checkpoint.
+    """The newest checkpoint whose files all match its manifest, or None when the run has no checkpoint.
 
-    tell: name the damaged ones it passes over. Raises InputError when all are damaged.
+    tell: print the damaged checkpoints that are passed over. Raises InputError when all are damaged.
     """
     found = sorted(Path(run_dir).glob(f"{FOLDER}/step_*"), key=_step_of, reverse=True)
     for path in found:
@@ -109,12 +111,12 @@ def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
 
 
 def problem(path: Path) -> str | None:
-    """Why the folder `path` is no good checkpoint, or None when it is. Files that did not change are hashed once."""
+    """What is wrong with the checkpoint folder `path`; None when it is intact. Unchanged files are hashed only once."""
     return _verdict(path, tuple(_stamp(path / name) for name in ("manifest.json", *FILES)))
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """What tells that a file is still the one that was read; None where there is none."""
+    """Numbers that change when a file is written again; None for a missing file."""
     try:
         status = file.stat()
     except OSError:
@@ -124,7 +126,7 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
 
 @lru_cache(maxsize=256)
 def _verdict(path: Path, stamps: tuple[tuple[int, ...] | None, ...]) -> str | None:
-    """`problem` of a folder whose files have these stamps."""
+    """What is wrong with a checkpoint folder whose files have these stamps; None when it is intact."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         files = manifest["files"]
@@ -191,7 +193,7 @@ def _step_of(path: Path) -> int:
 
 
 def _prune(folder: Path, newest: int, keep: int) -> None:
-    # a later step can only be a damaged one that a resume passed over: it neither counts nor goes
+    # a checkpoint of a later step can only be a damaged one that a resume passed over: it is neither counted nor removed
     old = sorted(path for path in folder.glob("step_*") if 0 <= _step_of(path) <= newest)
     for path in old[:-keep]:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The command line: what every `python -m engine.X` and the console script `kiln` have in common.
+"""The command line: what every `python -m engine.X` and the console script `kiln` share.
 
 Exit status: 0 done; 2 wrong usage or input, one line on standard error; 130 interrupted; 1 anything else (a bug: the
 traceback is kept).
@@ -65,7 +65,7 @@ def parse(config: type[Config], argv: Sequence[str], *, prog: str, description: 
     complaint = io.StringIO()
     with contextlib.ExitStack() as stack:
         if not {"-h", "--help"} & set(argv):
-            # a wide page, so that tyro breaks no sentence in two
+            # a wide page, so that tyro does not break a sentence over two lines
             stack.enter_context(variable("COLUMNS", "10000"))
             stack.enter_context(contextlib.redirect_stderr(complaint))
         try:
@@ -82,7 +82,7 @@ def condense(boxed: str) -> str:
     paragraphs: list[list[str]] = [[]]
     lines = [line for line in plain.splitlines() if line.strip()]
     if "╭" not in plain:
-        # terminals without line drawing get the title and a rule instead of a frame
+        # on a terminal without line-drawing characters tyro prints the title and a rule instead of a frame
         lines = lines[2:]
     for line in lines:
         if line.startswith(("╭", "╰")):
@@ -115,13 +115,13 @@ def condense(boxed: str) -> str:
 
 
 def _outermost(lines: list[str]) -> list[str]:
-    """The lines that are indented least (the arguments), without those below them (what they are for)."""
+    """The least indented lines, which are the arguments; the lines below each of them say what it is for."""
     least = min((len(line) - len(line.lstrip()) for line in lines), default=0)
     return [line.strip() for line in lines if len(line) - len(line.lstrip()) == least]
 
 
 def _unknown(found: re.Match) -> str:
-    """Name the misspelt options only: the values behind them are not the mistake."""
+    """Name the misspelt options only, not the values that follow them."""
     words = found.group(1).split(", ")
     options = [word for word in words if word.startswith("-")] or words
     return f"unknown argument {', '.join(options)}"
@@ -140,31 +140,31 @@ def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return status
     except InputError as error:
-        # what all ranks leave with is told once
+        # all ranks raise a SharedError, and only the first prints it
         return 2 if isinstance(error, SharedError) and torchrun.rank() else _complain(name, str(error))
     except LostRank as error:
         return 1 if torchrun.rank() else _complain(name, str(error), 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # the reader of our output left; keep the interpreter from complaining while it exits
+        # the reader of the output has closed it; without this the interpreter complains while it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        message = _mendable(error)
+        message = _fixable(error)
         if message is None:
             raise
         return _complain(name, message)
 
 
-def _mendable(error: Exception) -> str | None:
-    """One line for the failures of the machine that a user can mend (disk, rights, memory, build); None else."""
+def _fixable(error: Exception) -> str | None:
+    """One line for a failure that a user can fix (disk, rights, memory, missing build); None for any other."""
     if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
         problem, cure = _PLACE_ERRORS[error.errno]
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{problem}; {cure}"
     text = str(error)
-    # the operators' own refusals (engine.kernels), which say what to do
+    # what engine.kernels raises where an operator cannot run here; the text says what to do
     if type(error).__name__ == "NativeMissing" or (
         isinstance(error, NotImplementedError) and text.startswith("kiln::")
     ):

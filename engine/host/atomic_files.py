@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Writes files that are either whole or absent: under a temporary name, flushed to the disk, then renamed."""
 
 import contextlib
 import errno
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in `path`'s folder (same suffix); on success it takes `path`'s place, on failure it goes.
+    """Yield a temporary path beside `path`, with its suffix; on success it replaces `path`, on failure it is removed.
 
-    The folder is created when it is missing. Raises OSError where it cannot be written.
+    Creates the folder when it is missing. Raises OSError where it cannot be written.
     """
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp gives 0600; a result has the rights of any new file
+        # mkstemp creates files with mode 0600, and a result must have the mode of any new file
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        # a failed write (a full disk) does not say where
+        # the error of a failed write, as on a full disk, does not name the file
         error.filename = error.filename or str(path)
         raise
     finally:
@@ -36,9 +36,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and those above it.
+    """Create a folder and its parents.
 
-    Raises OSError; "permission denied" where the system says that the folder above is missing, as in /proc.
+    Raises OSError: a PermissionError where the system says that a parent is missing although it exists, as in /proc.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Free memory, as far as this process may use it."""
+"""The free memory that this process may use."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes free on the device; on the CPU the least of what the machine and the control group have left."""
+    """Free bytes on the device; on the CPU the smaller of what the machine and the control group have left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:  # counts the page cache as free, which SC_AVPHYS_PAGES does not
+    try:  # MemAvailable counts the page cache as free, SC_AVPHYS_PAGES does not
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024

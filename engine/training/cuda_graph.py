@@ -1,10 +1,10 @@
-"""A training step as one CUDA graph: recorded once, then launched whole, so that no step waits for the host.
+"""A training step as one CUDA graph: recorded once and then launched whole, so that no step waits for the host.
 
-The first WARM_UP steps run kernel by kernel: they train like any other, compile and tune every kernel, and let Adam
-make its state. Then `System.update` is recorded (nothing runs), and every further step copies its batch into the
+The first WARM_UP steps run kernel by kernel. They train like any other step, compile and tune every kernel, and let
+Adam create its state. Then `System.update` is recorded without running. Every later step copies its batch into the
 recorded buffers, sets the scalars of `System.advance` and the learning rate, and launches the graph.
 
-KILN_SYNC_DEBUG=1 in the environment makes every wait for the device inside a recorded step an error (see `no_waiting`).
+With KILN_SYNC_DEBUG=1 in the environment every wait for the device inside a recorded step is an error (`no_waiting`).
 Source: PyTorch's notes on CUDA graphs, "Whole-network capture".
 """
 
@@ -12,14 +12,13 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from engine.data import Batch
-    from engine.systems.base import System
+from engine.data import Batch
+from engine.systems.base import System
 
 WARM_UP = 3
 
@@ -27,10 +26,10 @@ Losses = dict[str, Tensor]
 
 
 class Recorder(Protocol):
-    """Runs a function of the device's work, or records it without running and replays the recording."""
+    """Runs a function that launches work on the device, or records that work and replays the recording."""
 
     def warm(self, work: Callable[[], Losses]) -> Losses:
-        """Run the work now, as the recording will be made."""
+        """Run the work now, on the stream that the recording will use."""
 
     def record(self, work: Callable[[], Losses]) -> Losses:
         """Record the work without running it; returns the tensors that each replay fills."""
@@ -40,11 +39,12 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records into a torch.cuda.CUDAGraph with memory of its own."""
+    """Records into a torch.cuda.CUDAGraph that has its own memory pool."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        # recording needs a stream of its own; the steps before it use the same, for autograd remembers streams
+        # a recording needs a stream of its own; the warm-up steps run on it too, because autograd remembers the stream
+        # of each forward pass
         self._stream = torch.cuda.Stream(device)
         self._graph = torch.cuda.CUDAGraph()
 
@@ -57,8 +57,8 @@ class CudaRecorder:
         return losses
 
     def record(self, work: Callable[[], Losses]) -> Losses:
-        gc.collect()  # what dies in a cycle gives its memory back now, and not while recording
-        # thread_local: loader threads may use the device meanwhile
+        gc.collect()  # tensors in reference cycles must free their memory before the recording, not during it
+        # thread_local: other threads, such as the loader's, may use the device during the recording
         with torch.cuda.device(self._device):
             recording = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
             with recording:
@@ -71,16 +71,16 @@ class CudaRecorder:
 class GraphedStep:
     """`system.step(batch)`, recorded after WARM_UP calls and replayed from then on.
 
-    recorder: CudaRecorder on the system's device by default
-    settle:   called right before the recording; afterwards no other thread uses the device until the next call
+    recorder: None: a CudaRecorder on the system's device
+    settle:   called right before the recording; from then until the next call no other thread uses the device
 
-    Every batch must be of the first one's kind: shapes, dtypes, with or without landmarks. The losses returned are
-    overwritten by the next step. Weights, moments and states may be loaded at any time (System.load_weights and
-    load_state_dict write into the tensors that are there).
+    Every batch must have the shapes and dtypes of the first one, and landmarks if the first has them. The next step
+    overwrites the losses that a step returns. Weights, moments and states may be loaded at any time, because
+    System.load_weights and load_state_dict write into the tensors that exist.
     """
 
     def __init__(
-        self, system: "System", recorder: Recorder | None = None, settle: Callable[[], None] = lambda: None
+        self, system: System, recorder: Recorder | None = None, settle: Callable[[], None] = lambda: None
     ) -> None:
         self.system = system
         self._recorder = recorder or CudaRecorder(system.device)
@@ -94,8 +94,8 @@ class GraphedStep:
         """Whether the next step is a replay."""
         return self._losses is not None
 
-    def __call__(self, batch: "Batch") -> Losses:
-        """One step. Raises ValueError for a batch of another kind, RuntimeError when the step cannot be recorded."""
+    def __call__(self, batch: Batch) -> Losses:
+        """Train one step. Raises ValueError for a batch of other shapes, RuntimeError when recording fails."""
         self._take(batch)
         self.system.advance()
         if self._losses is not None:
@@ -113,7 +113,7 @@ class GraphedStep:
     def _record(self) -> None:
         self._settle()
         for optimiser in self.system.optimisers.values():
-            optimiser.zero_grad(set_to_none=True)  # the recorded step has gradients of its own
+            optimiser.zero_grad(set_to_none=True)  # the recorded step allocates its own gradients
         try:
             self._losses = self._recorder.record(self._update)
         except Exception as error:
@@ -123,7 +123,7 @@ class GraphedStep:
                 "--no-cuda-graph trains without it"
             ) from error
 
-    def _take(self, batch: "Batch") -> None:
+    def _take(self, batch: Batch) -> None:
         """Copy a batch into the buffers that the recorded step reads."""
         if self._inputs is None:
             self._inputs = _buffers(batch)
@@ -132,7 +132,7 @@ class GraphedStep:
         _copy(batch, self._inputs)
 
 
-def _copy(batch: "Batch", into: "Batch") -> None:
+def _copy(batch: Batch, into: Batch) -> None:
     into.images.copy_(batch.images)
     if into.landmarks is not None:
         into.landmarks.copy_(batch.landmarks)
@@ -140,16 +140,14 @@ def _copy(batch: "Batch", into: "Batch") -> None:
         _copy(part, place)
 
 
-def _buffers(batch: "Batch") -> "Batch":
-    """Empty tensors of the batch's kind, images in channels_last; indices stay on the host, so a step has none."""
-    from engine.data import Batch
-
+def _buffers(batch: Batch) -> Batch:
+    """Empty tensors like the batch's, images in channels_last; indices are host data, which a graph cannot read."""
     images = torch.empty_like(batch.images, memory_format=torch.channels_last)
     landmarks = None if batch.landmarks is None else torch.empty_like(batch.landmarks)
     return Batch(images, landmarks, batch.indices.new_empty(0), tuple(map(_buffers, batch.more)))
 
 
-def _kind(batch: "Batch") -> str:
+def _kind(batch: Batch) -> str:
     def of(tensor: Tensor | None) -> str:
         if tensor is None:
             return "none"
@@ -160,9 +158,9 @@ def _kind(batch: "Batch") -> str:
 
 
 def no_waiting(device: torch.device) -> contextlib.AbstractContextManager:
-    """With KILN_SYNC_DEBUG=1 and on a GPU: within the block, what makes the host wait for the device raises.
+    """A block in which a call that makes the host wait for the device raises, on a GPU with KILN_SYNC_DEBUG=1.
 
-    PyTorch's switch is one for all threads of the process.
+    Elsewhere the block changes nothing. PyTorch's switch holds for all threads of the process.
     """
     wanted = device.type == "cuda" and os.environ.get("KILN_SYNC_DEBUG", "") == "1"
     return _waiting_raises() if wanted else contextlib.nullcontext()

@@ -1,4 +1,9 @@
-"""The training loop of every system: data, schedule, records, samples, checkpoints, signals."""
+"""The training loop of every system.
+
+One step is `Trainer._one_step`: learning rate -> next batch -> System.step (or its CUDA graph) -> losses noted on the
+device; every log_every steps the losses are read and recorded, every sample_every a grid is drawn, every
+checkpoint_every a checkpoint and the report are written.
+"""
 
 import contextlib
 import errno
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
     from engine.data import Loader, Together
 
 SAMPLES = 8
-FRAMED = 32  # photos that the framing of faces is measured on
+FRAMED = 32  # how many photos the framing of faces is measured on
 _NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 
 
@@ -51,7 +56,7 @@ def train(config: TrainConfig, origins: Origins) -> int:
     finally:
         with contextlib.suppress(OSError):
             if distributed.rank() == 0:
-                config.out.rmdir()  # goes only if it is still empty: nothing was trained
+                config.out.rmdir()  # removes the folder only if it is empty: then nothing was trained
 
 
 def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint | None) -> int:
@@ -78,9 +83,9 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
 
 
 class Trainer:
-    """One run: the system, where its images come from, and the folder it records in.
+    """One run: a system, the loader of its images, and the folder that it records in.
 
-    Every rank has one; what they train is the same, and what is written to the folder is written by the first.
+    Every rank has one. All train the same weights, and only the first rank writes to the folder.
     """
 
     def __init__(
@@ -128,7 +133,7 @@ class Trainer:
         return 0
 
     def _open_records(self, stack: contextlib.ExitStack) -> None:
-        """Make the run folder ready; what is open is closed with the stack."""
+        """Open the files of the run folder; the stack closes them."""
         with self._writing("the run folder"):
             torchrun.mark(self.run_dir)
             configuration.write(self.config, self.origins, self.run_dir / "config.json")
@@ -145,9 +150,9 @@ class Trainer:
             self._sample()
 
     def _asked(self, stop: StopRequest) -> bool:
-        """Whether a signal has asked one of the ranks to stop: all do, after the same step.
+        """Whether a signal has asked any rank to stop; all ranks then stop after the same step.
 
-        The exchange takes longer the more ranks there are: many of them look every few steps only.
+        Asking all ranks takes longer the more there are, so many ranks ask only every few steps.
         """
         if self.step % max(1, distributed.size() // 8):
             return False
@@ -157,7 +162,7 @@ class Trainer:
 
     def _one_step(self) -> None:
         config, step = self.config, self.step + 1
-        # the first steps compile, tune and record, and may wait for the device
+        # the first steps compile, tune and record the step, and may wait for the device
         with no_waiting(self.system.device) if step - self.first_step > WARM_UP else contextlib.nullcontext():
             self.system.set_learning_rate(learning_rate(config, step))
             losses = self._train_on(self.loader.next())
@@ -179,7 +184,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _pause(self) -> Iterator[None]:
-        """Time that is not training."""
+        """A block whose time does not count as training."""
         began = time.monotonic()
         yield
         self._paused += time.monotonic() - began
@@ -230,7 +235,7 @@ class Trainer:
     def _report(self) -> None:
         try:
             report.write(self.run_dir)
-        except Exception as error:  # a page that cannot be drawn must not end a training
+        except Exception as error:  # a report that cannot be drawn must not end a training
             if self._report_works:
                 self.progress.say(f"report.html could not be written: {type(error).__name__}: {error}")
             self._report_works = False
@@ -256,7 +261,7 @@ class Trainer:
         self._elapsed_before = start.state["elapsed"]
 
     def _save(self) -> None:
-        self.meter.share()  # what is saved is what every rank goes on from
+        self.meter.share()  # every rank goes on from the sums that are saved
         self._check_losses(*self.meter.read())
         weights = self.system.weights()
         for name, tensor in weights.items():
@@ -293,7 +298,7 @@ class Trainer:
             raise self._diverged(f"{names} not finite (NaN or infinite) from step {first} on")
 
     def _diverged(self, what: str) -> SharedError:
-        """All ranks see it."""
+        """The error of a diverged run, which all ranks raise: what happened and what to try."""
         config = self.config
         lower = f"--lr {config.lr / 4:g}"
         cure = f"try a lower learning rate, {lower}"
@@ -306,7 +311,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
-        """A disk that cannot be written is the user's to mend: one line, and nothing of the run is lost."""
+        """A block that turns an OSError of the run folder into one line: what failed, what is kept, how to go on."""
         try:
             yield
         except OSError as error:

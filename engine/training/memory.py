@@ -1,13 +1,15 @@
-"""--dry-run: what a configuration would train, and the memory that its step takes."""
+"""What `kiln train --dry-run` prints: what a configuration would train, and the memory that one step takes."""
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from engine.config import Origins, TrainConfig, table
+from engine.data.loader import group
 from engine.errors import InputError
 from engine.networks.layers import parameter_count
 from engine.systems.registry import build
+from engine.training.setup import image_sets, open_set
 
 
 def describe(config: TrainConfig, origins: Origins) -> str:
@@ -30,7 +32,7 @@ def describe(config: TrainConfig, origins: Origins) -> str:
 
 
 def step_bytes(config: TrainConfig) -> dict[str, int]:
-    """Bytes of one training step of one rank, beside the program itself, by what they are for."""
+    """Bytes that one training step of one rank needs in addition to the program itself: purpose -> bytes."""
     config = config.of_rank()
     system = build(config, "meta")
     parameters = sum(map(parameter_count, system.networks().values()))
@@ -43,8 +45,8 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
     size = (2 if config.precision == "bf16" else 4) * config.batch_size
     return {
         "weights": 4 * (parameters + averaged),
-        "gradients": (4 if config.ranks == 1 else 8)
-        * parameters,  # also as engine.distributed.gradients exchanges them
+        # several ranks hold each gradient twice: engine.distributed.gradients exchanges a flat copy
+        "gradients": (4 if config.ranks == 1 else 8) * parameters,
         "optimiser": 8 * parameters,
         "activations": size * kept,
         "in flight": size * in_flight,
@@ -52,9 +54,10 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
 
 
 def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
-    """(elements that one sample leaves behind for backward, its result included; those of the largest of them).
+    """Count what one sample keeps for backward: (elements in all, elements of the largest tensor); results included.
 
-    network: on the meta device, where operators give shapes without computing; inputs: of one sample.
+    network: on the meta device, where operators return shapes without computing
+    inputs:  those of one sample
     """
     parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -62,7 +65,7 @@ def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in parameters:
-            kept[storage._cdata] = storage  # held, so that no other takes its place
+            kept[storage._cdata] = storage  # kept alive, so that no later storage gets the same address
         return tensor
 
     for tensor in tree_leaves(inputs):
@@ -78,9 +81,6 @@ def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
 
 
 def _data(config: TrainConfig) -> str:
-    from engine.data.loader import group
-    from engine.training.setup import image_sets, open_set
-
     lines = []
     for path, need in image_sets(config):
         if path is None:

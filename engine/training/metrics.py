@@ -1,4 +1,4 @@
-"""What a run records: losses gathered on the device, metrics.jsonl, TensorBoard events."""
+"""What a run records: losses summed on the device, lines in metrics.jsonl, and TensorBoard events."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from engine import distributed
 from engine.host import atomic_files
 
 NEVER = 2**31 - 1
-# states: their last value is recorded; of losses, the mean since the last reading
+# values that are states, not losses: the last one is recorded, where a loss is averaged since the last reading
 STATES = ("k",)
 
 
 class LossMeter:
-    """Sums losses on the device and notes the first step at which each was not finite; reading is the only wait."""
+    """Sums losses on the device and notes the first step at which each was not finite; only `read` waits for it."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -26,7 +26,7 @@ class LossMeter:
         self._sums = self._last = self._first_bad = torch.empty(0)
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
-        """The scalars of one step."""
+        """Add the scalars of one step."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         if self.names != tuple(losses):
             self.names, self.count = tuple(losses), 0
@@ -39,7 +39,7 @@ class LossMeter:
         self.count += 1
 
     def share(self) -> None:
-        """Make the sums the means over the ranks, and a step at which one's was not finite that of all."""
+        """Average the sums over the ranks, and take the earliest step at which a loss of any rank was not finite."""
         if self.count:
             distributed.mean_(self._sums)
             distributed.least_(self._first_bad)
@@ -58,7 +58,7 @@ class LossMeter:
         self.count = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The open interval, so that a resumed run records the same means."""
+        """The sums since the last reading, so that a resumed run records the same means."""
         return {"names": self.names, "count": self.count, "sums": self._sums, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,14 +71,14 @@ class MetricsLog:
     """metrics.jsonl and, where it is installed, TensorBoard."""
 
     def __init__(self, run_dir: Path, start: int):
-        """start: the step the run goes on from; what was recorded beyond it is cut off. Raises OSError."""
+        """start: the step that the run goes on from; records of later steps are cut off. Raises OSError."""
         self.path = run_dir / "metrics.jsonl"
         cut_after(self.path, start)
         self._file = self.path.open("a", encoding="utf-8")
         self.tensorboard, self.note = _open_tensorboard(run_dir, start)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line, flushed. Raises OSError."""
+        """Append one line and flush it. Raises OSError."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self.tensorboard:
@@ -93,7 +93,7 @@ class MetricsLog:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a line cut by a crash. Raises OSError."""
+    """Drop the lines of later steps, and a line that a crash cut short. Raises OSError."""
     if not path.exists():
         return
     kept = []

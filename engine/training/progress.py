@@ -1,4 +1,4 @@
-"""The line that shows how a run is doing: a bar in a terminal, a line now and then in a log file."""
+"""Shows how a run is doing: a progress bar in a terminal, one line every ten seconds in a log file."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 class Progress:
-    """step, losses, images/s, time left, memory, share of time spent waiting for data."""
+    """Shows step, losses, images/s, time left, memory and the share of time spent waiting for data."""
 
     def __init__(self, start: int, total: int):
         self.total, self.text = total, ""
@@ -21,7 +21,7 @@ class Progress:
             self._bar = tqdm(total=total, initial=start, bar_format=layout, dynamic_ncols=True, smoothing=0.1)
 
     def show(self, step: int, text: str | None = None) -> None:
-        """After each step; `text` when there are new readings."""
+        """Call after each step; text: the readings to show from now on, None to keep the last ones."""
         if text is not None:
             self.text = text
         if self._bar is not None:
@@ -35,7 +35,7 @@ class Progress:
             print(f"step {step}/{self.total}, {left} left, {text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.clear()
         print(text, flush=True)

@@ -1,4 +1,4 @@
-"""The state of every random number generator that the process uses, as values that a weights_only file can hold."""
+"""The state of every random number generator of the process, as values that torch.load(weights_only=True) accepts."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 
 def capture() -> dict[str, Any]:
-    """Python's, NumPy's, torch's and the current GPU's generator."""
+    """The states of the generators of Python, NumPy, torch and the current GPU."""
     _, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -24,7 +24,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Take what capture gave, for the current GPU if there is one: on every rank another, all drawing the same."""
+    """Restore what `capture` returned. Each rank restores its own GPU, and all ranks draw the same numbers."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     saved = state["numpy"]

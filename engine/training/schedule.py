@@ -1,14 +1,12 @@
-"""The learning rate of every step."""
+"""The learning rate of each step."""
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from engine.config import TrainConfig
+from engine.config import TrainConfig
 
 
-def learning_rate(config: "TrainConfig", step: int) -> float:
-    """For step 1, 2, ..., config.steps: a function of the step alone, so that a resumed run goes on exactly."""
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of step 1, 2, ..., config.steps. It depends on the step alone, for exact resumes."""
     lr = config.lr
     if config.lr_schedule == "step":
         lr *= config.lr_decay ** ((step - 1) // config.lr_every)

@@ -1,13 +1,13 @@
-"""What a run needs before its first step: its folder, this process's settings, image sets and loaders."""
+"""Prepares a run: its folder, the settings of this process, its image sets and its loaders."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from engine import checkpoint, distributed
+from engine import checkpoint, distributed, ops
 from engine.config import TrainConfig
+from engine.data import ImageSet, Loader, Needs, Together, open_dataset, open_loader
 from engine.distributed import torchrun
 from engine.errors import InputError
 from engine.host import allocator
@@ -15,29 +15,25 @@ from engine.networks.layers import OPERATORS
 from engine.systems.registry import system_class
 from engine.training import random_state
 
-if TYPE_CHECKING:
-    from engine.data import ImageSet, Loader, Needs, Together
 
-
-def image_sets(config: TrainConfig) -> list[tuple[Path | None, "Needs"]]:
-    """Where the image sets of a configuration are (None: embedded), and what its system needs of them."""
+def image_sets(config: TrainConfig) -> list[tuple[Path | None, Needs]]:
+    """The path of each image set of a configuration (None: the embedded avatars), and what the system needs of it."""
     paths = (config.data, getattr(config, "synthetic", None))
     return list(zip(paths, system_class(config.system).needs(config), strict=False))
 
 
-def open_set(config: TrainConfig, path: Path | None, need: "Needs") -> "ImageSet":
-    """The images of a set that can be used. Raises InputError when there is none."""
-    from engine.data import open_dataset
-
+def open_set(config: TrainConfig, path: Path | None, need: Needs) -> ImageSet:
+    """Open the images of a set that the system can use. Raises InputError when there are none."""
     shape = {"channels": config.channels, "resolution": config.resolution}
     split = config.split if path == config.data else ""
     return open_dataset(path, **shape, points=need.points, members=need.members, split=split, look=need.look)
 
 
-def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"], device: torch.device) -> "Loader | Together":
-    """What gives this rank's system its batches; config: of_rank. Raises InputError for sets that are too small."""
-    from engine.data import Together, open_loader
+def open_loaders(config: TrainConfig, datasets: Sequence[ImageSet], device: torch.device) -> Loader | Together:
+    """Open the loader of this rank's batches.
 
+    config: that of the rank (TrainConfig.of_rank). Raises InputError for sets that are too small.
+    """
     loaders = [
         open_loader(
             dataset,
@@ -49,7 +45,7 @@ def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"], device: to
             resolution=config.resolution,
             channels=config.channels,
             device=device,
-            seed=config.seed + (number << 32),  # each set has an order of its own
+            seed=config.seed + (number << 32),  # each set is shuffled by its own seed
             mirror=config.mirror,
             mirror_swap=config.mirror_swap,
             crop=config.crop,
@@ -62,11 +58,9 @@ def open_loaders(config: TrainConfig, datasets: Sequence["ImageSet"], device: to
 
 
 def require_fused(config: TrainConfig) -> None:
-    """--fused never falls back: raise InputError when an operator of the networks has no implementation here."""
+    """Raise InputError where --fused cannot run an operator of the networks on this machine: it never falls back."""
     if not config.fused:
         return
-    from engine import ops
-
     missing = [row for row in ops.explain() if row.device == config.device and row.kind == "none"]
     for row in missing:
         if row.operator in OPERATORS:
@@ -74,7 +68,7 @@ def require_fused(config: TrainConfig) -> None:
 
 
 def mode(config: TrainConfig) -> str:
-    """How steps run, for the terminal."""
+    """One line for the terminal that says how steps run."""
     operators = "fused operators" if config.fused else "plain PyTorch (eager)"
     launches = ""
     if config.device == "cuda":
@@ -84,7 +78,7 @@ def mode(config: TrainConfig) -> str:
 
 
 def set_machine(config: TrainConfig) -> None:
-    """Threads, memory, precision and seeds of this process."""
+    """Set the threads, memory, precision and seeds of this process."""
     torch.set_num_threads(config.threads)
     if config.device == "cpu":
         allocator.keep_freed_memory()
@@ -95,19 +89,19 @@ def set_machine(config: TrainConfig) -> None:
 
 
 def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
-    """Check and create the run folder; the checkpoint to go on from, if any. Raises InputError."""
+    """Check and create the run folder; returns the checkpoint to go on from, None to start. Raises InputError."""
     out = config.out
     try:
         if out.exists() and not out.is_dir():
             raise InputError(f"--out {out} is a file; name a folder")
         names = {path.name for path in out.iterdir()} if out.exists() else set()
-        content = {name for name in names if not name.startswith(".writing-")}  # left by a kill
+        content = {name for name in names if not name.startswith(".writing-")}  # left by a process that was killed
         if content and not config.resume:
             torchrun.unmark(out)
             raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
         start = None
         if config.resume:
-            found = checkpoint.latest(out, tell=False)  # told when the configuration was resolved
+            found = checkpoint.latest(out, tell=False)  # engine.training.resolve has named the damaged ones
             if found is not None:
                 start = checkpoint.load(found)
             elif content and "config.json" not in content:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a training run after its current step."""
+"""Lets SIGINT and SIGTERM end a training run after its current step."""
 
 import os
 import signal
@@ -9,17 +9,17 @@ NAMES = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM only asks to stop; a second SIGINT quits at once."""
+    """A context in which the first SIGINT or SIGTERM asks the run to stop; a second SIGINT ends the process at once."""
 
     def __init__(self, *, silent: bool = False) -> None:
-        """silent: another process of the same run tells the user."""
+        """silent: print nothing, because another process of the same run tells the user."""
         self._silent = silent
         self.number: int | None = None
         self._before: dict[int, object] = {}
 
     @property
     def status(self) -> int:
-        """The exit status a shell expects: 130 or 143; 0 while nobody asked."""
+        """The exit status that a shell expects: 130 or 143; 0 before any signal."""
         return 0 if self.number is None else 128 + self.number
 
     @property
