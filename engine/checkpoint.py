@@ -193,7 +193,7 @@ def _step_of(path: Path) -> int:
 
 
 def _prune(folder: Path, newest: int, keep: int) -> None:
-    # a checkpoint of a later step can only be a damaged one that a resume passed over: it is neither counted nor removed
+    # a later checkpoint can only be a damaged one that a resume passed over: it is neither counted nor removed
     old = sorted(path for path in folder.glob("step_*") if 0 <= _step_of(path) <= newest)
     for path in old[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
