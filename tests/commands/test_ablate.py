@@ -19,7 +19,6 @@ from engine.data.dataset import AVATAR_SEED
 from engine.evaluation import ablation, ablation_table
 from engine.systems import registry
 from engine.systems.registry import config_class
-from engine.training import loop
 from engine.training.loop import Trainer
 from tests.support.data_images import write_manifest_set, write_pictures
 from tests.support.evaluation_fakes import SYSTEMS as FAKES
@@ -106,7 +105,7 @@ def test_rows_that_are_done_are_not_trained_again(done, monkeypatch, capsys):
         raise AssertionError("trained again")
 
     before = table_of(done, "done")
-    monkeypatch.setattr(loop, "train", refuse)
+    monkeypatch.setattr(ablation, "train", refuse)
     assert command(ablate.main, *words(done, "done")) == 0
     assert table_of(done, "done") == before
     assert capsys.readouterr().out.count("done before") == 3
@@ -224,8 +223,8 @@ def test_the_test_split_is_measured_on_where_the_training_split_is_trained_on(tm
 
 def test_without_data_other_avatars_are_measured_on(tmp_path, monkeypatch):
     """Other people than those trained on, several frames of each where a system needs pairs; rendered once."""
-    monkeypatch.setattr(ablate, "HELD_OUT", 4)
-    monkeypatch.setattr(ablate, "FRAMES", 2)
+    monkeypatch.setattr(ablation, "HELD_OUT", 4)
+    monkeypatch.setattr(ablation, "FRAMES", 2)
     for name, needed in [("refiner", 4), ("reenact", 2), ("simgan", 4)]:
         arguments = ablation.AblateOptions(system=name, out=tmp_path / name)
         config = config_class(name)(resolution=16)

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def test_every_operator_and_dtype_has_a_row(monkeypatch):
-    monkeypatch.setattr(verify, "verify_operator", lambda *what: what)
+    monkeypatch.setattr(checks, "verify_operator", lambda *what: what)
     arguments = checks.VerifyOptions(steps=0)
     isa = _native.load().isa()
     expected = {(name, dtype, "cpu", isa) for name in _op.discover() for dtype in ("fp32", "bf16", "fp16")}
@@ -221,14 +221,14 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch):
     def check_oops():
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(doctor, "CHECKS", (machine.check_python, check_oops))
+    monkeypatch.setattr(machine, "CHECKS", (machine.check_python, check_oops))
     findings = machine.examine()
     assert [finding.state for finding in findings] == ["ok", "BROKEN"]
     assert "boom" in findings[1].found
 
 
 def test_json(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CHECKS", (machine.check_python, machine.check_cpu))
+    monkeypatch.setattr(machine, "CHECKS", (machine.check_python, machine.check_cpu))
     assert command(doctor.main, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["works"] and [one["subject"] for one in found["findings"]] == ["python", "processor"]

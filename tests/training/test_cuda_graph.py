@@ -270,10 +270,8 @@ def test_verify_compares_recorded_with_plain_steps() -> None:
 
 
 def test_verify_passes_what_is_recorded_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    import engine.systems.registry
-
-    honest = engine.systems.build
-    monkeypatch.setattr("engine.systems.build", lambda config, device: rates_on_device(honest(config, device)))
+    honest = checks.build
+    monkeypatch.setattr(checks, "build", lambda config, device: rates_on_device(honest(config, device)))
     row = checks.verify_captured(2, torch.device("cpu"), Tape())
     assert row.passed and row.error == 0 and row.variant == f"{WARM_UP} + 2 steps"
     assert row.checks > 7 * (WARM_UP + 2) + 20
