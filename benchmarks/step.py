@@ -136,7 +136,7 @@ def flops(setting: dict, device: str) -> float | None:
         return sum(launch.cost.flops for launch in launched)
     with native.recorded() as calls:
         system.step(batch)
-    return native.flops([call for call in calls if call.work()])
+    return native.flops([call for call in calls if native.work(call)])
 
 
 def disagreements(

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from engine import ops
 from engine.calls import Call, captured
 from engine.cli import parse, run
-from engine.comparison import LOSS_TOLERANCE, relative, results, step_differences, training_batch, training_config
+from engine.comparison import LEAST_NORM, LOSS_TOLERANCE, results, step_differences, training_batch, training_config
 from engine.environment import pick_device
 from engine.errors import InputError
 from engine.graph import WARM_UP, GraphedStep, Recorder
@@ -179,15 +179,19 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
             torch.manual_seed(step)
             found.append(take(data))
         exact, losses = found
-        differences |= {f"{name} at step {step}": relative(losses[name], value) for name, value in exact.items()}
+        differences |= {f"{name} at step {step}": _difference(losses[name], value) for name, value in exact.items()}
     weights = recorded.weights()
-    differences |= {f"the weights {name}": relative(weights[name], value) for name, value in plain.weights().items()}
+    differences |= {f"the weights {name}": _difference(weights[name], value) for name, value in plain.weights().items()}
     # written so that NaN fails
     failed = [name for name, difference in differences.items() if not difference <= LOSS_TOLERANCE]
     where = failed[0] if failed else max(differences, key=differences.get)
     figures = (differences[where], None, LOSS_TOLERANCE, where)
     variant = f"{WARM_UP} + {steps} steps"
     return Row(f"captured {system}", variant, len(differences), len(failed), *figures, time.perf_counter() - began)
+
+
+def _difference(value: torch.Tensor, exact: torch.Tensor) -> float:
+    return _spec.relative_error(value, exact, LEAST_NORM)
 
 
 def call_errors(call: Call) -> list[_spec.Error]:

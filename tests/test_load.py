@@ -13,7 +13,7 @@ from engine import checkpoint, export, refine
 from engine.config import resolve
 from engine.data import avatars
 from engine.errors import InputError
-from engine.kernels.resize_conv_act.kept_weights import KEPT
+from engine.kernels.resize_conv_act.packed_weights import KEPT
 from engine.systems import SYSTEMS, build, load_trained
 
 
