@@ -1,8 +1,8 @@
 """The compiled module, and one clear error where it is missing."""
 
 import os
-import time
 from functools import cache
+from time import perf_counter
 from types import ModuleType
 
 import torch  # before the extension: it takes its OpenMP symbols from the runtime that torch loads
@@ -36,9 +36,9 @@ def call(name: str, pointers: list[int], integers: list[int], floats: list[float
     if not observers:
         load().call(name, torch.get_num_threads(), pointers, integers, floats)
         return
-    start = time.perf_counter()
+    start = perf_counter()
     load().call(name, torch.get_num_threads(), pointers, integers, floats)
-    seconds = time.perf_counter() - start
+    seconds = perf_counter() - start
     tell(NativeCall(name, dict(enumerate(pointers)), dict(enumerate(integers)), seconds))
 
 
