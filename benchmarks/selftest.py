@@ -6,7 +6,6 @@ exit status 1. What does not come out so is said, and the exit status is 1.
 """
 
 import contextlib
-import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from benchmarks.reports import compare, saved
 from benchmarks.suites import operators
 from benchmarks.timing.table import Table
 from engine import cli, ops
+from engine.kernels._observers import NativeCall, OperatorCall, observed
 
 ROWS = (
     "resize_conv_act 25x64x16x16->64 up elu",
@@ -135,17 +135,14 @@ def planted(wrong: str) -> Iterator[None]:
     if not wrong:
         yield
         return
-    honest = ops.OPERATORS[wrong]
 
-    def off(*args: object, **options: object) -> object:
-        result = honest.function(*args, **options)
-        return tuple(1.001 * part for part in result) if isinstance(result, tuple) else 1.001 * result
+    def spoil(call: OperatorCall | NativeCall) -> None:
+        if isinstance(call, OperatorCall) and call.operator == wrong:
+            for result in call.results if isinstance(call.results, tuple) else (call.results,):
+                result.data.mul_(1.001)  # as a kernel would that writes it wrong: autograd does not see it
 
-    ops.OPERATORS[wrong] = dataclasses.replace(honest, function=off)
-    try:
+    with observed(spoil):
         yield
-    finally:
-        ops.OPERATORS[wrong] = honest
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine.kernels import _op as _contract
+from engine.kernels import _contract
+from engine.kernels._availability import Implementation
 
 if TYPE_CHECKING:
     # for type checkers, which do not see what `discover` finds
@@ -24,7 +25,7 @@ globals().update({name: operator.function for name, operator in OPERATORS.items(
 __all__ = ["OPERATORS", "Explanation", "decompositions", "explain", *OPERATORS]
 
 
-class Explanation(list[_contract.Implementation]):
+class Explanation(list[Implementation]):
     """Rows (operator, device, kind, why); prints as a table."""
 
     def __str__(self) -> str:

@@ -2,9 +2,12 @@
 
 import os
 from functools import cache
+from time import perf_counter
 from types import ModuleType
 
 import torch  # before the extension: it takes its OpenMP symbols from the runtime that torch loads
+
+from ._observers import NativeCall, observers, tell
 
 BUILD_HINT = "run `pip install .` (or `python setup.py build_ext --inplace` in a checkout), or use --eager"
 
@@ -30,7 +33,13 @@ def load() -> ModuleType:
 
 def call(name: str, pointers: list[int], integers: list[int], floats: list[float]) -> None:
     """Runs native function `name` on as many threads as torch uses."""
+    if not observers:
+        load().call(name, torch.get_num_threads(), pointers, integers, floats)
+        return
+    start = perf_counter()
     load().call(name, torch.get_num_threads(), pointers, integers, floats)
+    seconds = perf_counter() - start
+    tell(NativeCall(name, dict(enumerate(pointers)), dict(enumerate(integers)), seconds))
 
 
 def address(tensor: torch.Tensor | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _op
+from . import _contract
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Error:
 
 def specs() -> dict[str, Spec]:
     """The spec of every operator."""
-    return {name: importlib.import_module(f"{__package__}.{name}.spec").SPEC for name in _op.discover()}
+    return {name: importlib.import_module(f"{__package__}.{name}.spec").SPEC for name in _contract.discover()}
 
 
 def tensors(sample: Sample, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
@@ -152,12 +152,15 @@ def _upstream(output: Tensor, sample: Sample, generator: torch.Generator) -> Ten
     return value.to(torch.bfloat16).to(output)  # the same numbers in every dtype
 
 
-def relative_error(value: Tensor, exact: Tensor) -> float:
-    """||value - exact|| / ||exact||, infinite where the value is not finite; 0 for tensors without elements."""
+def relative_error(value: Tensor, exact: Tensor, least: float = 0.0) -> float:
+    """||value - exact|| / ||exact|| in float64, infinite where it is not a number; 0 for tensors without elements.
+
+    least: the smallest norm to divide by; where it and the norm are 0, the difference itself is returned.
+    """
     if not exact.numel():
         return 0.0
     difference = (value.double() - exact.double()).norm().item()
-    scale = exact.double().norm().item()
+    scale = max(exact.double().norm().item(), least)
     return float("inf") if difference != difference else difference / scale if scale else difference
 
 
@@ -166,7 +169,7 @@ def compare(spec: Spec, sample: Sample, dtype: torch.dtype, device: str = "cpu",
 
     `options` go to the fused operator only (exact=True, for one). Tensors are moved to `device`.
     """
-    operator = _op.discover()[spec.operator]
+    operator = _contract.find(spec.operator)
     made = tensors(sample, dtype, device)
     exact = run(operator.reference, sample, made, torch.float64)
     eager = run(operator.reference, sample, made, dtype)

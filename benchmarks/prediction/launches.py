@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.suites import operators, step
 from benchmarks.timing.measure import tf32_allowed
 from engine import ops
-from engine.kernels import _op, _spec
+from engine.kernels import _spec
+from engine.kernels._dispatch import gpu_kernels_on_cpu
 from engine.kernels._gpu.launch import H100, Launch, noted
 
 
@@ -54,7 +55,7 @@ def modes(spec: _spec.Spec) -> dict[str, Mode]:
 @contextlib.contextmanager
 def only_noted(tf32: bool, every_choice: bool = False, capability: int = H100) -> Iterator[list[Launch]]:
     """Launches of the block's calls on CPU tensors, none of which runs, for GPUs of a capability."""
-    with tf32_allowed(tf32), _op.gpu_kernels_on_cpu(), noted(False, every_choice, capability) as found:
+    with tf32_allowed(tf32), gpu_kernels_on_cpu(), noted(False, every_choice, capability) as found:
         yield found
 
 

@@ -69,8 +69,9 @@ def measure(setting: dict, device: str, rounds: int, tick: Callable[[int], None]
     lines = []
     for same in zip(*runs, strict=True):
         first = same[0]
-        layer = next((layers[p] for p in first.pointers if p in layers), "")
-        lines.append(Line(layer, first.function, first.integers, first.work(), median(c.seconds for c in same)))
+        layer = next((layers[p] for p in first.pointers.values() if p in layers), "")
+        seconds, integers = median(call.seconds for call in same), tuple(first.integers.values())
+        lines.append(Line(layer, first.function, integers, native_calls.work(first), seconds))
     wall = Timing(walls)
     library = library_operators(lambda: system.step(batch))
     rest = wall.median - sum(line.seconds for line in lines) - sum(library.values())

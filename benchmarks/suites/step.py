@@ -137,7 +137,7 @@ def flops(setting: dict, device: str) -> float | None:
         return sum(launch.cost.flops for launch in launched)
     with native_calls.recorded() as calls:
         system.step(batch)
-    return native_calls.flops([call for call in calls if call.work()])
+    return native_calls.flops([call for call in calls if native_calls.work(call)])
 
 
 def disagreements(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine import ops
 from engine.errors import InputError
+from engine.kernels._grad_scale import weigh_samples
 from engine.kernels.began_balance.reference import Balance
 from engine.kernels.began_balance.reference import began_balance as eager_began_balance
 from engine.kernels.l1_autoencoder_loss.reference import l1_autoencoder_loss as eager_l1_autoencoder_loss
@@ -173,14 +174,7 @@ class Deconv(nn.Module):
 
     def forward(self, x: Tensor, grad_scale: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) -> (B, out_channels, 2H, 2W); grad_scale (B,) as in Conv."""
-        if grad_scale is None:
-            y = self._upsampled(x, self.weight, self.bias)
-        else:
-            # value of the plain convolution; the parameters' gradient passes through the scaled zero
-            for_weights = self._upsampled(x.detach(), self.weight, self.bias)
-            for_input = self._upsampled(x, self.weight.detach(), self.bias.detach())
-            scale = grad_scale.to(for_input.dtype).view(-1, 1, 1, 1)
-            y = for_input + scale * (for_weights - for_weights.detach())
+        y = weigh_samples(self._upsampled, [x], self.weight, self.bias, grad_scale)
         return ACTIVATIONS[self.activation](y, 0.2)
 
     @staticmethod

@@ -21,8 +21,8 @@ from engine.systems.registry import SYSTEMS, build, system_class
 from engine.training.cuda_graph import WARM_UP, GraphedStep, Recorder
 from engine.verification.operator_calls import Call, captured
 from engine.verification.training_steps import (
+    LEAST_NORM,
     LOSS_TOLERANCE,
-    relative,
     results,
     step_differences,
     training_batch,
@@ -166,15 +166,19 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
             torch.manual_seed(step)
             found.append(take(data))
         exact, losses = found
-        differences |= {f"{name} at step {step}": relative(losses[name], value) for name, value in exact.items()}
+        differences |= {f"{name} at step {step}": _difference(losses[name], value) for name, value in exact.items()}
     weights = recorded.weights()
-    differences |= {f"the weights {name}": relative(weights[name], value) for name, value in plain.weights().items()}
+    differences |= {f"the weights {name}": _difference(weights[name], value) for name, value in plain.weights().items()}
     # written so that NaN fails
     failed = [name for name, difference in differences.items() if not difference <= LOSS_TOLERANCE]
     where = failed[0] if failed else max(differences, key=differences.get)
     figures = (differences[where], None, LOSS_TOLERANCE, where)
     variant = f"{WARM_UP} + {steps} steps"
     return Row(f"captured {system}", variant, len(differences), len(failed), *figures, time.perf_counter() - began)
+
+
+def _difference(value: torch.Tensor, exact: torch.Tensor) -> float:
+    return _spec.relative_error(value, exact, LEAST_NORM)
 
 
 def call_errors(call: Call) -> list[_spec.Error]:

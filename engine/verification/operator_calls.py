@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from engine import ops
+from engine.kernels._observers import NativeCall, OperatorCall, observed
 
 
 @dataclass
@@ -39,32 +38,22 @@ class Call:
 
 @contextlib.contextmanager
 def captured() -> Iterator[list[Call]]:
-    """Every call that layers make through engine.ops within the block."""
+    """Every call of a public operator within the block."""
     calls: list[Call] = []
 
     def keep(call: Call, output: int, gradient: torch.Tensor | None) -> None:
         if gradient is not None:
             call.upstream[output] = gradient.clone()
 
-    def recording(operator: str, function: Callable) -> Callable:
-        def record(*args: Any, **options: Any) -> Any:
-            given = inspect.signature(function).bind(*args, **options).arguments
-            tensors = {name: v.detach().clone() for name, v in given.items() if isinstance(v, torch.Tensor)}
-            call = Call(operator, tensors, {name: v for name, v in given.items() if name not in tensors})
-            calls.append(call)
-            outputs = function(*args, **options)
-            for number, output in enumerate(outputs if isinstance(outputs, tuple) else (outputs,)):
-                if output.requires_grad:
-                    output.register_hook(functools.partial(keep, call, number))
-            return outputs
+    def record(told: OperatorCall | NativeCall) -> None:
+        if not isinstance(told, OperatorCall):
+            return
+        tensors = {name: v.detach().clone() for name, v in told.arguments.items() if isinstance(v, torch.Tensor)}
+        call = Call(told.operator, tensors, {name: v for name, v in told.arguments.items() if name not in tensors})
+        calls.append(call)
+        for number, output in enumerate(told.results if isinstance(told.results, tuple) else (told.results,)):
+            if output.requires_grad:
+                output.register_hook(functools.partial(keep, call, number))
 
-        return record
-
-    honest = {name: getattr(ops, name) for name in ops.OPERATORS}
-    for name, function in honest.items():
-        setattr(ops, name, recording(name, function))
-    try:
+    with observed(record):
         yield calls
-    finally:
-        for name, function in honest.items():
-            setattr(ops, name, function)

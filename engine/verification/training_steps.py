@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from engine.config import TrainConfig
 from engine.data import Batch
 from engine.data.landmarks import POINTS
+from engine.kernels._spec import relative_error
 from engine.systems.base import System
 from engine.systems.registry import config_class, system_class
 
 LOSS_TOLERANCE = 1e-4
+LEAST_NORM = 1e-6  # of a loss or gradient, that a difference is divided by
 # |v - D(v)| and ReLU have no derivative at 0: where rounding decides an element's sign, a gradient may differ by this
 # much. It has to agree on the same weights and other images then; what is wrong is wrong on those too
 KINK_TOLERANCE, ATTEMPTS = 5e-2, 3
@@ -89,17 +92,16 @@ def step_differences(fused: System, eager: System, step: int, steps: int) -> dic
         number = step + attempt * 1000 * steps
         data = training_batch(eager.config, number, eager.device)
         (losses, given), (exact, wanted) = (results(system, data, number) for system in (fused, eager))
-        of_losses = {name: relative(losses[name], exact[name]) for name in exact}
-        gradients = {f"gradient of the {name}": relative(given[name], wanted[name]) for name in wanted}
+        of_losses = {name: relative_error(losses[name], exact[name], LEAST_NORM) for name in exact}
+        gradients = {
+            f"gradient of the {name}": relative_error(given[name], wanted[name], LEAST_NORM) for name in wanted
+        }
         for name, difference in {**of_losses, **gradients}.items():
             # a loss is continuous: the worst attempt counts; of a gradient, the best
             take = min if name in gradients else max
             smallest[name] = take(smallest[name], difference) if name in smallest else difference
-        if not any(LOSS_TOLERANCE < difference <= KINK_TOLERANCE for difference in gradients.values()):
+        at_kinks = any(LOSS_TOLERANCE < difference <= KINK_TOLERANCE for difference in gradients.values())
+        # what is not a number is wrong, whatever other images say
+        if not at_kinks or any(map(math.isinf, gradients.values())):
             break
     return smallest
-
-
-def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """||value - exact|| / ||exact||, in float64."""
-    return (value.double() - exact.double()).norm().item() / max(exact.double().norm().item(), 1e-6)

@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor
 
-from .. import _native, _op
+from .. import _native
+from .._availability import gpu
+from .._checks import require, require_device, require_dtype
+from .._contract import define, publish
+from .._layout import float32
 from .reference import Balance
 from .reference import began_balance as reference
 
 NAME = "began_balance"
 
 
+@publish(reference)
 def began_balance(
     per_sample: Tensor, content: Tensor, k: Tensor, *, gamma: float, lambda_k: float, lambda_r: float
 ) -> Balance:
@@ -41,12 +46,11 @@ def began_balance(
 def check(per_sample: Tensor, content: Tensor, k: Tensor) -> None:
     shape = tuple(per_sample.shape)
     pairs = len(shape) == 1 and shape[0] > 0 and shape[0] % 2 == 0
-    _op.require(pairs, NAME, f"per_sample must be (2n,), n > 0, not {shape}")
+    require(pairs, NAME, f"per_sample must be (2n,), n > 0, not {shape}")
     for name, tensor in (("per_sample", per_sample), ("content", content), ("k", k)):
-        dtype, device = tensor.dtype, tensor.device
-        _op.require(dtype in _op.DTYPES, NAME, f"{name} is {dtype}; float32, bfloat16 and float16 are supported")
-        _op.require(device == per_sample.device, NAME, f"{name} is on {device} but per_sample on {per_sample.device}")
-        _op.require(tensor is per_sample or not tensor.shape, NAME, f"{name} must be (), not {tuple(tensor.shape)}")
+        require_dtype(NAME, name, tensor.dtype)
+        require_device(NAME, name, tensor, "per_sample", per_sample)
+        require(tensor is per_sample or not tensor.shape, NAME, f"{name} must be (), not {tuple(tensor.shape)}")
 
 
 def output(per_sample: Tensor) -> Tensor:
@@ -56,11 +60,11 @@ def output(per_sample: Tensor) -> Tensor:
 
 def _forward_cpu(per_sample, content, k, gamma, lambda_k, lambda_r):
     check(per_sample, content, k)
-    found = output(per_sample)
-    tensors = [t.float().contiguous() for t in (per_sample, content, k)] + [found]
+    results = output(per_sample)
+    tensors = (float32(per_sample), float32(content), float32(k), results)
     pointers = [_native.address(t) for t in tensors]
     _native.call(f"{NAME}_forward", pointers, [per_sample.shape[0] // 2], [gamma, lambda_k, lambda_r])
-    return found
+    return results
 
 
 def _forward_fake(per_sample, content, k, gamma, lambda_k, lambda_r):
@@ -68,16 +72,14 @@ def _forward_fake(per_sample, content, k, gamma, lambda_k, lambda_r):
     return output(per_sample)
 
 
-_forward = _op.define(
-    f"{NAME}(Tensor per_sample, Tensor content, Tensor k, float gamma, float lambda_k, float lambda_r) -> Tensor",
-    cpu=_forward_cpu,
-    cuda=_op.gpu(__name__, "forward"),
-    fake=_forward_fake,
-)
-
-
-def _decomposition(per_sample, content, k, gamma, lambda_k, lambda_r):
+def _reference(per_sample, content, k, gamma, lambda_k, lambda_r):
     return torch.stack(reference(per_sample, content, k, gamma=gamma, lambda_k=lambda_k, lambda_r=lambda_r))
 
 
-_op.publish(began_balance, reference, lambda: _op.own_implementations(NAME), _decomposition)
+_forward = define(
+    f"{NAME}(Tensor per_sample, Tensor content, Tensor k, float gamma, float lambda_k, float lambda_r) -> Tensor",
+    cpu=_forward_cpu,
+    cuda=gpu(__name__, "forward"),
+    fake=_forward_fake,
+    reference=_reference,
+)

@@ -3,12 +3,18 @@
 import torch
 from torch import Tensor
 
-from .. import _native, _op
+from .. import _native
+from .._availability import gpu
+from .._checks import DTYPES, require, require_dtype
+from .._contract import define, publish
+from .._gradients import Gradients
+from .._layout import dense_order
 from .reference import gram as reference
 
 NAME = "gram"
 
 
+@publish(reference)
 def gram(features: Tensor) -> Tensor:
     """Gram matrix of each image's features: G = F F^T / (C H W).
 
@@ -24,18 +30,11 @@ def gram(features: Tensor) -> Tensor:
 
 def check(features: Tensor) -> None:
     shape = features.shape
-    if len(shape) == 4 and features.dtype in _op.DTYPES and features.numel():
+    if len(shape) == 4 and features.dtype in DTYPES and features.numel():
         return
-    _op.require(len(shape) == 4, NAME, f"features must be (B, C, H, W), not {tuple(shape)}")
-    _op.require(
-        features.dtype in _op.DTYPES, NAME, f"features is {features.dtype}; float32, bfloat16 and float16 are supported"
-    )
-    _op.require(shape[1:].numel() > 0, NAME, f"no empty channels or sides: features is {tuple(shape)}")
-
-
-def _sizes(features: Tensor, order: torch.memory_format) -> list[int]:
-    batch, channels, height, width = features.shape
-    return [_op.DTYPES[features.dtype], batch, height * width, channels, order == torch.contiguous_format]
+    require(len(shape) == 4, NAME, f"features must be (B, C, H, W), not {tuple(shape)}")
+    require_dtype(NAME, "features", features.dtype)
+    require(shape[1:].numel() > 0, NAME, f"no empty channels or sides: features is {tuple(shape)}")
 
 
 def output(features: Tensor) -> Tensor:
@@ -43,10 +42,15 @@ def output(features: Tensor) -> Tensor:
     return torch.empty((batch, channels, channels), dtype=torch.float32, device=features.device)
 
 
+def _sizes(features: Tensor, order: torch.memory_format) -> list[int]:
+    batch, channels, height, width = features.shape
+    return [DTYPES[features.dtype], batch, height * width, channels, order == torch.contiguous_format]
+
+
 def _forward_cpu(features):
     check(features)
     result = output(features)
-    order = _op.order(features)
+    order = dense_order(features)
     dense = features.contiguous(memory_format=order)
     _native.call(f"{NAME}_forward", [dense.data_ptr(), result.data_ptr()], _sizes(dense, order), [])
     return result
@@ -58,7 +62,7 @@ def _forward_fake(features):
 
 
 def _backward_cpu(grad, features):
-    order = _op.order(features)
+    order = dense_order(features)
     dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
     result = torch.empty_like(dense, memory_format=order)
     _native.call(f"{NAME}_backward", [t.data_ptr() for t in (dense, grad, result)], _sizes(dense, order), [])
@@ -66,32 +70,20 @@ def _backward_cpu(grad, features):
 
 
 def _backward_fake(grad, features):
-    return torch.empty_like(features, memory_format=_op.order(features))
+    return torch.empty_like(features, memory_format=dense_order(features))
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0])
-
-
-def _autograd(ctx, grad):
-    (features,) = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return _op.differentiable_gradients(reference, [features], [True], [grad])[0]
-    return _backward(grad, features)
-
-
-_backward = _op.define(
+_backward = define(
     f"{NAME}_backward(Tensor grad, Tensor features) -> Tensor",
     cpu=_backward_cpu,
-    cuda=_op.gpu(__name__, "backward"),
+    cuda=gpu(__name__, "backward"),
     fake=_backward_fake,
 )
-_forward = _op.define(
+_forward = define(
     f"{NAME}(Tensor features) -> Tensor",
     cpu=_forward_cpu,
-    cuda=_op.gpu(__name__, "forward"),
+    cuda=gpu(__name__, "forward"),
     fake=_forward_fake,
-    setup_context=_setup_context,
-    backward=_autograd,
+    reference=reference,
+    gradients=Gradients(_backward, ["features"]),
 )
-_op.publish(gram, reference, lambda: _op.own_implementations(NAME))

@@ -4,11 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import _op
 from .._gpu import gram as products
 from .._gpu import tuning
 from .._gpu.gram import gradient_tile, store_symmetric, sum_of_splits, symmetric_tile, tile_of_products, triangle
 from .._gpu.launch import Cost, launch, size
+from .._layout import dense_order
 from . import check, output
 
 
@@ -65,7 +65,7 @@ def gram_backward_kernel(
 def forward(features):
     check(features)
     result = output(features)
-    order = _op.order(features)
+    order = dense_order(features)
     dense = features.contiguous(memory_format=order)
     batch, channels, pixels = features.shape[0], features.shape[1], features.shape[2:].numel()
     problem = products.Problem(batch, channels, pixels, features.dtype)
@@ -93,7 +93,7 @@ def forward(features):
 
 
 def backward(grad, features):
-    order = _op.order(features)
+    order = dense_order(features)
     dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
     result = torch.empty_like(dense, memory_format=order)
     channels, pixels = features.shape[1], features.shape[2:].numel()

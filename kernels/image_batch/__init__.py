@@ -3,12 +3,16 @@
 import torch
 from torch import Tensor
 
-from .. import _native, _op
+from .. import _native
+from .._availability import gpu
+from .._checks import DTYPES, require, require_device, require_dtype
+from .._contract import define, publish
 from .reference import image_batch as reference
 
 NAME = "image_batch"
 
 
+@publish(reference)
 def image_batch(
     store: Tensor,
     rows: Tensor,
@@ -37,10 +41,10 @@ def image_batch(
 def check(store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, dtype: torch.dtype) -> None:
     shape, batch = tuple(store.shape), rows.shape[0] if rows.dim() else 0
     square = len(shape) == 4 and shape[1] == shape[2] and min(shape[1:]) > 0
-    _op.require(square, NAME, f"store must be (M, S, S, C), not {shape}")
-    _op.require(store.is_contiguous(), NAME, "store must be contiguous: a copy of it at every step is not meant")
-    _op.require(1 <= resolution <= shape[1], NAME, f"resolution is {resolution}; it must be from 1 to {shape[1]}")
-    _op.require(dtype in _op.DTYPES, NAME, f"dtype is {dtype}; float32, bfloat16 and float16 are supported")
+    require(square, NAME, f"store must be (M, S, S, C), not {shape}")
+    require(store.is_contiguous(), NAME, "store must be contiguous: a copy of it at every step is not meant")
+    require(1 <= resolution <= shape[1], NAME, f"resolution is {resolution}; it must be from 1 to {shape[1]}")
+    require_dtype(NAME, "dtype", dtype)
     expected = {
         "store": (store, torch.uint8, shape),
         "rows": (rows, torch.int64, (batch,)),
@@ -48,9 +52,9 @@ def check(store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resoluti
         "mirror": (mirror, torch.bool, (batch,)),
     }
     for name, (tensor, kind, size) in expected.items():
-        _op.require(tensor.dtype == kind, NAME, f"{name} is {tensor.dtype}; it must be {kind}")
-        _op.require(tensor.shape == size, NAME, f"{name} is {tuple(tensor.shape)}; it must be {size}")
-        _op.require(tensor.device == store.device, NAME, f"{name} is on {tensor.device} but store on {store.device}")
+        require(tensor.dtype == kind, NAME, f"{name} is {tensor.dtype}; it must be {kind}")
+        require(tensor.shape == size, NAME, f"{name} is {tuple(tensor.shape)}; it must be {size}")
+        require_device(NAME, name, tensor, "store", store)
 
 
 def output(store: Tensor, rows: Tensor, resolution: int, dtype: torch.dtype) -> Tensor:
@@ -62,7 +66,7 @@ def _check_inside(store: Tensor, rows: Tensor, offsets: Tensor, resolution: int)
     for name, values, end in (("rows", rows, len(store)), ("offsets", offsets, store.shape[1] - resolution + 1)):
         if values.numel():
             low, high = (bound.item() for bound in torch.aminmax(values))
-            _op.require(low >= 0 and high < end, NAME, f"{name} hold {low} to {high}; they must lie in 0 .. {end - 1}")
+            require(low >= 0 and high < end, NAME, f"{name} hold {low} to {high}; they must lie in 0 .. {end - 1}")
 
 
 def _forward_cpu(store, rows, offsets, mirror, resolution, dtype):
@@ -70,7 +74,7 @@ def _forward_cpu(store, rows, offsets, mirror, resolution, dtype):
     _check_inside(store, rows, offsets, resolution)
     images = output(store, rows, resolution, dtype)
     tensors = (store, rows.contiguous(), offsets.contiguous(), mirror.contiguous(), images)
-    sizes = [_op.DTYPES[dtype], len(rows), store.shape[1], store.shape[3], resolution]
+    sizes = [DTYPES[dtype], len(rows), store.shape[1], store.shape[3], resolution]
     _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
     return images
 
@@ -80,10 +84,10 @@ def _forward_fake(store, rows, offsets, mirror, resolution, dtype):
     return output(store, rows, resolution, dtype)
 
 
-_forward = _op.define(
+_forward = define(
     f"{NAME}(Tensor store, Tensor rows, Tensor offsets, Tensor mirror, SymInt resolution, ScalarType dtype) -> Tensor",
     cpu=_forward_cpu,
-    cuda=_op.gpu(__name__, "forward"),
+    cuda=gpu(__name__, "forward"),
     fake=_forward_fake,
+    reference=reference,
 )
-_op.publish(image_batch, reference, lambda: _op.own_implementations(NAME))

@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor
 
-from .. import _native, _op
+from .. import _native
+from .._availability import gpu
+from .._checks import DTYPES, require, require_dtype
+from .._contract import define, publish
+from .._gradients import Gradients, empty_gradients
 from .reference import l1_autoencoder_loss as reference
 
 NAME = "l1_autoencoder_loss"
 SIGNS_OF, IN_BYTES = 64, 16  # elements whose signs are packed together, and the bytes they take
 
 
+@publish(reference)
 def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
     """L(v) = mean |v - D(v)| of each sample, and its mean over the batch.
 
@@ -28,19 +33,16 @@ def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor,
 
 def check(target: Tensor, reconstruction: Tensor) -> None:
     shape = target.shape
-    fits = shape == reconstruction.shape and target.dtype == reconstruction.dtype and target.dtype in _op.DTYPES
+    fits = shape == reconstruction.shape and target.dtype == reconstruction.dtype and target.dtype in DTYPES
     if fits and target.numel() > 0 and target.device == reconstruction.device:
         return
     shapes = f"target is {tuple(shape)} and reconstruction {tuple(reconstruction.shape)}"
-    _op.require(shape == reconstruction.shape, NAME, f"{shapes}; they must be equal")
-    _op.require(len(shape) >= 1 and shape[1:].numel() > 0, NAME, f"samples are empty: {shapes}")
-    _op.require(
-        target.dtype in _op.DTYPES, NAME, f"target is {target.dtype}; float32, bfloat16 and float16 are supported"
-    )
-    _op.require(
-        target.dtype == reconstruction.dtype, NAME, f"reconstruction is {reconstruction.dtype}, target {target.dtype}"
-    )
-    _op.require(target.device == reconstruction.device, NAME, "target and reconstruction are on different devices")
+    require(shape == reconstruction.shape, NAME, f"{shapes}; they must be equal")
+    require(len(shape) >= 1 and shape[1:].numel() > 0, NAME, f"samples are empty: {shapes}")
+    require_dtype(NAME, "target", target.dtype)
+    same = target.dtype == reconstruction.dtype
+    require(same, NAME, f"reconstruction is {reconstruction.dtype}, target {target.dtype}")
+    require(target.device == reconstruction.device, NAME, "target and reconstruction are on different devices")
 
 
 def order(tensor: Tensor) -> torch.memory_format:
@@ -63,7 +65,7 @@ def _forward_cpu(target, reconstruction, with_signs):
     dense = order(reconstruction)
     target, reconstruction = target.contiguous(memory_format=dense), reconstruction.contiguous(memory_format=dense)
     tensors = (target, reconstruction, per_sample, mean, signs if with_signs else None)
-    sizes = [_op.DTYPES[target.dtype], batch, target.numel() // (batch or 1)]
+    sizes = [DTYPES[target.dtype], batch, target.numel() // (batch or 1)]
     _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
     return per_sample, mean, signs
 
@@ -75,65 +77,48 @@ def _forward_fake(target, reconstruction, with_signs):
 
 def gradients(like: Tensor, need: list[bool]) -> list[Tensor]:
     """Empty gradients of target and reconstruction; one not needed has no elements."""
-    dense = order(like)
-    return [torch.empty_like(like, memory_format=dense) if n else like.new_empty(0) for n in need]
+    return empty_gradients([like, like], need, [order(like)] * 2)
 
 
 def _backward_cpu(signs, like, grad_per_sample, grad_mean, need):
-    found = gradients(like, need)
+    results = gradients(like, need)
     upstream = [None if g is None else g.float().contiguous() for g in (grad_per_sample, grad_mean)]
     batch = like.shape[0]
-    sizes = [_op.DTYPES[like.dtype], batch, like.numel() // (batch or 1)]
+    sizes = [DTYPES[like.dtype], batch, like.numel() // (batch or 1)]
     pointers = [_native.address(t) for t in (signs.contiguous(), *upstream)]
-    pointers += [gradient.data_ptr() if n else 0 for gradient, n in zip(found, need, strict=True)]
+    pointers += [gradient.data_ptr() if n else 0 for gradient, n in zip(results, need, strict=True)]
     _native.call(f"{NAME}_backward", pointers, sizes, [])
-    return tuple(found)
+    return tuple(results)
 
 
 def _backward_fake(signs, like, grad_per_sample, grad_mean, need):
     return tuple(gradients(like, need))
 
 
-def _setup_context(ctx, inputs, output):
-    target, reconstruction, _ = inputs
-    # reconstruction tells backward shape and order, and both are there for second derivatives
-    ctx.save_for_backward(target, reconstruction, output[2])
-    ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx, grad_per_sample, grad_mean, _):
-    target, reconstruction, signs = ctx.saved_tensors
-    need = list(ctx.needs_input_grad[:2])
-    if torch.is_grad_enabled():
-        upstream = [grad_per_sample, grad_mean]
-        return *_op.differentiable_gradients(reference, [target, reconstruction], need, upstream), None
-    if grad_per_sample is None and grad_mean is None:
-        return None, None, None
-    for_target, for_reconstruction = _backward(signs, reconstruction, grad_per_sample, grad_mean, need)
-    return for_target if need[0] else None, for_reconstruction if need[1] else None, None
-
-
-_backward = _op.define(
-    f"{NAME}_backward(Tensor signs, Tensor like, Tensor? grad_per_sample, Tensor? grad_mean, bool[] need) "
-    "-> (Tensor, Tensor)",
-    cpu=_backward_cpu,
-    cuda=_op.gpu(__name__, "backward"),
-    fake=_backward_fake,
-)
-_forward = _op.define(
-    f"{NAME}(Tensor target, Tensor reconstruction, bool with_signs) -> (Tensor, Tensor, Tensor)",
-    cpu=_forward_cpu,
-    cuda=_op.gpu(__name__, "forward"),
-    fake=_forward_fake,
-    setup_context=_setup_context,
-    backward=_autograd,
-)
-
-
-def _decomposition(target, reconstruction, with_signs):
+def _reference(target, reconstruction, with_signs):
     # the signs are for this operator's own backward only
     return *reference(target, reconstruction), target.new_empty((len(target), 0), dtype=torch.uint8)
 
 
-_op.publish(l1_autoencoder_loss, reference, lambda: _op.own_implementations(NAME), _decomposition)
+_backward = define(
+    f"{NAME}_backward(Tensor signs, Tensor like, Tensor? grad_per_sample, Tensor? grad_mean, bool[] need) "
+    "-> (Tensor, Tensor)",
+    cpu=_backward_cpu,
+    cuda=gpu(__name__, "backward"),
+    fake=_backward_fake,
+)
+
+
+def _gradients(signs, reconstruction, grad_per_sample, grad_mean, need):
+    # the reconstruction tells shape and order
+    return _backward(signs, reconstruction, grad_per_sample, grad_mean, need)
+
+
+_forward = define(
+    f"{NAME}(Tensor target, Tensor reconstruction, bool with_signs) -> (Tensor, Tensor, Tensor)",
+    cpu=_forward_cpu,
+    cuda=gpu(__name__, "forward"),
+    fake=_forward_fake,
+    reference=_reference,
+    gradients=Gradients(_gradients, ["target", "reconstruction"], ["per_sample", "mean", "signs"]),
+)

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _op
 from .._gpu import tuning
 from .._gpu.activation_backward import through_activation
 from .._gpu.blocks import activate, dot, rounded
 from .._gpu.launch import Cost, launch, size
+from .._layout import channels_last
 from ..landmark_heatmap.gpu import exponent, window
 from ..resize_conv_act import ACTIVATION_NUMBERS
 from ..resize_conv_act.gpu import precision
@@ -199,7 +199,7 @@ def forward(
     count = landmarks.shape[1]
     channels = weight.shape[1] - count
     g = Geometry(height, width, tuple(weight.shape[2:]), stride, padding, sigma, radius, subpixel, *y.shape[2:])
-    at, image = landmarks.float().contiguous(), _op.channels_last(image)
+    at, image = landmarks.float().contiguous(), channels_last(image)
     bn = power(n, 16, 128)
     packed, unusual = packed_weights(weight, bn)
     blocks, pixels = triton.cdiv(n, bn), batch * g.out_height * g.out_width
@@ -244,12 +244,12 @@ def backward(
         return tuple(results)
     n = weight.shape[0]
     g = Geometry(height, width, tuple(weight.shape[2:]), stride, padding, sigma, radius, subpixel, *grad.shape[2:])
-    at, weight, image = landmarks.float().contiguous(), weight.contiguous(), _op.channels_last(image)
+    at, weight, image = landmarks.float().contiguous(), weight.contiguous(), channels_last(image)
     scale = None if grad_scale is None else grad_scale.float().contiguous()
-    grad, products = _op.channels_last(grad), precision(grad.dtype, False)
+    grad, products = channels_last(grad), precision(grad.dtype, False)
     # rows of whole 16-byte words
     dz, _, bias_rows = through_activation(
-        grad, grad if y is None else _op.channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
+        grad, grad if y is None else channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
         with_bias=need[2], channels=-(-n // 16) * 16,
     )  # fmt: skip
     of_landmarks = landmarks_weight_gradient(dz, at, scale, n, g, products) if need[1] else None

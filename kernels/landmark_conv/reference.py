@@ -1,9 +1,12 @@
 """landmark_conv in plain differentiable PyTorch: the oracle, the baseline and the --eager path."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._grad_scale import weigh_samples
 from ..landmark_heatmap.reference import landmark_heatmap
 from ..resize_conv_act.reference import ACTIVATIONS
 
@@ -30,11 +33,6 @@ def landmark_conv(
     x = landmark_heatmap(landmarks, height, width, sigma=sigma, radius=radius, subpixel=subpixel, dtype=weight.dtype)
     if image is not None:
         x = torch.cat([image, x], dim=1)
-    if grad_scale is None:
-        y = F.conv2d(x, weight, bias, stride, padding)
-    else:
-        # value of the plain convolution; the parameters' gradient passes through the scaled zero
-        for_weights = F.conv2d(x.detach(), weight, bias, stride, padding)
-        for_input = F.conv2d(x, weight.detach(), None if bias is None else bias.detach(), stride, padding)
-        y = for_input + grad_scale.to(x.dtype).view(-1, 1, 1, 1) * (for_weights - for_weights.detach())
+    convolved = partial(F.conv2d, stride=stride, padding=padding)
+    y = weigh_samples(convolved, [x], weight, bias, grad_scale, x.dtype)
     return ACTIVATIONS[activation](y, negative_slope)

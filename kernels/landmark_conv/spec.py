@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _op
+from .._checks import DTYPES
 from .._spec import Sample, Spec
 from ..landmark_heatmap import landmark_heatmap
 from ..landmark_heatmap.reference import landmark_heatmap as eager_heatmap
@@ -87,7 +87,7 @@ def strong(
         options |= {"activation": activation, "negative_slope": negative_slope, "grad_scale": grad_scale}
         return reference(landmarks, weight, bias, image=image, **options, **stamp)
     height, width = image.shape[2:] if image is not None else (height, width)
-    heatmap = landmark_heatmap if landmarks.dtype in _op.DTYPES else eager_heatmap
+    heatmap = landmark_heatmap if landmarks.dtype in DTYPES else eager_heatmap
     maps = heatmap(landmarks, height, width, subpixel=subpixel, dtype=weight.dtype, **stamp)
     if image is None:
         y = F.conv2d(maps, weight, bias, stride, padding)

@@ -3,13 +3,19 @@
 import torch
 from torch import Tensor
 
-from .. import _native, _op
+from .. import _native
+from .._availability import gpu
+from .._checks import DTYPES, require, require_dtype
+from .._contract import define, publish
+from .._gradients import Gradients
+from .._layout import float32
 from .reference import landmark_heatmap as reference
 
 NAME = "landmark_heatmap"
 MAX_RADIUS = 1 << 20
 
 
+@publish(reference)
 def landmark_heatmap(
     landmarks: Tensor,
     height: int,
@@ -39,7 +45,7 @@ def landmark_heatmap(
     """
     landmarks = landmarks if subpixel else landmarks.detach()
     channels_last = memory_format is torch.channels_last
-    _op.require(
+    require(
         channels_last or memory_format is torch.contiguous_format,
         NAME,
         f"memory_format is {memory_format}; it must be torch.channels_last or torch.contiguous_format",
@@ -50,16 +56,13 @@ def landmark_heatmap(
 def check_landmarks(name: str, landmarks: Tensor, height: int, width: int, sigma: float, radius: int) -> None:
     """The checks that landmark_heatmap and landmark_conv share."""
     shape = tuple(landmarks.shape)
-    _op.require(len(shape) == 3 and shape[2] == 2 and shape[1] > 0, name, f"landmarks must be (B, N, 2), not {shape}")
-    _op.require(
-        landmarks.dtype in _op.DTYPES,
-        name,
-        f"landmarks are {landmarks.dtype}; float32, bfloat16 and float16 are supported",
-    )
-    _op.require(height > 0 and width > 0, name, f"height and width must be positive, not {height} and {width}")
+    require(len(shape) == 3 and shape[2] == 2 and shape[1] > 0, name, f"landmarks must be (B, N, 2), not {shape}")
+    supported = landmarks.dtype in DTYPES
+    require(supported, name, f"landmarks are {landmarks.dtype}; float32, bfloat16 and float16 are supported")
+    require(height > 0 and width > 0, name, f"height and width must be positive, not {height} and {width}")
     # the smallest sigma whose square float32 still divides by
-    _op.require(1e-6 <= sigma < float("inf"), name, f"sigma is {sigma}; it must be positive and finite")
-    _op.require(1 <= radius <= MAX_RADIUS, name, f"radius is {radius}; it must be from 1 to {MAX_RADIUS}")
+    require(1e-6 <= sigma < float("inf"), name, f"sigma is {sigma}; it must be positive and finite")
+    require(1 <= radius <= MAX_RADIUS, name, f"radius is {radius}; it must be from 1 to {MAX_RADIUS}")
 
 
 def output(landmarks: Tensor, height: int, width: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -72,18 +75,18 @@ def output(landmarks: Tensor, height: int, width: int, dtype: torch.dtype, chann
 
 
 def _integers(landmarks, maps, channels_last, subpixel, radius):
-    return [_op.DTYPES[maps.dtype], channels_last, subpixel, radius, *maps.shape]
+    return [DTYPES[maps.dtype], channels_last, subpixel, radius, *maps.shape]
 
 
 def check(landmarks, height, width, sigma, radius, dtype):
     check_landmarks(NAME, landmarks, height, width, sigma, radius)
-    _op.require(dtype in _op.DTYPES, NAME, f"dtype is {dtype}; float32, bfloat16 and float16 are supported")
+    require_dtype(NAME, "dtype", dtype)
 
 
 def _forward_cpu(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
     check(landmarks, height, width, sigma, radius, dtype)
     maps = output(landmarks, height, width, dtype, channels_last)
-    at = landmarks.detach().float().contiguous()
+    at = float32(landmarks)
     integers = _integers(landmarks, maps, channels_last, subpixel, radius)
     _native.call(f"{NAME}_forward", [_native.address(at), _native.address(maps)], integers, [sigma])
     return maps
@@ -101,7 +104,7 @@ def gradient(landmarks: Tensor) -> Tensor:
 def _backward_cpu(grad, landmarks, sigma, radius):
     channels_last = grad.is_contiguous(memory_format=torch.channels_last)
     grad = grad if channels_last else grad.contiguous()
-    at = landmarks.detach().float().contiguous()
+    at = float32(landmarks)
     sums = torch.empty_like(at)
     integers = _integers(landmarks, grad, channels_last, True, radius)
     _native.call(f"{NAME}_backward", [_native.address(t) for t in (at, grad, sums)], integers, [sigma])
@@ -112,47 +115,24 @@ def _backward_fake(grad, landmarks, sigma, radius):
     return gradient(landmarks)
 
 
-def _setup_context(ctx, inputs, output):
-    landmarks, ctx.height, ctx.width, ctx.sigma, ctx.radius, ctx.subpixel, ctx.dtype, ctx.channels_last = inputs
-    ctx.save_for_backward(landmarks)
-
-
-def _autograd(ctx, grad):
-    (landmarks,) = ctx.saved_tensors
-    rest = [None] * 7
-    if not (ctx.subpixel and ctx.needs_input_grad[0]):
-        return None, *rest
-    if torch.is_grad_enabled():
-
-        def of(landmarks):
-            options = {"sigma": ctx.sigma, "radius": ctx.radius, "subpixel": True, "dtype": ctx.dtype}
-            return reference(landmarks, ctx.height, ctx.width, **options)
-
-        return *_op.differentiable_gradients(of, [landmarks], [True], [grad]), *rest
-    return _backward(grad, landmarks, ctx.sigma, ctx.radius), *rest
-
-
-_backward = _op.define(
-    f"{NAME}_backward(Tensor grad, Tensor landmarks, float sigma, int radius) -> Tensor",
-    cpu=_backward_cpu,
-    cuda=_op.gpu(__name__, "backward"),
-    fake=_backward_fake,
-)
-_forward = _op.define(
-    f"{NAME}(Tensor landmarks, SymInt height, SymInt width, float sigma, int radius, bool subpixel, "
-    "ScalarType dtype, bool channels_last) -> Tensor",
-    cpu=_forward_cpu,
-    cuda=_op.gpu(__name__, "forward"),
-    fake=_forward_fake,
-    setup_context=_setup_context,
-    backward=_autograd,
-)
-
-
-def _decomposition(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
+def _reference(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
     order = torch.channels_last if channels_last else torch.contiguous_format
     options = {"sigma": sigma, "radius": radius, "subpixel": subpixel, "dtype": dtype, "memory_format": order}
     return reference(landmarks, height, width, **options)
 
 
-_op.publish(landmark_heatmap, reference, lambda: _op.own_implementations(NAME), _decomposition)
+_backward = define(
+    f"{NAME}_backward(Tensor grad, Tensor landmarks, float sigma, int radius) -> Tensor",
+    cpu=_backward_cpu,
+    cuda=gpu(__name__, "backward"),
+    fake=_backward_fake,
+)
+_forward = define(
+    f"{NAME}(Tensor landmarks, SymInt height, SymInt width, float sigma, int radius, bool subpixel, "
+    "ScalarType dtype, bool channels_last) -> Tensor",
+    cpu=_forward_cpu,
+    cuda=gpu(__name__, "forward"),
+    fake=_forward_fake,
+    reference=_reference,
+    gradients=Gradients(_backward, ["landmarks"], ["maps"], only_if={"landmarks": "subpixel"}),
+)

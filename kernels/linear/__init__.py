@@ -3,12 +3,24 @@
 import torch
 from torch import Tensor
 
-from .. import _op
+from .._availability import Implementation
+from .._checks import require
+from .._contract import define, publish
+from .._gradients import Gradients
 from .reference import linear as reference
 
 NAME = "linear"
 
 
+def _implementations() -> list[Implementation]:
+    why = "PyTorch's BLAS is at the machine's limit; grad_scale is one row scaling more"
+    rows = [Implementation(NAME, device, "library GEMM", why) for device in ("cpu", "cuda")]
+    if not torch.cuda.is_available():
+        rows[1] = Implementation(NAME, "cuda", "none", "PyTorch's cuBLAS runs it on an NVIDIA GPU; there is none")
+    return rows
+
+
+@publish(reference, _implementations)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
     """x weight^T + bias.
 
@@ -21,68 +33,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, grad_scale:
     Source: the one-pass step of the BEGAN discriminator (its fully connected layers).
     """
     if grad_scale is None:
-        _check(x, weight, bias, None)
+        check(x, weight, bias, None)
         return torch.nn.functional.linear(x, weight, bias)
     return _forward(x, weight, bias, grad_scale)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, grad_scale: Tensor | None) -> None:
+def check(x: Tensor, weight: Tensor, bias: Tensor | None, grad_scale: Tensor | None) -> None:
     fits = x.dim() == 2 and weight.dim() == 2 and x.shape[1] == weight.shape[1]
-    _op.require(fits, NAME, f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be (B, in) and (out, in)")
-    _op.require(bias is None or bias.shape == weight.shape[:1], NAME, f"bias must be ({weight.shape[0]},)")
-    _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
+    require(fits, NAME, f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be (B, in) and (out, in)")
+    require(bias is None or bias.shape == weight.shape[:1], NAME, f"bias must be ({weight.shape[0]},)")
+    require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
 
 
 def _forward_any(x, weight, bias, grad_scale):
-    _check(x, weight, bias, grad_scale)
+    check(x, weight, bias, grad_scale)
     return torch.nn.functional.linear(x, weight, bias)
 
 
 def _forward_fake(x, weight, bias, grad_scale):
-    _check(x, weight, bias, grad_scale)
+    check(x, weight, bias, grad_scale)
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _autograd(ctx, grad):
-    x, weight, bias, grad_scale = ctx.saved_tensors
-    need = list(ctx.needs_input_grad[:3])
-    if torch.is_grad_enabled():
-
-        def of(x, weight, bias):
-            return reference(x, weight, bias, grad_scale=grad_scale)
-
-        return *_op.differentiable_gradients(of, [x, weight, bias], need, [grad]), None
+def _backward(grad, x, weight, grad_scale, need):
     scaled = (grad * grad_scale.unsqueeze(1)).to(grad.dtype)
-    return (
-        grad @ weight if need[0] else None,
-        scaled.t() @ x if need[1] else None,
-        scaled.sum(0) if need[2] else None,
-        None,
-    )
+    return grad @ weight if need[0] else None, scaled.t() @ x if need[1] else None, scaled.sum(0) if need[2] else None
 
 
-_forward = _op.define(
+_forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor grad_scale) -> Tensor",
     cpu=_forward_any,
     cuda=_forward_any,
     fake=_forward_fake,
-    setup_context=_setup_context,
-    backward=_autograd,
+    reference=reference,
+    gradients=Gradients(_backward, ["x", "weight", "bias"]),
     autocast=(),
     triton=False,
 )
-
-
-def _implementations() -> list[_op.Implementation]:
-    why = "PyTorch's BLAS is at the machine's limit; grad_scale is one row scaling more"
-    rows = [_op.Implementation(NAME, device, "library GEMM", why) for device in ("cpu", "cuda")]
-    if not torch.cuda.is_available():
-        rows[1] = _op.Implementation(NAME, "cuda", "none", "PyTorch's cuBLAS runs it on an NVIDIA GPU; there is none")
-    return rows
-
-
-_op.publish(linear, reference, _implementations)

@@ -1,24 +1,31 @@
 """Nearest-neighbour resize, 3x3 convolution, bias and activation in one operator."""
 
 import os
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _native, _op
-from . import kept_weights
+from .. import _native
+from .._availability import gpu
+from .._checks import DTYPES, require, require_device, require_dtype
+from .._contract import define, publish
+from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
+from .._layout import channels_last, float32
+from . import packed_weights
 from .reference import ACTIVATIONS
 from .reference import resize_conv_act as reference
 
 RESIZES = {"none": 0, "up": 1, "down": 2}
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
-FROM_OUTPUT = {name: number for name, number in ACTIVATION_NUMBERS.items() if name != "silu"}  # their derivatives are
+# activations whose derivative is a function of their output; silu's needs the input
+FROM_OUTPUT = {name: number for name, number in ACTIVATION_NUMBERS.items() if name != "silu"}
+READS_OUTPUT = FROM_OUTPUT.keys() - {"none"}  # those of them whose derivative is not constant
 DIRECT, TRANSFORMED, LARGE_TILES = 0, 1, 2
 NAME = "resize_conv_act"
 
 
+@publish(reference)
 def resize_conv_act(
     x: Tensor,
     weight: Tensor,
@@ -56,7 +63,7 @@ def resize_conv_act(
         exact = os.environ.get("KILN_EXACT", "") not in {"", "0"}
     inference = not (torch.is_grad_enabled() and weight.requires_grad)
     if inference and not torch.compiler.is_compiling():
-        kept_weights.keep(weight)
+        packed_weights.keep(weight)
     apart = activation == "silu" and torch.is_grad_enabled()
     apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second))
     options = resize, "none" if apart else activation, float(negative_slope), exact, input_grad_from
@@ -102,36 +109,31 @@ def check(
     act: str,
     input_grad_from: int,
 ) -> None:
-    _op.require(resize in RESIZES, NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
-    _op.require(act in ACTIVATIONS, NAME, f"activation is {act!r}; it must be one of {', '.join(ACTIVATIONS)}")
-    _op.require(x.dim() == 4, NAME, f"x must be (B, C, H, W), not {tuple(x.shape)}")
-    _op.require(x.dtype in _op.DTYPES, NAME, f"x is {x.dtype}; float32, bfloat16 and float16 are supported")
+    require(resize in RESIZES, NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
+    require(act in ACTIVATIONS, NAME, f"activation is {act!r}; it must be one of {', '.join(ACTIVATIONS)}")
+    require(x.dim() == 4, NAME, f"x must be (B, C, H, W), not {tuple(x.shape)}")
+    require_dtype(NAME, "x", x.dtype)
     scale = 2 if resize == "up" else 1
     expected = (x.shape[0], scale * x.shape[2], scale * x.shape[3])
     channels = x.shape[1]
     if second is not None:
         fits = second.dim() == 4 and (second.shape[0], *second.shape[2:]) == expected
-        _op.require(
-            fits, NAME, f"second is {tuple(second.shape)}; it must be ({expected[0]}, C2, {expected[1]}, {expected[2]})"
-        )
+        wanted = f"({expected[0]}, C2, {expected[1]}, {expected[2]})"
+        require(fits, NAME, f"second is {tuple(second.shape)}; it must be {wanted}")
         channels += second.shape[1]
     kernel = tuple(weight.shape)
-    _op.require(
-        len(kernel) == 4 and kernel[1:] == (channels, 3, 3),
-        NAME,
-        f"weight is {kernel}; it must be (Cout, {channels}, 3, 3)",
-    )
-    _op.require(min(x.shape[1:]) > 0 and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
-    _op.require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
-    _op.require(
-        0 <= input_grad_from <= len(x), NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {len(x)}"
-    )
-    _op.require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
+    fits = len(kernel) == 4 and kernel[1:] == (channels, 3, 3)
+    require(fits, NAME, f"weight is {kernel}; it must be (Cout, {channels}, 3, 3)")
+    require(min(x.shape[1:]) > 0 and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
+    require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
+    inside = 0 <= input_grad_from <= len(x)
+    require(inside, NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {len(x)}")
+    require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
     for name, tensor in (("weight", weight), ("bias", bias), ("second", second)):
         if tensor is not None:
             fits = tensor.dtype == x.dtype or (tensor.dtype == torch.float32 and name != "second")
-            _op.require(fits, NAME, f"{name} is {tensor.dtype} but x is {x.dtype}")
-            _op.require(tensor.device == x.device, NAME, f"{name} is on {tensor.device} but x on {x.device}")
+            require(fits, NAME, f"{name} is {tensor.dtype} but x is {x.dtype}")
+            require_device(NAME, name, tensor, "x", x)
 
 
 def output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
@@ -154,17 +156,16 @@ def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act
     merged = channels if resize == "up" else channels + further
     which = form(x.shape, merged, weight.shape[0], resize, exact)
     sizes = [x.shape[0], channels, further, x.shape[2], x.shape[3], weight.shape[0]]
-    return [_op.DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
+    return [DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
 
 
 def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
     check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     y = output(x, weight, resize)
-    x, second = _op.channels_last(x), _op.channels_last(second)
-    weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-    biases = None if bias is None else bias.detach().float().contiguous()
+    x, second = channels_last(x), channels_last(second)
+    weights, biases = float32(weight), float32(bias)
     integers = _integers(x, weight, second, resize, activation, exact)
-    kept = kept_weights.packed(weight, weights, integers)
+    kept = packed_weights.packed(weight, weights, integers)
     pointers = [_native.address(t) for t in (x, weights, biases, second, y, kept)]
     _native.call(f"{NAME}_forward", pointers, integers, [negative_slope])
     return y
@@ -177,90 +178,51 @@ def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negat
 
 def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     """Empty gradients of x, weight, bias and second; those not needed have no elements."""
-    given = [t if n else None for t, n in zip(like, need, strict=True)]
-    formats = [torch.channels_last, torch.contiguous_format, torch.contiguous_format, torch.channels_last]
-    x = cast(Tensor, like[0])
-    return [
-        torch.empty(0, dtype=x.dtype, device=x.device)
-        if t is None
-        else torch.empty(t.shape, dtype=t.dtype, device=x.device, memory_format=f)
-        for t, f in zip(given, formats, strict=True)
-    ]
-
-
-def _float32_like(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float32 else torch.empty_like(tensor, dtype=torch.float32)
+    orders = [torch.channels_last, torch.contiguous_format, torch.contiguous_format, torch.channels_last]
+    return empty_gradients(like, need, orders)
 
 
 def _backward_cpu(
     grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
 ):
-    dx, dweight, dbias, dsecond = gradients([x, weight, bias, second], need)
-    # sums are float32: the gradients themselves where the parameters are, else cast from these
-    dw = _float32_like(dweight) if need[1] else None
-    db = _float32_like(dbias) if need[2] else None
+    results = gradients([x, weight, bias, second], need)
+    dx, dweight, dbias, dsecond = results
+    dw, db = float32_sums([dweight, dbias], need[1:3])
     integers = _integers(x, weight, second, resize, activation, exact)
-    x, second, y, grad = _op.channels_last(x), _op.channels_last(second), _op.channels_last(y), _op.channels_last(grad)
-    weights = weight.detach().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-    scale = None if grad_scale is None else grad_scale.float().contiguous()
-    results = [dx if need[0] else None, dsecond if need[3] else None, dw, db]
-    pointers = [_native.address(t) for t in (x, weights, second, y, grad, scale, *results)]
+    read = [channels_last(x), float32(weight), *map(channels_last, (second, y, grad)), float32(grad_scale)]
+    written = [dx if need[0] else None, dsecond if need[3] else None, dw, db]
+    pointers = [_native.address(t) for t in (*read, *written)]
     _native.call(f"{NAME}_backward", pointers, [*integers, input_grad_from], [negative_slope])
-    for gradient, sums in ((dweight, dw), (dbias, db)):
-        if sums is not None and sums is not gradient:
-            gradient.copy_(sums)
-    return dx, dweight, dbias, dsecond
+    round_sums([dw, db], [dweight, dbias])
+    return tuple(results)
 
 
-def _backward_fake(
-    grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
-):
-    return tuple(gradients([x, weight, bias, second], need))
+def _backward_fake(grad, y, x, weight, bias, second, *options):
+    return tuple(gradients([x, weight, bias, second], options[-1]))
 
 
-def _setup_context(ctx, inputs, output):
-    x, weight, bias, second, grad_scale, *ctx.options = inputs
-    # without an activation the result is not needed: it may be written to
-    needed = output if ctx.options[1] in FROM_OUTPUT and ctx.options[1] != "none" else None
-    ctx.save_for_backward(x, weight, bias, second, grad_scale, needed)
-
-
-def _autograd(ctx, grad):
-    x, weight, bias, second, grad_scale, y = ctx.saved_tensors
-    resize, activation, negative_slope, _, input_grad_from = ctx.options
-    need = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3)]
-    if torch.is_grad_enabled() or activation not in FROM_OUTPUT:
-
-        def of(x, weight, bias, second):
-            options = {"resize": resize, "activation": activation, "negative_slope": negative_slope}
-            options |= {"grad_scale": grad_scale, "input_grad_from": input_grad_from}
-            return reference(x, weight, bias, second=second, **options)
-
-        found = _op.differentiable_gradients(of, [x, weight, bias, second], need, [grad])
-        return *found, None, None, None, None, None, None
-    y = grad[:0] if y is None else y
-    dx, dweight, dbias, dsecond = _backward(grad, y, x, weight, bias, second, grad_scale, *ctx.options, need)
-    given = [g if n else None for g, n in zip((dx, dweight, dbias, dsecond), need, strict=True)]
-    return *given, None, None, None, None, None, None
-
-
-_backward = _op.define(
+_backward = define(
     f"{NAME}_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
     "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, int input_grad_from, "
     "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=_op.gpu(__name__, "backward"),
+    cuda=gpu(__name__, "backward"),
     fake=_backward_fake,
 )
-_forward = _op.define(
+_forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
     "float negative_slope, bool exact, int input_grad_from) -> Tensor",
     cpu=_forward_cpu,
-    cuda=_op.gpu(__name__, "forward"),
+    cuda=gpu(__name__, "forward"),
     fake=_forward_fake,
-    setup_context=_setup_context,
-    backward=_autograd,
+    reference=reference,
+    gradients=Gradients(
+        _backward,
+        ["x", "weight", "bias", "second"],
+        kept_for=("activation", READS_OUTPUT),
+        takes_none=False,
+        fused_for=("activation", FROM_OUTPUT),
+    ),
     autocast=("weight", "bias"),  # cast as they are packed, and their gradients need no cast at all
 )
-_op.publish(resize_conv_act, reference, lambda: _op.own_implementations(NAME))

@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _op
 from .._gpu import tuning
 from .._gpu.activation_backward import through_activation
 from .._gpu.blocks import activate, dot, rounded
 from .._gpu.launch import Cost, capability, launch, notes_every_choice, size, wide
+from .._layout import channels_last
 from . import ACTIVATION_NUMBERS, check, gradients, output
 from .gpu_band import applies, convolve_in_bands
 from .gpu_weight_gradient import weight_gradient
@@ -302,8 +302,8 @@ def forward(x, weight, bias, second, grad_scale, resize, activation, negative_sl
     first = packed(weight, 0, channels, x.dtype, resize == "up", False)
     further = None if second is None else packed(weight, channels, second.shape[1], x.dtype, False, False)
     _convolve(
-        padded(_op.channels_last(x)), first, y, FORWARD[resize], exact,
-        second=None if second is None else padded(_op.channels_last(second)), second_weights=further,
+        padded(channels_last(x)), first, y, FORWARD[resize], exact,
+        second=None if second is None else padded(channels_last(second)), second_weights=further,
         bias=None if bias is None else bias.contiguous(), activation=activation, slope=negative_slope,
     )  # fmt: skip
     return y
@@ -321,7 +321,7 @@ def backward(
     weight, channels = weight.contiguous(), x.shape[1]
     scale = None if grad_scale is None else grad_scale.float().contiguous()
     dz, weighted, bias_rows = through_activation(
-        _op.channels_last(grad), _op.channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
+        channels_last(grad), channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
         with_bias=need[2], channels=aligned(grad.shape[1]), weigh=need[1],
     )  # fmt: skip
     # beside nearest x2 the second input's convolution runs at the full size
@@ -336,7 +336,7 @@ def backward(
                 _convolve(dz[input_grad_from:], weights, gradient[input_grad_from:], ADJOINT[form], exact)
         if need[1] or bias_rows is not None:
             weight_gradient(
-                weighted, padded(_op.channels_last(source)) if need[1] else source, dweight if need[1] else None, at,
+                weighted, padded(channels_last(source)) if need[1] else source, dweight if need[1] else None, at,
                 source.shape[1], FORWARD[form], precision(x.dtype, exact), bias_rows, dbias,
             )  # fmt: skip
             bias_rows = None  # once is enough

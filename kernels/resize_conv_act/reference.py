@@ -1,8 +1,12 @@
 """resize_conv_act in plain differentiable PyTorch: the oracle, the baseline and the --eager path."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .._grad_scale import weigh_samples
 
 ACTIVATIONS = {
     "none": lambda y, slope: y,
@@ -35,13 +39,7 @@ def resize_conv_act(
         x = F.interpolate(x, scale_factor=2, mode="nearest")
     if second is not None:
         x = torch.cat([x, second], dim=1)
-    if grad_scale is None:
-        y = F.conv2d(x, weight, bias, padding=1)
-    else:
-        # value of the plain convolution; the parameters' gradient passes through the scaled zero
-        for_weights = F.conv2d(x.detach(), weight, bias, padding=1)
-        for_input = F.conv2d(x, weight.detach(), None if bias is None else bias.detach(), padding=1)
-        y = for_input + grad_scale.to(x.dtype).view(-1, 1, 1, 1) * (for_weights - for_weights.detach())
+    y = weigh_samples(partial(F.conv2d, padding=1), [x], weight, bias, grad_scale, x.dtype)
     y = ACTIVATIONS[activation](y, negative_slope)
     return y[:, :, ::2, ::2] if resize == "down" else y
 

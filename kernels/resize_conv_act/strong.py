@@ -1,9 +1,12 @@
 """resize_conv_act by the best known library parts: what a reader who knows the algebra writes without kernels."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._grad_scale import weigh_samples
 from .reference import gradient_from
 
 # rows: the four taps of the stride-2 transposed convolution; columns: the three of the convolution after nearest x2
@@ -39,18 +42,11 @@ def resize_conv_act(
     takes 36; "down" is the convolution at stride 2, a quarter of the reference's products.
     """
     x, second = gradient_from(x, input_grad_from), gradient_from(second, input_grad_from)
-    if grad_scale is None:
-        y = _convolution(x, weight, bias, second, resize)
-    else:
-        # as the reference: the parameters' gradient passes through the scaled zero
-        held = [None if t is None else t.detach() for t in (x, weight, bias, second)]
-        for_weights = _convolution(held[0], weight, bias, held[3], resize)
-        for_input = _convolution(x, held[1], held[2], second, resize)
-        y = for_input + grad_scale.to(x.dtype).view(-1, 1, 1, 1) * (for_weights - for_weights.detach())
+    y = weigh_samples(partial(_convolution, resize), [x, second], weight, bias, grad_scale, x.dtype)
     return ACTIVATIONS[activation](y, negative_slope)
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, second: Tensor | None, resize: str) -> Tensor:
+def _convolution(resize: str, x: Tensor, second: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
     if resize == "up":
         channels = x.shape[1]
         y = F.conv_transpose2d(x, folded(weight[:, :channels]), bias, stride=2, padding=1)

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import _op
 from .._gpu import gram as products
 from .._gpu import tuning
 from .._gpu.gram import (
@@ -19,6 +18,7 @@ from .._gpu.gram import (
 )
 from .._gpu.launch import Cost, launch, size
 from .._gpu.sums import per_sample_and_mean
+from .._layout import dense_order
 from . import check, gradients, outputs
 
 
@@ -97,7 +97,7 @@ def style_loss_backward_kernel(
 
 def _dense(features: Tensor) -> tuple[Tensor, bool]:
     """The features to be read in place, and whether they are planar."""
-    order = _op.order(features)
+    order = dense_order(features)
     return features.contiguous(memory_format=order), order == torch.contiguous_format
 
 

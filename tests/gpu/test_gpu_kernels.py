@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from engine import ops
-from engine.kernels import _op, _spec
+from engine.kernels import _availability, _dispatch, _spec
 from engine.kernels._gpu import launch, tuning
 
-compiled_only = pytest.mark.skipif(_op.INTERPRETED, reason="the interpreter has no kernels to trace")
-interpreted_only = pytest.mark.skipif(not _op.INTERPRETED, reason="runs the kernels: under TRITON_INTERPRET=1")
+compiled_only = pytest.mark.skipif(_availability.INTERPRETED, reason="the interpreter has no kernels to trace")
+interpreted_only = pytest.mark.skipif(
+    not _availability.INTERPRETED, reason="runs the kernels: under TRITON_INTERPRET=1"
+)
 CONV = _spec.specs()["resize_conv_act"]
 
 
@@ -27,7 +29,7 @@ class H100Driver:
 def test_noted_launches_are_not_run():
     sample = CONV.samples[0]
     made = _spec.tensors(sample, torch.float32)
-    with _op.gpu_kernels_on_cpu(), launch.noted(run=False) as launches:
+    with _dispatch.gpu_kernels_on_cpu(), launch.noted(run=False) as launches:
         _spec.run(ops.resize_conv_act, sample, made, torch.float32)
     names = [noted.name for noted in launches]
     assert names.count("conv_kernel") == 2 and "conv_weight_grad_flat_kernel" in names
@@ -44,7 +46,11 @@ def test_every_choice_is_noted():
     made = _spec.tensors(sample, torch.bfloat16)
 
     def count(every_choice: bool) -> int:
-        with _op.gpu_kernels_on_cpu(), launch.noted(run=False, every_choice=every_choice) as launches, torch.no_grad():
+        with (
+            _dispatch.gpu_kernels_on_cpu(),
+            launch.noted(run=False, every_choice=every_choice) as launches,
+            torch.no_grad(),
+        ):
             ops.resize_conv_act(**made, **sample.options)
         return sum(noted.name in ("conv_kernel", "conv_band_kernel") for noted in launches)
 
@@ -71,7 +77,7 @@ def test_compilers_see_the_kernels(resize, monkeypatch):
     weight = torch.randn(24, 16, 3, 3)
     monkeypatch.setattr(driver, "_active", H100Driver())
     function = aot_function(lambda x, w: ops.resize_conv_act(x, w, resize=resize, activation="elu"), fw_compiler=keep)
-    with _op.gpu_kernels_on_cpu(), pytest.raises(Seen):
+    with _dispatch.gpu_kernels_on_cpu(), pytest.raises(Seen):
         function(x, weight)
     nodes = list(graphs[0].graph.nodes)
     assert not any("kiln" in str(node.target) or "clone" in str(node.target) for node in nodes), nodes

@@ -12,7 +12,7 @@ from engine import checkpoint, export, refine
 from engine.data import avatars
 from engine.errors import InputError
 from engine.inference.trained import load_trained
-from engine.kernels.resize_conv_act.kept_weights import KEPT
+from engine.kernels.resize_conv_act.packed_weights import KEPT
 from engine.systems.registry import SYSTEMS, build
 from engine.training.resolve import resolve
 from tests.support.tiny_run import command, make_run

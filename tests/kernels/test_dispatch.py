@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import ops
-from engine.kernels import _op, _spec
+from engine.kernels import _dispatch, _spec
 
 
 class Listener(TorchDispatchMode):
@@ -26,7 +26,7 @@ def test_both_ways_agree(name, monkeypatch):
         made = _spec.tensors(sample, torch.float32)
         direct = _spec.run(ops.OPERATORS[name].function, sample, made, torch.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(_op, "_only_autograd_listens", lambda tensors: False)
+            patch.setattr(_dispatch, "_only_autograd_listens", lambda tensors: False)
             dispatched = _spec.run(ops.OPERATORS[name].function, sample, made, torch.float32)
         for key, value in direct.items():
             torch.testing.assert_close(dispatched[key], value, rtol=0, atol=0, equal_nan=True)

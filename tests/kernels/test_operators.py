@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine import ops
-from engine.kernels import _native, _op, _spec
+from engine.kernels import _contract, _native, _spec
 from tests.support.instruction_sets import INSTRUCTION_SETS
 
 CASES = [
@@ -273,12 +273,12 @@ def test_one_openmp_runtime():
 
 
 def test_operator_folders_are_complete():
-    for name, operator in _op.discover().items():
+    for name, operator in _contract.discover().items():
         assert operator.function.__doc__ and operator.name == name
         assert name in _spec.specs()
 
 
-def test_kept_weights_are_never_stale():
+def test_packed_weights_are_never_stale():
     """What inference keeps of a weight follows every change to it, even one that autograd does not see."""
     x, weight = torch.randn(2, 16, 12, 12), torch.randn(16, 16, 3, 3)
     trained = weight.clone().requires_grad_()

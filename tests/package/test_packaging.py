@@ -181,9 +181,9 @@ def test_commands_without_what_is_optional(words, status, says, tmp_path):
 
 def test_a_gpu_kernel_without_triton_says_what_to_install():
     code = f"""{MISSING}
-from engine.kernels import _op
+from engine.kernels import _availability
 try:
-    _op.gpu("engine.kernels.gram", "forward")()
+    _availability.gpu("engine.kernels.gram", "forward")()
 except ImportError as error:
     print(error)
 """

@@ -14,7 +14,7 @@ from engine.checkpoint import save
 from engine.data import Batch
 from engine.errors import InputError
 from engine.inference.trained import load_trained
-from engine.kernels.resize_conv_act import kept_weights
+from engine.kernels.resize_conv_act import packed_weights
 from engine.systems.ggb import ABLATION, GgbConfig, GgbSystem
 from engine.systems.kinds import DRIVE
 from engine.training.cuda_graph import GraphedStep
@@ -259,7 +259,7 @@ def test_fused_and_eager_agree(steps: int, values: dict) -> None:
 @MODES
 def test_a_step_never_reads_from_the_device(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # on a CPU a frozen layer keeps its packed weights, which looks at host memory
-    monkeypatch.setattr(kept_weights, "keep", lambda _weight: None)
+    monkeypatch.setattr(packed_weights, "keep", lambda _weight: None)
     config = config_of(fused=fused)
     system, batch, meter = GgbSystem(config, "cpu"), batch_of(config), LossMeter(torch.device("cpu"))
     system.step(batch)

@@ -15,7 +15,7 @@ from engine.config import table
 from engine.data import Batch
 from engine.errors import InputError
 from engine.inference.trained import load_trained
-from engine.kernels.resize_conv_act import kept_weights
+from engine.kernels.resize_conv_act import packed_weights
 from engine.networks import layers
 from engine.networks.layers import parameter_count
 from engine.networks.vgg import LAYERS, VGG19
@@ -276,7 +276,7 @@ def test_a_step_never_reads_from_the_device(mode: str, monkeypatch: pytest.Monke
     config = config_of("--dropout", mode=mode)
     system, batch, meter = build(config, "cpu"), batch_of(config), LossMeter(torch.device("cpu"))
     # of frozen weights the CPU keeps what it packed, and asks its own library, not the device, whether it still fits
-    monkeypatch.setattr(kept_weights, "packed", lambda *_: None)
+    monkeypatch.setattr(packed_weights, "packed", lambda *_: None)
 
     def waits(*_: object) -> None:
         raise AssertionError("the step waits for the device")

@@ -308,7 +308,7 @@ def test_a_step_never_reads_from_the_device(mode: str, flags: tuple[str, ...], m
         raise AssertionError("the step waits for the device")
 
     # on a CPU what is packed of a frozen weight is kept, and asked whether it still holds
-    monkeypatch.setattr("engine.kernels.resize_conv_act.kept_weights.keep", lambda weight: None)
+    monkeypatch.setattr("engine.kernels.resize_conv_act.packed_weights.keep", lambda weight: None)
     for name in ("item", "__float__", "__bool__", "__int__", "tolist", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, waits)
     for number in range(1, 3):

@@ -1,0 +1,160 @@
+"""How autograd differentiates an operator: by a fused backward at first order, past that by the reference."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+
+from ._dispatch import Argument, Autograd
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What autograd has to know of an operator beyond its schema.
+
+    backward:   gives the gradients of `inputs` in their order, one tensor where there is one. By the names of its
+                parameters it takes any of: the operator's arguments; its results; the gradients that reached these,
+                "grad" of a single result, else "grad_<result>"; "need", which of its gradients are wanted. What it
+                returns for one that is not wanted is dropped
+    inputs:     names of the operator's first arguments: those that have a gradient
+    results:    names of what the operator returns. One of several is differentiable if backward takes its gradient
+    only_if:    input -> the option without which it has no gradient
+    kept_for:   an option and its values for which backward reads the result: it is kept for these only; None: always
+    takes_none: whether backward takes None for a result that is not kept; if not, it takes an empty tensor
+    fused_for:  an option and its values that backward knows; with others the gradients are the reference's
+    """
+
+    backward: Callable
+    inputs: Sequence[str]
+    results: Sequence[str] = ("y",)
+    only_if: Mapping[str, str] = field(default_factory=dict)
+    kept_for: tuple[str, Collection[object]] | None = None
+    takes_none: bool = True
+    fused_for: tuple[str, Collection[object]] | None = None
+
+
+def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Callable) -> Autograd:
+    """The functions that torch registers. reference: the operator in plain PyTorch, on the schema's arguments.
+
+    Under create_graph=True the gradients are the reference's, for any order. Everything that depends on the operator
+    alone is found here, once: both functions run at every call.
+    """
+    names = [argument.name for argument in arguments]
+    tensors = [i for i, argument in enumerate(arguments) if argument.is_tensor]
+    options = [i for i, argument in enumerate(arguments) if not argument.is_tensor]
+    count, several = len(gradients.inputs), len(gradients.results) > 1
+    if names[:count] != list(gradients.inputs):
+        raise ValueError(f"{gradients.inputs} are not the first arguments {names}")
+
+    wanted = list(inspect.signature(gradients.backward).parameters)
+    upstream = [f"grad_{name}" for name in gradients.results] if several else ["grad"]
+    kept = [i for i, name in enumerate(gradients.results) if name in wanted]
+    # the values that backward has at hand, in this order
+    at_hand = [names[i] for i in tensors] + [gradients.results[i] for i in kept]
+    at_hand += [*(names[i] for i in options), *upstream, "need"]
+
+    of_tensors, of_options, of_kept = _picked(tensors), _picked(options), _picked(kept)
+    of_constant = _picked([i for i, name in enumerate(upstream) if name not in wanted])
+    for_backward = _picked([at_hand.index(name) for name in wanted])
+    for_reference = _picked([at_hand.index(name) for name in names])
+    keeps, nothing = _is_one_of(gradients.kept_for, names), (None,) * len(kept)
+    hollow = None if gradients.takes_none else wanted.index(gradients.results[0])
+    fuses = _is_one_of(gradients.fused_for, [names[i] for i in options])
+    only_if = [(names.index(i), [names[j] for j in options].index(o)) for i, o in gradients.only_if.items()]
+    rest = (None,) * (len(names) - count)
+
+    def setup_context(ctx, inputs, output):
+        results = output if several else (output,)
+        # a result that backward does not read is not kept: it may be written to
+        ctx.save_for_backward(*of_tensors(inputs), *(of_kept(results) if keeps(inputs) else nothing))
+        ctx.options = of_options(inputs)
+        if several:
+            ctx.mark_non_differentiable(*of_constant(results))
+            ctx.set_materialize_grads(False)
+
+    def backward(ctx, *grads):
+        need = list(ctx.needs_input_grad[:count])
+        for position, option in only_if:
+            need[position] = need[position] and ctx.options[option]
+        if not any(need) or (several and all(grad is None for grad in grads)):
+            return (None,) * len(names)
+        values = (*ctx.saved_tensors, *ctx.options, *grads, need)
+        if torch.is_grad_enabled() or not fuses(ctx.options):
+            return *_of_reference(reference, for_reference(values), need, grads), *rest
+        taken = for_backward(values)
+        if hollow is not None and taken[hollow] is None:
+            taken = (*taken[:hollow], grads[0][:0], *taken[hollow + 1 :])
+        computed = gradients.backward(*taken)
+        if count == 1:
+            return computed, *rest
+        return *[gradient if needed else None for gradient, needed in zip(computed, need, strict=True)], *rest
+
+    return Autograd(setup_context, backward)
+
+
+def _picked(positions: list[int]) -> Callable[[Sequence], tuple]:
+    """What takes the values at these positions out of a sequence, as a tuple."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda values: tuple(values[position] for position in positions)
+
+
+def _is_one_of(rule: tuple[str, Collection[object]] | None, names: list[str]) -> Callable[[Sequence], bool]:
+    """Whether the option that a rule names, among values in the order of `names`, is one of the rule's."""
+    if rule is None:
+        return lambda values: True
+    position, accepted = names.index(rule[0]), frozenset(rule[1])
+    return lambda values: values[position] in accepted
+
+
+def _of_reference(
+    reference: Callable, arguments: tuple, need: list[bool], upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of the first len(need) arguments of the reference, themselves differentiable.
+
+    These arguments are taken as fresh views, so that only this call lies between them and the results, not what made
+    them.
+    """
+    with torch.enable_grad():
+        views = [None if tensor is None else tensor.view_as(tensor) for tensor in arguments[: len(need)]]
+        results = reference(*views, *arguments[len(need) :])
+        results = results if isinstance(results, tuple) else (results,)
+        pairs = [(result, grad) for result, grad in zip(results, upstream, strict=True) if grad is not None]
+        wanted = [view for view, needed in zip(views, need, strict=True) if needed]
+        gradients = torch.autograd.grad([r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True)
+    given = iter(gradients)
+    return [next(given) if needed else None for needed in need]
+
+
+def empty_gradients(
+    tensors: Sequence[Tensor | None], need: Sequence[bool], orders: Sequence[torch.memory_format]
+) -> list[Tensor]:
+    """A gradient to be written for each tensor, dense in its order; what is not needed has no elements.
+
+    A schema has no optional results: a gradient that nobody asks for is an empty tensor.
+    """
+    like = next(tensor for tensor in tensors if tensor is not None)
+    return [
+        torch.empty_like(tensor, memory_format=order)
+        if tensor is not None and needed
+        else torch.empty(0, dtype=like.dtype, device=like.device)
+        for tensor, needed, order in zip(tensors, need, orders, strict=True)
+    ]
+
+
+def float32_sums(gradients: Sequence[Tensor], need: Sequence[bool]) -> list[Tensor | None]:
+    """What a kernel sums each gradient into: itself where it is float32, else a float32 tensor; None: not needed."""
+    return [
+        None if not needed else g if g.dtype == torch.float32 else torch.empty_like(g, dtype=torch.float32)
+        for g, needed in zip(gradients, need, strict=True)
+    ]
+
+
+def round_sums(sums: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> None:
+    """Writes what was summed in float32 into the gradients of another dtype."""
+    for total, gradient in zip(sums, gradients, strict=True):
+        if total is not None and total is not gradient:
+            gradient.copy_(total)

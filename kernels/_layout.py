@@ -1,0 +1,20 @@
+"""The order in memory in which kernels read and write tensors."""
+
+import torch
+from torch import Tensor
+
+
+def channels_last(tensor: Tensor | None) -> Tensor | None:
+    """The tensor itself where it lies dense in channels_last order, else a copy that does; None stays None."""
+    return None if tensor is None else tensor.contiguous(memory_format=torch.channels_last)
+
+
+def dense_order(features: Tensor) -> torch.memory_format:
+    """The order in which a kernel reads features that it takes in either: theirs where dense, else channels_last."""
+    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planar else torch.channels_last
+
+
+def float32(tensor: Tensor | None) -> Tensor | None:
+    """The values in float32, dense and without gradient: the tensor itself where it lies so; None stays None."""
+    return None if tensor is None else tensor.detach().float().contiguous()
