@@ -59,8 +59,8 @@ $(VENV)/installed: $(SOURCES)
 HEADERS := import os, sysconfig; print(os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))
 PYTHONS ?= $(foreach version,3.10 3.11 3.12 3.13,$(if $(filter True,$(shell python$(version) -c '$(HEADERS)' 2>/dev/null)),python$(version)))
 
-docs: $(VENV)/installed  ## the API reference, from docstrings, in build/docs
-	$(RUN) docs/reference.py
+docs: $(VENV)/installed  ## the documentation site with the API reference, in build/docs
+	$(RUN) docs/build_site.py
 
 dist: $(VENV)/installed  ## dist/: the sdist, and a manylinux wheel made from it for each Python here
 	rm -rf dist build/wheels

@@ -1,11 +1,11 @@
-"""The API reference: what is public has a docstring, and the generator makes its pages."""
+"""The documentation site: what is public has a docstring, every page is made, and a broken link ends the build."""
 
 import importlib
 import inspect
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,25 +13,19 @@ from engine import ops
 from tests.support.places import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
-from reference import public_modules
-
-from tests.support.places import ROOT
+import build_site
 
 
 def public(module: object, prefix: str) -> Iterator[tuple[str, object]]:
-    """Functions, classes and their own methods that belong to a module and whose names have no underscore."""
-    exported = getattr(module, "__all__", None)
-    for name, value in vars(module).items():
-        if name.startswith("_") or not (inspect.isfunction(value) or inspect.isclass(value)):
-            continue
-        if name in exported if exported is not None else value.__module__ == module.__name__:
-            yield f"{prefix}.{name}", value
-            if inspect.isclass(value):
-                methods = ((n, m) for n, m in vars(value).items() if not n.startswith("_"))
-                yield from ((f"{prefix}.{name}.{n}", m) for n, m in methods if inspect.isroutine(m))
+    """What a module hands out, and the own methods of its classes whose names have no underscore."""
+    for name, value in build_site.public_members(module):
+        yield f"{prefix}.{name}", value
+        if inspect.isclass(value):
+            methods = ((n, m) for n, m in vars(value).items() if not n.startswith("_"))
+            yield from ((f"{prefix}.{name}.{n}", m) for n, m in methods if inspect.isroutine(m))
 
 
-@pytest.mark.parametrize("name", public_modules())
+@pytest.mark.parametrize("name", build_site.public_modules())
 def test_docstrings(name):
     module = importlib.import_module(name)
     members = dict(public(module, name))
@@ -41,14 +35,34 @@ def test_docstrings(name):
 
 
 def test_pages(tmp_path):
-    pytest.importorskip("pdoc")
-    code = "import pathlib, sys; import reference; reference.write(pathlib.Path(sys.argv[1]))"
-    # a name that the generator cannot resolve is a warning
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code, tmp_path]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'docs'}"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    pages = {str(page.relative_to(tmp_path)) for page in tmp_path.rglob("*.html")}
-    assert pages == {"index.html", *(f"{name.replace('.', '/')}.html" for name in public_modules())}
-    operators = (tmp_path / "engine" / "ops.html").read_text()
-    assert all(f'id="{name}"' in operators for name in ops.OPERATORS) and "channels_last is read in place" in operators
+    """The site in a folder of its own; a name that the generator cannot resolve, or a broken link, is an error."""
+    pytest.importorskip("zensical")
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} < set(build_site.PAGES.values())
+    build_site.write_site(tmp_path)
+    site = tmp_path / "docs"
+    pages = {str(page.relative_to(site)) for page in site.rglob("*.html")}
+    own = {page.replace("README", "index").replace(".md", ".html") for page in build_site.PAGES.values()}
+    assert pages == {"404.html", *own, *(f"reference/{name}.html" for name in build_site.public_modules())}
+    operators = (site / "reference" / "engine.ops.html").read_text()
+    assert all(f'id="engine.kernels.{name}.{name}"' in operators for name in ops.OPERATORS)
+    assert "channels_last is read in place" in operators
+    everything = "".join(page.read_text() for page in site.rglob("*.html"))
+    assert not [sign for sign in ('src="http', 'rel="stylesheet" href="http', "fonts.g") if sign in everything]
+
+
+@pytest.mark.parametrize("link", ["page.md", "page.md#page", "nothing.md", "page.md#nothing"])
+def test_a_broken_link_ends_the_build(link, tmp_path, monkeypatch):
+    pytest.importorskip("zensical")
+
+    def one_page(to: Path) -> None:
+        to.mkdir()
+        (to / "page.md").write_text(f"# Page\n\n[link]({link})\n")
+
+    monkeypatch.setattr(build_site, "PAGES", {"Page": "page.md"})
+    monkeypatch.setattr(build_site, "copy_pages", one_page)
+    monkeypatch.setattr(build_site, "write_reference", lambda to: [])
+    if "nothing" in link:
+        with pytest.raises(subprocess.CalledProcessError):
+            build_site.write_site(tmp_path)
+    else:
+        build_site.write_site(tmp_path)
