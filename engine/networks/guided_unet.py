@@ -157,24 +157,3 @@ class PatchCritic(nn.Module):
         for down in self.down:
             images = down(images)
         return self.last(images)
-
-
-def initialise(network: nn.Module, seed: int) -> None:
-    """Start values from the seed alone: weights normal with variance gain / fan_in, biases zero, normalisations one.
-
-    Gain 2 (He) before a rectifier, 1 without; fan_in of a transposed conv of stride 2 is a quarter of its kernel's.
-    pix2pix takes a deviation of 0.02 whatever the width: narrow layers without normalisation would fade.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, layer in network.named_modules():
-        if isinstance(layer, (Conv, LandmarkConv, nn.Conv2d, nn.ConvTranspose2d)):
-            transposed = isinstance(layer, nn.ConvTranspose2d)
-            fan_in = layer.weight[:, 0].numel() / 4 if transposed else layer.weight[0].numel()
-            linear = name.endswith("last") or getattr(layer, "activation", "") == "tanh"
-            deviation = math.sqrt((1 if linear else 2) / fan_in)
-            with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * deviation)
-                if layer.bias is not None:
-                    layer.bias.zero_()
-        elif isinstance(layer, (nn.BatchNorm2d, nn.InstanceNorm2d)):
-            layer.reset_parameters()

@@ -19,7 +19,7 @@ from engine.config import TrainConfig
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
-from engine.networks.layers import initialise
+from engine.networks.initialisation import initialise
 from engine.systems.balance import BalancedSystem
 from engine.systems.generation import NoiseSystem
 

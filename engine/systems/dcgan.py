@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import TrainConfig
-from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.networks.dcgan import DcganCritic, DcganGenerator
+from engine.networks.initialisation import normal
 from engine.pages.panels import chart
 from engine.systems.generation import NoiseSystem
 
@@ -122,7 +123,7 @@ class DcganSystem(DcganLike):
         self.discriminator = DcganCritic(*shape, layers=config.layers, fused=config.fused)
         self.generator = self.build_generator(config)
         for offset, (name, network) in enumerate(self.networks().items()):
-            initialise_normal(network, 1000 * config.seed + offset)
+            normal(network, 1000 * config.seed + offset)
             network.to(self.device)
             self.add_optimiser(name, network, betas=BETAS)
         self.start_average()

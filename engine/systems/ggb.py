@@ -30,8 +30,9 @@ from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
-from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes, initialise
+from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes
 from engine.networks.guiding_block import GuidingBlock
+from engine.networks.initialisation import he_normal
 from engine.networks.layers import l1_autoencoder_loss
 from engine.pages.panels import Chart, Curve, chart
 from engine.systems.base import System
@@ -143,7 +144,7 @@ class GgbSystem(System):
         )
         for offset, network in enumerate((self.generator, self.discriminator, *self.blocks.values())):
             # each network has its own stream: D starts alike with and without guiding blocks
-            initialise(network, 1000 * config.seed + offset)
+            he_normal(network, 1000 * config.seed + offset)
             network.to(self.device)
         # the moving average is for use: it normalises by the running means
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()

@@ -27,12 +27,12 @@ from engine.config import Origins, Switch, TrainConfig
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
+from engine.networks.initialisation import initialise
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.reenactment import (
     POINTS,
     PatchDiscriminator,
     ReenactmentGenerator,
-    initialise,
     log_mean_sigmoid,
 )
 from engine.networks.vgg import VGG19, WIDTH, check_digest

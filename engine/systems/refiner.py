@@ -21,8 +21,9 @@ from engine.config import Origins, Sizes, TrainConfig
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
+from engine.networks.initialisation import initialise
 from engine.networks.landmarks import LandmarkEstimator, normalise
-from engine.networks.layers import initialise, l1_autoencoder_loss
+from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
 from engine.pages.panels import chart
 from engine.systems.balance import BalancedSystem

@@ -22,7 +22,7 @@ from engine.data.landmarks import POINTS
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.face_parts import PartDiscriminators
-from engine.networks.initialisation import he_normal
+from engine.networks.initialisation import initialise
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_accuracy, patch_loss
 from engine.networks.resnet import ImageToImage, SimganRefiner
@@ -103,7 +103,7 @@ class SimganSystem(System):
             self.features = self._build_features()
         for name, network in self.networks().items():
             # each network has its own stream: an option leaves the start of the others as it was
-            he_normal(network, 1000 * config.seed + list(_NETWORKS).index(name))
+            initialise(network, 1000 * config.seed + list(_NETWORKS).index(name))
             network.to(self.device)
             self.add_optimiser(name, network, betas=BETAS)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)

@@ -17,7 +17,8 @@ from engine import distributed
 from engine.config import Origins
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.networks.dcgan import DcganCritic, initialise_normal
+from engine.networks.dcgan import DcganCritic
+from engine.networks.initialisation import normal
 from engine.pages.panels import chart
 from engine.systems.dcgan import DcganLike, DcganOptions
 
@@ -120,7 +121,7 @@ class WganSystem(DcganLike):
         self.critic = DcganCritic(*shape, **style)
         self.generator = self.build_generator(config)
         for offset, (name, network) in enumerate(self.networks().items()):
-            initialise_normal(network, 1000 * config.seed + offset)
+            normal(network, 1000 * config.seed + offset)
             network.to(self.device)
             options = {"betas": ADAM_BETAS} if config.optimiser == "adam" else {}
             self.add_optimiser(name, network, config.optimiser, **options)
