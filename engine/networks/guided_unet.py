@@ -111,14 +111,14 @@ class GuidedUNet(nn.Module):
         kept = [self.first(x, points)]
         for down in self.down:
             kept.append(down(kept[-1]))
-        feature, made = kept.pop(), {}
+        feature, level_images = kept.pop(), {}
         for up in self.up:
             feature = up(feature)
             size = feature.shape[-1]
             if images and size in self.sizes:
-                made[size] = self.to_image[str(size)](feature)
+                level_images[size] = self.to_image[str(size)](feature)
             feature = torch.cat([feature, kept.pop()], 1)
-        return made, feature
+        return level_images, feature
 
     def finish(self, feature: Tensor) -> Tensor:
         """The last layer: (B, channels, R, R) in [-1, 1]."""
@@ -126,8 +126,8 @@ class GuidedUNet(nn.Module):
 
     def forward(self, x: Tensor, points: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """G(x, c) and the image of each guided size, (B, channels, size, size)."""
-        made, feature = self.guide(x, points)
-        return self.finish(feature), made
+        level_images, feature = self.guide(x, points)
+        return self.finish(feature), level_images
 
     def guided_parameters(self) -> list[nn.Parameter]:
         """What the level losses train: the layers up to the last guided feature, and the images' convs."""
