@@ -121,16 +121,3 @@ def still_biases(layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> Non
     for layer, norm in zip(layers, norms, strict=False):
         if isinstance(norm, nn.BatchNorm2d) and layer.bias is not None:
             layer.bias.requires_grad_(False)
-
-
-def initialise_normal(network: nn.Module, seed: int) -> None:
-    """Start values of DCGAN from the seed alone: weights N(0, 0.02), of norms N(1, 0.02), biases 0."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in network.modules():
-        if getattr(layer, "weight", None) is None:
-            continue
-        mean = 1.0 if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)) else 0.0
-        with torch.no_grad():
-            layer.weight.copy_(mean + 0.02 * torch.randn(layer.weight.shape, generator=generator))
-            if layer.bias is not None:
-                layer.bias.zero_()

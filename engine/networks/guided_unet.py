@@ -111,14 +111,14 @@ class GuidedUNet(nn.Module):
         kept = [self.first(x, points)]
         for down in self.down:
             kept.append(down(kept[-1]))
-        feature, made = kept.pop(), {}
+        feature, level_images = kept.pop(), {}
         for up in self.up:
             feature = up(feature)
             size = feature.shape[-1]
             if images and size in self.sizes:
-                made[size] = self.to_image[str(size)](feature)
+                level_images[size] = self.to_image[str(size)](feature)
             feature = torch.cat([feature, kept.pop()], 1)
-        return made, feature
+        return level_images, feature
 
     def finish(self, feature: Tensor) -> Tensor:
         """The last layer: (B, channels, R, R) in [-1, 1]."""
@@ -126,8 +126,8 @@ class GuidedUNet(nn.Module):
 
     def forward(self, x: Tensor, points: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """G(x, c) and the image of each guided size, (B, channels, size, size)."""
-        made, feature = self.guide(x, points)
-        return self.finish(feature), made
+        level_images, feature = self.guide(x, points)
+        return self.finish(feature), level_images
 
     def guided_parameters(self) -> list[nn.Parameter]:
         """What the level losses train: the layers up to the last guided feature, and the images' convs."""
@@ -157,24 +157,3 @@ class PatchCritic(nn.Module):
         for down in self.down:
             images = down(images)
         return self.last(images)
-
-
-def initialise(network: nn.Module, seed: int) -> None:
-    """Start values from the seed alone: weights normal with variance gain / fan_in, biases zero, normalisations one.
-
-    Gain 2 (He) before a rectifier, 1 without; fan_in of a transposed conv of stride 2 is a quarter of its kernel's.
-    pix2pix takes a deviation of 0.02 whatever the width: narrow layers without normalisation would fade.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, layer in network.named_modules():
-        if isinstance(layer, (Conv, LandmarkConv, nn.Conv2d, nn.ConvTranspose2d)):
-            transposed = isinstance(layer, nn.ConvTranspose2d)
-            fan_in = layer.weight[:, 0].numel() / 4 if transposed else layer.weight[0].numel()
-            linear = name.endswith("last") or getattr(layer, "activation", "") == "tanh"
-            deviation = math.sqrt((1 if linear else 2) / fan_in)
-            with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * deviation)
-                if layer.bias is not None:
-                    layer.bias.zero_()
-        elif isinstance(layer, (nn.BatchNorm2d, nn.InstanceNorm2d)):
-            layer.reset_parameters()

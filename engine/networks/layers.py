@@ -33,8 +33,6 @@ OPERATORS = (
     "image_batch",
 )
 SMALLEST = 8  # side of the coarsest level
-# variance of the weights times fan-in that keeps the mean square of a signal through layers of an activation
-GAINS = {"none": 1.0, "elu": 1.5, "relu": 2.0, "leaky_relu": 2 / 1.04, "tanh": 1.0, "sigmoid": 1.0, "silu": 2.8}
 
 
 def level_sizes(resolution: int) -> list[int]:
@@ -119,7 +117,8 @@ class LandmarkConv(nn.Module):
         fused: bool = True,
     ):
         super().__init__()
-        self.stride, self.padding, self.sigma, self.activation, self.fused = stride, padding, sigma, activation, fused
+        self.points, self.stride, self.padding, self.sigma = points, stride, padding, sigma
+        self.activation, self.fused = activation, fused
         self.weight = nn.Parameter(torch.empty(out_channels, channels + points, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels))
 
@@ -206,24 +205,6 @@ def to_rows(x: Tensor) -> Tensor:
 def from_rows(rows: Tensor, size: int) -> Tensor:
     """(B, size*size*C) -> (B, C, size, size) channels_last: the inverse of to_rows, a view."""
     return rows.view(rows.shape[0], size, size, -1).permute(0, 3, 1, 2)
-
-
-def initialise(network: nn.Module, seed: int) -> None:
-    """Start values from the seed alone: the same for fused and eager, on every device, whatever ran before.
-
-    Weights are normal with variance gain / fan_in and biases zero. ELU halves the mean square of a centred input, and
-    its gain of 1.5 keeps the signal's scale through a dozen layers without normalisation. PyTorch's default (variance
-    1 / (3 fan_in)) fades it to nothing. A layer without activation (the outputs, the two FC) gets 1 / fan_in.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for layer in network.modules():
-        if isinstance(layer, (Conv, Deconv, LandmarkConv, Linear)):
-            # an output of the transposed convolution is reached by a quarter of the taps
-            fan_in = 4 * len(layer.weight) if isinstance(layer, Deconv) else layer.weight[0].numel()
-            gain = GAINS[getattr(layer, "activation", "none")]
-            with torch.no_grad():
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * math.sqrt(gain / fan_in))
-                layer.bias.zero_()
 
 
 def parameter_count(network: nn.Module) -> int:

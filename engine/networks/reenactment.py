@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from engine.data.landmarks import POINTS
 from engine.networks.global_batch import BatchNorm, dropout, dropout2d
-from engine.networks.layers import GAINS, Conv, LandmarkConv, level_sizes
+from engine.networks.layers import Conv, LandmarkConv, level_sizes
 
 SLOPE = 0.2  # of LeakyReLU
 HEATMAP_SCALE = 0.2  # of the start values that meet heatmaps
@@ -88,6 +88,7 @@ class ReenactmentGenerator(nn.Module):
         widths = [filters << level for level in range(depth(resolution, 4) + 1)]
         first = {"kernel_size": 5, "padding": 2, "activation": "none" if norm else "leaky_relu"}
         self.first = LandmarkConv(channels, POINTS, filters, **first, fused=fused)
+        self.first.heatmap_scale = HEATMAP_SCALE
         self.norm = norm
         self.down = nn.ModuleList(Level(a, b, resize="down", **options) for a, b in itertools.pairwise(widths))
         self.middle = Residual(widths[-1], norm=norm, dropout=DROPOUT if dropout else 0.0, fused=fused)
@@ -126,6 +127,7 @@ class PatchDiscriminator(nn.Module):
         widths = [filters << level for level in range(levels + 1)]
         first = {"kernel_size": 4, "stride": 2, "padding": 1, "activation": "leaky_relu"}
         self.first = LandmarkConv(channels, POINTS, filters, **first, fused=fused)
+        self.first.heatmap_scale = HEATMAP_SCALE
         strides = [2] * (levels - 1) + [1]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(a, b, 4, stride, 1, bias=False)
@@ -151,22 +153,3 @@ def log_mean_sigmoid(logits: Tensor) -> Tensor:
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.logsumexp(F.logsigmoid(logits), 1) - math.log(logits.shape[1])
-
-
-def initialise(network: nn.Module, seed: int) -> None:
-    """Start values from the seed alone: the same for fused and eager, on every device, whatever ran before.
-
-    Weights are normal with variance 1 / fan_in, twice that (He's gain) before a LeakyReLU without a norm; biases 0.
-    Those of the heatmaps begin smaller: at the mouth twenty of them overlap, and would drown the image there.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for layer in network.modules():
-        if isinstance(layer, (Conv, LandmarkConv, nn.Conv2d)):
-            with torch.no_grad():
-                drawn = torch.randn(layer.weight.shape, generator=generator)
-                if isinstance(layer, LandmarkConv):
-                    drawn[:, -POINTS:] *= HEATMAP_SCALE
-                gain = GAINS[getattr(layer, "activation", "none")]
-                layer.weight.copy_(drawn * math.sqrt(gain / layer.weight[0].numel()))
-                if layer.bias is not None:
-                    layer.bias.zero_()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from engine.networks.initialisation import he_normal
+from engine.networks.initialisation import initialise
 from engine.networks.layers import Conv
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that published weights were trained on
@@ -48,7 +48,7 @@ class ResnetFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         if weights is None:
             self.digest = "random"
-            he_normal(self, SEED)
+            initialise(self, SEED)
         else:
             self.digest = hashlib.sha256(_bytes(weights)).hexdigest()
             self.load_state_dict(folded(read_weights(weights), self.state_dict(), weights))

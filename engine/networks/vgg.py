@@ -4,7 +4,6 @@ Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2015, configur
 """
 
 import hashlib
-import math
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
+from engine.networks.initialisation import initialise
 from engine.networks.layers import Conv
 
 BLOCKS = (2, 2, 4, 4, 4)  # convolutions before each pooling
@@ -79,12 +79,7 @@ class VGG19(nn.Module):
 
     def randomise(self) -> None:
         """Weights of a fixed seed that keep the features' mean square: normal, variance 2 / fan_in; biases zero."""
-        generator = torch.Generator().manual_seed(SEED)
-        with torch.no_grad():
-            for conv in self.convolutions.values():
-                drawn = torch.randn(conv.weight.shape, generator=generator)
-                conv.weight.copy_(drawn * math.sqrt(2 / conv.weight[0].numel()))
-                conv.bias.zero_()
+        initialise(self, SEED)
 
     def load(self, path: Path) -> None:
         """Take torchvision's weights (features.0.weight, ...). Raises InputError when the file does not hold them."""

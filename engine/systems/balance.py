@@ -1,10 +1,10 @@
-"""What the BEGAN-like systems share: an autoencoder as discriminator, and k that balances its two losses.
+"""What refiner and began share: an autoencoder D as discriminator, and k, which balances the two losses of D.
 
-    L(v)  = |v - D(v)|
-    L_D   = L(x) - k L(G(z))
-    k    <- clamp(k + lambda_k (gamma L(x) - L(G(z))), 0, 1)
+    L(v)  = |v - D(v)|                                          BalancedSystem.autoencoder_loss
+    L_D   = L(x) - k L(G(z))                                    BalancedSystem.discriminate_once: its gradient
+    k    <- clamp(k + lambda_k (gamma L(x) - L(G(z))), 0, 1)    BalancedSystem.balance
 
-Source: Berthelot et al. 2017 (BEGAN), section 3.
+x is a photo, G(z) a generated image. Source: Berthelot et al. 2017 (BEGAN), section 3.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from engine.systems.base import System
 
 
 class BalancedSystem(System):
-    """A system with `discriminator`, an autoencoder, and `k`. Its configuration has gamma and lambda_k."""
+    """A system with `discriminator`, an autoencoder, and `k`, () float32. Its configuration has gamma and lambda_k."""
 
     headline = ("l_real", "l_fake", "k", "measure")
     charts = (
@@ -43,21 +43,24 @@ class BalancedSystem(System):
     def autoencoder_loss(
         self, v: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """L(v) per sample (B,) and its mean; grad_scale (B,) scales D's parameter gradients.
+        """Compute L(v) of each sample (B,), and the mean () of all.
 
-        Samples before input_grad_from get no gradient through D (nobody reads that of a photo).
+        v:               (B, C, R, R) in [-1, 1]
+        grad_scale:      (B,) float32, how much each sample counts in the gradients of D's parameters; None: 1
+        input_grad_from: samples before it get no gradient through D, because nothing reads the gradient of a photo
         """
         with self.precision():
             reconstruction = self.discriminator(v, grad_scale, input_grad_from).to(v.dtype)
         return l1_autoencoder_loss(v, reconstruction, fused=self.config.fused)
 
     def discriminate_once(self, images: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """D once, forward and backward, on [x; G(z)]: D's parameters get the gradient of L_D.
+        """Run D once, forward and backward, on [x; G(z)]; D's parameters get the gradient of L_D.
 
-        Returns L of the samples (2B,), and the gradient of mean L(G(z)) with respect to G(z), for the generator.
-
-        Every sample has upstream weight 1/B, so that the gradient of the input is that of L(x) and L(G(z)); where D's
-        parameter gradients are formed, the samples of G(z) count -k times. This is L_D's gradient, exactly.
+        images:  x (B, C, R, R)
+        fake:    G(z) (B, C, R, R); its graph is not entered
+        returns: L of all samples (2B,), and the gradient of the mean L(G(z)) at G(z), (B, C, R, R), for the generator
+        Every sample has the upstream weight 1/B, so the gradient of the input is that of L(x) and L(G(z)). Where the
+        gradients of D's parameters are formed, the samples of G(z) count -k times. This is exactly the gradient of L_D.
         """
         n = len(images)
         ones = torch.ones_like(self.k).expand(n)
@@ -67,15 +70,21 @@ class BalancedSystem(System):
         return per_sample.detach(), both.grad[n:]
 
     def balance(self, per_sample: Tensor, content: Tensor, lambda_r: float) -> Balance:
-        """The global batch's losses from L of this rank's samples (2B,), and k of the next step, which is set."""
+        """Compute the losses of the global batch, and set k for the next step.
+
+        per_sample: L of this rank's samples, (2B,): photos, then G(z)
+        content:    L_RCN of this rank's samples, ()
+        lambda_r:   share of L_RCN in L_G
+        returns:    l_real, l_fake, loss_d, loss_g, the new k and the measure M, () float32 each
+        """
         if distributed.size() > 1:
             losses = [half.mean() for half in per_sample.float().chunk(2)]
             means = distributed.mean_(torch.stack([*losses, content.float()]))
             per_sample, content = means[:2], means[2]
         constants = {"gamma": self.config.gamma, "lambda_k": self.config.lambda_k, "lambda_r": lambda_r}
-        found = began_balance(per_sample, content, self.k, fused=self.config.fused, **constants)
-        self.k.copy_(found.k)
-        return found
+        balance = began_balance(per_sample, content, self.k, fused=self.config.fused, **constants)
+        self.k.copy_(balance.k)
+        return balance
 
     def own_state(self) -> dict[str, Any]:
         return {"k": self.k.clone()}

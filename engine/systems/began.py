@@ -5,26 +5,35 @@
     L_G   = L(G(z))
     k    <- clamp(k + lambda_k (gamma L(x) - L(G(z))), 0, 1)
 
-x is a photo, z noise in [-1, 1]^h. Equation (2) of the paper is garbled; it is BEGAN's (Berthelot et al. 2017, section
-3.4) with the paper's gamma. Both networks learn from the same noise.
+x is a photo, z noise in [-1, 1]^h. Both networks learn from the same noise. Equation (2) of the paper is garbled;
+BEGAN's equation is meant (Berthelot et al. 2017, section 3.4), with the paper's gamma.
+
+One step: z -> G -> D([x; G(z)]) -> dD -> dG -> Adam -> EMA -> k. Which function does what, in order:
+
+    z, G(z)              NoiseSystem.generate
+    L(x), L(G(z)), dL_D  BalancedSystem.discriminate_once: D once over [x; G(z)], forward and backward
+    dL_G                 BeganSystem._one_pass: the gradient at G(z) goes backward through G
+    Adam of D and G      BeganSystem.update
+    moving average of G  System.average
+    L_D, L_G, k          BalancedSystem.balance: the losses that are shown, and k of the next step
+
+With --eager, BeganSystem._textbook takes the place of _one_pass: every loss as its equation, D three times.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from engine.config import TrainConfig
+from engine.data import Batch
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
-from engine.networks.layers import initialise
+from engine.networks.initialisation import initialise
 from engine.systems.balance import BalancedSystem
 from engine.systems.generation import NoiseSystem
-
-if TYPE_CHECKING:
-    from engine.data import Batch
 
 BETA2 = 0.999
 Output = Literal["none", "tanh", "sigmoid"]
@@ -45,8 +54,9 @@ class BeganConfig(TrainConfig):
     )
     SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "gamma": 0.9, "lambda_k": 0.05, "hidden": 16}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # for 2 CPU cores and a few minutes. With gamma 0.5 and lambda_k 0.001, k stays near 0 in so few steps, and G
-        # makes one mean face, which D reconstructs well; a tight balance near 1 and less inertia bring variety
+        # for 2 CPU cores and a few minutes. With gamma 0.5 and lambda_k 0.001, k stays near 0 in 2,500 steps, and G
+        # makes one mean face, which D reconstructs well. A gamma near 1, a larger lambda_k and a beta1 of 0.5 bring
+        # variety
         "quick": {
             "steps": 2500,
             "resolution": 32,
@@ -62,7 +72,7 @@ class BeganConfig(TrainConfig):
             "sample_every": 200,
             "checkpoint_every": 500,
         },
-        # section 4.2; gamma, lambda_k, the batch and the widths are those of BEGAN, which the paper does not change
+        # section 4.2 of the paper; gamma, lambda_k, the batch and the widths are those of BEGAN, which the paper keeps
         "paper": {
             "steps": 100_000,
             "batch_size": 16,
@@ -107,7 +117,7 @@ class BeganConfig(TrainConfig):
 
 
 class BeganSystem(BalancedSystem, NoiseSystem):
-    """D, G and G's moving average."""
+    """began in training: D, G and the moving average of G."""
 
     name = "began"
     config_class = BeganConfig
@@ -132,7 +142,7 @@ class BeganSystem(BalancedSystem, NoiseSystem):
             network.to(self.device)
             self.add_optimiser(name, network, betas=(config.beta1, BETA2))
         self.start_average()
-        # began_balance takes a content loss, which this system has not
+        # began_balance takes a content loss; this system has none
         self.no_content = torch.zeros_like(self.k)
         self._gradients = self._one_pass if config.fused else self._textbook
 
@@ -156,8 +166,8 @@ class BeganSystem(BalancedSystem, NoiseSystem):
     def networks(self) -> dict[str, nn.Module]:
         return {"discriminator": self.discriminator, "generator": self.generator}
 
-    def update(self, batch: "Batch") -> dict[str, Tensor]:
-        """One update of D and G from the same old weights and the same k, then of k."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Update D and G, both from the same old weights and the same k, then update k."""
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         per_sample = self._gradients(batch.images, self.generate(len(batch.images)))
@@ -167,13 +177,13 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         return self.balance(per_sample, self.no_content, lambda_r=0.0)._asdict()
 
     def _one_pass(self, images: Tensor, fake: Tensor) -> Tensor:
-        """Gradients of both networks from one pass of D over [x; G(z)]; returns L of its samples (2B,)."""
+        """Form the gradients of both networks from one pass of D over [x; G(z)]; returns L of the samples (2B,)."""
         per_sample, to_fake = self.discriminate_once(images, fake)
         fake.backward(to_fake)
         return per_sample
 
     def _textbook(self, images: Tensor, fake: Tensor) -> Tensor:
-        """The step as it is usually written: D three times, L(G(z)) once for each network. Returns as _one_pass."""
+        """Form all gradients as textbooks do: D three times, L(G(z)) once for each network. Returns as _one_pass."""
         of_real, l_real = self.autoencoder_loss(images)
         _, l_fake_for_d = self.autoencoder_loss(fake.detach())
         of_fake, loss_g = self.autoencoder_loss(fake)
@@ -184,8 +194,8 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         return torch.cat([of_real, of_fake]).detach()
 
     @torch.no_grad()
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Images from fixed noise, the discriminator's reconstruction of them, real images and theirs."""
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows: images from fixed noise, what D makes of them, photos, what D makes of them."""
         rows = self.generated_rows(len(batch.images))
         for label, images in (("generated", rows["generated"]), ("real", batch.images)):
             rows[label] = images

@@ -5,20 +5,29 @@
     L_GAN, "log": log D_Y(y) + log(1 - D_Y(G(x))), which G minimises as -log D_Y(G(x))
     L_GAN, "lsgan": (D_Y(G(x)) - 1)^2 for G, ((D_Y(y) - 1)^2 + D_Y(G(x))^2) / 2 for D_Y; all mean over patches
 
-x is synthetic, y real; G makes real of synthetic, F the way back. With an identity weight w,
-w lambda (|G(y) - y| + |F(x) - x|) joins. The discriminators see results from pools of earlier ones.
+x is synthetic, y real; G turns synthetic images into real ones, F real into synthetic. With an identity weight w,
+w lambda (|G(y) - y| + |F(x) - x|) joins L. The discriminators also see results of earlier steps, from pools.
+
+One step: G(x), F(y) -> D_Y, D_X -> F(G(x)), G(F(y)) -> L -> Adam of G and F -> EMA -> pools -> D_Y, D_X -> Adam of
+both. Which function does what:
+
+    G(x), F(y), D, L_cyc, identity, L    CycleganSystem._generators_loss; L_GAN: _gan
+    Adam of G and F, moving average      CycleganSystem.update, by System.descend and System.average
+    earlier results for D_Y and D_X      ImagePool.exchange
+    L of D_Y and D_X, Adam of both       CycleganSystem.update
 """
 
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.config import TrainConfig
+from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.initialisation import normal
@@ -30,15 +39,12 @@ from engine.systems.base import System
 from engine.systems.image_pool import ImagePool
 from engine.systems.kinds import REFINE
 
-if TYPE_CHECKING:
-    from engine.data import Batch
-
 BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)
 class CycleganConfig(TrainConfig):
-    """Options of CycleGAN."""
+    """Options of cyclegan."""
 
     FIXED: ClassVar[tuple[str, ...]] = (
         *TrainConfig.FIXED,
@@ -111,7 +117,7 @@ class CycleganConfig(TrainConfig):
 
 
 class CycleganSystem(System):
-    """G, F, D_Y, D_X, and G's moving average."""
+    """cyclegan in training: G, F, D_Y, D_X, and the moving average of G."""
 
     name = "cyclegan"
     kind = REFINE
@@ -148,7 +154,7 @@ class CycleganSystem(System):
             normal(network, 1000 * config.seed + number)
             network.to(self.device)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
-        # two optimisers as the two updates of a step
+        # an optimiser for each of the two updates of a step
         self.add_optimiser("generators", _parameters(self.generator, self.back), betas=BETAS)
         self.add_optimiser("discriminators", _parameters(self.discriminator, self.back_discriminator), betas=BETAS)
         image = torch.empty(config.channels, config.resolution, config.resolution, device=self.device)
@@ -173,14 +179,14 @@ class CycleganSystem(System):
     def averaged(self) -> dict[str, nn.Module]:
         return {"ema": self.ema}
 
-    def update(self, batch: "Batch") -> dict[str, Tensor]:
-        """One update of both generators, then one of both discriminators on what they made before it."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Update both generators, then both discriminators on what the generators made before their update."""
         x, y = batch.more[0].images, batch.images
         with frozen([self.discriminator, self.back_discriminator]):
-            loss, made, losses = self._generators_loss(x, y)
-        self._step("generators", loss)
+            loss, results, losses = self._generators_loss(x, y)
+        self.descend(loss, "generators")
         self.average("ema", self.generator)
-        shown = [pool.exchange([image])[0] for pool, image in zip(self.pools, made, strict=True)]
+        shown = [pool.exchange([image])[0] for pool, image in zip(self.pools, results, strict=True)]
         total, judged = 0, {}
         judges = (("", self.discriminator, y), ("_back", self.back_discriminator, x))
         for (suffix, network, real), fake in zip(judges, shown, strict=True):
@@ -190,11 +196,11 @@ class CycleganSystem(System):
             judged[f"l{suffix}_discriminator"] = loss.detach()
             if not suffix:
                 judged |= {"score_real": of_real.detach().mean(), "score_fake": of_fake.detach().mean()}
-        self._step("discriminators", total)
+        self.descend(total, "discriminators")
         return losses | judged | {"pool_fill": self.pools[0].fill()}
 
     def _generators_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], dict[str, Tensor]]:
-        """L of the generators, (G(x), F(y)) without gradient, and the parts of L."""
+        """Compute L of the generators (), G(x) and F(y) without gradient, and name -> () of the parts of L."""
         config = self.config
         g_x, f_y = self._run(self.generator, x), self._run(self.back, y)
         gan = self._gan(self._run(self.discriminator, g_x), 1)
@@ -212,26 +218,23 @@ class CycleganSystem(System):
         return loss, (g_x.detach(), f_y.detach()), {name: value.detach() for name, value in named.items()}
 
     def _run(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Run a network in the precision of the run; the result is float32."""
         with self.precision():
             return network(images).float()
 
     def _gan(self, scores: Tensor, wanted: int) -> Tensor:
-        """The adversarial loss of scores that should be `wanted` (1 real, 0 made), () float32, mean over patches."""
+        """The adversarial loss of scores that should be `wanted` (1 real, 0 generated): mean over patches, ()."""
         if self.config.adversarial == "lsgan":
             return (scores - wanted).square().mean()
         return F.softplus(-scores if wanted else scores).mean()
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """The mean absolute difference, () float32."""
         return l1_autoencoder_loss(a, b, fused=self.config.fused)[1]
 
-    def _step(self, name: str, loss: Tensor) -> None:
-        self.optimisers[name].zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimisers[name].step()
-
     @torch.no_grad()
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Synthetic images, as real (G's moving average), and back; photos, as synthetic, and back."""
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows: synthetic images, as real (moving average of G), and back; photos, as synthetic, and back."""
         x, y = batch.more[0].images, batch.images
         g_x, f_y = self._run(self.ema, x), self._run(self.back, y)
         rows = {"synthetic": x, "as real": g_x, "and back": self._run(self.back, g_x)}
@@ -254,7 +257,7 @@ class CycleganSystem(System):
 
 
 def build_generator(config: CycleganConfig) -> ResnetGenerator:
-    """G or F of a configuration, weights not set."""
+    """Build G or F of a configuration; its weights are not set."""
     return ResnetGenerator(
         config.filters,
         config.channels,

@@ -1,32 +1,39 @@
-"""The baseline DCGAN (Radford et al. 2016), step by step as pytorch/examples trains it.
+"""The baseline DCGAN (Radford et al. 2016), which trains step by step as in pytorch/examples.
 
     L_D = -log D(x) - log(1 - D(G(z)))
     L_G = -log D(G(z))
 
-D is the sigmoid of the network's score; G learns from the discriminator that has just learned, on the same noise.
+x is a photo, z normal noise. D is the sigmoid of the network's score.
+
+One step: z -> G -> D(x), D(G(z)) -> dL_D -> Adam of D -> D(G(z)) -> dL_G -> Adam of G -> EMA. Which function does what:
+
+    z, G(z)                            NoiseSystem.generate
+    D(x), D(G(z)), L_D, Adam of D      DcganSystem.update: the two batches apart, for BatchNorm
+    D(G(z)) by the new D, L_G          DcganSystem.update, on the same noise
+    dL_G, Adam of G, moving average    NoiseSystem.train_generator
+    the two losses                     log_loss
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import TrainConfig
-from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.data import Batch
+from engine.networks.dcgan import DcganCritic, DcganGenerator
+from engine.networks.initialisation import normal
 from engine.pages.panels import chart
 from engine.systems.generation import NoiseSystem
-
-if TYPE_CHECKING:
-    from engine.data import Batch
 
 BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)
 class DcganOptions(TrainConfig):
-    """Options of the systems on DCGAN's networks."""
+    """Options that dcgan and wgan have, the systems on DCGAN's networks."""
 
     FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "noise", "layers")
     SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "layers": "resize"}
@@ -75,7 +82,7 @@ class DcganConfig(DcganOptions):
 
 
 class DcganLike(NoiseSystem):
-    """A system on DCGAN's generator and a network that scores images."""
+    """What dcgan and wgan share: DCGAN's generator, and a network that gives an image one score."""
 
     distribution = "normal"
 
@@ -89,16 +96,16 @@ class DcganLike(NoiseSystem):
         return DcganGenerator(*shape, noise=config.noise, layers=config.layers, fused=config.fused)
 
     def score(self, network: DcganCritic, images: Tensor) -> Tensor:
-        """(B,) float32."""
+        """Score images (B, C, R, R) by a network: (B,) float32."""
         with self.precision():
             return network(images).float()
 
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Images from fixed noise, and real ones."""
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows: images from fixed noise, and photos."""
         return self.generated_rows(len(batch.images)) | {"real": batch.images}
 
     def kept(self, network: DcganCritic, times: int) -> list[tuple[nn.Module, tuple, int]]:
-        """`passes` of a step that goes through `network` so many times for each image, and once through G."""
+        """The `passes` of a step that runs `network` `times` times for each image, and G once."""
         side = self.config.resolution
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         noise = torch.empty(1, self.config.noise, device=self.device)
@@ -106,7 +113,7 @@ class DcganLike(NoiseSystem):
 
 
 class DcganSystem(DcganLike):
-    """D, G and G's moving average."""
+    """dcgan in training: D, G and the moving average of G."""
 
     name = "dcgan"
     config_class = DcganConfig
@@ -122,7 +129,7 @@ class DcganSystem(DcganLike):
         self.discriminator = DcganCritic(*shape, layers=config.layers, fused=config.fused)
         self.generator = self.build_generator(config)
         for offset, (name, network) in enumerate(self.networks().items()):
-            initialise_normal(network, 1000 * config.seed + offset)
+            normal(network, 1000 * config.seed + offset)
             network.to(self.device)
             self.add_optimiser(name, network, betas=BETAS)
         self.start_average()
@@ -130,15 +137,13 @@ class DcganSystem(DcganLike):
     def networks(self) -> dict[str, nn.Module]:
         return {"discriminator": self.discriminator, "generator": self.generator}
 
-    def update(self, batch: "Batch") -> dict[str, Tensor]:
-        """D on photos and on generated images, each a batch of its own for BatchNorm; then G."""
-        optimiser = self.optimisers["discriminator"]
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Update D on photos and generated images, then G by the new D, on the same noise."""
         fake = self.generate(len(batch.images))
+        # two batches, because BatchNorm mixes the images of one
         real_score, fake_score = self._score(batch.images), self._score(fake.detach())
         loss_d = log_loss(real_score, real=True) + log_loss(fake_score, real=False)
-        optimiser.zero_grad(set_to_none=True)
-        loss_d.backward()
-        optimiser.step()
+        self.descend(loss_d, "discriminator")
         loss_g = log_loss(self._score(fake), real=True)
         self.train_generator(loss_g)
         return {
@@ -156,6 +161,6 @@ class DcganSystem(DcganLike):
 
 
 def log_loss(scores: Tensor, *, real: bool) -> Tensor:
-    """Mean of -log sigmoid(scores) for real ones, -log(1 - sigmoid(scores)) for others."""
+    """Mean over scores (B,) of -log sigmoid(score) when real, else of -log(1 - sigmoid(score)): () float32."""
     wanted = torch.ones_like(scores) if real else torch.zeros_like(scores)
     return F.binary_cross_entropy_with_logits(scores, wanted)

@@ -1,4 +1,4 @@
-"""Losses on the features of a frozen network instead of pixels."""
+"""Losses of reenact that compare the features of a frozen network (VGG-19) instead of pixels."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,13 @@ from engine import ops
 from engine.kernels.style_loss.reference import style_loss as eager_style_loss
 from engine.networks.layers import l1_autoencoder_loss
 
+# the layers of L_pp: whose features, and whose Gram matrix it compares
 CONTENT = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 STYLE = "relu3_3"
 
 
 def wanted_layers(perceptual: bool, identity: str | None) -> tuple[str, ...]:
-    """The features that feature_losses reads, each once."""
+    """The names of the layers that feature_losses reads, each once."""
     layers = (*(CONTENT if perceptual else ()), *((identity,) if identity else ()))
     return tuple(dict.fromkeys(layers))
 
@@ -21,11 +22,14 @@ def wanted_layers(perceptual: bool, identity: str | None) -> tuple[str, ...]:
 def feature_losses(
     wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, perceptual: bool, identity: str | None, fused: bool
 ) -> dict[str, Tensor]:
-    """L_pp and L_id of the reenactment paper, () float32 each, from layer -> (B, C, H, W) of both images.
+    """Compute L_pp and L_id of the reenactment paper, Kassapis, Verdenius and Ondrag.
 
-    perceptual: l_pp: the mean absolute differences at relu1_2, relu2_2, relu3_3 and relu4_3, and the Frobenius norm of
-                the difference of the Gram matrices at relu3_3, of each image, averaged over the batch.
-    identity:   l_id: the mean absolute difference at this layer; None: left out.
+    wanted, found: layer -> features (B, C, H, W), of the target and of the result
+    perceptual:    whether l_pp is computed: the sum of the mean absolute differences at relu1_2, relu2_2, relu3_3 and
+                   relu4_3, plus the Frobenius norm of the difference of the Gram matrices at relu3_3, which is taken
+                   of each image and averaged over the batch
+    identity:      the layer of l_id, the mean absolute difference there; None: l_id is left out
+    returns:       "l_pp" and "l_id", () float32 each
     """
     layers = wanted_layers(perceptual, identity)
     distance = {name: l1_autoencoder_loss(wanted[name], found[name], fused=fused)[1] for name in layers}

@@ -8,15 +8,23 @@
     L_NVTD^n = -log V(E(y^n) - E(x)) - log(1 - V(E(x^n) - E(x)))                      (6)
     L_GGB    = sum_n -lambda_rapd log R(E(x^n)) - lambda_nvtd log V(E(x^n) - E(x)) + l_rec^n    (7 to 9)
 
-x^n is the image of guided level n, y^n and x the target and source at its size. Means are over patches and images. Each
-iteration updates, in this order (section 2.3): D on L_D; every level's E, R and V on L_RAPD + L_NVTD; the layers of G
-up to the guiding blocks on L_GGB; then G, run again with what that changed, on L_G.
+x^n is the image of guided level n; y^n and x are the target and the source at its size. Means are over patches and
+images. R is the discriminator RAPD, V is NVTD, E their encoder.
+
+One step has the order of section 2.3: G -> L_D -> Adam of D -> L_RAPD + L_NVTD -> Adam of E, R and V -> L_GGB -> Adam
+of G up to the guided levels -> G again -> L_G -> Adam of G -> EMA. Which function does what:
+
+    x^n and G(x, c)                          GgbSystem._first_pass
+    L_D, Adam of D                           GgbSystem._update_discriminator
+    L_RAPD + L_NVTD, Adam of E, R and V      GgbSystem._update_blocks
+    L_GGB, Adam of G up to the levels        GgbSystem._update_levels
+    G(x, c) with what changed, L_G, Adam     GgbSystem._update_generator
+    -log D and -log(1 - D)                   said_real, said_generated
+    moving average of G                      System.average
 """
 
-import contextlib
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -30,16 +38,18 @@ from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
-from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes, initialise
+from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes
 from engine.networks.guiding_block import GuidingBlock
+from engine.networks.initialisation import he_normal
 from engine.networks.layers import l1_autoencoder_loss
+from engine.networks.patchgan import frozen
 from engine.pages.panels import Chart, Curve, chart
 from engine.systems.base import System
 from engine.systems.kinds import DRIVE
 
 BETAS = (0.5, 0.999)
 
-# the rows of the paper's table 2
+# name -> options of the rows of the paper's table 2
 ABLATION: dict[str, dict[str, Any]] = {
     "without GGBs": {"levels": 0},
     "without RAPD": {"rapd": False},
@@ -52,12 +62,12 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class GgbConfig(TrainConfig):
-    """Options of the Generative Guiding Blocks."""
+    """Options of ggb."""
 
     FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "points", "levels", "rapd", "nvtd", "norm")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # for 2 CPU cores and a few minutes: a few thousand steps need a higher learning rate, at which judges as quick
-        # as G tell every made change from a real one, and what they then ask of G is noise
+        # for 2 CPU cores and a few minutes. A few thousand steps need a higher learning rate. Judges that learn at that
+        # rate tell every generated change from a real one, and what they then ask of G is noise; so they learn slower
         "quick": {
             "steps": 4000,
             "batch_size": 8,
@@ -70,7 +80,7 @@ class GgbConfig(TrainConfig):
             "sample_every": 200,
             "checkpoint_every": 200,
         },
-        # section 3.2; the steps are ten passes over its 146,680 pairs
+        # section 3.2 of the paper; the steps are ten passes over its 146,680 pairs
         "paper": {
             "steps": 183_350,
             "batch_size": 8,
@@ -111,12 +121,12 @@ class GgbConfig(TrainConfig):
         self.between(0, 0.25, "heatmap")
 
     def sigma(self) -> float:
-        """Of the heatmaps, in pixels."""
+        """The standard deviation of the heatmaps' Gaussians, in pixels."""
         return max(0.5, self.heatmap * self.resolution)
 
 
 class GgbSystem(System):
-    """G, its moving average, D, and a guiding block (E, RAPD, NVTD) for each guided level."""
+    """ggb in training: G, its moving average, D, and a guiding block (E, RAPD, NVTD) for each guided level."""
 
     name = "ggb"
     kind = DRIVE
@@ -142,10 +152,10 @@ class GgbSystem(System):
             {str(size): GuidingBlock(config.filters, config.channels, **switches) for size in judged}
         )
         for offset, network in enumerate((self.generator, self.discriminator, *self.blocks.values())):
-            # each network has its own stream: D starts alike with and without guiding blocks
-            initialise(network, 1000 * config.seed + offset)
+            # each network draws from a seed of its own, so D starts alike with and without guiding blocks
+            he_normal(network, 1000 * config.seed + offset)
             network.to(self.device)
-        # the moving average is for use: it normalises by the running means
+        # the moving average is never trained: it normalises by the running means
         self.ema = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self.add_optimiser("discriminator", self.discriminator, rate=config.judge_rate, betas=BETAS)
         if judged:
@@ -159,77 +169,79 @@ class GgbSystem(System):
         return (Needs(config.batch_size, points=config.points, members=2),)
 
     def networks(self) -> dict[str, nn.Module]:
-        found = {"generator": self.generator, "discriminator": self.discriminator}
-        return found | ({"blocks": self.blocks} if self.blocks else {})
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return networks | ({"blocks": self.blocks} if self.blocks else {})
 
     def averaged(self) -> dict[str, nn.Module]:
         return {"ema": self.ema}
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """D, the guiding blocks, G up to them, G: each on what those before it became."""
+        """Update D, the guiding blocks, G up to the guided levels, then G; each sees the updates before it."""
         source, target, points = pair(batch)
-        made, fake = self._first_pass(source, points)
+        level_images, fake = self._first_pass(source, points)
         losses = self._update_discriminator(target, fake)
         views = {size: (shrink(source, size), shrink(target, size)) for size in self.sizes}
         if self.blocks:
-            losses |= self._update_blocks(made, views)
+            losses |= self._update_blocks(level_images, views)
         if self.sizes:
-            losses |= self._update_levels(made, views)
+            losses |= self._update_levels(level_images, views)
         losses |= self._update_generator(source, target, points)
         self.average("ema", self.generator)
         return losses
 
     def _first_pass(self, source: Tensor, points: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        """The guided levels' images, with their graph, and the final one, without."""
+        """Run G: size -> image of each guided level, with its graph, and the final image, without."""
         with self.precision():
             with torch.set_grad_enabled(bool(self.sizes)):
-                made, feature = self.generator.guide(source, points)
+                level_images, feature = self.generator.guide(source, points)
             with torch.no_grad():
                 fake = self.generator.finish(feature)
-        return {size: image.to(source.dtype) for size, image in made.items()}, fake.to(source.dtype)
-
-    def _descend(self, name: str, loss: Tensor) -> None:
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        return {size: image.to(source.dtype) for size, image in level_images.items()}, fake.to(source.dtype)
 
     def _update_discriminator(self, target: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """Update D on the target and the final image, equation (1)."""
         with self.precision():
             of_real, of_fake = self.discriminator(target), self.discriminator(fake)
-        loss = said_real(of_real) + said_made(of_fake)
-        self._descend("discriminator", loss)
+        loss = said_real(of_real) + said_generated(of_fake)
+        self.descend(loss, "discriminator")
         return {"loss_d": loss.detach()}
 
-    def _update_blocks(self, made: dict[int, Tensor], views: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _update_blocks(
+        self, level_images: dict[int, Tensor], views: dict[int, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Update E, RAPD and NVTD of every level, equations (5) and (6). views: size -> source and target."""
         losses = {}
         for size, (source, target) in views.items():
             with self.precision():
-                judged = self.blocks[str(size)](torch.cat([target, made[size].detach()]), source)
+                judged = self.blocks[str(size)](torch.cat([target, level_images[size].detach()]), source)
             for name, logits in judged.items():
                 of_real, of_fake = logits.chunk(2)
-                losses[f"{name}_{size}"] = said_real(of_real) + said_made(of_fake)
+                losses[f"{name}_{size}"] = said_real(of_real) + said_generated(of_fake)
         loss = sum(losses.values())
-        self._descend("blocks", loss)
+        self.descend(loss, "blocks")
         return {"loss_guides": loss.detach()} | {name: value.detach() for name, value in losses.items()}
 
-    def _update_levels(self, made: dict[int, Tensor], views: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _update_levels(
+        self, level_images: dict[int, Tensor], views: dict[int, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Update G up to the guided levels, equations (7) to (9). views: size -> source and target."""
         weights = {"rapd": self.config.lambda_rapd, "nvtd": self.config.lambda_nvtd}
         losses, terms = {}, []
-        with frozen(self.blocks):
+        with frozen([self.blocks]):
             for size, (source, target) in views.items():
-                _, losses[f"l1_{size}"] = l1_autoencoder_loss(target, made[size], fused=self.config.fused)
+                _, losses[f"l1_{size}"] = l1_autoencoder_loss(target, level_images[size], fused=self.config.fused)
                 terms.append(losses[f"l1_{size}"])
                 if self.blocks:
                     with self.precision():
-                        judged = self.blocks[str(size)](made[size], source)
+                        judged = self.blocks[str(size)](level_images[size], source)
                     terms += [weights[name] * said_real(logits) for name, logits in judged.items()]
             loss = sum(terms)
-        self._descend("levels", loss)
+        self.descend(loss, "levels")
         return {"loss_levels": loss.detach()} | {name: value.detach() for name, value in losses.items()}
 
     def _update_generator(self, source: Tensor, target: Tensor, points: Tensor) -> dict[str, Tensor]:
-        with frozen(self.discriminator):
+        """Run G again and update it on the final image, equations (2) to (4)."""
+        with frozen([self.discriminator]):
             with self.precision():
                 _, feature = self.generator.guide(source, points, images=False)
                 fake = self.generator.finish(feature)
@@ -237,20 +249,23 @@ class GgbSystem(System):
             _, l1 = l1_autoencoder_loss(target, fake.to(target.dtype), fused=self.config.fused)
             adversarial = said_real(logits)
             loss = self.config.lambda_real * adversarial + l1
-        self._descend("generator", loss)
+        self.descend(loss, "generator")
         return {"loss_g": loss.detach(), "l1": l1.detach(), "adversarial": adversarial.detach()}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Source, target heatmaps, each level's image enlarged by nearest, the result (moving average), target."""
+        """Rows: source, target heatmaps, each level's image (enlarged by nearest), result (moving average), target."""
         source, target, points = pair(batch)
         with self.precision():
-            result, made = self.ema(source, points)
+            result, level_images = self.ema(source, points)
         side, sigma = self.config.resolution, self.config.sigma()
         draw = ops.landmark_heatmap if self.config.fused else eager_landmark_heatmap
         maps = draw(points, side, side, sigma=sigma, radius=math.ceil(3 * sigma)).amax(1, keepdim=True)
         rows = {"source": source, "points": (maps * 2 - 1).expand_as(source)}
-        rows |= {f"level {size}": F.interpolate(made[size], size=side, mode="nearest") for size in sorted(made)}
+        rows |= {
+            f"level {size}": F.interpolate(level_images[size], size=side, mode="nearest")
+            for size in sorted(level_images)
+        }
         rows |= {"result": result, "target": target}
         return {label: row.float().clamp(-1, 1) for label, row in rows.items()}
 
@@ -261,7 +276,8 @@ class GgbSystem(System):
             return torch.empty(1, config.channels, side, side, device=device)
 
         points = torch.empty(1, config.points, 2, device=device)
-        # G's first pass is freed before its second, D's batch before G's second, the blocks' before that
+        # G counts once: its first pass is freed before its second. D's batch is freed before the second pass of G, and
+        # the batches of the blocks before that
         kept = [(self.generator, (image(config.resolution), points), 1)]
         kept.append((self.discriminator, (image(config.resolution),), 2))
         return kept + [(block, (image(int(size)), image(int(size))), 2) for size, block in self.blocks.items()]
@@ -272,7 +288,7 @@ class GgbSystem(System):
 
 
 class TrainedGgb(nn.Module):
-    """A trained G for use: a source image and the target's points in, the image out."""
+    """A trained G as a user calls it: source images and the points of the target in, images out."""
 
     def __init__(self, generator: GuidedUNet):
         super().__init__()
@@ -280,13 +296,18 @@ class TrainedGgb(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, points: Tensor) -> Tensor:
-        """images (B, C, R, R) in [-1, 1], points (B, K, 2) in pixels of R, NaN where missing -> (B, C, R, R)."""
+        """Move images to other points.
+
+        images:  (B, C, R, R) in [-1, 1]
+        points:  (B, K, 2) x, y in pixels of R, NaN where missing
+        returns: (B, C, R, R) in [-1, 1]
+        """
         _, feature = self.generator.guide(images, points, images=False)
         return self.generator.finish(feature).clamp(-1, 1)
 
 
 def build_generator(config: GgbConfig) -> GuidedUNet:
-    """G of a configuration, weights not set."""
+    """Build G of a configuration; its weights are not set."""
     return GuidedUNet(
         config.resolution,
         config.filters,
@@ -300,37 +321,30 @@ def build_generator(config: GgbConfig) -> GuidedUNet:
 
 
 def pair(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Source x, target y (B, C, R, R) and the target's points c (B, K, 2). Raises InputError when there is no pair."""
+    """Take source x and target y, (B, C, R, R), and the target's points c, (B, K, 2), of a batch.
+
+    Raises InputError when the batch has no pairs, or no points.
+    """
     if not batch.more or batch.more[0].landmarks is None:
         raise InputError("ggb trains on pairs of images with key points; choose another --data")
     return batch.images, batch.more[0].images, batch.more[0].landmarks
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """(B, C, R, R) -> (B, C, size, size): means of squares, in which nothing of an image is lost to aliasing."""
+    """Shrink images (B, C, R, R) to (B, C, size, size) by means of square blocks, without aliasing."""
     return F.avg_pool2d(images, images.shape[-1] // size)
 
 
 def said_real(logits: Tensor) -> Tensor:
-    """Mean of -log D, D = sigmoid(logits); float32."""
+    """Mean of -log D with D = sigmoid(logits), () at least float32: small where D calls the images real."""
     return F.softplus(-widened(logits)).mean()
 
 
-def said_made(logits: Tensor) -> Tensor:
-    """Mean of -log(1 - D)."""
+def said_generated(logits: Tensor) -> Tensor:
+    """Mean of -log(1 - D) with D = sigmoid(logits), () at least float32: small where D calls the images generated."""
     return F.softplus(widened(logits)).mean()
 
 
 def widened(logits: Tensor) -> Tensor:
-    """At least float32."""
+    """Logits in float32, or as they are when they are wider."""
     return logits.float() if logits.dtype.itemsize < 4 else logits
-
-
-@contextlib.contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Within the block, passes through `network` leave no gradients in its parameters."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)

@@ -1,7 +1,7 @@
-"""Images that a generator made earlier, kept on the device for its discriminator.
+"""Images that a generator made in earlier steps, kept on the device for its discriminator: simgan, cyclegan.
 
-Everything is tensors of fixed shapes: no step reads from the device, and a CUDA graph can hold it. Random choices come
-from the device's default generator, so that a resumed run goes on exactly.
+A pool is made of tensors of fixed shapes, so no step reads from the device, and a CUDA graph can hold its calls. Random
+choices come from the device's default generator, so a resumed run goes on exactly.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from engine import distributed
 
 
 class ImagePool:
-    """Up to `capacity` samples; a sample is one or more tensors (an image, its landmarks).
+    """A store of up to `capacity` samples; a sample is one tensor or several, such as an image and its landmarks.
 
-    like:     one tensor (...) for each tensor of a sample: its shape, dtype and device.
-    capacity: at least as many as ever come or go at once; 0 keeps nothing.
+    like:     for each tensor of a sample, a tensor (...) of the same shape, dtype and device
+    capacity: at least the number of samples of one call; 0 keeps nothing
 
-    `mix` is SimGAN's history buffer, `exchange` CycleGAN's image pool. Of several ranks each brings its share of the
-    batch, all keep the same, and each gets its share of the result. Both write each place at most once a call, so
-    that results are the same in every run.
+    `mix` is SimGAN's history buffer, `exchange` CycleGAN's image pool. Each of several ranks brings its share of the
+    batch, all ranks keep the same samples, and each rank gets its share of the result. Both calls write each place at
+    most once, so results are the same in every run.
     """
 
     def __init__(self, capacity: int, like: Sequence[Tensor]):
@@ -31,13 +31,13 @@ class ImagePool:
         self._places = torch.arange(capacity, device=device)
 
     def mix(self, samples: Sequence[Tensor], learning: Tensor) -> list[Tensor]:
-        """The samples with the last half of them replaced by older ones; half of the new ones are kept for later.
+        """Replace the last half of the samples by older ones, and keep the first half for later calls.
 
-        samples:  tensors (B, ...); what is kept of them has no gradient.
-        learning: () bool; where it is False nothing is kept (the returned samples are mixed all the same).
-
-        While there is room new samples are added; then they replace others at random. An empty buffer gives nothing:
-        the samples come back as they are. Source: Shrivastava et al. 2017, section 2.3 and figure 4.
+        samples:  tensors (B, ...); the kept copies have no gradient
+        learning: () bool; when it is False nothing is kept, and the returned samples are mixed all the same
+        returns:  tensors (B, ...)
+        While there is room, new samples are added; afterwards they replace kept ones at random. An empty pool returns
+        the samples as they are. Source: Shrivastava et al. 2017, section 2.3 and figure 4.
         """
         batch = len(samples[0]) * distributed.size()
         half = batch // 2
@@ -59,10 +59,12 @@ class ImagePool:
         return [distributed.share(rows) for rows in mixed]
 
     def exchange(self, samples: Sequence[Tensor]) -> list[Tensor]:
-        """Each sample goes in and comes back while there is room; then, with probability 1/2, an older one comes back
-        and the new one takes its place.
+        """Return each sample, or with probability 1/2 an older one whose place the new sample takes.
 
-        Source: CycleGAN, section 4 (after SimGAN); the older ones of a batch are distinct.
+        samples: tensors (B, ...); the kept copies have no gradient
+        returns: tensors (B, ...)
+        While there is room, every sample is kept and returned. The older samples of one call are distinct.
+        Source: Zhu et al. 2017 (CycleGAN), section 4, after SimGAN.
         """
         if not self.capacity:
             return list(samples)
@@ -70,7 +72,8 @@ class ImagePool:
         batch = len(samples[0])
         arriving = self.count + self._places[:batch]
         adding = arriving < self.capacity
-        # the last of the batch are the first that find no room, and get the places that are surely taken
+        # when the pool gets full within a batch, the last samples find no room; flip gives them the places that
+        # _distinct draws first, which are all in use
         taken = self._distinct(batch, among=self.count).flip(0)
         swapping = ~adding & (torch.rand(batch, device=self.count.device) < 0.5)
         places = torch.where(adding, arriving, taken)
@@ -83,31 +86,31 @@ class ImagePool:
         return [distributed.share(rows) for rows in returned]
 
     def fill(self) -> Tensor:
-        """The share () float32 of the capacity that is in use."""
+        """The share of the capacity that is in use, () float32."""
         return self.count.float() / max(1, self.capacity)
 
     def state_dict(self) -> dict[str, Tensor | list[Tensor]]:
-        """Copies of what is kept and how much it is."""
+        """Copies of the kept samples, and their number."""
         return {"count": self.count.clone(), "kept": [kept.clone() for kept in self.kept]}
 
     def load_state_dict(self, state: dict[str, Tensor | list[Tensor]]) -> None:
-        """Take what state_dict gave, into the tensors that are there."""
+        """Copy what state_dict gave into the tensors that exist."""
         self.count.copy_(state["count"])
         for kept, saved in zip(self.kept, state["kept"], strict=True):
             kept.copy_(saved)
 
     def _distinct(self, wanted: int, among: Tensor) -> Tensor:
-        """`wanted` different places at random, those below `among` first, (wanted,) int64."""
+        """Draw `wanted` different places, (wanted,) int64: at random, those below `among` before all others."""
         chances = torch.rand(self.capacity, device=among.device)
         return chances.masked_fill(self._places >= among, -1).topk(wanted).indices
 
     @staticmethod
     def _write(kept: Tensor, places: Tensor, samples: Tensor, where: Tensor) -> None:
-        """kept[places] = samples for those with where (n,), in place."""
+        """Set kept[places] = samples, in place, for the samples at which `where` (n,) is True."""
         values = torch.where(_columns(where, samples), samples.detach().to(kept.dtype), kept[places])
         kept.index_copy_(0, places, values)
 
 
 def _columns(flags: Tensor, like: Tensor) -> Tensor:
-    """(n,) -> (n, 1, 1, ...) with the dimensions of `like`."""
+    """Give flags (n,) as many dimensions as `like`: (n, 1, 1, ...)."""
     return flags.view(-1, *[1] * (like.dim() - 1))

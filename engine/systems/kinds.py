@@ -1,18 +1,18 @@
-"""What a trained system is for, and what follows from that: its command, its model card, the next steps of a report."""
+"""What a trained system is for: which command uses it, what its model card says, what a report names as next steps."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a trained system is for.
+    """One of the purposes that a trained system can have.
 
     name:      "refine", "generate" or "drive"
     command:   the `kiln` command that uses a trained system of this kind
     arguments: what that command takes after the run, as its usage shows them
-    does:      what the command does, for an error message
-    task:      the pipeline tag of model hubs
-    usage:     Python that uses the module which `engine.load` returns as `model`
+    does:      what the command does, in the words of an error message
+    task:      the pipeline tag of this kind on model hubs
+    usage:     Python code that calls `model`, the module that `engine.load` returns
     """
 
     name: str
@@ -24,7 +24,7 @@ class Kind:
 
     @property
     def next_steps(self) -> tuple[tuple[str, str], ...]:
-        """The commands that come after training, each with its arguments after the run."""
+        """The commands that a user can run after training: (command, its arguments after the run) each."""
         return ((self.command, self.arguments), ("evaluate", "--data PATH"))
 
 

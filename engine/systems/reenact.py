@@ -11,28 +11,40 @@
     L_D      = -(log D(I_t; e_t) + log(1 - D(I^; e_t))) / 2
 
 |v|^2 is the squared mean absolute value of each sample, averaged over the batch, as in the authors' code.
+
+One step: G(I_s; e_t), G(I_s; e_m) -> G(I^; e_s), G(G(I_s; e_m); e_t) -> D(I^; e_t), F(I^) -> L_G -> dL_G -> D -> dL_D
+-> Adam of D and G -> EMA. Which function does what:
+
+    G, two passes of two images each       ReenactSystem._generate
+    L_adv, L_pix, L_self, L_triple         ReenactSystem._generator_losses; the distance of images: _distance
+    L_pp, L_id                             ReenactSystem._feature_losses -> feature_losses.feature_losses
+    L_G, dL_G, dL_D, Adam of D and G       ReenactSystem.update: both gradients from the old weights
+    L_D                                    ReenactSystem._discriminator_loss
+    log D as the mean over patches         networks.reenactment.log_mean_sigmoid
+    moving average of G                    System.average
 """
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from engine import ops
 from engine.config import Origins, Switch, TrainConfig
+from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
+from engine.networks.initialisation import initialise
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.reenactment import (
     POINTS,
     PatchDiscriminator,
     ReenactmentGenerator,
-    initialise,
     log_mean_sigmoid,
 )
 from engine.networks.vgg import VGG19, WIDTH, check_digest
@@ -40,9 +52,6 @@ from engine.pages.panels import chart
 from engine.systems.base import System
 from engine.systems.feature_losses import feature_losses, wanted_layers
 from engine.systems.kinds import DRIVE
-
-if TYPE_CHECKING:
-    from engine.data import Batch
 
 BETAS = (0.9, 0.999)
 LOSSES = ("adv", "pix", "self", "triple", "pp", "id")
@@ -53,17 +62,17 @@ ABLATION: dict[str, dict[str, float]] = {
     "without self and triple": {"self_weight": 0.0, "triple_weight": 0.0},
     "without pp and id": {"pp_weight": 0.0, "id_weight": 0.0},
 }
-"""The runs of the paper's ablation: name -> values that differ from the full loss."""
+"""Name -> options of the runs of the paper's ablation: the values that differ from the full loss."""
 
 
 @dataclass(frozen=True)
 class ReenactConfig(TrainConfig):
-    """Options of the reenactment."""
+    """Options of reenact."""
 
     FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "d_filters", "d_optimiser", "norm")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # for 2 CPU cores and minutes. With the paper's weights so short a run learns to return the source: the
-        # consistencies are easy that way (the paper sees it without L_pp and L_id). Here the target counts more
+        # for 2 CPU cores and minutes. With the paper's weights, a run this short learns to return the source, because
+        # that satisfies the consistency losses (the paper sees it without L_pp and L_id). Here the target counts more
         "quick": {
             "steps": 2000,
             "pix_weight": 100.0,
@@ -81,7 +90,7 @@ class ReenactConfig(TrainConfig):
             "sample_every": 250,
             "checkpoint_every": 250,
         },
-        # section 3 of the paper: 57,200 samples; dropout and widths of the authors' code
+        # section 3 of the paper: 57,200 samples; dropout and widths are those of the authors' code
         "paper": {
             "steps": 7150,
             "batch_size": 8,
@@ -136,7 +145,7 @@ class ReenactConfig(TrainConfig):
     """Channels of the first block of a random VGG-19."""
 
     def completed(self, given: set[str], origins: Origins) -> "ReenactConfig":
-        """A file of weights has its own width."""
+        """Set vgg_width to that of the file of weights when one is given, and vgg_width is not."""
         if self.vgg is None or "vgg_width" in given:
             return self
         origins["vgg_width"] = origins["vgg"]
@@ -158,7 +167,7 @@ class ReenactConfig(TrainConfig):
 
 
 class ReenactSystem(System):
-    """G, its moving average, D where there is an adversarial loss, and a frozen VGG-19 where features are compared."""
+    """reenact in training: G, its moving average, D, and a frozen VGG-19 when a loss compares features."""
 
     name = "reenact"
     kind = DRIVE
@@ -189,7 +198,7 @@ class ReenactSystem(System):
         self.vgg, self.features = self._build_vgg()
 
     def _build_vgg(self) -> tuple[VGG19 | None, str]:
-        """The network whose features are compared (None: no loss needs one), and what its weights are."""
+        """Build the network whose features are compared (None: no loss needs one), and tell what its weights are."""
         config = self.config
         layers = wanted_layers(config.pp_weight > 0, self.identity)
         if not layers:
@@ -219,12 +228,12 @@ class ReenactSystem(System):
     def averaged(self) -> dict[str, nn.Module]:
         return {"ema": self.ema}
 
-    def update(self, batch: "Batch") -> dict[str, Tensor]:
-        """One update of G, and of D on the same result, both from the old weights."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Update G, and D on the same result, both from the old weights."""
         images, points = frames(batch)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        # G is judged by D as it is used, with its running statistics and no dropout, as in the authors' code
+        # D judges G in evaluation, with running statistics and without dropout, as in the authors' code
         self.discriminator.eval().requires_grad_(False)
         losses, fake = self._generator_losses(images, points)
         loss_g = sum(self.weight[loss] * losses[f"l_{loss}"] for loss in LOSSES if self.weight[loss])
@@ -240,14 +249,18 @@ class ReenactSystem(System):
         return {name: value.detach() for name, value in losses.items()}
 
     def _generate(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-        """G of each (images, points), in one pass: its norms are those of each image, so this is exact."""
+        """Run G on each (images, points) in one pass. This is exact, because G normalises each image alone."""
         images, points = (torch.cat(parts) if len(pairs) > 1 else parts[0] for parts in zip(*pairs, strict=True))
         with self.precision():
-            made = self.generator(images, points)
-        return made.to(images.dtype).chunk(len(pairs))
+            results = self.generator(images, points)
+        return results.to(images.dtype).chunk(len(pairs))
 
     def _generator_losses(self, images: Sequence[Tensor], points: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Every loss whose weight is not 0, and I^. images, points: of source, target and in-between."""
+        """Compute every loss of G whose weight is not 0, and I^.
+
+        images, points: (B, C, R, R) and (B, 68, 2) of source, target and in-between
+        returns:        name -> (), and I^ (B, C, R, R)
+        """
         source, target, _ = images
         e_s, e_t, e_m = points
         weight, losses = self.weight, {}
@@ -268,29 +281,31 @@ class ReenactSystem(System):
             losses |= self._feature_losses(target, fake)
         return losses, fake
 
-    def _distance(self, wanted: Tensor, found: Tensor) -> Tensor:
+    def _distance(self, wanted: Tensor, result: Tensor) -> Tensor:
+        """|wanted - result|^2 in the measure of --distance, ()."""
         if self.config.distance == "l2":
-            return (wanted - found).square().mean()
-        per_sample, _ = l1_autoencoder_loss(wanted, found, fused=self.config.fused)
+            return (wanted - result).square().mean()
+        per_sample, _ = l1_autoencoder_loss(wanted, result, fused=self.config.fused)
         return per_sample.square().mean()
 
-    def _feature_losses(self, wanted: Tensor, found: Tensor) -> dict[str, Tensor]:
+    def _feature_losses(self, wanted: Tensor, result: Tensor) -> dict[str, Tensor]:
+        """Compute L_pp and L_id, those whose weight is not 0, between target and result, (B, C, R, R)."""
         with self.precision():
             with torch.no_grad():
-                goal = self.vgg(wanted)
-            features = self.vgg(found)
+                of_wanted = self.vgg(wanted)
+            of_result = self.vgg(result)
         options = {"perceptual": self.weight["pp"] > 0, "identity": self.identity, "fused": self.config.fused}
-        return feature_losses(goal, features, **options)
+        return feature_losses(of_wanted, of_result, **options)
 
     def _discriminator_loss(self, real: Tensor, fake: Tensor, points: Tensor) -> Tensor:
-        """Binary cross-entropy over real and generated; a pass each, so that neither's statistics give it away."""
+        """L_D, (). Real and generated images take a pass each: the statistics of one pass would give them away."""
         with self.precision():
             of_real, of_fake = self.discriminator(real, points), self.discriminator(fake, points)
         return -(log_mean_sigmoid(of_real).mean() + log_mean_sigmoid(-of_fake).mean()) / 2
 
     @torch.no_grad()
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Source, target landmarks, result (moving average), target, and the result driven back by the source's."""
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows: source, landmarks of the target, result (moving average), target, result moved back to the source's."""
         (source, target, _), (e_s, e_t, _) = frames(batch)
         with self.precision():
             result = self.ema(source, e_t).to(source.dtype)
@@ -304,15 +319,15 @@ class ReenactSystem(System):
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         points = torch.empty(1, POINTS, 2, device=self.device)
         calls = 1 + bool(weight["self"]) + 2 * bool(weight["triple"])
-        found = [(self.generator, (image, points), calls)]
-        found += [(self.discriminator, (image, points), 3)] if weight["adv"] else []
-        return found + ([(self.vgg, (image,), 1)] if self.vgg else [])
+        passes = [(self.generator, (image, points), calls)]
+        passes += [(self.discriminator, (image, points), 3)] if weight["adv"] else []
+        return passes + ([(self.vgg, (image,), 1)] if self.vgg else [])
 
     def own_state(self) -> dict[str, Any]:
         return {"features": self.features}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Raises InputError when features are compared by another VGG-19 than before."""
+        """Check that features are compared by the same VGG-19 as before. Raises InputError when they are not."""
         if self.features and state["features"] and self.features != state["features"]:
             raise InputError(
                 f"this run compares features of VGG-19 with {state['features']}, not with {self.features}; "
@@ -321,13 +336,16 @@ class ReenactSystem(System):
 
 
 def build_generator(config: ReenactConfig) -> ReenactmentGenerator:
-    """G of a configuration, weights not set."""
+    """Build G of a configuration; its weights are not set."""
     shape = (config.resolution, config.filters, config.channels)
     return ReenactmentGenerator(*shape, norm=config.norm == "instance", dropout=config.dropout, fused=config.fused)
 
 
-def frames(batch: "Batch") -> tuple[list[Tensor], list[Tensor]]:
-    """Images and landmarks of source, target and in-between. Raises InputError when the batch does not have them."""
+def frames(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    """Take images and landmarks of source, target and in-between: three (B, C, R, R) and three (B, 68, 2).
+
+    Raises InputError when the batch does not have them.
+    """
     three = [batch, *batch.more]
     if len(three) != 3 or any(one.landmarks is None or one.landmarks.shape[1] != POINTS for one in three):
         raise InputError(f"reenact needs three frames of one clip with {POINTS} landmarks each; choose another --data")
@@ -335,14 +353,14 @@ def frames(batch: "Batch") -> tuple[list[Tensor], list[Tensor]]:
 
 
 def draw_points(points: Tensor, resolution: int, *, fused: bool) -> Tensor:
-    """Landmarks (B, 68, 2) in pixels as white dots on black: (B, 1, R, R) in [-1, 1]."""
+    """Draw landmarks (B, 68, 2), in pixels, as white dots on black: (B, 1, R, R) in [-1, 1]."""
     run = ops.landmark_heatmap if fused else eager_landmark_heatmap
     maps = run(points, resolution, resolution, sigma=0.6, radius=2, subpixel=True)
     return maps.amax(1, keepdim=True) * 2 - 1
 
 
 class TrainedReenactment(nn.Module):
-    """A trained G for use: a face and the landmarks it is to take on."""
+    """A trained G as a user calls it: a face and the landmarks that it takes on."""
 
     def __init__(self, generator: ReenactmentGenerator):
         super().__init__()
@@ -350,5 +368,10 @@ class TrainedReenactment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, points: Tensor) -> Tensor:
-        """images (B, C, R, R) in [-1, 1], points (B, 68, 2) in pixels of R -> (B, C, R, R) in [-1, 1]."""
+        """Move faces to other landmarks.
+
+        images:  (B, C, R, R) in [-1, 1]
+        points:  (B, 68, 2) x, y in pixels of R
+        returns: (B, C, R, R) in [-1, 1]
+        """
         return self.generator(images, points).clamp(-1, 1)

@@ -6,35 +6,46 @@
     L_G   = (1 - lambda_r) L(G(z)) + lambda_r L_RCN
     k    <- clamp(k + lambda_k (gamma L(x) - L(G(z))), 0, 1)
 
-x is a photo, z its shrunken copies. With --landmark-weight w an estimator E is trained by |E(x) - e| on the photos and
-w |E(G(z)) - e| joins L_G.
+x is a photo, z its shrunken copies, e its landmarks. With --landmark-weight w, an estimator E learns from the photos by
+|E(x) - e|, and w |E(G(z)) - e| joins L_G.
+
+One step: z -> G -> D([x; G(z)]) -> dD -> E -> dG -> Adam -> EMA -> k. Which function does what, in order:
+
+    z, G(z)                  RefinerSystem._refine -> generate -> pyramid
+    L(x), L(G(z)), dL_D      BalancedSystem.discriminate_once: D once over [x; G(z)], forward and backward
+    |E(v) - e| and gradient  RefinerSystem._landmark_loss, with --landmark-weight
+    L_RCN, dL_G              RefinerSystem._one_pass: what reaches G(z) from D, E and L_RCN goes backward through G
+    Adam of D, G and E       RefinerSystem.update
+    moving average of G      System.average
+    L_D, L_G, k              BalancedSystem.balance: the losses that are shown, and k of the next step
+
+With --eager, RefinerSystem._textbook takes the place of _one_pass: every loss as its equation, D three times.
 """
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from engine.config import Origins, Sizes, TrainConfig
+from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
+from engine.networks.initialisation import initialise
 from engine.networks.landmarks import LandmarkEstimator, normalise
-from engine.networks.layers import initialise, l1_autoencoder_loss
+from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
 from engine.pages.panels import chart
 from engine.systems.balance import BalancedSystem
 from engine.systems.kinds import REFINE
 
-if TYPE_CHECKING:
-    from engine.data import Batch
-
 BETAS = (0.9, 0.999)
 
 ABLATION: dict[str, dict[str, Any]] = {"A": {"model": "A"}, "B": {"model": "B"}, "C": {"model": "C"}}
-"""The paper's three models: where the generator sees the image."""
+"""Name -> options of the three models that the paper compares; they differ in where the generator sees the image."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,10 @@ class RefinerConfig(TrainConfig):
         "model": "B",
     }
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance: a soft G(z) is reconstructed
-        # better than a photo, L(G(z)) is about 0.7 L(x), so with gamma 0.5 k stays 0 and nothing sharpens, and with the
+        # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance. D reconstructs a soft G(z)
+        # better than a photo: L(G(z)) is about 0.7 L(x). So with gamma 0.5 k stays 0 and nothing sharpens, and with the
         # paper's lambda_k of 0.001 k would need tens of thousands of steps to rise. A few thousand steps bear gamma 0.9
-        # and lambda_r 0.3 (sharper); 1,200 do not
+        # and lambda_r 0.3, which give sharper images; 1,200 steps do not
         "quick": {
             "steps": 1200,
             "model": "C",
@@ -70,7 +81,7 @@ class RefinerConfig(TrainConfig):
             "sample_every": 200,
             "checkpoint_every": 200,
         },
-        # the refiner paper, section 3, and the decisions of SYSTEMS.md
+        # the refiner paper, section 3; what the paper leaves open, such as gamma and lambda_r, has the defaults below
         "paper": {
             "steps": 1_000_000,
             "batch_size": 25,
@@ -100,7 +111,7 @@ class RefinerConfig(TrainConfig):
     """Weight of the loss between the landmarks of the result and of the original (data with landmarks only)."""
 
     def completed(self, given: set[str], origins: Origins) -> "RefinerConfig":
-        """Make `model` and `inject` say the same."""
+        """Give `model` and `inject`, which say the same in two ways, values that agree."""
         if {"model", "inject"} <= given:
             raise InputError("--model and --inject say the same; give one")
         if "inject" in given or (origins["inject"] == "checkpoint" and "model" not in given):
@@ -110,7 +121,7 @@ class RefinerConfig(TrainConfig):
             raise InputError("--model custom needs its sizes: give --inject 8,16 instead")
         else:
             origins["inject"] = origins["model"]
-            # a model that nobody asked for fits itself to a small resolution
+            # a model that is only the default leaves out the sizes that a small resolution does not have
             inject = tuple(size for size in MODELS[self.model] if "model" in given or size < self.resolution)
         model = {sizes: name for name, sizes in MODELS.items()}.get(inject, "custom")
         return replace(self, inject=inject, model=model)
@@ -129,7 +140,7 @@ class RefinerConfig(TrainConfig):
 
 
 class RefinerSystem(BalancedSystem):
-    """D, G, G's moving average and, with a landmark loss, E."""
+    """The refiner in training: D, G, the moving average of G and, with a landmark loss, E."""
 
     name = "refiner"
     kind = REFINE
@@ -153,7 +164,7 @@ class RefinerSystem(BalancedSystem):
         self.generator = build_generator(config)
         self.estimator = LandmarkEstimator(*shape, fused=config.fused) if config.landmark_weight else None
         for offset, network in enumerate(self.networks().values()):
-            # each network has its own stream: adding E leaves the start of D and G as it was
+            # each network draws from a seed of its own, so D and G start alike with and without E
             initialise(network, 1000 * config.seed + offset)
             network.to(self.device)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
@@ -173,14 +184,14 @@ class RefinerSystem(BalancedSystem):
         return TrainedRefiner(build_generator(config), config.landmarks)
 
     def networks(self) -> dict[str, nn.Module]:
-        found = {"discriminator": self.discriminator, "generator": self.generator}
-        return found | ({"estimator": self.estimator} if self.estimator else {})
+        networks = {"discriminator": self.discriminator, "generator": self.generator}
+        return networks | ({"estimator": self.estimator} if self.estimator else {})
 
     def averaged(self) -> dict[str, nn.Module]:
         return {"ema": self.ema}
 
-    def update(self, batch: "Batch") -> dict[str, Tensor]:
-        """One update of D and G (and E) from the same old weights and the same k, then of k."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Update D and G (and E), all from the same old weights and the same k, then update k."""
         if batch.landmarks is None and (self.config.landmarks or self.estimator):
             raise InputError("this run uses landmarks and the data set has none; choose another --data")
         for optimiser in self.optimisers.values():
@@ -189,33 +200,37 @@ class RefinerSystem(BalancedSystem):
         for optimiser in self.optimisers.values():
             optimiser.step()
         self.average("ema", self.generator)
-        found = self.balance(per_sample, losses["l_content"], self.config.lambda_r)
-        loss_g = found.loss_g
+        balance = self.balance(per_sample, losses["l_content"], self.config.lambda_r)
+        loss_g = balance.loss_g
         if self.estimator:
             loss_g = loss_g + self.landmark_weight * losses["l_landmarks"]
         return {
-            "loss_d": found.loss_d,
+            "loss_d": balance.loss_d,
             "loss_g": loss_g,
-            "l_real": found.l_real,
-            "l_fake": found.l_fake,
+            "l_real": balance.l_real,
+            "l_fake": balance.l_fake,
             **losses,
-            "k": found.k,
-            "measure": found.measure,
+            "k": balance.k,
+            "measure": balance.measure,
         }
 
-    def _refine(self, batch: "Batch", generator: nn.Module) -> Tensor:
+    def _refine(self, batch: Batch, generator: nn.Module) -> Tensor:
+        """G(z) of the batch, (B, C, R, R), in the dtype of its images."""
         with self.precision():
             refined = generate(generator, batch.images, batch.landmarks if self.config.landmarks else None)
         return refined.to(batch.images.dtype)
 
     def _landmark_loss(self, v: Tensor, target: Tensor, grad_scale: Tensor | None = None) -> Tensor:
-        """|E(v) - e| per sample (B,); target (B, 136)."""
+        """Compute |E(v) - e| of each sample, (B,); target: e, (B, 136) in half sides of the image."""
         with self.precision():
-            found = self.estimator(v, grad_scale)
-        return (found.to(target.dtype) - target).abs().mean(1)
+            estimated = self.estimator(v, grad_scale)
+        return (estimated.to(target.dtype) - target).abs().mean(1)
 
-    def _one_pass(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass of D (and of E) over [x; G(z)]; returns L of D's samples (2B,) and the other losses."""
+    def _one_pass(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Form all gradients from one pass of D (and of E) over [x; G(z)].
+
+        returns: L of the samples (2B,), and name -> () of the other losses
+        """
         images, n = batch.images, len(batch.images)
         fake = self._refine(batch, self.generator)
         per_sample, to_fake = self.discriminate_once(images, fake)
@@ -225,7 +240,7 @@ class RefinerSystem(BalancedSystem):
             target = normalise(batch.landmarks, self.config.resolution)
             both = torch.cat([images, fake.detach()]).requires_grad_()
             ones = torch.ones_like(self.k).expand(n)
-            # E learns from the photos only
+            # the samples of G(z) count 0 in the gradients of E: E learns from the photos only
             errors = self._landmark_loss(both, target.repeat(2, 1), torch.cat([ones, 0 * ones]))
             (errors.sum() / n).backward()
             to_fake = to_fake + self.landmark_weight * both.grad[n:]
@@ -234,8 +249,8 @@ class RefinerSystem(BalancedSystem):
         torch.autograd.backward([fake, self.lambda_r * l_content], [to_fake, None])
         return per_sample, losses | {"l_content": l_content.detach()}
 
-    def _textbook(self, batch: "Batch") -> tuple[Tensor, dict[str, Tensor]]:
-        """The step as it is usually written: D three times, L(G(z)) once for each network. Returns as _one_pass."""
+    def _textbook(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Form all gradients as textbooks do: D three times, L(G(z)) once for each network. Returns as _one_pass."""
         images = batch.images
         fake = self._refine(batch, self.generator)
         of_real, l_real = self.autoencoder_loss(images)
@@ -259,8 +274,8 @@ class RefinerSystem(BalancedSystem):
         return torch.cat([of_real, of_fake]).detach(), losses
 
     @torch.no_grad()
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Each input size enlarged by nearest, the refined image (moving average), the original, D of both."""
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows: each shrunken copy (enlarged by nearest), the result of the moving average, the photo, D of both."""
         images, resolution = batch.images, self.config.resolution
         refined = self._refine(batch, self.ema)
         with self.precision():
@@ -281,15 +296,15 @@ class RefinerSystem(BalancedSystem):
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         points = torch.empty(1, LANDMARKS, 2, device=self.device)
         maps = landmark_maps(points, side, fused=self.config.fused) if self.config.landmarks else None
-        found = [
+        passes = [
             (self.discriminator, (image,), 2 if fused else 3),
             (self.generator, (pyramid(image, self.generator.inject), maps), 1),
         ]
-        return found + ([(self.estimator, (image,), 2)] if self.estimator else [])
+        return passes + ([(self.estimator, (image,), 2)] if self.estimator else [])
 
 
 def build_generator(config: RefinerConfig) -> RefinerGenerator:
-    """G of a configuration, weights not set."""
+    """Build G of a configuration; its weights are not set."""
     return RefinerGenerator(
         config.resolution,
         config.filters,
@@ -301,7 +316,11 @@ def build_generator(config: RefinerConfig) -> RefinerGenerator:
 
 
 def generate(generator: RefinerGenerator, images: Tensor, landmarks: Tensor | None) -> Tensor:
-    """G(z) for the shrunken copies z of images (B, C, R, R); landmarks (B, 68, 2) in pixels of R, or None."""
+    """Shrink images to the copies z that G takes, and run G on them: G(z), (B, C, R, R).
+
+    images:    (B, C, R, R) in [-1, 1]
+    landmarks: (B, 68, 2) x, y in pixels of R, whose heatmaps G takes too; None: G takes none
+    """
     heatmaps = None
     if landmarks is not None:
         heatmaps = landmark_maps(landmarks, generator.resolution, fused=generator.first.fused)
@@ -309,7 +328,7 @@ def generate(generator: RefinerGenerator, images: Tensor, landmarks: Tensor | No
 
 
 class TrainedRefiner(nn.Module):
-    """A trained G for use: images in, refined images out; it shrinks them itself."""
+    """A trained G as a user calls it: images in, refined images out; it shrinks the images itself."""
 
     def __init__(self, generator: RefinerGenerator, needs_landmarks: bool):
         super().__init__()
@@ -318,9 +337,12 @@ class TrainedRefiner(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
-        """images (B, C, R, R) in [-1, 1]; landmarks (B, 68, 2) in pixels of R, required where G was trained on them.
+        """Refine images.
 
-        returns: (B, C, R, R) in [-1, 1]. Raises InputError when landmarks are missing.
+        images:    (B, C, R, R) in [-1, 1]
+        landmarks: (B, 68, 2) x, y in pixels of R; required when G was trained with them, else not read
+        returns:   (B, C, R, R) in [-1, 1]
+        Raises InputError when required landmarks are missing.
         """
         if self.needs_landmarks and landmarks is None:
             raise InputError("this model was trained with --landmarks: it needs the 68 landmarks of every image")

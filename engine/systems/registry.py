@@ -1,15 +1,14 @@
-"""The systems that can be trained: name -> class."""
+"""The systems that can be trained: name -> module and class. A module is imported when its system is asked for."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from engine.config import TrainConfig
 from engine.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
-
-    from engine.config import TrainConfig
-    from engine.systems.base import System
+from engine.networks.layers import lay_out_library_weights
+from engine.systems.base import System
 
 SYSTEMS = {
     "refiner": ("engine.systems.refiner", "RefinerSystem"),
@@ -23,33 +22,32 @@ SYSTEMS = {
 }
 
 
-def system_class(name: str) -> "type[System]":
-    """The class of a system. Raises InputError for an unknown name."""
+def system_class(name: str) -> type[System]:
+    """Find the class of a system. Raises InputError for an unknown name."""
     if name not in SYSTEMS:
         raise InputError(f"unknown system {name!r}; choose from {', '.join(SYSTEMS)}")
     module, attribute = SYSTEMS[name]
     return getattr(import_module(module), attribute)
 
 
-def build(config: "TrainConfig", device: "str | torch.device") -> "System":
-    """The system of `config` with start values from config.seed, on `device`."""
-    from engine.networks.layers import lay_out_library_weights
-
+def build(config: TrainConfig, device: str | torch.device) -> System:
+    """Build the system of `config` on `device`, with start values from config.seed."""
     system = system_class(config.system)(config, device)
     for network in (*system.networks().values(), *system.averaged().values()):
         lay_out_library_weights(network)
     return system
 
 
-def config_class(system: str) -> "type[TrainConfig]":
-    """The class of a system's configuration. Raises InputError for an unknown name."""
+def config_class(system: str) -> type[TrainConfig]:
+    """Find the class of a system's options. Raises InputError for an unknown name."""
     return system_class(system).config_class
 
 
-def config_from_json(saved: dict[str, dict[str, Any]]) -> "TrainConfig":
-    """The configuration in a config.json (name -> {"value", "origin"}), of its system's class.
+def config_from_json(saved: dict[str, dict[str, Any]]) -> TrainConfig:
+    """Make the configuration, of its system's class, from the content of a config.json.
 
-    Raises InputError when it cannot be the configuration of a run.
+    saved: name of an option -> {"value", "origin"}
+    Raises InputError when `saved` cannot be the configuration of a run.
     """
     try:
         kind = config_class(saved["system"]["value"])

@@ -5,24 +5,35 @@
     L_reg = ||x - R(x)||_1 / n                                  n channels; per pixel, so that lambda fits any size
     L_D   = -log D(R(x)) - log(1 - D(y))
 
-x is synthetic, y real. Half of the refined images that D sees come from a history of earlier ones. In each step R makes
-`refiner_steps` updates, then D `discriminator_steps`, each on fresh images. First R learns alone, from L_reg, then D.
-Proposed by the paper and optional: a second refiner B from real to synthetic, which is trained likewise, with
-w (||x - B(R(x))||_1 + ||y - R(B(y))||_1) / n, and discriminators of eyes, nose and mouth.
+x is synthetic, y real. Half of the refined images that D sees come from a history of earlier refined images. The paper
+proposes, and options add: a second refiner B from real to synthetic, which is trained like R, with the cycle loss
+w (||x - B(R(x))||_1 + ||y - R(B(y))||_1) / n; and discriminators of eyes, nose and mouth.
+
+One step: refiner_steps times (R(x) -> D -> L_R -> Adam of R), then discriminator_steps times (R(x) -> history ->
+D([y; R(x)]) -> L_D -> Adam of D), each time on fresh images; then EMA. Which function does what:
+
+    who learns in this step           SimganSystem.advance: at first R alone, from L_reg, then D alone, then both
+    the images of each update         SimganSystem._split
+    R(x), D(R(x)), L_R, Adam of R     SimganSystem._update_refiners; L_reg: _regularisation; L_real: patch_loss
+    history, L_D, Adam of D           SimganSystem._update_discriminators; history: ImagePool.mix; losses: patch_loss
+    moving average of R               System.average
+
+The options are in simgan_options.py: with them this file would be longer than 400 lines.
 """
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.data import Batch
 from engine.data.landmarks import POINTS
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.face_parts import PartDiscriminators
-from engine.networks.initialisation import he_normal
+from engine.networks.initialisation import initialise
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_accuracy, patch_loss
 from engine.networks.resnet import ImageToImage, SimganRefiner
@@ -33,15 +44,12 @@ from engine.systems.image_pool import ImagePool
 from engine.systems.kinds import REFINE
 from engine.systems.simgan_options import SimganConfig
 
-if TYPE_CHECKING:
-    from engine.data import Batch
-
 BETAS = (0.9, 0.999)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (B, C, R, R) and their landmarks (B, 68, 2) or None."""
+    """The images of one update, (B, C, R, R), and their landmarks, (B, 68, 2) in pixels of R; None: not needed."""
 
     images: Tensor
     landmarks: Tensor | None
@@ -49,7 +57,7 @@ class Samples:
 
 @dataclass
 class Direction:
-    """One way: what refines, what judges the results, and the results it has judged."""
+    """One way between the image sets: the refiner, the judges of its results, and the history of these results."""
 
     refiner: nn.Module
     discriminator: nn.Module
@@ -58,7 +66,7 @@ class Direction:
 
 
 class SimganSystem(System):
-    """R, D, R's moving average, and what the options add."""
+    """simgan in training: R, D, the moving average of R, and what the options add."""
 
     name = "simgan"
     kind = REFINE
@@ -102,13 +110,13 @@ class SimganSystem(System):
         if config.reg == "features":
             self.features = self._build_features()
         for name, network in self.networks().items():
-            # each network has its own stream: an option leaves the start of the others as it was
-            he_normal(network, 1000 * config.seed + list(_NETWORKS).index(name))
+            # each network draws from a seed of its own, so an option leaves the start of the other networks alone
+            initialise(network, 1000 * config.seed + list(_NETWORKS).index(name))
             network.to(self.device)
             self.add_optimiser(name, network, betas=BETAS)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.directions = self._directions()
-        # 1: these networks stay as they are in this step, moments and all (fused Adam skips where found_inf is 1)
+        # 1: these networks and their moments stay as they are in this step (fused Adam skips a step of found_inf 1)
         self.idle = {kind: torch.zeros((), dtype=torch.float32, device=self.device) for kind in ("refine", "judge")}
         for name, optimiser in self.optimisers.items():
             optimiser.found_inf = self.idle[_NETWORKS[name]]
@@ -116,7 +124,7 @@ class SimganSystem(System):
         self.adversarial = torch.zeros((), dtype=torch.float32, device=self.device)
 
     def _build_features(self) -> ResnetFeatures:
-        """The fixed ResNet-18; says whose weights it has."""
+        """Build the fixed ResNet-18, and print whose weights it has."""
         features = ResnetFeatures(self.config.feature_weights, fused=self.config.fused)
         if self.device.type != "meta":
             known = features.digest != "random"
@@ -124,6 +132,7 @@ class SimganSystem(System):
         return features.to(self.device)
 
     def _directions(self) -> list[Direction]:
+        """Forth, from synthetic to real images, and with a cycle loss also back; each with an empty history."""
         side = self.config.resolution
         image = torch.empty(self.config.channels, side, side, dtype=torch.float16, device=self.device)
         like = [image, torch.empty(POINTS, 2, device=self.device)] if self.parts else [image]
@@ -153,7 +162,7 @@ class SimganSystem(System):
         return {"ema": self.ema}
 
     def advance(self) -> None:
-        """Count; before the game R learns alone, then D."""
+        """Count the step, and set who learns in it: at first R alone, then D alone, then both against each other."""
         super().advance()
         refiner_ends = self.config.pretrain_refiner
         ends = refiner_ends + self.config.pretrain_discriminator
@@ -161,11 +170,12 @@ class SimganSystem(System):
         self.idle["refine"].fill_(refiner_ends < self.steps_done <= ends)
         self.adversarial.fill_(self.steps_done > ends)
 
-    def update(self, batch: "Batch") -> dict[str, Tensor]:
-        """All updates of R, then those of D; returns the losses of the last of each."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Do all updates of R, then those of D; returns the losses of the last update of each."""
         synthetic, real = self._split(batch.more[0]), self._split(batch)
         if not self.back:
-            real = [real[0]] * self.config.refiner_steps + real  # R's updates look at synthetic images only
+            # without B, an update of R reads no photos; any stand in their place
+            real = [real[0]] * self.config.refiner_steps + real
         first = self.config.refiner_steps
         for x, y in zip(synthetic[:first], real[:first], strict=True):
             losses = self._update_refiners(x, y)
@@ -174,8 +184,8 @@ class SimganSystem(System):
         self.average("ema", self.generator)
         return losses | judged | {"history_fill": self.directions[0].history.fill()}
 
-    def _split(self, batch: "Batch") -> list[Samples]:
-        """The batches of single updates."""
+    def _split(self, batch: Batch) -> list[Samples]:
+        """Cut a batch into the samples of each update. Raises InputError when parts have no landmarks."""
         if self.parts and batch.landmarks is None:
             raise InputError("--part-weight needs 68 landmarks of every image; choose another --data or --synthetic")
         n = self.config.batch_size
@@ -183,25 +193,26 @@ class SimganSystem(System):
         return [Samples(part.images, part.landmarks) for part in parts]
 
     def _refine(self, refiner: nn.Module, images: Tensor) -> Tensor:
+        """Run a refiner on images (B, C, R, R); the result has their shape and dtype."""
         with self.precision():
             return refiner(images).to(images.dtype)
 
     def _logits(self, direction: Direction, images: Tensor, landmarks: Tensor | None) -> dict[str, Tensor]:
-        """The discriminators' logits: "whole" and, with parts, one for each part."""
+        """The logits of a direction's judges: of the image as "whole" and, with part discriminators, of each part."""
         with self.precision():
-            found = {"whole": direction.discriminator(images)}
-            return found | (direction.parts(images, landmarks) if direction.parts else {})
+            logits = {"whole": direction.discriminator(images)}
+            return logits | (direction.parts(images, landmarks) if direction.parts else {})
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        """The loss of the whole plus --part-weight times the mean of the parts'."""
+        """The loss of "whole" plus --part-weight times the mean loss of the parts, ()."""
         parts = [loss for name, loss in losses.items() if name != "whole"]
         return losses["whole"] + (self.config.part_weight * sum(parts) / len(parts) if parts else 0)
 
     def _update_refiners(self, x: Samples, y: Samples) -> dict[str, Tensor]:
-        """One update of R (and B) on fresh images; the discriminators get no gradient."""
+        """Update R (and B) once; the discriminators get no gradient. x, y: synthetic and real samples."""
         refiners = [direction.refiner for direction in self.directions]
         outcomes = []
-        with frozen(self._of_kind("judge")):
+        with frozen(self.networks()[name] for name in self._of_kind("judge")):
             for direction, source in zip(self.directions, (x, y), strict=False):
                 refined = self._refine(direction.refiner, source.images)
                 logits = self._logits(direction, refined, source.landmarks)
@@ -215,18 +226,18 @@ class SimganSystem(System):
             cycle = sum(self._distance(a.images, b) for a, b in zip((x, y), there_and_back, strict=True))
             loss = loss + self.adversarial * self.config.cycle_weight * cycle
             losses["l_cycle"] = cycle
-        self._step("refine", loss)
+        self.descend(loss, *self._of_kind("refine"))
         difference = (refined - x.images).detach()
         return {
             "l_refiner": loss.detach(),
             **{name: value.detach() for name, value in losses.items()},
             "change": difference.abs().mean(),
-            # how far the mean colour of an image moves: skin, light and background, not texture
+            # how far the mean colour of an image moves: it shows skin, light and background, not texture
             "tone_change": difference.mean((2, 3)).abs().mean(),
         }
 
     def _update_discriminators(self, x: Samples, y: Samples) -> dict[str, Tensor]:
-        """One update of D and its like on fresh images and the history."""
+        """Update all discriminators once, also on images of the history. x, y: synthetic and real samples."""
         total, losses = 0, {}
         for number, (direction, source, target) in enumerate(zip(self.directions, (x, y), (y, x), strict=False)):
             with torch.no_grad():
@@ -250,31 +261,23 @@ class SimganSystem(System):
                     losses[f"accuracy_refined{suffix}"] = patch_accuracy(b, REFINED)
             else:
                 losses["l_back_discriminator"] = loss.detach()
-        self._step("judge", total)
+        self.descend(total, *self._of_kind("judge"))
         return losses
 
-    def _of_kind(self, kind: str) -> list[nn.Module]:
-        return [network for name, network in self.networks().items() if _NETWORKS[name] == kind]
-
-    def _step(self, kind: str, loss: Tensor) -> None:
-        """One step of Adam of all networks that refine, or of all that judge."""
-        optimisers = [optimiser for name, optimiser in self.optimisers.items() if _NETWORKS[name] == kind]
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimiser in optimisers:
-            optimiser.step()
+    def _of_kind(self, kind: str) -> list[str]:
+        """The names of the networks that refine (kind "refine") or judge ("judge")."""
+        return [name for name in self.networks() if _NETWORKS[name] == kind]
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         """||a - b||_1 / n per pixel: the mean absolute difference, () float32."""
         return l1_autoencoder_loss(a, b, fused=self.config.fused)[1]
 
     def _regularisation(self, images: Tensor, refined: Tensor) -> Tensor:
-        """L_reg in the measure of --reg, () float32."""
+        """L_reg between images and refined images, in the measure of --reg, () float32."""
         if self.features:
             with self.precision():
-                found = [self.features(refined), self.features(images)]
-            pairs = list(zip(*found, strict=True))
+                of_refined, of_images = self.features(refined), self.features(images)
+            pairs = list(zip(of_refined, of_images, strict=True))
             return sum(self._distance(b.detach().float(), a.float()) for a, b in pairs) / len(pairs)
         if self.config.reg_channels == "mean":
             images, refined = images.mean(1, keepdim=True), refined.mean(1, keepdim=True)
@@ -283,8 +286,8 @@ class SimganSystem(System):
         return self._distance(images, refined)
 
     @torch.no_grad()
-    def sample(self, batch: "Batch") -> dict[str, Tensor]:
-        """Synthetic images, refined by R's moving average, the difference (grey = none), real photos."""
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows: synthetic images, refined (moving average), difference (grey: none), photos; with B, the way back."""
         synthetic = batch.more[0].images
         refined = self._refine(self.ema, synthetic)
         rows = {"synthetic": synthetic, "refined": refined, "difference": refined - synthetic}
@@ -299,11 +302,11 @@ class SimganSystem(System):
         side = self.config.resolution
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         landmarks = torch.empty(1, POINTS, 2, device=self.device)
-        found = [(self.generator, (image,), 1), (self.discriminator, (image,), 1)]
-        found += [(self.parts, (image, landmarks), 1)] if self.parts else []
+        passes = [(self.generator, (image,), 1), (self.discriminator, (image,), 1)]
+        passes += [(self.parts, (image, landmarks), 1)] if self.parts else []
         if self.back:
-            found += [(self.back, (image,), 2), (self.generator, (image,), 1), (self.back_discriminator, (image,), 1)]
-        return found + ([(self.features, (image,), 2)] if self.features else [])
+            passes += [(self.back, (image,), 2), (self.generator, (image,), 1), (self.back_discriminator, (image,), 1)]
+        return passes + ([(self.features, (image,), 2)] if self.features else [])
 
     def own_state(self) -> dict[str, Any]:
         histories = [direction.history.state_dict() for direction in self.directions]
@@ -320,7 +323,7 @@ class SimganSystem(System):
             direction.history.load_state_dict(saved)
 
 
-# every network by its name, and what it does; the order decides the start values
+# name of every network -> what it does; its place in this list decides the seed of its start values
 _NETWORKS = {
     "generator": "refine",
     "discriminator": "judge",
@@ -331,11 +334,11 @@ _NETWORKS = {
 
 
 def build_refiner(config: SimganConfig) -> SimganRefiner:
-    """R of a configuration, weights not set."""
+    """Build R or B of a configuration; its weights are not set."""
     return SimganRefiner(config.filters, config.channels, blocks=config.blocks, fused=config.fused)
 
 
 def _by_image_set(logits: Tensor, real: int) -> tuple[Tensor, Tensor]:
-    """Logits of [real; refined] images, which may come several times over (two eyes), as (of real, of refined)."""
+    """Split logits of [real; refined] images, each of which may come several times (two eyes), by image set."""
     copies = logits.unflatten(0, (-1, 2 * real))
     return copies[:, :real].flatten(0, 1), copies[:, real:].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The options of SimGAN and its presets."""
+"""The options of simgan, their checks and presets; the system is in simgan.py, which would be too long with them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from engine.errors import InputError
 
 @dataclass(frozen=True)
 class SimganConfig(TrainConfig):
-    """Options of SimGAN."""
+    """Options of simgan."""
 
     FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "blocks", "history")
     SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "pretrain_refiner": 0, "pretrain_discriminator": 0}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # for 2 CPU cores and a few minutes. With lambda_reg 4 renders take the light and colours of photos and keep
-        # their faces; with 2 highlights get harsh and with 1 edges get coloured fringes in runs this short. The two
-        # looks of the embedded avatars are so close that they hardly change, with 1 a little more
+        # for 2 CPU cores and a few minutes. With lambda_reg 4, renders take the light and colours of photos and keep
+        # their faces; in runs this short, with 2 highlights get harsh, and with 1 edges get coloured fringes. The two
+        # looks of the embedded avatars are so close that they hardly change, a little more with lambda_reg 1
         "quick": {
             "steps": 800,
             "batch_size": 8,

@@ -4,25 +4,33 @@
     L_D = D(G(z)) - D(x) + lambda (|grad D(v)| - 1)^2      v between a photo and a generated image
     L_G = -D(G(z))
 
-The critic takes several steps, each on photos and noise of its own, then G takes one.
+x is a photo, z normal noise.
+
+One step: critic_steps times (clip -> z -> G -> D(x), D(G(z)) -> dL_D -> RMSprop), then z -> G -> D -> dL_G -> RMSprop
+-> EMA. Which function does what:
+
+    one part of the batch for each critic step    WganSystem.update
+    clip, z, G(z), D(x), D(G(z)), L_D, RMSprop    WganSystem._critic_step: noise of its own each time
+    (|grad D(v)| - 1)^2                           gradient_penalty, in place of clipping
+    z, G(z), D(G(z)), L_G                         WganSystem.update
+    dL_G, RMSprop, moving average                 NoiseSystem.train_generator
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from engine import distributed
 from engine.config import Origins
+from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.networks.dcgan import DcganCritic, initialise_normal
+from engine.networks.dcgan import DcganCritic
+from engine.networks.initialisation import normal
 from engine.pages.panels import chart
 from engine.systems.dcgan import DcganLike, DcganOptions
-
-if TYPE_CHECKING:
-    from engine.data import Batch
 
 ADAM_BETAS = (0.0, 0.9)  # Gulrajani et al. 2017, algorithm 1
 
@@ -32,12 +40,12 @@ class WganConfig(DcganOptions):
     """Options of wgan."""
 
     FIXED: ClassVar[tuple[str, ...]] = (*DcganOptions.FIXED, "critic_norm", "optimiser")
-    # the generator's gradient is taken after the critic's step, and RMSprop's first step is as large for a gradient
-    # that is mere rounding as for any other gradient: lr is so small that this step does not show
+    # G's gradient is taken after the critic's step, and RMSprop's first step is as large for a gradient that is only
+    # rounding as for any other gradient. So lr is so small that the critic's step does not show in G's gradient
     SMALL: ClassVar[dict[str, Any]] = {**DcganOptions.SMALL, "critic_steps": 2, "lr": 1e-7}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # for 2 CPU cores and a few minutes; short runs of small networks bear a higher learning rate and get by with
-        # fewer critic steps
+        # for 2 CPU cores and a few minutes; short runs of small networks bear a higher learning rate and need fewer
+        # critic steps
         "quick": {
             "steps": 1500,
             "resolution": 32,
@@ -78,9 +86,9 @@ class WganConfig(DcganOptions):
     networks bear 5e-4)."""
 
     def completed(self, given: set[str], origins: Origins) -> "WganConfig":
-        """A penalty without a word on the critic's norm makes it layer."""
-        untold = "critic_norm" not in given and origins["critic_norm"] != "checkpoint"
-        if self.gradient_penalty and self.critic_norm == "batch" and untold:
+        """Make the critic's norm layer when there is a gradient penalty and nobody chose a norm."""
+        not_chosen = "critic_norm" not in given and origins["critic_norm"] != "checkpoint"
+        if self.gradient_penalty and self.critic_norm == "batch" and not_chosen:
             origins["critic_norm"] = origins["gradient_penalty"]
             return replace(self, critic_norm="layer")
         return self
@@ -98,7 +106,7 @@ class WganConfig(DcganOptions):
 
 
 class WganSystem(DcganLike):
-    """The critic, G and G's moving average."""
+    """wgan in training: the critic, G and the moving average of G."""
 
     name = "wgan"
     config_class = WganConfig
@@ -120,7 +128,7 @@ class WganSystem(DcganLike):
         self.critic = DcganCritic(*shape, **style)
         self.generator = self.build_generator(config)
         for offset, (name, network) in enumerate(self.networks().items()):
-            initialise_normal(network, 1000 * config.seed + offset)
+            normal(network, 1000 * config.seed + offset)
             network.to(self.device)
             options = {"betas": ADAM_BETAS} if config.optimiser == "adam" else {}
             self.add_optimiser(name, network, config.optimiser, **options)
@@ -133,8 +141,8 @@ class WganSystem(DcganLike):
     def networks(self) -> dict[str, nn.Module]:
         return {"critic": self.critic, "generator": self.generator}
 
-    def update(self, batch: "Batch") -> dict[str, Tensor]:
-        """critic_steps updates of the critic on a part of the batch each, then one of G; losses are means over them."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Update the critic on each of critic_steps parts of the batch (its losses are means over them), then G."""
         parts = [self._critic_step(images) for images in batch.images.chunk(self.config.critic_steps)]
         losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         loss_g = -self._score(self.generate(self.config.batch_size)).mean()
@@ -142,28 +150,27 @@ class WganSystem(DcganLike):
         return {"loss_d": losses.pop("loss_d"), "loss_g": loss_g.detach(), **losses}
 
     def _critic_step(self, images: Tensor) -> dict[str, Tensor]:
-        config, optimiser = self.config, self.optimisers["critic"]
+        """Update the critic on photos (B, C, R, R) and as many generated images; returns name -> loss, ()."""
+        config = self.config
         if not config.gradient_penalty:
             clip_weights(self.critic, config.clip)
         with torch.no_grad():
             fake = self.generate(len(images))
         distance = self._score(images).mean() - self._score(fake).mean()
-        found = {"distance": distance.detach()}
+        losses = {"distance": distance.detach()}
         loss = -distance
         if config.gradient_penalty:
             penalty = gradient_penalty(self._score, images, fake)
             loss = loss + config.gradient_penalty * penalty
-            found["penalty"] = penalty.detach()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        return {"loss_d": loss.detach(), **found}
+            losses["penalty"] = penalty.detach()
+        self.descend(loss, "critic")
+        return {"loss_d": loss.detach(), **losses}
 
     def _score(self, images: Tensor) -> Tensor:
         return self.score(self.critic, images)
 
     def passes(self, fused: bool) -> list[tuple[nn.Module, tuple, int]]:
-        # under the penalty: also its forward pass, and its gradient as a pass of its own
+        # the penalty adds a forward pass of the critic, and the gradient of that pass, which counts as another
         return self.kept(self.critic, 4 if self.config.gradient_penalty else 2)
 
 
@@ -176,9 +183,11 @@ def clip_weights(network: nn.Module, limit: float) -> None:
 
 
 def gradient_penalty(score, images: Tensor, fake: Tensor) -> Tensor:
-    """Mean of (|gradient of the score at v| - 1)^2, v evenly distributed between each photo and a generated image.
+    """Compute the mean of (|gradient of the score at v| - 1)^2, v drawn evenly between a photo and a generated image.
 
-    score: (B, C, R, R) -> (B,), each from its image alone. images, fake: (B, C, R, R), without gradient.
+    score:        (B, C, R, R) -> (B,), each score from its image alone
+    images, fake: photos and generated images, (B, C, R, R), without gradient
+    returns:      () float32
     Source: Gulrajani et al. 2017, equation (3).
     """
     share = distributed.drawn(lambda rows: torch.rand(rows, 1, 1, 1, device=images.device), len(images))

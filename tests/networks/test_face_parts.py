@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from engine.networks.face_parts import PARTS, PartDiscriminators, crop, cut_parts
-from engine.networks.initialisation import he_normal
+from engine.networks.initialisation import initialise
 
 
 def faces(batch: int = 2, side: int = 32) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_each_part_holds_its_landmarks() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_every_part_has_its_own_discriminator(fused: bool) -> None:
     judges = PartDiscriminators(32, 8, 3, fused=fused)
-    he_normal(judges, 0)
+    initialise(judges, 0)
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
     logits = judges(images, faces())
     assert {name: tuple(part.shape) for name, part in logits.items()} == {

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes
-from engine.networks.guided_unet import initialise as start_values
 from engine.networks.guiding_block import GuidingBlock
+from engine.networks.initialisation import he_normal
 from engine.systems.ggb import GgbSystem
 from tests.support.ggb_fakes import batch_of, config_of, heatmaps_of
 from tests.support.training_fakes import smooth_images
@@ -61,7 +61,7 @@ def test_generator_is_the_unet_written_out(fused: bool, resolution: int, points:
 @MODES
 def test_guiding_block_is_its_convs_written_out(fused: bool) -> None:
     block = GuidingBlock(3, 3, fused=fused)
-    start_values(block, 5)
+    he_normal(block, 5)
     w = block.state_dict()
     images, source = smooth_images(1, 4, 8), smooth_images(2, 2, 8)
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder, Decoder
+from engine.networks.initialisation import initialise
 from engine.networks.landmarks import LandmarkEstimator, normalise
-from engine.networks.layers import Conv, Linear, from_rows, initialise, level_sizes, parameter_count, to_rows
+from engine.networks.layers import Conv, Linear, from_rows, level_sizes, parameter_count, to_rows
 from engine.networks.refiner import RefinerGenerator, check_inject, landmark_maps, pyramid
 from tests.support.training_fakes import smooth_images
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from engine.networks.initialisation import initialise
 from engine.networks.layers import parameter_count
-from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, initialise, log_mean_sigmoid
+from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, log_mean_sigmoid
 from engine.systems.feature_losses import feature_losses
 from tests.support.gram_matrix import gram
 

@@ -9,7 +9,7 @@ from torch import nn
 from engine import checkpoint
 from engine.config import TrainConfig
 from engine.data.needs import Needs
-from engine.networks.layers import initialise
+from engine.networks.initialisation import initialise
 from engine.systems.base import System
 from engine.systems.kinds import DRIVE, GENERATE, REFINE
 

@@ -12,7 +12,8 @@ from engine.inference.trained import load_trained
 from engine.networks import layers
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
-from engine.networks.layers import Deconv, initialise
+from engine.networks.initialisation import initialise
+from engine.networks.layers import Deconv
 from engine.systems.began import BeganSystem
 from engine.systems.kinds import GENERATE
 from engine.systems.registry import build

@@ -7,7 +7,8 @@ from torch import nn
 from engine import checkpoint
 from engine.errors import InputError
 from engine.inference.trained import load_trained
-from engine.networks.dcgan import DcganCritic, DcganGenerator, initialise_normal
+from engine.networks.dcgan import DcganCritic, DcganGenerator
+from engine.networks.initialisation import normal
 from engine.networks.layers import parameter_count
 from engine.systems.kinds import GENERATE
 from engine.systems.registry import build
@@ -58,8 +59,8 @@ def test_paper_networks_are_those_of_pytorch_examples():
         down(4 * n, 1, 1, 0),
     )
     own_g, own_d = DcganGenerator(32, n, 2, noise=h), DcganCritic(32, n, 2)
-    initialise_normal(own_g, 0)
-    initialise_normal(own_d, 1)
+    normal(own_g, 0)
+    normal(own_d, 1)
     for position, ours in ((0, own_g.first), (1, own_g.norms[0]), (3, own_g.blocks[0]), (4, own_g.norms[1]),
                            (6, own_g.blocks[1]), (7, own_g.norms[2]), (9, own_g.blocks[2])):  # fmt: skip
         g[position].load_state_dict(ours.state_dict())
@@ -79,7 +80,7 @@ def test_paper_networks_are_those_of_pytorch_examples():
 def test_every_resolution(layers, resolution):
     g, d = DcganGenerator(resolution, 1, 1, noise=3, layers=layers), DcganCritic(resolution, 1, 1, layers=layers)
     for network in (g, d):
-        initialise_normal(network, 0)
+        normal(network, 0)
     images = g(torch.randn(2, 3))
     assert images.shape == (2, 1, resolution, resolution) and images.abs().max() <= 1
     assert d(images).shape == (2,)
@@ -89,7 +90,7 @@ def test_every_resolution(layers, resolution):
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 def test_resizing_layers_written_out(norm):
     d = DcganCritic(16, 2, 3, norm=norm, layers="resize")
-    initialise_normal(d, 0)
+    normal(d, 0)
     x, norms = torch.randn(4, 3, 16, 16), {"batch": nn.BatchNorm2d(4), "layer": nn.LayerNorm((4, 4, 4))}
     w = d.state_dict()
 
@@ -110,7 +111,7 @@ def test_start_values_are_normal_and_of_the_seed_alone():
     networks = [DcganGenerator(32, 16, 3, noise=100) for _ in range(3)]
     for network, seed in zip(networks, (1, 1, 2), strict=True):
         torch.randn(7)
-        initialise_normal(network, seed)
+        normal(network, seed)
     first, again, other = (network.state_dict() for network in networks)
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
     assert not torch.equal(first["first.weight"], other["first.weight"])

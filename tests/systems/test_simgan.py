@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from engine.checkpoint import save
 from engine.errors import InputError
 from engine.inference.trained import load_trained
-from engine.networks.initialisation import he_normal
+from engine.networks.initialisation import initialise
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, patch_accuracy, patch_loss
 from engine.systems.kinds import REFINE
 from engine.systems.registry import build
@@ -171,7 +171,7 @@ def test_each_patch_has_its_own_two_classes() -> None:
 
 def test_the_logits_are_linear_and_local() -> None:
     judge = LocalDiscriminator(16, 3, fused=False)
-    he_normal(judge, 0)
+    initialise(judge, 0)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     logits = judge(images)
     assert logits.shape == (2, 2, 16, 16) and logits.min() < 0

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from engine.errors import InputError
-from engine.networks.dcgan import DcganCritic, initialise_normal
+from engine.networks.dcgan import DcganCritic
+from engine.networks.initialisation import normal
 from engine.systems.registry import build
 from engine.systems.wgan import WganSystem, gradient_penalty
 from engine.training.resolve import resolve
@@ -109,7 +110,7 @@ def test_the_penalty_replaces_clipping():
 def test_value_and_gradients_of_the_penalty(fused, norm):
     """Second derivatives through the operators against the same critic in float64, written out with torch."""
     critic = DcganCritic(16, 3, 2, norm=norm, layers="resize", fused=fused)
-    initialise_normal(critic, 3)
+    normal(critic, 3)
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.mul_(8).add_(0.01)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.networks.autoencoder import Autoencoder
-from engine.networks.layers import initialise
+from engine.networks.initialisation import initialise
 from engine.networks.refiner import RefinerGenerator, pyramid
 from engine.training.memory import saved_by, step_bytes
 from tests.support.training_fakes import smooth_images, tiny_config
