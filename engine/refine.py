@@ -20,8 +20,8 @@ from tqdm import tqdm
 from engine.cli import parse, run
 from engine.data.decoding.plain_images import BadImage
 from engine.data.landmarks import POINTS
-from engine.data.layouts.detection import list_images
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
+from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
 from engine.host.environment import pick_device
 from engine.inference import marking, pictures

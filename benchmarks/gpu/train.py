@@ -24,9 +24,9 @@ from engine.config import Origins, TrainConfig
 from engine.config import resolve as resolve_options
 from engine.data import Loader, avatars, open_dataset, open_loader, resident
 from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
-from engine.data.decoding.validate import FileRecord
-from engine.data.layouts.detection import list_images
 from engine.data.layouts.sources import open_source
+from engine.data.layouts.which_layout import list_images
+from engine.data.validation import FileRecord
 from engine.systems.refiner import RefinerConfig
 from engine.systems.registry import build
 from engine.training.loop import Trainer

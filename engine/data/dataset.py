@@ -9,22 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.decoding.cache import cache_folder, make_once
+from engine.data.cache import cache_folder, make_once
 from engine.data.decoding.plain_images import BadImage, plain_bytes
 from engine.data.decoding.stored_squares import check_resolution
-from engine.data.decoding.validate import (
+from engine.data.landmarks import MIRROR_ORDERS, points_name
+from engine.data.layouts.landmark_video import find_videos, left_out, prepare_videos
+from engine.data.layouts.listing import Listing
+from engine.data.layouts.sources import Source, UnreadableFile, open_source
+from engine.data.layouts.which_layout import list_images
+from engine.data.selection import in_groups, of_split, with_points
+from engine.data.validation import (
     FileRecord,
     default_quarantine_file,
     forget_verdicts,
     validate,
     write_quarantine,
 )
-from engine.data.landmarks import MIRROR_ORDERS, points_name
-from engine.data.layouts.detection import list_images
-from engine.data.layouts.landmark_video import find_videos, left_out, prepare_videos
-from engine.data.layouts.listing import Listing
-from engine.data.layouts.sources import Source, UnreadableFile, open_source
-from engine.data.selection import in_groups, of_split, with_points
 from engine.errors import InputError
 
 AVATAR_COUNT = 1200

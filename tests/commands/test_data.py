@@ -35,7 +35,7 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = read_set(folder)
     read: list[str] = []
     decoded: list[int] = []
-    real_read, real_probe = dataset.open_source(folder).__class__.read, "engine.data.decoding.validate.Prober.probe"
+    real_read, real_probe = dataset.open_source(folder).__class__.read, "engine.data.validation.Prober.probe"
     probe = Prober.probe
     monkeypatch.setattr(
         "engine.data.layouts.sources.FolderSource.read",

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine.data.decoding.cache import cache_folder, make_once
+from engine.data.cache import cache_folder, make_once
 from engine.data.decoding.dali import worker_threads
 from engine.data.decoding.plain_images import MIN_SIDE, BadImage, plain_bytes
 from engine.data.landmarks import POINTS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.data.decoding.cache import cache_folder
+from engine.data.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
 from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
