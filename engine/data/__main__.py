@@ -46,8 +46,8 @@ class Avatars:
 
 def validate(arguments: Validate) -> int:
     """Print the report; 0 when something is usable. Raises InputError when nothing is."""
-    from engine.data.dataset import read_set
     from engine.data.inventory import as_text, inventory
+    from engine.data.reading import read_set
     from engine.data.validation import default_quarantine_file
 
     if hasattr(sys.stdout, "reconfigure"):

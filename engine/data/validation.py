@@ -14,14 +14,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.data.cache import cache_folder
-from engine.data.decoding.dali import Probe, Prober, worker_threads
+from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
 from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
 from engine.host.atomic_files import write_bytes
 
 _VERSION = 1  # of the verdicts: raise it when the rules below change
 _CHUNK = 32  # files decoded together
-_CHUNK_PIXELS = 48_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +134,9 @@ def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRec
             looked = [future.result() for future in ahead]
             ahead = start(following)
             yield from (record for record, data in looked if data is None)
-            for group in _groups([(record, data) for record, data in looked if data is not None]):
-                yield from _try_decoding(prober, group)
+            undecided = [(record, data) for record, data in looked if data is not None]
+            for run in runs_that_fit([record.width * record.height for record, _ in undecided], _CHUNK):
+                yield from _try_decoding(prober, undecided[run.start : run.stop])
 
 
 def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple[FileRecord, bytes | None]:
@@ -157,19 +157,6 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
         return replace(record, problem=str(error)), None
     found = {"format": header.format, "mode": header.mode, "width": header.width, "height": header.height}
     return replace(record, **found, convert=header.convert), data
-
-
-def _groups(looked: list[tuple[FileRecord, bytes]]) -> Iterator[list[tuple[FileRecord, bytes]]]:
-    group: list[tuple[FileRecord, bytes]] = []
-    pixels = 0
-    for record, data in looked:
-        if group and pixels + record.width * record.height > _CHUNK_PIXELS:
-            yield group
-            group, pixels = [], 0
-        group.append((record, data))
-        pixels += record.width * record.height
-    if group:
-        yield group
 
 
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:

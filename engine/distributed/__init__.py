@@ -9,9 +9,11 @@ with distributed.joined():                  # the processes that torchrun starte
 
 from importlib import import_module
 
+_SUBMODULES = ("gradients", "group", "torchrun")
+
 
 def __getattr__(name: str) -> object:
     """A name of engine.distributed.group, imported when it is first used."""
-    if name.startswith("__"):
+    if name.startswith("__") or name in _SUBMODULES:  # `from engine.distributed import torchrun` must load no torch
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("engine.distributed.group"), name)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data.groups import fixed_words, group_images
 from engine.data.landmarks import POINTS
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, spread_indices
@@ -32,10 +33,7 @@ class Driven(Evaluation):
     result = "result"
 
     def __init__(self, model: Trained, dataset: "ImageSet", *, limit: int, batch_size: int):
-        from engine.data.groups import fixed_words
-        from engine.data.loader import group
-
-        groups = group(dataset, 2)
+        groups = group_images(dataset, 2)
         samples = spread_indices(groups.count, limit)
         chosen = groups(samples, fixed_words(len(samples)))[:2].T
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

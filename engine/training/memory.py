@@ -78,7 +78,7 @@ def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:
 
 
 def _data(config: TrainConfig) -> str:
-    from engine.data.loader import group
+    from engine.data.groups import group_images
     from engine.training.setup import image_sets, open_set
 
     lines = []
@@ -87,7 +87,7 @@ def _data(config: TrainConfig) -> str:
             lines.append(f"embedded avatars, {need.look} look, rendered on first use")
             continue
         dataset = open_set(config, path, need)
-        if need.samples > (count := group(dataset, need.members).count):
+        if need.samples > (count := group_images(dataset, need.members).count):
             raise InputError(f"--batch-size {config.batch_size} is larger than the data set ({count} samples)")
         lines.append(dataset.summary())
     return "\n  ".join(lines)

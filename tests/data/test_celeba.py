@@ -8,7 +8,7 @@ import pytest
 from engine import cli
 from engine.data import open_dataset
 from engine.data.__main__ import main
-from engine.data.dataset import read_set
+from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import picture, zip_of
 

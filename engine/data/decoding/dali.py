@@ -18,6 +18,8 @@ from engine.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+_PIXELS_AT_ONCE = 48_000_000
+
 
 def require_dali() -> ModuleType:
     """The package nvidia.dali. Raises InputError saying what to install when it is missing."""
@@ -35,6 +37,21 @@ def require_dali() -> ModuleType:
 def worker_threads() -> int:
     """Threads for reading and decoding: the cores that are this process's share, at most 8."""
     return min(8, torchrun.cores())
+
+
+def runs_that_fit(pixels: Sequence[int], files: int) -> Iterator[range]:
+    """Runs of neighbouring files that are decoded together, so that memory stays small whatever the files' sizes.
+
+    pixels: of each file. files: how many a run holds at most; a run also ends before it exceeds 48 million pixels.
+    """
+    start, total = 0, 0
+    for index, count in enumerate(pixels):
+        if index > start and (total + count > _PIXELS_AT_ONCE or index - start == files):
+            yield range(start, index)
+            start, total = index, 0
+        total += count
+    if start < len(pixels):
+        yield range(start, len(pixels))
 
 
 class DecodingError(Exception):

@@ -13,7 +13,7 @@ _INTEGERS, _BYTES = 3, 25  # a sample is its index, x and y as int64, and one by
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class DeviceDraw:
     """A draw on the device: indices (B,) int64, offsets (B, 2) int64, mirror (B,) bool."""
 
     indices: Tensor
@@ -21,9 +21,9 @@ class Sent:
     mirror: Tensor
 
 
-def send(draw: Draw, device: torch.device) -> Sent:
+def send(draw: Draw, device: torch.device) -> DeviceDraw:
     """Any draw, copied as it is; on a GPU the host waits for it."""
-    return Sent(*(torch.from_numpy(part).to(device) for part in (draw.indices, draw.offsets, draw.mirror)))
+    return DeviceDraw(*(torch.from_numpy(part).to(device) for part in (draw.indices, draw.offsets, draw.mirror)))
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Uploads:
             for _ in range(slots)
         ]
 
-    def __call__(self, draw: Draw) -> Sent:
+    def __call__(self, draw: Draw) -> DeviceDraw:
         """draw: of batch_size samples. The result belongs to the current stream."""
         slot = self._ring[self._next]
         self._next = (self._next + 1) % len(self._ring)
@@ -72,4 +72,4 @@ class Uploads:
         slot.copied.record()
         slot.used = True
         integers = there[:split].view(torch.int64)
-        return Sent(integers[:size], integers[size:].view(size, 2), there[split:].view(torch.bool))
+        return DeviceDraw(integers[:size], integers[size:].view(size, 2), there[split:].view(torch.bool))
