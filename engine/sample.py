@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.cli import parse, run
+from engine.data.pixel_values import finite, picture_pixels
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import pick_device
 from engine.inference import marking
-from engine.training.sample_grid import to_pixels
 
 if TYPE_CHECKING:
     from engine.systems.generation import TrainedGenerator
@@ -79,9 +79,7 @@ def images(model: "TrainedGenerator", noise: Tensor, batch_size: int, device: to
     """The picture of each row of noise (N, h)."""
     for part in noise.split(batch_size):
         made = model(part.to(device))
-        if not torch.isfinite(made).all():
-            raise InputError("the model gives NaN: its training has diverged; use an earlier checkpoint of the run")
-        for pixels in to_pixels(made):
+        for pixels in picture_pixels(finite(made)):
             picture = Image.fromarray(pixels)
             yield picture.convert("L") if made.shape[1] == 1 else picture
 

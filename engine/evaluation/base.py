@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from engine.data.pixel_values import from_uint8
 from engine.evaluation import figures
 from engine.evaluation.measures import Measures, panels
 from engine.host import atomic_files
@@ -75,14 +76,9 @@ class Evaluation(ABC):
         from engine.training.sample_grid import save_grid
 
         chosen = self.examples()
-        rows = {label: scaled(images) for label, images in self.rows(chosen).items()}
-        save_grid(rows | {self.result: scaled(self.results[chosen])}, out / "examples.png")
+        rows = {label: from_uint8(images) for label, images in self.rows(chosen).items()}
+        save_grid(rows | {self.result: from_uint8(self.results[chosen])}, out / "examples.png")
         atomic_files.write_bytes(out / "bars.png", figures.bars(panels(measures)))
-
-
-def scaled(images: Tensor) -> Tensor:
-    """(N, C, R, R) uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def read(dataset: "ImageSet", indices: Iterable[int], config: "TrainConfig") -> Iterator[tuple[np.ndarray, Any]]:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from engine.data.groups import fixed_words, group_images
 from engine.data.landmarks import POINTS
+from engine.data.pixel_values import network_input, result_pixels
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, Trained, in_batches, read, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity, landmark_error
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
 from engine.host import atomic_files
-from engine.refine import to_network, to_pixels
 
 if TYPE_CHECKING:
     from engine.data import ImageSet
@@ -87,6 +87,6 @@ def drive(model: Trained, dataset: "ImageSet", chosen: np.ndarray) -> tuple[Tens
     sources, targets = pixels[0::2], pixels[1::2]
     points = torch.from_numpy(np.stack([points for _, points in pairs[1::2]]))
     with torch.inference_mode():
-        results = model.module(to_network(np.ascontiguousarray(sources), model.device), points.to(model.device))
-    images = (sources, to_pixels(results), targets)
+        results = model.module(network_input(np.ascontiguousarray(sources), model.device), points.to(model.device))
+    images = (sources, result_pixels(results), targets)
     return *(torch.from_numpy(np.ascontiguousarray(image)) for image in images), points

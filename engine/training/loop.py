@@ -14,6 +14,7 @@ from torch import Tensor
 from engine import checkpoint, distributed
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
+from engine.data.pixel_values import picture_pixels
 from engine.distributed import torchrun
 from engine.errors import InputError, SharedError
 from engine.inference.faces import Framing
@@ -24,7 +25,7 @@ from engine.training import random_state
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.metrics import LossMeter, MetricsLog
 from engine.training.progress import Progress, memory_mb
-from engine.training.sample_grid import save_grid, to_pixels
+from engine.training.sample_grid import save_grid
 from engine.training.schedule import learning_rate
 from engine.training.setup import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
 from engine.training.signals import StopRequest
@@ -216,7 +217,7 @@ class Trainer:
 
     def _measure_framing(self) -> None:
         """How the photos frame their faces, for `refine --face-crop`; nothing where no faces are found."""
-        framing = Framing.measure(to_pixels(self.loader.fixed(FRAMED).images))
+        framing = Framing.measure(picture_pixels(self.loader.fixed(FRAMED).images))
         if framing:
             with self._writing(Framing.FILE):
                 framing.write(self.run_dir)
