@@ -154,6 +154,7 @@ def test_small_samples_for_the_sanitizer(spec):
 @pytest.fixture
 def few_avatars_and_no_dali(monkeypatch):
     monkeypatch.setattr(train, "_has_dali", lambda: False)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # importing it fails
     read = train.read_avatars
     monkeypatch.setattr(train, "read_avatars", lambda folder, size: read(folder, size, count=12))
 

@@ -122,6 +122,11 @@ def test_importing_loads_no_dali_and_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_validating_loads_no_torch() -> None:
+    code = "import sys, engine.data.reading, engine.data.inventory; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_without_dali(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(InputError, match=r"pip install kiln-engine\[dali-cu13\]"):

@@ -137,7 +137,7 @@ def change(name: str, old: str, new: str):
         ),
         (
             change("list_eval_partition.txt", "000002.jpg 0", "000001.jpg 0"),
-            "list_eval_partition.txt line 2: 000001.jpg stands there for the second time",
+            "list_eval_partition.txt line 2: 000001.jpg is named for the second time",
         ),
         (
             change("identity_CelebA.txt", "000003.jpg 9", "000003.jpg nine"),

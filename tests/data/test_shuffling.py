@@ -14,8 +14,8 @@ STREAM = {
 
 
 def test_every_epoch_is_another_permutation() -> None:
-    order = ShuffledStream(23, seed=5, mirror=True, slack=4)
-    epochs = [order.draw(23 * epoch, 23).indices for epoch in range(4)]
+    stream = ShuffledStream(23, seed=5, mirror=True, slack=4)
+    epochs = [stream.draw(23 * epoch, 23).indices for epoch in range(4)]
     for indices in epochs:
         assert sorted(indices) == list(range(23))
     assert len({tuple(indices) for indices in epochs}) == 4
@@ -31,10 +31,10 @@ def test_the_stream_never_changes() -> None:
 
 
 def test_a_draw_is_a_window_of_the_stream() -> None:
-    order = ShuffledStream(7, seed=3, mirror=True, slack=2)
-    whole = order.draw(0, 70)
+    stream = ShuffledStream(7, seed=3, mirror=True, slack=2)
+    whole = stream.draw(0, 70)
     for start, size in ((0, 1), (5, 4), (13, 15), (6, 64), (60, 3), (2, 3)):
-        part = order.draw(start, size)
+        part = stream.draw(start, size)
         for name in ("indices", "mirror", "offsets"):
             assert np.array_equal(getattr(part, name), getattr(whole, name)[start : start + size])
 

@@ -91,7 +91,7 @@ class _Reader:
                     f"{where}: there is no {file} in {self._folder}: unpack the images again, or remove the line"
                 )
             if name in seen:
-                raise InputError(f"{where}: {file} stands there for the second time")
+                raise InputError(f"{where}: {file} is named for the second time")
             seen.add(name)
             try:
                 yield where, name, [int(value) for value in values]
