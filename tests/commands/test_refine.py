@@ -359,7 +359,7 @@ def test_bad_paths(run, tmp_path, capsys):
 
 def test_a_full_disk_leaves_whole_files_only(run, tmp_path, capsys, monkeypatch):
     write_pictures(tmp_path / "in", 3)
-    real, written = marking.atomic.write_bytes, []
+    real, written = marking.atomic_files.write_bytes, []
 
     def fails_at_the_second(path, content):
         if written:
@@ -367,7 +367,7 @@ def test_a_full_disk_leaves_whole_files_only(run, tmp_path, capsys, monkeypatch)
         written.append(path)
         real(path, content)
 
-    monkeypatch.setattr(marking.atomic, "write_bytes", fails_at_the_second)
+    monkeypatch.setattr(marking.atomic_files, "write_bytes", fails_at_the_second)
     assert command(refine.main, run, tmp_path / "in", tmp_path / "out") == 2
     assert "no space left" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["000.png"]
