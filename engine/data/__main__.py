@@ -19,7 +19,7 @@ class Validate:
     """Decode every image of a folder or zip and report what training would use."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """A folder (searched with its subfolders) or a zip, of images or of any layout the README lists."""
+    """A folder (searched with its subfolders) or a zip, of images or of any layout that docs/data.md describes."""
     json: Path | None = None
     """Write the whole report to this JSON file too."""
     quarantine: Path | None = None
