@@ -9,11 +9,27 @@ with distributed.joined():                  # the processes that torchrun starte
 
 from importlib import import_module
 
-_SUBMODULES = ("gradients", "group", "torchrun")
+__all__ = [
+    "drawn",
+    "from_first",
+    "gather",
+    "joined",
+    "largest",
+    "least_",
+    "mean_",
+    "one_by_machine",
+    "prepare",
+    "rank",
+    "require_same",
+    "share",
+    "size",
+    "spread",
+    "stacked",
+    "together",
+]
 
 
 def __getattr__(name: str) -> object:
-    """A name of engine.distributed.group, imported when it is first used."""
-    if name.startswith("__") or name in _SUBMODULES:  # `from engine.distributed import torchrun` must load no torch
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("engine.distributed.group"), name)
