@@ -21,11 +21,14 @@ import torch
 from PIL import Image
 
 from engine.config import Origins, TrainConfig
-from engine.data import Loader, avatars, open_dataset, open_loader, resident
-from engine.data.dataset import AVATAR_COUNT, AVATAR_SEED, ImageSet
-from engine.data.decoding.validate import FileRecord
-from engine.data.layouts.detection import list_images
+from engine.data import Loader, avatars, open_dataset, open_loader
+from engine.data.dataset import ImageSet
 from engine.data.layouts.sources import open_source
+from engine.data.layouts.which_layout import list_images
+from engine.data.loader import LoaderOptions
+from engine.data.opening import AVATAR_COUNT, AVATAR_SEED
+from engine.data.resident import ResidentLoader
+from engine.data.validation import FileRecord
 from engine.systems.refiner import RefinerConfig
 from engine.systems.registry import build
 from engine.training.loop import Trainer
@@ -36,15 +39,15 @@ TRIED = 60  # steps that tell how long one takes
 PAPER_STEPS = RefinerConfig.PRESETS["paper"]["steps"]
 
 
-class PillowLoader(resident.ResidentLoader):
+class PillowLoader(ResidentLoader):
     """The resident loader without DALI, for square pictures that have their stored size."""
 
     def describe(self) -> str:
         """One line: which loader, and why."""
         return f"resident loader: {len(self.images):,} images decoded once by Pillow, for DALI is not installed"
 
-    def _decode_all(self) -> None:
-        for index in range(len(self.images)):
+    def _decode(self, first: int, end: int) -> None:
+        for index in range(first, end):
             with Image.open(io.BytesIO(self.images.read(index))) as picture:
                 self._store[index] = torch.from_numpy(np.array(picture.convert("RGB")))
 
@@ -64,20 +67,13 @@ def read_avatars(folder: Path, size: int, count: int = AVATAR_COUNT) -> ImageSet
 
 def open_images(config: TrainConfig, folder: Path) -> Loader:
     """A resident loader over the avatars, by DALI or without it."""
-    images = None
+    options = {
+        name: getattr(config, name) for name in ("batch_size", "resolution", "channels", "device", "seed", "mirror")
+    }
     if not _has_dali():
-        images = read_avatars(folder / "avatars", config.resolution)
-        resident.ResidentLoader = PillowLoader  # of this process: what open_loader makes below
-    return open_loader(
-        images or open_dataset(None, channels=config.channels, resolution=config.resolution),
-        batch_size=config.batch_size,
-        resolution=config.resolution,
-        channels=config.channels,
-        device=config.device,
-        seed=config.seed,
-        mirror=config.mirror,
-        loader="resident",
-    )
+        return PillowLoader(read_avatars(folder / "avatars", config.resolution), LoaderOptions(**options), "no DALI")
+    images = open_dataset(None, channels=config.channels, resolution=config.resolution)
+    return open_loader(images, **options, loader="resident")
 
 
 def _has_dali() -> bool:

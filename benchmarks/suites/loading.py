@@ -32,7 +32,7 @@ from benchmarks.timing.rows import tick, within
 from benchmarks.timing.table import Table
 from engine.data import Loader, open_dataset, open_loader
 from engine.data.decoding.dali import worker_threads
-from engine.data.shuffling import Order
+from engine.data.shuffling import ShuffledStream
 from engine.host import environment
 
 SEED = 5
@@ -102,9 +102,9 @@ class Batches:
         self.count, self.batch_size = count, batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        order, start = Order(self.count, SEED, mirror=True, slack=0), 0
+        stream, start = ShuffledStream(self.count, SEED, mirror=True, slack=0), 0
         while True:
-            draw = order.draw(start, self.batch_size)
+            draw = stream.draw(start, self.batch_size)
             yield list(zip(draw.indices.tolist(), draw.mirror.tolist(), strict=True))
             start += self.batch_size
 

@@ -9,14 +9,15 @@ batch = loader.next()        # batch.images: (16, 3, 64, 64) in [-1, 1]
 
 from importlib import import_module
 
+# the submodule that each public name comes from: it is imported when the name is first used
 _HOME = {
-    "Batch": "loader",
+    "Batch": "batch",
     "ImageSet": "dataset",
     "Loader": "loader",
-    "open_dataset": "dataset",
     "Needs": "needs",
     "Together": "loader",
-    "open_loader": "loader",
+    "open_dataset": "opening",
+    "open_loader": "opening",
 }
 __all__ = sorted(_HOME)
 

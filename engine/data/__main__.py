@@ -19,7 +19,7 @@ class Validate:
     """Decode every image of a folder or zip and report what training would use."""
 
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """A folder (searched with its subfolders) or a zip, of images or of any layout the README lists."""
+    """A folder (searched with its subfolders) or a zip, of images or of any layout that docs/data.md describes."""
     json: Path | None = None
     """Write the whole report to this JSON file too."""
     quarantine: Path | None = None
@@ -45,18 +45,19 @@ class Avatars:
 
 
 def validate(arguments: Validate) -> int:
-    """Print the report; 0 when something is usable. Raises InputError when nothing is."""
-    from engine.data.dataset import read_set
-    from engine.data.decoding.validate import default_quarantine_file
+    """Print the report; the exit status is 0. Raises InputError when no image can be used."""
+    # here, so that --help and wrong usage need neither Pillow nor numpy
     from engine.data.inventory import as_text, inventory
+    from engine.data.reading import read_set
+    from engine.data.validation import default_quarantine_file
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may hold any bytes
     images = read_set(arguments.path, fresh=arguments.fresh)
-    found = inventory(images)
-    print(as_text(found))
+    facts = inventory(images)
+    print(as_text(facts))
     if arguments.json:
-        write_text(arguments.json, json.dumps(found, indent=1) + "\n")
+        write_text(arguments.json, json.dumps(facts, indent=1) + "\n")
     if images.quarantined or arguments.quarantine:
         place = arguments.quarantine or default_quarantine_file(images.source)
         images.write_quarantine(place)
@@ -70,11 +71,11 @@ def validate(arguments: Validate) -> int:
 
 
 def avatars(arguments: Avatars) -> int:
-    """Render and write. Raises InputError for numbers out of range."""
+    """Render the avatars and write them. Raises InputError for numbers out of range."""
     for name in ("n", "size", "frames"):
         if getattr(arguments, name) < 1:
             raise InputError(f"{name} must be at least 1, not {getattr(arguments, name)}")
-    from engine.data import avatars as renderer
+    from engine.data import avatars as renderer  # here, so that --help and wrong usage need no Pillow
 
     renderer.write(arguments.out, arguments.n, arguments.size, arguments.seed, frames=arguments.frames)
     print(f"{arguments.out}: {arguments.n:,} identities, {arguments.frames} frames each, in photo/ and game/")

@@ -1,42 +1,26 @@
 """ImageSet: the usable images of a folder, a zip or the embedded avatars, validated before anything trains on them."""
 
 import hashlib
-import importlib
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from engine.data.decoding.cache import cache_folder, make_once
 from engine.data.decoding.plain_images import BadImage, plain_bytes
-from engine.data.decoding.stored_squares import check_resolution
-from engine.data.decoding.validate import (
-    FileRecord,
-    default_quarantine_file,
-    forget_verdicts,
-    validate,
-    write_quarantine,
-)
 from engine.data.landmarks import MIRROR_ORDERS, points_name
-from engine.data.layouts.detection import list_images
-from engine.data.layouts.landmark_video import find_videos, left_out, prepare_videos
 from engine.data.layouts.listing import Listing
-from engine.data.layouts.sources import Source, UnreadableFile, open_source
-from engine.data.selection import in_groups, of_split, with_points
+from engine.data.layouts.sources import Source, UnreadableFile
+from engine.data.validation import FileRecord, forget_verdicts, write_quarantine
 from engine.errors import InputError
-
-AVATAR_COUNT = 1200
-AVATAR_SEED = 0
-CLIP_COUNT, CLIP_FRAMES = 150, 8
-"""Identities and frames of each where samples of several frames are wanted."""
 
 
 class ImageSet:
-    """Validated images, sorted by name; where there are clips, the images of each lie together, in frame order.
+    """Validated images, sorted by name; where there are clips, the images of each clip lie together, in frame order.
 
     name, root   str and Path of the folder or zip
+    source       FolderSource or ZipSource that the files are read from
+    listing      Listing, what the layout tells of the images
     paths        list of names relative to the root
     records      list of FileRecord, one for each image
     sizes        (N, 2) int64, width and height as displayed
@@ -88,7 +72,11 @@ class ImageSet:
         self.digest = self._digest()
 
     def subset(self, keep: np.ndarray, quarantined: Sequence[tuple[str, str]] = ()) -> "ImageSet":
-        """The images where keep, (N,) bool, is true. quarantined: (name, reason) of those left out as unusable."""
+        """Some of the images, as a set of their own.
+
+        keep:        (N,) bool, true for the images that stay.
+        quarantined: (name, reason) of the images that are left out because they cannot be used.
+        """
         records = [record for record, kept in zip(self.records, keep, strict=True) if kept]
         bad = [*self.quarantined, *quarantined]
         return ImageSet(self.source, self.listing, records, bad, name=self.name, root=self.root)
@@ -97,7 +85,10 @@ class ImageSet:
         return len(self.records)
 
     def read(self, index: int) -> bytes:
-        """The bytes DALI is given for image `index`. Raises InputError when the file is no longer the validated one."""
+        """The bytes that DALI is given for image `index`.
+
+        Raises InputError when the file is no longer the one that was validated.
+        """
         record = self.records[index]
         try:
             data = self.source.read(record.name)
@@ -138,6 +129,7 @@ class ImageSet:
         write_quarantine(path, self.quarantined)
 
     def _digest(self) -> str:
+        """Checkpoints hold this digest: a resumed run must find the same one for the same data."""
         digest = hashlib.sha256()
         for record in self.records:
             digest.update(f"{record.name}\0{record.sha256}\n".encode("utf-8", "surrogateescape"))
@@ -150,7 +142,7 @@ class ImageSet:
 
 
 def _in_clip_order(records: list[FileRecord], frames: dict[str, tuple[str, int]]) -> list[FileRecord]:
-    """By name; a clip's images stand where the first of their names does, by frame number."""
+    """Records sorted by name; a clip's images lie together, by frame number, where the first of their names stands."""
     first: dict[str, str] = {}
     for name in sorted(record.name for record in records):
         if name in frames:
@@ -164,7 +156,7 @@ def _in_clip_order(records: list[FileRecord], frames: dict[str, tuple[str, int]]
 
 
 def _clip_numbers(paths: list[str], frames: dict[str, tuple[str, int]]) -> np.ndarray | None:
-    """Clips numbered in the order they stand in."""
+    """(N,) int64, clips numbered as they follow each other in `paths`, -1 for images in none; None without a clip."""
     lengths = Counter(frames[path][0] for path in paths if path in frames)
     numbers: dict[str, int] = {}
     clips = np.full(len(paths), -1, np.int64)
@@ -175,98 +167,7 @@ def _clip_numbers(paths: list[str], frames: dict[str, tuple[str, int]]) -> np.nd
 
 
 def _pair_indices(paths: list[str], pairs: list[tuple[str, str]]) -> np.ndarray:
-    """The pairs both of whose images are there."""
+    """(P, 2) int64 indices into `paths`, of the pairs whose images are both there."""
     index = {path: i for i, path in enumerate(paths)}
     both = [(index[first], index[second]) for first, second in pairs if first in index and second in index]
     return np.array(both, np.int64).reshape(-1, 2)
-
-
-def read_set(path: Path, *, name: str | None = None, progress: bool = True, fresh: bool = False) -> ImageSet:
-    """List and validate the images at `path`, usable or not. Raises InputError when there is nothing to validate.
-
-    fresh: decode also what has not changed since the last time.
-    """
-    source = open_source(path)
-    name, files, cropped = name or source.name, source.files(), []
-    videos = find_videos(source, files)
-    if videos:
-        source = prepare_videos(source, videos, progress)
-        files, cropped = source.files(), left_out(source)
-    listing = list_images(source, files)
-    if videos:
-        listing.layout, listing.ignored = "landmark videos", 0
-    if not listing.names and not listing.missing:
-        found = f"{listing.ignored} other files" if listing.ignored else "it is empty"
-        raise InputError(f"no image file in {path} ({found}); expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
-    records = validate(source, listing.names, progress=progress, fresh=fresh)
-    quarantined = [(record.name, record.problem) for record in records if record.problem] + listing.missing + cropped
-    usable = [record for record in records if not record.problem]
-    return ImageSet(source, listing, usable, quarantined, name=name, root=path)
-
-
-def open_dataset(
-    path: Path | None,
-    *,
-    channels: int,
-    resolution: int,
-    points: int = 0,
-    members: int = 1,
-    split: str = "",
-    look: str = "photo",
-    progress: bool = True,
-) -> ImageSet:
-    """The images at `path` (a folder or zip of any layout), or the embedded avatars (None).
-
-    points    68 or 18: leaves out images without so many landmarks
-    members   images of one sample: 2 needs pairs, or clips of two frames, 3 clips of three; others are left out
-    split     only the images of this split; "" = all
-    look      "photo" or "game", of the embedded avatars; with several members they are rendered as clips
-    Everything is decoded once before it returns (a second start finds the verdicts in the cache folder). Files that
-    cannot be used are left out, counted on standard error and listed in a quarantine.csv in the cache folder.
-    Raises InputError when nothing usable remains.
-    """
-    check_resolution(resolution, channels)
-    if path is None:
-        folder = _avatars(128 if resolution <= 128 else 256, clips=members > 1, progress=progress)
-        images = read_set(folder / look, name="avatars" if look == "photo" else f"avatars ({look})", progress=progress)
-    else:
-        images = read_set(Path(path), progress=progress)
-    images = of_split(images, split)
-    if points:
-        images = with_points(images, points)
-    if not len(images):
-        name, reason = images.quarantined[0]
-        raise InputError(
-            f"no usable image in {path}: all {len(images.quarantined)} files are bad, the first: {name}: {reason}"
-        )
-    if images.quarantined:
-        _report_quarantine(images)
-    return in_groups(images, members)
-
-
-def _report_quarantine(images: ImageSet) -> None:
-    place = default_quarantine_file(images.source)
-    try:
-        images.write_quarantine(place)
-        where = f"listed in {place}"
-    except OSError:
-        name, reason = images.quarantined[0]
-        where = f"the first: {name}: {reason}"
-    counts = f"{len(images.quarantined):,} files left out, {len(images):,} used"
-    print(f"kiln: {images.name}: {counts}; {where}", file=sys.stderr)
-
-
-def _avatars(size: int, *, clips: bool, progress: bool) -> Path:
-    """The folder of the embedded avatars, rendered on first use; concurrent processes wait for the first one."""
-    avatars = importlib.import_module("engine.data.avatars")
-    version = getattr(avatars, "VERSION", 1)
-    count, frames, clip = (CLIP_COUNT, CLIP_FRAMES, f"_f{CLIP_FRAMES}") if clips else (AVATAR_COUNT, 1, "")
-    folder = cache_folder() / "avatars" / f"v{version}_n{count}{clip}_s{size}_seed{AVATAR_SEED}"
-
-    def make(out: Path) -> None:
-        if progress:
-            print(f"kiln: rendering {count * frames:,} avatars into {folder} (once)", file=sys.stderr)
-        shown = progress and sys.stderr.isatty()
-        avatars.write(out, count, size, AVATAR_SEED, frames=frames, progress=shown)
-
-    return make_once(folder, make, "the avatars")

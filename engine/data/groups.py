@@ -4,18 +4,23 @@ from typing import Protocol
 
 import numpy as np
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: its multiples are spread evenly over the words
+from engine.data.dataset import ImageSet
+from engine.errors import InputError
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: its multiples are spread evenly over the 64-bit words
 
 
 class Groups(Protocol):
-    """count samples of `members` images each."""
+    """`count` samples of `members` images each."""
 
     count: int
     members: int
 
     def __call__(self, samples: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """samples (B,) int64 below count, words (B,) uint64 that decide what is left to chance.
+        """The images of samples.
 
+        samples: (B,) int64 below count.
+        words:   (B,) uint64 of random bits, which choose what the sample's number leaves open.
         returns: (members, B) int64, positions in the image set.
         """
 
@@ -33,7 +38,7 @@ class Singles:
 
 
 class Pairs:
-    """The rows of a table (P, 2): source and target."""
+    """Every row of a table (P, 2) is a sample: source and target."""
 
     members = 2
 
@@ -46,9 +51,9 @@ class Pairs:
 
 
 class Clips:
-    """Every frame once an epoch as the first of a sample, with other frames of its clip, all different.
+    """Every frame is the first image of one sample an epoch; the sample's other images are other frames of its clip.
 
-    clips: (N,) clip number of each image, each with at least `members` frames.
+    clips: (N,) clip number of each image. Every clip has at least `members` frames; those of a sample all differ.
     """
 
     def __init__(self, clips: np.ndarray, members: int) -> None:
@@ -67,11 +72,25 @@ class Clips:
         for taken in range(1, self.members):
             words, place = np.divmod(words, (length - taken).astype(np.uint64))
             place = place.astype(np.int64)
-            # count only the frames that are left: step over those taken, in ascending order
+            # `place` counts only the frames that are left: step over those taken, in ascending order
             for earlier in np.sort(np.stack(chosen), axis=0):
                 place += place >= earlier
             chosen.append(place)
         return self._by_clip[start + np.stack(chosen)]
+
+
+def group_images(images: ImageSet, members: int) -> Groups:
+    """The samples of a set, of `members` images each.
+
+    Raises InputError when the set has neither the pairs nor the clips that `members` needs.
+    """
+    if members == 1:
+        return Singles(len(images))
+    if members == 2 and images.pairs is not None:
+        return Pairs(images.pairs)
+    if images.clips is None or (images.clips < 0).any():
+        raise InputError(f"{images.root} has no {'pairs or ' * (members == 2)}clips; give a data set that has them")
+    return Clips(images.clips, members)
 
 
 def fixed_words(count: int) -> np.ndarray:

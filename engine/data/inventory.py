@@ -1,4 +1,4 @@
-"""What `validate` tells about a data set: counts, sizes, formats, landmarks, duplicates, quarantine."""
+"""What `kiln data validate` tells of a data set: counts, sizes, formats, landmarks, duplicates, quarantine."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 from engine.data.dataset import ImageSet
 from engine.data.landmarks import MIRROR_ORDERS
 
-_SHOWN = 20  # names listed before "and N more"
+_SHOWN = 20  # names listed before "... and N more"
 
 
 def inventory(images: ImageSet) -> dict[str, Any]:
-    """Everything as plain JSON values; `as_text` prints it."""
+    """All that is known of an image set, as plain JSON values."""
     by_content: dict[str, list[str]] = defaultdict(list)
     for record in images.records:
         by_content[record.sha256].append(record.name)
@@ -39,10 +39,10 @@ def inventory(images: ImageSet) -> dict[str, Any]:
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """A readable summary of what `inventory` returned."""
-    lines = [f"{found['path']}: {found['count']:,} usable images, {found['bytes'] / 1e6:,.1f} MB"]
-    if sizes := found["sizes"]:
+def as_text(facts: dict[str, Any]) -> str:
+    """What `inventory` returned, as lines to read."""
+    lines = [f"{facts['path']}: {facts['count']:,} usable images, {facts['bytes'] / 1e6:,.1f} MB"]
+    if sizes := facts["sizes"]:
         most = f"{sizes['most_common'][0]}x{sizes['most_common'][1]}"
         spread = f", most often {most}; shorter side {sizes['shorter_side_min']} to {sizes['shorter_side_max']} pixels"
         lines.append(
@@ -50,26 +50,26 @@ def as_text(found: dict[str, Any]) -> str:
             if sizes["distinct"] > 1
             else f"  sizes        {most}"
         )
-        lines.append(f"  formats      {_counts(found['formats'])}")
-        lines.append(f"  modes        {_counts(found['modes'])}")
-    lines.append(f"  landmarks    {_landmark_text(found)}")
-    lines += _structure(found)
-    if found["converted"]:
-        reasons = Counter(entry["reason"] for entry in found["converted"])
-        lines.append(f"  converted    {len(found['converted']):,} read through Pillow first: {_counts(reasons)}")
-    if groups := found["duplicates"]:
+        lines.append(f"  formats      {_counts(facts['formats'])}")
+        lines.append(f"  modes        {_counts(facts['modes'])}")
+    lines.append(f"  landmarks    {_landmark_text(facts)}")
+    lines += _structure(facts)
+    if facts["converted"]:
+        reasons = Counter(entry["reason"] for entry in facts["converted"])
+        lines.append(f"  converted    {len(facts['converted']):,} read through Pillow first: {_counts(reasons)}")
+    if groups := facts["duplicates"]:
         copies = sum(len(group) - 1 for group in groups)
         lines.append(f"  duplicates   {copies:,} files have the content of another one:")
         lines += _listed([" = ".join(group) for group in groups])
-    if found["ignored_files"]:
-        lines.append(f"  ignored      {found['ignored_files']:,} other files")
-    if found["sets_inside"]:
-        lines.append(f"  note         for landmarks give one of the sets inside: {', '.join(found['sets_inside'])}")
-    if found["quarantined"]:
-        lines.append(f"  quarantined  {len(found['quarantined']):,} files, left out of training:")
-        lines += _listed([f"{entry['file']}: {entry['reason']}" for entry in found["quarantined"]])
-    if found["digest"]:
-        lines.append(f"  digest       {found['digest']}")
+    if facts["ignored_files"]:
+        lines.append(f"  ignored      {facts['ignored_files']:,} other files")
+    if facts["sets_inside"]:
+        lines.append(f"  note         for landmarks give one of the sets inside: {', '.join(facts['sets_inside'])}")
+    if facts["quarantined"]:
+        lines.append(f"  quarantined  {len(facts['quarantined']):,} files, left out of training:")
+        lines += _listed([f"{entry['file']}: {entry['reason']}" for entry in facts["quarantined"]])
+    if facts["digest"]:
+        lines.append(f"  digest       {facts['digest']}")
     return "\n".join(lines)
 
 
@@ -123,38 +123,38 @@ def _pairs(images: ImageSet) -> dict[str, int]:
     }
 
 
-def _structure(found: dict[str, Any]) -> list[str]:
-    """Lines on layout, splits, clips, pairs, identities and attributes, where there are any."""
+def _structure(facts: dict[str, Any]) -> list[str]:
+    """Lines on layout, splits, clips, pairs, identities and attributes, where the set has them."""
     lines = []
-    if found["layout"] != "images":
-        lines.append(f"  layout       {found['layout']}")
-    if found["splits"]:
-        lines.append(f"  splits       {_counts({name or '(none)': n for name, n in found['splits'].items()})}")
-    if clips := found["clips"]:
+    if facts["layout"] != "images":
+        lines.append(f"  layout       {facts['layout']}")
+    if facts["splits"]:
+        lines.append(f"  splits       {_counts({name or '(none)': n for name, n in facts['splits'].items()})}")
+    if clips := facts["clips"]:
         spread = (
             f"{clips['shortest']} to {clips['longest']}" if clips["shortest"] < clips["longest"] else clips["longest"]
         )
         lines.append(
             f"  clips        {clips['count']:,} of {spread} frames; {clips['images_in_none']:,} images in none"
         )
-    if pairs := found["pairs"]:
+    if pairs := facts["pairs"]:
         unusable = f"; {pairs['unusable']:,} more lack an image" if pairs["unusable"] else ""
         lines.append(f"  pairs        {pairs['count']:,}{unusable}; {pairs['images_in_none']:,} images in none")
-    if found["identities"]:
-        lines.append(f"  identities   {found['identities']:,}")
-    if found["attributes"]:
-        lines.append(f"  attributes   {_counts(found['attributes'])}")
+    if facts["identities"]:
+        lines.append(f"  identities   {facts['identities']:,}")
+    if facts["attributes"]:
+        lines.append(f"  attributes   {_counts(facts['attributes'])}")
     return lines
 
 
-def _landmark_text(found: dict[str, Any]) -> str:
-    landmarks = found["landmarks"]
+def _landmark_text(facts: dict[str, Any]) -> str:
+    landmarks = facts["landmarks"]
     if not landmarks["images"]:
         return "none"
     who = (
         "all images"
-        if landmarks["images"] == found["count"]
-        else f"{landmarks['images']:,} of {found['count']:,} images"
+        if landmarks["images"] == facts["count"]
+        else f"{landmarks['images']:,} of {facts['count']:,} images"
     )
     outside = landmarks["images_with_points_outside"]
     text = f"{landmarks['points']} for {who}"

@@ -1,4 +1,4 @@
-"""The orders of points: the 68 of a face (iBUG) and the 18 of a body (OpenPose), and what mirroring does to them.
+"""The orders of points, the 68 of a face (iBUG) and the 18 of a body (OpenPose), and what mirroring does to them.
 
 68: 0-16 jaw from image left to right, 17-26 brows, 27-35 nose, 36-47 eyes, 48-67 mouth.
 18: nose, neck, right shoulder, elbow, wrist, the same of the left, right hip, knee, ankle, the same of the left, right
@@ -13,7 +13,7 @@ _NAMES = {POINTS: "landmarks", KEYPOINTS: "key points"}
 
 
 def points_name(count: int) -> str:
-    """What points of that number are called: "68 landmarks", "18 key points", "5 points"."""
+    """What `count` points are called: "68 landmarks", "18 key points", "5 points"."""
     return f"{count} {_NAMES.get(count, 'points')}"
 
 
@@ -44,8 +44,8 @@ def _body_order() -> np.ndarray:
 
 
 MIRROR_ORDERS = {POINTS: _face_order(), KEYPOINTS: _body_order()}
-"""By number of points, (K,) int64: point i of a mirrored image is point MIRROR_ORDERS[K][i] of the image, with its x
-mirrored. Involutions.
+"""By number of points K, (K,) int64: point i of a mirrored image is point MIRROR_ORDERS[K][i] of the image, with its x
+mirrored. Each order is its own inverse.
 """
 for _order in MIRROR_ORDERS.values():
     _order.setflags(write=False)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """samples  per step
-    batches  that these are, one after the other; of each, every rank takes its share
-    points   68 landmarks or 18 key points of every image; 0: none needed
+    """What a system takes from one image set in each step.
+
+    samples  of a step (a rank's share of them where several ranks train)
+    batches  how many batches, one after the other, these samples are; every rank takes its share of each batch
+    points   68 landmarks or 18 key points that every image must have; 0: none needed
     members  images of a sample: 1; 2, a pair of the set's pairs file or two frames of one clip; 3, frames of one clip
     look     of the embedded avatars where no folder is given, "photo" or "game"
     """

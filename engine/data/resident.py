@@ -2,7 +2,6 @@
 
 import sys
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,23 +11,20 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.data.dataset import ImageSet
-from engine.data.decoding.dali import Decoder, DecodingError, claim, worker_threads
-from engine.data.decoding.upload import Sent
-from engine.data.loader import Loader
+from engine.data.decoding.dali import Decoder, DecodingError, claim, runs_that_fit, worker_threads
+from engine.data.decoding.upload import DeviceDraw
+from engine.data.loader import Loader, LoaderOptions
 
-_CHUNK = 64
-_CHUNK_PIXELS = 48_000_000
+_FILES = 64  # decoded together
 
 
 class ResidentLoader(Loader):
-    """Gathers batches from a (N, S, S, C) uint8 tensor on the device. reason: why it was chosen."""
+    """Gathers batches from a (N, S, S, C) uint8 tensor on the device."""
 
-    def __init__(self, images: ImageSet, *, reason: str, **settings) -> None:
-        super().__init__(images, **settings)
-        self._reason = reason
-        self._store = torch.empty(
-            (len(images), self.stored, self.stored, self.channels), dtype=torch.uint8, device=self.device
-        )
+    def __init__(self, images: ImageSet, options: LoaderOptions, reason: str) -> None:
+        super().__init__(images, options, reason)
+        shape = (len(images), self._stored, self._stored, options.channels)
+        self._store = torch.empty(shape, dtype=torch.uint8, device=self.device)
         # each rank decodes its share of the set, and all get it
         rank, ranks = distributed.rank(), distributed.size()
         bounds = [number * len(images) // ranks for number in range(ranks + 1)]
@@ -38,49 +34,40 @@ class ResidentLoader(Loader):
 
     def describe(self) -> str:
         """One line: which loader, and why."""
-        side = self.stored
+        side = self._stored
         return (
             f"resident loader: {len(self.images):,} images decoded once by DALI, held on {self.device} "
-            f"as {side}x{side}x{self.channels} uint8 ({self._reason})"
+            f"as {side}x{side}x{self.options.channels} uint8 ({self.reason})"
         )
 
     def close(self) -> None:
         """Free the store."""
         self._store = self._store[:0]
 
-    def _squares(self, sent: Sent) -> tuple[Tensor, Tensor]:
+    def _squares(self, sent: DeviceDraw) -> tuple[Tensor, Tensor]:
         return self._store, sent.indices
 
-    def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _squares_of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         return self._store, torch.from_numpy(indices).to(self.device)
 
     def _decode(self, first: int, end: int) -> None:
-        decoder = Decoder(_CHUNK, self.stored, self.channels, self.device)
+        """Fill rows first .. end - 1 of the store. Files are read in threads, up to two runs ahead of the decoding."""
+        decoder = Decoder(_FILES, self._stored, self.options.channels, self.device)
+        pixels = self.images.sizes[first:end].prod(axis=1).tolist()
+        runs = (range(first + run.start, first + run.stop) for run in runs_that_fit(pixels, _FILES))
         bar = tqdm(total=end - first, desc="decoding", unit="file", file=sys.stderr, delay=0.5, disable=None)
         with bar, ThreadPoolExecutor(worker_threads()) as pool:
             waiting: deque = deque()
-            chunks = self._chunks(first, end)
             while True:
-                while len(waiting) < 2 and (chunk := next(chunks, None)) is not None:
-                    waiting.append((chunk, [pool.submit(self.images.read, index) for index in chunk]))
+                while len(waiting) < 2 and (run := next(runs, None)) is not None:
+                    waiting.append((run, [pool.submit(self.images.read, index) for index in run]))
                 if not waiting:
                     break
-                chunk, reads = waiting.popleft()
+                run, reads = waiting.popleft()
                 try:
                     encoded = [read.result() for read in reads]
-                    here = slice(chunk.start, chunk.stop)
-                    self._store[here] = claim(decoder(encoded, self.corners[here], self.sides[here]))
+                    rows = slice(run.start, run.stop)
+                    self._store[rows] = claim(decoder(encoded, self._corners[rows], self._sides[rows]))
                 except DecodingError as error:
-                    raise self.undecodable(chunk, error) from error
+                    raise self._undecodable(run, error) from error
                 bar.update(len(encoded))
-
-    def _chunks(self, first: int, end: int) -> Iterator[range]:
-        """Runs of images that are decoded together: few enough pixels to fit beside the store."""
-        pixels = self.images.sizes[first:end].prod(axis=1)
-        start, total = first, 0
-        for index, count in enumerate(pixels.tolist(), first):
-            if index > start and (total + count > _CHUNK_PIXELS or index - start == _CHUNK):
-                yield range(start, index)
-                start, total = index, 0
-            total += count
-        yield range(start, end)

@@ -1,20 +1,17 @@
 """The images of a set that a system can use: of one split, with the points it needs, in pairs or clips."""
 
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data.dataset import ImageSet
 from engine.data.landmarks import points_name
 from engine.errors import InputError
 
-if TYPE_CHECKING:
-    from engine.data.dataset import ImageSet
-
-_COUNTS = {2: "two", 3: "three"}
+_NUMERALS = {2: "two", 3: "three"}
 
 
-def of_split(images: "ImageSet", split: str) -> "ImageSet":
+def of_split(images: ImageSet, split: str) -> ImageSet:
     """The images of the split, or of its numbered parts ("test": also test1, test2 ...); "" = all.
 
     Raises InputError where there is no such split, naming those there are.
@@ -30,25 +27,31 @@ def of_split(images: "ImageSet", split: str) -> "ImageSet":
     return images.subset(keep)
 
 
-def with_points(images: "ImageSet", points: int) -> "ImageSet":
-    """The images with landmarks. Raises InputError where there are none, or of another number."""
+def with_points(images: ImageSet, points: int) -> ImageSet:
+    """The images that have landmarks; the others are quarantined.
+
+    points: how many landmarks are needed for each image, 68 or 18.
+    Raises InputError where the set has no landmarks, or another number of them.
+    """
     listing, needed = images.listing, points_name(points)
     if not listing.landmarks:
         hint = f"; try {images.root / listing.nested[0]}" if listing.nested else ""
         array = "keypoints_18.npy" if points == 18 else f"landmarks_{points}.npy"
         raise InputError(f"{images.root} has no landmarks (manifest.csv with landmarks_row, {array}){hint}")
     if listing.points != points:
-        found = points_name(listing.points)
-        raise InputError(f"{images.root} has {found} for each image, this needs {needed}: give a set that has them")
+        given = points_name(listing.points)
+        raise InputError(f"{images.root} has {given} for each image, this needs {needed}: give a set that has them")
     marked = np.array([name in listing.landmarks for name in images.paths], bool)
     without = [images.paths[index] for index in np.flatnonzero(~marked)]
     return images.subset(marked, [(name, listing.unmarked.get(name, "no landmarks")) for name in without])
 
 
-def in_groups(images: "ImageSet", members: int) -> "ImageSet":
-    """For 2: the images in pairs, where the set has pairs; else, and for 3, those in clips of at least so many frames.
+def in_groups(images: ImageSet, members: int) -> ImageSet:
+    """The images that can be part of a sample of `members` images.
 
-    Says on standard error how many others are left out. Raises InputError when none remains.
+    members: 1, all images; 2, the images in pairs where the set has pairs; 2 without pairs, and 3, the images in clips
+             of at least so many frames.
+    Says on standard error how many images are left out. Raises InputError when none remains.
     """
     if members == 1:
         return images
@@ -59,7 +62,7 @@ def in_groups(images: "ImageSet", members: int) -> "ImageSet":
         keep[images.pairs] = True
         lacking = "are in no pair"
     else:
-        keep, lacking = _in_long_clips(images, members), f"are in no clip of {_COUNTS[members]} frames"
+        keep, lacking = _in_long_clips(images, members), f"are in no clip of {_NUMERALS[members]} frames"
     if not keep.all():
         count = int((~keep).sum())
         print(f"kiln: {images.name}: {count:,} images {lacking} and left out, {keep.sum():,} used", file=sys.stderr)
@@ -67,8 +70,9 @@ def in_groups(images: "ImageSet", members: int) -> "ImageSet":
     return images
 
 
-def _in_long_clips(images: "ImageSet", members: int) -> np.ndarray:
-    frames = f"{_COUNTS[members]} frames"
+def _in_long_clips(images: ImageSet, members: int) -> np.ndarray:
+    """(N,) bool, whether an image is in a clip of at least `members` frames. Raises InputError when none is."""
+    frames = f"{_NUMERALS[members]} frames"
     if images.clips is None and not images.listing.frames:
         has = "has pairs but no clips" if images.pairs is not None else "has no clips"
         pairs = ", or a pairs.csv" if members == 2 else ""

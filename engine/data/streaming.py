@@ -9,35 +9,34 @@ from torch import Tensor
 
 from engine.data.dataset import ImageSet
 from engine.data.decoding.dali import Decoder, DecodingError, claim, worker_threads
-from engine.data.decoding.upload import Sent
-from engine.data.loader import Loader
+from engine.data.decoding.upload import DeviceDraw
+from engine.data.loader import Loader, LoaderOptions
 
 _AHEAD = 3  # batches being read, decoded or waiting to be used
 
 
 class StreamingLoader(Loader):
-    """Threads read files, one more thread runs DALI on whole batches. reason: why it was chosen."""
+    """Several threads read files, one more thread runs DALI on whole batches."""
 
-    def __init__(self, images: ImageSet, *, reason: str, **settings) -> None:
-        super().__init__(images, **settings)
-        self._reason = reason
-        self._decoder = Decoder(self._decoded_together, self.stored, self.channels, self.device)
+    def __init__(self, images: ImageSet, options: LoaderOptions, reason: str) -> None:
+        super().__init__(images, options, reason)
+        self._decoder = Decoder(self._images_in_batch, self._stored, options.channels, self.device)
         self._readers = ThreadPoolExecutor(worker_threads(), thread_name_prefix="kiln-read")
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="kiln-decode")
         self._ready: deque[Future[Tensor]] = deque()
         self._planned = self._samples  # where in the stream the next batch to prepare begins
-        self._rows = torch.arange(self._decoded_together, device=self.device)
+        self._rows = torch.arange(self._images_in_batch, device=self.device)
 
     def describe(self) -> str:
         """One line: which loader, and why."""
         where = "GPU" if self.device.type == "cuda" else "CPU"
         return (
             f"dali loader: {len(self.images):,} files read and decoded by DALI on the {where}, {_AHEAD} batches ahead "
-            f"({self._reason})"
+            f"({self.reason})"
         )
 
     def settle(self) -> None:
-        """Wait until the batches being prepared are there. What went wrong with one is told when it is asked for."""
+        """Wait until the batches being prepared are there. An error in one is raised when that batch is asked for."""
         wait(self._ready)
 
     def close(self) -> None:
@@ -47,15 +46,15 @@ class StreamingLoader(Loader):
         self._ready.clear()
         self._decoder = None
 
-    def _squares(self, sent: Sent) -> tuple[Tensor, Tensor]:
+    def _squares(self, sent: DeviceDraw) -> tuple[Tensor, Tensor]:
         while len(self._ready) < _AHEAD:
             self._ready.append(self._prepare(self._draw(self._planned).indices))
-            self._planned += self.batch_size * self.world_size
+            self._planned += self.options.global_batch_size
         return claim(self._ready.popleft().result()), self._rows
 
-    def _chosen_squares(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        size = self._decoded_together
-        parts = [self._prepare(indices[i : i + size]) for i in range(0, len(indices), size)]
+    def _squares_of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        size = self._images_in_batch
+        parts = [self._prepare(indices[start : start + size]) for start in range(0, len(indices), size)]
         store = torch.cat([claim(part.result()) for part in parts])
         return store, torch.arange(len(store), device=self.device)
 
@@ -66,12 +65,14 @@ class StreamingLoader(Loader):
         self._planned = self._samples
 
     def _prepare(self, indices: np.ndarray) -> Future[Tensor]:
+        """Begin to read and decode these images."""
         reads = [self._readers.submit(self.images.read, int(index)) for index in indices]
         return self._decoding.submit(self._decode, indices, reads)
 
     def _decode(self, indices: np.ndarray, reads: list[Future[bytes]]) -> Tensor:
+        """The stored squares (B, S, S, C) uint8 of these images, once their files have been read."""
         encoded = [read.result() for read in reads]
         try:
-            return self._decoder(encoded, self.corners[indices], self.sides[indices])
+            return self._decoder(encoded, self._corners[indices], self._sides[indices])
         except DecodingError as error:
-            raise self.undecodable(indices, error) from error
+            raise self._undecodable(indices, error) from error

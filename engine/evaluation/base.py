@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from engine.config import TrainConfig
 from engine.data import ImageSet
+from engine.data.pixel_values import from_uint8
 from engine.evaluation import figures
 from engine.evaluation.measures import Measures, panels
 from engine.host import atomic_files
@@ -63,14 +64,9 @@ class Evaluation(ABC):
     def draw(self, measures: Measures, out: Path) -> None:
         """Write the figures."""
         chosen = self.examples()
-        rows = {label: scaled(images) for label, images in self.rows(chosen).items()}
-        save_grid(rows | {self.result: scaled(self.results[chosen])}, out / "examples.png")
+        rows = {label: from_uint8(images) for label, images in self.rows(chosen).items()}
+        save_grid(rows | {self.result: from_uint8(self.results[chosen])}, out / "examples.png")
         atomic_files.write_bytes(out / "bars.png", figures.bars(panels(measures)))
-
-
-def scaled(images: Tensor) -> Tensor:
-    """(N, C, R, R) uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def read(dataset: ImageSet, indices: Iterable[int], config: TrainConfig) -> Iterator[tuple[np.ndarray, Any]]:

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from engine.data import ImageSet
-from engine.data.groups import fixed_words
+from engine.data.groups import fixed_words, group_images
 from engine.data.landmarks import POINTS
-from engine.data.loader import group
+from engine.data.pixel_values import network_input, result_pixels
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, in_batches, read, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity, landmark_error
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
 from engine.host import atomic_files
-from engine.inference.refining import to_network, to_pixels
 from engine.inference.trained import Trained
 
 NO_DETECTOR = "skipped: there is no detector for these points, only for the 68 of faces"
@@ -33,7 +32,7 @@ class Driven(Evaluation):
     result = "result"
 
     def __init__(self, model: Trained, dataset: ImageSet, *, limit: int, batch_size: int):
-        groups = group(dataset, 2)
+        groups = group_images(dataset, 2)
         samples = spread_indices(groups.count, limit)
         chosen = groups(samples, fixed_words(len(samples)))[:2].T
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -87,6 +86,6 @@ def drive(model: Trained, dataset: ImageSet, chosen: np.ndarray) -> tuple[Tensor
     sources, targets = pixels[0::2], pixels[1::2]
     points = torch.from_numpy(np.stack([points for _, points in pairs[1::2]]))
     with torch.inference_mode():
-        results = model.module(to_network(np.ascontiguousarray(sources), model.device), points.to(model.device))
-    images = (sources, to_pixels(results), targets)
+        results = model.module(network_input(np.ascontiguousarray(sources), model.device), points.to(model.device))
+    images = (sources, result_pixels(results), targets)
     return *(torch.from_numpy(np.ascontiguousarray(image)) for image in images), points

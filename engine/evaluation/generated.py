@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from engine.data import ImageSet
+from engine.data.pixel_values import from_uint8, result_pixels
 from engine.evaluation.base import (
     Evaluation,
     Means,
     chunks,
     in_batches,
     read_all,
-    scaled,
     spread_indices,
 )
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, package, recognition
 from engine.evaluation.measures import Measures, detection_rates, distribution_distance
 from engine.evaluation.neighbours import nearest
-from engine.inference.refining import to_pixels
 from engine.inference.sample_grid import save_grid
 from engine.inference.trained import Trained
 
@@ -38,7 +37,7 @@ class Generated(Evaluation):
         results = []
         for batch in in_batches(noise, batch_size, "generating"):
             with torch.inference_mode():
-                results.append(torch.from_numpy(to_pixels(model.module(batch.to(model.device)))))
+                results.append(torch.from_numpy(result_pixels(model.module(batch.to(model.device)))))
         self.results = torch.cat(results)
         self.real_indices = spread_indices(len(dataset), limit)
         self.reals = read_all(dataset, self.real_indices, model.config)
@@ -99,5 +98,5 @@ class Generated(Evaluation):
     def draw(self, measures: Measures, out: Path) -> None:
         super().draw(measures, out)
         chosen = self.examples()
-        rows = {"generated": scaled(self.results[chosen]), "nearest training": scaled(self.nearest[chosen])}
+        rows = {"generated": from_uint8(self.results[chosen]), "nearest training": from_uint8(self.nearest[chosen])}
         save_grid(rows, out / "neighbours.png")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.data.pixel_values import from_uint8
+
 
 @dataclass(frozen=True)
 class Nearest:
@@ -51,7 +53,8 @@ def nearest(queries: Tensor, chunks: Iterable[Tensor], *, leave_out: Tensor | No
 
 
 def _flat(images: Tensor) -> Tensor:
-    return images.flatten(1).float() / 127.5 - 1
+    """(N, C, R, R) uint8 -> (N, C * R * R) float32 in [-1, 1]."""
+    return from_uint8(images.flatten(1))
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

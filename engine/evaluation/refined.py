@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data import ImageSet
+from engine.data.pixel_values import network_input, result_pixels
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Means, in_batches, read, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
 from engine.host import atomic_files
-from engine.inference.refining import to_network, to_pixels
 from engine.inference.trained import Trained
 
 NO_REAL = "skipped: needs real photos to compare to; give them with --real"
@@ -40,14 +40,14 @@ class Refined(Evaluation):
         for batch in in_batches(indices, batch_size, "refining"):
             pairs = list(read(dataset, batch, config))
             pixels = np.stack([pixels for pixels, _ in pairs])
-            images = to_network(pixels, model.device)
+            images = network_input(pixels, model.device)
             points = None
             if model.module.needs_landmarks:
                 points = torch.from_numpy(np.stack([points for _, points in pairs])).to(model.device)
             with torch.inference_mode():
-                results.append(torch.from_numpy(to_pixels(model.module(images, points))))
+                results.append(torch.from_numpy(result_pixels(model.module(images, points))))
                 if self.inject:
-                    inputs.append(torch.from_numpy(to_pixels(seen_by(images, max(self.inject)))))
+                    inputs.append(torch.from_numpy(result_pixels(seen_by(images, max(self.inject)))))
             originals.append(torch.from_numpy(pixels))
         self.results, self.originals = torch.cat(results), torch.cat(originals)
         self.inputs = torch.cat(inputs) if inputs else self.originals

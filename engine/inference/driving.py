@@ -8,10 +8,10 @@ import numpy as np
 
 from engine.data.decoding.plain_images import BadImage, inspect
 from engine.data.landmarks import POINTS
-from engine.data.layouts.detection import list_images
 from engine.data.layouts.landmark_video import crop_square, parse_points
 from engine.data.layouts.sources import Source, UnreadableFile, open_source
 from engine.data.layouts.tables import read_text
+from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
 from engine.inference import pictures
 

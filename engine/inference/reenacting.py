@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 
 from engine.data.decoding.plain_images import BadImage
 from engine.data.landmarks import POINTS
+from engine.data.pixel_values import from_uint8, network_input, result_pixels
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import pick_device
 from engine.inference import marking, pictures
 from engine.inference.driving import align, read_driving, source_points
 from engine.inference.faces import FaceFinder, Framing
-from engine.inference.refining import to_network, to_pixels
 from engine.inference.sample_grid import draw_grid
 from engine.inference.trained import load_trained
 from engine.systems.kinds import DRIVE
@@ -114,12 +114,12 @@ def drive(
     model: torch.nn.Module, source: np.ndarray, points: np.ndarray, device: torch.device, batch_size: int
 ) -> np.ndarray:
     """The source (C, R, R) uint8 with each frame's points (F, K, 2): (F, C, R, R) uint8."""
-    image, results = to_network(source[None], device), []
+    image, results = network_input(source[None], device), []
     with torch.inference_mode():
         for start in range(0, len(points), batch_size):
             part = torch.from_numpy(points[start : start + batch_size]).to(device)
             images = image.expand(len(part), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-            results.append(to_pixels(model(images, part)))
+            results.append(result_pixels(model(images, part)))
     return np.concatenate(results)
 
 
@@ -145,7 +145,7 @@ def sheet(source: np.ndarray, points: np.ndarray, results: np.ndarray) -> Image.
     drawn = np.stack([np.asarray(draw_points(points[i], resolution)) for i in chosen])
 
     def row(pixels: np.ndarray) -> torch.Tensor:
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
+        images = from_uint8(torch.from_numpy(np.ascontiguousarray(pixels)))
         return torch.nn.functional.interpolate(images, size=4 * resolution, mode="nearest")
 
     rows = {"source": row(np.repeat(source[None], len(chosen), 0)), "driving": row(drawn[:, None])}

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from engine.data.decoding.plain_images import BadImage
 from engine.data.landmarks import POINTS
-from engine.data.layouts.detection import list_images
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
+from engine.data.layouts.which_layout import list_images
+from engine.data.pixel_values import network_input, result_pixels
 from engine.errors import InputError
 from engine.host.environment import pick_device
 from engine.inference import marking, pictures
@@ -214,27 +215,14 @@ def batches(items: Sequence[Item], prepare: Preparer, size: int) -> Iterator[lis
             ahead = following
 
 
-def to_network(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(B, C, R, R) uint8 -> float32 channels_last in [-1, 1], as the loaders scale."""
-    images = torch.from_numpy(pixels).to(device, torch.float32).div_(127.5).sub_(1)
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """(B, C, R, R) in [-1, 1] -> uint8 on the host. Raises InputError for a model that gives NaN."""
-    if not torch.isfinite(images).all():
-        raise InputError("the model gives NaN: its training has diverged; use an earlier checkpoint of the run")
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-
 def refine(model: torch.nn.Module, prepared: Sequence[Prepared], device: torch.device) -> np.ndarray:
     """The results of a batch, (B, C, R, R) uint8."""
-    images = to_network(np.stack([one.pixels for one in prepared]), device)
+    images = network_input(np.stack([one.pixels for one in prepared]), device)
     landmarks = None
     if prepared[0].landmarks is not None:
         landmarks = torch.from_numpy(np.stack([one.landmarks for one in prepared])).to(device)
     with torch.inference_mode():
-        return to_pixels(model(images, landmarks))
+        return result_pixels(model(images, landmarks))
 
 
 def refine_files(options: RefineOptions) -> str:

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from engine.data.pixel_values import picture_pixels
 from engine.host import atomic_files
 
 _SMALL_SIDE = 128  # smaller images are enlarged to about this, by a whole factor
@@ -36,14 +35,8 @@ def draw_grid(rows: dict[str, Tensor]) -> Image.Image:
     for index, (label, images) in enumerate(rows.items()):
         top = index * (tile + _GAP)
         pen.text((8, top + tile // 2), label, fill="black", font=font, anchor="lm")
-        for column, pixels in enumerate(to_pixels(images)):
+        for column, pixels in enumerate(picture_pixels(images)):
             small = Image.fromarray(pixels)
             enlarged = small.resize((tile, tile), Image.Resampling.NEAREST)
             grid.paste(enlarged, (margin + column * (tile + _GAP), top))
     return grid
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded and clipped; grey is repeated."""
-    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.data.pixel_values import finite, picture_pixels
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import pick_device
 from engine.inference import marking
-from engine.inference.sample_grid import to_pixels
 from engine.inference.trained import load_trained
 from engine.systems.generation import TrainedGenerator
 from engine.systems.kinds import GENERATE
@@ -73,9 +73,7 @@ def images(model: TrainedGenerator, noise: Tensor, batch_size: int, device: torc
     """The picture of each row of noise (N, h)."""
     for part in noise.split(batch_size):
         made = model(part.to(device))
-        if not torch.isfinite(made).all():
-            raise InputError("the model gives NaN: its training has diverged; use an earlier checkpoint of the run")
-        for pixels in to_pixels(made):
+        for pixels in picture_pixels(finite(made)):
             picture = Image.fromarray(pixels)
             yield picture.convert("L") if made.shape[1] == 1 else picture
 

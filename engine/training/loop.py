@@ -19,10 +19,11 @@ from torch import Tensor
 from engine import checkpoint, distributed
 from engine import config as configuration
 from engine.config import Origins, TrainConfig
+from engine.data.pixel_values import picture_pixels
 from engine.distributed import torchrun
 from engine.errors import InputError, SharedError
 from engine.inference.faces import Framing
-from engine.inference.sample_grid import save_grid, to_pixels
+from engine.inference.sample_grid import save_grid
 from engine.networks.layers import parameter_count
 from engine.systems.base import System
 from engine.systems.registry import build
@@ -221,7 +222,7 @@ class Trainer:
 
     def _measure_framing(self) -> None:
         """How the photos frame their faces, for `refine --face-crop`; nothing where no faces are found."""
-        framing = Framing.measure(to_pixels(self.loader.fixed(FRAMED).images))
+        framing = Framing.measure(picture_pixels(self.loader.fixed(FRAMED).images))
         if framing:
             with self._writing(Framing.FILE):
                 framing.write(self.run_dir)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from engine.config import Origins, TrainConfig, table
-from engine.data.loader import group
+from engine.data.groups import group_images
 from engine.errors import InputError
 from engine.networks.layers import parameter_count
 from engine.systems.registry import build
@@ -87,7 +87,7 @@ def _data(config: TrainConfig) -> str:
             lines.append(f"embedded avatars, {need.look} look, rendered on first use")
             continue
         dataset = open_set(config, path, need)
-        if need.samples > (count := group(dataset, need.members).count):
+        if need.samples > (count := group_images(dataset, need.members).count):
             raise InputError(f"--batch-size {config.batch_size} is larger than the data set ({count} samples)")
         lines.append(dataset.summary())
     return "\n  ".join(lines)

@@ -201,7 +201,7 @@ def check_room() -> list[Finding]:
         mend = "close other programs or lower --batch-size and --filters" if low else ""
         findings.append(Finding("memory", NOTE if low else OK, found, mend))
     places = {"disk (here)": Path.cwd()}
-    cache, _ = environment.attempt("engine.data.decoding.cache")
+    cache, _ = environment.attempt("engine.data.cache")
     if cache is not None:
         places["disk (cache)"] = cache.cache_folder()
     for subject, place in places.items():

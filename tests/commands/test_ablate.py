@@ -15,7 +15,7 @@ from PIL import Image
 from engine import ablate, checkpoint, evaluate, train
 from engine.config import saved_fields
 from engine.data import avatars
-from engine.data.dataset import AVATAR_SEED
+from engine.data.opening import AVATAR_SEED
 from engine.evaluation import ablation, ablation_table
 from engine.systems import registry
 from engine.systems.registry import config_class

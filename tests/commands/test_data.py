@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from engine import cli
-from engine.data import dataset, open_dataset, open_loader
+from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
-from engine.data.dataset import read_set
 from engine.data.decoding.dali import Prober
+from engine.data.layouts.sources import FolderSource
+from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import BAD, encoded, picture, write_bad, write_manifest_set, write_pictures
 
@@ -35,13 +36,9 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = read_set(folder)
     read: list[str] = []
     decoded: list[int] = []
-    real_read, real_probe = dataset.open_source(folder).__class__.read, "engine.data.decoding.validate.Prober.probe"
-    probe = Prober.probe
-    monkeypatch.setattr(
-        "engine.data.layouts.sources.FolderSource.read",
-        lambda self, name: (read.append(name), real_read(self, name))[1],
-    )
-    monkeypatch.setattr(real_probe, lambda self, data: (decoded.append(len(data)), probe(self, data))[1])
+    real_read, real_probe = FolderSource.read, Prober.probe
+    monkeypatch.setattr(FolderSource, "read", lambda self, name: (read.append(name), real_read(self, name))[1])
+    monkeypatch.setattr(Prober, "probe", lambda self, data: (decoded.append(len(data)), real_probe(self, data))[1])
 
     again = read_set(folder)
     assert (again.digest, again.quarantined) == (first.digest, first.quarantined)
@@ -125,13 +122,18 @@ def test_importing_loads_no_dali_and_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_validating_loads_no_torch() -> None:
+    code = "import sys, engine.data.reading, engine.data.inventory; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_without_dali(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(InputError, match=r"pip install kiln-engine\[dali-cu13\]"):
         open_dataset(write_pictures(tmp_path / "set", 2), channels=3, resolution=16)
 
 
-def fake_renderer(calls: list[Path], fail: bool = False) -> types.ModuleType:
+def fake_renderer(calls: list[Path], fail: bool = False) -> types.SimpleNamespace:
     def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress: bool = True) -> None:
         calls.append(out)
         write_manifest_set(out / "photo", [picture(i, size, size) for i in range(4)], np.zeros((4, 68, 2)))
@@ -139,19 +141,17 @@ def fake_renderer(calls: list[Path], fail: bool = False) -> types.ModuleType:
         if fail:
             raise OSError(28, "No space left on device")
 
-    module = types.ModuleType("engine.data.avatars")
-    module.write = write
-    return module
+    return types.SimpleNamespace(VERSION=1, write=write)
 
 
 def test_avatars_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    monkeypatch.setitem(sys.modules, "engine.data.avatars", fake_renderer(calls, fail=True))
+    monkeypatch.setattr("engine.data.opening.avatars", fake_renderer(calls, fail=True))
     with pytest.raises(InputError, match=r"avatars cannot be written to .*No space left.*KILN_CACHE"):
         open_dataset(None, channels=3, resolution=16)
     assert not list((tmp_path / "cache").rglob("*.png")), "nothing half written may stay"
 
-    monkeypatch.setitem(sys.modules, "engine.data.avatars", fake_renderer(calls))
+    monkeypatch.setattr("engine.data.opening.avatars", fake_renderer(calls))
     calls.clear()
     found: list = []
     openers = [

@@ -8,7 +8,7 @@ import pytest
 from engine import cli
 from engine.data import open_dataset
 from engine.data.__main__ import main
-from engine.data.dataset import read_set
+from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import picture, zip_of
 
@@ -137,7 +137,7 @@ def change(name: str, old: str, new: str):
         ),
         (
             change("list_eval_partition.txt", "000002.jpg 0", "000001.jpg 0"),
-            "list_eval_partition.txt line 2: 000001.jpg stands there for the second time",
+            "list_eval_partition.txt line 2: 000001.jpg is named for the second time",
         ),
         (
             change("identity_CelebA.txt", "000003.jpg 9", "000003.jpg nine"),

@@ -1,6 +1,5 @@
 """Clips, splits and key points of the manifest layout; what is asked of a set; the avatars as clips."""
 
-import sys
 import types
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import pytest
 from engine import cli
 from engine.data import ImageSet, open_dataset, open_loader
 from engine.data.__main__ import main
-from engine.data.dataset import CLIP_COUNT, CLIP_FRAMES, read_set
 from engine.data.landmarks import MIRROR_ORDER, MIRROR_ORDERS
+from engine.data.opening import CLIP_COUNT, CLIP_FRAMES
+from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import picture, write_manifest_set, write_pictures
 from tests.support.places import SHARED_DATA
@@ -215,9 +215,7 @@ def test_avatars_as_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             rows = [f"{look}{i}{frame}.png,{i},{frame}" for i in range(2) for frame in range(min(frames, 3))]
             write_table(out / look, "file,identity,frame", rows)
 
-    renderer = types.ModuleType("engine.data.avatars")
-    renderer.write = write
-    monkeypatch.setitem(sys.modules, "engine.data.avatars", renderer)
+    monkeypatch.setattr("engine.data.opening.avatars", types.SimpleNamespace(VERSION=1, write=write))
     single = open_dataset(None, channels=3, resolution=16, look="game", progress=False)
     assert single.paths == ["images/game00.png", "images/game10.png"] and single.clips is None
     clips = [open_dataset(None, channels=3, resolution=16, members=n, progress=False) for n in (2, 3)]

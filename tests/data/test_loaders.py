@@ -10,7 +10,7 @@ from PIL import Image
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
 from engine.data.decoding.upload import Uploads, send
 from engine.data.landmarks import MIRROR_ORDER
-from engine.data.shuffling import Order
+from engine.data.shuffling import ShuffledStream
 from engine.errors import InputError
 from tests.support.data_images import picture, write_manifest_set, write_pictures
 from tests.support.places import SHARED_DATA
@@ -51,10 +51,10 @@ def test_batches_are_what_pillow_makes(tmp_path: Path, kind: str, crop: str, cha
     images = open_dataset(write_pictures(tmp_path / "set", 6), channels=channels, resolution=resolution)
     loader = load(images, kind, resolution=resolution, channels=channels, crop=crop)
     side = resolution + (resolution // 8 if crop == "random" else 0)
-    order = Order(6, 7, mirror=True, slack=side - resolution)
+    stream = ShuffledStream(6, 7, mirror=True, slack=side - resolution)
     seen_mirrored = set()
     for step in range(4):
-        batch, draw = loader.next(), order.draw(4 * step, 4)
+        batch, draw = loader.next(), stream.draw(4 * step, 4)
         assert batch.images.shape == (4, channels, resolution, resolution) and batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.indices.tolist() == draw.indices.tolist()
@@ -75,9 +75,9 @@ def test_batches_are_what_pillow_makes(tmp_path: Path, kind: str, crop: str, cha
 def test_without_resizing_every_value_is_exact(tmp_path: Path, crop: str) -> None:
     side = 18 if crop == "random" else 16
     images = open_dataset(write_pictures(tmp_path / "set", 5, width=side, height=side), channels=3, resolution=16)
-    loader, order = load(images, crop=crop, batch_size=5), Order(5, 7, mirror=True, slack=side - 16)
+    loader, stream = load(images, crop=crop, batch_size=5), ShuffledStream(5, 7, mirror=True, slack=side - 16)
     for step in range(3):
-        batch, draw = loader.next(), order.draw(5 * step, 5)
+        batch, draw = loader.next(), stream.draw(5 * step, 5)
         for i, index in enumerate(draw.indices):
             x, y = draw.offsets[i]
             window = np.asarray(Image.open(tmp_path / "set" / images.paths[index]))[y : y + 16, x : x + 16]
@@ -137,9 +137,9 @@ def test_batches_through_the_ring_of_uploads(pictures: ImageSet, monkeypatch: py
 
 def test_what_is_uploaded_is_the_draw() -> None:
     uploads = Uploads(5, torch.device("cpu"), slots=2, pinned=False, event=FakeEvent)
-    order = Order(13, 1, mirror=True, slack=8)
+    stream = ShuffledStream(13, 1, mirror=True, slack=8)
     for step in range(5):
-        draw = order.draw(5 * step, 5)
+        draw = stream.draw(5 * step, 5)
         wanted, sent = send(draw, torch.device("cpu")), uploads(draw)
         for name in ("indices", "offsets", "mirror"):
             a, b = getattr(sent, name), getattr(wanted, name)
@@ -170,7 +170,7 @@ def test_no_batch_waits_for_the_device(tmp_path: Path) -> None:
         draw = loader._draw(4 * step)
         indices, sent = torch.from_numpy(draw.indices), send(draw, loader.device)
         with NoWaiting():
-            assert loader._finish(indices, sent, *loader._squares(sent)).landmarks.shape == (4, 68, 2)
+            assert loader._assemble(indices, sent, *loader._squares(sent)).landmarks.shape == (4, 68, 2)
 
 
 def test_batches_are_fresh_tensors(pictures: ImageSet) -> None:
@@ -260,10 +260,10 @@ def test_landmarks_follow_the_pixels(tmp_path: Path) -> None:
     images = open_dataset(write_manifest_set(tmp_path / "set", files, landmarks), channels=1, resolution=64)
     np.testing.assert_allclose(images.landmarks, landmarks.astype(np.float32))
     loader = load(images, resolution=64, channels=1, crop="random", batch_size=24)
-    order = Order(24, 7, mirror=True, slack=8)
+    stream = ShuffledStream(24, 7, mirror=True, slack=8)
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for step in range(2):
-        batch, draw = loader.next(), order.draw(24 * step, 24)
+        batch, draw = loader.next(), stream.draw(24 * step, 24)
         assert batch.landmarks.shape == (24, 68, 2) and batch.landmarks.dtype == torch.float32
         for i, index in enumerate(batch.indices.tolist()):
             weight = batch.images[i, 0] + 1
@@ -300,9 +300,9 @@ def test_fixed_images(pictures: ImageSet, kind: str) -> None:
 
 def test_auto_says_what_and_why(pictures: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(pictures, "auto").describe().startswith("resident loader: 13 images")
-    monkeypatch.setattr("engine.data.loader.free_bytes", lambda device: 4 * 13 * 16 * 16 * 3)
+    monkeypatch.setattr("engine.data.opening.free_bytes", lambda device: 4 * 13 * 16 * 16 * 3)
     assert "resident" in load(pictures, "auto").describe()
-    monkeypatch.setattr("engine.data.loader.free_bytes", lambda device: 4 * 13 * 16 * 16 * 3 - 4)
+    monkeypatch.setattr("engine.data.opening.free_bytes", lambda device: 4 * 13 * 16 * 16 * 3 - 4)
     streaming = load(pictures, "auto")
     assert streaming.describe().startswith("dali loader: 13 files") and "10.0 kB > a quarter" in streaming.describe()
     streaming.next()

@@ -9,7 +9,7 @@ import pytest
 from engine import cli
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
-from engine.data.dataset import read_set
+from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import picture, write_pictures, zip_of
 

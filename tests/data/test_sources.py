@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.data import open_dataset, open_loader
-from engine.data.dataset import read_set
+from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import encoded, picture, write_manifest_set, write_pictures, zip_of
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from engine.data import open_dataset, open_loader
-from engine.data.dataset import read_set
+from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import BAD, encoded, picture, write_bad, write_pictures
 

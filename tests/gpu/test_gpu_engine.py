@@ -11,7 +11,7 @@ import torch
 from engine.config import TrainConfig
 from engine.data import Batch, ImageSet, open_dataset, open_loader
 from engine.data.decoding.upload import Uploads, send
-from engine.data.shuffling import Order
+from engine.data.shuffling import ShuffledStream
 from engine.systems.base import System
 from engine.systems.registry import SYSTEMS, build
 from engine.train import main
@@ -138,10 +138,10 @@ def test_a_resumed_run_goes_on(recorded_first: bool) -> None:
 
 
 def test_uploads_from_pinned_memory() -> None:
-    uploads, order = Uploads(16, GPU), Order(100, 1, mirror=True, slack=8)
+    uploads, stream = Uploads(16, GPU), ShuffledStream(100, 1, mirror=True, slack=8)
     pairs = []
     for step in range(12):
-        draw = order.draw(16 * step, 16)
+        draw = stream.draw(16 * step, 16)
         pairs.append((uploads(draw), send(draw, torch.device("cpu"))))
     for sent, wanted in pairs:
         for name in ("indices", "offsets", "mirror"):

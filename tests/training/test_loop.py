@@ -15,8 +15,9 @@ from PIL import Image
 
 from engine import checkpoint
 from engine.config import TrainConfig
+from engine.data.pixel_values import picture_pixels
 from engine.errors import InputError
-from engine.inference.sample_grid import draw_grid, to_pixels
+from engine.inference.sample_grid import draw_grid
 from engine.systems.registry import build
 from engine.train import main
 from engine.training import random_state
@@ -272,7 +273,8 @@ def test_grid_has_labels_and_rounded_pixels() -> None:
     grid = np.asarray(draw_grid(rows))
     assert (grid[:, -10] == 140).all(-1).any() and (grid[:, -10] == 0).all(-1).any()
     assert (grid[:, :60].min(), grid[:, :60].max()) == (0, 255)  # black on white
-    assert to_pixels(torch.tensor([-2.0, -1, 0, 1, 2]).view(1, 1, 1, 5))[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    pixels = picture_pixels(torch.tensor([-2.0, -1, 0, 1, 2]).view(1, 1, 1, 5))
+    assert pixels[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_random_state_round_trip() -> None:

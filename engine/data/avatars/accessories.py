@@ -1,4 +1,4 @@
-"""Glasses and earrings: shapes placed in space, drawn over the picture where nothing hides them."""
+"""Glasses and earrings: shapes placed in space, and drawn over the picture where nothing hides them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import geometry
-from .contours import Features
-from .geometry import Pose, Profile
-from .identity import Traits
-from .raster import Camera, Mesh, grid_normals, grid_triangles
+from engine.data.avatars import geometry
+from engine.data.avatars.contours import Features
+from engine.data.avatars.geometry import Pose, Profile
+from engine.data.avatars.identity import Traits
+from engine.data.avatars.raster import Camera, Mesh, grid_normals, grid_triangles
 
 _LENS = {
     "round": (22.5, 21.0, 2.1, 2.2),
     "square": (25.5, 17.5, 4.2, 2.5),
     "thin": (25.0, 16.0, 2.8, 1.1),
-}  # a, b, power, rim
+}  # half width a and half height b in mm, power of the outline (2: an ellipse), thickness of the rim in mm
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """Pixels (P,) of a raster, how much frame and how much lens covers each, where on the lens (mm from its centre)."""
+    """Glasses at P pixels of a raster.
+
+    pixels:      (P,) flat indices into the raster.
+    frame, lens: (P,) how much of each pixel they cover, 0 to 1.
+    u, v:        (P,) where on the lens a pixel lies, in mm from the lens's centre.
+    """
 
     pixels: np.ndarray
     frame: np.ndarray
@@ -31,11 +36,12 @@ class Overlay:
 
 
 def _plane(traits: Traits, face: Features, p: Profile) -> float:
+    """The z of the plane that the lenses lie in, head coordinates."""
     return float(geometry.front_point(traits, face, p, [0.0], [-1.0])[0, 2]) + 3.5
 
 
 def arm_meshes(traits: Traits, face: Features, p: Profile, place: Pose) -> list[Mesh]:
-    """The arms of the glasses as ribbons from the frame to the ears, both faces drawn; empty without glasses."""
+    """The arms of the glasses as ribbons from the frame to the ears, each face a mesh; [] without glasses."""
     if not traits.glasses:
         return []
     a, _, _, rim = _LENS[traits.glasses]
@@ -57,7 +63,10 @@ def arm_meshes(traits: Traits, face: Features, p: Profile, place: Pose) -> list[
 def glasses(
     traits: Traits, face: Features, p: Profile, place: Pose, camera: Camera, depth: np.ndarray
 ) -> Overlay | None:
-    """Rims and lenses where they are in front of `depth` (S, S), view-space millimetres; None without glasses."""
+    """Rims and lenses where nothing lies in front of them; None without glasses.
+
+    depth: (S, S), z of the picture's surfaces in view space, millimetres.
+    """
     if not traits.glasses:
         return None
     size = depth.shape[0]
@@ -93,7 +102,7 @@ def glasses(
 def earrings(
     traits: Traits, p: Profile, place: Pose, camera: Camera, depth: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each visible earring: pixels (P,), coverage (P,) and unit normals (P, 3) of a small ball."""
+    """Of each earring that shows, a small ball: its pixels (P,), their coverage (P,) and unit normals (P, 3)."""
     if not traits.earrings:
         return []
     size, found = depth.shape[0], []

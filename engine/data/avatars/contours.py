@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .identity import Frame, Traits
+from engine.data.avatars.identity import Frame, Traits
 
 
 @dataclass(frozen=True)
 class Eye:
-    """One eye's opening; q runs from -1 at the inner corner to 1 at the outer one."""
+    """The opening of one eye, in millimetres; q runs from -1 at the inner corner to 1 at the outer corner."""
 
     side: float  # -1 image left, 1 image right
     x: float
@@ -46,7 +46,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Brow:
-    """One eyebrow; t runs from 0 at its inner end to 1 at its outer end."""
+    """One eyebrow, in millimetres; t runs from 0 at its inner end to 1 at its outer end."""
 
     side: float
     inner: float
@@ -71,7 +71,7 @@ class Brow:
 
 @dataclass(frozen=True)
 class Mouth:
-    """Lips; q runs from -1 at the image-left corner to 1 at the image-right one."""
+    """The lips, in millimetres; q runs from -1 at the corner on image left to 1 at the corner on image right."""
 
     x: float
     y: float
@@ -114,7 +114,11 @@ class Mouth:
 
 @dataclass(frozen=True)
 class Features:
-    """All curves of one frame, and how far the chin has dropped (millimetres)."""
+    """All curves of one frame.
+
+    jaw_drop: how far the chin has dropped, in millimetres. smile: the frame's, -0.5 to 1.
+    nose_y:   height of the nose's tip.
+    """
 
     eyes: tuple[Eye, Eye]
     brows: tuple[Brow, Brow]
@@ -175,9 +179,9 @@ def features(traits: Traits, frame: Frame) -> Features:
 
 
 def eye_landmarks(eye: Eye) -> np.ndarray:
-    """The six contour points (6, 2) in iBUG order for that side, head coordinates."""
+    """The six points (6, 2) of an eye's contour in the iBUG order of its side, head coordinates."""
     q = np.array([-1.0, -0.36, 0.36, 1.0])
-    if eye.side > 0:  # image right: starts at the inner corner
+    if eye.side > 0:  # on image right the order begins at the inner corner
         top, bottom = q, np.array([0.36, -0.36])
     else:
         top, bottom = q[::-1], np.array([-0.36, 0.36])
@@ -188,14 +192,17 @@ def eye_landmarks(eye: Eye) -> np.ndarray:
 
 
 def brow_landmarks(brow: Brow) -> np.ndarray:
-    """Five points (5, 2) along a brow from image left to right."""
+    """The five points (5, 2) along a brow from image left to image right, head coordinates."""
     t = np.linspace(0.03, 0.97, 5)
     t = t if brow.side > 0 else t[::-1]
     return np.stack([brow.side * (brow.inner + (brow.outer - brow.inner) * t), brow.middle(t)], 1)
 
 
 def mouth_landmarks(mouth: Mouth) -> np.ndarray:
-    """The twenty points (20, 2): outer contour from the image-left corner over the top, then the inner one."""
+    """The twenty points (20, 2) of the mouth, head coordinates.
+
+    Each contour goes from its corner on image left over the top; the outer contour comes first, then the inner one.
+    """
     top = np.array([-0.62, -0.25, 0.0, 0.25, 0.62])
     low = np.array([0.62, 0.28, 0.0, -0.28, -0.62])
     q = np.concatenate([[-1], top, [1], low, [-0.9], top[[1, 2, 3]], [0.9], low[[1, 2, 3]]])

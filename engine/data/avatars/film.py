@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from .identity import Scene
+from engine.data.avatars.identity import Scene
 
 
 def blur(a: np.ndarray, sigma: float) -> np.ndarray:
@@ -35,7 +35,7 @@ def blur(a: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def double(a: np.ndarray) -> np.ndarray:
-    """(H, W, ...) to (2 H, 2 W, ...) by linear interpolation between pixel centres."""
+    """(H, W, ...) -> (2 H, 2 W, ...), by linear interpolation between pixel centres."""
     for axis in (0, 1):
         b = np.moveaxis(a, axis, 0)
         before, after = np.concatenate([b[:1], b[:-1]]), np.concatenate([b[1:], b[-1:]])
@@ -89,12 +89,12 @@ _ENCODE = np.where(_CURVE <= 0.0031308, 12.92 * _CURVE, 1.055 * np.maximum(_CURV
 
 
 def encode(image: np.ndarray) -> np.ndarray:
-    """Linear light to sRGB in [0, 1]."""
+    """Linear light, any shape -> sRGB in [0, 1], float32; clipped."""
     return _ENCODE[(np.clip(image, 0, 1) * 8192).astype(np.int32)]
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    """Mean over factor x factor blocks."""
+    """(H, H) or (H, H, C) -> (H / factor, H / factor, C), the mean over blocks of factor x factor pixels."""
     n = image.shape[0] // factor
     blocks = image.reshape(n, factor, n, factor, -1)
     total = sum(blocks[:, i, :, j] for i in range(factor) for j in range(factor))
@@ -102,13 +102,17 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def expose(image: np.ndarray, gain: float) -> np.ndarray:
-    """Film-like shoulder: straight in the shadows and mid-tones, highlights roll off."""
+    """Exposure with the shoulder of film: straight in the shadows and mid-tones, while highlights roll off."""
     x = image * gain
     return np.where(x < 0.55, x, 0.55 + 0.45 * (1 - np.exp(-(x - 0.55) / 0.45)))
 
 
 def finish_photo(image: np.ndarray, gain: float, scene: Scene, rng: np.random.Generator, factor: int) -> np.ndarray:
-    """Linear raster to uint8 photo: white balance, vignette, lens blur, shoulder, grain."""
+    """Linear raster -> uint8 photo: lens blur, vignette, white balance, shoulder, grain.
+
+    image:  (size * factor, size * factor, 3) float32, linear light.
+    returns: (size, size, 3) uint8.
+    """
     size = image.shape[0] // factor
     image = shrink(blur(image, scene.blur * factor * size / 128), factor)
     c = np.linspace(-1, 1, size, dtype=np.float32)
@@ -123,5 +127,5 @@ def finish_photo(image: np.ndarray, gain: float, scene: Scene, rng: np.random.Ge
 
 
 def finish_game(image: np.ndarray, factor: int) -> np.ndarray:
-    """Linear raster to uint8 render: clipped, no camera."""
+    """Linear raster (size * factor, size * factor, 3) -> (size, size, 3) uint8 as games show it: clipped, no camera."""
     return (encode(shrink(image, factor)) * 255 + 0.5).astype(np.uint8)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .contours import Features, brow_landmarks, eye_landmarks, mouth_landmarks
-from .identity import Frame, Scene, Traits
-from .raster import Camera, Mesh, grid_normals, grid_triangles
-from .shapes import bump, step
+from engine.data.avatars.contours import Features, brow_landmarks, eye_landmarks, mouth_landmarks
+from engine.data.avatars.identity import Frame, Scene, Traits
+from engine.data.avatars.raster import Camera, Mesh, grid_normals, grid_triangles
+from engine.data.avatars.shapes import bump, step
 
-# y, half width, front z, back z of the head's cross-sections, crown to chin
+# cross-sections of the head from crown to chin: y, half width, front z, back z in millimetres
 _PROFILE = np.array(
     [
         (114, 0, -10, -10),
@@ -38,7 +38,11 @@ PIVOT = np.array([0.0, -70.0, -15.0])
 
 @dataclass(frozen=True)
 class Profile:
-    """Cross-sections of one frame as tables over y (descending): half width, centre, half depth, resting y."""
+    """Cross-sections of the head in one frame, as tables over y (descending), in millimetres.
+
+    y:      height in this frame. rest: height with the mouth shut.
+    width:  half the width. centre: z of the middle. depth: half the depth.
+    """
 
     y: np.ndarray
     width: np.ndarray
@@ -47,6 +51,7 @@ class Profile:
     rest: np.ndarray
 
     def at(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Half width, centre and half depth at heights y, each of y's shape."""
         back = self.y[::-1]
         return (
             np.interp(y, back, self.width[::-1]),
@@ -56,7 +61,7 @@ class Profile:
 
 
 def _spline(knots: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Catmull-Rom through knots (K, C) at t in [0, K - 1]."""
+    """The Catmull-Rom spline through knots (K, C) at t (N,) in [0, K - 1] -> (N, C)."""
     i = np.clip(t.astype(int), 0, len(knots) - 2)
     f = (t - i)[:, None]
     padded = np.concatenate([2 * knots[:1] - knots[1:2], knots, 2 * knots[-1:] - knots[-2:-1]])
@@ -79,7 +84,7 @@ def profile(traits: Traits, face: Features) -> Profile:
     p[:, 0] = np.where(y < -75, p[:, 0] - s["chin_length"] * (-75 - y) / 38, p[:, 0])
     p[:, 0] *= np.where(y > 0, 1, s["length"])
     t = np.linspace(0, len(p) - 1, 421)
-    # the ends close like a sphere: spline parameter squeezed towards the poles
+    # squeeze the spline's parameter towards both ends, so that crown and chin close like a sphere
     for_end = np.where(t < 1, t**2, np.where(t > len(p) - 2, len(p) - 1 - (len(p) - 1 - t) ** 2, t))
     q = _spline(p, for_end)
     rest = q[:, 0].copy()
@@ -88,7 +93,7 @@ def profile(traits: Traits, face: Features) -> Profile:
 
 
 def relief(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How far features stand out along z (millimetres) at head coordinates x, y of the front."""
+    """How far the features stand out along z, in millimetres, at head coordinates x, y of the front."""
     s = traits.shape
     ax = np.abs(x)
     smile, old, fat = max(face.smile, 0), s["old"], s["fat"]
@@ -111,7 +116,7 @@ def relief(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.n
         * step(-y, 42, 54)
         * step(y, m.y - 6, m.y + 8)
     )
-    # nose: a ridge that grows to the tip and drops to the lip, a ball, two wings
+    # nose: a ridge that grows to the tip and drops to the lip, a ball at the tip, two wings
     ny, nl = face.nose_y, s["nose_length"]
     t = np.clip((y - 6) / (ny - 6), 0, 1.6)
     height = s["nose_bridge"] * np.clip(t * 3.2, 0, 1) ** 1.3 * (1 - t) + nl * np.clip(t, 0, 1) ** 1.35
@@ -149,7 +154,7 @@ def relief(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.n
 
 
 def beard_density(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where the beard grows, 0 to 1, at head coordinates x, y; its style decides the outline."""
+    """How densely the beard grows, 0 to 1, at head coordinates x, y; the beard's style decides the outline."""
     ax, m = np.abs(x), face.mouth
     q = np.clip(m.q(x), -1.3, 1.3)
     top, bottom = m.outer_upper(np.clip(q, -1, 1)), m.outer_lower(np.clip(q, -1, 1))
@@ -170,14 +175,14 @@ def beard_density(traits: Traits, face: Features, x: np.ndarray, y: np.ndarray) 
 
 
 def _theta() -> np.ndarray:
-    """Column angles: dense over the face, coarse behind; 0 faces the camera."""
+    """Angles of the surface's columns in radians, dense over the face and coarse behind; 0 faces the camera."""
     front = np.linspace(-1.25, 1.25, 97)
     back = np.linspace(1.25, 2 * np.pi - 1.25, 30)[1:-1]
     return np.concatenate([front, back])
 
 
 def _rows(p: Profile) -> np.ndarray:
-    """Row positions in the profile's table: dense from the brows to the chin."""
+    """Positions of the surface's rows in the profile's tables, dense from the brows to the chin."""
     rest = p.rest
     target = np.concatenate(
         [
@@ -196,7 +201,7 @@ _THETA = _theta()
 
 
 def head_points(traits: Traits, face: Features, p: Profile) -> np.ndarray:
-    """The displaced head surface (R, C, 3), head coordinates."""
+    """The head's surface (R, C, 3) float32 with the features' relief, head coordinates."""
     index = _rows(p)
     grid = np.arange(len(p.y))
     y, w, c, d = (np.interp(index, grid, v)[:, None] for v in (p.y, p.width, p.centre, p.depth))
@@ -211,7 +216,7 @@ def head_points(traits: Traits, face: Features, p: Profile) -> np.ndarray:
 
 
 def front_point(traits: Traits, face: Features, p: Profile, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Surface points (N, 3) of the front at head coordinates x, y."""
+    """Points (N, 3) of the front's surface at head coordinates x, y (N,)."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     w, c, d = p.at(y)
     sin = np.clip(x / np.maximum(w, 1e-6), -1, 1)
@@ -261,19 +266,22 @@ def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pose:
-    """From head coordinates to view space: rotate about the pivot, then shift."""
+    """From head coordinates to view space: a rotation about PIVOT, then a shift."""
 
     matrix: np.ndarray  # (3, 3)
     body: np.ndarray  # (3, 3) of the shoulders
     shift: np.ndarray  # (3,)
 
     def points(self, p: np.ndarray) -> np.ndarray:
+        """Points (..., 3) in head coordinates -> in view space, float32."""
         return ((p - PIVOT) @ self.matrix.T + PIVOT + self.shift).astype(np.float32)
 
     def normals(self, n: np.ndarray) -> np.ndarray:
+        """Directions (..., 3) in head coordinates -> in view space, float32."""
         return (n @ self.matrix.T).astype(np.float32)
 
     def to_head(self, p: np.ndarray) -> np.ndarray:
+        """Points (..., 3) in view space -> in head coordinates."""
         return (p - PIVOT - self.shift) @ self.matrix + PIVOT
 
 
@@ -328,7 +336,7 @@ def ear_mesh(traits: Traits, p: Profile, side: float, place: Pose) -> Mesh:
     base = np.array([w[0] * 0.985, -11.0, c[0] + d[0] * 0.02])
     points = base + a[..., None] * back + b[..., None] * up + lift[..., None] * out
     points = points * np.array([side, 1, 1])
-    if side < 0:  # keeps the outer face towards the camera
+    if side < 0:  # the mirrored grid faces away from the camera: turn it round
         points = points[:, ::-1]
     points = points.astype(np.float32)
     occlusion = np.broadcast_to(0.50 + 0.50 * step(r, 0.1, 0.85), points.shape[:2])
@@ -336,6 +344,7 @@ def ear_mesh(traits: Traits, p: Profile, side: float, place: Pose) -> Mesh:
     return surface_mesh(points, normals, occlusion, place, False)
 
 
+# cross-sections of neck and shoulders from top to bottom: y, half width, front z, back z in millimetres
 _NECK = np.array(
     [
         (-58, 49, 30, -58),

@@ -1,4 +1,4 @@
-"""Hair: a shell over the skull whose thickness and outline make the style; where it is thin it sinks into the skin."""
+"""Hair: a shell over the skull. Its thickness and outline make the style; where it is thin it sinks into the skin."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import Pose, Profile
-from .identity import Traits, generator
-from .noise import sample, texture
-from .raster import Mesh, grid_normals, grid_triangles
-from .shapes import step
+from engine.data.avatars.geometry import Pose, Profile
+from engine.data.avatars.identity import Traits, generator
+from engine.data.avatars.noise import sample, texture
+from engine.data.avatars.raster import Mesh, grid_normals, grid_triangles
+from engine.data.avatars.shapes import step
 
-PRESENCE = (
-    6  # column of the attributes: normal (3), strand tangent (3), presence in mm, strand and length coordinates in mm
-)
+# columns of a hair mesh's attributes: normal (3), tangent of the strands (3), presence, then the strand coordinate, the
+# length coordinate and the shell's thickness, all in mm; hair grows where presence is positive
+PRESENCE = 6
 
 
 @dataclass(frozen=True)
 class Style:
-    """Lengths in millimetres. Hairline: its height at the forehead, how far the temples recede."""
+    """The numbers of one hair style. Lengths are in millimetres.
+
+    top, side, back: thickness of the shell there.
+    forehead:        height of the hairline at the forehead. recess: how far it recedes at the temples.
+    """
 
     top: float
     side: float
@@ -62,7 +66,7 @@ _THETA = _angles()
 
 
 def _hairline(traits: Traits, style: Style, theta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Lowest y of the hair at each column angle (radians, -pi to pi)."""
+    """(N,), the lowest y of the hair at each column angle theta (N,), radians from -pi to pi."""
     a = np.abs(np.degrees(theta))
     f, recess = (
         style.forehead,
@@ -102,11 +106,11 @@ def _hairline(traits: Traits, style: Style, theta: np.ndarray, rng: np.random.Ge
         elif traits.hair == "scarf":
             y = np.interp(a, [0, 25, 45, 70], [f, f + 1, f - 8, f - 40])
         else:
-            # parted: an arch that falls from the parting to both sides, later where more hair lies
+            # parted: an arch that falls from the parting to both sides, more slowly on the side where more hair lies
             off = np.degrees(theta - traits.hair_part)
             away = np.where(off * traits.hair_part > 0, np.abs(off) * 1.25, np.abs(off) * 0.92)
             y = f + 4 - np.interp(away, [0, 8, 22, 38, 52, 66, 85], [0, 2, 8, 19, 36, 62, 100])
-    if style.sweep and not style.curtain:  # hair falls from the parting over the other side of the forehead
+    if style.sweep and not style.curtain:  # hair falls from the parting over the far side of the forehead
         far = np.sign(-traits.hair_part)
         across = np.clip((theta * far + abs(traits.hair_part)) / 1.35, 0, 1)
         y = np.where(a < 75, y - style.sweep * np.sin(np.pi * across**1.2) * 0.9, y)
@@ -235,7 +239,10 @@ def _with_bun(traits: Traits, place: Pose, mesh: Mesh) -> Mesh:
 
 
 def strands(traits: Traits, across: np.ndarray, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Strand pattern at strand coordinate `across` and length `along` (mm): fine lines, broad locks, unit variance."""
+    """The pattern of strands: fine lines and broad locks, each of unit variance.
+
+    across, along: the strand coordinate and the length coordinate, in mm, any shape.
+    """
     curl = traits.hair_curl
     if traits.hair in ("afro", "buzz"):
         fine = sample(texture(1.1, 1.1, 8), across * 0.9, along * 0.9)

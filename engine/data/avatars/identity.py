@@ -1,4 +1,7 @@
-"""Who is drawn and how: the traits of an identity and the pose and expression of a frame, from seeds alone."""
+"""Who is drawn and how: the traits of an identity, and the pose and expression of a frame, from seeds alone.
+
+The order in which numbers are drawn from a generator is part of the data set: another order gives other people.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .palette import CLOTH, HAIR, IRIS, SKIN, hsv, linear
+from engine.data.avatars.palette import CLOTH, HAIR, IRIS, SKIN, hsv, linear
 
 HAIR_STYLES = (
     "bald",
@@ -29,13 +32,16 @@ _STYLES_FEMININE = (0.01, 0.0, 0.02, 0.06, 0.05, 0.03, 0.17, 0.20, 0.14, 0.14, 0
 
 
 def generator(seed: int, identity: int, stream: int, frame: int = 0) -> np.random.Generator:
-    """The only source of randomness: a counter-based generator named by its four keys."""
+    """The only source of randomness: a counter-based generator that four numbers name.
+
+    stream: what is drawn: 0 traits, 1 scene, 2 frames, 3 hair, 4 grain, 5 the photo's background.
+    """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, identity, stream, frame])))
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Everything that stays the same in all frames of an identity. Lengths in millimetres, colours in linear light."""
+    """What stays the same in all frames of an identity. Lengths are in millimetres, colours (3,) in linear light."""
 
     masculine: float
     age: float  # years
@@ -43,7 +49,7 @@ class Traits:
     skin: np.ndarray
     ruddy: float
     freckles: float
-    shape: dict[str, float]  # head, feature and proportion parameters, see `_shape`
+    shape: dict[str, float]  # proportions of the head and its features; `_shape` has the names
     hair: str
     hair_colour: np.ndarray
     hair_grey: float
@@ -200,7 +206,7 @@ def traits(seed: int, identity: int) -> Traits:
     colour = linear(HAIR[name]) * np.exp(0.16 * n())
     silver = linear(HAIR["white"] if age > 66 else HAIR["grey"])
     hair_colour = (colour + grey * (silver - colour)).astype(np.float32)
-    # one exposure serves skin and hair: silver stays below white on dark skin
+    # one exposure serves skin and hair: keep silver hair below white on dark skin
     hair_colour = hair_colour * min(1.0, (0.10 + 0.62 * float(skin.mean())) / max(float(hair_colour.max()), 1e-3))
     natural = linear(HAIR["dark brown"]) if name in ("dyed", "platinum") else colour
     brow_colour = natural * 0.75 + 0.35 * grey * (silver - natural)
@@ -347,7 +353,7 @@ def frame(seed: int, identity: int, index: int) -> Frame:
     for name, start in base.items():
         period, phase, slow = 11 + 9 * r(), 2 * np.pi * r(), amplitude[name] * (0.4 + 0.6 * r())
         value[name] = start + slow * (np.sin(2 * np.pi * index / period + phase) - np.sin(phase))
-    # every identity's first frame keeps its eyes open in 49 cases of 50; clips blink now and then
+    # the first frame has its eyes open in 49 identities of 50; later frames of a clip blink now and then
     shut = (
         1.0 if r() < 0.02 and index == 0 else float(np.exp(-(((index % 14) - blink_at) ** 2) / 0.7)) if index else 0.0
     )

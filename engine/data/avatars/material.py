@@ -1,4 +1,4 @@
-"""What skin, beard and clothes are made of: colour, gloss and small relief at head coordinates."""
+"""What skin, beard and clothes are made of: their colour, gloss and fine relief at head coordinates."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .contours import Features
-from .geometry import beard_density
-from .identity import Traits
-from .noise import nearest, sample, texture
-from .shapes import bump, step
+from engine.data.avatars.contours import Features
+from engine.data.avatars.geometry import beard_density
+from engine.data.avatars.identity import Traits
+from engine.data.avatars.noise import nearest, sample, texture
+from engine.data.avatars.shapes import bump, step
 
 
 def rgb(values: list[float]) -> np.ndarray:
-    """A float32 array, so that constants do not widen whole pictures."""
+    """The values as float32: a float64 constant would make whole pictures float64."""
     return np.array(values, np.float32)
 
 
 @dataclass
 class Material:
-    """Per pixel of a surface; painters write into it."""
+    """What each of a surface's P pixels is made of; painters write into it."""
 
     x: np.ndarray  # head coordinates (P,)
     y: np.ndarray
@@ -35,24 +35,30 @@ class Material:
 
 
 def cover(m: Material, distance: np.ndarray, soft: float = 1.0) -> np.ndarray:
-    """Coverage of a shape from its signed distance in millimetres (positive inside)."""
+    """How much of each pixel a shape covers, 0 to 1.
+
+    distance: signed distance to the shape's edge in millimetres, positive inside. soft: width of the edge in pixels.
+    """
     return np.clip(distance / (m.pixel * soft) + 0.5, 0, 1)
 
 
 def blend(target: np.ndarray, index: np.ndarray, value, amount: np.ndarray) -> None:
-    """Move `target` at `index` towards `value` by `amount` (0 to 1), in place."""
+    """Move `target` (P,) or (P, 3) at `index` (Q,) towards `value` by `amount` (Q,), 0 to 1, in place."""
     amount = amount[:, None] if target.ndim == 2 else amount
     here = target[index]
     target[index] = here + amount * (value - here)
 
 
 def box(m: Material, x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
-    """Indices of the front's pixels inside a rectangle of head coordinates."""
+    """Indices of the front's pixels within a rectangle of head coordinates."""
     return np.flatnonzero((m.x > x0) & (m.x < x1) & (m.y > y0) & (m.y < y1) & (m.z > 18))
 
 
 def paint_skin(m: Material, traits: Traits, face: Features, rest_y: np.ndarray) -> None:
-    """Base colour of all skin; in the photo look with blood, mottling, pores, freckles, shaved beard and age."""
+    """The colour and gloss of all skin; in the photo look with blood, mottling, pores, freckles and age.
+
+    rest_y: (P,) height of each pixel with the mouth shut, so that patterns stay on the skin when the jaw drops.
+    """
     m.albedo[:] = traits.skin
     m.skin[:] = 1.0
     m.gloss[:] = 0.25
@@ -98,7 +104,7 @@ def paint_skin(m: Material, traits: Traits, face: Features, rest_y: np.ndarray) 
 
 
 def _wrinkle(m: Material, traits: Traits, face: Features, y: np.ndarray) -> None:
-    """Lines drawn as relief: the normal tips up or down across each, and it darkens inside."""
+    """Wrinkles as relief: across each line the normal tips up and down, and the skin is darker inside."""
     old, smile = traits.shape["old"], max(face.smile, 0)
     lift = max(face.brows[0].y - traits.shape["brow_y"], 0) / 4
     f = np.flatnonzero(m.z > 25)
@@ -129,7 +135,7 @@ def _wrinkle(m: Material, traits: Traits, face: Features, y: np.ndarray) -> None
 
 
 def paint_beard(m: Material, traits: Traits, face: Features, rest_y: np.ndarray) -> None:
-    """Shadow, stubble or full hair of a beard."""
+    """The beard: a shadow, stubble or full hair. rest_y: as for `paint_skin`."""
     if not traits.beard:
         return
     f = np.flatnonzero((m.z > 0) & (rest_y < -28) & (rest_y > -135))
@@ -165,7 +171,7 @@ def paint_beard(m: Material, traits: Traits, face: Features, rest_y: np.ndarray)
 
 
 def paint_clothes(m: Material, traits: Traits, torso: np.ndarray) -> None:
-    """Garment on the torso pixels `torso` (indices): collar line, shirt, suit with tie."""
+    """The garment: its collar line, shirt, or suit with tie. torso: indices of the torso's pixels."""
     x, y = m.x[torso], m.y[torso]
     ax, front = np.abs(x), m.z[torso] > -20
     round_line = -150 - 10 * np.clip(1 - (ax / 62) ** 2, -2, 1) * front

@@ -1,4 +1,4 @@
-"""Tileable noise textures: fixed tables that every avatar reads at its own offset."""
+"""Noise textures that repeat without a seam: fixed tables that every avatar reads at an offset of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def texture(across: float, along: float, stream: int = 0) -> np.ndarray:
 
 
 def sample(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Bilinear, wrapping lookup at column u and row v (texels, any shape) -> float32 of that shape."""
+    """Look a texture up at column u and row v, bilinear and wrapping.
+
+    u, v: in texels, any shape. returns: float32 of that shape.
+    """
     fu, fv = np.floor(u), np.floor(v)
     i, j = fv.astype(np.int32) & (SIDE - 1), fu.astype(np.int32) & (SIDE - 1)
     du, dv = (u - fu).astype(np.float32), (v - fv).astype(np.float32)
@@ -38,6 +41,6 @@ def sample(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def nearest(table: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Wrapping lookup without interpolation, for noise finer than a pixel."""
+    """Look a texture up at column u and row v, wrapping, without interpolation: for noise finer than a pixel."""
     i, j = v.astype(np.int32) & (SIDE - 1), u.astype(np.int32) & (SIDE - 1)
     return table.reshape(-1)[i * SIDE + j]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .contours import Brow, Eye, Features, Mouth
-from .geometry import Pose
-from .identity import Frame, Scene, Traits
-from .material import Material, blend, box, cover, rgb
-from .noise import sample, texture
-from .shapes import bump, step
+from engine.data.avatars.contours import Brow, Eye, Features, Mouth
+from engine.data.avatars.geometry import Pose
+from engine.data.avatars.identity import Frame, Scene, Traits
+from engine.data.avatars.material import Material, blend, box, cover, rgb
+from engine.data.avatars.noise import sample, texture
+from engine.data.avatars.shapes import bump, step
 
 
 def paint_nostrils(m: Material, traits: Traits, face: Features) -> None:
@@ -17,7 +17,7 @@ def paint_nostrils(m: Material, traits: Traits, face: Features) -> None:
     nw, ny = traits.shape["nose_width"], face.nose_y
     f = box(m, -nw - 9, nw + 9, ny - 16, ny + 14)
     ax, y = np.abs(m.x[f]), m.y[f]
-    # thinner lips of the opening inwards, wider outwards
+    # the opening is thinner towards the middle of the nose, and wider towards the wings
     u, v = (ax - 0.50 * nw) / (0.30 * nw), (y - ny + 7.0 - 0.10 * (ax - 0.5 * nw)) / 2.5
     hole = cover(m, (1 - np.sqrt(u * u + v * v)) * 2.2, 1.6)
     dark = traits.skin * rgb([0.16, 0.09, 0.08])
@@ -35,7 +35,8 @@ def paint_nostrils(m: Material, traits: Traits, face: Features) -> None:
 def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndarray, light: np.ndarray) -> None:
     """Eyeball in the opening, lashes, lid crease and make-up of one eye.
 
-    gaze: (2,) shift of the iris, mm in head coordinates.  light: (3,) towards the light, head coordinates.
+    gaze:  (2,) shift of the iris in millimetres, head coordinates.
+    light: (3,) towards the light, head coordinates.
     """
     a = eye.half_width
     lo, hi = eye.side * eye.x - 1.9 * a, eye.side * eye.x + 1.9 * a
@@ -112,7 +113,7 @@ def paint_eye(m: Material, traits: Traits, frame: Frame, eye: Eye, gaze: np.ndar
         wet = np.exp(-(((below - 0.4) / 0.5) ** 2)) * opening
         m.glow[f] += 0.04 * wet[:, None]
 
-    # lashes: a dark edge that thickens towards the outer corner and ends in a small wing
+    # lashes: a dark edge, thicker towards the outer corner, where it ends in a small wing
     weight = (0.75 + 0.5 * (1 - traits.masculine) + 0.9 * traits.makeup) * (0.75 + 0.5 * np.clip(q, -1, 1))
     weight = weight * (1.5 - 0.5 * min(eye.openness, 1.0))
     wing = step(-q, -1.22, -1.0)
@@ -150,7 +151,7 @@ def paint_brow(m: Material, traits: Traits, brow: Brow) -> None:
 def paint_mouth(m: Material, traits: Traits, face: Features, view: np.ndarray) -> None:
     """Lips, the line between them, and teeth and tongue in an open mouth.
 
-    view: (3,) towards the camera in head coordinates, for the parallax of what lies inside.
+    view: (3,) towards the camera, head coordinates, for the parallax of teeth and tongue.
     """
     mouth: Mouth = face.mouth
     w = mouth.half_width
@@ -216,12 +217,12 @@ def paint_mouth(m: Material, traits: Traits, face: Features, view: np.ndarray) -
 
 
 def gaze_shift(frame: Frame, place: Pose) -> np.ndarray:
-    """Shift of the iris (2,) in head coordinates: eyes seek the camera, plus the frame's own gaze."""
+    """(2,) shift of the iris in millimetres, head coordinates: towards the camera, plus the frame's own gaze."""
     to_camera = place.matrix.T @ rgb([0.0, 0.0, 1.0])
     shift = 12.0 * (0.75 * to_camera[:2] + np.sin(np.array(frame.gaze)))
     return np.clip(shift, [-6.5, -3.0], [6.5, 3.0])
 
 
 def light_in_head(scene: Scene, place: Pose) -> np.ndarray:
-    """Direction to the key light (3,) in head coordinates."""
+    """(3,) direction to the key light, head coordinates."""
     return place.matrix.T @ scene.key

@@ -55,5 +55,6 @@ def linear(srgb) -> np.ndarray:
 
 
 def hsv(h: float, s: float, v: float) -> np.ndarray:
+    """Hue (any number; whole ones are red), saturation and value in [0, 1] -> sRGB (3,), 0 to 255."""
     k = (np.array([5.0, 3.0, 1.0]) + 6 * (h % 1.0)) % 6
     return 255 * (v - v * s * np.clip(np.minimum(k, 4 - k), 0, 1))

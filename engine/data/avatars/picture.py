@@ -1,4 +1,4 @@
-"""One avatar, drawn: geometry once, then each look."""
+"""One avatar as a picture: its geometry is made once, then each look is painted on it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.data.avatars import accessories, geometry, hair, material, paint, shading
+from engine.data.avatars.contours import Features, features
+from engine.data.avatars.film import finish_game, finish_photo, game_background, photo_background
+from engine.data.avatars.identity import Frame, Scene, Traits, frame, generator, scene, traits
+from engine.data.avatars.raster import Camera, Surface, join, rasterise
 from engine.errors import InputError
-
-from . import accessories, geometry, hair, material, paint, shading
-from .contours import Features, features
-from .film import finish_game, finish_photo, game_background, photo_background
-from .identity import Frame, Scene, Traits, frame, generator, scene, traits
-from .raster import Camera, Surface, join, rasterise
 
 HEAD, EAR, TORSO, ARM = 0, 1, 2, 3
 LOOKS = ("photo", "game")
@@ -20,7 +19,13 @@ LOOKS = ("photo", "game")
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that the looks share: who, where, which surface shows at each pixel, and the landmarks."""
+    """What both looks share: who is drawn and where, which surface shows at each pixel, and the landmarks.
+
+    index:  number of the frame.
+    size:   side of the image in pixels; the raster has `factor` times as many.
+    face, profile, place: the curves, the head's cross-sections and the pose of this frame.
+    body:   what shows of head, ears, torso and arms of the glasses. hair: what shows of the hair, or None.
+    """
 
     seed: int
     identity: int
@@ -41,7 +46,7 @@ class Drawing:
 
 
 def draw(seed: int, identity: int, index: int, size: int) -> Drawing:
-    """Pose the head and find what is visible, at a raster `factor` times the image."""
+    """Pose the head and find which surface is visible at each pixel of the raster."""
     who, where, how = traits(seed, identity), scene(seed, identity), frame(seed, identity, index)
     factor = 2 if size >= 96 else 3
     raster = size * factor
@@ -92,6 +97,7 @@ def draw(seed: int, identity: int, index: int, size: int) -> Drawing:
 
 
 def _in_front(top: Surface, body: Surface, raster: int) -> Surface:
+    """The pixels of `top` that lie in front of `body`."""
     depth = np.full(raster * raster, -1e9, np.float32)
     depth[body.pixels] = body.depth
     keep = np.flatnonzero(top.depth > depth[top.pixels])
@@ -99,6 +105,7 @@ def _in_front(top: Surface, body: Surface, raster: int) -> Surface:
 
 
 def _material(d: Drawing, detail: bool) -> material.Material:
+    """What the body's pixels are made of. detail: of the photo look, else of the game look."""
     a = d.body.attributes
     n = a[:, 3:6] / np.maximum(np.sqrt((a[:, 3:6] ** 2).sum(1, keepdims=True)), 1e-6)
     count = len(a)
@@ -124,7 +131,7 @@ def _material(d: Drawing, detail: bool) -> material.Material:
     if detail:
         ear = d.part == EAR
         m.albedo[ear] *= np.array([1.03, 0.88, 0.88]) * (0.45 + 0.55 * a[ear, 6:7])
-    # features live on the head only; other parts step out of the painters' way
+    # features are painted on the head only: other parts lie too far back for the painters while they work
     hidden = np.flatnonzero(d.part != HEAD)
     z = m.z[hidden].copy()
     m.z[hidden] = -999
@@ -142,7 +149,10 @@ def _material(d: Drawing, detail: bool) -> material.Material:
 
 
 def _gain(d: Drawing, skin_light: np.ndarray) -> float:
-    """Exposure that puts the face at a level that follows its skin, as a photographer would."""
+    """The exposure that gives the face a brightness that follows its skin, as a photographer would choose it.
+
+    skin_light: mean luminance of the lit face.
+    """
     bright = float(np.array([0.2126, 0.7152, 0.0722]) @ d.traits.skin)
     return 0.36 * (bright / 0.45) ** 0.55 / max(float(skin_light), 1e-3)
 
@@ -153,6 +163,7 @@ def paint_look(d: Drawing, name: str) -> np.ndarray:
 
 
 def _face_level(d: Drawing, m: material.Material, colour: np.ndarray) -> float:
+    """Mean luminance of the lit skin of the face. colour: (P, 3) linear light of the body's pixels."""
     core = (d.part == HEAD) & (m.skin > 0.5) & (m.z > 40) & (m.y < 40)
     luminance = colour[core] @ np.array([0.2126, 0.7152, 0.0722])
     return float(luminance.mean()) if luminance.size else 0.3
@@ -219,7 +230,7 @@ def _photo(d: Drawing) -> np.ndarray:
                 alpha = alpha * np.clip(0.74 + 0.12 * fine, 0, 1)
         bare = np.ones(raster * raster, bool)
         bare[d.body.pixels] = False
-        # only skin shows through thin hair; against the background its outline frays into strands
+        # skin shows through thin hair; the background does not: before it the hair's outline frays into strands
         fray = np.ones(len(p)) if d.traits.hair == "scarf" else np.clip(0.5 + 3.0 * np.abs(n[:, 2]) + 0.3 * fine, 0, 1)
         alpha = np.where(bare[p], fray, alpha)
         image[p] += alpha[:, None] * (lit - image[p])
@@ -229,7 +240,7 @@ def _photo(d: Drawing) -> np.ndarray:
 
 
 def _accessories(d: Drawing, image: np.ndarray, depth: np.ndarray, detail: bool, gain: float) -> None:
-    """Draw glasses and earrings over the linear picture `image` (S * S, 3)."""
+    """Draw glasses and earrings over the picture `image` (S * S, 3) in linear light, in place."""
     for pixels, cover, normal in accessories.earrings(d.traits, d.profile, d.place, d.camera, depth):
         lit = np.clip(normal @ d.scene.key, 0, 1)
         metal = np.array([0.62, 0.50, 0.26]) * (0.25 + 0.7 * lit + (1.6 * lit**12 if detail else 0))[:, None]
@@ -238,7 +249,7 @@ def _accessories(d: Drawing, image: np.ndarray, depth: np.ndarray, detail: bool,
     if over is None:
         return
     here = image[over.pixels]
-    if detail:  # the lens dims a little and mirrors a soft window
+    if detail:  # the lens dims what lies behind it a little, and mirrors a soft window
         u, v = over.u * np.sign(d.scene.key[0] or 1.0), over.v
         window = np.clip(1 - np.abs(u + 0.5 * v - 7) / 4.5, 0, 1) + 0.6 * np.clip(
             1 - np.abs(u + 0.5 * v - 16) / 2.0, 0, 1
@@ -275,10 +286,12 @@ def _game(d: Drawing) -> np.ndarray:
 def render(identity: int, frame: int, look: str, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw one avatar.
 
-    identity, frame, seed: >= 0; frames of an identity share all but pose, expression and sensor noise.
-    look: "photo" or "game"; both show the same geometry.  size: pixels per side, at least 16.
-    returns: (size, size, 3) uint8 RGB and (68, 2) float32 landmarks in iBUG order: x, y in pixels, 0 = centre of the
-    first pixel; some may lie outside the picture.  Raises InputError for values out of range.
+    identity, frame, seed: 0 or more. Frames of an identity share all but pose, expression and sensor noise.
+    look:    "photo" or "game"; both show the same geometry.
+    size:    pixels per side, 16 to 1024.
+    returns: (size, size, 3) uint8 RGB, and (68, 2) float32 landmarks in iBUG order: x, y in pixels, 0 = centre of the
+             first pixel; some may lie outside the picture.
+    Raises InputError for values out of range.
     """
     if look not in LOOKS:
         raise InputError(f"unknown look {look!r}: take one of {', '.join(LOOKS)}")

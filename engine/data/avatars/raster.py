@@ -1,4 +1,4 @@
-"""Camera and z-buffered triangle rasteriser: numpy only, exact at pixel centres."""
+"""A camera, and a rasteriser of triangles with a z-buffer: numpy only, exact at pixel centres."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Camera:
-    """Weak-perspective pinhole looking down -z from (0, 0, distance); millimetres in, raster pixels out."""
+    """A pinhole at (0, 0, distance) that looks down -z; its perspective is weak. Millimetres in, raster pixels out."""
 
     centre_x: float
     centre_y: float
@@ -38,7 +38,13 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Surface:
-    """What one layer shows: pixels (P,) flat indices, attributes (P, K), depth (P,) and triangle (P,) of each."""
+    """What one layer shows at P pixels of a raster.
+
+    pixels:     (P,) flat indices into the raster.
+    attributes: (P, K), the mesh's, interpolated.
+    depth:      (P,) z in view space, millimetres.
+    triangle:   (P,) index of the triangle that shows.
+    """
 
     pixels: np.ndarray
     attributes: np.ndarray
@@ -47,7 +53,7 @@ class Surface:
 
 
 def join(meshes: list[Mesh]) -> tuple[Mesh, np.ndarray]:
-    """One mesh of several, and the index of the source mesh of every triangle (T,) int8."""
+    """Several meshes as one, and (T,) int8, the index of the mesh that each triangle comes from."""
     offsets = np.cumsum([0] + [len(m.vertices) for m in meshes])
     mesh = Mesh(
         np.concatenate([m.vertices for m in meshes]),
@@ -68,7 +74,10 @@ def grid_triangles(rows: int, columns: int, wrap: bool = False) -> np.ndarray:
 
 
 def grid_normals(points: np.ndarray, wrap: bool = False) -> np.ndarray:
-    """Unit normals (R, C, 3) of a grid of points (R, C, 3) by central differences, out of `grid_triangles`."""
+    """Unit normals (R, C, 3) of a grid of points (R, C, 3) by central differences.
+
+    They point to the side that the triangles of `grid_triangles` face. wrap: whether the columns are closed.
+    """
     down = np.empty_like(points)
     down[1:-1] = points[2:] - points[:-2]
     down[0], down[-1] = points[1] - points[0], points[-1] - points[-2]
@@ -90,9 +99,10 @@ def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def rasterise(mesh: Mesh, camera: Camera, size: int, cull: bool = True, clip: int | None = None) -> Surface:
-    """Front-most surface of `mesh` at every pixel centre of a size x size raster.
+    """The front-most surface of `mesh` at every pixel centre of a size x size raster.
 
-    cull: drop triangles that face away.  clip: index of an attribute whose negative values are holes.
+    cull: whether triangles that face away are dropped.
+    clip: index of an attribute whose negative values are holes; None: there are no holes.
     """
     u, v, z = camera.project(mesh.vertices)
     tri = mesh.triangles
@@ -140,7 +150,7 @@ def rasterise(mesh: Mesh, camera: Camera, size: int, cull: bool = True, clip: in
     depth = p[:, 6] + s1 * p[:, 7] + s2 * p[:, 8]
     pixel = (top[owner] + dy[hit]) * size + left[owner] + dx[hit]
 
-    # depth above sample number in one integer: a single maximum both tests depth and remembers who won
+    # depth (high bits) and sample number (low bits) in one integer: one maximum tests depth and remembers the winner
     key = ((depth + 4096.0).astype(np.float32).view(np.int32).astype(np.int64) << 32) | np.arange(len(hit))
     buffer = np.full(size * size, -1, np.int64)
     np.maximum.at(buffer, pixel, key)

@@ -1,11 +1,11 @@
-"""Light: soft shadows and occlusion from the depth picture, skin, hair and the two looks' lighting."""
+"""Light: soft shadows and occlusion from the depth picture, and how skin and hair are lit in each look."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .film import blur, double
-from .identity import Scene
+from engine.data.avatars.film import blur, double
+from engine.data.avatars.identity import Scene
 
 
 def _rgb(*values: float) -> np.ndarray:
@@ -17,8 +17,10 @@ def occlusion_and_shadow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ambient occlusion and key-light shadow (S, S), 0 dark to 1 open, from a depth picture.
 
-    depth: (S, S) view-space z in millimetres.  known: (S, S) bool.  scale: raster pixels per millimetre.
-    Computed at half resolution by marching towards the light over the depth picture.
+    depth: (S, S) z in view space, millimetres.
+    known: (S, S) bool, where a surface is.
+    scale: raster pixels per millimetre.
+    Computed at half resolution, by marching over the depth picture towards the light.
     """
     z, k = depth[::2, ::2], known[::2, ::2].astype(np.float32)
     scale = scale / 2

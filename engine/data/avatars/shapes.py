@@ -1,4 +1,4 @@
-"""The two shape functions every part of the face is made of: a smooth step and a soft bump."""
+"""The two functions of which every part of the face is made: a smooth step and a soft bump."""
 
 from __future__ import annotations
 

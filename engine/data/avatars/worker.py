@@ -1,6 +1,7 @@
 """One rendering process of `write`: `python -m engine.data.avatars.worker FOLDER COUNT FRAMES SIZE SEED SHARE SHARES`.
 
-Writes the pictures of its share and one record per picture to standard output: int32 row, (68, 2) float32 landmarks.
+It writes the pictures of its share, and for each frame one record to standard output: the row as int32, then the
+landmarks (68, 2) as float32.
 """
 
 import os
@@ -11,7 +12,7 @@ from engine.data.avatars.writing import render_share
 
 
 def main(arguments: list[str]) -> int:
-    """Render one share; exit status 1 with one line when a file cannot be written or the parent has gone."""
+    """Render one share. The exit status is 1 when a file cannot be written (with one line) or the parent has gone."""
     folder, numbers = Path(arguments[0]), [int(a) for a in arguments[1:]]
     try:
         for row, marks in render_share(folder, *numbers):

@@ -1,10 +1,11 @@
-"""The set as files: OUT/photo and OUT/game, each images/, manifest.csv, landmarks_68.npy; by several processes."""
+"""The avatars as files, written by several processes: OUT/photo and OUT/game, each in the manifest layout."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import os
+import selectors
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from engine.data.avatars.picture import LOOKS, draw, paint_look
 from engine.errors import InputError
 
-_SMALL = 24  # pictures; below this, starting processes takes longer than drawing
+_SMALL = 24  # pictures: fewer are drawn in less time than it takes to start processes
 _ONE_THREAD = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -31,9 +33,11 @@ _ONE_THREAD = (
 def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress: bool = True) -> None:
     """Render `count` identities x `frames` frames in both looks into `out`, all or nothing.
 
-    out: must not exist, or be an empty folder.  size: pixels per side.  progress: a bar on standard error.
-    The files do not depend on the number of processes.  Raises InputError for a used `out` or numbers out of range,
-    OSError where it cannot be written; an interrupted call leaves nothing at `out`.
+    out:      must not exist, or be an empty folder.
+    size:     pixels per side.
+    progress: a bar on standard error.
+    The files do not depend on the number of processes. An interrupted call leaves nothing at `out`.
+    Raises InputError for an `out` that is not empty and for numbers out of range, OSError where it cannot be written.
     """
     out = Path(out)
     if count < 1 or frames < 1 or seed < 0:
@@ -58,7 +62,7 @@ def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress
             _write_tables(temporary / look, jobs, landmarks)
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o777 & ~mask)  # mkdtemp gives 0700; a result has the rights of any new folder
+        temporary.chmod(0o777 & ~mask)  # the rights of any new folder, for mkdtemp gives 0700
         if out.exists():
             out.rmdir()
         os.replace(temporary, out)
@@ -75,7 +79,10 @@ def file_name(identity: int, frame: int) -> str:
 def render_share(
     folder: Path, count: int, frames: int, size: int, seed: int, share: int, shares: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Write every `shares`-th identity from `share` on, both looks; yield row and landmarks (68, 2) of each frame."""
+    """Write the identities share, share + shares, share + 2 shares, ... in both looks.
+
+    yields: of each frame, its row in the manifest and its landmarks (68, 2) float32.
+    """
     for identity in range(share, count, shares):
         for frame in range(frames):
             drawing = draw(seed, identity, frame, size)
@@ -89,6 +96,7 @@ def render_share(
 
 
 def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Write all pictures, by a process for each core; yield row and landmarks (68, 2) of each frame, in any order."""
     workers = min(_cores(), count)
     if workers < 2 or count * frames < _SMALL or not sys.executable:
         yield from render_share(folder, count, frames, size, seed, 0, 1)
@@ -102,7 +110,7 @@ def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> 
     try:
         for share in range(workers):
             command = [*common, str(share), str(workers)]
-            # a session of its own: an interrupt reaches the caller alone, which then ends its workers
+            # a session of its own, so that an interrupt reaches the caller alone, which then ends its workers
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -120,9 +128,10 @@ def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> 
 
 
 def _collect(children: list[subprocess.Popen]) -> Iterator[tuple[int, np.ndarray]]:
-    """Records of all workers as they come: int32 row, then (68, 2) float32. Raises OSError when a worker fails."""
-    import selectors
+    """The records that workers write, as they come: row and landmarks (68, 2) float32 of each frame.
 
+    A record is the row as int32, then the landmarks. Raises OSError when a worker fails.
+    """
     length = 4 + 68 * 2 * 4
     with selectors.DefaultSelector() as ready:
         pending = {child.stdout.fileno(): b"" for child in children}
@@ -150,6 +159,7 @@ def _cores() -> int:
 
 
 def _save(path: Path, picture: np.ndarray, what: str) -> None:
+    """Write a picture (H, W, 3) uint8 as a JPEG that is marked as synthetic; `what`: which avatar it shows."""
     image = Image.fromarray(picture)
     exif = image.getexif()
     exif[0x010E] = f"Synthetic face, not a real person (kiln avatars, {what})"  # ImageDescription
@@ -178,7 +188,7 @@ def _write_tables(folder: Path, jobs: list[tuple[int, int]], landmarks: np.ndarr
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every platform opens folders
+    with contextlib.suppress(OSError):  # some platforms do not open folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -191,7 +201,5 @@ def _bar(total: int, progress: bool):
     if not progress:
         yield lambda _: None
         return
-    from tqdm import tqdm
-
     with tqdm(total=total, desc="avatars", unit="face", file=sys.stderr) as bar:
         yield bar.update

@@ -1,4 +1,4 @@
-"""The last step, shared by both loaders: cut windows from stored uint8 squares, mirror, scale to [-1, 1]."""
+"""The last step to a batch, the same for both loaders: cut windows from stored squares, mirror, scale to [-1, 1]."""
 
 from functools import cache
 
@@ -12,7 +12,14 @@ from engine.data.landmarks import MIRROR_ORDERS
 def assemble_images(
     store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, *, fused: bool = True
 ) -> Tensor:
-    """As engine.ops.image_batch: (B, C, R, R) float32 in [-1, 1], channels_last; fused=False: its reference."""
+    """The images of a batch, by engine.ops.image_batch.
+
+    store:      (M, S, S, C) uint8 squares. rows: (B,) int64, the square of each image.
+    offsets:    (B, 2) int64, x and y of each image's window. mirror: (B,) bool.
+    resolution: side R of the windows.
+    fused:      False takes the operator's reference, with the same result.
+    returns:    (B, C, R, R) float32 in [-1, 1], channels_last.
+    """
     operator = ops.OPERATORS["image_batch"]
     return (operator.function if fused else operator.reference)(store, rows, offsets, mirror, resolution)
 
@@ -20,9 +27,10 @@ def assemble_images(
 def assemble_landmarks(
     stored: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, *, swap: bool = True
 ) -> Tensor:
-    """stored: (B, K, 2) float32 in pixels of the stored squares. returns: (B, K, 2) in pixels of the windows.
+    """The landmarks of a batch. Mirroring maps x to R - 1 - x and, with swap, exchanges left and right points.
 
-    Mirroring maps x to R - 1 - x and, with swap, exchanges left and right points.
+    stored:  (B, K, 2) float32 in pixels of the stored squares. offsets and mirror: as for the images.
+    returns: (B, K, 2) float32 in pixels of the windows.
     """
     points = stored - offsets[:, None, :]
     mirrored = points.index_select(1, _mirror_order(stored.shape[1], stored.device)) if swap else points
@@ -32,5 +40,5 @@ def assemble_landmarks(
 
 @cache
 def _mirror_order(points: int, device: torch.device) -> Tensor:
-    """The order there, uploaded once: a copy from pageable memory makes the host wait."""
+    """MIRROR_ORDERS[points] on the device, uploaded once: a copy from pageable memory makes the host wait."""
     return torch.from_numpy(MIRROR_ORDERS[points].copy()).to(device)

@@ -1,4 +1,4 @@
-"""NVIDIA DALI pipelines: encoded bytes in our order -> uint8 squares, on the CPU or on a GPU."""
+"""NVIDIA DALI's pipelines: the bytes of image files -> squares of uint8, in the order given, on the CPU or on a GPU."""
 
 import contextlib
 import os
@@ -18,10 +18,12 @@ from engine.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+_PIXELS_AT_ONCE = 48_000_000
+
 
 def require_dali() -> ModuleType:
-    """The package nvidia.dali. Raises InputError saying what to install when it is missing."""
-    try:
+    """The package nvidia.dali. Raises InputError that says what to install when it is missing."""
+    try:  # here, for DALI is optional and heavy
         from nvidia import dali
         from nvidia.dali import fn, types  # noqa: F401 (makes dali.fn and dali.types exist)
     except ImportError as error:
@@ -37,6 +39,21 @@ def worker_threads() -> int:
     return min(8, torchrun.cores())
 
 
+def runs_that_fit(pixels: Sequence[int], files: int) -> Iterator[range]:
+    """Runs of neighbouring files that are decoded together, so that memory stays small whatever the files' sizes.
+
+    pixels: of each file. files: how many a run holds at most; a run also ends before it exceeds 48 million pixels.
+    """
+    start, total = 0, 0
+    for index, count in enumerate(pixels):
+        if index > start and (total + count > _PIXELS_AT_ONCE or index - start == files):
+            yield range(start, index)
+            start, total = index, 0
+        total += count
+    if start < len(pixels):
+        yield range(start, len(pixels))
+
+
 class DecodingError(Exception):
     """DALI failed on a batch; the message is DALI's."""
 
@@ -44,7 +61,11 @@ class DecodingError(Exception):
 class Decoder:
     """One pipeline: decode, crop the central square, resize (antialiased, linear) to `stored` pixels a side.
 
-    The result for an image does not depend on the others in the call (CPU). Call it from one thread at a time.
+    batch_size: images of a call at most.
+    stored:     side of the squares in pixels.
+    channels:   1 (grey) or 3 (RGB).
+    On the CPU the result for an image does not depend on the other images of the call. Call it from one thread at a
+    time.
     """
 
     def __init__(self, batch_size: int, stored: int, channels: int, device: "torch.device") -> None:
@@ -79,13 +100,15 @@ class Decoder:
         self._copied: torch.cuda.Event | None = None
 
     def __call__(self, encoded: Sequence[bytes], corners: np.ndarray, sides: np.ndarray) -> "torch.Tensor":
-        """encoded: B <= batch_size files; corners (B, 2) x, y and sides (B,) of the square to keep, in pixels.
+        """Decode files together.
 
+        encoded: the bytes of B <= batch_size files.
+        corners: (B, 2) x and y, and sides: (B,), of the square to keep of each file, in pixels.
         returns: (B, stored, stored, channels) uint8 on the device, a fresh tensor, complete when the call returns. On a
-        GPU its memory belongs to a stream of the decoder: use it through `claim`.
-        Raises DecodingError when DALI fails on one of them; the decoder is then unusable.
+                 GPU its memory belongs to a stream of the decoder: use it through `claim`.
+        Raises DecodingError when DALI fails on one of the files; the decoder is then unusable.
         """
-        import torch
+        import torch  # here, because `kiln data validate` decodes through Prober and needs no torch
 
         start = corners[:, ::-1].astype(np.float32)
         end = (corners + sides[:, None])[:, ::-1].astype(np.float32)
@@ -98,25 +121,28 @@ class Decoder:
             raise DecodingError(" ".join(str(error).split())[:300]) from error
         if self._device.type == "cpu":
             return torch.from_numpy(np.array(images.as_tensor()))
-        from nvidia.dali.plugin.pytorch import feed_ndarray
+        from nvidia.dali.plugin.pytorch import feed_ndarray  # here, for DALI is optional and heavy
 
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
             self._copied = torch.cuda.Event(blocking=True)
-        # memory of its own stream: kernels of training may still use other blocks
+        # allocated on the decoder's own stream, so that it is no block that kernels of training still use
         with torch.cuda.stream(self._stream):
             result = torch.empty(images.as_tensor().shape(), dtype=torch.uint8, device=self._device)
             feed_ndarray(images.as_tensor(), result, cuda_stream=self._stream)
             self._copied.record()
-        # the calling thread sleeps until then; DALI writes the next batch where this one was
+        # the calling thread sleeps until the copy is done, for DALI writes its next batch where this batch was
         self._copied.synchronize()
         return result
 
 
 def claim(decoded: "torch.Tensor") -> "torch.Tensor":
-    """Tell the allocator that the current CUDA stream uses the tensor, so that it is not recycled too early."""
+    """Tell the allocator that the current CUDA stream uses what a Decoder returned, so that it is not reused too early.
+
+    returns: the same tensor.
+    """
     if decoded.is_cuda:
-        import torch
+        import torch  # here, because importing this file must load no torch
 
         decoded.record_stream(torch.cuda.current_stream(decoded.device))
     return decoded
@@ -124,14 +150,21 @@ def claim(decoded: "torch.Tensor") -> "torch.Tensor":
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What DALI makes of a file. size: width and height, None when undecodable; complaint: a codec's warning."""
+    """What DALI makes of a file.
+
+    size:      width and height in pixels; None when DALI cannot decode the file.
+    complaint: the first line that a codec printed; "" when it printed nothing.
+    """
 
     size: tuple[int, int] | None
     complaint: str = ""
 
 
 class Prober:
-    """Decodes files on the CPU only to see whether DALI can; broken files do no harm."""
+    """Decodes files on the CPU to see whether DALI can. A broken file is reported and does no harm.
+
+    batch_size: files of a call at most. Raises InputError when DALI is not installed.
+    """
 
     def __init__(self, batch_size: int) -> None:
         require_dali()
@@ -139,7 +172,7 @@ class Prober:
         self._pipelines: dict[int, object] = {}
 
     def probe(self, encoded: Sequence[bytes]) -> list[Probe]:
-        """Decode them together; one by one when something is wrong."""
+        """What DALI makes of each file. They are decoded together, and one by one when something is wrong."""
         sizes, complaint = self._decode(self._batch_size, encoded)
         if sizes and not complaint:
             return [Probe(size) for size in sizes]
@@ -150,14 +183,15 @@ class Prober:
         return probes
 
     def _decode(self, batch_size: int, encoded: Sequence[bytes]) -> tuple[list[tuple[int, int]], str]:
+        """Width and height of each file ([] when DALI fails on one), and what codecs printed."""
         pipeline = self._pipelines.pop(batch_size, None) or self._build(batch_size)
-        with _native_stderr() as said:
+        with _native_stderr() as printed:
             try:
                 (images,) = pipeline.run(encoded=[np.frombuffer(data, np.uint8) for data in encoded])
             except RuntimeError:
                 return [], ""
-        self._pipelines[batch_size] = pipeline  # one that has raised is not kept
-        return [(width, height) for height, width, _ in images.shape()], "".join(said)
+        self._pipelines[batch_size] = pipeline  # only now: a pipeline that has raised is not used again
+        return [(width, height) for height, width, _ in images.shape()], "".join(printed)
 
     @staticmethod
     def _build(batch_size: int):
@@ -174,21 +208,21 @@ class Prober:
 
 @contextlib.contextmanager
 def _native_stderr() -> Iterator[list[str]]:
-    """Keep the first line that native code prints to standard error: codecs complain there of every doubtful file."""
-    said: list[str] = []
+    """Collect the first line that native code prints to standard error, where codecs complain of doubtful files."""
+    printed: list[str] = []
     sys.stderr.flush()
     try:
         saved = os.dup(2)
     except OSError:  # there is no standard error
-        yield said
+        yield printed
         return
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
         try:
-            yield said
+            yield printed
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-            caught.seek(0)
-            lines = re.sub(r"\x1b\[[0-9;]*m", "", caught.read().decode("utf-8", "replace")).split("\n")
-            said += [line.strip()[:120] for line in lines if line.strip()][:1]
+            file.seek(0)
+            lines = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace")).split("\n")
+            printed += [line.strip()[:120] for line in lines if line.strip()][:1]

@@ -1,4 +1,4 @@
-"""What Pillow knows of a file's header, and the plain form of files that DALI does not read as people see them."""
+"""What Pillow reads: the headers of files, and a plain form of files that DALI does not read as people see them."""
 
 import io
 import re
@@ -11,7 +11,8 @@ MIN_SIDE = 8
 BACKDROP = 128  # mid-grey behind transparent pixels
 _AS_IS = {"RGB", "L", "1", "P", "YCbCr"}  # modes that DALI decodes as Pillow does
 _DALI_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM"}  # DALI 2.4 crashes on damaged JPEG 2000 files
-_DAMAGE = Exception  # parsers meet arbitrary bytes here, and raise whatever these lead them to
+_DAMAGE = Exception  # a parser that meets arbitrary bytes may raise anything
+_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _ORIENTATION = 0x0112
 
 
@@ -21,9 +22,11 @@ class BadImage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """format and mode as Pillow names them; width and height in pixels as displayed (after EXIF rotation).
+    """What the header of an image file says.
 
-    convert: why DALI must be given Pillow's rendition instead of the file; "" when it can read the file as it is.
+    format, mode:  as Pillow names them.
+    width, height: in pixels as displayed (after EXIF rotation).
+    convert:       why DALI must be given Pillow's rendition instead of the file; "" when DALI reads the file itself.
     """
 
     format: str
@@ -34,7 +37,10 @@ class Header:
 
 
 def inspect(data: bytes) -> Header:
-    """Read the header only (and the alpha channel, where there is one). Raises BadImage."""
+    """What the header of a file says; only the header is read, and the alpha channel where there is one.
+
+    Raises BadImage.
+    """
     image = _open(data)
     width, height = image.size
     if min(width, height) < MIN_SIDE:
@@ -44,14 +50,17 @@ def inspect(data: bytes) -> Header:
     except _DAMAGE:
         turned = False
     try:
-        why = _why_convert(image)
+        convert = _why_convert(image)
     except _DAMAGE as error:
         raise _damaged(error) from error
-    return Header(image.format or "?", image.mode, *((height, width) if turned else (width, height)), why)
+    return Header(image.format or "?", image.mode, *((height, width) if turned else (width, height)), convert)
 
 
 def plain_bytes(data: bytes) -> bytes:
-    """The first frame, upright, opaque, 8-bit RGB or grey, as PPM or PGM bytes. Raises BadImage when it is damaged."""
+    """The first frame of a file, upright, opaque, 8-bit RGB or grey, as PPM or PGM bytes.
+
+    Raises BadImage when the file is damaged.
+    """
     image = _open(data)
     try:
         image.load()
@@ -82,11 +91,12 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _why_convert(image: Image.Image) -> str:
+    """Why DALI must be given Pillow's rendition of this image; "" when DALI reads the file as people see it."""
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
         return f"first of {frames} frames"
     if image.format not in _DALI_FORMATS:
         return f"{image.format} file"
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+    if "transparency" in image.info or image.mode in _ALPHA_MODES:
         return "" if _alpha_is_full(image) else "transparent pixels"
     return "" if image.mode in _AS_IS else f"mode {image.mode}"
 
@@ -114,7 +124,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    if "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa"):
+    """The image laid over mid-grey where it is transparent."""
+    if "transparency" not in image.info and image.mode not in _ALPHA_MODES:
         return image
     image = image.convert("RGBA")
     backdrop = Image.new("RGBA", image.size, (BACKDROP, BACKDROP, BACKDROP, 255))
@@ -123,8 +134,8 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def _too_large(error: Exception) -> str:
     pixels = re.search(r"\d+", str(error))
-    found = f"{int(pixels.group()) / 1e6:,.0f} Mpx; " if pixels else ""
-    return f"too large ({found}limit {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:,.0f} Mpx)"
+    given = f"{int(pixels.group()) / 1e6:,.0f} Mpx; " if pixels else ""
+    return f"too large ({given}limit {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:,.0f} Mpx)"
 
 
 def _damaged(error: Exception) -> BadImage:

@@ -1,4 +1,4 @@
-"""From a file's pixels to the stored square: central square crop, then antialiased resize to `stored` pixels a side.
+"""Where a stored square lies in its file: the central square of the pixels, resized to `stored` pixels a side.
 
 Pixel coordinates: 0 is the centre of the first pixel, in files and in batches.
 """
@@ -22,22 +22,32 @@ def check_resolution(resolution: int, channels: int) -> None:
 
 
 def stored_size(resolution: int, crop: str) -> int:
-    """Side in pixels at which images leave DALI: R, or R + R/8 where random R x R windows are cut from it."""
+    """Side in pixels of the squares that DALI makes: R, or R + R/8 where random R x R windows are cut from them.
+
+    resolution: R. crop: "center" or "random"; raises InputError for anything else.
+    """
     if crop not in ("center", "random"):
         raise InputError(f"crop {crop!r} is neither 'center' nor 'random'")
     return resolution + resolution // 8 if crop == "random" else resolution
 
 
 def central_square(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """sizes: (N, 2) int, width then height. Returns corners (N, 2) int (x, y; rounded down) and sides (N,) int."""
+    """The central square of each file.
+
+    sizes:   (N, 2) int, width and height in pixels.
+    returns: corners (N, 2) int, x and y (rounded down), and sides (N,) int.
+    """
     sides = sizes.min(axis=1)
     return (sizes - sides[:, None]) // 2, sides
 
 
 def place_landmarks(landmarks: np.ndarray, sizes: np.ndarray, stored: int) -> np.ndarray:
-    """landmarks: (N, K, 2) in pixels of the files. Returns them in pixels of the stored squares, float32.
+    """Landmarks of the files as landmarks of the stored squares; points outside a square stay outside of it.
 
-    Points outside the crop keep their (outside) coordinates.
+    landmarks: (N, K, 2) in pixels of the files.
+    sizes:     (N, 2) int, width and height in pixels of the files.
+    stored:    side in pixels of the squares.
+    returns:   (N, K, 2) float32 in pixels of the squares.
     """
     corners, sides = central_square(sizes)
     scale = (stored / sides)[:, None, None]

@@ -1,4 +1,4 @@
-"""What a batch is made from, on its way to the device: one copy a batch, which the host never waits for."""
+"""What a batch is made from, on its way to the device: one copy for each batch, which the host does not wait for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from engine.data.shuffling import Draw
 
-_INTEGERS, _BYTES = 3, 25  # a sample is its index, x and y as int64, and one byte for the mirroring
+_INTEGERS, _BYTES = 3, 25  # of an image: its index, x and y as int64; with one byte more for the mirroring
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class DeviceDraw:
     """A draw on the device: indices (B,) int64, offsets (B, 2) int64, mirror (B,) bool."""
 
     indices: Tensor
@@ -21,14 +21,14 @@ class Sent:
     mirror: Tensor
 
 
-def send(draw: Draw, device: torch.device) -> Sent:
-    """Any draw, copied as it is; on a GPU the host waits for it."""
-    return Sent(*(torch.from_numpy(part).to(device) for part in (draw.indices, draw.offsets, draw.mirror)))
+def send(draw: Draw, device: torch.device) -> DeviceDraw:
+    """A draw of any size, copied as it is; where the device is a GPU, the host waits for the copy."""
+    return DeviceDraw(*(torch.from_numpy(part).to(device) for part in (draw.indices, draw.offsets, draw.mirror)))
 
 
 @dataclass
 class _Slot:
-    """Host memory that a copy to the device may still be reading until `copied` has passed."""
+    """Pinned host memory. A copy to the device may still be reading it until the event `copied` has passed."""
 
     memory: Tensor
     copied: "torch.cuda.Event"
@@ -39,7 +39,9 @@ class Uploads:
     """Sends draws of one size to a GPU through a ring of pinned buffers.
 
     The host waits only when all buffers are still being copied: when it is `slots` batches ahead of the device.
-    pinned, event: what a test without a GPU replaces.
+    batch_size:    images of a draw.
+    slots:         buffers in the ring.
+    pinned, event: page-locked memory and CUDA events; a test without a GPU replaces both.
     """
 
     def __init__(
@@ -56,8 +58,8 @@ class Uploads:
             for _ in range(slots)
         ]
 
-    def __call__(self, draw: Draw) -> Sent:
-        """draw: of batch_size samples. The result belongs to the current stream."""
+    def __call__(self, draw: Draw) -> DeviceDraw:
+        """The draw of batch_size images, on the device; for use on the CUDA stream that is current at the call."""
         slot = self._ring[self._next]
         self._next = (self._next + 1) % len(self._ring)
         if slot.used:
@@ -68,8 +70,8 @@ class Uploads:
         integers[:size] = draw.indices
         integers[size:] = draw.offsets.reshape(-1)
         memory[split:] = draw.mirror
-        there = torch.empty_like(slot.memory, device=self._device).copy_(slot.memory, non_blocking=True)
+        uploaded = torch.empty_like(slot.memory, device=self._device).copy_(slot.memory, non_blocking=True)
         slot.copied.record()
         slot.used = True
-        integers = there[:split].view(torch.int64)
-        return Sent(integers[:size], integers[size:].view(size, 2), there[split:].view(torch.bool))
+        integers = uploaded[:split].view(torch.int64)
+        return DeviceDraw(integers[:size], integers[size:].view(size, 2), uploaded[split:].view(torch.bool))

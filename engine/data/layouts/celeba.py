@@ -1,8 +1,8 @@
 """The CelebA layout: img_align_celeba/ (or img_celeba/) and its tables, all beside each other or in Anno/, Eval/, Img/.
 
-Tables, at least one of them: list_eval_partition.txt, identity_CelebA.txt, list_attr_celeba.txt and
-list_landmarks_align_celeba.txt (list_landmarks_celeba.txt for img_celeba/). Source: README of the data set, Liu et al.
-2015.
+At least one of the tables must be there: list_eval_partition.txt, identity_CelebA.txt, list_attr_celeba.txt and
+list_landmarks_align_celeba.txt (list_landmarks_celeba.txt for img_celeba/).
+Source: README of the data set, Liu et al. 2015.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,10 @@ _POINTS = 5
 
 
 def list_celeba(source: Source, files: set[str], images: set[str]) -> Listing | None:
-    """Images, splits, identities, attributes and the five points; None where this is not CelebA. Raises InputError."""
+    """Images, splits, identities, attributes and five points an image; None where this is not CelebA.
+
+    Raises InputError.
+    """
     tables = {name.rsplit("/", 1)[-1]: name for name in sorted(files) if name.rsplit("/", 1)[-1] in _TABLES}
     if not tables:
         return None
@@ -55,18 +58,24 @@ def list_celeba(source: Source, files: set[str], images: set[str]) -> Listing | 
 
 
 class _Reader:
-    """Tables of a file name and whole numbers, which must name every image once and no other."""
+    """Reads tables whose rows are a file name and whole numbers; a table must name every image once, and no other.
+
+    by_file: file name -> image name. folder: of the images, for messages.
+    """
 
     def __init__(self, source: Source, by_file: dict[str, str], folder: str) -> None:
         self._source, self._by_file, self._folder = source, by_file, folder
 
     def header(self, table: str) -> list[str]:
-        """The column names, which stand in the second line, below the number of rows."""
+        """The column names of a table: they stand in its second line, below the number of rows."""
         lines = read_text(self._source, table).splitlines()
         return lines[1].split() if len(lines) > 1 else []
 
     def rows(self, table: str, columns: int, skip: int = 0) -> Iterator[tuple[str, str, list[int]]]:
-        """Where (file and line, for messages), the image's name, the numbers. skip: lines of a header."""
+        """Of each row: the place (file and line, for messages), the image's name, and its `columns` numbers.
+
+        skip: how many lines the header has.
+        """
         place = f"{self._source.root}: {table}"
         seen: set[str] = set()
         for number, line in enumerate(read_text(self._source, table).splitlines(), start=1):
@@ -82,7 +91,7 @@ class _Reader:
                     f"{where}: there is no {file} in {self._folder}: unpack the images again, or remove the line"
                 )
             if name in seen:
-                raise InputError(f"{where}: {file} stands there for the second time")
+                raise InputError(f"{where}: {file} is named for the second time")
             seen.add(name)
             try:
                 yield where, name, [int(value) for value in values]

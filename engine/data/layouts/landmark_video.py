@@ -1,8 +1,9 @@
 """The layout of landmark videos, 300VW's: VIDEO/annot/000001.pts beside VIDEO/frames/000001.jpg or VIDEO/vid.avi.
 
 Each frame is cropped around its landmarks once, into the cache folder, as a set in the manifest layout. The crop is a
-square around the second point of the nose's bridge; half its side is 2.5 times the landmark radius, half the longer
-side of their box, or less where it would leave the frame. Splits: of the 300VW challenge, by the names of the videos.
+square around the second point of the nose's bridge. Half its side is 2.5 times the landmark radius (half the longer
+side of the landmarks' bounding box), or less where it would leave the frame. The splits are those of the 300VW
+challenge, by the names of the videos.
 """
 
 import csv
@@ -24,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine.data.decoding.cache import cache_folder, make_once
+from engine.data.cache import cache_folder, make_once
 from engine.data.decoding.dali import worker_threads
 from engine.data.decoding.plain_images import MIN_SIDE, BadImage, plain_bytes
 from engine.data.landmarks import POINTS
@@ -46,8 +47,9 @@ StijnVerdenius/DeepFaceImageSynthesis, utils/constants.py.
 """
 _SPLIT_OF = {video: split for split, videos in SPLITS.items() for video in videos.split()}
 
-_EXPAND, _CENTRE = 2.5, 28
-_SIDE = 256  # the largest resolution that is trained
+_EXPAND = 2.5  # half a crop's side, in landmark radii
+_CENTRE = 28  # the landmark in the middle of a crop: the second point of the nose's bridge
+_SIDE = 256  # of a crop in pixels at most: the largest resolution that is trained
 _VERSION = 1  # of the prepared sets: raise it when the crops change
 _ANNOTATION = re.compile(r"(?:(?P<video>.+)/)?annot/(?P<frame>[^/]+)\.pts")
 _MOVIES = ("vid.avi", "vid.mp4", "vid.mov", "vid.mkv")
@@ -56,7 +58,13 @@ _LEFT_OUT = "left_out.csv"
 
 @dataclass
 class Video:
-    """name: path of its folder; annotations and frames: frame number -> file; movie: a file, "" for none."""
+    """The files of one video.
+
+    name:        path of its folder.
+    annotations: frame number -> .pts file.
+    frames:      frame number -> image file.
+    movie:       the file that holds all frames where `frames` is empty; "" for none.
+    """
 
     name: str
     annotations: dict[int, str] = field(default_factory=dict)
@@ -66,6 +74,8 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class _Crop:
+    """A frame that was cropped: its file in images/, and its landmarks (68, 2) float32 in pixels of the crop."""
+
     file: str
     video: str
     frame: int
@@ -73,7 +83,7 @@ class _Crop:
 
 
 def find_videos(source: Source, files: list[str]) -> list[Video]:
-    """The videos of a source, sorted by name; none where it has another layout. Raises InputError."""
+    """The videos of a source, sorted by name; [] where the source has another layout. Raises InputError."""
     if any(name.rsplit("/", 1)[-1] == MANIFEST for name in files):
         return []
     annotations = [match for name in files if (match := _ANNOTATION.fullmatch(name))]
@@ -98,7 +108,7 @@ def find_videos(source: Source, files: list[str]) -> list[Video]:
 
 
 def prepare_videos(source: Source, videos: list[Video], progress: bool) -> FolderSource:
-    """The crops of all frames with usable landmarks, made on first use.
+    """The crops of all frames with usable landmarks, as a folder in the manifest layout, made on first use.
 
     Raises InputError for .pts files that cannot be understood, and where a movie needs OpenCV and that is missing.
     """
@@ -121,7 +131,8 @@ def left_out(prepared: FolderSource) -> list[tuple[str, str]]:
 def parse_points(text: str, place: str) -> np.ndarray:
     """(68, 2) float64, x and y in pixels with 0 the centre of the first pixel.
 
-    .pts files count pixels from 1, as menpo's importer has it. place: the file, for messages.
+    text:  content of a .pts file, which counts pixels from 1 (as menpo's importer reads it too).
+    place: the file, for messages.
     Raises InputError for anything but `version: 1`, `n_points: 68` and 68 lines of two numbers in braces.
     """
     lines = [line.strip() for line in text.strip().splitlines()]
@@ -145,7 +156,10 @@ def parse_points(text: str, place: str) -> np.ndarray:
 
 
 def crop_square(points: np.ndarray, width: int, height: int) -> tuple[int, int, int]:
-    """Left, top and side of the crop, all within the frame. points: (68, 2) in pixels of it."""
+    """Left, top and side in pixels of the crop, which lies within the frame.
+
+    points: (68, 2) in pixels of the frame. width, height: of the frame.
+    """
     radius = _EXPAND * (points.max(axis=0) - points.min(axis=0)).max() / 2
     x, y = (int(value) for value in points[_CENTRE])
     room = int(min(radius, x, y, width - 1 - x, height - 1 - y))
@@ -160,7 +174,7 @@ def _frame_number(source: Source, name: str) -> int:
 
 
 def _key(source: Source, videos: list[Video]) -> str:
-    """Changes when a file of the videos does."""
+    """Name of the prepared set's folder: another one when a file of the videos has changed."""
     key = hashlib.sha256(f"{_VERSION}\0{source.root.resolve()}\n".encode("utf-8", "surrogateescape"))
     for video in videos:
         for name in (*video.annotations.values(), *video.frames.values(), video.movie):
@@ -170,6 +184,7 @@ def _key(source: Source, videos: list[Video]) -> str:
 
 
 def _stamp(source: Source, name: str) -> Stamp | None:
+    """Size and times of a file; None when it is gone, which is reported where the file is read."""
     try:
         return source.stamp(name)
     except UnreadableFile:
@@ -177,6 +192,7 @@ def _stamp(source: Source, name: str) -> Stamp | None:
 
 
 def _write(out: Path, source: Source, videos: list[Video], progress: bool) -> None:
+    """Write the crops of all videos, their landmarks, the manifest and the list of frames left out into `out`."""
     total = sum(len(video.annotations) for video in videos)
     hidden = None if progress else True  # None: shown on a terminal only
     crops: list[_Crop] = []
@@ -188,10 +204,10 @@ def _write(out: Path, source: Source, videos: list[Video], progress: bool) -> No
         stop = threading.Event()
         work = [pool.submit(_crop_video, out / "images", source, video, bar, stop) for video in videos]
         try:
-            for done in work:
-                kept, lost = done.result()
-                crops += kept
-                bad += lost
+            for video_done in work:
+                cropped, unusable = video_done.result()
+                crops += cropped
+                bad += unusable
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -221,16 +237,20 @@ def _split(video: str) -> str:
 def _crop_video(
     images: Path, source: Source, video: Video, bar: tqdm, stop: threading.Event
 ) -> tuple[list[_Crop], list[tuple[str, str]]]:
-    """Writes the crops of one video; returns them, and (name, reason) of the frames left out. stop: another failed."""
+    """Write the crops of one video.
+
+    images:  folder to write into. stop: set when another video has failed, so that this one ends early.
+    returns: the crops, and (name, reason) of the frames left out.
+    """
     name = (video.name or source.name).encode("utf-8", "backslashreplace").decode()
     (images / name).mkdir(parents=True, exist_ok=True)
     crops, bad = [], []
     with _open_frames(source, video) as frames:
-        seen = set()
+        numbers = set()
         for number, file, image in frames:
             if stop.is_set():
                 return [], []
-            seen.add(number)
+            numbers.add(number)
             if number not in video.annotations:
                 bad.append((file, f"no landmarks: there is no annot/{number:06d}.pts"))
                 continue
@@ -244,12 +264,17 @@ def _crop_video(
                 bad.append((file, landmarks))
             else:
                 crops.append(_Crop(target, name, number, landmarks))
-    bad += [(video.annotations[n], "there is no frame for it") for n in sorted(video.annotations.keys() - seen)]
+    bad += [(video.annotations[i], "there is no frame for it") for i in sorted(video.annotations.keys() - numbers)]
     return crops, bad
 
 
 def _save_crop(image: Image.Image | str, points: np.ndarray, path: Path) -> np.ndarray | str:
-    """Landmarks (68, 2) float32 in pixels of the crop, or why there is none. image: also why it cannot be read."""
+    """Write the crop of one frame.
+
+    image:   the frame, or the reason why it cannot be read.
+    points:  (68, 2) float64 in pixels of the frame.
+    returns: (68, 2) float32 in pixels of the crop, or the reason why there is no crop.
+    """
     if isinstance(image, str):
         return image
     if not np.isfinite(points).all():
@@ -270,7 +295,7 @@ def _save_crop(image: Image.Image | str, points: np.ndarray, path: Path) -> np.n
 
 @contextmanager
 def _open_frames(source: Source, video: Video) -> Iterator[Iterator[tuple[int, str, Image.Image | str]]]:
-    """Frame number, name for messages, picture or why there is none."""
+    """The frames of a video in order: number, name for messages, and the picture or the reason why there is none."""
     if video.frames:
         yield ((number, name, _read_frame(source, name)) for number, name in sorted(video.frames.items()))
         return
@@ -294,8 +319,12 @@ def _read_frame(source: Source, name: str) -> Image.Image | str:
 
 
 def _decode(path: Path, place: str, name: str) -> Iterator[tuple[int, str, Image.Image]]:
+    """The frames of a movie file, as `_open_frames` gives them.
+
+    path: of the file. place and name: of the movie, for error messages and for frames.
+    """
     try:
-        import cv2
+        import cv2  # heavy and optional: only movies need it
     except ImportError as error:
         raise InputError(
             f"{place}: OpenCV decodes it, which is not installed: pip install opencv-python-headless, or extract its "

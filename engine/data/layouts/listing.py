@@ -7,7 +7,9 @@ import numpy as np
 
 @dataclass
 class Listing:
-    """names       sorted image names
+    """What a layout tells of its images.
+
+    names       sorted image names
     layout      which layout it is, in a few words
     points      how many points `landmarks` holds for each image; 0: the layout has none
     landmarks   name -> (points, 2) float32, x and y in pixels of the file; NaN: a missing key point

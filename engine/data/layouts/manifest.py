@@ -1,7 +1,11 @@
 """The manifest layout: images/, manifest.csv and, for landmarks, landmarks_68.npy or keypoints_18.npy.
 
-Columns: file (or file_source and file_target: a pair in each row), landmarks_row; split; frame with video (and person)
-or with identity: the frames of a clip. A negative or empty video, identity or frame is an image in no clip.
+Columns of manifest.csv:
+file            name of the image (or file_source and file_target, where each row is a pair)
+landmarks_row   row of the array that holds the image's landmarks
+split           train, val, test or another name
+frame, and video (with person) or identity   the images that share the latter are the frames of a clip
+An image whose video, identity or frame is negative or empty is in no clip.
 """
 
 import math
@@ -11,7 +15,7 @@ import numpy as np
 from engine.data.landmarks import KEYPOINTS, POINTS
 from engine.data.layouts.listing import Listing
 from engine.data.layouts.sources import Source
-from engine.data.layouts.tables import Rows, image_name, mark_missing, read_csv, read_points, split_name
+from engine.data.layouts.tables import Rows, image_name, mark_missing, read_csv, read_points, split_name, table_prefix
 from engine.errors import InputError
 
 MANIFEST = "manifest.csv"
@@ -19,8 +23,11 @@ _ARRAYS = {"landmarks_68.npy": POINTS, "keypoints_18.npy": KEYPOINTS}
 _SINGLE, _PAIR = ("file",), ("file_source", "file_target")
 
 
-def list_manifest(source: Source, files: set[str], images: set[str], base: str) -> Listing | None:
-    """What the manifest in `base` lists; None when it has no column of files. Raises InputError."""
+def list_manifest(source: Source, files: set[str], images: set[str]) -> Listing | None:
+    """What the manifest lists; None where there is none, or none with a column of files. Raises InputError."""
+    base = table_prefix(files, MANIFEST)
+    if base is None:
+        return None
     columns, rows = read_csv(source, base + MANIFEST)
     place = f"{source.root}: {base}{MANIFEST}"
     roles = next((roles for roles in (_SINGLE, _PAIR) if set(roles) <= set(columns)), None)
@@ -37,13 +44,16 @@ def list_manifest(source: Source, files: set[str], images: set[str], base: str) 
 
 
 def _names(rows: Rows, roles: tuple[str, ...], base: str, images: set[str], place: str) -> Listing:
-    """names, pairs, splits and missing."""
+    """A Listing with the names, pairs, splits and missing files of the rows.
+
+    roles: the columns that hold files. base: path in front of the manifest. place: of the manifest, for messages.
+    """
     listing = Listing([], layout="manifest of pairs" if roles == _PAIR else "manifest")
     if roles == _PAIR:
         listing.pairs = []
     names: set[str] = set()
     for line, row in rows:
-        found = []
+        present = []
         for role in roles:
             if not row[role]:
                 raise InputError(f"{place} line {line}: {role} is empty: each row needs both files of a pair")
@@ -55,16 +65,17 @@ def _names(rows: Rows, roles: tuple[str, ...], base: str, images: set[str], plac
                 listing.missing.append((name, f"named twice in {MANIFEST}; the first row counts"))
                 continue
             names.add(name)
-            found.append(name)
+            present.append(name)
             if split := split_name(row.get("split", "")):
                 listing.splits.setdefault(name, split)
-        if roles == _PAIR and len(found) == 2:
-            listing.pairs.append((found[0], found[1]))
+        if roles == _PAIR and len(present) == 2:
+            listing.pairs.append((present[0], present[1]))
     listing.names = sorted(names)
     return listing
 
 
 def _add_clips(listing: Listing, rows: Rows, roles: tuple[str, ...], base: str, place: str) -> None:
+    """Add the clip and frame number of each image. A clip is named by its split, its person and its video."""
     names = set(listing.names)
     for line, row in rows:
         clip = row.get("video") or row.get("identity")
@@ -93,6 +104,7 @@ def _is_negative(text: str) -> bool:
 def _add_landmarks(
     listing: Listing, rows: Rows, roles: tuple[str, ...], base: str, source: Source, array_name: str
 ) -> None:
+    """Add the landmarks of each image from the array; images whose points cannot be used are `unmarked`."""
     count, names = listing.points, set(listing.names)
     array = read_points(source, base + array_name, (2, count, 2) if roles == _PAIR else (count, 2))
     if count == KEYPOINTS:
@@ -114,7 +126,10 @@ def _add_landmarks(
 
 
 def _row(array: np.ndarray, text: str, source: Source, base: str, line: int, array_name: str) -> np.ndarray:
-    """(roles, points, 2); nothing for rows without landmarks."""
+    """(roles, points, 2), the points of the array's row that a manifest line names; (0, points, 2) where it names none.
+
+    text: what the line has in landmarks_row. line: its number, for messages.
+    """
     if text in ("", "-1"):
         return array[:0]
     if not text.isdecimal() or int(text) >= len(array):

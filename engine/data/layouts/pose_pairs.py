@@ -1,9 +1,10 @@
 """Layouts of image pairs with 18 key points: DeepFashion's as pose-transfer code uses it, and a plain pairs.csv.
 
 DeepFashion: fasion-resize-pairs-{train,test}.csv (columns from, to), fasion-resize-annotation-{train,test}.csv (fields
-name:keypoints_y:keypoints_x, each list in JSON, -1 = missing), and the images in train/ and test/.
-Plain: pairs.csv (columns source and target, or from and to), and either keypoints_18.npy, one (2, 18, 2) for each of
-its rows, or keypoints_18.csv, in the fields of the annotation files.
+name:keypoints_y:keypoints_x, each list in JSON, -1 = missing), and the images in train/ and test/. "fasion" is how the
+data set spells it; "fashion" is read too.
+Plain: pairs.csv (columns source and target, or from and to), and either keypoints_18.npy, which has (2, 18, 2) for each
+row of pairs.csv, or keypoints_18.csv, which has the fields of DeepFashion's annotation files.
 """
 
 import json
@@ -15,7 +16,7 @@ import numpy as np
 from engine.data.landmarks import KEYPOINTS
 from engine.data.layouts.listing import Listing
 from engine.data.layouts.sources import Source
-from engine.data.layouts.tables import image_name, mark_missing, read_csv, read_points, read_text
+from engine.data.layouts.tables import image_name, mark_missing, read_csv, read_points, read_text, table_prefix
 from engine.errors import InputError
 
 PAIRS = "pairs.csv"
@@ -50,8 +51,14 @@ def list_fashion(source: Source, files: set[str], images: set[str]) -> Listing |
     return listing
 
 
-def add_plain_pairs(listing: Listing, source: Source, files: set[str], base: str) -> None:
-    """pairs.csv in `base`, and the key points that belong to it, for images listed already. Raises InputError."""
+def add_plain_pairs(listing: Listing, source: Source, files: set[str]) -> None:
+    """Add the pairs of pairs.csv, where there is one, and the key points that belong to it, to images listed already.
+
+    Raises InputError.
+    """
+    base = table_prefix(files, PAIRS)
+    if base is None:
+        return
     names = set(listing.names)
 
     def find(text: str) -> str | None:
@@ -78,13 +85,18 @@ def add_plain_pairs(listing: Listing, source: Source, files: set[str], base: str
 def _add_pairs(
     listing: Listing, source: Source, table: str, find: Find, folder: str
 ) -> list[tuple[str | None, str | None]]:
-    """Adds to pairs and missing; returns what each row of the table names, None for files that are not there."""
+    """Add the pairs and the missing files of a table to the listing.
+
+    find:    image name that the table means by a text, None for a file that is not there.
+    folder:  path in front of the missing files' names.
+    returns: the two image names of each row, None for a file that is not there.
+    """
     place = f"{source.root}: {table}"
     columns, rows = read_csv(source, table)
     roles = next((roles for roles in _ROLES if set(roles) <= set(columns)), None)
     if roles is None:
         raise InputError(f"{place} has the columns {', '.join(columns)}; expected source and target, or from and to")
-    found = []
+    named = []
     told = {name for name, _ in listing.missing}
     for line, row in rows:
         pair = []
@@ -96,18 +108,20 @@ def _add_pairs(
             if pair[-1] is None and absent not in told:
                 told.add(absent)
                 listing.missing.append((absent, f"named in {table} but not there"))
-        found.append((pair[0], pair[1]))
-    listing.pairs += [(first, second) for first, second in found if first and second]
-    return found
+        named.append((pair[0], pair[1]))
+    listing.pairs += [(first, second) for first, second in named if first and second]
+    return named
 
 
 def _add_annotation(listing: Listing, source: Source, table: str, find: Find) -> None:
+    """Add the key points of an annotation file, for the images that `find` knows."""
     listing.points = KEYPOINTS
     for text, points in _annotation(source, table):
         _set_points(listing, find(text), points)
 
 
 def _set_points(listing: Listing, name: str | None, points: np.ndarray) -> None:
+    """Give an image its key points (18, 2), unless it has some already; an image with none known is `unmarked`."""
     if name is None or name in listing.landmarks or name in listing.unmarked:
         return
     if np.isfinite(points).any():
@@ -117,7 +131,7 @@ def _set_points(listing: Listing, name: str | None, points: np.ndarray) -> None:
 
 
 def _annotation(source: Source, table: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and (18, 2) float32 x, y of each line."""
+    """Of each line of an annotation file: the name, and (18, 2) float32 x and y in pixels, NaN for a missing point."""
     place = f"{source.root}: {table}"
     lines = read_text(source, table).splitlines()
     if not lines or lines[0].strip() != _FIELDS:

@@ -1,4 +1,4 @@
-"""Where image files come from: a folder (recursive) or a zip. Both list sorted names and give bytes by name."""
+"""Where image files come from: a folder with all its subfolders, or a zip. Both list sorted names and read by name."""
 
 import os
 import zipfile
@@ -8,31 +8,21 @@ from pathlib import Path
 
 from engine.errors import InputError
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".bmp",
-        ".dib",
-        ".webp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-    }
-    | {".pbm", ".pnm", ".jp2", ".j2k", ".avif"}
-)
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".jp2", ".j2k", ".avif",
+})  # fmt: skip
 MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells cheaply that a file is still the same: size in bytes and times (a zip member: its CRC) in ns."""
+    """What tells, without reading a file, that the file is still the same.
+
+    size:     in bytes.
+    modified: time of the last change in ns; for a member of a zip its CRC and the zip's time, mixed.
+    changed:  time of the last change of the content or of its name and rights, in ns; for a member of a zip, the zip's.
+    """
 
     size: int
     modified: int
@@ -40,11 +30,11 @@ class Stamp:
 
 
 class UnreadableFile(Exception):
-    """One file cannot be read; the message says why. The others still can."""
+    """One file cannot be read; the message says why. Other files of the source still can."""
 
 
 class FolderSource:
-    """Files below a folder. Symbolic links are followed; each real folder is entered once, so loops end."""
+    """The files below a folder. Symbolic links are followed; each real folder is entered once, so loops end."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,7 +42,7 @@ class FolderSource:
 
     def files(self) -> list[str]:
         """Sorted names relative to the root, with "/" between folders; dotfiles and __MACOSX left out."""
-        found: list[str] = []
+        listed: list[str] = []
         entered: set[tuple[int, int]] = set()
         for folder, subfolders, names in os.walk(self.root, followlinks=True):
             status = os.stat(folder)
@@ -62,11 +52,11 @@ class FolderSource:
             entered.add((status.st_dev, status.st_ino))
             subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
             prefix = Path(folder).relative_to(self.root)
-            found += [(prefix / name).as_posix() for name in names if not _hidden(name)]
-        return sorted(found)
+            listed += [(prefix / name).as_posix() for name in names if not _hidden(name)]
+        return sorted(listed)
 
     def stamp(self, name: str) -> Stamp:
-        """Raises UnreadableFile when the file is gone."""
+        """Size and times of a file. Raises UnreadableFile when the file is gone."""
         try:
             status = os.stat(self.root / name)
         except OSError as error:
@@ -74,7 +64,7 @@ class FolderSource:
         return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def read(self, name: str) -> bytes:
-        """Raises UnreadableFile."""
+        """The bytes of a file. Raises UnreadableFile."""
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
@@ -82,7 +72,7 @@ class FolderSource:
 
 
 class ZipSource:
-    """Members of a zip, read in place (nothing is extracted). Encrypted or broken zips raise InputError."""
+    """The members of a zip, read in place: nothing is extracted. Raises InputError for an encrypted or broken zip."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -103,7 +93,7 @@ class ZipSource:
         return sorted(self._members)
 
     def stamp(self, name: str) -> Stamp:
-        """The member's size and CRC, and the time of the zip itself."""
+        """The member's size and CRC, and the times of the zip itself. Raises UnreadableFile when the zip is gone."""
         try:
             status = self.root.stat()
         except OSError as error:
@@ -112,7 +102,7 @@ class ZipSource:
         return Stamp(member.file_size, (member.CRC << 32) ^ status.st_mtime_ns, status.st_ctime_ns)
 
     def read(self, name: str) -> bytes:
-        """Raises UnreadableFile when the member is damaged or the zip has changed since it was opened."""
+        """The bytes of a member. Raises UnreadableFile for a damaged member, or a zip changed since it was opened."""
         try:
             status = self.root.stat()
             if (status.st_mtime_ns, status.st_ctime_ns) != self._changed:
@@ -128,7 +118,7 @@ Source = FolderSource | ZipSource
 
 
 def open_source(path: Path) -> Source:
-    """A folder or a zip. Raises InputError when the path is missing or is something else."""
+    """The folder or zip at `path`. Raises InputError when nothing or something else is there."""
     if path.is_dir():
         return FolderSource(path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""CSV files, arrays and image names as the layouts use them. Errors name the file and the line."""
+"""CSV files, arrays and image names as the layouts' tables hold them. Errors name the file and the line."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from engine.data.layouts.sources import Source, UnreadableFile
 from engine.errors import InputError
 
 Rows = list[tuple[int, dict[str, str]]]
-_MISSING = -1  # in key point files
+_MISSING = -1  # a coordinate of a missing point, in key point files
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
@@ -23,7 +23,7 @@ def read_text(source: Source, name: str) -> str:
 
 
 def read_csv(source: Source, name: str) -> tuple[list[str], Rows]:
-    """Columns, and (line number, row) of each row; fields a row lacks are "". Raises InputError."""
+    """Columns, and (line number, row) of each row; a field that a row lacks is "". Raises InputError."""
     reader = csv.DictReader(io.StringIO(read_text(source, name), newline=""), restval="")
     try:
         columns = list(reader.fieldnames or [])
@@ -32,8 +32,21 @@ def read_csv(source: Source, name: str) -> tuple[list[str], Rows]:
         raise InputError(f"{source.root}: {name} line {reader.line_num} is not CSV ({error})") from error
 
 
+def table_prefix(files: Collection[str], table: str) -> str | None:
+    """The path in front of a table: "" in the root, "TOP/" in the only top-level folder; None where it is in neither.
+
+    The only top-level folder counts, because a zipped folder has its own name in front of every file.
+    """
+    if table in files:
+        return ""
+    tops = {name.split("/", 1)[0] for name in files}
+    if len(tops) == 1 and f"{(top := tops.pop())}/{table}" in files:
+        return top + "/"
+    return None
+
+
 def read_points(source: Source, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The array in a .npy file as float32. shape: of one row. Raises InputError."""
+    """The array in a .npy file, (N, *shape) float32. Raises InputError."""
     place = f"{source.root}: {name}"
     try:
         array = np.load(io.BytesIO(source.read(name)), allow_pickle=False)
@@ -46,19 +59,22 @@ def read_points(source: Source, name: str, shape: tuple[int, ...]) -> np.ndarray
 
 
 def mark_missing(keypoints: np.ndarray) -> np.ndarray:
-    """keypoints: (..., 2). A point with -1 or something infinite for a coordinate becomes NaN, NaN."""
+    """keypoints: (..., 2) float32 -> the same, with NaN, NaN for each point that has -1, NaN or infinity in it."""
     missing = ((keypoints == _MISSING) | ~np.isfinite(keypoints)).any(axis=-1, keepdims=True)
     return np.where(missing, np.float32(np.nan), keypoints)
 
 
 def split_name(text: str) -> str:
-    """ "train", "val" or "test" for their usual spellings; anything else as it is, in lower case."""
+    """The split that a table's `text` means: "train", "val" or "test" for their usual spellings, else `text` itself.
+
+    In lower case, without spaces around it.
+    """
     text = text.strip().lower()
     return _SPLITS.get(text, text)
 
 
 def image_name(text: str, base: str, images: Collection[str]) -> str | None:
-    """The image that a table means by `text`: in the folder images/ or beside the table; None when it is not there."""
+    """The image that a table in `base` means by `text`: in images/ or beside the table; None when it is in neither."""
     for name in (f"{base}images/{text}", f"{base}{text}"):
         if name in images:
             return name

@@ -11,7 +11,7 @@ from engine.errors import InputError
 
 
 def cache_folder() -> Path:
-    """KILN_CACHE if set, else the platform's cache folder + "kiln". Not created here."""
+    """KILN_CACHE if set, else the folder "kiln" in the platform's cache folder. It may not exist yet."""
     if named := os.environ.get("KILN_CACHE"):
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -19,9 +19,13 @@ def cache_folder() -> Path:
 
 
 def make_once(folder: Path, make: Callable[[Path], None], what: str) -> Path:
-    """`folder` of the cache, made by make(path) where it is not there: all of it or nothing.
+    """A folder of the cache, made where it is not there: all of it or nothing. Concurrent processes wait for the first.
 
-    Concurrent processes wait for the first one. Raises InputError where `what` cannot be written, and what make raises.
+    folder:  its path.
+    make:    called with the path of a folder to create and fill.
+    what:    the content, for messages.
+    returns: folder.
+    Raises InputError where the content cannot be written, and what `make` raises.
     """
     home = folder.parent
     try:

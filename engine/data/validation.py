@@ -1,4 +1,4 @@
-"""Decode every file once before training, remember the verdict, and set aside what cannot be used."""
+"""Validation: decode every file once before training, remember the verdict, and set aside the files that fail."""
 
 import csv
 import hashlib
@@ -13,20 +13,27 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.data.decoding.cache import cache_folder
-from engine.data.decoding.dali import Probe, Prober, worker_threads
+from engine.data.cache import cache_folder
+from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
 from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
 from engine.host.atomic_files import write_bytes
 
 _VERSION = 1  # of the verdicts: raise it when the rules below change
 _CHUNK = 32  # files decoded together
-_CHUNK_PIXELS = 48_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """The verdict on one file. problem: why it is quarantined, "" when usable. convert: see normalise.Header."""
+    """The verdict on one file.
+
+    name:              of the file in its source.
+    size:              in bytes.
+    modified, changed: its times, as Stamp has them.
+    sha256:            of its content.
+    format, mode, width, height, convert: as plain_images.Header has them.
+    problem:           why the file is quarantined; "" when it can be used.
+    """
 
     name: str
     size: int = 0
@@ -46,9 +53,12 @@ class FileRecord:
 
 
 def validate(source: Source, names: Sequence[str], *, progress: bool = True, fresh: bool = False) -> list[FileRecord]:
-    """The verdict on each name, in order. Verdicts are kept in the cache folder: by name, size and times, and by
-    content where those have changed (so touching a file costs one read, changing it a new decode).
-    fresh: decode everything again.
+    """The verdict on each name, in order.
+
+    Verdicts are kept in the cache folder, by name, size and times. A file whose size or times have changed is read, and
+    decoded only when its content has changed too.
+    progress: a bar on standard error.
+    fresh:    decode every file again.
     """
     known = {} if fresh else load_verdicts(source)
     by_content = {record.sha256: record for record in known.values() if record.sha256}
@@ -71,12 +81,12 @@ def validate(source: Source, names: Sequence[str], *, progress: bool = True, fre
             for record in _examine(source, todo, by_content):
                 records[record.name] = record
                 bar.update()
-        _keep(source, known | records)
+        _store_verdicts(source, known | records)
     return [records[name] for name in names]
 
 
 def load_verdicts(source: Source) -> dict[str, FileRecord]:
-    """What an earlier validation of this source found; empty when there is none that this version understands."""
+    """The verdicts of an earlier validation of this source, by name; {} where this version cannot read them."""
     columns = [field.name for field in fields(FileRecord)]
     try:
         stored = json.loads(_verdict_file(source).read_text("utf-8"))
@@ -102,7 +112,7 @@ def write_quarantine(path: Path, quarantined: Iterable[tuple[str, str]]) -> None
 
 
 def default_quarantine_file(source: Source) -> Path:
-    """Where the quarantine list of this source goes when no place is given: the cache folder."""
+    """Where the list of this source's quarantined files goes when no place is given: a file in the cache folder."""
     return _verdict_file(source).with_suffix(".quarantine.csv")
 
 
@@ -111,7 +121,8 @@ def _verdict_file(source: Source) -> Path:
     return cache_folder() / "validated" / f"{place}.json"
 
 
-def _keep(source: Source, records: dict[str, FileRecord]) -> None:
+def _store_verdicts(source: Source, records: dict[str, FileRecord]) -> None:
+    """Write the verdicts into the cache folder; where that fails, say so on standard error and go on."""
     columns = [field.name for field in fields(FileRecord)]
     rows = [list(asdict(record).values()) for record in records.values()]
     stored = {"version": _VERSION, "source": str(source.root), "columns": columns, "rows": rows}
@@ -122,7 +133,10 @@ def _keep(source: Source, records: dict[str, FileRecord]) -> None:
 
 
 def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRecord]) -> Iterator[FileRecord]:
-    """Read and look at headers in threads, a chunk ahead of the decoding."""
+    """The verdict on each name, in any order. Threads read files and headers a chunk ahead of the decoding.
+
+    by_content: sha256 -> an earlier verdict on the same content.
+    """
     prober = Prober(_CHUNK)
     chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
     with ThreadPoolExecutor(worker_threads()) as pool:
@@ -135,12 +149,13 @@ def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRec
             looked = [future.result() for future in ahead]
             ahead = start(following)
             yield from (record for record, data in looked if data is None)
-            for group in _groups([(record, data) for record, data in looked if data is not None]):
-                yield from _try_decoding(prober, group)
+            undecided = [(record, data) for record, data in looked if data is not None]
+            for run in runs_that_fit([record.width * record.height for record, _ in undecided], _CHUNK):
+                yield from _try_decoding(prober, undecided[run.start : run.stop])
 
 
 def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple[FileRecord, bytes | None]:
-    """The record so far, and the file's bytes when they remain to be decoded."""
+    """What can be told of a file without decoding it: the record, and its bytes where it remains to be decoded."""
     record = FileRecord(name)
     try:
         stamp = source.stamp(name)
@@ -155,32 +170,21 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
         header = inspect(data)
     except (UnreadableFile, BadImage) as error:
         return replace(record, problem=str(error)), None
-    found = {"format": header.format, "mode": header.mode, "width": header.width, "height": header.height}
-    return replace(record, **found, convert=header.convert), data
-
-
-def _groups(looked: list[tuple[FileRecord, bytes]]) -> Iterator[list[tuple[FileRecord, bytes]]]:
-    group: list[tuple[FileRecord, bytes]] = []
-    pixels = 0
-    for record, data in looked:
-        if group and pixels + record.width * record.height > _CHUNK_PIXELS:
-            yield group
-            group, pixels = [], 0
-        group.append((record, data))
-        pixels += record.width * record.height
-    if group:
-        yield group
+    return replace(record, **asdict(header)), data
 
 
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:
-    """As the file is if DALI reads it without complaint; else as Pillow renders it; else quarantined, saying why."""
+    """The verdict on each of a group of files: used as it is, converted by Pillow, or quarantined with the reason.
+
+    A file is used as it is when DALI reads it without complaint, and converted when DALI reads Pillow's rendition.
+    """
     direct = [(record, data) for record, data in group if not record.convert]
     others = [(record, data) for record, data in group if record.convert]
     probes = prober.probe([data for _, data in direct]) if direct else []
     for (record, data), probe in zip(direct, probes, strict=True):
         if probe == Probe((record.width, record.height)):
             yield record
-        else:  # Pillow's codecs say nothing, DALI's would print their complaint at every epoch
+        else:  # converted, because DALI's codec would print its complaint in every epoch, and Pillow's prints none
             others.append((replace(record, convert=probe.complaint or "not read by DALI"), data))
     for record, data in others:
         try:

@@ -1,0 +1,37 @@
+"""From a path to an ImageSet: find the layout, list the images, validate each file."""
+
+from pathlib import Path
+
+from engine.data.dataset import ImageSet
+from engine.data.layouts.landmark_video import find_videos, left_out, prepare_videos
+from engine.data.layouts.sources import open_source
+from engine.data.layouts.which_layout import list_images
+from engine.data.validation import validate
+from engine.errors import InputError
+
+
+def read_set(path: Path, *, name: str | None = None, progress: bool = True, fresh: bool = False) -> ImageSet:
+    """List and validate the images at `path`, a folder or zip of any layout.
+
+    name:     of the set in messages; None: the name of the folder or zip.
+    progress: bars on standard error.
+    fresh:    decode every file, also those that have not changed since they were validated.
+    returns:  the usable images, which may be none; the others are its `quarantined`.
+    Raises InputError when there is nothing to validate.
+    """
+    source = open_source(path)
+    name, files, uncropped = name or source.name, source.files(), []
+    videos = find_videos(source, files)
+    if videos:
+        source = prepare_videos(source, videos, progress)
+        files, uncropped = source.files(), left_out(source)
+    listing = list_images(source, files)
+    if videos:
+        listing.layout, listing.ignored = "landmark videos", 0
+    if not listing.names and not listing.missing:
+        content = f"{listing.ignored} other files" if listing.ignored else "it is empty"
+        raise InputError(f"no image file in {path} ({content}); expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
+    records = validate(source, listing.names, progress=progress, fresh=fresh)
+    bad = [(record.name, record.problem) for record in records if record.problem]
+    usable = [record for record in records if not record.problem]
+    return ImageSet(source, listing, usable, bad + listing.missing + uncropped, name=name, root=path)
