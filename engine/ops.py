@@ -22,7 +22,24 @@ if TYPE_CHECKING:
 
 OPERATORS = _contract.discover()
 globals().update({name: operator.function for name, operator in OPERATORS.items()})
-__all__ = ["OPERATORS", "Explanation", "decompositions", "explain", *OPERATORS]
+__all__ = ["OPERATORS", "Explanation", "decompositions", "explain", "pick", "picked", *OPERATORS]
+picked: list[str] = []
+"""The operators that networks, losses and loaders run either way: those that `pick` was asked for."""
+
+
+def pick(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Both ways to compute an operator, to be indexed with `fused`: (its plain PyTorch reference, the operator).
+
+    conv = ops.pick("resize_conv_act")
+    y = conv[fused](x, weight, bias)    # the same arguments and results either way
+
+    Whoever picks an operator in a module names it in `picked`, and `--fused` requires it. Raises KeyError for an unknown
+    name.
+    """
+    operator = OPERATORS[name]
+    if name not in picked:
+        picked.append(name)
+    return operator.reference, operator.function
 
 
 class Explanation(list[Implementation]):

@@ -14,24 +14,16 @@ from engine import ops
 from engine.errors import InputError
 from engine.kernels._grad_scale import weigh_samples
 from engine.kernels.began_balance.reference import Balance
-from engine.kernels.began_balance.reference import began_balance as eager_began_balance
-from engine.kernels.l1_autoencoder_loss.reference import l1_autoencoder_loss as eager_l1_autoencoder_loss
-from engine.kernels.landmark_conv.reference import landmark_conv as eager_landmark_conv
-from engine.kernels.linear.reference import linear as eager_linear
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
-from engine.kernels.resize_conv_act.reference import resize_conv_act as eager_resize_conv_act
 
-# what fused networks, losses and loaders run on
-OPERATORS = (
-    "resize_conv_act",
-    "linear",
-    "landmark_conv",
-    "landmark_heatmap",
-    "l1_autoencoder_loss",
-    "style_loss",
-    "began_balance",
-    "image_batch",
-)
+# the operators of networks and losses, indexed with `fused`: (reference, operator)
+RESIZE_CONV_ACT = ops.pick("resize_conv_act")
+LANDMARK_CONV = ops.pick("landmark_conv")
+LANDMARK_HEATMAP = ops.pick("landmark_heatmap")
+LINEAR = ops.pick("linear")
+STYLE_LOSS = ops.pick("style_loss")
+L1_AUTOENCODER_LOSS = ops.pick("l1_autoencoder_loss")
+BEGAN_BALANCE = ops.pick("began_balance")
 SMALLEST = 8  # side of the coarsest level
 
 
@@ -77,8 +69,7 @@ class Conv(nn.Module):
         grad_scale multiplies each sample's contribution to this layer's parameter gradients, nothing else.
         Samples before input_grad_from get no gradient in x and second.
         """
-        run = ops.resize_conv_act if self.fused else eager_resize_conv_act
-        return run(
+        return RESIZE_CONV_ACT[self.fused](
             x,
             self.weight,
             self.bias,
@@ -124,8 +115,7 @@ class LandmarkConv(nn.Module):
 
     def forward(self, image: Tensor, landmarks: Tensor, grad_scale: Tensor | None = None) -> Tensor:
         """image (B, C, H, W), landmarks (B, points, 2) x, y in pixels of it; NaN: a heatmap of zeros."""
-        run = ops.landmark_conv if self.fused else eager_landmark_conv
-        return run(
+        return LANDMARK_CONV[self.fused](
             landmarks,
             self.weight,
             self.bias,
@@ -154,8 +144,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, grad_scale: Tensor | None = None) -> Tensor:
         """grad_scale (B,) float32 scales each sample's contribution to the parameter gradients."""
-        run = ops.linear if self.fused else eager_linear
-        return run(x, self.weight, self.bias, grad_scale=grad_scale)
+        return LINEAR[self.fused](x, self.weight, self.bias, grad_scale=grad_scale)
 
     def extra_repr(self) -> str:
         out_features, in_features = self.weight.shape
@@ -187,14 +176,12 @@ class Deconv(nn.Module):
 
 def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor, *, fused: bool) -> tuple[Tensor, Tensor]:
     """Mean absolute error per sample (B,) and over the batch (), fp32."""
-    run = ops.l1_autoencoder_loss if fused else eager_l1_autoencoder_loss
-    return run(target, reconstruction)
+    return L1_AUTOENCODER_LOSS[fused](target, reconstruction)
 
 
 def began_balance(per_sample: Tensor, content: Tensor, k: Tensor, *, fused: bool, **constants: float) -> Balance:
     """The losses of a step from L of each photo and each G(z) (2n,), and the next k; constants as in engine.ops."""
-    run = ops.began_balance if fused else eager_began_balance
-    return run(per_sample, content, k, **constants)
+    return BEGAN_BALANCE[fused](per_sample, content, k, **constants)
 
 
 def to_rows(x: Tensor) -> Tensor:

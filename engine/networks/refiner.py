@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from engine import ops
 from engine.data.landmarks import POINTS as LANDMARKS
 from engine.errors import InputError
-from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
 from engine.networks.autoencoder import Decoder
-from engine.networks.layers import SMALLEST, Conv, level_sizes
+from engine.networks.layers import LANDMARK_HEATMAP, SMALLEST, Conv, level_sizes
 
 MODELS = {"A": (8,), "B": (8, 16), "C": (8, 16, 32)}  # figure 2 of the paper: freest to most restrictive
 
@@ -49,9 +47,8 @@ def landmark_maps(
     returns:   (B, 68, size, size) channels_last, the dtype of landmarks. Outside landmarks leave their tail.
     """
     centres = (landmarks + 0.5) * (size / resolution) - 0.5
-    run = ops.landmark_heatmap if fused else eager_landmark_heatmap
     # so wide a window cuts nothing: 15 sigma off, float32 holds no Gaussian any more
-    return run(centres, size, size, sigma=sigma, radius=math.ceil(15 * sigma), subpixel=True)
+    return LANDMARK_HEATMAP[fused](centres, size, size, sigma=sigma, radius=math.ceil(15 * sigma), subpixel=True)
 
 
 class RefinerGenerator(nn.Module):

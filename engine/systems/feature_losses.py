@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from engine import ops
-from engine.kernels.style_loss.reference import style_loss as eager_style_loss
-from engine.networks.layers import l1_autoencoder_loss
+from engine.networks.layers import STYLE_LOSS, l1_autoencoder_loss
 
 # the layers of L_pp: whose features, and whose Gram matrix it compares
 CONTENT = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
@@ -35,8 +33,7 @@ def feature_losses(
     distance = {name: l1_autoencoder_loss(wanted[name], found[name], fused=fused)[1] for name in layers}
     losses = {}
     if perceptual:
-        run = ops.style_loss if fused else eager_style_loss
-        _, style = run(wanted[STYLE], found[STYLE])
+        _, style = STYLE_LOSS[fused](wanted[STYLE], found[STYLE])
         losses["l_pp"] = sum(distance[name] for name in CONTENT) + style
     if identity:
         losses["l_id"] = distance[identity]

@@ -32,16 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import ops
 from engine.config import Switch, TrainConfig
 from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
 from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes
 from engine.networks.guiding_block import GuidingBlock
 from engine.networks.initialisation import he_normal
-from engine.networks.layers import l1_autoencoder_loss
+from engine.networks.layers import LANDMARK_HEATMAP, l1_autoencoder_loss
 from engine.networks.patchgan import frozen
 from engine.pages.panels import Chart, Curve, chart
 from engine.systems.base import System
@@ -259,7 +257,7 @@ class GgbSystem(System):
         with self.precision():
             result, level_images = self.ema(source, points)
         side, sigma = self.config.resolution, self.config.sigma()
-        draw = ops.landmark_heatmap if self.config.fused else eager_landmark_heatmap
+        draw = LANDMARK_HEATMAP[self.config.fused]
         maps = draw(points, side, side, sigma=sigma, radius=math.ceil(3 * sigma)).amax(1, keepdim=True)
         rows = {"source": source, "points": (maps * 2 - 1).expand_as(source)}
         rows |= {

@@ -33,14 +33,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from engine import ops
 from engine.config import Origins, Switch, TrainConfig
 from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
-from engine.kernels.landmark_heatmap.reference import landmark_heatmap as eager_landmark_heatmap
 from engine.networks.initialisation import initialise
-from engine.networks.layers import l1_autoencoder_loss
+from engine.networks.layers import LANDMARK_HEATMAP, l1_autoencoder_loss
 from engine.networks.reenactment import (
     POINTS,
     PatchDiscriminator,
@@ -354,8 +352,7 @@ def frames(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
 
 def draw_points(points: Tensor, resolution: int, *, fused: bool) -> Tensor:
     """Draw landmarks (B, 68, 2), in pixels, as white dots on black: (B, 1, R, R) in [-1, 1]."""
-    run = ops.landmark_heatmap if fused else eager_landmark_heatmap
-    maps = run(points, resolution, resolution, sigma=0.6, radius=2, subpixel=True)
+    maps = LANDMARK_HEATMAP[fused](points, resolution, resolution, sigma=0.6, radius=2, subpixel=True)
     return maps.amax(1, keepdim=True) * 2 - 1
 
 

@@ -11,7 +11,6 @@ from engine.data import ImageSet, Loader, Needs, Together, open_dataset, open_lo
 from engine.distributed import torchrun
 from engine.errors import InputError
 from engine.host import allocator
-from engine.networks.layers import OPERATORS
 from engine.systems.registry import system_class
 from engine.training import random_state
 
@@ -63,7 +62,7 @@ def require_fused(config: TrainConfig) -> None:
         return
     missing = [row for row in ops.explain() if row.device == config.device and row.kind == "none"]
     for row in missing:
-        if row.operator in OPERATORS:
+        if row.operator in ops.picked:
             raise InputError(f"--fused: {row.operator} cannot run on {config.device}: {row.why}")
 
 

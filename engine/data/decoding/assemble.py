@@ -8,6 +8,8 @@ from torch import Tensor
 from engine import ops
 from engine.data.landmarks import MIRROR_ORDERS
 
+IMAGE_BATCH = ops.pick("image_batch")
+
 
 def assemble_images(
     store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, *, fused: bool = True
@@ -20,8 +22,7 @@ def assemble_images(
     fused:      False takes the operator's reference, with the same result.
     returns:    (B, C, R, R) float32 in [-1, 1], channels_last.
     """
-    operator = ops.OPERATORS["image_batch"]
-    return (operator.function if fused else operator.reference)(store, rows, offsets, mirror, resolution)
+    return IMAGE_BATCH[fused](store, rows, offsets, mirror, resolution)
 
 
 def assemble_landmarks(
