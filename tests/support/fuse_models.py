@@ -45,13 +45,17 @@ class Functional(nn.Module):
 
 
 def dcgan() -> nn.Sequential:
-    """A DCGAN generator with resize convolutions, batch normalisation between."""
+    """A DCGAN generator with resize convolutions, batch normalisation between.
+
+    The convolution before a batch normalisation has no bias: the gradient of one would be zero but for rounding errors,
+    and the errors of two sums of rounding errors are no measure of each other.
+    """
     return nn.Sequential(
         nn.Linear(5, 64),
         nn.Unflatten(1, (4, 4, 4)),
         nn.BatchNorm2d(4),
         nn.Upsample(scale_factor=2),
-        conv(4, 4),
+        conv(4, 4, bias=False),
         nn.BatchNorm2d(4, 0.8),
         nn.LeakyReLU(0.2, inplace=True),
         nn.Upsample(scale_factor=2),
