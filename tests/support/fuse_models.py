@@ -1,6 +1,7 @@
 """Small modules as people write them, for the tests of engine.fuse."""
 
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -248,6 +249,21 @@ def step_of(module: nn.Module) -> int:
 
 def drawn() -> float:
     return random.random()
+
+
+MEANWHILE: list[Callable[[], None]] = []  # what a test does in the middle of a forward
+
+
+def meanwhile() -> None:
+    for act in MEANWHILE:
+        act()
+
+
+LEAK = nn.LeakyReLU(0.3)
+
+
+def leaked(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, LEAK.negative_slope)
 
 
 def is_image(x: object) -> bool:
