@@ -1,4 +1,4 @@
-"""What a trace may stand for: reads are noted and compared at each call, and what leaves no trace is refused."""
+"""What a trace may stand for: reads are recorded and compared at each call, and what leaves no trace is refused."""
 
 import logging
 import random
@@ -36,7 +36,7 @@ class One(nn.Module):
 
 
 class Dropping(One):
-    """Reads its mode of training."""
+    """Asks whether it is in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(F.elu(self.conv(x)), self.drop, self.training)
@@ -78,7 +78,7 @@ def test_globals_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ByHelper(One):
-    """Reads attributes in a method, and by a function of another file."""
+    """Reads attributes in a method and in a function of another file."""
 
     def kind(self) -> str:
         return self.mode

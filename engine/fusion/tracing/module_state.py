@@ -22,9 +22,9 @@ class AttributeReads:
 
     Reads by torch's own code, and reads of parameters, buffers and registered children, are not recorded.
 
-    Each watched module has a class of its own kind with another `__getattribute__` until the block ends. All other
-    modules, and nn.Module itself, stay as they are, and the reads of other threads are not recorded. The class that a
-    module names as its `__class__` is the one it had; only code that compares `type(module)` sees the difference.
+    Until the block ends each watched module has a class derived from its own, with another `__getattribute__`. All
+    other modules, and nn.Module itself, stay as they are. The `__class__` that a watched module names is the one it
+    had; only code that compares `type(module)` sees the difference.
     """
 
     def __init__(self, modules: Iterable[nn.Module]):
@@ -64,7 +64,7 @@ class AttributeReads:
 
     def _watching_class(self, kind: type) -> type:
         """A subclass whose instances record what is read from them."""
-        recorder = self
+        record = self.record
 
         def __getattribute__(module: nn.Module, name: str) -> object:
             reader = sys._getframe(1).f_globals.get("__name__", "")
@@ -73,15 +73,15 @@ class AttributeReads:
             except AttributeError:
                 # nn.Module.__getattr__ is asked next, which knows parameters, buffers and children
                 if not any(name in group for group in (module._modules, module._parameters, module._buffers)):
-                    recorder.record(module, name, ABSENT, reader)
+                    record(module, name, ABSENT, reader)
                 raise
-            recorder.record(module, name, value, reader)
+            record(module, name, value, reader)
             return value
 
         return type(kind.__name__, (kind,), {"__getattribute__": __getattribute__, "__module__": kind.__module__})
 
     def record(self, module: nn.Module, name: str, value: object, reader: str) -> None:
-        """Enters a read, by code of the Python module named reader, unless it is one of those that do not matter."""
+        """Enters one read. reader: the name of the Python module whose code reads."""
         if name in OF_EVERY_MODULE or reader.split(".")[0] == "torch" or threading.get_ident() != self.thread:
             return
         if issubclass(type(value), nn.Module):  # isinstance would ask the proxy of a tensor for its class
