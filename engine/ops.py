@@ -33,8 +33,7 @@ def pick(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     conv = ops.pick("resize_conv_act")
     y = conv[fused](x, weight, bias)    # the same arguments and results either way
 
-    Whoever picks an operator in a module names it in `picked`, and `--fused` requires it. Raises KeyError for an unknown
-    name.
+    The name is entered in `picked`: `--fused` requires those operators. Raises KeyError for an unknown name.
     """
     operator = OPERATORS[name]
     if name not in picked:

@@ -1,6 +1,25 @@
 """Rewrites any nn.Module to use the fused operator: `engine.fuse`, `engine.unfuse`, and a pass for torch.compile.
 
-A package, for a module engine/fuse.py would take the function's place as `engine.fuse` once it is imported.
+The journey of `fuse(model)`, file by file:
+
+    model                   walks the modules from the outside inwards; for each one:
+    tracing/tracer          turns its forward into a graph, or says why no graph would stand for it
+        tracing/bytecode      looks at the Python code for what leaves no trace
+        tracing/proxies       stand for the tensors while the forward runs
+        tracing/module_state  records the attributes that the forward reads, and undoes what it changes
+    chains/matching         finds the chains in the graph
+        chains/classify       says what each node is: convolution, resize, activation, or nothing
+        chains/mutation       refuses chains whose tensors are written to
+        chains/savings        refuses chains that would not pay; counts products
+    forward                 makes the plan, which says what the module runs and when it may, and exchanges its class
+        chains/replacement    puts one call of the operator in place of each chain of the graph; runs it later
+    check                   with example_inputs: compares outputs before and after
+    report                  says what was replaced, what was left, and why
+
+`inductor` uses chains/ alone: torch.compile has the graph already. tracing/ and chains/ know nothing of each other, nor
+of the files beside them.
+
+The function `fuse` lies in model.py, for a submodule fuse.py would take its place in this package once imported.
 """
 
 from engine.fusion.inductor import inductor_pass

@@ -1,10 +1,10 @@
-"""What `engine.fuse` did and did not, and why."""
+"""The report of a `fuse` call: what was replaced, what was left, and why."""
 
 from typing import NamedTuple
 
 from engine.fusion.chains.savings import Savings
 
-FEW = 3  # lines of the same pattern and reason that are printed each for itself
+FEW = 3  # up to so many lines of the same pattern and reason are each printed
 
 
 class Entry(NamedTuple):
@@ -18,11 +18,13 @@ class Entry(NamedTuple):
 class FuseReport:
     """What `fuse` replaced and what it left: two lists of (module path, pattern, reason).
 
-    replaced: the reason is what is saved: products of the convolution as written -> as the operator forms them; with
-              example_inputs of that call, else for each value of the result and channel of the input
+    replaced: the reason is what is saved: products of the convolution as written -> as the operator computes them. With
+              example_inputs these are the products of that call, without them those for each value of the result and
+              channel of the input
     skipped:  the reason is why it was left; those that begin with "nothing to gain" could be replaced but would not pay
     products: of all replaced chains as written and as computed; None without example_inputs
-    error:    the norm-wise relative error (of the fused outputs, of eager's, what is allowed); None without them
+    error:    norm-wise relative errors: of the fused outputs, of eager's, and the allowed one; None without
+              example_inputs
     """
 
     def __init__(self) -> None:
@@ -42,7 +44,7 @@ class FuseReport:
             self.skipped.append(entry)
 
     def count(self, savings: Savings) -> None:
-        """Enters the products that were counted."""
+        """Enters the products that were counted on example_inputs."""
         self.products = savings.total
         self.replaced = [entry._replace(reason=savings.text(entry.path)) for entry in self.replaced]
 
@@ -66,7 +68,7 @@ class FuseReport:
 
 
 def _table(title: str, entries: list[Entry]) -> list[str]:
-    """Aligned lines; of many that are alike the first names the others' number."""
+    """Aligned lines; of more than FEW that are alike only the first is printed, with the number of the others."""
     alike: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         alike.setdefault((entry.pattern, entry.reason), []).append(entry.path or "(the model)")

@@ -1,4 +1,4 @@
-"""engine.fuse: which chains it replaces and which it refuses, against the same modules as they were."""
+"""engine.fuse: which chains it replaces and which it refuses; results agree with those of the same modules unfused."""
 
 import functools
 import types
@@ -99,7 +99,7 @@ def test_second_consumer_of_the_intermediate_keeps_it() -> None:
 
 
 class Consumers(nn.Module):
-    """Reads the enlarged tensor, or the activation before it is halved, twice."""
+    """Reads twice the enlarged tensor, or the result of the activation before it is halved."""
 
     def __init__(self, which: str) -> None:
         super().__init__()
@@ -173,8 +173,8 @@ def test_what_would_change_a_result_is_refused(make: Callable[[], list], pattern
     before = model.eval()(image())
     report = fuse(model)
     assert report.replaced == []
-    path, found, why = report.skipped[-1]
-    assert (path, found) == ("1" if isinstance(model[1], nn.Conv2d) else "0", pattern)
+    path, reported, why = report.skipped[-1]
+    assert (path, reported) == ("1" if isinstance(model[1], nn.Conv2d) else "0", pattern)
     assert why.startswith(reason)
     assert torch.equal(model(image()), before)
     with pytest.raises(ValueError, match="strict mode"):

@@ -1,4 +1,4 @@
-"""engine.fuse on whole architectures of libraries and tutorials: what it replaces; outputs and gradients."""
+"""engine.fuse on whole architectures of libraries and tutorials: what it replaces, outputs and gradients."""
 
 import copy
 
@@ -8,7 +8,7 @@ from benchmarks.suites import fuse as suite
 from benchmarks.suites.fuse_models import ARCHITECTURES, Architecture
 from engine import fuse, unfuse
 
-# chains that are more than a convolution alone, and all of them
+# number of chains that are more than a convolution alone, and number of all chains
 EXPECTED = {
     "kornia RRDBNet (ESRGAN)": (15, 19),
     "U-Net": (17, 17),

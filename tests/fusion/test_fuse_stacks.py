@@ -1,4 +1,4 @@
-"""Fused models where training stacks take them: compilers, export, checkpointing, wrappers; torch.compile's pass."""
+"""Fused models in training stacks: compilers, export, checkpointing, wrappers; and the pass for torch.compile."""
 
 import copy
 import io
@@ -29,56 +29,56 @@ def operators(graph: fx.Graph) -> list[str]:
 
 
 def test_the_operators_survive_compilation() -> None:
-    """torch.compile(fullgraph=True) of a fused model has them in its graphs, forward and backward."""
+    """torch.compile(fullgraph=True) of a fused model keeps the operators in its graphs, forward and backward."""
     model, plain, _ = fused_pair(small)
     seen = []
     options = {"post_grad_custom_post_pass": lambda graph: seen.append(operators(graph))}
     compiled = torch.compile(model, fullgraph=True, options=options)
-    found, wanted = results(compiled, image()), results(plain, image())
-    torch.testing.assert_close(found["output"], wanted["output"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found["input"], wanted["input"], rtol=1e-4, atol=1e-5)
+    outcome, expected = results(compiled, image()), results(plain, image())
+    torch.testing.assert_close(outcome["output"], expected["output"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outcome["input"], expected["input"], rtol=1e-4, atol=1e-5)
     assert seen == [["resize_conv_act"] * 2, ["resize_conv_act_backward"] * 2]
 
 
 def test_pass_of_an_unfused_model() -> None:
-    """The pass puts the operator in place of the chains; what is none is left to Inductor."""
+    """The pass puts the operator in place of the chains; Inductor compiles everything else."""
     model, seen = seeded(small), []
     options = {
         "pre_grad_custom_pass": inductor_pass,
         "post_grad_custom_post_pass": lambda graph: seen.append(operators(graph)),
     }
     compiled = torch.compile(model, fullgraph=True, options=options)
-    found, wanted = results(compiled, image()), results(model, image())
-    for (name, value), expected in zip(found.items(), wanted.values(), strict=True):
-        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4, msg=name)
+    outcome, expected = results(compiled, image()), results(model, image())
+    for (name, value), of_model in zip(outcome.items(), expected.values(), strict=True):
+        torch.testing.assert_close(value, of_model, rtol=1e-4, atol=1e-4, msg=name)
     assert seen == [["resize_conv_act"] * 2, ["resize_conv_act_backward"] * 2]
     assert type(model) is nn.Sequential and InductorPass().uuid() == inductor_pass.uuid()
 
 
 def passed(model: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """Output, and calls of the operator, of a model's Dynamo graph after the pass, run as it is."""
-    made = []
+    """The output of a model's Dynamo graph after the pass, run without Inductor, and how many chains were replaced."""
+    replaced = []
 
     def backend(module: fx.GraphModule, example_inputs: list) -> Callable:
         inductor_pass(module.graph)
         module.recompile()
-        made.append(sum(getattr(node.target, "__name__", "") == "run_chain" for node in module.graph.nodes))
+        replaced.append(sum(getattr(node.target, "__name__", "") == "run_chain" for node in module.graph.nodes))
         return module.forward
 
     with torch.no_grad():
-        return torch.compile(model, fullgraph=True, backend=backend)(x), made[0]
+        return torch.compile(model, fullgraph=True, backend=backend)(x), replaced[0]
 
 
 @pytest.mark.parametrize(("make", "chains"), [(Functional, 8), (UNet, 12), (Residual, 0), (Attributes, 2)])
 def test_pass_finds_what_fuse_finds(make: type, chains: int) -> None:
     model = seeded(make)
-    found, count = passed(model, image())
+    output, count = passed(model, image())
     assert count == chains
-    torch.testing.assert_close(found, model(image()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, model(image()), rtol=1e-4, atol=1e-5)
 
 
 class Written(nn.Module):
-    """What the operator keeps for the backward pass is written to."""
+    """Writes, with inplace, into the result that the operator keeps for the backward pass."""
 
     def __init__(self, inplace: bool) -> None:
         super().__init__()
@@ -95,8 +95,8 @@ def test_pass_refuses_what_is_written_to(inplace: bool) -> None:
 
 def test_pass_leaves_computed_weights_and_parametrisations() -> None:
     model = seeded(lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3, 4)), nn.ELU()))
-    found, count = passed(model, image())
-    torch.testing.assert_close(found, model(image()))
+    output, count = passed(model, image())
+    torch.testing.assert_close(output, model(image()))
     assert count == 0
 
 
@@ -117,8 +117,8 @@ def test_onnx(tmp_path: Path) -> None:
     model, plain, _ = fused_pair(small)
     torch.onnx.export(model.eval(), (image(),), tmp_path / "model.onnx", dynamo=True, verbose=False)
     session = runtime.InferenceSession(tmp_path / "model.onnx")
-    found = session.run(None, {session.get_inputs()[0].name: image().numpy()})[0]
-    torch.testing.assert_close(torch.from_numpy(found), plain(image()).detach(), rtol=1e-4, atol=1e-5)
+    output = session.run(None, {session.get_inputs()[0].name: image().numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(output), plain(image()).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -138,8 +138,8 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
         Checkpointed(inner)(x).square().sum().backward()
         return [x.grad, *(p.grad for p in inner.parameters())]
 
-    for found, wanted in zip(gradients(model), gradients(plain), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    for gradient, expected in zip(gradients(model), gradients(plain), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_saved_and_averaged() -> None:
@@ -157,7 +157,7 @@ def test_saved_and_averaged() -> None:
 
 
 def test_wrapped_by_a_derived_class() -> None:
-    """As fully_shard wraps: a class derived from the fused one; unfuse takes the fused forward out of it."""
+    """unfuse takes the fused forward out of a class derived from the fused one, as fully_shard gives to a module."""
     model = seeded(UNet)
     fuse(model)
     block = model.down[0]
@@ -179,7 +179,7 @@ def test_silu(grad: bool) -> None:
 
 
 def test_after_dynamo_and_other_traces() -> None:
-    """Whatever else ran in the process, the same is found."""
+    """fuse finds the same chains whatever else was traced or compiled in the process."""
     code = (
         "import torch, torch._dynamo, engine; from torch import fx, nn\n"
         "from tests.support.fuse_models import SuperResolution, dcgan\n"
@@ -205,6 +205,6 @@ def test_traces_leave_nothing_behind() -> None:
 def test_a_copy_of_a_fused_model_follows_its_own_attributes() -> None:
     model = seeded(small)
     fuse(model)
-    made = copy.deepcopy(model)
-    made[2].alpha = 0.5
-    assert calls(made, image()) == 0 and calls(model, image()) == 2
+    copied = copy.deepcopy(model)
+    copied[2].alpha = 0.5
+    assert calls(copied, image()) == 0 and calls(model, image()) == 2

@@ -1,7 +1,8 @@
-"""What a trace may stand for: reads are noted and compared at each call, and what leaves no trace is refused."""
+"""What a trace may stand for: reads are recorded and compared at each call, and what leaves no trace is refused."""
 
 import logging
 import random
+import threading
 
 import pytest
 import torch
@@ -11,9 +12,20 @@ from torch import Tensor, nn
 from engine.fusion import fuse
 from engine.fusion.tracing.tracer import Untraceable, trace
 from tests.support.fuse_checks import HALF, UP, assert_same, calls, fused_pair, image, patterns, seeded
-from tests.support.fuse_models import Asserting, Doubled, conv, drawn, is_image, step_of, switched
+from tests.support.fuse_models import (
+    Asserting,
+    Doubled,
+    conv,
+    drawn,
+    is_image,
+    leaked,
+    meanwhile,
+    step_of,
+    switched,
+)
 
 ACTIVE, CACHE, LOG = True, {}, logging.getLogger(__name__)
+GLOBAL = nn.LeakyReLU(0.3)
 SLOPES = (0.1, 0.2)
 
 
@@ -24,7 +36,7 @@ class One(nn.Module):
 
 
 class Dropping(One):
-    """Reads its mode of training."""
+    """Asks whether it is in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(F.elu(self.conv(x)), self.drop, self.training)
@@ -66,7 +78,7 @@ def test_globals_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ByHelper(One):
-    """Reads attributes in a method, and by a function of another file."""
+    """Reads attributes in a method and in a function of another file."""
 
     def kind(self) -> str:
         return self.mode
@@ -188,12 +200,76 @@ def test_what_leaves_no_trace_is_refused(kind: type, reason: str) -> None:
     assert type(model) is kind and random.getstate() == state and torch.is_grad_enabled()
 
 
+class AskingAGlobalModule(One):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), GLOBAL.negative_slope)
+
+
+class AskingAGlobalModuleElsewhere(One):
+    def forward(self, x: Tensor) -> Tensor:
+        return leaked(self.conv(x))
+
+
+class AskingADefault(One):
+    def forward(self, x: Tensor, act: nn.Module = GLOBAL) -> Tensor:
+        return F.leaky_relu(self.conv(x), act.negative_slope)
+
+
+class AskingAnUnregistered(One):
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["act"] = nn.LeakyReLU(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.conv(x), self.act.negative_slope)
+
+
+@pytest.mark.parametrize(
+    "kind", [AskingAGlobalModule, AskingAGlobalModuleElsewhere, AskingADefault, AskingAnUnregistered]
+)
+def test_modules_that_are_no_children_are_refused(kind: type) -> None:
+    model = seeded(kind)
+    reason = "its forward uses a LeakyReLU that is none of its children"
+    assert fuse(model).skipped == [("", "forward", reason)]
+    assert type(model) is kind and type(GLOBAL) is nn.LeakyReLU
+
+
+class Pausing(One):
+    def forward(self, x: Tensor) -> Tensor:
+        meanwhile()
+        return F.elu(self.conv(x)) if self.mode == "elu" else x
+
+
+def test_a_trace_concerns_its_own_modules_and_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, unrelated, seen = seeded(Pausing), seeded(Dropping).eval(), {}
+    weight, wanted = model.conv.weight, (model.conv(image()), unrelated(image()))
+
+    def in_another_thread() -> None:
+        seen["sizes"], seen["weight"] = model.sizes, model.conv.weight
+        seen["outputs"] = model.conv(image()), unrelated(image())
+
+    def during_the_trace() -> None:
+        seen["class"], seen["mode"] = type(unrelated), unrelated.mode
+        seen["hooked"] = "__getattribute__" in vars(nn.Module)
+        thread = threading.Thread(target=in_another_thread)
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr("tests.support.fuse_models.MEANWHILE", [during_the_trace])
+    traced = trace(model, None)
+    assert traced.values == [("", "mode", "elu")]
+    assert seen["class"] is Dropping and seen["mode"] == "elu" and not seen["hooked"]
+    assert seen["sizes"] == [1, 2] and seen["weight"] is weight
+    assert all(map(torch.equal, seen["outputs"], wanted))
+    assert type(model) is Pausing and type(model.conv) is nn.Conv2d
+
+
 def test_attributes_that_are_not_read_do_not_matter() -> None:
     _, _, report = fused_pair(OfAnother)
     assert len(report.replaced) == 1 and report.refused == []
 
 
-def test_stand_ins_answer_as_tensors_do() -> None:
+def test_proxies_answer_as_tensors_do() -> None:
     _, _, report = fused_pair(Asserting)
     assert patterns(report) == [("conv", "conv 3x3 + elu")]
 

@@ -45,20 +45,20 @@ def test_later_changes_of_modules_are_followed(change: str) -> None:
     plain, x = copy.deepcopy(model), image()
     fuse(model)
     assert calls(model, x) == 1
-    for one in (model, plain):
+    for changed in (model, plain):
         torch.manual_seed(5)
         if change == "padding_mode":
-            one[0].padding_mode, one[0]._reversed_padding_repeated_twice = "circular", [1, 1, 1, 1]
+            changed[0].padding_mode, changed[0]._reversed_padding_repeated_twice = "circular", [1, 1, 1, 1]
         elif change == "slope":
-            one[1].negative_slope = 0.7
+            changed[1].negative_slope = 0.7
         elif change == "append":
-            one.append(nn.Sigmoid())
+            changed.append(nn.Sigmoid())
         elif change == "replace":
-            one[1] = nn.Tanh()
+            changed[1] = nn.Tanh()
         elif change == "weight_norm":
-            nn.utils.parametrizations.weight_norm(one[0])
+            nn.utils.parametrizations.weight_norm(changed[0])
         else:
-            one.double()
+            changed.double()
     x = x.double() if change == "double" else x
     assert torch.equal(model(x), plain(x))
 
@@ -73,7 +73,7 @@ def test_hooks_fire_whenever_they_are_registered() -> None:
     assert seen == ["last", "model"]
     handle = model[0].register_forward_hook(lambda module, args, output: seen.append(output.min().item() < -1))
     model(image())
-    assert seen[2:] == [True, "last", "model"]  # before the activation, which ends at -1
+    assert seen[2:] == [True, "last", "model"]  # the hook sees the sum before ELU, whose results end at -1
     handle.remove()
     assert calls(model, image()) == 1
 
@@ -146,9 +146,9 @@ def test_autocast_and_channels_last() -> None:
     fuse(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert calls(model, x) == 2
-        found, wanted = model(x), plain(x)
-    assert found.dtype == wanted.dtype == torch.bfloat16
-    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.02)
+        output, expected = model(x), plain(x)
+    assert output.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, rtol=0.05, atol=0.02)
     last = torch.channels_last
     model, plain = model.to(memory_format=last), plain.to(memory_format=last)
     assert_same(model, plain, x.to(memory_format=last))
@@ -160,10 +160,10 @@ def test_optimiser_checkpoints_and_ema_stay_valid() -> None:
     plain = copy.deepcopy(model)
     optimisers = [torch.optim.Adam(m.parameters(), 0.01) for m in (model, plain)]
     fuse(model)
-    for one, optimiser in zip((model, plain), optimisers, strict=True):
+    for trained, optimiser in zip((model, plain), optimisers, strict=True):
         for step in range(2):
             optimiser.zero_grad()
-            one(image(seed=step)).square().mean().backward()
+            trained(image(seed=step)).square().mean().backward()
             optimiser.step()
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -173,19 +173,19 @@ def test_optimiser_checkpoints_and_ema_stay_valid() -> None:
 
 def test_copies_and_pickles() -> None:
     model, plain, _ = fused_pair(UNet)
-    made = copy.deepcopy(model)
-    assert calls(made, image()) == 12
+    copied = copy.deepcopy(model)
+    assert calls(copied, image()) == 12
     with torch.no_grad():
-        for one in (made, plain):
-            for parameter in one.parameters():
+        for scaled in (copied, plain):
+            for parameter in scaled.parameters():
                 parameter.mul_(1.1)
-    assert_same(made, plain, image())
-    assert next(model.parameters()) is not next(made.parameters())
-    read = pickle.loads(pickle.dumps(model))
-    assert type(read) is UNet and calls(read, image()) == 0
-    torch.testing.assert_close(read(image()), model(image()))
-    unfuse(made)
-    assert type(made) is UNet and calls(model, image()) == 12
+    assert_same(copied, plain, image())
+    assert next(model.parameters()) is not next(copied.parameters())
+    loaded = pickle.loads(pickle.dumps(model))
+    assert type(loaded) is UNet and calls(loaded, image()) == 0
+    torch.testing.assert_close(loaded(image()), model(image()))
+    unfuse(copied)
+    assert type(copied) is UNet and calls(model, image()) == 12
 
 
 def test_unfuse_restores_exactly() -> None:
@@ -213,17 +213,17 @@ def test_training_mode_is_followed() -> None:
 
 def test_compiles_to_one_graph() -> None:
     model = seeded(lambda: nn.Sequential(nn.Upsample(scale_factor=2), conv(3, 4), nn.ELU(), nn.Sequential(conv(4, 3))))
-    wanted = model(image())
+    expected = model(image())
     fuse(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(image()), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled(image()), expected, rtol=1e-4, atol=1e-5)
     assert calls(model, image()) == 1
 
 
 def test_example_inputs_count_products() -> None:
     model = seeded(lambda: nn.Sequential(nn.Upsample(scale_factor=2), conv(8, 8), nn.ELU(), conv(8, 8, stride=2)))
     report = fuse(model, example_inputs=image(1, 8, 4, 4))
-    # 8 x 8 outputs of 8 x 8 channels and 9 taps; nine products for each of the 4 x 4 inputs
+    # written: 8 x 8 outputs, 8 x 8 channels, 9 taps; computed: 4 x 4 inputs, 8 x 8 channels, 9 products
     assert report.replaced == [("1", f"{UP} + elu", "36,864 -> 9,216 products")]
     assert report.skipped == [("3", "conv 3x3 stride 2", "nothing to gain: a stride of 2 alone takes as many products")]
     assert report.refused == [] and report.products == (36864, 9216)

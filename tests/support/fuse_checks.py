@@ -1,4 +1,4 @@
-"""What the tests of engine.fuse share: a fused model beside itself as it was."""
+"""Runs a fused model beside the same model unfused, for the tests of engine.fuse."""
 
 import copy
 from collections.abc import Callable
@@ -26,6 +26,7 @@ class Calls(TorchDispatchMode):
 
 
 def calls(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> int:
+    """How often one call of the model calls the operator."""
     with Calls() as mode:
         model(*args, **kwargs)
     return mode.count
@@ -36,33 +37,35 @@ def image(*shape: int, seed: int = 0) -> Tensor:
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """A new model whose weights are always the same."""
     torch.manual_seed(1)
     return make()
 
 
 def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Output, gradients of input and parameters."""
+    """The output, and the gradients of the input and of the parameters, by name; those of the input under "input"."""
     x = x.clone().requires_grad_()
     y = model(x)
     upstream = image(*y.shape, seed=3).to(y.dtype)
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(y, [x, *named.values()], upstream, allow_unused=True, materialize_grads=True)
-    return {"output": y.detach(), **dict(zip(["input", *named], found, strict=True))}
+    gradients = torch.autograd.grad(y, [x, *named.values()], upstream, allow_unused=True, materialize_grads=True)
+    return {"output": y.detach(), **dict(zip(["input", *named], gradients, strict=True))}
 
 
 def assert_same(fused: nn.Module, plain: nn.Module, x: Tensor) -> None:
-    """The dtype rule: at most twice eager's error against float64, and the floor."""
+    """Asserts the dtype rule: errors against float64 are at most twice eager's, and the floor."""
     exact = results(copy.deepcopy(plain).double(), x.double())
-    eager, found = results(plain, x), results(fused, x)
+    eager, computed = results(plain, x), results(fused, x)
     for name, truth in exact.items():
         scale = truth.norm()
-        assert found[name].shape == truth.shape and found[name].dtype == x.dtype, name
+        assert computed[name].shape == truth.shape and computed[name].dtype == x.dtype, name
         allowed = 2 * (eager[name].double() - truth).norm() + FLOOR * scale
-        assert (found[name].double() - truth).norm() <= allowed, name
-    assert not found["output"].numel() or found["output"].stride() == eager["output"].stride()
+        assert (computed[name].double() - truth).norm() <= allowed, name
+    assert not computed["output"].numel() or computed["output"].stride() == eager["output"].stride()
 
 
 def fused_pair(make: Callable[[], nn.Module], x: Tensor | None = None) -> tuple[nn.Module, nn.Module, FuseReport]:
+    """A fused model, a copy of it that is not, and the report, after a check that both give the same results."""
     model = seeded(make)
     plain = copy.deepcopy(model)
     keys, parameters = list(model.state_dict()), list(model.parameters())
@@ -74,6 +77,7 @@ def fused_pair(make: Callable[[], nn.Module], x: Tensor | None = None) -> tuple[
 
 
 def patterns(report: FuseReport) -> list[tuple[str, str]]:
+    """(path, pattern) of what was replaced."""
     return [(path, pattern) for path, pattern, _ in report.replaced]
 
 

@@ -1,6 +1,7 @@
 """Small modules as people write them, for the tests of engine.fuse."""
 
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ def conv(inputs: int, outputs: int, **options: object) -> nn.Conv2d:
 
 
 class Attributes(nn.Module):
-    """Modules called one after another."""
+    """Calls modules that are attributes one after another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class Attributes(nn.Module):
 
 
 class Functional(nn.Module):
-    """Every kind of functional call: methods, torch.*, torch.nn.functional.*, keywords."""
+    """Calls functions in every way: methods, torch.*, torch.nn.functional.*, keyword arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,13 +46,17 @@ class Functional(nn.Module):
 
 
 def dcgan() -> nn.Sequential:
-    """A DCGAN generator with resize convolutions, batch normalisation between."""
+    """A DCGAN generator with resize convolutions, batch normalisation between.
+
+    The convolution before a batch normalisation has no bias: the gradient of one would be zero but for rounding errors,
+    and the errors of two sums of rounding errors are no measure of each other.
+    """
     return nn.Sequential(
         nn.Linear(5, 64),
         nn.Unflatten(1, (4, 4, 4)),
         nn.BatchNorm2d(4),
         nn.Upsample(scale_factor=2),
-        conv(4, 4),
+        conv(4, 4, bias=False),
         nn.BatchNorm2d(4, 0.8),
         nn.LeakyReLU(0.2, inplace=True),
         nn.Upsample(scale_factor=2),
@@ -67,7 +72,7 @@ class Block(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Two levels with skips."""
+    """A U-Net of two levels with skips."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +94,7 @@ class UNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """The convolution before the second ReLU is read twice."""
+    """Reads twice the result of the convolution before the ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +122,7 @@ class Dense(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """As ESRGAN's generator: dense blocks, then twice nearest x2, convolution, LeakyReLU."""
+    """ESRGAN's generator in small: dense blocks, then twice nearest x2, convolution, LeakyReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +138,7 @@ class SuperResolution(nn.Module):
 
 
 class Shared(nn.Module):
-    """One convolution called twice. fusable: whether both of its calls are followed by an activation."""
+    """Calls one convolution twice. fusable: whether both of its calls are followed by an activation."""
 
     def __init__(self, fusable: bool) -> None:
         super().__init__()
@@ -145,7 +150,7 @@ class Shared(nn.Module):
 
 
 class Branching(nn.Module):
-    """What cannot be traced is left, its children are fused."""
+    """Cannot be traced, because it branches on values; its children can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +163,7 @@ class Branching(nn.Module):
 
 
 class Progressive(nn.Module):
-    """Its path hangs on an attribute that training changes."""
+    """Takes a path that depends on an attribute which training changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +177,7 @@ class Progressive(nn.Module):
 
 
 class Flattening(nn.Module):
-    """A view after a convolution: it needs the contiguous result that torch gives."""
+    """Takes a view of a convolution's result, so needs the contiguous result that torch gives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +231,7 @@ class Guarded(nn.Module):
 
 
 class Asserting(nn.Module):
-    """hasattr answers as of a tensor; sizes may be unpacked."""
+    """Asks with hasattr what an input is, and unpacks its sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,6 +251,21 @@ def drawn() -> float:
     return random.random()
 
 
+MEANWHILE: list[Callable[[], None]] = []  # what a test does in the middle of a forward
+
+
+def meanwhile() -> None:
+    for act in MEANWHILE:
+        act()
+
+
+LEAK = nn.LeakyReLU(0.3)
+
+
+def leaked(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, LEAK.negative_slope)
+
+
 def is_image(x: object) -> bool:
     return isinstance(x, Tensor)
 
@@ -257,7 +277,7 @@ def switched(enabled: bool) -> bool:
 
 
 class Doubled(torch.autograd.Function):
-    """Its gradient is not that of its forward."""
+    """Has a gradient that is not the derivative of its forward."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:

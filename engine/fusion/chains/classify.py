@@ -2,7 +2,6 @@
 
 import inspect
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,10 +44,16 @@ EVEN = slice(None, None, 2)
 
 @dataclass(frozen=True)
 class Step:
-    """What a node of the graph is to a chain. reason: why the operator cannot take it; "" where it can."""
+    """What a module or a node of a graph is to a chain.
 
-    kind: str  # "conv", "resize", "activation", "normalisation"
-    option: str = ""  # "1" or "2": the stride; "up", "nearest /2", "slice"; the activation; the normalisation
+    kind:   "conv", "resize", "activation" or "normalisation"
+    option: "1" or "2", the stride; "up", "nearest /2" or "slice"; the name of the activation; that of the normalisation
+    reason: why the operator cannot take it; "" where it can
+    slope:  of a LeakyReLU
+    """
+
+    kind: str
+    option: str = ""
     reason: str = ""
     slope: float = 0.0
 
@@ -60,42 +65,46 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-def step_of_module(module: nn.Module) -> Step | None:
+def classify_module(module: nn.Module) -> Step | None:
     """The step a module is; None for one that is no part of any chain."""
-    kind = type(module)
-    if isinstance(module, nn.Conv2d):
-        step = Step("conv", str(module.stride[0]), _why_not_conv(module))
-    elif kind in (nn.Upsample, nn.UpsamplingNearest2d):
-        step = _resize(module.size, module.scale_factor, module.mode, module.align_corners, None, False)
-    elif kind in ACTIVATION_MODULES:
-        slope = getattr(module, "negative_slope", 0.0)
-        step = _activation(ACTIVATION_MODULES[kind], getattr(module, "alpha", 1.0), slope)
-    elif kind in OTHER_ACTIVATIONS:
-        step = Step("activation", kind.__name__, f"activation {kind.__name__} is not supported")
-    elif kind in NORMALISATIONS:
-        return Step("normalisation", kind.__name__)
-    elif isinstance(module, (nn.Upsample, *ACTIVATION_MODULES)):
-        step = Step("resize" if isinstance(module, nn.Upsample) else "activation", "", f"subclass {kind.__name__}")
-    elif kind.__name__ == "Conv2d":
-        step = Step("conv", "1", f"{kind.__module__} is not torch.nn: quantised or of another library")
-    else:
-        return None
-    if hooked(module) and not step.reason:
+    step, kind = _classify_without_hooks(module), type(module)
+    if step and step.kind != "normalisation" and hooked(module) and not step.reason:
         return Step(step.kind, step.option, f"{kind.__name__} has hooks")
     return step
 
 
-def _why_not_conv(conv: nn.Conv2d) -> str:
+def _classify_without_hooks(module: nn.Module) -> Step | None:
+    kind = type(module)
+    if isinstance(module, nn.Conv2d):
+        return Step("conv", str(module.stride[0]), _refusal_of_conv(module))
+    if kind in (nn.Upsample, nn.UpsamplingNearest2d):
+        return _resize(module.size, module.scale_factor, module.mode, module.align_corners)
+    if kind in ACTIVATION_MODULES:
+        slope = getattr(module, "negative_slope", 0.0)
+        return _activation(ACTIVATION_MODULES[kind], getattr(module, "alpha", 1.0), slope)
+    if kind in OTHER_ACTIVATIONS:
+        return Step("activation", kind.__name__, f"activation {kind.__name__} is not supported")
+    if kind in NORMALISATIONS:
+        return Step("normalisation", kind.__name__)
+    if isinstance(module, (nn.Upsample, *ACTIVATION_MODULES)):
+        return Step("resize" if isinstance(module, nn.Upsample) else "activation", "", f"subclass {kind.__name__}")
+    if kind.__name__ == "Conv2d":
+        return Step("conv", "1", f"{kind.__module__} is not torch.nn: quantised or of another library")
+    return None
+
+
+def _refusal_of_conv(conv: nn.Conv2d) -> str:
     if type(conv) is not nn.Conv2d:
         parametrised = hasattr(conv, "parametrizations")
         return "its weight is parametrised" if parametrised else f"{type(conv).__name__} is not a plain Conv2d"
+    # torch.nn.utils.weight_norm and spectral_norm keep the class and compute the weight in a hook
     if hasattr(conv, "weight_g") or hasattr(conv, "weight_orig"):
         return "its weight is parametrised"
     options = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-    return _why_not_tensors(conv.weight, conv.bias) or _why_not_options(*options)
+    return _refusal_of_tensors(conv.weight, conv.bias) or _refusal_of_options(*options)
 
 
-def _why_not_tensors(weight: object, bias: object) -> str:
+def _refusal_of_tensors(weight: object, bias: object) -> str:
     if not isinstance(weight, Tensor) or weight.dtype not in DTYPES:
         return f"dtype {getattr(weight, 'dtype', None)} is not supported"
     if bias is not None and bias.dtype != weight.dtype:
@@ -103,7 +112,7 @@ def _why_not_tensors(weight: object, bias: object) -> str:
     return ""
 
 
-def _why_not_options(
+def _refusal_of_options(
     kernel_size: object, stride: object, padding: object, dilation: object, groups: object, padding_mode: str
 ) -> str:
     stride, dilation = pair(stride), pair(dilation)
@@ -129,7 +138,9 @@ def pair(value: object) -> object:
     return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
 
 
-def _resize(size: object, scale: object, mode: str, align: object, recompute: object, antialias: object) -> Step:
+def _resize(
+    size: object, scale: object, mode: str, align: object, recompute: object = None, antialias: object = False
+) -> Step:
     reason, option = "", ""
     factor = pair(scale)
     if size is not None:
@@ -157,33 +168,39 @@ def _activation(name: str, alpha: object = 1.0, slope: object = 0.0) -> Step:
     return Step("activation", name, "", float(slope) if name == "leaky_relu" else 0.0)
 
 
-def given(node: fx.Node) -> dict[str, object]:
-    """The arguments of a call of a function by name, as far as its signature is known."""
-    if isinstance(node.target, Callable) and inspect.isfunction(node.target):
-        names = list(inspect.signature(node.target).parameters)
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+# names of the arguments of functions that are written in C++ and have no signature to ask
+_ARGUMENTS = dict.fromkeys(CONVOLUTIONS, _CONV_ARGUMENTS) | {
+    F.leaky_relu_: ("input", "negative_slope"),
+    F.elu_: ("input", "alpha", "scale", "input_scale"),
+}
+
+
+def arguments_of(node: fx.Node) -> dict[str, object]:
+    """The arguments of a node that calls a function, by name; of an unknown function only the first one has a name."""
+    if inspect.isfunction(node.target):
+        names = tuple(inspect.signature(node.target).parameters)
     else:
-        names = _BUILT_IN.get(node.target, ("input",))
+        names = _ARGUMENTS.get(node.target, ("input",))
     return dict(zip(names, node.args, strict=False)) | node.kwargs
 
-
-_OF_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_BUILT_IN = dict.fromkeys(CONVOLUTIONS, _OF_CONV) | {F.leaky_relu_: ("input", "negative_slope")}
-_BUILT_IN |= {F.elu_: ("input", "alpha", "scale", "input_scale")}
 
 Owner = nn.Module | None  # of the graph's own tensors and modules; None: tensors are inputs of the graph, with examples
 
 
-def step_of_node(node: fx.Node, owner: Owner) -> Step | None:
+def classify_node(node: fx.Node, owner: Owner) -> Step | None:
     """The step a node of a graph is; None for one that is no part of any chain."""
     if node.op == "call_module":
-        return step_of_module(owner.get_submodule(node.target))
+        return classify_module(owner.get_submodule(node.target))
     if node.op == "call_method":
         return _activation(ACTIVATION_METHODS[node.target]) if node.target in ACTIVATION_METHODS else None
-    if node.op != "call_function":
-        return None
-    function, options = node.target, given(node)
+    return _classify_function(node, owner) if node.op == "call_function" else None
+
+
+def _classify_function(node: fx.Node, owner: Owner) -> Step | None:
+    function, options = node.target, arguments_of(node)
     if function in CONVOLUTIONS:
-        return _step_of_conv_function(node, owner, options)
+        return _classify_conv_function(node, owner, options)
     if function in (F.interpolate, F.upsample, F.upsample_nearest):
         names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
         return _resize(*(({"mode": "nearest"} | options).get(name) for name in names))
@@ -191,17 +208,30 @@ def step_of_node(node: fx.Node, owner: Owner) -> Step | None:
         halves = node.args[1] in ((slice(None), slice(None), EVEN, EVEN), (..., EVEN, EVEN))
         return Step("resize", "slice") if halves else None
     if function in ACTIVATION_FUNCTIONS:
-        alpha = 1.0 if options.get("scale", 1) == options.get("input_scale", 1) == 1 else "and scales"
-        alpha = options.get("alpha", 1.0) if alpha == 1.0 else alpha
+        scales = options.get("scale", 1) != 1 or options.get("input_scale", 1) != 1
+        alpha = "and scales" if scales else options.get("alpha", 1.0)
         return _activation(ACTIVATION_FUNCTIONS[function], alpha, options.get("negative_slope", 0.01))
     if function in OTHER_ACTIVATIONS:
         return Step("activation", function.__name__, f"activation {function.__name__} is not supported")
     return Step("normalisation", function.__name__) if function in NORMALISATIONS else None
 
 
+def _classify_conv_function(node: fx.Node, owner: Owner, options: dict[str, object]) -> Step:
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
+    stride = str(pair(options["stride"])[0])
+    weight, bias = (_tensor(t, owner) for t in conv_tensors(node))
+    if weight is None or (bias is None and conv_tensors(node)[1] is not None):
+        return Step("conv", stride, "its weight is computed in forward")
+    if weight.dim() != 4:
+        return Step("conv", stride, "its weight has not four dimensions")
+    chosen = [options[name] for name in ("stride", "padding", "dilation", "groups")]
+    reason = _refusal_of_tensors(weight, bias) or _refusal_of_options(tuple(weight.shape[2:]), *chosen, "zeros")
+    return Step("conv", stride, reason)
+
+
 def conv_tensors(conv: fx.Node) -> list[object]:
     """Weight and bias of a functional convolution, as nodes of the graph or None."""
-    options = given(conv)
+    options = arguments_of(conv)
     return [options.get("weight"), options.get("bias")]
 
 
@@ -213,21 +243,9 @@ def weight_of(conv: fx.Node, owner: Owner) -> Tensor | None:
 
 
 def _tensor(node: object, owner: Owner) -> Tensor | None:
+    """The tensor, or an example of it, behind a node that reads a parameter, a buffer or an input of the graph."""
     if not isinstance(node, fx.Node):
         return None
     if owner is None:
         return node.meta.get("example_value") if node.op in ("placeholder", "get_attr") else None
     return operator.attrgetter(node.target)(owner) if node.op == "get_attr" else None
-
-
-def _step_of_conv_function(node: fx.Node, owner: Owner, options: dict[str, object]) -> Step:
-    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
-    stride = str(pair(options["stride"])[0])
-    weight, bias = (_tensor(t, owner) for t in conv_tensors(node))
-    if weight is None or (bias is None and conv_tensors(node)[1] is not None):
-        return Step("conv", stride, "its weight is computed in forward")
-    if weight.dim() != 4:
-        return Step("conv", stride, "its weight has not four dimensions")
-    chosen = [options[name] for name in ("stride", "padding", "dilation", "groups")]
-    reason = _why_not_tensors(weight, bias) or _why_not_options(tuple(weight.shape[2:]), *chosen, "zeros")
-    return Step("conv", stride, reason)

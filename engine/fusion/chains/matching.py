@@ -1,15 +1,17 @@
 """Finds, in a traced graph, the chains that the operator resize_conv_act computes in one pass."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from engine.fusion.chains.classify import Owner, Step, step_of_node, weight_of
-from engine.fusion.chains.mutation import AltersInput, altered, in_place
+from engine.fusion.chains.classify import Owner, Step, classify_node, weight_of
+from engine.fusion.chains.mutation import WritesInput, is_written_later, writes_in_place
 from engine.fusion.chains.savings import why_no_gain
 
-NEVER: AltersInput = lambda name: False  # noqa: E731
+NEVER: WritesInput = lambda name: False  # noqa: E731
+HALVINGS = ("nearest /2", "slice")
 
 
 @dataclass
@@ -29,79 +31,85 @@ class Chain:
 
     @property
     def pattern(self) -> str:
+        """The chain in the words of a report."""
         parts = ["nearest x2"] if self.resize == "up" else []
         parts.append("conv 3x3 stride 2" if self.resize == "stride 2" else "conv 3x3")
         parts += [self.activation] if self.activation != "none" else []
-        parts += ["nearest /2"] if self.resize in ("nearest /2", "slice") else []
+        parts += ["nearest /2"] if self.resize in HALVINGS else []
         return " + ".join(parts)
 
     @property
     def alone(self) -> bool:
-        """Whether it is but a convolution of the same size."""
+        """Whether it is no more than a convolution of the same size."""
         return self.resize == self.activation == "none"
 
 
 @dataclass
-class Found:
-    """The chains of one graph, and what looked like one: (convolution, pattern, reason)."""
+class Matches:
+    """The chains of one graph, and what looked like one and is left: (convolution, pattern, reason)."""
 
     chains: list[Chain] = field(default_factory=list)
     skipped: list[tuple[fx.Node, str, str]] = field(default_factory=list)
 
 
-def find(graph: fx.Graph, owner: Owner, alters_input: AltersInput = NEVER, at_output: bool = False) -> Found:
-    """The chains of a graph. alters_input, at_output: as in `in_place` and `altered`."""
-    found = Found()
+def find_chains(
+    graph: fx.Graph, owner: Owner, writes_input: WritesInput = NEVER, output_is_written: bool = False
+) -> Matches:
+    """The chains of a graph. writes_input, output_is_written: as of `is_written_later`."""
+    matches = Matches()
     taken: set[fx.Node] = set()
     for node in graph.nodes:
-        step = step_of_node(node, owner)
+        step = classify_node(node, owner)
         if step is None or step.kind != "conv":
             continue
-        chain = _chain(node, step, owner, found, taken)
+        chain = _longest_chain(node, step, owner, matches, taken)
         if chain is None:
             continue
-        reason = _why_not(chain, owner, alters_input, at_output)
-        if reason.startswith("nothing to gain") and found.skipped and found.skipped[-1][0] is node:
-            continue  # what keeps it from being a longer chain is said already
+        reason = _refusal(chain, owner, writes_input, output_is_written)
+        if reason.startswith("nothing to gain") and matches.skipped and matches.skipped[-1][0] is node:
+            continue  # the last entry says already what keeps this convolution from a longer chain
         if reason:
-            found.skipped.append((node, chain.pattern, reason))
+            matches.skipped.append((node, chain.pattern, reason))
         else:
-            found.chains.append(chain)
+            matches.chains.append(chain)
             taken.update(chain.nodes)
-    _keep_shared_together(graph, found)
-    return found
+    _keep_shared_together(graph, matches)
+    return matches
 
 
 def source_of(node: fx.Node) -> fx.Node:
-    """The node whose tensor a call takes first; the node itself where that is none."""
-    given = node.args[0] if node.args else node.kwargs.get("input")
-    return given if isinstance(given, fx.Node) else node
+    """The node whose tensor a call takes first; the node itself where its first argument is none."""
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return first if isinstance(first, fx.Node) else node
 
 
-def _why_not(chain: Chain, owner: Owner, alters_input: AltersInput, at_output: bool) -> str:
-    # the operator keeps the result for the backward pass where the activation's derivative is taken from it
-    kept = chain.activation not in ("none", "silu")
-    if kept and altered(chain.nodes[-1], owner, alters_input, at_output):
+def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_written: bool) -> str:
+    """Why a chain is left as it is; "" where it is replaced."""
+    # the operator keeps its result for the backward pass where the activation's derivative is computed from the result
+    keeps_result = chain.activation not in ("none", "silu")
+    if keeps_result and is_written_later(chain.nodes[-1], owner, writes_input, output_is_written):
         return "its result is changed in place afterwards"
     users = source_of(chain.nodes[0]).users
-    if any(in_place(user, alters_input) for user in users if user not in chain.nodes):
+    if any(writes_in_place(user, writes_input) for user in users if user not in chain.nodes):
         return "its input is changed in place"
     reason = why_no_gain(weight_of(chain.conv, owner), chain.resize, chain.activation)
     between = f" ({chain.normalised} lies between it and what follows)" if chain.normalised else ""
     return reason and reason + between
 
 
-def _chain(conv: fx.Node, step: Step, owner: Owner, found: Found, taken: set[fx.Node]) -> Chain | None:
-    """The longest chain around a convolution; what had to be left out of it is entered in found.skipped."""
-    before = source_of(conv)
-    up = None if before in taken else step_of_node(before, owner)
+def _longest_chain(conv: fx.Node, step: Step, owner: Owner, matches: Matches, taken: set[fx.Node]) -> Chain | None:
+    """The longest chain around a convolution; what had to be left out of it is entered in matches.skipped.
+
+    taken: the nodes of earlier chains, which are no part of this one
+    """
+    before, after = source_of(conv), list(_steps_after(conv, owner))
+    up = None if before in taken else classify_node(before, owner)
     up = up if up is not None and up.kind == "resize" and up.option in ("up", "") else None
-    after = list(_after(conv, owner))
     if step.reason:
-        # a 3x3 convolution could be replaced alone
+        # a refused 3x3 convolution is told even alone, for it could have been replaced alone; other kernels could not
         if up or after or not step.reason.startswith("kernel size"):
             parts = [*(["upsample"] if up else []), "conv", *(s.option for _, s in after[:1] if s.option)]
-            found.skipped.append((conv, " + ".join(parts), step.reason))
+            matches.skipped.append((conv, " + ".join(parts), step.reason))
         return None
     strided = step.option == "2"
     chain = Chain(conv, [conv], "stride 2" if strided else "none")
@@ -109,20 +117,20 @@ def _chain(conv: fx.Node, step: Step, owner: Owner, found: Found, taken: set[fx.
         reason = up.reason or ("stride 2 after it" if strided else "")
         reason = reason or ("the enlarged tensor is used elsewhere" if len(before.users) > 1 else "")
         if reason:
-            found.skipped.append((conv, "upsample + conv 3x3", reason))
+            matches.skipped.append((conv, "upsample + conv 3x3", reason))
         else:
             chain.resize, chain.nodes = "up", [before, conv]
-    _extend(chain, after, found)
-    steps = (step_of_node(user, owner) for user in conv.users)
-    chain.normalised = next((s.option for s in steps if s and s.kind == "normalisation"), "")
+    _extend(chain, after, matches)
+    following = (classify_node(user, owner) for user in conv.users)
+    chain.normalised = next((s.option for s in following if s and s.kind == "normalisation"), "")
     return chain
 
 
-def _after(conv: fx.Node, owner: Owner) -> Iterator[tuple[fx.Node, Step]]:
+def _steps_after(conv: fx.Node, owner: Owner) -> Iterator[tuple[fx.Node, Step]]:
     """The steps that could follow a convolution: an activation and a halving, in either order."""
     node, wanted = conv, {"activation", "resize"}
     while wanted:
-        users = ((user, step_of_node(user, owner)) for user in node.users)
+        users = ((user, classify_node(user, owner)) for user in node.users)
         fitting = [(u, s) for u, s in users if s and s.kind in wanted and (s.kind != "resize" or s.option in HALVINGS)]
         if not fitting:
             return
@@ -131,20 +139,18 @@ def _after(conv: fx.Node, owner: Owner) -> Iterator[tuple[fx.Node, Step]]:
         wanted.remove(fitting[0][1].kind)
 
 
-HALVINGS = ("nearest /2", "slice")
-
-
-def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], found: Found) -> None:
+def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -> None:
+    """Takes into the chain the steps after its convolution, until one that does not fit."""
     for node, step in after:
-        reason = step.reason
         if step.kind == "resize" and chain.resize != "none":
-            # x2 before and /2 after, or two halvings: the operator does one of them; the other stays
+            # the operator does one of x2 before and /2 after, and one of two halvings; the other stays
             return
+        reason = step.reason
         if not reason and len(chain.nodes[-1].users) > 1:
             reason = "the result before it is used elsewhere"
         if reason:
             what = "nearest /2" if step.kind == "resize" else step.option or "activation"
-            found.skipped.append((chain.conv, f"{chain.pattern} + {what}", reason))
+            matches.skipped.append((chain.conv, f"{chain.pattern} + {what}", reason))
             return
         chain.nodes.append(node)
         if step.kind == "resize":
@@ -153,15 +159,13 @@ def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], found: Found) -> No
             chain.activation, chain.slope = step.option, step.slope
 
 
-def _keep_shared_together(graph: fx.Graph, found: Found) -> None:
+def _keep_shared_together(graph: fx.Graph, matches: Matches) -> None:
     """A convolution called several times is replaced in all of its calls or in none."""
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
-    of_chains = [chain.conv.target for chain in found.chains]
-    for chain in list(found.chains):
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    calls_replaced = Counter(chain.conv.target for chain in matches.chains)
+    for chain in list(matches.chains):
         conv = chain.conv
-        if conv.op == "call_module" and calls[conv.target] != of_chains.count(conv.target):
-            found.chains.remove(chain)
-            found.skipped.append((conv, chain.pattern, "the module is shared and another call of it cannot be fused"))
+        if conv.op == "call_module" and calls[conv.target] != calls_replaced[conv.target]:
+            matches.chains.remove(chain)
+            reason = "the module is shared and another call of it cannot be fused"
+            matches.skipped.append((conv, chain.pattern, reason))

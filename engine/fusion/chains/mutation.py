@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from engine.fusion.chains.classify import Owner, given
+from engine.fusion.chains.classify import Owner, arguments_of
 
-AltersInput = Callable[[str], bool]  # whether calling the child module of that name may write into its input
+WritesInput = Callable[[str], bool]  # whether calling the child module of that name may write into its input
 
 VIEWS = {
     *("view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "expand", "narrow", "contiguous"),
@@ -20,29 +20,35 @@ OPERATORS_IN_PLACE = {
 }
 
 
-def in_place(node: fx.Node, alters_input: AltersInput) -> bool:
+def writes_in_place(node: fx.Node, writes_input: WritesInput) -> bool:
     """Whether a node writes into one of its inputs."""
     if node.op == "call_module":
-        return alters_input(node.target)
+        return writes_input(node.target)
     name = _name(node)
     underscored = name.endswith("_") and not name.endswith("__")
     of_operator = getattr(node.target, "__module__", "") == "_operator" and name in OPERATORS_IN_PLACE
-    options = given(node) if inspect.isfunction(node.target) else node.kwargs
+    options = arguments_of(node) if inspect.isfunction(node.target) else node.kwargs
     return underscored or of_operator or options.get("inplace") is True or "out" in options
 
 
-def altered(node: fx.Node, owner: Owner, alters_input: AltersInput, at_output: bool = False) -> bool:
-    """Whether the tensor of a node, or a view of it, is written to later. at_output: so is what the graph returns."""
-    for user in node.users:
+def is_written_later(node: fx.Node, owner: Owner, writes_input: WritesInput, output_is_written: bool = False) -> bool:
+    """Whether the tensor of a node, or a view of it, is written to after the node.
+
+    output_is_written: whether the caller of the graph writes into what the graph returns
+    """
+
+    def leads_to_write(user: fx.Node) -> bool:
         if user.op == "output":
-            if at_output:
-                return True
-        elif in_place(user, alters_input) or (_views(user, owner) and altered(user, owner, alters_input, at_output)):
+            return output_is_written
+        if writes_in_place(user, writes_input):
             return True
-    return False
+        return _is_view(user, owner) and is_written_later(user, owner, writes_input, output_is_written)
+
+    return any(map(leads_to_write, node.users))
 
 
-def _views(node: fx.Node, owner: Owner) -> bool:
+def _is_view(node: fx.Node, owner: Owner) -> bool:
+    """Whether the result of a node may share memory with its input."""
     if node.op == "call_module":
         return isinstance(owner.get_submodule(node.target), VIEW_MODULES)
     return _name(node) in VIEWS

@@ -1,4 +1,4 @@
-"""What fusing a chain saves: products of the convolution as written and as the operator forms them.
+"""What fusing a chain saves: products of the convolution as written, and as the operator computes them.
 
 The rule, from the benchmark's results: nearest x2 before a convolution takes 9 of 36 products (16 with fewer than 8
 channels), nearest /2 after it a quarter, and an activation saves a pass over memory; these always pay. A convolution of
@@ -6,6 +6,8 @@ the same size alone pays on a CPU in float32, by Winograd tiles, from 64 channel
 that a call's own cost does not matter and the tiles save a fifth or more. A stride of 2 alone takes the same products
 as before: nothing to gain.
 """
+
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -15,34 +17,37 @@ from engine.kernels.resize_conv_act import RESIZES, form, tile_cost
 from engine.kernels.resize_conv_act.spec import SPEC
 
 FEWEST_CHANNELS = 64
-FEWEST_PIXELS = 4096  # of all images together
-WORTH = 0.8  # of the products as written: at most so many may be left
+FEWEST_PIXELS = 4096  # of all images of a batch together
+WORTH = (
+    0.8  # the largest part of the products as written that tiles may leave, for a convolution of the same size alone
+)
 
 
 def why_no_gain(weight: Tensor, resize: str, activation: str) -> str:
-    """Why a chain does not pay, as far as its sizes do not matter; "" where it does."""
+    """Why a chain does not pay whatever the size of its images; "" where it may pay.
+
+    weight (Cout, C, 3, 3); resize and activation as of Chain
+    """
     if activation != "none" or resize not in ("none", "stride 2"):
         return ""
-    fewest = min(weight.shape[:2])
     if resize == "stride 2":
         return "nothing to gain: a stride of 2 alone takes as many products"
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return "nothing to gain: a convolution alone, not on a CPU in float32"
-    if fewest < FEWEST_CHANNELS:
-        return f"nothing to gain: a convolution alone, of {fewest} channels"
-    return ""
+    fewest = min(weight.shape[:2])
+    return f"nothing to gain: a convolution alone, of {fewest} channels" if fewest < FEWEST_CHANNELS else ""
 
 
 def too_small(x_shape: tuple[int, ...], weight: Tensor) -> bool:
-    """Whether a convolution of the same size alone has maps too small for tiles to pay."""
+    """Whether a convolution of the same size alone has maps too small for tiles to pay. x_shape: (B, C, H, W)."""
     pixels = x_shape[0] * x_shape[2] * x_shape[3]
     if pixels < FEWEST_PIXELS:
         return True
-    tiles = min(tile_cost(x_shape, weight.shape[1], weight.shape[0], side) for side in (2, 4))
-    return tiles > WORTH * 9 * pixels
+    products = min(tile_cost(x_shape, weight.shape[1], weight.shape[0], side) for side in (2, 4))
+    return products > WORTH * 9 * pixels
 
 
-def expected(weight: Tensor, resize: str) -> str:
+def expected_saving(weight: Tensor, resize: str) -> str:
     """The saving in words, where sizes are not known: products for each value of the result and channel of x."""
     many = min(weight.shape[:2]) >= 8
     if resize == "up":
@@ -55,47 +60,48 @@ def expected(weight: Tensor, resize: str) -> str:
 
 
 class Savings(TorchDispatchMode):
-    """Counts, while it is entered, the products of the fused chains: as written, and as the operator computes them.
+    """Counts, within its block, the products of the fused chains of a model: as written, and as the operator has them.
 
-    shapes: of the inputs of each chain, by the path of its convolution
+    paths: of the weights, or of the convolutions that own them, from the model
+
+    weights, products, shapes: the weight, (products as written, products computed), and the shapes of the inputs of
+    each path. A chain that ran as written counts no products.
     """
 
     def __init__(self, model: nn.Module, paths: list[str]):
         super().__init__()
-        self.paths: dict[int, tuple[str, object]] = {}
+        self.owners: dict[int, tuple[str, object]] = {}  # (path, stride) by the address of the weight
         self.weights: dict[str, Tensor] = {}
         self.products, self.shapes = {path: (0, 0) for path in paths}, {path: [] for path in paths}
         for path in paths:
-            part = model
-            for name in path.split("."):
-                part = getattr(part, name)
+            part = attrgetter(path)(model)
             weight = part if isinstance(part, Tensor) else part.weight
-            self.paths[weight.data_ptr()] = path, getattr(part, "stride", None)
+            self.owners[weight.data_ptr()] = path, getattr(part, "stride", None)
             self.weights[path] = weight
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.kiln.resize_conv_act.default and args[1].data_ptr() in self.paths:
+        if function is torch.ops.kiln.resize_conv_act.default and args[1].data_ptr() in self.owners:
             self._count(args[0].shape, args[1], args[5], args[8])
-        elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.paths:
-            self.shapes[self.paths[args[1].data_ptr()][0]].append(tuple(args[0].shape))  # ran as written
+        elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.owners:
+            self.shapes[self.owners[args[1].data_ptr()][0]].append(tuple(args[0].shape))  # ran as written
         return function(*args, **(kwargs or {}))
 
     def _count(self, x_shape: torch.Size, weight: Tensor, resize: str, exact: bool) -> None:
-        path, stride = self.paths[weight.data_ptr()]
+        path, stride = self.owners[weight.data_ptr()]
         b, c, h, w = x_shape
         integers = [0, RESIZES[resize], 0, form(x_shape, c, len(weight), resize, exact), b, c, 0, h, w, len(weight)]
-        left = int(SPEC.work("resize_conv_act_forward", [], integers).flops / 2)
+        computed = int(SPEC.work("resize_conv_act_forward", [], integers).flops / 2)
         pixels = b * h * w * (4 if resize == "up" else 1)
         if stride == (2, 2):
             pixels = b * -(-h // 2) * -(-w // 2)
         before = self.products[path]
-        self.products[path] = before[0] + pixels * c * len(weight) * 9, before[1] + left
+        self.products[path] = before[0] + pixels * c * len(weight) * 9, before[1] + computed
         self.shapes[path].append(tuple(x_shape))
 
     def text(self, path: str) -> str:
         """What fusing saves at a path, in words."""
-        written, left = self.products[path]
-        return f"{written:,} -> {left:,} products" if written else "not reached by example_inputs"
+        written, computed = self.products[path]
+        return f"{written:,} -> {computed:,} products" if written else "not reached by example_inputs"
 
     @property
     def total(self) -> tuple[int, int]:

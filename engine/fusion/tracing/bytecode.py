@@ -1,4 +1,4 @@
-"""Looks at the code of a forward for what leaves no trace in a graph: then no graph stands for it."""
+"""Looks at the code of a forward for what leaves no trace in a graph: then no graph stands for the forward."""
 
 import builtins
 import dis
@@ -8,8 +8,9 @@ import types
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
-# single instructions: contexts leave no node, and what is stored during a trace is not stored in later calls
+# single instructions: a context leaves no node, and what is stored during a trace is not stored in later calls
 REFUSED_OPERATIONS = {
     "STORE_ATTR": "stores attributes",
     "DELETE_ATTR": "deletes attributes",
@@ -22,12 +23,12 @@ REFUSED_OPERATIONS = {
     "SETUP_FINALLY": "has a try block",
     "PUSH_EXC_INFO": "has a try block",
 }
-# what a tensor answers otherwise than the stand-in that is traced, or what acts at each call
+# functions that answer otherwise for a tensor than for the proxy that is traced, or that act at each call
 REFUSED_BUILTINS = {
     *("type", "id", "print", "open", "input", "globals", "locals", "vars", "eval", "exec", "setattr", "delattr"),
     *("hash", "repr", "breakpoint", "__import__"),
 }
-# switches of torch that a later call may find otherwise
+# names that read switches of torch, or all attributes at once: a later call may find other values
 REFUSED_NAMES = {
     *("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_compiling", "is_dynamo_compiling"),
     *("__dict__", "is_tensor", "get_default_dtype", "get_autocast_dtype"),
@@ -38,11 +39,15 @@ LOADS = (*LOADS_GLOBAL, "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 NESTED = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
 
-Space = dict[str, object]
+Globals = dict[str, object]
 
 
-def why_not(code: types.CodeType, space: Space) -> str:
-    """What in the code keeps a trace from standing for it; "" where nothing does. space: its globals."""
+def refusal(code: types.CodeType, space: Globals) -> str:
+    """Why a trace of this code cannot stand for it; "" where it can.
+
+    code:  of a forward or of a function it calls; comprehensions and lambdas in it are looked at too
+    space: the globals that the code reads
+    """
     if code.co_name not in NESTED and set(code.co_freevars) - {"__class__"}:
         return "is decorated or made inside a function"
     before = None
@@ -52,43 +57,50 @@ def why_not(code: types.CodeType, space: Space) -> str:
             return REFUSED_OPERATIONS[instruction.opname]
         if instruction.opname in LOADS and name in REFUSED_NAMES:
             return f"uses {name}"
-        if instruction.opname in LOADS_GLOBAL and (reason := _why_not_global(space, name)):
+        if instruction.opname in LOADS_GLOBAL and (reason := _refusal_of_global(name, space)):
             return reason
         if instruction.opname == "IS_OP" and not (before.opname.startswith("LOAD_CONST") and before.argval is None):
             return "compares identities"
         before = instruction
     nested = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return next(filter(None, (why_not(inner, space) for inner in nested)), "")
+    return next(filter(None, (refusal(inner, space) for inner in nested)), "")
 
 
-def _why_not_global(space: Space, name: str) -> str:
-    """What is against reading a global: that it may change, or act unseen."""
+def _refusal_of_global(name: str, space: Globals) -> str:
+    """Why a trace cannot stand for code that reads this global: it may change, or act unseen. "" where it can."""
     if name not in space:
-        return f"uses {name}" if name in REFUSED_BUILTINS and hasattr(builtins, name) else ""
+        harmless = not (name in REFUSED_BUILTINS and hasattr(builtins, name))
+        return "" if harmless else f"uses {name}"
     value = space[name]
     if isinstance(value, types.ModuleType):
         return "" if value.__name__.split(".")[0] in MODULES else f"uses the module {name}"
     if isinstance(value, types.BuiltinFunctionType):
-        owner = value.__self__  # like random.random, the method of an object
-        return (
-            ""
-            if owner is None or isinstance(owner, (types.ModuleType, type)) or is_torch(type(owner))
-            else f"uses {name}"
-        )
-    # what is cached gives the same for the same arguments
-    harmless = (types.FunctionType, type, functools._lru_cache_wrapper, logging.Logger)
-    return "" if isinstance(value, harmless) or is_constant(value) or is_torch(type(value)) else f"uses {name}"
+        # random.random is such a function, and the method of an object with a state: its owner
+        owner = value.__self__
+        harmless = owner is None or isinstance(owner, (types.ModuleType, type)) or is_torch(type(owner))
+    else:
+        # a cached function gives the same result for the same arguments
+        unchanging = (types.FunctionType, type, functools._lru_cache_wrapper, logging.Logger)
+        harmless = isinstance(value, unchanging) or is_constant(value) or is_torch(type(value))
+    return "" if harmless else f"uses {name}"
 
 
-def globals_read(code: types.CodeType, space: Space) -> Iterator[tuple[Space, str, object]]:
+def constants_read(code: types.CodeType, space: Globals) -> Iterator[tuple[Globals, str, object]]:
     """(globals, name, value) of the plain globals that the code reads: they may change between calls."""
     for operation, name in instructions(code):
         if operation in LOADS_GLOBAL and is_constant(space.get(name, builtins)):
             yield space, name, space[name]
 
 
+def modules_read(code: types.CodeType, space: Globals) -> Iterator[nn.Module]:
+    """The globals that the code reads and that are an nn.Module."""
+    for operation, name in instructions(code):
+        if operation in LOADS_GLOBAL and isinstance(space.get(name), nn.Module):
+            yield space[name]
+
+
 def is_constant(value: object) -> bool:
-    """Whether a value is what it is for good: a number, a text, a dtype, or a tuple of such."""
+    """Whether a value can never change: a number, a text, a dtype, or a tuple of such."""
     return all(map(is_constant, value)) if isinstance(value, tuple) else isinstance(value, PLAIN)
 
 
@@ -97,8 +109,12 @@ def is_torch(thing: object) -> bool:
     return (getattr(thing, "__module__", None) or "").split(".")[0] == "torch"
 
 
-def reached(forward: object, kind: type) -> Iterator[types.FunctionType]:
-    """The forward, the methods of its class and the functions of the same file that its code names, and theirs."""
+def reachable_functions(forward: object, kind: type) -> Iterator[types.FunctionType]:
+    """The functions that a call of a class's forward may run, as far as names in their code tell.
+
+    These are the forward, the methods of its class and the functions of the same file that their code names. Functions
+    of other files are not among them: mostly they are the warnings and checks of a library.
+    """
     seen, waiting = set(), [forward]
     while waiting:
         function = waiting.pop()
@@ -109,14 +125,13 @@ def reached(forward: object, kind: type) -> Iterator[types.FunctionType]:
         for operation, name in instructions(function.__code__):
             if operation in LOADS_GLOBAL:
                 value = function.__globals__.get(name)
-                # not the warnings and checks of a library's other files
                 waiting += [value] if getattr(value, "__module__", None) == function.__module__ else []
             elif operation in LOADS:
                 waiting += _methods(kind, name)
 
 
-def _methods(kind: type, name: str) -> Iterator[object]:
-    """The functions behind an attribute of the class and of those it inherits from."""
+def _methods(kind: type, name: str) -> Iterator[types.FunctionType]:
+    """The functions behind an attribute of a class and of the classes it inherits from."""
     for ancestor in kind.__mro__:
         value = vars(ancestor).get(name)
         if isinstance(value, property):
@@ -128,24 +143,30 @@ def _methods(kind: type, name: str) -> Iterator[object]:
 
 
 def instructions(code: types.CodeType) -> Iterator[tuple[str, str]]:
-    """(operation, name) of the code and of the functions and comprehensions written in it; "=" ends `x += y`."""
+    """(operation, name) of the instructions of a code and of the functions and comprehensions written in it.
+
+    The name of a BINARY_OP is its sign, which ends with "=" for one like `x += y`.
+    """
     for instruction in dis.get_instructions(code):
-        operator_itself = instruction.opname == "BINARY_OP"
-        yield instruction.opname, str(instruction.argrepr if operator_itself else instruction.argval)
+        is_sign = instruction.opname == "BINARY_OP"
+        yield instruction.opname, str(instruction.argrepr if is_sign else instruction.argval)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from instructions(constant)
 
 
-def may_write(module: torch.nn.Module) -> bool:
-    """Whether the code of a forward that cannot be traced might write into tensors: x += y, x.add_(y), x[0] = y."""
+def may_write(module: nn.Module) -> bool:
+    """Whether the forward of a module might write into tensors, as far as its code tells: x += y, x.add_(y), x[0] = y.
+
+    For a forward that cannot be traced.
+    """
     forward = type(module).forward
     if not isinstance(forward, types.FunctionType) or hasattr(forward, "__wrapped__"):
         return True
-    for function in reached(forward, type(module)):
+    for function in reachable_functions(forward, type(module)):
         for operation, name in instructions(function.__code__):
-            written = operation == "BINARY_OP" and name.endswith("=")
-            named = operation in LOADS and name.endswith("_") and not name.endswith("__")
-            if written or named or operation == "STORE_SUBSCR" or operation.startswith("INPLACE_"):
+            assigns = operation == "BINARY_OP" and name.endswith("=")
+            calls_in_place = operation in LOADS and name.endswith("_") and not name.endswith("__")
+            if assigns or calls_in_place or operation == "STORE_SUBSCR" or operation.startswith("INPLACE_"):
                 return True
     return False

@@ -1,24 +1,101 @@
-"""What a trace reads of modules, and what it must leave as it was: their attributes and random numbers."""
+"""What a trace reads of modules, and what it must leave as it was: their attributes, and the random numbers."""
 
 import random
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-ABSENT = "<absent>"  # the value of an attribute that was asked for and is not there
-OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
+ABSENT = "<absent>"  # the value of an attribute that was asked for and does not exist
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}  # names of attributes whose reads are not recorded
+
+
+class AttributeReads:
+    """Records, within its block, which attributes the code of this thread reads from the given modules.
+
+    modules: the modules to watch; a module that a recorded read returns is watched from then on
+    reads:   (module, value) by (identity of the module, name of the attribute), of the first read of each; the value is
+             ABSENT where the module has no such attribute
+
+    Reads by torch's own code, and reads of parameters, buffers and registered children, are not recorded.
+
+    Until the block ends each watched module has a class derived from its own, with another `__getattribute__`. All
+    other modules, and nn.Module itself, stay as they are. The `__class__` that a watched module names is the one it
+    had; only code that compares `type(module)` sees the difference.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]):
+        self.modules = list(modules)
+        self.reads: dict[tuple[int, str], tuple[nn.Module, object]] = {}
+        self.classes: dict[int, tuple[nn.Module, type]] = {}  # the watched modules and the classes they had
+        self.watching_classes: dict[type, type] = {}
+        self.thread = threading.get_ident()
+
+    def __enter__(self) -> "AttributeReads":
+        try:
+            for module in self.modules:
+                self.watch(module)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for module, kind in self.classes.values():
+            object.__setattr__(module, "__class__", kind)
+
+    def watch(self, module: nn.Module) -> None:
+        """Records the reads of this module too."""
+        if self.watches(module):
+            return
+        kind = type(module)
+        if kind not in self.watching_classes:
+            self.watching_classes[kind] = self._watching_class(kind)
+        # not by the module's own __setattr__, which may do something else
+        object.__setattr__(module, "__class__", self.watching_classes[kind])
+        self.classes[id(module)] = module, kind
+
+    def watches(self, module: nn.Module) -> bool:
+        """Whether the reads of this module are, or were until the block ended, recorded."""
+        return id(module) in self.classes
+
+    def _watching_class(self, kind: type) -> type:
+        """A subclass whose instances record what is read from them."""
+        record = self.record
+
+        def __getattribute__(module: nn.Module, name: str) -> object:
+            reader = sys._getframe(1).f_globals.get("__name__", "")
+            try:
+                value = kind if name == "__class__" else kind.__getattribute__(module, name)
+            except AttributeError:
+                # nn.Module.__getattr__ is asked next, which knows parameters, buffers and children
+                if not any(name in group for group in (module._modules, module._parameters, module._buffers)):
+                    record(module, name, ABSENT, reader)
+                raise
+            record(module, name, value, reader)
+            return value
+
+        return type(kind.__name__, (kind,), {"__getattribute__": __getattribute__, "__module__": kind.__module__})
+
+    def record(self, module: nn.Module, name: str, value: object, reader: str) -> None:
+        """Enters one read. reader: the name of the Python module whose code reads."""
+        if name in OF_EVERY_MODULE or reader.split(".")[0] == "torch" or threading.get_ident() != self.thread:
+            return
+        if issubclass(type(value), nn.Module):  # isinstance would ask the proxy of a tensor for its class
+            self.watch(value)
+        self.reads.setdefault((id(module), name), (module, value))
 
 
 def state_of(module: nn.Module) -> dict[str, tuple[object, object]]:
-    """Every attribute of the module, with a copy where it has elements."""
+    """Every attribute of the module by name: (value, a copy of a value that has elements, else None)."""
     return {n: (v, v.copy() if isinstance(v, (dict, list, set)) else None) for n, v in vars(module).items()}
 
 
 def restore_state(module: nn.Module, before: dict[str, tuple[object, object]]) -> bool:
-    """Undoes what a trace changed in the module's attributes; whether there was anything."""
+    """Undoes what was changed in the module's attributes since `state_of`; returns whether anything was."""
     changed = vars(module).keys() != before.keys()
     for name in vars(module).keys() - before.keys():
         del vars(module)[name]
@@ -39,34 +116,11 @@ def _identities(elements: dict | list | set) -> list[object]:
 
 
 @contextmanager
-def reads_of_modules() -> Iterator[dict[tuple[int, str], tuple[nn.Module, object]]]:
-    """The attributes of modules that code other than torch's reads within the block, with their values."""
-    reads: dict[tuple[int, str], tuple[nn.Module, object]] = {}
-
-    def noting(self: nn.Module, name: str) -> object:
-        reader = sys._getframe(1).f_globals.get("__name__", "")
-        noted = name not in OF_MODULES and reader.split(".")[0] != "torch"
-        try:
-            value = object.__getattribute__(self, name)
-        except AttributeError:
-            members = (self._modules, self._parameters, self._buffers)
-            if noted and not any(name in group for group in members):
-                reads.setdefault((id(self), name), (self, ABSENT))
-            raise
-        if noted:
-            reads.setdefault((id(self), name), (self, value))
-        return value
-
-    nn.Module.__getattribute__ = noting
-    try:
-        yield reads
-    finally:
-        del nn.Module.__getattribute__
-
-
-@contextmanager
 def random_numbers_kept() -> Iterator[list[str]]:
-    """Whose random numbers were drawn within the block, which go on afterwards as if they were not."""
+    """Yields a list that names, once the block has ended, the generators that were drawn from: random, numpy, torch.
+
+    Afterwards their random numbers go on as if none had been drawn.
+    """
     drawn: list[str] = []
     numpy = sys.modules.get("numpy")
     before = random.getstate(), numpy and numpy.random.get_state(), torch.get_rng_state()

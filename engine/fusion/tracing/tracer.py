@@ -1,31 +1,46 @@
 """Traces the forward of a module into a graph, or says why its graph would not stand for it.
 
-A trace follows one path through the Python code. So only code is traced whose path hangs on nothing but plain
-attributes and globals, and the inputs' shapes and dtypes: they are noted, and compared at every call of the fused
-forward. What the code decides by objects outside the module is taken as it was.
+A trace follows one path through the Python code. So a forward is traced only where its path depends on nothing but
+plain attributes, globals, and the shapes and dtypes of its inputs. All of these are recorded, and compared at every
+call of the fused forward. What the code decides by objects outside the module is taken as it was during the trace.
+
+`trace` does, in this order: look at the bytecode of the forward (bytecode.py), run the forward on proxies (proxies.py)
+while reads of attributes are recorded and changes undone (module_state.py), look at the bytecode of the functions that
+the proxies passed through, split the conditions of branches off the graph.
 """
 
 import inspect
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
-from engine.fusion.tracing.bytecode import Space, globals_read, is_constant, is_torch, reached, why_not
-from engine.fusion.tracing.module_state import random_numbers_kept, reads_of_modules, restore_state, state_of
-from engine.fusion.tracing.proxies import StandIn
+from engine.fusion.tracing.bytecode import (
+    Globals,
+    constants_read,
+    is_constant,
+    is_torch,
+    modules_read,
+    reachable_functions,
+    refusal,
+)
+from engine.fusion.tracing.module_state import AttributeReads, random_numbers_kept, restore_state, state_of
+from engine.fusion.tracing.proxies import TensorProxy
 
-# what of a tensor is known from the outside: a branch may hang on it, and is compared at every call
+# what is known of a tensor without its values: a branch may depend on it, and it is compared at every call
 METADATA = {
     *("shape", "dtype", "device", "ndim", "is_cuda", "size", "dim", "numel", "nelement", "ndimension", "is_contiguous"),
     *("is_floating_point", "is_complex", "stride"),
 }
-ATTEMPTS = 8  # at a path through such branches
-# torch's own code that may lie between a forward and the operations it calls; all other of it may leave no trace
-THROUGH = ("torch.fx", "torch.nn", "torch.functional", "torch.overrides", "torch._jit_internal", "torch._tensor")
+ATTEMPTS = 8  # paths that are tried through branches on such conditions
+# torch's own code that may lie between a forward and the operations it calls; all other code of torch may do unseen
+# things
+PASSABLE = ("torch.fx", "torch.nn", "torch.functional", "torch.overrides", "torch._jit_internal", "torch._tensor")
 
 
 class Untraceable(Exception):
@@ -34,15 +49,16 @@ class Untraceable(Exception):
 
 @dataclass
 class Traced:
-    """A forward as a graph.
+    """A forward as a graph, and what must be as it was at a later call of it.
 
-    inputs:   names of the arguments that have no default: the graph's inputs, tensors
-    order:    names of all arguments that can be given by position
-    defaults: the other arguments with the values they have in the graph
-    inlined:  names of the Sequential children whose children are called by the graph itself
-    values:   (module path, attribute, value) of the plain attributes that were read
-    globals:  the same of the globals: (their dict, name, value)
-    conditions, answers: a graph of what branches on the inputs' shapes and dtypes asked, and the answers taken
+    inputs:     names of the arguments that have no default: the graph's inputs, tensors
+    order:      names of all arguments that can be given by position
+    defaults:   the other arguments with the values they have in the graph
+    inlined:    names of the Sequential children whose children the graph calls itself
+    values:     (module path, attribute, value) of the plain attributes that were read
+    globals:    (their dict, name, value) of the plain globals that were read
+    conditions: a graph of what the branches on the inputs' shapes and dtypes asked
+    answers:    the answer that the trace took for each condition
     """
 
     graph: fx.Graph
@@ -51,7 +67,7 @@ class Traced:
     defaults: dict[str, object]
     inlined: set[str]
     values: list[tuple[str, str, object]]
-    globals: list[tuple[Space, str, object]]
+    globals: list[tuple[Globals, str, object]]
     conditions: fx.Graph
     answers: list[bool]
 
@@ -61,9 +77,13 @@ class Traced:
 
 
 class _Tracer(fx.Tracer):
-    """Child modules stay calls, but for the Sequentials named in `asked` (None: all without hooks).
+    """Runs a forward once. Child modules stay calls, except the Sequentials that are to be inlined.
 
-    decisions: answers to the first questions about the inputs' shapes and dtypes; to all others it is no
+    asked:     names of the Sequentials to inline; None: all that have no hooks
+    decisions: answers to the first conditions on the inputs' shapes and dtypes; all later ones are answered with no
+
+    After the trace: inlined are the names of the Sequentials that were, taken the (node, answer) of each condition,
+    codes the code with its globals of each function that tensors passed through, why the reason for a refusal.
     """
 
     proxy_buffer_attributes = True
@@ -73,7 +93,8 @@ class _Tracer(fx.Tracer):
         self.asked, self.inlined = asked, set()
         self.decisions, self.taken = decisions, []
         self.switches, self.why = _switches(), ""
-        self.codes: dict[types.CodeType, Space] = {}  # of the functions that tensors pass through
+        self.codes: dict[types.CodeType, Globals] = {}
+        self.thread = threading.get_ident()
 
     def refuse(self, why: str) -> None:
         """Ends the trace, also where the code that is traced catches the exception."""
@@ -84,32 +105,43 @@ class _Tracer(fx.Tracer):
         if _switches() != self.switches:
             self.refuse("switches gradients or autocast")
         if kind not in ("placeholder", "output"):
-            self._look_back(sys._getframe(1))
+            self._record_callers(sys._getframe(1))
         return super().create_node(kind, *args, **kwargs)
 
-    def _look_back(self, frame: types.FrameType) -> None:
-        """Notes the code between the forward that is traced and the operation that it calls."""
+    def _record_callers(self, frame: types.FrameType) -> None:
+        """Records the code between the traced forward and the operation that this frame calls."""
         while frame.f_code.co_filename != _WRAPPER:
             name = frame.f_globals.get("__name__", "")
             if name.split(".")[0] != "torch":
                 if not name.startswith("engine.fusion"):
                     self.codes[frame.f_code] = frame.f_globals
-            elif not name.startswith(THROUGH):
+            elif not name.startswith(PASSABLE):
                 self.refuse(f"goes through {name}")
             frame = frame.f_back
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return StandIn(node, self)
+        return TensorProxy(node, self)
 
     def to_bool(self, proxy: fx.Proxy) -> bool:
         if not _is_metadata(proxy.node):
             self.refuse("branches on values of tensors")
-        given = self.decisions[len(self.taken) :]
-        self.taken.append((proxy.node, given[0] if given else False))
-        return self.taken[-1][1]
+        position = len(self.taken)
+        answer = self.decisions[position] if position < len(self.decisions) else False
+        self.taken.append((proxy.node, answer))
+        return answer
 
     def iter(self, proxy: fx.Proxy) -> Iterator:
         self.refuse("iterates over a tensor or its sizes")
+
+    # fx exchanges __call__ and __getattr__ of nn.Module while it traces: calls by other threads pass through here too
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, object]) -> object:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(module, forward, args, kwargs)
+
+    def getattr(self, name: str, value: object, proxies: dict[str, fx.Proxy]) -> object:
+        return value if threading.get_ident() != self.thread else super().getattr(name, value, proxies)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         kind = type(module)
@@ -133,29 +165,72 @@ def trace(
 ) -> Traced:
     """The graph of a module's forward for tensors as required arguments. Raises Untraceable.
 
-    inlined:  the Sequential children that become part of the graph, by name; None: all that can.
-    training: the module's mode while it is traced; None: as it is
+    inlined:     names of the Sequential children that become part of the graph; None: all that can
+    training:    the module's mode while it is traced; None: as it is
     first_alone: the required arguments after the first are None
     """
+    forward = _own_forward(module)
     kind = type(module)
-    if "forward" in vars(module) or kind.__call__ is not nn.Module.__call__:
-        raise Untraceable("its forward is replaced on the instance" if "forward" in vars(module) else "own __call__")
-    if not isinstance(kind.forward, types.FunctionType) or hasattr(kind.forward, "__wrapped__"):
-        raise Untraceable("its forward is decorated or not written in Python")
-    codes = {} if is_torch(kind) else {f.__code__: f.__globals__ for f in reached(kind.forward, kind)}
-    _look(codes)
-    inputs, order, defaults = _arguments(kind.forward)
-    before, mode = {part: state_of(part) for part in module.modules()}, module.training
-    module.__class__ = _with_inputs_alone(kind, inputs, first_alone)
+    functions = [] if is_torch(kind) else reachable_functions(forward, kind)
+    codes = {function.__code__: function.__globals__ for function in functions}
+    _refuse_by_code(codes)
+    inputs, order, defaults = _arguments(forward)
+    adapted = _with_inputs_alone(kind, inputs, first_alone)
     if first_alone:
         defaults |= dict.fromkeys(inputs[1:])
         inputs = inputs[:1]
+    watched = [*module.modules(), *(value for value in defaults.values() if isinstance(value, nn.Module))]
+    watched += [value for code, space in codes.items() for value in modules_read(code, space)]
+    with _left_as_it_was(module, adapted, training), AttributeReads(watched) as reads:
+        tracer, graph = _first_path(module, inlined)
+    _refuse_by_code(tracer.codes)
+    for code, space in tracer.codes.items():
+        for value in modules_read(code, space):
+            if not reads.watches(value):
+                raise _foreign(value)
+    constants = [read for code, space in (codes | tracer.codes).items() for read in constants_read(code, space)]
+    values = list(_values(module, reads))
+    conditions, answers = _split_off(graph, tracer.taken), [answer for _, answer in tracer.taken]
+    return Traced(graph, inputs, order, defaults, tracer.inlined, values, constants, conditions, answers)
+
+
+def _own_forward(module: nn.Module) -> types.FunctionType:
+    """The forward of the module's class. Raises Untraceable where a call of the module may run something else."""
+    kind = type(module)
+    if "forward" in vars(module):
+        raise Untraceable("its forward is replaced on the instance")
+    if kind.__call__ is not nn.Module.__call__:
+        raise Untraceable("own __call__")
+    if not isinstance(kind.forward, types.FunctionType) or hasattr(kind.forward, "__wrapped__"):
+        raise Untraceable("its forward is decorated or not written in Python")
+    return kind.forward
+
+
+def _refuse_by_code(codes: dict[types.CodeType, Globals]) -> None:
+    for code, space in codes.items():
+        if reason := refusal(code, space):
+            raise Untraceable(f"its forward {reason}")
+
+
+def _foreign(module: nn.Module) -> Untraceable:
+    return Untraceable(f"its forward uses a {type(module).__name__} that is none of its children")
+
+
+@contextmanager
+def _left_as_it_was(module: nn.Module, adapted: type, training: bool | None) -> Iterator[None]:
+    """Gives the module another class and mode within the block, and undoes afterwards what the block changed.
+
+    Raises Untraceable where the block changed attributes of the module or of its children, or drew random numbers.
+    """
+    kind, mode = type(module), module.training
+    before = {part: state_of(part) for part in module.modules()}
+    module.__class__ = adapted
     module.training = mode if training is None else training
     try:
         # a trace that ends in the middle may leave gradients switched off
         gradients = torch.set_grad_enabled(torch.is_grad_enabled())
-        with gradients, reads_of_modules() as reads, random_numbers_kept() as drawn:
-            tracer, graph = _first_path(module, inlined)
+        with gradients, random_numbers_kept() as drawn:
+            yield
     finally:
         module.__class__, module.training = kind, mode
         changed = [part for part, state in before.items() if restore_state(part, state)]
@@ -163,44 +238,37 @@ def trace(
         raise Untraceable("its forward makes tensors or changes the module's state")
     if drawn:
         raise Untraceable("its forward draws random numbers")
-    _look(tracer.codes)
-    spaces = [read for code, space in (codes | tracer.codes).items() for read in globals_read(code, space)]
-    values = list(_values(module, reads, training))
-    conditions, answers = _split_off(graph, tracer.taken), [answer for _, answer in tracer.taken]
-    return Traced(graph, inputs, order, defaults, tracer.inlined, values, spaces, conditions, answers)
-
-
-def _look(codes: dict[types.CodeType, Space]) -> None:
-    for code, space in codes.items():
-        if reason := why_not(code, space):
-            raise Untraceable(f"its forward {reason}")
 
 
 def _first_path(module: nn.Module, inlined: set[str] | None) -> tuple[_Tracer, fx.Graph]:
-    """The first path that can be traced, branches on the inputs' shapes and dtypes not taken where that goes."""
+    """The first path that can be traced; branches on the inputs' shapes and dtypes are not taken where that works.
+
+    Where a path ends in an exception (an assertion that does not hold, say), the next attempt takes the last branch
+    that was not taken.
+    """
     decisions: list[bool] = []
     for _ in range(ATTEMPTS):
         tracer = _Tracer(inlined, decisions)
+        failure = None
         try:
             graph = tracer.trace(module)
         except Exception as error:
-            if tracer.why:
-                raise Untraceable(f"its forward {tracer.why}") from error
-            # an assertion that does not hold, say: the last branch that was not taken is
-            decisions = [answer for _, answer in tracer.taken]
-            while decisions and decisions[-1]:
-                decisions.pop()
-            if not decisions:
-                raise Untraceable(f"its forward cannot be traced ({type(error).__name__})") from error
-            decisions[-1] = True
-            continue
+            failure = error
         if tracer.why:
-            raise Untraceable(f"its forward {tracer.why}")
-        return tracer, graph
+            raise Untraceable(f"its forward {tracer.why}") from failure
+        if failure is None:
+            return tracer, graph
+        decisions = [answer for _, answer in tracer.taken]
+        while decisions and decisions[-1]:
+            decisions.pop()
+        if not decisions:
+            raise Untraceable(f"its forward cannot be traced ({type(failure).__name__})") from failure
+        decisions[-1] = True
     raise Untraceable(f"its forward cannot be traced in {ATTEMPTS} attempts")
 
 
 def _is_metadata(node: fx.Node) -> bool:
+    """Whether a node is computed from shapes, dtypes and the like of the inputs alone."""
     if node.op == "call_method" or node.target is getattr:
         name = node.target if node.op == "call_method" else node.args[1]
         return node.args[0].op == "placeholder" and name in METADATA
@@ -209,25 +277,25 @@ def _is_metadata(node: fx.Node) -> bool:
 
 
 def _split_off(graph: fx.Graph, taken: list[tuple[fx.Node, bool]]) -> fx.Graph:
-    """A graph that gives the conditions of the branches; what only they need leaves the first one."""
+    """A graph that returns the conditions of the branches; nodes that only they need leave the given graph."""
     needed, waiting = set(), [node for node, _ in taken]
     while waiting:
         node = waiting.pop()
         needed.add(node)
         waiting += node.all_input_nodes
-    made, of = fx.Graph(), {}
+    conditions, copies = fx.Graph(), {}
     for node in graph.nodes:
         if node.op == "placeholder" or node in needed:
-            of[node] = made.node_copy(node, of.__getitem__)
-    made.output(tuple(of[node] for node, _ in taken))
+            copies[node] = conditions.node_copy(node, copies.__getitem__)
+    conditions.output(tuple(copies[node] for node, _ in taken))
     for node in reversed(list(graph.nodes)):
         if node in needed and not node.users and node.op != "placeholder":
             graph.erase_node(node)
-    return made
+    return conditions
 
 
 def _arguments(forward: types.FunctionType) -> tuple[list[str], list[str], dict[str, object]]:
-    """The names of the required arguments and of all positional ones, and the defaults of the others."""
+    """The names of the required arguments, the names of all positional ones, and the defaults of the others."""
     inputs, order, defaults = [], [], {}
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -257,17 +325,18 @@ def _with_inputs_alone(kind: type, inputs: list[str], first_alone: bool) -> type
     return type(kind.__name__, (kind,), {"forward": space["forward"], "__module__": kind.__module__})
 
 
-def _values(
-    module: nn.Module, reads: dict[tuple[int, str], tuple[nn.Module, object]], training: bool | None
-) -> Iterator[tuple[str, str, object]]:
-    """The plain attributes that were read. Raises Untraceable where one has another value, which may change unseen."""
+def _values(module: nn.Module, reads: AttributeReads) -> Iterator[tuple[str, str, object]]:
+    """(module path, attribute, value) of the plain attributes that were read.
+
+    Raises Untraceable where one has a value that is not plain, and so may change unseen.
+    """
     paths = {id(part): path for path, part in module.named_modules()}
-    for (identity, name), (part, value) in reads.items():
+    for (identity, name), (part, value) in reads.reads.items():
         if identity not in paths:
-            raise Untraceable(f"its forward uses a {type(part).__name__} that is none of its children")
+            raise _foreign(part)
         of_class = name not in vars(part)
         if isinstance(value, (nn.Module, types.MethodType)) or (of_class and isinstance(value, Callable)):
-            continue  # children are called as they then are, methods are of the class
+            continue  # children are called as they are at the time, and methods belong to the class
         if type(value) in (list, dict) and is_constant(tuple(value.values() if type(value) is dict else value)):
             yield paths[identity], name, value.copy()
         elif isinstance(value, (types.FunctionType, types.BuiltinFunctionType)) or is_constant(value):
