@@ -1,7 +1,7 @@
 """What every spec.py is made of: samples, the dtype rule, and the comparison that tests and commands share."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _contract
+from ._observers import NativeCall
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class Spec:
     flops: Callable[[Sample], float]  # of forward and backward, as written
     bytes: Callable[[Sample, torch.dtype], float]  # least traffic of forward and backward
     strong: Callable | None = None  # the best known with library parts, the operator's arguments; None: the reference
-    # of a call of one of its native functions: name, pointers, integers; None: unknown
-    work: Callable[[str, Sequence[int], Sequence[int]], Work] | None = None
+    work: Callable[[NativeCall], Work] | None = None  # of a call of one of its native functions; None: unknown
     # what the benchmark grows, by kind: the sample of (batch, channels, side)
     sweeps: dict[str, Callable[[int, int, int], Sample]] = field(default_factory=dict)
 

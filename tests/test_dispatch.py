@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import ops
-from engine.kernels import _dispatch, _spec
+from engine.kernels import _dispatch, _native, _spec
 
 
 class Listener(TorchDispatchMode):
@@ -69,3 +69,21 @@ def test_other_devices_reach_their_own_implementation():
     assert ops.gram(x).shape == (2, 3, 3) and ops.gram(x).is_meta
     with pytest.raises(ValueError, match="different devices"):
         ops.l1_autoencoder_loss(x, torch.randn(2, 3, 4, 4))
+
+
+def test_native_arguments_go_by_name():
+    """A name that C++ does not state, or that Python does not give, is an error that tells which; so is a wrong kind."""
+    losses = {"per_sample": torch.ones(2), "content": torch.ones(()), "k": torch.ones(()), "results": torch.zeros(6)}
+    call = _native.function("began_balance_forward")
+    takes = r"native function began_balance_forward takes per_sample, content, k, results, n, gamma, lambda_k, lambda_r"
+    with pytest.raises(TypeError, match=rf"^{takes}; missing: n, lambda_r; unknown: count$"):
+        call(**losses, count=1, gamma=0.5, lambda_k=0.1)
+    with pytest.raises(TypeError, match=rf"^{takes}; unknown: more$"):
+        call(**losses, n=1, gamma=0.5, lambda_k=0.1, lambda_r=0.1, more=None)
+    for wrong in ({"n": 1.5}, {"gamma": "half"}, {"k": 3}):
+        with pytest.raises((TypeError, AttributeError)):
+            call(**losses | {"n": 1, "gamma": 0.5, "lambda_k": 0.1, "lambda_r": 0.1} | wrong)
+    with pytest.raises(ValueError, match="no native function 'nothing'"):
+        _native.function("nothing")()
+    call(**losses, n=1, gamma=0.5, lambda_k=0.1, lambda_r=0.1)
+    assert losses["results"][0] == 1

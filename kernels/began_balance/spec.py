@@ -1,9 +1,8 @@
 """Samples, tolerances and costs of began_balance."""
 
-from collections.abc import Sequence
-
 import torch
 
+from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
 
 
@@ -25,8 +24,8 @@ def _flops(n: int) -> float:
     return 2.0 * n + 15.0
 
 
-def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
-    n = integers[0]
+def _work(call: NativeCall) -> Work:
+    n = call.integers["n"]
     return Work(f"2x{n}", _flops(n), 8.0 * n + 32)
 
 

@@ -15,7 +15,11 @@ static inline int ceil_div(int a, int b) { return -floor_div(-a, b); }
 static inline int larger(int a, int b) { return a > b ? a : b; }
 static inline int smaller(int a, int b) { return a < b ? a : b; }
 
-// The call's integers and floats, in the order kernels/landmark_conv/__init__.py passes them.
+// The sizes and options of a call. SIZES: as its arguments declare them.
+#define SIZES \
+    Integer dtype, stride, padding, subpixel, radius, activation, batch, count, channels, height, width, kh, kw, cout; \
+    Integer out_h, out_w; \
+    Real sigma, negative_slope;
 struct Conv {
     Dtype dtype;
     int stride, padding;
@@ -24,12 +28,13 @@ struct Conv {
     int batch, count, channels, height, width, kh, kw, cout, out_h, out_w;
     float slope;
 
-    explicit Conv(const Arguments& a)
-        : dtype(Dtype(a.integer(0))), stride(a.integer(1)), padding(a.integer(2)),
-          gaussian{a.integer(3) != 0, a.integer(4), float(a.floats[0])}, activation(Activation(a.integer(5))),
-          batch(a.integer(6)), count(a.integer(7)), channels(a.integer(8)), height(a.integer(9)), width(a.integer(10)),
-          kh(a.integer(11)), kw(a.integer(12)), cout(a.integer(13)), out_h(a.integer(14)), out_w(a.integer(15)),
-          slope(float(a.floats[1])) {}
+    template <class A>
+    explicit Conv(const A& a)
+        : dtype(Dtype(a.dtype)), stride(int(a.stride)), padding(int(a.padding)),
+          gaussian{a.subpixel != 0, int(a.radius), float(a.sigma)}, activation(Activation(a.activation)),
+          batch(int(a.batch)), count(int(a.count)), channels(int(a.channels)), height(int(a.height)),
+          width(int(a.width)), kh(int(a.kh)), kw(int(a.kw)), cout(int(a.cout)), out_h(int(a.out_h)),
+          out_w(int(a.out_w)), slope(float(a.negative_slope)) {}
 
     int padded() const { return round_up(cout, VL); }
     int depth() const { return kw * channels; }  // one kernel row of the image's part: neighbours in memory
@@ -374,13 +379,13 @@ struct ImageGradient {
     }
 };
 
-// pointers: landmarks (B, N, 2), weight (Cout, C + N, KH, KW), bias (or null), all float32; image (or null), y;
-// integers: dtype, stride, padding, subpixel, radius, activation, B, N, C, H, W, KH, KW, Cout, Ho, Wo;
-// floats: sigma, negative slope.
-void landmark_conv_forward(const Arguments& a) {
-    const Conv c(a);
-    const float *landmarks = a.pointer<float>(0), *weight = a.pointer<float>(1), *bias = a.pointer<float>(2);
-    const void* image = a.pointer<void>(3);
+// landmarks (batch, count, 2), weight (cout, channels + count, kh, kw), bias (cout,) or null: float32;
+// image (batch, channels, height, width) or null, y (batch, cout, out_h, out_w): NHWC.
+KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; SIZES) {
+    const Conv c(arguments);
+    const float *landmarks = arguments.landmarks, *weight = arguments.weight, *bias = arguments.bias;
+    const void* image = arguments.image;
+    float* y = arguments.y;  // of the call's dtype
     const int padded = c.padded();
     Stamps stamps(c);
 
@@ -407,7 +412,7 @@ void landmark_conv_forward(const Arguments& a) {
         spread_rows(c, rows, columns, along_y, t, stamp);
     }
 
-    Sink sink{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
+    Sink sink{c.dtype, c.out_h, c.out_w, c.cout, y};
     sink.activation = c.activation, sink.slope = c.slope;
     const bool in_place = c.dtype == F32 && c.cout == padded;  // the sums are formed where the result lies
     const Bands bands(c, omp_get_max_threads());
@@ -416,7 +421,7 @@ void landmark_conv_forward(const Arguments& a) {
         const int b = item / bands.count, o0 = item % bands.count * bands.height;
         const int o1 = smaller(o0 + bands.height, c.out_h);
         const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w, pixels = int64_t(o1 - o0) * c.out_w;
-        float* sums = in_place ? a.pointer<float>(4) + pixel0 * padded : scratch(1, pixels * padded);
+        float* sums = in_place ? y + pixel0 * padded : scratch(1, pixels * padded);
         const Band out{sums, o0, 0, c.out_w, padded};
         const Band in = c.channels ? image_band(c, image, b, 1.0f, o0, o1) : Band{};
         for (int o = o0; o < o1; ++o) {
@@ -531,20 +536,21 @@ static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& to
     }
 }
 
-// pointers: landmarks, weight, image (or null), y (null without activation), gradient of y, grad_scale (or null);
-// results, each null where not needed: of landmarks, weight and bias (float32), of image. The rest as above.
-void landmark_conv_backward(const Arguments& a) {
-    const Conv c(a);
-    const float *landmarks = a.pointer<float>(0), *weight = a.pointer<float>(1), *grad_scale = a.pointer<float>(5);
-    const void* image = a.pointer<void>(2);
-    float *dlandmarks = a.pointer<float>(6), *dw = a.pointer<float>(7), *db = a.pointer<float>(8);
-    void* dimage = a.pointer<void>(9);
+// y: null without an activation; grad: of y; grad_scale: (batch,) float32 or null. The gradients of landmarks, weight and
+// bias are float32; each is null where not needed.
+KILN_FUNCTION(landmark_conv_backward,
+              Pointer landmarks, weight, image, y, grad, grad_scale, dlandmarks, dweight, dbias, dimage; SIZES) {
+    const Conv c(arguments);
+    const float *landmarks = arguments.landmarks, *weight = arguments.weight, *grad_scale = arguments.grad_scale;
+    const void* image = arguments.image;
+    float *dlandmarks = arguments.dlandmarks, *dw = arguments.dweight, *db = arguments.dbias;
+    void* dimage = arguments.dimage;
     const int padded = c.padded();
     Stamps stamps(c);
     stamps.used = stamps.used && dw;
 
-    Source gradient{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
-    if (c.activation != NONE) gradient.output = a.pointer<void>(3);
+    Source gradient{c.dtype, c.out_h, c.out_w, c.cout, arguments.grad};
+    if (c.activation != NONE) gradient.output = arguments.y;
     gradient.activation = c.activation, gradient.slope = c.slope;
     const bool in_place = c.dtype == F32 && c.cout == padded && c.activation == NONE;  // read where it lies
 
@@ -628,6 +634,3 @@ void landmark_conv_backward(const Arguments& a) {
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(landmark_conv_forward)
-KILN_REGISTER(landmark_conv_backward)

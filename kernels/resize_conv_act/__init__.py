@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _native
 from .._availability import gpu
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
+from .._native import function
 from . import packed_weights
 from .reference import ACTIVATIONS
 from .reference import resize_conv_act as reference
@@ -23,6 +23,7 @@ FROM_OUTPUT = {name: number for name, number in ACTIVATION_NUMBERS.items() if na
 READS_OUTPUT = FROM_OUTPUT.keys() - {"none"}  # those of them whose derivative is not constant
 DIRECT, TRANSFORMED, LARGE_TILES = 0, 1, 2
 NAME = "resize_conv_act"
+_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -150,13 +151,14 @@ def output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
     )
 
 
-def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act: str, exact: bool) -> list[int]:
-    channels = x.shape[1]
-    further = 0 if second is None else second.shape[1]
+def _sizes(x, weight, second, resize, activation, negative_slope, exact):
+    batch, channels, height, width = x.shape
+    further, cout = 0 if second is None else second.shape[1], weight.shape[0]
     merged = channels if resize == "up" else channels + further
-    which = form(x.shape, merged, weight.shape[0], resize, exact)
-    sizes = [x.shape[0], channels, further, x.shape[2], x.shape[3], weight.shape[0]]
-    return [DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
+    which = form(x.shape, merged, cout, resize, exact)
+    options = {"resize": RESIZES[resize], "activation": ACTIVATION_NUMBERS[activation], "form": which}
+    inputs = {"batch": batch, "channels": channels, "further": further, "height": height, "width": width}
+    return {"dtype": DTYPES[x.dtype], **options, **inputs, "cout": cout, "negative_slope": negative_slope}
 
 
 def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
@@ -164,10 +166,9 @@ def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negati
     y = output(x, weight, resize)
     x, second = channels_last(x), channels_last(second)
     weights, biases = float32(weight), float32(bias)
-    integers = _integers(x, weight, second, resize, activation, exact)
-    kept = packed_weights.packed(weight, weights, integers)
-    pointers = [_native.address(t) for t in (x, weights, biases, second, y, kept)]
-    _native.call(f"{NAME}_forward", pointers, integers, [negative_slope])
+    sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
+    kept = packed_weights.packed(weight, weights, sizes)
+    _native_forward(x=x, weight=weights, bias=biases, second=second, y=y, kept=kept, **sizes)
     return y
 
 
@@ -188,11 +189,11 @@ def _backward_cpu(
     results = gradients([x, weight, bias, second], need)
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
-    integers = _integers(x, weight, second, resize, activation, exact)
-    read = [channels_last(x), float32(weight), *map(channels_last, (second, y, grad)), float32(grad_scale)]
-    written = [dx if need[0] else None, dsecond if need[3] else None, dw, db]
-    pointers = [_native.address(t) for t in (*read, *written)]
-    _native.call(f"{NAME}_backward", pointers, [*integers, input_grad_from], [negative_slope])
+    sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
+    read = {"x": channels_last(x), "weight": float32(weight), "second": channels_last(second)}
+    read |= {"y": channels_last(y), "grad": channels_last(grad), "grad_scale": float32(grad_scale)}
+    written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
+    _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)
     round_sums([dw, db], [dweight, dbias])
     return tuple(results)
 

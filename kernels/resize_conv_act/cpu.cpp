@@ -85,7 +85,10 @@ template <class A> static WeightPass transformed_weights() {
     return p;
 }
 
-// The call's integers, in the order kernels/resize_conv_act/__init__.py passes them.
+// The sizes and options of a call. SIZES: as its arguments declare them; channels, further: those of x and of second.
+#define SIZES \
+    Integer dtype, resize, activation, form, batch, channels, further, height, width, cout; \
+    Real negative_slope;
 struct Call {
     Dtype dtype;
     Resize resize;
@@ -94,10 +97,11 @@ struct Call {
     int batch, c1, c2, h, w, cout;
     float slope;
 
-    explicit Call(const Arguments& a)
-        : dtype(Dtype(a.integer(0))), resize(Resize(a.integer(1))), activation(Activation(a.integer(2))),
-          form(Form(a.integer(3))), batch(a.integer(4)), c1(a.integer(5)), c2(a.integer(6)), h(a.integer(7)),
-          w(a.integer(8)), cout(a.integer(9)), slope(float(a.floats[0])) {}
+    template <class A>
+    explicit Call(const A& a)
+        : dtype(Dtype(a.dtype)), resize(Resize(a.resize)), activation(Activation(a.activation)), form(Form(a.form)),
+          batch(int(a.batch)), c1(int(a.channels)), c2(int(a.further)), h(int(a.height)), w(int(a.width)),
+          cout(int(a.cout)), slope(float(a.negative_slope)) {}
 
     int conv_h() const { return resize == UP_FIRST ? 2 * h : h; }
     int conv_w() const { return resize == UP_FIRST ? 2 * w : w; }
@@ -194,35 +198,36 @@ struct PackedForward {
     }
 };
 
-// pointers: weight, kept (or null), an int64 answer: the floats to keep, or whether those kept are of this weight.
-void resize_conv_act_kept(const Arguments& a) {
-    const Call call(a);
-    const float *weight = a.pointer<float>(0), *kept = a.pointer<float>(1);
+// answer: an int64, the floats to keep of a weight, or, where `kept` is not null, whether it was made of this weight.
+KILN_FUNCTION(resize_conv_act_kept, Pointer weight, kept, answer; SIZES) {
+    const Call call(arguments);
+    const float *weight = arguments.weight, *kept = arguments.kept;
+    int64_t* answer = arguments.answer;
     const PackedForward packed(call, weight);
-    *a.pointer<int64_t>(2) = kept ? !std::memcmp(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9)
-                                  : packed.source() + packed.floats();
+    *answer = kept ? !std::memcmp(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9)
+                   : packed.source() + packed.floats();
 }
 
-// pointers: weight, kept: fills it.
-void resize_conv_act_keep(const Arguments& a) {
-    const Call call(a);
-    const float* weight = a.pointer<float>(0);
-    float* kept = a.pointer<float>(1);
+// Fills `kept` with a copy of the weight and what is packed of it.
+KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
+    const Call call(arguments);
+    const float* weight = arguments.weight;
+    float* kept = arguments.kept;
     const PackedForward packed(call, weight);
     std::memcpy(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9);
     packed.pack(kept + packed.source());
 }
 
-// pointers: x, weight, bias, second, y, kept (null: the weights are packed for this call alone).
-void resize_conv_act_forward(const Arguments& a) {
-    const Call call(a);
-    const void* second = a.pointer<void>(3);
-    const float* bias = a.pointer<float>(2);
-    const float* kept = a.pointer<float>(5);
-    const PackedForward forward(call, a.pointer<float>(1));
+// x, second (or null), y: NHWC; weight, bias (or null): float32; kept: null where the weights are packed for this call
+// alone.
+KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, bias, second, y, kept; SIZES) {
+    const Call call(arguments);
+    const void* second = arguments.second;
+    const float *bias = arguments.bias, *kept = arguments.kept;
+    const PackedForward forward(call, arguments.weight);
     const Pass &pass = forward.pass, &apart = forward.apart;
     const Weights &w = forward.w, &w2 = forward.w2;
-    const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
+    const Source source = call.source(arguments.x, second), other = call.second_source(second);
     const int padded = w.padded();
 
     float* padded_bias = scratch(7, padded + (kept ? 0 : forward.floats()));
@@ -231,7 +236,7 @@ void resize_conv_act_forward(const Arguments& a) {
     const float* packed2 = packed + forward.first();
     for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
 
-    Sink sink{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
+    Sink sink{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.y};
     sink.bias = padded_bias, sink.activation = call.activation, sink.slope = call.slope;
 
     const int rows = cells(call.out_h(), pass.rows), columns = cells(call.out_w(), pass.rows);
@@ -290,25 +295,28 @@ static void bias_gradient(const Band& delta, Images images, const float* scale, 
     }
 }
 
-void resize_conv_act_backward(const Arguments& a) {
-    const Call call(a);
-    const float* weight = a.pointer<float>(1);
-    const void* second = a.pointer<void>(2);
-    const float* grad_scale = a.pointer<float>(5);
-    void *dx = a.pointer<void>(6), *dsecond = a.pointer<void>(7);
-    float *dw = a.pointer<float>(8), *db = a.pointer<float>(9);
+// x, second (or null), y (read where there is an activation), grad (of y): NHWC; weight, grad_scale (or null): float32.
+// The gradients of weight and bias are float32; each gradient is null where not needed.
+KILN_FUNCTION(resize_conv_act_backward,
+              Pointer x, weight, second, y, grad, grad_scale, dx, dsecond, dweight, dbias; SIZES
+              Integer input_grad_from;) {
+    const Call call(arguments);
+    const float *weight = arguments.weight, *grad_scale = arguments.grad_scale;
+    const void* second = arguments.second;
+    void *dx = arguments.dx, *dsecond = arguments.dsecond;
+    float *dw = arguments.dweight, *db = arguments.dbias;
 
     const Passes passes = passes_of(call);
     const Pass input = passes.input, apart = direct<SAME_ADJOINT>();
     const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
     const bool split = call.second_apart();
     const bool need_input = dx || (dsecond && !split), need_apart = split && dsecond;
-    const int input_from = a.integer(10);  // images before it get no gradient in x and second
+    const int input_from = int(arguments.input_grad_from);  // images before it get no gradient in x and second
 
-    const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
-    Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
+    const Source source = call.source(arguments.x, second), other = call.second_source(second);
+    Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.grad};
     gradient.activation = call.activation, gradient.slope = call.slope;
-    if (call.activation != NONE) gradient.output = a.pointer<void>(3);
+    if (call.activation != NONE) gradient.output = arguments.y;
 
     const Weights w = call.weights(weight, true), w2 = call.second_weights(weight, true);
     float* packed = scratch(7, packed_floats(w, input.products) + packed_floats(w2, apart.products));
@@ -402,8 +410,3 @@ void resize_conv_act_backward(const Arguments& a) {
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(resize_conv_act_kept)
-KILN_REGISTER(resize_conv_act_keep)
-KILN_REGISTER(resize_conv_act_forward)
-KILN_REGISTER(resize_conv_act_backward)

@@ -4,12 +4,15 @@ In training every weight changes each step and is packed once in it. Where a wei
 is kept with the weight and serves as long as it is bit for bit the weight it was made of: it can never be stale.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _native
 
+_kept, _keep = _native.function("resize_conv_act_kept"), _native.function("resize_conv_act_keep")
 KEPT = WeakTensorKeyDictionary()  # weight -> call -> what was packed; gone with the weight
 
 
@@ -19,28 +22,26 @@ def keep(weight: Tensor) -> None:
         KEPT[weight] = {}
 
 
-def packed(weight: Tensor, float32: Tensor, integers: list[int]) -> Tensor | None:
-    """What is kept of a weight for a forward call with such integers, made now where need be; None: nothing is kept.
+def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | None:
+    """What is kept of a weight for a forward call of such sizes, made now where need be; None: nothing is kept.
 
     float32: the weight's values, (Cout, Cin, 3, 3) contiguous.
     """
     calls = KEPT.get(weight)
     if calls is None:
         return None
-    _, resize, _, form, _, *channels, _, _, _ = integers
-    key = (resize, form, *channels, _native.load().isa())
-    found = calls.get(key)
-    answer = torch.empty(1, dtype=torch.int64)
-
-    def ask() -> int:
-        pointers = [_native.address(t) for t in (float32, found, answer)]
-        _native.call("resize_conv_act_kept", pointers, integers, [0.0])
-        return int(answer)
-
-    if found is None or not ask():
+    key = (*(sizes[name] for name in ("resize", "form", "channels", "further")), _native.load().isa())
+    kept = calls.get(key)
+    if kept is None or not _ask(float32, kept, sizes):
         # a fresh one: another thread may be reading the old
-        found = None
-        found = torch.empty(ask(), dtype=torch.float32)
-        _native.call("resize_conv_act_keep", [_native.address(t) for t in (float32, found)], integers, [0.0])
-        calls[key] = found
-    return found
+        kept = torch.empty(_ask(float32, None, sizes), dtype=torch.float32)
+        _keep(weight=float32, kept=kept, **sizes)
+        calls[key] = kept
+    return kept
+
+
+def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
+    """Whether what is kept was made of this weight; without it, how many floats it takes."""
+    answer = torch.empty(1, dtype=torch.int64)
+    _kept(weight=weight, kept=kept, answer=answer, **sizes)
+    return int(answer)
