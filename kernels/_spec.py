@@ -87,6 +87,12 @@ def specs() -> dict[str, Spec]:
     return {name: importlib.import_module(f"{__package__}.{name}.spec").SPEC for name in _contract.discover()}
 
 
+def specs_with_skeleton() -> dict[str, Spec]:
+    """The spec of every operator, and that of the skeleton which new ones are copied from: what tests run."""
+    skeleton = importlib.import_module(f"{__package__}._skeleton.spec").SPEC
+    return {**specs(), skeleton.operator: skeleton}
+
+
 def tensors(sample: Sample, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
     """The sample's tensors, rounded to dtype; weights are scaled so outputs are near one. grad_scale is float32."""
     generator = torch.Generator().manual_seed(seed)
