@@ -33,7 +33,7 @@ def load() -> ModuleType:
     return _native
 
 
-def function(name: str) -> Callable[..., None]:
+def native_function(name: str) -> Callable[..., None]:
     """The native function of this name, which takes its arguments by the names that its C++ states (KILN_FUNCTION).
 
     A tensor, dense in the order that the function reads, stands for the address of its first element; None for no

@@ -74,7 +74,7 @@ def test_other_devices_reach_their_own_implementation():
 def test_native_arguments_go_by_name():
     """A name that C++ does not state, or that Python does not give, is an error that tells which."""
     losses = {"per_sample": torch.ones(2), "content": torch.ones(()), "k": torch.ones(()), "results": torch.zeros(6)}
-    call = _native.function("began_balance_forward")
+    call = _native.native_function("began_balance_forward")
     takes = r"native function began_balance_forward takes per_sample, content, k, results, n, gamma, lambda_k, lambda_r"
     with pytest.raises(TypeError, match=rf"^{takes}; missing: n, lambda_r; unknown: count$"):
         call(**losses, count=1, gamma=0.5, lambda_k=0.1)
@@ -84,6 +84,6 @@ def test_native_arguments_go_by_name():
         with pytest.raises((TypeError, AttributeError)):
             call(**losses | {"n": 1, "gamma": 0.5, "lambda_k": 0.1, "lambda_r": 0.1} | wrong)
     with pytest.raises(ValueError, match="no native function 'nothing'"):
-        _native.function("nothing")()
+        _native.native_function("nothing")()
     call(**losses, n=1, gamma=0.5, lambda_k=0.1, lambda_r=0.1)
     assert losses["results"][0] == 1

@@ -8,16 +8,16 @@ The underscore keeps this one out of `engine.ops`; it is built and tested as all
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import float32
-from .._native import function
+from .._native import native_function
 from .reference import skeleton as reference
 
 NAME = "skeleton"
-_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -85,13 +85,13 @@ def _backward_fake(grad, x, scale, need):
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor x, Tensor scale, bool[] need) -> (Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor x, Tensor scale) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
     gradients=Gradients(_backward, ["x", "scale"]),

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import require, require_device, require_dtype
 from .._contract import define, publish
 from .._layout import float32
-from .._native import function
+from .._native import native_function
 from .reference import Balance
 from .reference import began_balance as reference
 
 NAME = "began_balance"
-_native_forward = function(f"{NAME}_forward")
+_native_forward = native_function(f"{NAME}_forward")
 
 
 @publish(reference)
@@ -80,7 +80,7 @@ def _reference(per_sample, content, k, gamma, lambda_k, lambda_r):
 _forward = define(
     f"{NAME}(Tensor per_sample, Tensor content, Tensor k, float gamma, float lambda_k, float lambda_r) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
 )

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import dense_order
-from .._native import function
+from .._native import native_function
 from .reference import gram as reference
 
 NAME = "gram"
-_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -78,13 +78,13 @@ def _backward_fake(grad, features):
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor features) -> Tensor",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor features) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
     gradients=Gradients(_backward, ["features"]),

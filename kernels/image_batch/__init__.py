@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
-from .._native import function
+from .._native import native_function
 from .reference import image_batch as reference
 
 NAME = "image_batch"
-_native_forward = function(f"{NAME}_forward")
+_native_forward = native_function(f"{NAME}_forward")
 
 
 @publish(reference)
@@ -88,7 +88,7 @@ def _forward_fake(store, rows, offsets, mirror, resolution, dtype):
 _forward = define(
     f"{NAME}(Tensor store, Tensor rows, Tensor offsets, Tensor mirror, SymInt resolution, ScalarType dtype) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
 )

@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
 from .._layout import float32
-from .._native import function
+from .._native import native_function
 from .reference import l1_autoencoder_loss as reference
 
 NAME = "l1_autoencoder_loss"
 SIGNS_OF, IN_BYTES = 64, 16  # elements whose signs are packed together, and the bytes they take
-_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -107,7 +107,7 @@ _backward = define(
     f"{NAME}_backward(Tensor signs, Tensor like, Tensor? grad_per_sample, Tensor? grad_mean, bool[] need) "
     "-> (Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 
@@ -120,7 +120,7 @@ def _gradients(signs, reconstruction, grad_per_sample, grad_mean, need):
 _forward = define(
     f"{NAME}(Tensor target, Tensor reconstruction, bool with_signs) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
     gradients=Gradients(_gradients, ["target", "reconstruction"], ["per_sample", "mean", "signs"]),

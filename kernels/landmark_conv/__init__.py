@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
-from .._native import function
+from .._native import native_function
 from ..landmark_heatmap import check_landmarks
 from ..resize_conv_act import FROM_OUTPUT, READS_OUTPUT
 from .reference import landmark_conv as reference
 
 NAME = "landmark_conv"
 MAX_KERNEL = 7
-_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -180,13 +180,13 @@ _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor? y, Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, "
     f"Tensor? grad_scale, {_OPTIONS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, Tensor? grad_scale, {_OPTIONS}) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
     gradients=Gradients(

@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import float32
-from .._native import function
+from .._native import native_function
 from .reference import landmark_heatmap as reference
 
 NAME = "landmark_heatmap"
 MAX_RADIUS = 1 << 20
-_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -126,14 +126,14 @@ def _reference(landmarks, height, width, sigma, radius, subpixel, dtype, channel
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor landmarks, float sigma, int radius) -> Tensor",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor landmarks, SymInt height, SymInt width, float sigma, int radius, bool subpixel, "
     "ScalarType dtype, bool channels_last) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
     gradients=Gradients(_backward, ["landmarks"], ["maps"], only_if={"landmarks": "subpixel"}),

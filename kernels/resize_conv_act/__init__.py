@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
-from .._native import function
+from .._native import native_function
 from . import packed_weights
 from .reference import ACTIVATIONS
 from .reference import resize_conv_act as reference
@@ -23,7 +23,7 @@ FROM_OUTPUT = {name: number for name, number in ACTIVATION_NUMBERS.items() if na
 READS_OUTPUT = FROM_OUTPUT.keys() - {"none"}  # those of them whose derivative is not constant
 DIRECT, TRANSFORMED, LARGE_TILES = 0, 1, 2
 NAME = "resize_conv_act"
-_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -208,14 +208,14 @@ _backward = define(
     "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
     "float negative_slope, bool exact, int input_grad_from) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
     gradients=Gradients(

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _native
 
-_kept, _keep = _native.function("resize_conv_act_kept"), _native.function("resize_conv_act_keep")
+_kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_function("resize_conv_act_keep")
 KEPT = WeakTensorKeyDictionary()  # weight -> call -> what was packed; gone with the weight
 
 

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
 from .._layout import dense_order, float32
-from .._native import function
+from .._native import native_function
 from .reference import style_loss as reference
 
 NAME = "style_loss"
-_native_forward, _native_backward = function(f"{NAME}_forward"), function(f"{NAME}_backward")
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -106,13 +106,13 @@ _backward = define(
     f"{NAME}_backward(Tensor a, Tensor b, Tensor difference, Tensor per_sample, Tensor? grad_per_sample, "
     "Tensor? grad_mean, bool squared, bool[] need) -> (Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor a, Tensor b, bool squared, bool with_difference) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
     gradients=Gradients(_backward, ["a", "b"], ["per_sample", "mean", "difference"]),
