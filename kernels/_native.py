@@ -7,7 +7,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any
 
-import torch  # before the extension: it takes its OpenMP symbols from the runtime that torch loads
+import torch  # imported before the extension, which takes its OpenMP symbols from the runtime that torch loads
 
 from ._observers import NativeCall, observers, tell
 

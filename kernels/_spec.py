@@ -16,13 +16,13 @@ from ._observers import NativeCall
 class Sample:
     """One call of an operator: shapes of its tensors by argument name, and its options.
 
-    integers: small whole numbers instead of Gaussian ones, so that no value lies next to a kink of the activation.
+    integers: the values are small whole numbers, not Gaussian: none lies next to a kink of the activation
     layout:   of the first tensor: "channels_last", "contiguous", "sliced" (a view into a larger one) or "expanded"
-              (one sample repeated).
-    uniform:  tensors drawn evenly from [low, high) instead.
-    fixed:    tensors the operator gives no gradient of.
-    drawn:    tensors of whole numbers or truth values, by what draws one from a generator and its shape. They keep
-              their dtype and have no gradient. Where there are no others, the option `dtype` says what the result is.
+              (one sample repeated)
+    uniform:  tensors that are drawn evenly from [low, high)
+    fixed:    tensors the operator gives no gradient of
+    drawn:    tensors of whole numbers or truth values, each by what draws it from a generator and its shape. They keep
+              their dtype and have no gradient. Where all tensors are such, the option `dtype` is that of the result
     """
 
     name: str
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of a native function is: its shape in words, the FLOPs of the form it takes, its least traffic."""
+    """What one call of a native function does: shape in words, FLOPs of the form it takes, least traffic."""
 
     shape: str
     flops: float
@@ -59,12 +59,12 @@ class Spec:
     operator: str
     samples: list[Sample]
     benchmarks: list[Sample]
-    floor: dict[torch.dtype, float]  # relative; joins twice the error of eager PyTorch in the same dtype
+    floor: dict[torch.dtype, float]  # relative error allowed beyond twice that of eager PyTorch in the same dtype
     flops: Callable[[Sample], float]  # of forward and backward, as written
     bytes: Callable[[Sample, torch.dtype], float]  # least traffic of forward and backward
-    strong: Callable | None = None  # the best known with library parts, the operator's arguments; None: the reference
+    strong: Callable | None = None  # the same function by the best known library parts; None: the reference
     work: Callable[[NativeCall], Work] | None = None  # of a call of one of its native functions; None: unknown
-    # what the benchmark grows, by kind: the sample of (batch, channels, side)
+    # what the benchmark's sweeps grow, by kind: the sample of (batch, channels, side)
     sweeps: dict[str, Callable[[int, int, int], Sample]] = field(default_factory=dict)
 
 
@@ -184,7 +184,7 @@ def compare(spec: Spec, sample: Sample, dtype: torch.dtype, device: str = "cpu",
 
 
 def judge(exact: dict[str, Tensor], eager: dict[str, Tensor], fused: dict[str, Tensor], floor: float) -> list[Error]:
-    """The dtype rule on results by name: fused may have twice eager's error and the floor."""
+    """The dtype rule on results by name: fused may have twice eager's error plus the floor."""
     errors = []
     for name, truth in exact.items():
         of_eager = relative_error(eager[name], truth)

@@ -14,7 +14,7 @@ def _sample(n: int, layout: str = "contiguous", **options: float) -> Sample:
         {"per_sample": (2 * n,), "content": (), "k": ()},
         options,
         layout,
-        # real losses lie there, and k between its bounds
+        # real losses lie in these ranges, and k between its bounds
         uniform={"per_sample": (0.05, 0.8), "content": (0.05, 0.8), "k": (0.1, 0.4)},
         fixed=("per_sample", "content", "k"),
     )

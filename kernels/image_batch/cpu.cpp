@@ -7,8 +7,8 @@ namespace KILN_NAMESPACE {
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
 typedef uint16_t vs __attribute__((vector_size(VL * 2)));
 
-// v / 127.5 - 1 of VL bytes, both operations rounded, as the reference does them. In two steps: the compiler has no
-// instruction for one to four.
+// v / 127.5 - 1 of VL bytes, both operations rounded as in the reference. Bytes widen in two steps: the compiler has no
+// instruction that converts one byte to four.
 static inline vf scaled(const uint8_t* from) {
     const vs wide = __builtin_convertvector(*reinterpret_cast<const vb*>(from), vs);
     return __builtin_convertvector(__builtin_convertvector(wide, vi), vf) / splat(127.5f) - splat(1.0f);

@@ -1,4 +1,5 @@
-// l1_autoencoder_loss on the CPU: per-sample mean |target - reconstruction|; the signs it meets are all backward needs.
+// l1_autoencoder_loss on the CPU: per-sample mean |target - reconstruction|. Backward needs the signs of the differences
+// only, two bits each.
 #include "../_cpu/vector.h"
 
 namespace kiln {
@@ -10,7 +11,7 @@ constexpr int GROUP = 64;        // elements whose signs share 16 bytes: byte i 
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
 typedef uint16_t vs __attribute__((vector_size(VL * 2)));
 
-// In two steps each: the compiler has no instruction for four to one.
+// Each converts in two steps: the compiler has no instruction that converts four bytes to one or back.
 static inline void store_bytes(uint8_t* to, vu v) {
     *reinterpret_cast<vb*>(to) = __builtin_convertvector(__builtin_convertvector(v, vs), vb);
 }

@@ -42,7 +42,7 @@ struct Conv {
     int64_t kernel() const { return int64_t(kh) * kw * padded(); }
 };
 
-// Bands of output rows: an image, or as much of it as stays near the cache and as every thread needs.
+// Bands of output rows: a band is an image, or the part of an image that fits the cache and gives every thread work.
 struct Bands {
     int height, count;
     Bands(const Conv& c, int threads) {
@@ -68,7 +68,7 @@ struct Reach {
 
     bool empty() const { return in.empty() || low > high; }
     int size() const { return high - low + 1; }
-    // taps [first, last] of output o that meet the support, and the place of the first one's pixel in it
+    // taps [first, last] of output o that meet the support, and the place in the support of the first tap's pixel
     int first_tap(int o) const { return larger(0, in.first - o * stride + padding); }
     int last_tap(int o) const { return smaller(taps - 1, in.last - o * stride + padding); }
     int place(int o, int tap) const { return o * stride - padding + tap - in.first; }
@@ -174,7 +174,7 @@ static void gather_columns(const Conv& c, const Reach& columns, const float* alo
 
 struct Stamps {
     bool used;
-    int rows, columns;  // of the largest
+    int rows, columns;  // of the largest stamp
     int64_t size;
     float* data;
 
@@ -182,7 +182,7 @@ struct Stamps {
         : rows((2 * c.gaussian.radius + c.kh - 1) / c.stride + 1),
           columns((2 * c.gaussian.radius + c.kw - 1) / c.stride + 1),
           size(int64_t(rows) * columns * c.padded()), data(nullptr) {
-        // worth forming when they are used more than once and stay near the cache
+        // to form stamps pays when each is used more than once and all of them stay near the cache
         used = !c.gaussian.subpixel && c.batch > 2 * variants(c) && floats(c) <= 2 << 20;
     }
     static int variants(const Conv& c) { return c.stride * c.stride; }
@@ -260,7 +260,7 @@ static Band image_band(const Conv& c, const void* image, int b, float scale, int
         }
         const int64_t before = int64_t(c.padding) * c.channels, n = int64_t(last) * c.channels;
         std::memset(to, 0, sizeof(float) * before);
-        // whole vectors are written: what follows the pixels is overwritten next
+        // whole vectors are written: the floats past the pixels are overwritten by the next ones
         fill_channels(to + before, image, (int64_t(b) * c.height + row) * c.width * c.channels, int(n), c.dtype, scale);
         std::memset(to + before + n, 0, sizeof(float) * (line - before - n));
     }
@@ -311,7 +311,7 @@ static void image_weight_gradient(const Conv& c, const Band& in, const Band& del
     }
 }
 
-// to += from, n floats of memory that reaches a vector further.
+// to += from, n floats; both have room for a whole vector past the last one.
 static inline void add_some(float* to, const float* from, int n) {
     int i = 0;
     for (; i + VL <= n; i += VL) store(to + i, load(to + i) + load(from + i));
@@ -327,7 +327,7 @@ struct ImageGradient {
     const Conv& c;
     const float* packed;
     int r0, r1;
-    int64_t length;  // of a row, from the first column of padding
+    int64_t length;  // floats of a row, which begins with the first column of padding
     float *given, *rows;
 
     ImageGradient(const Conv& c, const float* packed, int r0, int r1) : c(c), packed(packed), r0(r0), r1(r1) {
@@ -360,7 +360,7 @@ struct ImageGradient {
             const int r = o * c.stride - c.padding + p;
             if (r < r0 || r >= r1) continue;
             float* row = rows + (r - r0) * length;
-            // neighbours overlap: taken far apart, a sum does not wait for the one just stored
+            // windows of neighbours overlap: taken far apart, a sum does not wait for the sum just stored
             for (int first = 0; first < apart; ++first)
                 for (int x = first; x < c.out_w; x += apart)
                     add_some(row + int64_t(x) * step, given + int64_t(x) * wide + p * depth, depth);
@@ -457,9 +457,9 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
     }
 }
 
-// What one thread sums of the parameters' gradients, one after another.
+// One thread's sums of the parameters' gradients, which lie one after another.
 struct Totals {
-    int64_t image, kernels, patches, bias;  // floats of each
+    int64_t image, kernels, patches, bias;  // floats of each sum
     float* data;
     float* kernels_at() const { return data + image; }
     float* patches_at() const { return kernels_at() + kernels; }
@@ -506,7 +506,7 @@ static void landmark_gradients(const Conv& c, const float* landmarks, const floa
     }
 }
 
-// The gradients of the kernels from the summed patches, and all of them into (cout, channels + count, kh, kw).
+// Forms the kernels' gradients from the summed patches and writes all gradients to (cout, channels + count, kh, kw).
 static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& totals, float* dw) {
     const int padded = c.padded(), area = c.kh * c.kw, cin = c.channels + c.count;
 #pragma omp parallel for schedule(static)
@@ -552,7 +552,8 @@ KILN_FUNCTION(landmark_conv_backward,
     Source gradient{c.dtype, c.out_h, c.out_w, c.cout, arguments.grad};
     if (c.activation != NONE) gradient.output = arguments.y;
     gradient.activation = c.activation, gradient.slope = c.slope;
-    const bool in_place = c.dtype == F32 && c.cout == padded && c.activation == NONE;  // read where it lies
+    // whether the gradient of y can be read where it lies
+    const bool in_place = c.dtype == F32 && c.cout == padded && c.activation == NONE;
 
     const int64_t kernels_size = c.count * c.kernel();
     float* kernels = scratch(7, kernels_size + int64_t(c.cout) * c.wide());
@@ -597,7 +598,7 @@ KILN_FUNCTION(landmark_conv_backward,
             const float scale = grad_scale ? grad_scale[b] : 1.0f;
             const Band in = dw && c.channels ? image_band(c, image, b, scale, o0, o1) : Band{};
             ImageGradient of_image(c, adjoint, r0, dimage ? r1 : r0);
-            // one row at a time, for all that read it
+            // one row of the gradient at a time, for all sums that read it
             for (int o = d0; o < d1; ++o) {
                 if (dimage) of_image.add_output_row(delta, o);
                 if (o < o0 || o >= o1) continue;

@@ -1,4 +1,4 @@
-// landmark_heatmap on the CPU: zeros are written once, block by block, and each block's stamps while it is in cache.
+// landmark_heatmap on the CPU: zeros are written once, block by block; a block's stamps follow while it is in the cache.
 #include "../_cpu/gaussian.h"
 
 namespace kiln {

@@ -73,11 +73,11 @@ def resize_conv_act(
 
 
 def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str, exact: bool) -> int:
-    """Which algebra runs.
+    """The number of the algebra that runs: DIRECT, TRANSFORMED or LARGE_TILES.
 
-    Few channels take the direct sum; "up" its nine products; "down" the direct sum too, or with many channels the same
-    products gathered for larger matrices; the same size Winograd tiles, F(4x4) unless many of its tiles would hang over
-    the edge or there are hardly any.
+    Few channels: the direct sum. Else "up": nine products. "down": the direct sum, its products gathered for larger
+    matrices where there are many channels. "none": Winograd tiles, F(4x4), or F(2x2) where many of the larger tiles
+    would hang over the edge or where there are only a few tiles.
     """
     fewest = min(channels, out_channels)
     if exact or fewest < (96 if resize == "down" else 8):
@@ -89,10 +89,9 @@ def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str
 
 
 def tile_cost(x_shape: tuple[int, ...], channels: int, out_channels: int, side: int) -> int:
-    """What the same size takes in tiles of side x side outputs: products of one input and one output channel.
+    """What a convolution at one size costs in tiles of side x side outputs: products of an input and an output channel.
 
-    To pack the weights and to sum their gradient is worth so many tiles more, most of all where these do not fit into
-    the L2 cache.
+    Packing the weights and summing their gradient cost as much as `more` tiles; more where they outgrow the L2 cache.
     """
     batch, _, height, width = x_shape
     products = (side + 2) ** 2
@@ -225,5 +224,5 @@ _forward = define(
         takes_none=False,
         fused_for=("activation", FROM_OUTPUT),
     ),
-    autocast=("weight", "bias"),  # cast as they are packed, and their gradients need no cast at all
+    autocast=("weight", "bias"),  # they are rounded as they are packed; float32 parameters get float32 gradients
 )

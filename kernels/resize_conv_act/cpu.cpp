@@ -57,11 +57,11 @@ struct WeightPass {
     int taps;
     float g[6][3];
     bool direct;
-    // `scale`, from the first of the images on, or null; a direct pass has it in its input already
+    // scale: the samples' factors from the first image on, or null; a direct pass has them in its input already
     void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, int images,
                  const float* scale, float* sums);
 
-    // the operand whose channels are scalars of the product may lie dense; vectors and transforms want padding
+    // dense: the operand whose channels are scalars of the product; padded: what is read as vectors or transformed
     Spacing input_spacing(const Sums& layout) const { return direct && layout.by_output() ? DENSE : PADDED; }
     Spacing gradient_spacing(const Sums& layout) const { return direct && !layout.by_output() ? DENSE : PADDED; }
 };
@@ -125,7 +125,7 @@ struct Passes {
     WeightPass weights;
 };
 
-// Where the output is thin, the weight gradient moves its taps over the narrower tensor: the gradient.
+// The weight gradient moves its taps over the narrower tensor: over the gradient where the output has few channels.
 static WeightPass same_size_weights(int cin, int cout) {
     return Sums{cin, cout}.by_output() ? direct_weights<SAME, false>() : direct_weights<SAME_ADJOINT, true>();
 }
@@ -153,8 +153,8 @@ struct Cut {
     int batch, rows, bands, images;  // bands of an image
 };
 
-// An item's padded input and gradient fill a few hundred KiB; its rows are a multiple of every form's tile. Where there
-// are few items, there are as many for every thread. Images that need less than a band go together.
+// A work item's padded input and gradient fill a few hundred KiB, and its rows are a multiple of every form's tile. Where
+// there are few items, each thread gets equally many. Images smaller than a band share an item.
 static Cut cut_of(const Call& call, int threads) {
     const int up = call.resize == UP_FIRST ? 4 : 1;
     const int64_t row_bytes = 4ll * call.w * (round_up(call.merged(), VL) + up * round_up(call.cout, VL));
@@ -180,7 +180,8 @@ template <class Body> static void for_items(const Cut& cut, int thread, int thre
     }
 }
 
-// The weights of a forward pass as it reads them; kept between calls, they follow a copy of what they were made of.
+// The weights of a forward pass as it reads them. Where they are kept between calls, a copy of the weight they were made
+// of lies before them.
 struct PackedForward {
     const Call& call;
     Pass pass, apart;
@@ -311,7 +312,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
     const bool split = call.second_apart();
     const bool need_input = dx || (dsecond && !split), need_apart = split && dsecond;
-    const int input_from = int(arguments.input_grad_from);  // images before it get no gradient in x and second
+    const int input_from = int(arguments.input_grad_from);  // images before this one get no gradient in x and second
 
     const Source source = call.source(arguments.x, second), other = call.second_source(second);
     Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.grad};
@@ -335,7 +336,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     float* all_sums = dw || db ? scratch(5, sums_stride * threads) : nullptr;
     if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
 
-    // the gradient lies dense only where every pass that reads it can take it so
+    // the gradient lies dense only where every pass that reads it takes dense input
     const bool dense = !split && weights.gradient_spacing(layout) == DENSE &&
                        (!need_input || input.spacing(w) == DENSE);
     const Cut cut = cut_of(call, threads);
@@ -347,7 +348,7 @@ KILN_FUNCTION(resize_conv_act_backward,
             const int x0 = band * cut.rows, x1 = x0 + cut.rows < call.h ? x0 + cut.rows : call.h;
             const int i0 = x0 / input.rows, i1 = cells(x1, input.rows), i_columns = cells(call.w, input.rows);
             const int g0 = x0 / weights.x_rows, g1 = cells(x1, weights.x_rows), g_columns = cells(call.w, weights.x_rows);
-            const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // the second input's rows, where it is apart
+            const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // of the second input, where it is apart
 
             Extent rows, columns;
             rows.cover(g0, g1, weights.g_step, weights.g_low, weights.g_high);
@@ -369,7 +370,7 @@ KILN_FUNCTION(resize_conv_act_backward,
                 const int low = g0 * weights.in_step + weights.in_low;
                 const int high = (g1 - 1) * weights.in_step + weights.in_high;
                 const int left = weights.in_low, right = (g_columns - 1) * weights.in_step + weights.in_high;
-                // transforms read the tensor itself, and have the samples' scale join on the gradient's side
+                // transforms read the input tensor itself: the samples' scale multiplies the gradient instead
                 const Band in = weights.direct ? fill_band(0, source, images, grad_scale, weights.input_spacing(layout),
                                                            low, high, left, right)
                                                : view_or_band(0, source, images, low, high, left, right);

@@ -1,7 +1,7 @@
 """Weights as the kernels read them, kept between the calls of inference.
 
-In training every weight changes each step and is packed once in it. Where a weight needs no gradient, what was packed
-is kept with the weight and serves as long as it is bit for bit the weight it was made of: it can never be stale.
+In training every weight changes in each step and is packed once in it. Where a weight needs no gradient, its packed
+form is kept, and with it a copy of the weight. Each call compares that copy bit for bit: no kept form is ever stale.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .. import _native
 
 _kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_function("resize_conv_act_keep")
-KEPT = WeakTensorKeyDictionary()  # weight -> call -> what was packed; gone with the weight
+KEPT = WeakTensorKeyDictionary()  # weight -> form of a call -> the packed weight; an entry dies with its weight
 
 
 def keep(weight: Tensor) -> None:
-    """From now on what is packed of this weight is kept."""
+    """Keeps what is packed of this weight from now on."""
     if weight not in KEPT and weight.device.type == "cpu":
         KEPT[weight] = {}
 
@@ -33,7 +33,7 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
     key = (*(sizes[name] for name in ("resize", "form", "channels", "further")), _native.load().isa())
     kept = calls.get(key)
     if kept is None or not _ask(float32, kept, sizes):
-        # a fresh one: another thread may be reading the old
+        # in new memory: another thread may be reading the old
         kept = torch.empty(_ask(float32, None, sizes), dtype=torch.float32)
         _keep(weight=float32, kept=kept, **sizes)
         calls[key] = kept
