@@ -1,13 +1,16 @@
-// engine._native: calls an operator's C++ by name on raw addresses. It knows nothing of torch and of no operator.
+// engine._native: calls an operator's C++ by name on raw addresses. It knows nothing of torch and no operator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <omp.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
-#include <map>
+#include <cstring>
+#include <memory>
 #include <new>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -66,32 +69,97 @@ int isa_number(const std::string& name) {
 
 int limit = 2;
 
-// For each name, the function of the best set that this build and this machine have within the limit.
-const Entry* find(const std::string& name) {
-    static std::map<std::string, const Entry*> chosen;
-    static int chosen_for = -1;
-    const int highest = std::min(machine_isa(), limit);
-    if (chosen_for != highest) {
-        chosen.clear();
-        for (auto at = __start_kiln_entries; at != __stop_kiln_entries; ++at) {
-            const Entry* e = *at;
-            const Entry*& best = chosen[e->name];
-            if (e->isa <= highest && (!best || best->isa < e->isa)) best = e;
-        }
-        chosen_for = highest;
+// A native function: its arguments in the order of its struct, and its code for the best set up to each number.
+class Function {
+  public:
+    explicit Function(const std::string& name) : name_(name) {
+        for (auto at = __start_kiln_entries; at != __stop_kiln_entries; ++at)
+            if ((*at)->name == name) code_[(*at)->isa] = *at;
+        for (int isa = 1; isa < 3; ++isa)
+            if (!code_[isa]) code_[isa] = code_[isa - 1];
+        if (!code_[0]) throw std::invalid_argument("no native function '" + name + "'");
+        declare(code_[0]->arguments);
     }
-    const auto found = chosen.find(name);
-    if (found == chosen.end() || !found->second) throw std::invalid_argument("no native function '" + name + "'");
-    return found->second;
-}
 
-void call(const std::string& name, int threads, const std::vector<uintptr_t>& pointers,
-          const std::vector<int64_t>& integers, const std::vector<double>& floats) {
-    const Entry* entry = find(name);
-    py::gil_scoped_release release;
-    if (omp_get_max_threads() != threads) omp_set_num_threads(threads);
-    entry->function({reinterpret_cast<void* const*>(pointers.data()), integers.data(), floats.data()});
-}
+    void operator()(int threads, const py::dict& given) const {
+        uint64_t words[MOST];
+        size_t count = 0;
+        for (const Argument& argument : arguments_) {
+            PyObject* value = PyDict_GetItemWithError(given.ptr(), argument.name.ptr());
+            if (!value) refuse(given);
+            words[count++] = argument.word(value);
+        }
+        if (given.size() != count) refuse(given);
+        const Entry* entry = code_[std::min(machine_isa(), limit)];
+        py::gil_scoped_release release;
+        if (omp_get_max_threads() != threads) omp_set_num_threads(threads);
+        entry->function(words);
+    }
+
+  private:
+    static constexpr size_t MOST = 64;
+
+    struct Argument {
+        py::str name;  // interned, as are the keys of keyword arguments
+        char type;     // the first letter of Pointer, Integer, Real
+
+        uint64_t word(PyObject* value) const {
+            uint64_t word = 0;
+            if (type == 'R') {
+                const double real = PyFloat_AsDouble(value);
+                std::memcpy(&word, &real, sizeof word);
+            } else if (type == 'I') {
+                word = static_cast<uint64_t>(PyLong_AsLongLong(value));
+            } else if (value != Py_None) {
+                static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+                const auto address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(value, data_ptr));
+                word = address ? PyLong_AsUnsignedLongLong(address.ptr()) : 0;
+            }
+            if (PyErr_Occurred()) throw py::error_already_set();
+            return word;
+        }
+    };
+
+    // text: "Pointer x, y; Integer n;"
+    void declare(const std::string& text) {
+        char type = 0;
+        std::string word;
+        for (const char c : text) {
+            if (std::isalnum(static_cast<unsigned char>(c)) || c == '_') {
+                word += c;
+            } else if (c == ',' || c == ';') {
+                arguments_.push_back({py::reinterpret_steal<py::str>(PyUnicode_InternFromString(word.c_str())), type});
+                if (c == ';') type = 0;
+                word.clear();
+            } else if (c == ' ' && !type && !word.empty()) {
+                type = word[0];
+                word.clear();
+            }
+        }
+        if (arguments_.size() > MOST) throw std::logic_error(name_ + " has too many arguments");
+    }
+
+    [[noreturn]] void refuse(const py::dict& given) const {
+        std::string takes, missing, unknown;
+        std::set<std::string> known;
+        for (const Argument& argument : arguments_) {
+            const std::string name = argument.name;
+            known.insert(name);
+            takes += (takes.empty() ? "" : ", ") + name;
+            if (!given.contains(argument.name)) missing += (missing.empty() ? "" : ", ") + name;
+        }
+        for (const auto& item : given)
+            if (!known.count(py::str(item.first))) unknown += (unknown.empty() ? "" : ", ") + std::string(py::str(item.first));
+        std::string message = "native function " + name_ + " takes " + takes;
+        if (!missing.empty()) message += "; missing: " + missing;
+        if (!unknown.empty()) message += "; unknown: " + unknown;
+        throw py::type_error(message);
+    }
+
+    std::string name_;
+    const Entry* code_[3] = {};
+    std::vector<Argument> arguments_;
+};
 
 std::vector<std::string> functions() {
     std::vector<std::string> names;
@@ -104,7 +172,14 @@ std::vector<std::string> functions() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Kiln's C++ operators on raw addresses; engine.kernels checks every argument before it calls.";
-    m.def("call", &call, "Runs a native function with so many threads on addresses, integers and floats, without the GIL.");
+    m.def(
+        "function",
+        [](const std::string& name) {
+            const auto function = std::make_shared<Function>(name);
+            return py::cpp_function([function](int threads, const py::dict& given) { (*function)(threads, given); });
+        },
+        "The native function of this name: takes a number of threads and its arguments by name; runs without the GIL. A "
+        "pointer is given as what has data_ptr(), or None.");
     m.def("functions", &functions, "Names of the native functions.");
     m.def("machine_isa", [] { return ISA_NAMES[machine_isa()]; }, "The best instruction set of this machine.");
     m.def("isa", [] { return ISA_NAMES[std::min(machine_isa(), limit)]; }, "The instruction set in use.");

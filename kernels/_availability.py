@@ -26,7 +26,7 @@ class Implementation:
     why: str
 
 
-def gpu(package: str, function: str) -> Callable:
+def gpu_function(package: str, function: str) -> Callable:
     """The function of an operator's gpu.py, imported at its first call: Triton is loaded where a GPU is used."""
 
     @cache

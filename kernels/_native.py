@@ -1,11 +1,13 @@
 """The compiled module, and one clear error where it is missing."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from time import perf_counter
 from types import ModuleType
+from typing import Any
 
-import torch  # before the extension: it takes its OpenMP symbols from the runtime that torch loads
+import torch  # imported before the extension, which takes its OpenMP symbols from the runtime that torch loads
 
 from ._observers import NativeCall, observers, tell
 
@@ -31,17 +33,27 @@ def load() -> ModuleType:
     return _native
 
 
-def call(name: str, pointers: list[int], integers: list[int], floats: list[float]) -> None:
-    """Runs native function `name` on as many threads as torch uses."""
-    if not observers:
-        load().call(name, torch.get_num_threads(), pointers, integers, floats)
-        return
-    start = perf_counter()
-    load().call(name, torch.get_num_threads(), pointers, integers, floats)
-    seconds = perf_counter() - start
-    tell(NativeCall(name, dict(enumerate(pointers)), dict(enumerate(integers)), seconds))
+def native_function(name: str) -> Callable[..., None]:
+    """The native function of this name, which takes its arguments by the names that its C++ states (KILN_FUNCTION).
 
+    A tensor, dense in the order that the function reads, stands for the address of its first element; None for no
+    tensor. It runs on as many threads as torch uses. It is looked up at its first call: without the extension an
+    operator still imports, and that call raises NativeMissing. Raises TypeError when a name is missing or unknown.
+    """
+    run: Callable[[int, dict[str, Any]], None] | None = None
 
-def address(tensor: torch.Tensor | None) -> int:
-    """The address of a dense tensor's first element; 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()
+    def call(**arguments: Any) -> None:
+        nonlocal run
+        if run is None:
+            run = load().function(name)
+        if not observers:
+            run(torch.get_num_threads(), arguments)
+            return
+        start = perf_counter()
+        run(torch.get_num_threads(), arguments)
+        seconds = perf_counter() - start
+        tensors = {key: v for key, v in arguments.items() if v is None or isinstance(v, torch.Tensor)}
+        pointers = {key: 0 if v is None else v.data_ptr() for key, v in tensors.items()}
+        tell(NativeCall(name, pointers, {k: int(v) for k, v in arguments.items() if isinstance(v, int)}, seconds))
+
+    return call

@@ -1,7 +1,7 @@
 """What every spec.py is made of: samples, the dtype rule, and the comparison that tests and commands share."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from . import _contract
+from ._observers import NativeCall
 
 
 @dataclass(frozen=True)
 class Sample:
     """One call of an operator: shapes of its tensors by argument name, and its options.
 
-    integers: small whole numbers instead of Gaussian ones, so that no value lies next to a kink of the activation.
+    integers: the values are small whole numbers, not Gaussian: none lies next to a kink of the activation
     layout:   of the first tensor: "channels_last", "contiguous", "sliced" (a view into a larger one) or "expanded"
-              (one sample repeated).
-    uniform:  tensors drawn evenly from [low, high) instead.
-    fixed:    tensors the operator gives no gradient of.
-    drawn:    tensors of whole numbers or truth values, by what draws one from a generator and its shape. They keep
-              their dtype and have no gradient. Where there are no others, the option `dtype` says what the result is.
+              (one sample repeated)
+    uniform:  tensors that are drawn evenly from [low, high)
+    fixed:    tensors the operator gives no gradient of
+    drawn:    tensors of whole numbers or truth values, each by what draws it from a generator and its shape. They keep
+              their dtype and have no gradient. Where all tensors are such, the option `dtype` is that of the result
     """
 
     name: str
@@ -44,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of a native function is: its shape in words, the FLOPs of the form it takes, its least traffic."""
+    """What one call of a native function does: shape in words, FLOPs of the form it takes, least traffic."""
 
     shape: str
     flops: float
@@ -58,13 +59,12 @@ class Spec:
     operator: str
     samples: list[Sample]
     benchmarks: list[Sample]
-    floor: dict[torch.dtype, float]  # relative; joins twice the error of eager PyTorch in the same dtype
+    floor: dict[torch.dtype, float]  # relative error allowed beyond twice that of eager PyTorch in the same dtype
     flops: Callable[[Sample], float]  # of forward and backward, as written
     bytes: Callable[[Sample, torch.dtype], float]  # least traffic of forward and backward
-    strong: Callable | None = None  # the best known with library parts, the operator's arguments; None: the reference
-    # of a call of one of its native functions: name, pointers, integers; None: unknown
-    work: Callable[[str, Sequence[int], Sequence[int]], Work] | None = None
-    # what the benchmark grows, by kind: the sample of (batch, channels, side)
+    strong: Callable | None = None  # the same function by the best known library parts; None: the reference
+    work: Callable[[NativeCall], Work] | None = None  # of a call of one of its native functions; None: unknown
+    # what the benchmark's sweeps grow, by kind: the sample of (batch, channels, side)
     sweeps: dict[str, Callable[[int, int, int], Sample]] = field(default_factory=dict)
 
 
@@ -85,6 +85,12 @@ class Error:
 def specs() -> dict[str, Spec]:
     """The spec of every operator."""
     return {name: importlib.import_module(f"{__package__}.{name}.spec").SPEC for name in _contract.discover()}
+
+
+def specs_with_skeleton() -> dict[str, Spec]:
+    """The spec of every operator, and that of the skeleton which new ones are copied from: what tests run."""
+    skeleton = importlib.import_module(f"{__package__}._skeleton.spec").SPEC
+    return {**specs(), skeleton.operator: skeleton}
 
 
 def tensors(sample: Sample, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
@@ -178,7 +184,7 @@ def compare(spec: Spec, sample: Sample, dtype: torch.dtype, device: str = "cpu",
 
 
 def judge(exact: dict[str, Tensor], eager: dict[str, Tensor], fused: dict[str, Tensor], floor: float) -> list[Error]:
-    """The dtype rule on results by name: fused may have twice eager's error and the floor."""
+    """The dtype rule on results by name: fused may have twice eager's error plus the floor."""
     errors = []
     for name, truth in exact.items():
         of_eager = relative_error(eager[name], truth)

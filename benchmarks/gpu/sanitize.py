@@ -9,8 +9,8 @@ import sys
 import torch
 
 from benchmarks.prediction import launches
-from engine import ops
 from engine.kernels import _spec
+from engine.kernels._contract import find
 
 SAMPLES = 3  # of each operator
 DTYPES = (torch.float32, torch.bfloat16)
@@ -34,7 +34,7 @@ def main() -> int:
         for sample in smallest(spec):
             for dtype in DTYPES:
                 made = _spec.tensors(sample, dtype, "cuda")
-                _spec.run(ops.OPERATORS[name].function, sample, made, dtype)
+                _spec.run(find(name).function, sample, made, dtype)
                 torch.cuda.synchronize()
                 print(f"{name} {sample.name} {dtype}", flush=True)
     return 0

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.suites import operators, step
 from benchmarks.timing.measure import tf32_allowed
-from engine import ops
 from engine.kernels import _spec
+from engine.kernels._contract import find
 from engine.kernels._dispatch import gpu_kernels_on_cpu
 from engine.kernels._gpu.launch import H100, Launch, noted
 
@@ -41,14 +41,15 @@ STEP_MODES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}
 
 
 def specs() -> dict[str, _spec.Spec]:
-    """The specs of the operators that have GPU kernels."""
-    package = _spec.__package__
-    return {name: spec for name, spec in _spec.specs().items() if importlib.util.find_spec(f"{package}.{name}.gpu")}
+    """The specs of the operators that have GPU kernels, the skeleton among them."""
+    found = _spec.specs_with_skeleton()
+    package = {name: find(name).function.__module__ for name in found}
+    return {name: spec for name, spec in found.items() if importlib.util.find_spec(f"{package[name]}.gpu")}
 
 
 def modes(spec: _spec.Spec) -> dict[str, Mode]:
     """The arithmetics that an operator has."""
-    parameters = inspect.signature(ops.OPERATORS[spec.operator].function).parameters
+    parameters = inspect.signature(find(spec.operator).function).parameters
     return {n: m for n, m in MODES.items() if m.dtype in spec.floor and (not m.exact or "exact" in parameters)}
 
 
@@ -63,7 +64,7 @@ def of_operator(
     spec: _spec.Spec, sample: _spec.Sample, mode: Mode, every_choice: bool = False, capability: int = H100
 ) -> list[Launch]:
     """Launches of forward and backward on one sample."""
-    function = ops.OPERATORS[spec.operator].function
+    function = find(spec.operator).function
     fixed = {"exact": True} if mode.exact else {}
     call = operators.both_passes(lambda **inputs: function(**inputs, **fixed), blank(spec, sample, mode), sample)
     with only_noted(mode.tf32, every_choice, capability) as found:

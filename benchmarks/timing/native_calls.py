@@ -17,8 +17,7 @@ def work(call: NativeCall) -> _spec.Work | None:
     """What the operator's spec says of a native call; None where it says nothing."""
     owners = [spec for name, spec in _spec.specs().items() if call.function.startswith(name)]
     spec = max(owners, key=lambda spec: len(spec.operator), default=None)
-    known = spec and spec.work
-    return spec.work(call.function, tuple(call.pointers.values()), tuple(call.integers.values())) if known else None
+    return spec.work(call) if spec and spec.work else None
 
 
 @contextlib.contextmanager

@@ -1,22 +1,24 @@
-// How an operator's C++ reaches Python: one calling convention, one table, no change to bindings/ for a new operator.
+// How an operator's C++ reaches Python: functions by name that take arguments by name. bindings/ knows no operator.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 namespace kiln {
 
-// What Python passes: raw pointers, sizes and flags, and real-valued options, in the order the operator documents.
-struct Arguments {
-    void* const* pointers;
-    const int64_t* integers;
-    const double* floats;
-
-    template <class T> T* pointer(int i) const { return static_cast<T*>(pointers[i]); }
-    int integer(int i) const { return static_cast<int>(integers[i]); }
+// What a native function takes, each eight bytes: the address of a tensor's first element (null: no tensor), a size or
+// flag, a real-valued option.
+struct Pointer {
+    void* address;
+    template <class T> operator T*() const { return static_cast<T*>(address); }
+    explicit operator bool() const { return address; }
 };
+using Integer = int64_t;
+using Real = double;
 
 struct Entry {
     const char* name;
-    void (*function)(const Arguments&);
+    const char* arguments;  // their declaration: "Pointer x, y; Integer n;"
+    void (*function)(const void* arguments);
     int isa;  // 0 baseline, 1 AVX2 + FMA, 2 AVX-512
 };
 
@@ -33,10 +35,27 @@ float* scratch(int slot, int64_t floats);
 // Everything an instruction set compiles lives in its own namespace, so the linker never mixes them.
 #define KILN_NAMESPACE KILN_CONCAT(isa, KILN_ISA)
 
-// Entries are constants in a linker section: no code of a set runs on a machine that lacks it.
-#define KILN_REGISTER(op)                                                                                     \
-    static const ::kiln::Entry KILN_CONCAT(kiln_entry_##op##_, KILN_ISA) = {                                  \
-        #op, ::kiln::KILN_NAMESPACE::op, KILN_ISA};                                                           \
-    __attribute__((section("kiln_entries"), used))                                                            \
-    static const ::kiln::Entry* const KILN_CONCAT(kiln_pointer_##op##_, KILN_ISA) =                           \
-        &KILN_CONCAT(kiln_entry_##op##_, KILN_ISA);
+#define KILN_TEXT_(...) #__VA_ARGS__
+#define KILN_TEXT(...) KILN_TEXT_(__VA_ARGS__)
+
+// Defines and registers a native function. Its arguments are declared as the members of a struct:
+//
+//     KILN_FUNCTION(scale, Pointer x, y; Integer n; Real factor;) {
+//         const float* x = arguments.x;
+//         ...
+//     }
+//
+// Python calls it with these names; bindings/ compares them at every call. Entries are constants in a linker section: to
+// find them runs no code of an instruction set that the machine lacks.
+#define KILN_FUNCTION(name, ...)                                                                    \
+    struct name##_arguments {                                                                       \
+        __VA_ARGS__                                                                                 \
+    };                                                                                              \
+    static_assert(std::is_standard_layout<name##_arguments>::value, "members are plain");           \
+    static void name(const name##_arguments& arguments);                                            \
+    static void name##_unpacked(const void* words) {                                                \
+        name(*static_cast<const name##_arguments*>(words));                                         \
+    }                                                                                               \
+    static const ::kiln::Entry name##_entry = {#name, KILN_TEXT(__VA_ARGS__), &name##_unpacked, KILN_ISA}; \
+    __attribute__((section("kiln_entries"), used)) static const ::kiln::Entry* const name##_listed = &name##_entry; \
+    static void name(const name##_arguments& arguments)

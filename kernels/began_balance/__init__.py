@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import require, require_device, require_dtype
 from .._contract import define, publish
 from .._layout import float32
+from .._native import native_function
 from .reference import Balance
 from .reference import began_balance as reference
 
 NAME = "began_balance"
+_native_forward = native_function(f"{NAME}_forward")
 
 
 @publish(reference)
@@ -61,9 +62,9 @@ def output(per_sample: Tensor) -> Tensor:
 def _forward_cpu(per_sample, content, k, gamma, lambda_k, lambda_r):
     check(per_sample, content, k)
     results = output(per_sample)
-    tensors = (float32(per_sample), float32(content), float32(k), results)
-    pointers = [_native.address(t) for t in tensors]
-    _native.call(f"{NAME}_forward", pointers, [per_sample.shape[0] // 2], [gamma, lambda_k, lambda_r])
+    losses = {"per_sample": float32(per_sample), "content": float32(content), "k": float32(k)}
+    dials = {"gamma": gamma, "lambda_k": lambda_k, "lambda_r": lambda_r}
+    _native_forward(**losses, results=results, n=per_sample.shape[0] // 2, **dials)
     return results
 
 
@@ -79,7 +80,7 @@ def _reference(per_sample, content, k, gamma, lambda_k, lambda_r):
 _forward = define(
     f"{NAME}(Tensor per_sample, Tensor content, Tensor k, float gamma, float lambda_k, float lambda_r) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
 )

@@ -1,9 +1,8 @@
 """Samples, tolerances and costs of began_balance."""
 
-from collections.abc import Sequence
-
 import torch
 
+from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
 
 
@@ -15,7 +14,7 @@ def _sample(n: int, layout: str = "contiguous", **options: float) -> Sample:
         {"per_sample": (2 * n,), "content": (), "k": ()},
         options,
         layout,
-        # real losses lie there, and k between its bounds
+        # real losses lie in these ranges, and k between its bounds
         uniform={"per_sample": (0.05, 0.8), "content": (0.05, 0.8), "k": (0.1, 0.4)},
         fixed=("per_sample", "content", "k"),
     )
@@ -25,8 +24,8 @@ def _flops(n: int) -> float:
     return 2.0 * n + 15.0
 
 
-def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
-    n = integers[0]
+def _work(call: NativeCall) -> Work:
+    n = call.integers["n"]
     return Work(f"2x{n}", _flops(n), 8.0 * n + 32)
 
 

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import dense_order
+from .._native import native_function
 from .reference import gram as reference
 
 NAME = "gram"
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -42,9 +43,10 @@ def output(features: Tensor) -> Tensor:
     return torch.empty((batch, channels, channels), dtype=torch.float32, device=features.device)
 
 
-def _sizes(features: Tensor, order: torch.memory_format) -> list[int]:
+def _sizes(features: Tensor, order: torch.memory_format) -> dict[str, int]:
     batch, channels, height, width = features.shape
-    return [DTYPES[features.dtype], batch, height * width, channels, order == torch.contiguous_format]
+    sizes = {"batch": batch, "pixels": height * width, "channels": channels}
+    return {"dtype": DTYPES[features.dtype], "planar": order == torch.contiguous_format, **sizes}
 
 
 def _forward_cpu(features):
@@ -52,7 +54,7 @@ def _forward_cpu(features):
     result = output(features)
     order = dense_order(features)
     dense = features.contiguous(memory_format=order)
-    _native.call(f"{NAME}_forward", [dense.data_ptr(), result.data_ptr()], _sizes(dense, order), [])
+    _native_forward(features=dense, result=result, **_sizes(dense, order))
     return result
 
 
@@ -65,7 +67,7 @@ def _backward_cpu(grad, features):
     order = dense_order(features)
     dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
     result = torch.empty_like(dense, memory_format=order)
-    _native.call(f"{NAME}_backward", [t.data_ptr() for t in (dense, grad, result)], _sizes(dense, order), [])
+    _native_backward(features=dense, grad=grad, dfeatures=result, **_sizes(dense, order))
     return result
 
 
@@ -76,13 +78,13 @@ def _backward_fake(grad, features):
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor features) -> Tensor",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor features) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
     gradients=Gradients(_backward, ["features"]),

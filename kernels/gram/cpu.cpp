@@ -4,26 +4,30 @@
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// pointers: features, result (B, C, C) float32; integers: dtype, batch, pixels, channels, planar (NCHW, else NHWC).
-void gram_forward(const Arguments& a) {
-    const Features f{Dtype(a.integer(0)), a.integers[2], a.integer(3), bool(a.integer(4)), a.pointer<void>(0)};
-    float* result = a.pointer<float>(1);
+template <class A> static Features features_of(const A& a) {
+    return {Dtype(a.dtype), a.pixels, int(a.channels), bool(a.planar), a.features};
+}
+
+// features: (B, C, H, W), planar (NCHW) or NHWC; result: (B, C, C) float32.
+KILN_FUNCTION(gram_forward,
+              Pointer features, result;
+              Integer dtype, batch, pixels, channels, planar;) {
+    const Features f = features_of(arguments);
+    float* result = arguments.result;
     const float scale = 1.0f / float(f.pixels * f.channels);
-    for_each_gram(f, nullptr, a.integers[1], [=](int64_t image, const Triangle& sums) {
+    for_each_gram(f, nullptr, arguments.batch, [=](int64_t image, const Triangle& sums) {
         write_symmetric(sums, scale, result + image * f.channels * f.channels);
     });
 }
 
-// pointers: features, gradient of the result (B, C, C) float32, gradient of the features;
-// integers: dtype, batch, pixels, channels, planar (NCHW, else NHWC).
-void gram_backward(const Arguments& a) {
-    const Features f{Dtype(a.integer(0)), a.integers[2], a.integer(3), bool(a.integer(4)), a.pointer<void>(0)};
+// grad: of the result, (B, C, C) float32; dfeatures: laid out as the features.
+KILN_FUNCTION(gram_backward,
+              Pointer features, grad, dfeatures;
+              Integer dtype, batch, pixels, channels, planar;) {
+    const Features f = features_of(arguments);
     const float scale = 1.0f / float(f.pixels * f.channels);
-    gram_gradient(f, a.integers[1], a.pointer<float>(1), false, [=](int64_t) { return scale; }, a.pointer<void>(2));
+    gram_gradient(f, arguments.batch, arguments.grad, false, [=](int64_t) { return scale; }, arguments.dfeatures);
 }
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(gram_forward)
-KILN_REGISTER(gram_backward)

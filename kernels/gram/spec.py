@@ -1,11 +1,11 @@
 """Samples, tolerances, costs and the strongest library form of gram."""
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
+from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
 
 
@@ -34,10 +34,11 @@ def strong(features: Tensor) -> Tensor:
     return _Symmetric.apply(features.flatten(2), 1 / prod(features.shape[1:]))
 
 
-def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
-    dtype, batch, pixels, channels = integers[:4]
-    backward = function.endswith("_backward")
-    features, matrix = batch * pixels * channels * (2.0 if dtype else 4.0), 4.0 * batch * channels**2
+def _work(call: NativeCall) -> Work:
+    batch, pixels, channels = (call.integers[name] for name in ("batch", "pixels", "channels"))
+    backward = call.function.endswith("_backward")
+    width = 2.0 if call.integers["dtype"] else 4.0
+    features, matrix = batch * pixels * channels * width, 4.0 * batch * channels**2
     # forward, the half of the products on and above the diagonal; backward, all
     products = batch * pixels * channels * (2 * channels if backward else channels + 1)
     shape = f"{batch}x{channels}x{pixels} pixels"

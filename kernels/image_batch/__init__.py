@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
+from .._native import native_function
 from .reference import image_batch as reference
 
 NAME = "image_batch"
+_native_forward = native_function(f"{NAME}_forward")
 
 
 @publish(reference)
@@ -73,9 +74,9 @@ def _forward_cpu(store, rows, offsets, mirror, resolution, dtype):
     check(store, rows, offsets, mirror, resolution, dtype)
     _check_inside(store, rows, offsets, resolution)
     images = output(store, rows, resolution, dtype)
-    tensors = (store, rows.contiguous(), offsets.contiguous(), mirror.contiguous(), images)
-    sizes = [DTYPES[dtype], len(rows), store.shape[1], store.shape[3], resolution]
-    _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
+    drawn = {"rows": rows.contiguous(), "offsets": offsets.contiguous(), "mirror": mirror.contiguous()}
+    sizes = {"batch": len(rows), "side": store.shape[1], "channels": store.shape[3], "resolution": resolution}
+    _native_forward(store=store, **drawn, images=images, dtype=DTYPES[dtype], **sizes)
     return images
 
 
@@ -87,7 +88,7 @@ def _forward_fake(store, rows, offsets, mirror, resolution, dtype):
 _forward = define(
     f"{NAME}(Tensor store, Tensor rows, Tensor offsets, Tensor mirror, SymInt resolution, ScalarType dtype) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
 )

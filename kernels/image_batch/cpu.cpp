@@ -7,8 +7,8 @@ namespace KILN_NAMESPACE {
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
 typedef uint16_t vs __attribute__((vector_size(VL * 2)));
 
-// v / 127.5 - 1 of VL bytes, both operations rounded, as the reference does them. In two steps: the compiler has no
-// instruction for one to four.
+// v / 127.5 - 1 of VL bytes, both operations rounded as in the reference. Bytes widen in two steps: the compiler has no
+// instruction that converts one byte to four.
 static inline vf scaled(const uint8_t* from) {
     const vs wide = __builtin_convertvector(*reinterpret_cast<const vb*>(from), vs);
     return __builtin_convertvector(__builtin_convertvector(wide, vi), vf) / splat(127.5f) - splat(1.0f);
@@ -24,15 +24,17 @@ static void convert_row(const uint8_t* from, int64_t n, void* images, int64_t fi
     store_part(DTYPE, images, first + i, scaled(rest), int(n - i));
 }
 
-// pointers: store (M, S, S, C) uint8, rows (int64), offsets (B, 2) (int64), mirror (uint8), images (B, R, R, C);
-// integers: dtype, batch, S, C, R. Rows and windows lie in the store.
-void image_batch_forward(const Arguments& a) {
-    const uint8_t *store = a.pointer<uint8_t>(0), *mirror = a.pointer<uint8_t>(3);
-    const int64_t *rows = a.pointer<int64_t>(1), *offsets = a.pointer<int64_t>(2);
-    void* images = a.pointer<void>(4);
-    const Dtype dtype = Dtype(a.integer(0));
-    const int64_t batch = a.integers[1], side = a.integers[2], channels = a.integers[3], resolution = a.integers[4];
-    const int64_t length = resolution * channels;
+// store: (M, side, side, channels) uint8; rows (batch,) and offsets (batch, 2): int64, of windows that lie in the store;
+// mirror: (batch,) uint8; images: (batch, resolution, resolution, channels).
+KILN_FUNCTION(image_batch_forward,
+              Pointer store, rows, offsets, mirror, images;
+              Integer dtype, batch, side, channels, resolution;) {
+    const uint8_t *store = arguments.store, *mirror = arguments.mirror;
+    const int64_t *rows = arguments.rows, *offsets = arguments.offsets;
+    void* images = arguments.images;
+    const Dtype dtype = Dtype(arguments.dtype);
+    const int64_t batch = arguments.batch, side = arguments.side, channels = arguments.channels;
+    const int64_t resolution = arguments.resolution, length = resolution * channels;
     const auto convert = dtype == F32 ? convert_row<F32> : dtype == BF16 ? convert_row<BF16> : convert_row<F16>;
 
 #pragma omp parallel for schedule(static)
@@ -52,5 +54,3 @@ void image_batch_forward(const Arguments& a) {
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(image_batch_forward)

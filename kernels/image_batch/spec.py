@@ -1,10 +1,11 @@
 """Samples, tolerances and costs of image_batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
 
 
@@ -35,10 +36,11 @@ def _elements(sample: Sample) -> int:
     return sample.shapes["rows"][0] * sample.shapes["store"][3] * sample.options["resolution"] ** 2
 
 
-def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
-    dtype, batch, _, channels, resolution = integers[:5]
+def _work(call: NativeCall) -> Work:
+    batch, channels, resolution = (call.integers[name] for name in ("batch", "channels", "resolution"))
     elements = batch * channels * resolution**2
-    return Work(f"{batch}x{channels}x{resolution}x{resolution}", 2.0 * elements, (3.0 if dtype else 5.0) * elements)
+    moved = (3.0 if call.integers["dtype"] else 5.0) * elements
+    return Work(f"{batch}x{channels}x{resolution}x{resolution}", 2.0 * elements, moved)
 
 
 SPEC = Spec(

@@ -3,15 +3,17 @@
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
+from .._layout import float32
+from .._native import native_function
 from .reference import l1_autoencoder_loss as reference
 
 NAME = "l1_autoencoder_loss"
 SIGNS_OF, IN_BYTES = 64, 16  # elements whose signs are packed together, and the bytes they take
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -58,15 +60,18 @@ def outputs(reconstruction: Tensor, with_signs: bool) -> tuple[Tensor, Tensor, T
     return per_sample, mean, torch.empty((batch, packed), dtype=torch.uint8, device=device)
 
 
+def _sizes(tensor: Tensor) -> dict[str, int]:
+    batch = tensor.shape[0]
+    return {"dtype": DTYPES[tensor.dtype], "batch": batch, "size": tensor.numel() // (batch or 1)}
+
+
 def _forward_cpu(target, reconstruction, with_signs):
     check(target, reconstruction)
     per_sample, mean, signs = outputs(reconstruction, with_signs)
-    batch = target.shape[0]
     dense = order(reconstruction)
     target, reconstruction = target.contiguous(memory_format=dense), reconstruction.contiguous(memory_format=dense)
-    tensors = (target, reconstruction, per_sample, mean, signs if with_signs else None)
-    sizes = [DTYPES[target.dtype], batch, target.numel() // (batch or 1)]
-    _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
+    results = {"per_sample": per_sample, "mean": mean, "signs": signs if with_signs else None}
+    _native_forward(target=target, reconstruction=reconstruction, **results, **_sizes(target))
     return per_sample, mean, signs
 
 
@@ -82,12 +87,10 @@ def gradients(like: Tensor, need: list[bool]) -> list[Tensor]:
 
 def _backward_cpu(signs, like, grad_per_sample, grad_mean, need):
     results = gradients(like, need)
-    upstream = [None if g is None else g.float().contiguous() for g in (grad_per_sample, grad_mean)]
-    batch = like.shape[0]
-    sizes = [DTYPES[like.dtype], batch, like.numel() // (batch or 1)]
-    pointers = [_native.address(t) for t in (signs.contiguous(), *upstream)]
-    pointers += [gradient.data_ptr() if n else 0 for gradient, n in zip(results, need, strict=True)]
-    _native.call(f"{NAME}_backward", pointers, sizes, [])
+    dtarget, dreconstruction = (gradient if needed else None for gradient, needed in zip(results, need, strict=True))
+    upstream = {"grad_per_sample": float32(grad_per_sample), "grad_mean": float32(grad_mean)}
+    written = {"dtarget": dtarget, "dreconstruction": dreconstruction}
+    _native_backward(signs=signs.contiguous(), **upstream, **written, **_sizes(like))
     return tuple(results)
 
 
@@ -104,7 +107,7 @@ _backward = define(
     f"{NAME}_backward(Tensor signs, Tensor like, Tensor? grad_per_sample, Tensor? grad_mean, bool[] need) "
     "-> (Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 
@@ -117,7 +120,7 @@ def _gradients(signs, reconstruction, grad_per_sample, grad_mean, need):
 _forward = define(
     f"{NAME}(Tensor target, Tensor reconstruction, bool with_signs) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
     gradients=Gradients(_gradients, ["target", "reconstruction"], ["per_sample", "mean", "signs"]),

@@ -1,4 +1,5 @@
-// l1_autoencoder_loss on the CPU: per-sample mean |target - reconstruction|; the signs it meets are all backward needs.
+// l1_autoencoder_loss on the CPU: per-sample mean |target - reconstruction|. Backward needs the signs of the differences
+// only, two bits each.
 #include "../_cpu/vector.h"
 
 namespace kiln {
@@ -10,7 +11,7 @@ constexpr int GROUP = 64;        // elements whose signs share 16 bytes: byte i 
 typedef uint8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
 typedef uint16_t vs __attribute__((vector_size(VL * 2)));
 
-// In two steps each: the compiler has no instruction for four to one.
+// Each converts in two steps: the compiler has no instruction that converts four bytes to one or back.
 static inline void store_bytes(uint8_t* to, vu v) {
     *reinterpret_cast<vb*>(to) = __builtin_convertvector(__builtin_convertvector(v, vs), vb);
 }
@@ -55,14 +56,16 @@ static double forward_chunk(const void* target, const void* reconstruction, int6
     return total;
 }
 
-// pointers: target, reconstruction, per_sample (float32), mean (float32), signs of reconstruction - target (or null);
-// integers: dtype, batch, elements per sample. The tensors are dense in the same order.
-void l1_autoencoder_loss_forward(const Arguments& a) {
-    const void *target = a.pointer<void>(0), *reconstruction = a.pointer<void>(1);
-    float* per_sample = a.pointer<float>(2);
-    uint8_t* signs = a.pointer<uint8_t>(4);
-    const Dtype dtype = Dtype(a.integer(0));
-    const int64_t batch = a.integers[1], size = a.integers[2], chunks = (size + CHUNK - 1) / CHUNK;
+// target, reconstruction: (batch, size), dense in the same order; per_sample (batch,) and mean (): float32;
+// signs: of reconstruction - target, or null.
+KILN_FUNCTION(l1_autoencoder_loss_forward,
+              Pointer target, reconstruction, per_sample, mean, signs;
+              Integer dtype, batch, size;) {
+    const void *target = arguments.target, *reconstruction = arguments.reconstruction;
+    float *per_sample = arguments.per_sample, *mean_of_all = arguments.mean;
+    uint8_t* signs = arguments.signs;
+    const Dtype dtype = Dtype(arguments.dtype);
+    const int64_t batch = arguments.batch, size = arguments.size, chunks = (size + CHUNK - 1) / CHUNK;
     double* partial = reinterpret_cast<double*>(scratch(7, 2 * batch * chunks + 2));
     const auto chunk_of = dtype == F32 ? forward_chunk<F32> : dtype == BF16 ? forward_chunk<BF16> : forward_chunk<F16>;
 
@@ -79,7 +82,7 @@ void l1_autoencoder_loss_forward(const Arguments& a) {
         per_sample[b] = float(total / double(size));
         mean += total / double(size);
     }
-    *a.pointer<float>(3) = float(mean / double(batch));
+    *mean_of_all = float(mean / double(batch));
 }
 
 template <bool WHOLE>
@@ -112,14 +115,15 @@ static void backward_chunk(const uint8_t* signs, float coefficient, void* for_ta
         backward_group<false>(DTYPE, signs + i / 4, coefficient, for_target, for_reconstruction, first + i, int(n - i));
 }
 
-// pointers: signs, gradient of per_sample (float32, or null), of mean (float32, or null), of target (or null), of
-// reconstruction (or null); integers: dtype, batch, elements per sample.
-void l1_autoencoder_loss_backward(const Arguments& a) {
-    const uint8_t* signs = a.pointer<uint8_t>(0);
-    const float *of_samples = a.pointer<float>(1), *of_mean = a.pointer<float>(2);
-    void *for_target = a.pointer<void>(3), *for_reconstruction = a.pointer<void>(4);
-    const Dtype dtype = Dtype(a.integer(0));
-    const int64_t batch = a.integers[1], size = a.integers[2], chunks = (size + CHUNK - 1) / CHUNK;
+// grad_per_sample, grad_mean: float32, or null; dtarget, dreconstruction: (batch, size), null where not needed.
+KILN_FUNCTION(l1_autoencoder_loss_backward,
+              Pointer signs, grad_per_sample, grad_mean, dtarget, dreconstruction;
+              Integer dtype, batch, size;) {
+    const uint8_t* signs = arguments.signs;
+    const float *of_samples = arguments.grad_per_sample, *of_mean = arguments.grad_mean;
+    void *for_target = arguments.dtarget, *for_reconstruction = arguments.dreconstruction;
+    const Dtype dtype = Dtype(arguments.dtype);
+    const int64_t batch = arguments.batch, size = arguments.size, chunks = (size + CHUNK - 1) / CHUNK;
     const auto chunk_of = dtype == F32 ? backward_chunk<F32> : dtype == BF16 ? backward_chunk<BF16> : backward_chunk<F16>;
 
 #pragma omp parallel for schedule(static)
@@ -133,6 +137,3 @@ void l1_autoencoder_loss_backward(const Arguments& a) {
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(l1_autoencoder_loss_forward)
-KILN_REGISTER(l1_autoencoder_loss_backward)

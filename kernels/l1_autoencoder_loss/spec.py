@@ -1,11 +1,11 @@
 """Samples, tolerances and costs of l1_autoencoder_loss."""
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
+from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
 
 
@@ -21,13 +21,13 @@ def strong(target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
     return per_sample, per_sample.mean()
 
 
-def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
-    dtype, batch, size = integers[:3]
-    elements, width = batch * size, 2.0 if dtype else 4.0
+def _work(call: NativeCall) -> Work:
+    batch, size = call.integers["batch"], call.integers["size"]
+    elements, width = batch * size, 2.0 if call.integers["dtype"] else 4.0
     signs = elements / 4  # two bits each
-    if function.endswith("_forward"):
+    if call.function.endswith("_forward"):
         return Work(f"{batch}x{size}", 3.0 * elements, 2 * width * elements + signs)
-    gradients = sum(pointer != 0 for pointer in pointers[3:5])
+    gradients = sum(call.pointers[name] != 0 for name in ("dtarget", "dreconstruction"))
     return Work(f"{batch}x{size}", float(gradients * elements), signs + gradients * width * elements)
 
 

@@ -3,18 +3,19 @@
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
+from .._native import native_function
 from ..landmark_heatmap import check_landmarks
 from ..resize_conv_act import FROM_OUTPUT, READS_OUTPUT
 from .reference import landmark_conv as reference
 
 NAME = "landmark_conv"
 MAX_KERNEL = 7
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -111,11 +112,18 @@ def output(landmarks: Tensor, weight: Tensor, height: int, width: int, stride: i
     )
 
 
-def _integers(landmarks, weight, image, y, height, width, stride, padding, radius, subpixel, activation):
-    channels = 0 if image is None else image.shape[1]
-    sizes = [*landmarks.shape[:2], channels, height, width, *weight.shape[2:], *y.shape[1:]]
-    options = [stride, padding, subpixel, radius, FROM_OUTPUT[activation]]
-    return [DTYPES[weight.dtype], *options, *sizes]
+def _sizes(landmarks, weight, image, y, height, width, stride, padding):
+    batch, count = landmarks.shape[:2]
+    cout, _, kh, kw = weight.shape
+    inputs = {"channels": 0 if image is None else image.shape[1], "height": height, "width": width}
+    kernel = {"kh": kh, "kw": kw, "stride": stride, "padding": padding}
+    outputs = {"cout": cout, "out_h": y.shape[2], "out_w": y.shape[3]}
+    return {"dtype": DTYPES[weight.dtype], "batch": batch, "count": count, **inputs, **kernel, **outputs}
+
+
+def _options(sigma, radius, subpixel, activation, negative_slope):
+    stamp = {"sigma": sigma, "radius": radius, "subpixel": subpixel}
+    return {**stamp, "activation": FROM_OUTPUT[activation], "negative_slope": negative_slope}
 
 
 def _forward_cpu(
@@ -124,9 +132,10 @@ def _forward_cpu(
 ):  # fmt: skip
     check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
     y = output(landmarks, weight, height, width, stride, padding)
-    kept = [float32(landmarks), float32(weight), float32(bias), channels_last(image), y]
-    integers = _integers(landmarks, weight, image, y, height, width, stride, padding, radius, subpixel, activation)
-    _native.call(f"{NAME}_forward", [_native.address(t) for t in kept], integers, [sigma, negative_slope])
+    read = {"landmarks": float32(landmarks), "weight": float32(weight), "bias": float32(bias)}
+    sizes = _sizes(landmarks, weight, image, y, height, width, stride, padding)
+    options = _options(sigma, radius, subpixel, activation, negative_slope)
+    _native_forward(**read, image=channels_last(image), y=y, **sizes, **options)
     return y
 
 
@@ -149,11 +158,12 @@ def _backward_cpu(
 ):  # fmt: skip
     results = gradients([landmarks, weight, bias, image], need)
     sums = float32_sums(results[:3], need[:3])
-    read = [float32(landmarks), float32(weight), *map(channels_last, (image, y, grad)), float32(grad_scale)]
-    written = [*sums, results[3] if need[3] else None]
-    integers = _integers(landmarks, weight, image, grad, height, width, stride, padding, radius, subpixel, activation)
-    pointers = [_native.address(t) for t in (*read, *written)]
-    _native.call(f"{NAME}_backward", pointers, integers, [sigma, negative_slope])
+    read = {"landmarks": float32(landmarks), "weight": float32(weight), "grad_scale": float32(grad_scale)}
+    read |= {"image": channels_last(image), "y": channels_last(y), "grad": channels_last(grad)}
+    dlandmarks, dweight, dbias = sums
+    written = {"dlandmarks": dlandmarks, "dweight": dweight, "dbias": dbias, "dimage": results[3] if need[3] else None}
+    sizes = _sizes(landmarks, weight, image, grad, height, width, stride, padding)
+    _native_backward(**read, **written, **sizes, **_options(sigma, radius, subpixel, activation, negative_slope))
     round_sums(sums, results[:3])
     return tuple(results)
 
@@ -170,13 +180,13 @@ _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor? y, Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, "
     f"Tensor? grad_scale, {_OPTIONS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, Tensor? grad_scale, {_OPTIONS}) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
     gradients=Gradients(

@@ -15,7 +15,11 @@ static inline int ceil_div(int a, int b) { return -floor_div(-a, b); }
 static inline int larger(int a, int b) { return a > b ? a : b; }
 static inline int smaller(int a, int b) { return a < b ? a : b; }
 
-// The call's integers and floats, in the order kernels/landmark_conv/__init__.py passes them.
+// The sizes and options of a call. SIZES: as its arguments declare them.
+#define SIZES \
+    Integer dtype, stride, padding, subpixel, radius, activation, batch, count, channels, height, width, kh, kw, cout; \
+    Integer out_h, out_w; \
+    Real sigma, negative_slope;
 struct Conv {
     Dtype dtype;
     int stride, padding;
@@ -24,12 +28,13 @@ struct Conv {
     int batch, count, channels, height, width, kh, kw, cout, out_h, out_w;
     float slope;
 
-    explicit Conv(const Arguments& a)
-        : dtype(Dtype(a.integer(0))), stride(a.integer(1)), padding(a.integer(2)),
-          gaussian{a.integer(3) != 0, a.integer(4), float(a.floats[0])}, activation(Activation(a.integer(5))),
-          batch(a.integer(6)), count(a.integer(7)), channels(a.integer(8)), height(a.integer(9)), width(a.integer(10)),
-          kh(a.integer(11)), kw(a.integer(12)), cout(a.integer(13)), out_h(a.integer(14)), out_w(a.integer(15)),
-          slope(float(a.floats[1])) {}
+    template <class A>
+    explicit Conv(const A& a)
+        : dtype(Dtype(a.dtype)), stride(int(a.stride)), padding(int(a.padding)),
+          gaussian{a.subpixel != 0, int(a.radius), float(a.sigma)}, activation(Activation(a.activation)),
+          batch(int(a.batch)), count(int(a.count)), channels(int(a.channels)), height(int(a.height)),
+          width(int(a.width)), kh(int(a.kh)), kw(int(a.kw)), cout(int(a.cout)), out_h(int(a.out_h)),
+          out_w(int(a.out_w)), slope(float(a.negative_slope)) {}
 
     int padded() const { return round_up(cout, VL); }
     int depth() const { return kw * channels; }  // one kernel row of the image's part: neighbours in memory
@@ -37,7 +42,7 @@ struct Conv {
     int64_t kernel() const { return int64_t(kh) * kw * padded(); }
 };
 
-// Bands of output rows: an image, or as much of it as stays near the cache and as every thread needs.
+// Bands of output rows: a band is an image, or the part of an image that fits the cache and gives every thread work.
 struct Bands {
     int height, count;
     Bands(const Conv& c, int threads) {
@@ -63,7 +68,7 @@ struct Reach {
 
     bool empty() const { return in.empty() || low > high; }
     int size() const { return high - low + 1; }
-    // taps [first, last] of output o that meet the support, and the place of the first one's pixel in it
+    // taps [first, last] of output o that meet the support, and the place in the support of the first tap's pixel
     int first_tap(int o) const { return larger(0, in.first - o * stride + padding); }
     int last_tap(int o) const { return smaller(taps - 1, in.last - o * stride + padding); }
     int place(int o, int tap) const { return o * stride - padding + tap - in.first; }
@@ -169,7 +174,7 @@ static void gather_columns(const Conv& c, const Reach& columns, const float* alo
 
 struct Stamps {
     bool used;
-    int rows, columns;  // of the largest
+    int rows, columns;  // of the largest stamp
     int64_t size;
     float* data;
 
@@ -177,7 +182,7 @@ struct Stamps {
         : rows((2 * c.gaussian.radius + c.kh - 1) / c.stride + 1),
           columns((2 * c.gaussian.radius + c.kw - 1) / c.stride + 1),
           size(int64_t(rows) * columns * c.padded()), data(nullptr) {
-        // worth forming when they are used more than once and stay near the cache
+        // to form stamps pays when each is used more than once and all of them stay near the cache
         used = !c.gaussian.subpixel && c.batch > 2 * variants(c) && floats(c) <= 2 << 20;
     }
     static int variants(const Conv& c) { return c.stride * c.stride; }
@@ -255,7 +260,7 @@ static Band image_band(const Conv& c, const void* image, int b, float scale, int
         }
         const int64_t before = int64_t(c.padding) * c.channels, n = int64_t(last) * c.channels;
         std::memset(to, 0, sizeof(float) * before);
-        // whole vectors are written: what follows the pixels is overwritten next
+        // whole vectors are written: the floats past the pixels are overwritten by the next ones
         fill_channels(to + before, image, (int64_t(b) * c.height + row) * c.width * c.channels, int(n), c.dtype, scale);
         std::memset(to + before + n, 0, sizeof(float) * (line - before - n));
     }
@@ -306,7 +311,7 @@ static void image_weight_gradient(const Conv& c, const Band& in, const Band& del
     }
 }
 
-// to += from, n floats of memory that reaches a vector further.
+// to += from, n floats; both have room for a whole vector past the last one.
 static inline void add_some(float* to, const float* from, int n) {
     int i = 0;
     for (; i + VL <= n; i += VL) store(to + i, load(to + i) + load(from + i));
@@ -322,7 +327,7 @@ struct ImageGradient {
     const Conv& c;
     const float* packed;
     int r0, r1;
-    int64_t length;  // of a row, from the first column of padding
+    int64_t length;  // floats of a row, which begins with the first column of padding
     float *given, *rows;
 
     ImageGradient(const Conv& c, const float* packed, int r0, int r1) : c(c), packed(packed), r0(r0), r1(r1) {
@@ -355,7 +360,7 @@ struct ImageGradient {
             const int r = o * c.stride - c.padding + p;
             if (r < r0 || r >= r1) continue;
             float* row = rows + (r - r0) * length;
-            // neighbours overlap: taken far apart, a sum does not wait for the one just stored
+            // windows of neighbours overlap: taken far apart, a sum does not wait for the sum just stored
             for (int first = 0; first < apart; ++first)
                 for (int x = first; x < c.out_w; x += apart)
                     add_some(row + int64_t(x) * step, given + int64_t(x) * wide + p * depth, depth);
@@ -374,13 +379,13 @@ struct ImageGradient {
     }
 };
 
-// pointers: landmarks (B, N, 2), weight (Cout, C + N, KH, KW), bias (or null), all float32; image (or null), y;
-// integers: dtype, stride, padding, subpixel, radius, activation, B, N, C, H, W, KH, KW, Cout, Ho, Wo;
-// floats: sigma, negative slope.
-void landmark_conv_forward(const Arguments& a) {
-    const Conv c(a);
-    const float *landmarks = a.pointer<float>(0), *weight = a.pointer<float>(1), *bias = a.pointer<float>(2);
-    const void* image = a.pointer<void>(3);
+// landmarks (batch, count, 2), weight (cout, channels + count, kh, kw), bias (cout,) or null: float32;
+// image (batch, channels, height, width) or null, y (batch, cout, out_h, out_w): NHWC.
+KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; SIZES) {
+    const Conv c(arguments);
+    const float *landmarks = arguments.landmarks, *weight = arguments.weight, *bias = arguments.bias;
+    const void* image = arguments.image;
+    float* y = arguments.y;  // of the call's dtype
     const int padded = c.padded();
     Stamps stamps(c);
 
@@ -407,7 +412,7 @@ void landmark_conv_forward(const Arguments& a) {
         spread_rows(c, rows, columns, along_y, t, stamp);
     }
 
-    Sink sink{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
+    Sink sink{c.dtype, c.out_h, c.out_w, c.cout, y};
     sink.activation = c.activation, sink.slope = c.slope;
     const bool in_place = c.dtype == F32 && c.cout == padded;  // the sums are formed where the result lies
     const Bands bands(c, omp_get_max_threads());
@@ -416,7 +421,7 @@ void landmark_conv_forward(const Arguments& a) {
         const int b = item / bands.count, o0 = item % bands.count * bands.height;
         const int o1 = smaller(o0 + bands.height, c.out_h);
         const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w, pixels = int64_t(o1 - o0) * c.out_w;
-        float* sums = in_place ? a.pointer<float>(4) + pixel0 * padded : scratch(1, pixels * padded);
+        float* sums = in_place ? y + pixel0 * padded : scratch(1, pixels * padded);
         const Band out{sums, o0, 0, c.out_w, padded};
         const Band in = c.channels ? image_band(c, image, b, 1.0f, o0, o1) : Band{};
         for (int o = o0; o < o1; ++o) {
@@ -452,9 +457,9 @@ void landmark_conv_forward(const Arguments& a) {
     }
 }
 
-// What one thread sums of the parameters' gradients, one after another.
+// One thread's sums of the parameters' gradients, which lie one after another.
 struct Totals {
-    int64_t image, kernels, patches, bias;  // floats of each
+    int64_t image, kernels, patches, bias;  // floats of each sum
     float* data;
     float* kernels_at() const { return data + image; }
     float* patches_at() const { return kernels_at() + kernels; }
@@ -501,7 +506,7 @@ static void landmark_gradients(const Conv& c, const float* landmarks, const floa
     }
 }
 
-// The gradients of the kernels from the summed patches, and all of them into (cout, channels + count, kh, kw).
+// Forms the kernels' gradients from the summed patches and writes all gradients to (cout, channels + count, kh, kw).
 static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& totals, float* dw) {
     const int padded = c.padded(), area = c.kh * c.kw, cin = c.channels + c.count;
 #pragma omp parallel for schedule(static)
@@ -531,22 +536,24 @@ static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& to
     }
 }
 
-// pointers: landmarks, weight, image (or null), y (null without activation), gradient of y, grad_scale (or null);
-// results, each null where not needed: of landmarks, weight and bias (float32), of image. The rest as above.
-void landmark_conv_backward(const Arguments& a) {
-    const Conv c(a);
-    const float *landmarks = a.pointer<float>(0), *weight = a.pointer<float>(1), *grad_scale = a.pointer<float>(5);
-    const void* image = a.pointer<void>(2);
-    float *dlandmarks = a.pointer<float>(6), *dw = a.pointer<float>(7), *db = a.pointer<float>(8);
-    void* dimage = a.pointer<void>(9);
+// y: null without an activation; grad: of y; grad_scale: (batch,) float32 or null. The gradients of landmarks, weight and
+// bias are float32; each is null where not needed.
+KILN_FUNCTION(landmark_conv_backward,
+              Pointer landmarks, weight, image, y, grad, grad_scale, dlandmarks, dweight, dbias, dimage; SIZES) {
+    const Conv c(arguments);
+    const float *landmarks = arguments.landmarks, *weight = arguments.weight, *grad_scale = arguments.grad_scale;
+    const void* image = arguments.image;
+    float *dlandmarks = arguments.dlandmarks, *dw = arguments.dweight, *db = arguments.dbias;
+    void* dimage = arguments.dimage;
     const int padded = c.padded();
     Stamps stamps(c);
     stamps.used = stamps.used && dw;
 
-    Source gradient{c.dtype, c.out_h, c.out_w, c.cout, a.pointer<void>(4)};
-    if (c.activation != NONE) gradient.output = a.pointer<void>(3);
+    Source gradient{c.dtype, c.out_h, c.out_w, c.cout, arguments.grad};
+    if (c.activation != NONE) gradient.output = arguments.y;
     gradient.activation = c.activation, gradient.slope = c.slope;
-    const bool in_place = c.dtype == F32 && c.cout == padded && c.activation == NONE;  // read where it lies
+    // whether the gradient of y can be read where it lies
+    const bool in_place = c.dtype == F32 && c.cout == padded && c.activation == NONE;
 
     const int64_t kernels_size = c.count * c.kernel();
     float* kernels = scratch(7, kernels_size + int64_t(c.cout) * c.wide());
@@ -591,7 +598,7 @@ void landmark_conv_backward(const Arguments& a) {
             const float scale = grad_scale ? grad_scale[b] : 1.0f;
             const Band in = dw && c.channels ? image_band(c, image, b, scale, o0, o1) : Band{};
             ImageGradient of_image(c, adjoint, r0, dimage ? r1 : r0);
-            // one row at a time, for all that read it
+            // one row of the gradient at a time, for all sums that read it
             for (int o = d0; o < d1; ++o) {
                 if (dimage) of_image.add_output_row(delta, o);
                 if (o < o0 || o >= o1) continue;
@@ -628,6 +635,3 @@ void landmark_conv_backward(const Arguments& a) {
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(landmark_conv_forward)
-KILN_REGISTER(landmark_conv_backward)

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import float32
+from .._native import native_function
 from .reference import landmark_heatmap as reference
 
 NAME = "landmark_heatmap"
 MAX_RADIUS = 1 << 20
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -74,8 +75,10 @@ def output(landmarks: Tensor, height: int, width: int, dtype: torch.dtype, chann
     )
 
 
-def _integers(landmarks, maps, channels_last, subpixel, radius):
-    return [DTYPES[maps.dtype], channels_last, subpixel, radius, *maps.shape]
+def _sizes(maps, channels_last):
+    batch, count, height, width = maps.shape
+    sizes = {"batch": batch, "count": count, "height": height, "width": width}
+    return {"dtype": DTYPES[maps.dtype], "channels_last": channels_last, **sizes}
 
 
 def check(landmarks, height, width, sigma, radius, dtype):
@@ -86,9 +89,8 @@ def check(landmarks, height, width, sigma, radius, dtype):
 def _forward_cpu(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
     check(landmarks, height, width, sigma, radius, dtype)
     maps = output(landmarks, height, width, dtype, channels_last)
-    at = float32(landmarks)
-    integers = _integers(landmarks, maps, channels_last, subpixel, radius)
-    _native.call(f"{NAME}_forward", [_native.address(at), _native.address(maps)], integers, [sigma])
+    stamp = {"sigma": sigma, "radius": radius, "subpixel": subpixel}
+    _native_forward(landmarks=float32(landmarks), maps=maps, **stamp, **_sizes(maps, channels_last))
     return maps
 
 
@@ -106,8 +108,8 @@ def _backward_cpu(grad, landmarks, sigma, radius):
     grad = grad if channels_last else grad.contiguous()
     at = float32(landmarks)
     sums = torch.empty_like(at)
-    integers = _integers(landmarks, grad, channels_last, True, radius)
-    _native.call(f"{NAME}_backward", [_native.address(t) for t in (at, grad, sums)], integers, [sigma])
+    stamp = {"sigma": sigma, "radius": radius, "subpixel": True}
+    _native_backward(landmarks=at, grad=grad, dlandmarks=sums, **stamp, **_sizes(grad, channels_last))
     return gradient(landmarks).copy_(sums)
 
 
@@ -124,14 +126,14 @@ def _reference(landmarks, height, width, sigma, radius, subpixel, dtype, channel
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor landmarks, float sigma, int radius) -> Tensor",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor landmarks, SymInt height, SymInt width, float sigma, int radius, bool subpixel, "
     "ScalarType dtype, bool channels_last) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
     gradients=Gradients(_backward, ["landmarks"], ["maps"], only_if={"landmarks": "subpixel"}),

@@ -1,20 +1,21 @@
-// landmark_heatmap on the CPU: zeros are written once, block by block, and each block's stamps while it is in cache.
+// landmark_heatmap on the CPU: zeros are written once, block by block; a block's stamps follow while it is in the cache.
 #include "../_cpu/gaussian.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// The call's integers and floats, in the order kernels/landmark_heatmap/__init__.py passes them.
+// The sizes and options of a call.
 struct Maps {
     Dtype dtype;
     bool channels_last;
     Gaussian gaussian;
     int batch, count, height, width;
 
-    explicit Maps(const Arguments& a)
-        : dtype(Dtype(a.integer(0))), channels_last(a.integer(1)),
-          gaussian{a.integer(2) != 0, a.integer(3), float(a.floats[0])}, batch(a.integer(4)), count(a.integer(5)),
-          height(a.integer(6)), width(a.integer(7)) {}
+    template <class A>
+    explicit Maps(const A& a)
+        : dtype(Dtype(a.dtype)), channels_last(a.channels_last),
+          gaussian{a.subpixel != 0, int(a.radius), float(a.sigma)}, batch(int(a.batch)), count(int(a.count)),
+          height(int(a.height)), width(int(a.width)) {}
 
     // where pixel (row, 0) of a map lies, and how far apart its pixels are
     int64_t row(int64_t image, int n, int y) const {
@@ -51,12 +52,14 @@ static void stamp(const Maps& m, const float* landmark, int64_t image, int n, in
     }
 }
 
-// pointers: landmarks (B, N, 2) float32, result; integers: dtype, channels_last, subpixel, radius, B, N, H, W;
-// floats: sigma.
-void landmark_heatmap_forward(const Arguments& a) {
-    const Maps m(a);
-    const float* landmarks = a.pointer<float>(0);
-    char* out = a.pointer<char>(1);
+// landmarks: (batch, count, 2) float32; maps: (batch, count, height, width).
+KILN_FUNCTION(landmark_heatmap_forward,
+              Pointer landmarks, maps;
+              Integer dtype, channels_last, subpixel, radius, batch, count, height, width;
+              Real sigma;) {
+    const Maps m(arguments);
+    const float* landmarks = arguments.landmarks;
+    char* out = arguments.maps;
     const int64_t row_bytes = int64_t(m.width) * element_size(m.dtype) * (m.channels_last ? m.count : 1);
     const int64_t fit = (128 << 10) / row_bytes;
     const int height = int(fit < 1 ? 1 : fit < m.height ? fit : m.height), bands = (m.height + height - 1) / height;
@@ -73,12 +76,15 @@ void landmark_heatmap_forward(const Arguments& a) {
     }
 }
 
-// pointers: landmarks (B, N, 2) float32, gradient of the maps, gradient of the landmarks (float32); the rest as above.
-void landmark_heatmap_backward(const Arguments& a) {
-    const Maps m(a);
-    const float* landmarks = a.pointer<float>(0);
-    const void* gradient = a.pointer<void>(1);
-    float* result = a.pointer<float>(2);
+// grad: of the maps, laid out as they are; dlandmarks: (batch, count, 2) float32.
+KILN_FUNCTION(landmark_heatmap_backward,
+              Pointer landmarks, grad, dlandmarks;
+              Integer dtype, channels_last, subpixel, radius, batch, count, height, width;
+              Real sigma;) {
+    const Maps m(arguments);
+    const float* landmarks = arguments.landmarks;
+    const void* gradient = arguments.grad;
+    float* result = arguments.dlandmarks;
 
 #pragma omp parallel for schedule(static)
     for (int64_t item = 0; item < int64_t(m.batch) * m.count; ++item) {
@@ -113,6 +119,3 @@ void landmark_heatmap_backward(const Arguments& a) {
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(landmark_heatmap_forward)
-KILN_REGISTER(landmark_heatmap_backward)

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
+from .._native import native_function
 from . import packed_weights
 from .reference import ACTIVATIONS
 from .reference import resize_conv_act as reference
@@ -23,6 +23,7 @@ FROM_OUTPUT = {name: number for name, number in ACTIVATION_NUMBERS.items() if na
 READS_OUTPUT = FROM_OUTPUT.keys() - {"none"}  # those of them whose derivative is not constant
 DIRECT, TRANSFORMED, LARGE_TILES = 0, 1, 2
 NAME = "resize_conv_act"
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -72,11 +73,11 @@ def resize_conv_act(
 
 
 def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str, exact: bool) -> int:
-    """Which algebra runs.
+    """The number of the algebra that runs: DIRECT, TRANSFORMED or LARGE_TILES.
 
-    Few channels take the direct sum; "up" its nine products; "down" the direct sum too, or with many channels the same
-    products gathered for larger matrices; the same size Winograd tiles, F(4x4) unless many of its tiles would hang over
-    the edge or there are hardly any.
+    Few channels: the direct sum. Else "up": nine products. "down": the direct sum, its products gathered for larger
+    matrices where there are many channels. "none": Winograd tiles, F(4x4), or F(2x2) where many of the larger tiles
+    would hang over the edge or where there are only a few tiles.
     """
     fewest = min(channels, out_channels)
     if exact or fewest < (96 if resize == "down" else 8):
@@ -88,10 +89,9 @@ def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str
 
 
 def tile_cost(x_shape: tuple[int, ...], channels: int, out_channels: int, side: int) -> int:
-    """What the same size takes in tiles of side x side outputs: products of one input and one output channel.
+    """What a convolution at one size costs in tiles of side x side outputs: products of an input and an output channel.
 
-    To pack the weights and to sum their gradient is worth so many tiles more, most of all where these do not fit into
-    the L2 cache.
+    Packing the weights and summing their gradient cost as much as `more` tiles; more where they outgrow the L2 cache.
     """
     batch, _, height, width = x_shape
     products = (side + 2) ** 2
@@ -150,13 +150,14 @@ def output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
     )
 
 
-def _integers(x: Tensor, weight: Tensor, second: Tensor | None, resize: str, act: str, exact: bool) -> list[int]:
-    channels = x.shape[1]
-    further = 0 if second is None else second.shape[1]
+def _sizes(x, weight, second, resize, activation, negative_slope, exact):
+    batch, channels, height, width = x.shape
+    further, cout = 0 if second is None else second.shape[1], weight.shape[0]
     merged = channels if resize == "up" else channels + further
-    which = form(x.shape, merged, weight.shape[0], resize, exact)
-    sizes = [x.shape[0], channels, further, x.shape[2], x.shape[3], weight.shape[0]]
-    return [DTYPES[x.dtype], RESIZES[resize], ACTIVATION_NUMBERS[act], which, *sizes]
+    which = form(x.shape, merged, cout, resize, exact)
+    options = {"resize": RESIZES[resize], "activation": ACTIVATION_NUMBERS[activation], "form": which}
+    inputs = {"batch": batch, "channels": channels, "further": further, "height": height, "width": width}
+    return {"dtype": DTYPES[x.dtype], **options, **inputs, "cout": cout, "negative_slope": negative_slope}
 
 
 def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
@@ -164,10 +165,9 @@ def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negati
     y = output(x, weight, resize)
     x, second = channels_last(x), channels_last(second)
     weights, biases = float32(weight), float32(bias)
-    integers = _integers(x, weight, second, resize, activation, exact)
-    kept = packed_weights.packed(weight, weights, integers)
-    pointers = [_native.address(t) for t in (x, weights, biases, second, y, kept)]
-    _native.call(f"{NAME}_forward", pointers, integers, [negative_slope])
+    sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
+    kept = packed_weights.packed(weight, weights, sizes)
+    _native_forward(x=x, weight=weights, bias=biases, second=second, y=y, kept=kept, **sizes)
     return y
 
 
@@ -188,11 +188,11 @@ def _backward_cpu(
     results = gradients([x, weight, bias, second], need)
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
-    integers = _integers(x, weight, second, resize, activation, exact)
-    read = [channels_last(x), float32(weight), *map(channels_last, (second, y, grad)), float32(grad_scale)]
-    written = [dx if need[0] else None, dsecond if need[3] else None, dw, db]
-    pointers = [_native.address(t) for t in (*read, *written)]
-    _native.call(f"{NAME}_backward", pointers, [*integers, input_grad_from], [negative_slope])
+    sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
+    read = {"x": channels_last(x), "weight": float32(weight), "second": channels_last(second)}
+    read |= {"y": channels_last(y), "grad": channels_last(grad), "grad_scale": float32(grad_scale)}
+    written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
+    _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)
     round_sums([dw, db], [dweight, dbias])
     return tuple(results)
 
@@ -207,14 +207,14 @@ _backward = define(
     "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
     "float negative_slope, bool exact, int input_grad_from) -> Tensor",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference,
     gradients=Gradients(
@@ -224,5 +224,5 @@ _forward = define(
         takes_none=False,
         fused_for=("activation", FROM_OUTPUT),
     ),
-    autocast=("weight", "bias"),  # cast as they are packed, and their gradients need no cast at all
+    autocast=("weight", "bias"),  # they are rounded as they are packed; float32 parameters get float32 gradients
 )

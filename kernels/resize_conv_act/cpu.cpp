@@ -57,11 +57,11 @@ struct WeightPass {
     int taps;
     float g[6][3];
     bool direct;
-    // `scale`, from the first of the images on, or null; a direct pass has it in its input already
+    // scale: the samples' factors from the first image on, or null; a direct pass has them in its input already
     void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, int images,
                  const float* scale, float* sums);
 
-    // the operand whose channels are scalars of the product may lie dense; vectors and transforms want padding
+    // dense: the operand whose channels are scalars of the product; padded: what is read as vectors or transformed
     Spacing input_spacing(const Sums& layout) const { return direct && layout.by_output() ? DENSE : PADDED; }
     Spacing gradient_spacing(const Sums& layout) const { return direct && !layout.by_output() ? DENSE : PADDED; }
 };
@@ -85,7 +85,10 @@ template <class A> static WeightPass transformed_weights() {
     return p;
 }
 
-// The call's integers, in the order kernels/resize_conv_act/__init__.py passes them.
+// The sizes and options of a call. SIZES: as its arguments declare them; channels, further: those of x and of second.
+#define SIZES \
+    Integer dtype, resize, activation, form, batch, channels, further, height, width, cout; \
+    Real negative_slope;
 struct Call {
     Dtype dtype;
     Resize resize;
@@ -94,10 +97,11 @@ struct Call {
     int batch, c1, c2, h, w, cout;
     float slope;
 
-    explicit Call(const Arguments& a)
-        : dtype(Dtype(a.integer(0))), resize(Resize(a.integer(1))), activation(Activation(a.integer(2))),
-          form(Form(a.integer(3))), batch(a.integer(4)), c1(a.integer(5)), c2(a.integer(6)), h(a.integer(7)),
-          w(a.integer(8)), cout(a.integer(9)), slope(float(a.floats[0])) {}
+    template <class A>
+    explicit Call(const A& a)
+        : dtype(Dtype(a.dtype)), resize(Resize(a.resize)), activation(Activation(a.activation)), form(Form(a.form)),
+          batch(int(a.batch)), c1(int(a.channels)), c2(int(a.further)), h(int(a.height)), w(int(a.width)),
+          cout(int(a.cout)), slope(float(a.negative_slope)) {}
 
     int conv_h() const { return resize == UP_FIRST ? 2 * h : h; }
     int conv_w() const { return resize == UP_FIRST ? 2 * w : w; }
@@ -121,7 +125,7 @@ struct Passes {
     WeightPass weights;
 };
 
-// Where the output is thin, the weight gradient moves its taps over the narrower tensor: the gradient.
+// The weight gradient moves its taps over the narrower tensor: over the gradient where the output has few channels.
 static WeightPass same_size_weights(int cin, int cout) {
     return Sums{cin, cout}.by_output() ? direct_weights<SAME, false>() : direct_weights<SAME_ADJOINT, true>();
 }
@@ -149,8 +153,8 @@ struct Cut {
     int batch, rows, bands, images;  // bands of an image
 };
 
-// An item's padded input and gradient fill a few hundred KiB; its rows are a multiple of every form's tile. Where there
-// are few items, there are as many for every thread. Images that need less than a band go together.
+// A work item's padded input and gradient fill a few hundred KiB, and its rows are a multiple of every form's tile. Where
+// there are few items, each thread gets equally many. Images smaller than a band share an item.
 static Cut cut_of(const Call& call, int threads) {
     const int up = call.resize == UP_FIRST ? 4 : 1;
     const int64_t row_bytes = 4ll * call.w * (round_up(call.merged(), VL) + up * round_up(call.cout, VL));
@@ -176,7 +180,8 @@ template <class Body> static void for_items(const Cut& cut, int thread, int thre
     }
 }
 
-// The weights of a forward pass as it reads them; kept between calls, they follow a copy of what they were made of.
+// The weights of a forward pass as it reads them. Where they are kept between calls, a copy of the weight they were made
+// of lies before them.
 struct PackedForward {
     const Call& call;
     Pass pass, apart;
@@ -194,35 +199,36 @@ struct PackedForward {
     }
 };
 
-// pointers: weight, kept (or null), an int64 answer: the floats to keep, or whether those kept are of this weight.
-void resize_conv_act_kept(const Arguments& a) {
-    const Call call(a);
-    const float *weight = a.pointer<float>(0), *kept = a.pointer<float>(1);
+// answer: an int64, the floats to keep of a weight, or, where `kept` is not null, whether it was made of this weight.
+KILN_FUNCTION(resize_conv_act_kept, Pointer weight, kept, answer; SIZES) {
+    const Call call(arguments);
+    const float *weight = arguments.weight, *kept = arguments.kept;
+    int64_t* answer = arguments.answer;
     const PackedForward packed(call, weight);
-    *a.pointer<int64_t>(2) = kept ? !std::memcmp(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9)
-                                  : packed.source() + packed.floats();
+    *answer = kept ? !std::memcmp(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9)
+                   : packed.source() + packed.floats();
 }
 
-// pointers: weight, kept: fills it.
-void resize_conv_act_keep(const Arguments& a) {
-    const Call call(a);
-    const float* weight = a.pointer<float>(0);
-    float* kept = a.pointer<float>(1);
+// Fills `kept` with a copy of the weight and what is packed of it.
+KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
+    const Call call(arguments);
+    const float* weight = arguments.weight;
+    float* kept = arguments.kept;
     const PackedForward packed(call, weight);
     std::memcpy(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9);
     packed.pack(kept + packed.source());
 }
 
-// pointers: x, weight, bias, second, y, kept (null: the weights are packed for this call alone).
-void resize_conv_act_forward(const Arguments& a) {
-    const Call call(a);
-    const void* second = a.pointer<void>(3);
-    const float* bias = a.pointer<float>(2);
-    const float* kept = a.pointer<float>(5);
-    const PackedForward forward(call, a.pointer<float>(1));
+// x, second (or null), y: NHWC; weight, bias (or null): float32; kept: null where the weights are packed for this call
+// alone.
+KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, bias, second, y, kept; SIZES) {
+    const Call call(arguments);
+    const void* second = arguments.second;
+    const float *bias = arguments.bias, *kept = arguments.kept;
+    const PackedForward forward(call, arguments.weight);
     const Pass &pass = forward.pass, &apart = forward.apart;
     const Weights &w = forward.w, &w2 = forward.w2;
-    const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
+    const Source source = call.source(arguments.x, second), other = call.second_source(second);
     const int padded = w.padded();
 
     float* padded_bias = scratch(7, padded + (kept ? 0 : forward.floats()));
@@ -231,7 +237,7 @@ void resize_conv_act_forward(const Arguments& a) {
     const float* packed2 = packed + forward.first();
     for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
 
-    Sink sink{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
+    Sink sink{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.y};
     sink.bias = padded_bias, sink.activation = call.activation, sink.slope = call.slope;
 
     const int rows = cells(call.out_h(), pass.rows), columns = cells(call.out_w(), pass.rows);
@@ -290,25 +296,28 @@ static void bias_gradient(const Band& delta, Images images, const float* scale, 
     }
 }
 
-void resize_conv_act_backward(const Arguments& a) {
-    const Call call(a);
-    const float* weight = a.pointer<float>(1);
-    const void* second = a.pointer<void>(2);
-    const float* grad_scale = a.pointer<float>(5);
-    void *dx = a.pointer<void>(6), *dsecond = a.pointer<void>(7);
-    float *dw = a.pointer<float>(8), *db = a.pointer<float>(9);
+// x, second (or null), y (read where there is an activation), grad (of y): NHWC; weight, grad_scale (or null): float32.
+// The gradients of weight and bias are float32; each gradient is null where not needed.
+KILN_FUNCTION(resize_conv_act_backward,
+              Pointer x, weight, second, y, grad, grad_scale, dx, dsecond, dweight, dbias; SIZES
+              Integer input_grad_from;) {
+    const Call call(arguments);
+    const float *weight = arguments.weight, *grad_scale = arguments.grad_scale;
+    const void* second = arguments.second;
+    void *dx = arguments.dx, *dsecond = arguments.dsecond;
+    float *dw = arguments.dweight, *db = arguments.dbias;
 
     const Passes passes = passes_of(call);
     const Pass input = passes.input, apart = direct<SAME_ADJOINT>();
     const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
     const bool split = call.second_apart();
     const bool need_input = dx || (dsecond && !split), need_apart = split && dsecond;
-    const int input_from = a.integer(10);  // images before it get no gradient in x and second
+    const int input_from = int(arguments.input_grad_from);  // images before this one get no gradient in x and second
 
-    const Source source = call.source(a.pointer<void>(0), second), other = call.second_source(second);
-    Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, a.pointer<void>(4)};
+    const Source source = call.source(arguments.x, second), other = call.second_source(second);
+    Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.grad};
     gradient.activation = call.activation, gradient.slope = call.slope;
-    if (call.activation != NONE) gradient.output = a.pointer<void>(3);
+    if (call.activation != NONE) gradient.output = arguments.y;
 
     const Weights w = call.weights(weight, true), w2 = call.second_weights(weight, true);
     float* packed = scratch(7, packed_floats(w, input.products) + packed_floats(w2, apart.products));
@@ -327,7 +336,7 @@ void resize_conv_act_backward(const Arguments& a) {
     float* all_sums = dw || db ? scratch(5, sums_stride * threads) : nullptr;
     if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
 
-    // the gradient lies dense only where every pass that reads it can take it so
+    // the gradient lies dense only where every pass that reads it takes dense input
     const bool dense = !split && weights.gradient_spacing(layout) == DENSE &&
                        (!need_input || input.spacing(w) == DENSE);
     const Cut cut = cut_of(call, threads);
@@ -339,7 +348,7 @@ void resize_conv_act_backward(const Arguments& a) {
             const int x0 = band * cut.rows, x1 = x0 + cut.rows < call.h ? x0 + cut.rows : call.h;
             const int i0 = x0 / input.rows, i1 = cells(x1, input.rows), i_columns = cells(call.w, input.rows);
             const int g0 = x0 / weights.x_rows, g1 = cells(x1, weights.x_rows), g_columns = cells(call.w, weights.x_rows);
-            const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // the second input's rows, where it is apart
+            const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // of the second input, where it is apart
 
             Extent rows, columns;
             rows.cover(g0, g1, weights.g_step, weights.g_low, weights.g_high);
@@ -361,7 +370,7 @@ void resize_conv_act_backward(const Arguments& a) {
                 const int low = g0 * weights.in_step + weights.in_low;
                 const int high = (g1 - 1) * weights.in_step + weights.in_high;
                 const int left = weights.in_low, right = (g_columns - 1) * weights.in_step + weights.in_high;
-                // transforms read the tensor itself, and have the samples' scale join on the gradient's side
+                // transforms read the input tensor itself: the samples' scale multiplies the gradient instead
                 const Band in = weights.direct ? fill_band(0, source, images, grad_scale, weights.input_spacing(layout),
                                                            low, high, left, right)
                                                : view_or_band(0, source, images, low, high, left, right);
@@ -402,8 +411,3 @@ void resize_conv_act_backward(const Arguments& a) {
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(resize_conv_act_kept)
-KILN_REGISTER(resize_conv_act_keep)
-KILN_REGISTER(resize_conv_act_forward)
-KILN_REGISTER(resize_conv_act_backward)

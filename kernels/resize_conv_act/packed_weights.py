@@ -1,8 +1,10 @@
 """Weights as the kernels read them, kept between the calls of inference.
 
-In training every weight changes each step and is packed once in it. Where a weight needs no gradient, what was packed
-is kept with the weight and serves as long as it is bit for bit the weight it was made of: it can never be stale.
+In training every weight changes in each step and is packed once in it. Where a weight needs no gradient, its packed
+form is kept, and with it a copy of the weight. Each call compares that copy bit for bit: no kept form is ever stale.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,37 +12,36 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _native
 
-KEPT = WeakTensorKeyDictionary()  # weight -> call -> what was packed; gone with the weight
+_kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_function("resize_conv_act_keep")
+KEPT = WeakTensorKeyDictionary()  # weight -> form of a call -> the packed weight; an entry dies with its weight
 
 
 def keep(weight: Tensor) -> None:
-    """From now on what is packed of this weight is kept."""
+    """Keeps what is packed of this weight from now on."""
     if weight not in KEPT and weight.device.type == "cpu":
         KEPT[weight] = {}
 
 
-def packed(weight: Tensor, float32: Tensor, integers: list[int]) -> Tensor | None:
-    """What is kept of a weight for a forward call with such integers, made now where need be; None: nothing is kept.
+def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | None:
+    """What is kept of a weight for a forward call of such sizes, made now where need be; None: nothing is kept.
 
     float32: the weight's values, (Cout, Cin, 3, 3) contiguous.
     """
     calls = KEPT.get(weight)
     if calls is None:
         return None
-    _, resize, _, form, _, *channels, _, _, _ = integers
-    key = (resize, form, *channels, _native.load().isa())
-    found = calls.get(key)
+    key = (*(sizes[name] for name in ("resize", "form", "channels", "further")), _native.load().isa())
+    kept = calls.get(key)
+    if kept is None or not _ask(float32, kept, sizes):
+        # in new memory: another thread may be reading the old
+        kept = torch.empty(_ask(float32, None, sizes), dtype=torch.float32)
+        _keep(weight=float32, kept=kept, **sizes)
+        calls[key] = kept
+    return kept
+
+
+def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
+    """Whether what is kept was made of this weight; without it, how many floats it takes."""
     answer = torch.empty(1, dtype=torch.int64)
-
-    def ask() -> int:
-        pointers = [_native.address(t) for t in (float32, found, answer)]
-        _native.call("resize_conv_act_kept", pointers, integers, [0.0])
-        return int(answer)
-
-    if found is None or not ask():
-        # a fresh one: another thread may be reading the old
-        found = None
-        found = torch.empty(ask(), dtype=torch.float32)
-        _native.call("resize_conv_act_keep", [_native.address(t) for t in (float32, found)], integers, [0.0])
-        calls[key] = found
-    return found
+    _kept(weight=weight, kept=kept, answer=answer, **sizes)
+    return int(answer)

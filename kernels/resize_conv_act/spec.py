@@ -1,9 +1,10 @@
 """Samples, tolerances and costs of resize_conv_act."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
+from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
 from .reference import ACTIVATIONS
 from .strong import resize_conv_act as strong
@@ -82,7 +83,7 @@ def _bytes(s: Sample, dtype: torch.dtype) -> float:
     return float(dtype.itemsize) * (3 * x + 3 * out + 3 * weight)
 
 
-# form -> (name, products for each output of the convolution), by resize as the call's integers number them
+# form -> (name, products for each output of the convolution), by resize: both as native calls number them
 _FORMS = {
     0: {0: ("direct", 9), 1: ("2x2 tiles", 16 / 4), 2: ("4x4 tiles", 36 / 16)},
     1: {0: ("4 phases", 16 / 4), 1: ("9 products", 9 / 4)},
@@ -90,8 +91,9 @@ _FORMS = {
 }
 
 
-def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
-    dtype, resize, _, form, b, c, c2, h, w, cout = integers[:10]
+def _work(call: NativeCall) -> Work:
+    names = ("dtype", "resize", "form", "batch", "channels", "further", "height", "width", "cout")
+    dtype, resize, form, b, c, c2, h, w, cout = (call.integers[name] for name in names)
     scale = 2 if resize == 1 else 1
     out = b * -(-h // 2) * -(-w // 2) if resize == 2 else b * h * w * scale**2
     name, each = _FORMS[resize][form]
@@ -99,12 +101,12 @@ def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Wo
     first, apart = (each * c, 9 * c2) if resize == 1 else (each * (c + c2), 0)
     x, second, y = b * h * w * c, b * h * w * scale**2 * c2, out * cout
     weight = cout * (c + c2) * 9
-    if not function.endswith(("_forward", "_backward")):
+    if not call.function.endswith(("_forward", "_backward")):
         return Work("weights kept by inference", 0.0, 8.0 * weight)
-    if function.endswith("_forward"):
+    if call.function.endswith("_forward"):
         products, moved = first + apart, x + second + weight + y
     else:
-        dx, dsecond, dw = (pointer != 0 for pointer in pointers[6:9])
+        dx, dsecond, dw = (call.pointers[name] != 0 for name in ("dx", "dsecond", "dweight"))
         products = first * ((dx or (dsecond and not apart)) + dw) + apart * (dsecond + dw)
         # y and its gradient are read once for all of them
         moved = 2 * y + weight * (1 + dw) + x * (dx + dw) + second * (dsecond + dw)

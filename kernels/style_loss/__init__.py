@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._availability import gpu
+from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
-from .._layout import dense_order
+from .._layout import dense_order, float32
+from .._native import native_function
 from .reference import style_loss as reference
 
 NAME = "style_loss"
+_native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
 @publish(reference)
@@ -47,13 +48,14 @@ def check(a: Tensor, b: Tensor) -> None:
     require_device(NAME, "b", b, "a", a)
 
 
-def _dense(a: Tensor, b: Tensor, squared: bool) -> tuple[Tensor, Tensor, list[int]]:
-    """Both to be read in place, and the integers that the native functions take."""
+def _dense(a: Tensor, b: Tensor) -> dict[str, Tensor | int]:
+    """Both as they are read in place, and their sizes, as the native functions take them."""
     batch, channels, height, width = a.shape
-    orders = dense_order(a), dense_order(b)
-    planar = [order == torch.contiguous_format for order in orders]
-    sizes = [DTYPES[a.dtype], batch, height * width, channels, squared, *planar]
-    return a.contiguous(memory_format=orders[0]), b.contiguous(memory_format=orders[1]), sizes
+    of_a, of_b = dense_order(a), dense_order(b)
+    features = {"a": a.contiguous(memory_format=of_a), "b": b.contiguous(memory_format=of_b)}
+    planar = {"a_planar": of_a == torch.contiguous_format, "b_planar": of_b == torch.contiguous_format}
+    sizes = {"batch": batch, "pixels": height * width, "channels": channels}
+    return {"dtype": DTYPES[a.dtype], **features, **planar, **sizes}
 
 
 def outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,9 +68,9 @@ def outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
 def _forward_cpu(a, b, squared, with_difference):
     check(a, b)
     results = outputs(a, with_difference)
-    a, b, sizes = _dense(a, b, squared)
-    tensors = (a, b, *results[:2], results[2] if with_difference else None)
-    _native.call(f"{NAME}_forward", [_native.address(t) for t in tensors], sizes, [])
+    per_sample, mean, difference = results
+    written = {"per_sample": per_sample, "mean": mean, "difference": difference if with_difference else None}
+    _native_forward(**_dense(a, b), **written, squared=squared)
     return results
 
 
@@ -84,11 +86,10 @@ def gradients(a: Tensor, b: Tensor, need: list[bool]) -> list[Tensor]:
 
 def _backward_cpu(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
     results = gradients(a, b, need)
-    a, b, sizes = _dense(a, b, squared)
-    upstream = [None if g is None else g.float().contiguous() for g in (grad_per_sample, grad_mean)]
-    written = [g if n else None for g, n in zip(results, need, strict=True)]
-    tensors = (a, b, difference.contiguous(), per_sample.contiguous(), *upstream, *written)
-    _native.call(f"{NAME}_backward", [_native.address(t) for t in tensors], sizes, [])
+    da, db = (gradient if needed else None for gradient, needed in zip(results, need, strict=True))
+    kept = {"difference": difference.contiguous(), "per_sample": per_sample.contiguous()}
+    upstream = {"grad_per_sample": float32(grad_per_sample), "grad_mean": float32(grad_mean)}
+    _native_backward(**_dense(a, b), **kept, **upstream, da=da, db=db, squared=squared)
     return tuple(results)
 
 
@@ -105,13 +106,13 @@ _backward = define(
     f"{NAME}_backward(Tensor a, Tensor b, Tensor difference, Tensor per_sample, Tensor? grad_per_sample, "
     "Tensor? grad_mean, bool squared, bool[] need) -> (Tensor, Tensor)",
     cpu=_backward_cpu,
-    cuda=gpu(__name__, "backward"),
+    cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor a, Tensor b, bool squared, bool with_difference) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
-    cuda=gpu(__name__, "forward"),
+    cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
     gradients=Gradients(_backward, ["a", "b"], ["per_sample", "mean", "difference"]),

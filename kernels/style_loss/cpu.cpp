@@ -26,16 +26,18 @@ static double squared_norm(const Triangle& sums, float scale) {
     return total;
 }
 
-// pointers: a, b, per_sample (float32), mean (float32), Gram(a) - Gram(b) (B, C, C) float32 (or null);
-// integers: dtype, batch, pixels, channels, squared, a planar (NCHW, else NHWC), b planar.
-void style_loss_forward(const Arguments& arguments) {
-    const Dtype dtype = Dtype(arguments.integer(0));
-    const int64_t batch = arguments.integers[1], pixels = arguments.integers[2];
-    const int channels = arguments.integer(3);
-    const bool squared = arguments.integer(4);
-    const Features a{dtype, pixels, channels, bool(arguments.integer(5)), arguments.pointer<void>(0)};
-    const Features b{dtype, pixels, channels, bool(arguments.integer(6)), arguments.pointer<void>(1)};
-    float *per_sample = arguments.pointer<float>(2), *difference = arguments.pointer<float>(4);
+// a, b: (B, C, H, W), each planar (NCHW) or NHWC; per_sample (B,) and mean (): float32;
+// difference: Gram(a) - Gram(b), (B, C, C) float32, or null.
+KILN_FUNCTION(style_loss_forward,
+              Pointer a, b, per_sample, mean, difference;
+              Integer dtype, batch, pixels, channels, squared, a_planar, b_planar;) {
+    const Dtype dtype = Dtype(arguments.dtype);
+    const int64_t batch = arguments.batch, pixels = arguments.pixels;
+    const int channels = int(arguments.channels);
+    const bool squared = arguments.squared;
+    const Features a{dtype, pixels, channels, bool(arguments.a_planar), arguments.a};
+    const Features b{dtype, pixels, channels, bool(arguments.b_planar), arguments.b};
+    float *per_sample = arguments.per_sample, *difference = arguments.difference, *mean_of_all = arguments.mean;
     const float scale = 1.0f / float(pixels * channels);
     for_each_gram(a, &b, batch, [=](int64_t image, const Triangle& sums) {
         const double norm = squared_norm(sums, scale);
@@ -44,21 +46,25 @@ void style_loss_forward(const Arguments& arguments) {
     });
     double mean = 0;
     for (int64_t image = 0; image < batch; ++image) mean += per_sample[image];
-    *arguments.pointer<float>(3) = float(mean / double(batch));
+    *mean_of_all = float(mean / double(batch));
 }
 
-// pointers: a, b, Gram(a) - Gram(b), per_sample, gradient of per_sample (or null), of mean (or null), of a (or
-// null), of b (or null); integers as in forward.
-void style_loss_backward(const Arguments& arguments) {
-    const Dtype dtype = Dtype(arguments.integer(0));
-    const int64_t batch = arguments.integers[1], pixels = arguments.integers[2];
-    const int channels = arguments.integer(3);
-    const bool squared = arguments.integer(4);
-    const float *difference = arguments.pointer<float>(2), *per_sample = arguments.pointer<float>(3);
-    const float *of_samples = arguments.pointer<float>(4), *of_mean = arguments.pointer<float>(5);
+// a, b, difference, per_sample: as in the forward pass; grad_per_sample, grad_mean: the gradients of its results, or
+// null; da, db: laid out as a and b, null where not needed.
+KILN_FUNCTION(style_loss_backward,
+              Pointer a, b, difference, per_sample, grad_per_sample, grad_mean, da, db;
+              Integer dtype, batch, pixels, channels, squared, a_planar, b_planar;) {
+    const Dtype dtype = Dtype(arguments.dtype);
+    const int64_t batch = arguments.batch, pixels = arguments.pixels;
+    const int channels = int(arguments.channels);
+    const bool squared = arguments.squared;
+    const float *difference = arguments.difference, *per_sample = arguments.per_sample;
+    const float *of_samples = arguments.grad_per_sample, *of_mean = arguments.grad_mean;
+    const Features both[] = {{dtype, pixels, channels, bool(arguments.a_planar), arguments.a},
+                             {dtype, pixels, channels, bool(arguments.b_planar), arguments.b}};
+    void* const results[] = {arguments.da, arguments.db};
     for (int side = 0; side < 2; ++side) {
-        void* result = arguments.pointer<void>(6 + side);
-        if (!result) continue;
+        if (!results[side]) continue;
         const float scale = (side == 0 ? 1.0f : -1.0f) / float(pixels * channels);
         const auto factor = [=](int64_t image) {
             const float upstream =
@@ -66,13 +72,9 @@ void style_loss_backward(const Arguments& arguments) {
             const float norm = per_sample[image];
             return norm == 0.0f ? 0.0f : upstream * scale * (squared ? 2.0f : 1.0f / norm);
         };
-        const Features f{dtype, pixels, channels, bool(arguments.integer(5 + side)), arguments.pointer<void>(side)};
-        gram_gradient(f, batch, difference, true, factor, result);
+        gram_gradient(both[side], batch, difference, true, factor, results[side]);
     }
 }
 
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln
-
-KILN_REGISTER(style_loss_forward)
-KILN_REGISTER(style_loss_backward)

@@ -1,11 +1,11 @@
 """Samples, tolerances, costs and the strongest library form of style_loss."""
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
+from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
 
 
@@ -41,14 +41,15 @@ def strong(a: Tensor, b: Tensor, *, squared: bool = False) -> tuple[Tensor, Tens
     return per_sample, per_sample.mean()
 
 
-def _work(function: str, pointers: Sequence[int], integers: Sequence[int]) -> Work:
-    dtype, batch, pixels, channels = integers[:4]
-    backward = function.endswith("_backward")
-    features, matrix = batch * pixels * channels * (2.0 if dtype else 4.0), 4.0 * batch * channels**2
+def _work(call: NativeCall) -> Work:
+    batch, pixels, channels = (call.integers[name] for name in ("batch", "pixels", "channels"))
+    backward = call.function.endswith("_backward")
+    width = 2.0 if call.integers["dtype"] else 4.0
+    features, matrix = batch * pixels * channels * width, 4.0 * batch * channels**2
     shape, once = f"{batch}x{channels}x{pixels} pixels", batch * pixels * channels
     if not backward:  # of each argument the half of the products on and above the diagonal
         return Work(shape, 2.0 * once * (channels + 1), 2 * features + matrix)
-    gradients = sum(pointer != 0 for pointer in pointers[6:8])
+    gradients = sum(call.pointers[name] != 0 for name in ("da", "db"))
     return Work(shape, 2.0 * gradients * once * channels, gradients * 2 * features + matrix)
 
 

@@ -162,7 +162,7 @@ def test_products_of_the_forms(resize, second, products):
         y = ops.resize_conv_act(**leaves, **sample.options)
     (forward,) = calls
     assert forward.function == "resize_conv_act_forward" and forward.seconds > 0
-    if forward.integers[3] != 2:  # 4x4 tiles: counted below
+    if forward.integers["form"] != 2:  # 4x4 tiles: counted below
         assert native_calls.work(forward).flops == 2.0 * 2 * products * 24
     elements = sum(t.numel() for t in made.values()) - 24 + y.numel()
     assert native_calls.work(forward).bytes == 4.0 * elements
@@ -184,17 +184,18 @@ def test_products_of_the_forms(resize, second, products):
 
 
 def test_4x4_tiles_take_36_products_for_16_outputs():
-    integers = [0, 0, 1, 2, 1, 16, 0, 8, 8, 24]
-    work = _spec.specs()["resize_conv_act"].work("resize_conv_act_forward", [1] * 5, integers)
+    integers = {"dtype": 0, "resize": 0, "activation": 1, "form": 2, "batch": 1, "channels": 16, "further": 0}
+    integers |= {"height": 8, "width": 8, "cout": 24}
+    work = _spec.specs()["resize_conv_act"].work(NativeCall("resize_conv_act_forward", {}, integers, 0.1))
     assert work.flops == 2.0 * 36 * 4 * 16 * 24 and "4x4 tiles" in work.shape
 
 
 def test_recording_leaves_the_calls_alone():
-    honest = _native.call
+    honest = _native.native_function
     with pytest.raises(ZeroDivisionError), native_calls.recorded():
-        assert _native.call is honest and len(observers) == 1
+        assert _native.native_function is honest and len(observers) == 1
         1 / 0  # noqa: B018
-    assert _native.call is honest and not observers
+    assert _native.native_function is honest and not observers
     assert native_calls.work(NativeCall("no_operator_forward", {}, {"n": 1}, 0.1)) is None
     assert native_calls.flops([]) is None
 

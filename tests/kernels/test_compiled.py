@@ -15,6 +15,7 @@ import pytest
 from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import Resources, Variant
 from benchmarks.prediction.devices import DEVICES, programs_at_once
+from engine.kernels._contract import find
 from tests.support.places import ROOT
 
 FINE = Resources(registers=128, shared=64 * 1024, threads=128, matrix={"wgmma": 8})
@@ -44,10 +45,11 @@ def test_no_spills_and_matrix_instructions(rows):
 def test_every_kernel_in_every_arithmetic(rows):
     """Whatever a gpu.py defines is launched by its samples, and compiled for every target."""
     for name, spec in launches.specs().items():
-        folder = Path(importlib.import_module(f"engine.kernels.{name}").__file__).parent
+        package = find(name).function.__module__
+        folder = Path(importlib.import_module(package).__file__).parent
         kernels = set()
         for path in folder.glob("gpu*.py"):
-            module = importlib.import_module(f"engine.kernels.{name}.{path.stem}")
+            module = importlib.import_module(f"{package}.{path.stem}")
             own = {n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
             kernels |= {n for n in own if n.endswith("_kernel")}
         here = [r for r in rows if name in r["launched_by"]]

@@ -5,7 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import ops
-from engine.kernels import _dispatch, _spec
+from engine.kernels import _contract, _dispatch, _native, _spec
+from engine.kernels._gradients import Gradients
+from engine.kernels._observers import OperatorCall, observed, observers
 
 
 class Listener(TorchDispatchMode):
@@ -20,14 +22,14 @@ class Listener(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", sorted(ops.OPERATORS))
+@pytest.mark.parametrize("name", sorted(_spec.specs_with_skeleton()))
 def test_both_ways_agree(name, monkeypatch):
-    for sample in _spec.specs()[name].samples:
+    for sample in _spec.specs_with_skeleton()[name].samples:
         made = _spec.tensors(sample, torch.float32)
-        direct = _spec.run(ops.OPERATORS[name].function, sample, made, torch.float32)
+        direct = _spec.run(_contract.find(name).function, sample, made, torch.float32)
         with monkeypatch.context() as patch:
             patch.setattr(_dispatch, "_only_autograd_listens", lambda tensors: False)
-            dispatched = _spec.run(ops.OPERATORS[name].function, sample, made, torch.float32)
+            dispatched = _spec.run(_contract.find(name).function, sample, made, torch.float32)
         for key, value in direct.items():
             torch.testing.assert_close(dispatched[key], value, rtol=0, atol=0, equal_nan=True)
             assert dispatched[key].stride() == value.stride()
@@ -69,3 +71,58 @@ def test_other_devices_reach_their_own_implementation():
     assert ops.gram(x).shape == (2, 3, 3) and ops.gram(x).is_meta
     with pytest.raises(ValueError, match="different devices"):
         ops.l1_autoencoder_loss(x, torch.randn(2, 3, 4, 4))
+
+
+def test_native_arguments_go_by_name():
+    """A name that C++ does not state, or that Python does not give, is an error that tells which."""
+    losses = {"per_sample": torch.ones(2), "content": torch.ones(()), "k": torch.ones(()), "results": torch.zeros(6)}
+    call = _native.native_function("began_balance_forward")
+    takes = r"native function began_balance_forward takes per_sample, content, k, results, n, gamma, lambda_k, lambda_r"
+    with pytest.raises(TypeError, match=rf"^{takes}; missing: n, lambda_r; unknown: count$"):
+        call(**losses, count=1, gamma=0.5, lambda_k=0.1)
+    with pytest.raises(TypeError, match=rf"^{takes}; unknown: more$"):
+        call(**losses, n=1, gamma=0.5, lambda_k=0.1, lambda_r=0.1, more=None)
+    for wrong in ({"n": 1.5}, {"gamma": "half"}, {"k": 3}):
+        with pytest.raises((TypeError, AttributeError)):
+            call(**losses | {"n": 1, "gamma": 0.5, "lambda_k": 0.1, "lambda_r": 0.1} | wrong)
+    with pytest.raises(ValueError, match="no native function 'nothing'"):
+        _native.native_function("nothing")()
+    call(**losses, n=1, gamma=0.5, lambda_k=0.1, lambda_r=0.1)
+    assert losses["results"][0] == 1
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_observers_hear_operators_and_native_functions(direct, monkeypatch):
+    """Past the dispatcher and through it: every public call with its results, and the native calls of both passes."""
+    if not direct:
+        monkeypatch.setattr(_dispatch, "_only_autograd_listens", lambda tensors: False)
+    a, b = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4, requires_grad=True)
+    heard, reached = [], []
+    with observed(heard.append):
+        _, mean = ops.l1_autoencoder_loss(a, reconstruction=b)
+        told = next(call for call in heard if isinstance(call, OperatorCall))
+        told.results[1].register_hook(lambda gradient: reached.append(gradient.item()))
+        (2 * mean).backward()
+        ops.linear(a.flatten(1), torch.ones(5, 48))  # the library's own call is a call of the operator too
+    forward, first, backward, second = heard
+    assert first is told and first.operator == "l1_autoencoder_loss" and second.operator == "linear"
+    assert first.arguments["target"] is a and first.arguments["reconstruction"] is b and first.results[1] is mean
+    names = [call.function for call in (forward, backward)]
+    assert names == ["l1_autoencoder_loss_forward", "l1_autoencoder_loss_backward"]
+    assert forward.integers == {"dtype": 0, "batch": 2, "size": 48} and forward.pointers["target"] == a.data_ptr()
+    assert backward.pointers["dtarget"] == 0 and backward.pointers["dreconstruction"] == b.grad.data_ptr()
+    assert reached == [2.0] and all(call.seconds > 0 for call in (forward, backward)) and not observers
+
+
+def test_the_contract_refuses_what_does_not_fit_a_schema():
+    def cpu(x, factor):
+        return x
+
+    with pytest.raises(TypeError, match=r"^kiln::unfit_names has the arguments \['x', 'scale'\]; .*cpu takes others$"):
+        _contract.define("unfit_names(Tensor x, Tensor scale) -> Tensor", cpu=cpu, cuda=cpu, fake=cpu)
+    gradients = Gradients(lambda grad: grad, ["factor"])
+    with pytest.raises(ValueError, match=r"\['factor'\] are not the first arguments \['x', 'factor'\]"):
+        _contract.define(
+            "unfit_inputs(Tensor x, Tensor factor) -> Tensor",
+            cpu=cpu, cuda=cpu, fake=cpu, reference=cpu, gradients=gradients,
+        )  # fmt: skip

@@ -9,7 +9,7 @@ from tests.support.instruction_sets import INSTRUCTION_SETS
 
 CASES = [
     pytest.param(spec, sample, id=f"{name}: {sample.name}")
-    for name, spec in _spec.specs().items()
+    for name, spec in _spec.specs_with_skeleton().items()
     for sample in spec.samples
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -68,7 +68,7 @@ def test_fake_strides_are_true(spec, sample):
     """The fake's outputs and gradients have the real ones' shapes, dtypes and strides."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    function = ops.OPERATORS[spec.operator].function
+    function = _contract.find(spec.operator).function
     made = _spec.tensors(sample, torch.float32)
     with torch.no_grad():
         real = function(**made, **sample.options)
@@ -92,6 +92,7 @@ def _opcheck_cases():
         yield torch.ops.kiln.resize_conv_act.default, (x, weight[:, :5], None, None, None, resize, "none", 0.2, True, 0)
     v, r = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
     yield torch.ops.kiln.l1_autoencoder_loss.default, (v, r, True)
+    yield torch.ops.kiln.skeleton.default, (v, torch.randn(2, requires_grad=True))
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     yield torch.ops.kiln.linear.default, (x, weight, torch.randn(5, requires_grad=True), torch.rand(3))
     landmarks = (torch.rand(2, 3, 2) * 9).requires_grad_()
@@ -125,7 +126,7 @@ def test_gradcheck_of_the_reference(spec, sample):
         if n != "grad_scale"
     }
     names = list(made)
-    reference = ops.OPERATORS[spec.operator].reference
+    reference = _contract.find(spec.operator).reference
 
     def function(*values):
         return reference(**dict(zip(names, values, strict=True)), **sample.options)
@@ -152,13 +153,13 @@ def test_grad_scale_weighs_samples():
 
 
 @pytest.mark.parametrize(
-    "name", ["resize_conv_act", "l1_autoencoder_loss", "linear", "landmark_heatmap", "landmark_conv"]
+    "name", ["resize_conv_act", "l1_autoencoder_loss", "linear", "landmark_heatmap", "landmark_conv", "skeleton"]
 )
 def test_second_derivatives(name):
     """A gradient penalty through the fused operator equals that of the reference."""
     torch.use_deterministic_algorithms(False)
-    operator = ops.OPERATORS[name]
-    sample = {s.name: s for s in _spec.specs()[name].samples if s.layout != "expanded" and not s.integers}
+    operator = _contract.find(name)
+    sample = {s.name: s for s in _spec.specs_with_skeleton()[name].samples if s.layout != "expanded" and not s.integers}
     sample = next(iter(sample.values()))
     made = _spec.tensors(sample, torch.float32)
 
@@ -276,6 +277,9 @@ def test_operator_folders_are_complete():
     for name, operator in _contract.discover().items():
         assert operator.function.__doc__ and operator.name == name
         assert name in _spec.specs()
+    # what is only there to be copied is an operator too, but offered to nobody
+    assert _contract.find("skeleton").function.__doc__ and "skeleton" in _spec.specs_with_skeleton()
+    assert "skeleton" not in ops.OPERATORS and not hasattr(ops, "skeleton")
 
 
 def test_packed_weights_are_never_stale():

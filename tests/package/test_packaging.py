@@ -183,7 +183,7 @@ def test_a_gpu_kernel_without_triton_says_what_to_install():
     code = f"""{MISSING}
 from engine.kernels import _availability
 try:
-    _availability.gpu("engine.kernels.gram", "forward")()
+    _availability.gpu_function("engine.kernels.gram", "forward")()
 except ImportError as error:
     print(error)
 """
