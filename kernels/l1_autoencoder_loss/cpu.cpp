@@ -63,7 +63,7 @@ void l1_autoencoder_loss_forward(const Arguments& a) {
     uint8_t* signs = a.pointer<uint8_t>(4);
     const Dtype dtype = Dtype(a.integer(0));
     const int64_t batch = a.integers[1], size = a.integers[2], chunks = (size + CHUNK - 1) / CHUNK;
-    double* partial = reinterpret_cast<double*>(scratch(7, 2 * batch * chunks + 2));
+    double* partial = reinterpret_cast<double*>(scratch(Slot::CHUNK_SUMS, 2 * batch * chunks + 2));
     const auto chunk_of = dtype == F32 ? forward_chunk<F32> : dtype == BF16 ? forward_chunk<BF16> : forward_chunk<F16>;
 
 #pragma omp parallel for schedule(static)
