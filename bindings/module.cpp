@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../kernels/_cpu/registry.h"
+#include "../kernels/_cpu/scratch.h"
 
 namespace py = pybind11;
 using kiln::Entry;
@@ -27,14 +28,14 @@ extern const Entry* const __stop_kiln_entries[];
 
 namespace kiln {
 
-float* scratch(int slot, int64_t floats) {
+float* scratch(Slot slot, int64_t floats) {
     struct Buffer {
         float* data = nullptr;
         int64_t size = 0;
         ~Buffer() { std::free(data); }
     };
-    static thread_local Buffer buffers[9];
-    Buffer& buffer = buffers[slot];
+    static thread_local Buffer buffers[int(Slot::COUNT)];
+    Buffer& buffer = buffers[int(slot)];
     if (buffer.size < floats) {
         std::free(buffer.data);
         buffer.data = static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64));

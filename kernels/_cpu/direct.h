@@ -1,4 +1,4 @@
-// Convolution as a sum of shifted products: every 3x3 pass, resized or not, is a table of taps.
+// Convolution as a sum of shifted products: a table of taps describes every 3x3 pass, resized or not.
 #pragma once
 #include "gemm.h"
 #include "tensors.h"
@@ -6,18 +6,18 @@
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-constexpr int THIN = 4;  // most columns of a thin pass (an image on the way out): fewer than a vector has lanes
+constexpr int THIN = 4;  // most columns of a thin pass, whose output is an image: at most as many as a vector has lanes
 
 typedef float v4_any __attribute__((vector_size(16), aligned(4), may_alias));
 
-// One tap along one axis: reads the input at `offset` with the combination g of the three kernel taps.
+// One tap along one axis: multiplies the input at `offset` with the combination g of the three kernel taps.
 struct Tap {
     int offset;
     float g[3];
 };
 
-// One axis of a pass: output o = step_out * i + phase reads inputs step_in * i + offset. Two axes are the outer product.
-// The offsets of a phase ascend by one.
+// One axis of a pass: output o = step_out * i + phase reads inputs step_in * i + offset. A pass is the outer product of
+// its two axes, which are alike. The offsets of a phase ascend by one.
 struct Stencil {
     int step_in, step_out;
     int count[2];
@@ -44,12 +44,12 @@ constexpr Stencil DOWN_ADJOINT = {1, 2, {1, 2}, {{{0, {0, 1, 0}}}, {{0, {0, 0, 1
 constexpr Stencil UP = {1, 2, {2, 2}, {{{-1, {1, 0, 0}}, {0, {0, 1, 1}}}, {{0, {1, 1, 0}}, {1, {0, 0, 1}}}}};
 constexpr Stencil UP_ADJOINT = {2, 1, {4, 0}, {{{-1, {0, 0, 1}}, {0, {0, 1, 1}}, {1, {1, 1, 0}}, {2, {1, 0, 0}}}}};
 
-// A weight tensor (cout, cin, 3, 3), float32 contiguous, seen as depth x columns for one pass over channels
+// A weight tensor (cout, cin, 3, 3), float32 contiguous, read as a matrix depth x columns by a pass that takes channels
 // [first, first + count) of its input axis.
 struct Weights {
     const float* data;
     int cout, cin, first, count;
-    bool adjoint;  // depth is the output channels, columns the input channels
+    bool adjoint;  // the depth is the output channels and the columns are the input channels; else the other way round
 
     int depth() const { return adjoint ? cout : count; }
     int columns() const { return adjoint ? count : cout; }
@@ -60,14 +60,15 @@ struct Weights {
     }
 };
 
-// The rows of a kernel g combined to one line of three; T is float, or a vector of as many kernels.
+// Combines the three rows of a kernel by g to one line of three taps; T is float, or a vector with a kernel in each
+// lane.
 template <class T> static inline void combine_rows(const float* g, const T* kernel, T* line) {
     for (int q = 0; q < 3; ++q) line[q] = kernel[q] * g[0] + kernel[3 + q] * g[1] + kernel[6 + q] * g[2];
 }
 
 template <class T> static inline T dot3(const T* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
-// Kernels (k, n) of VL columns n from n0, one vector per tap; zeros past the last column.
+// Loads kernels (k, n) of VL columns n from n0 on, one vector for each tap; zeros past the last column.
 static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
     alignas(64) float lanes[9][VL] = {};
     const int n = w.columns() - n0 < VL ? w.columns() - n0 : VL;
@@ -82,7 +83,7 @@ static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
 static void pack(const Weights& w, const float (*row)[3], int rows, const float (*column)[3], int columns, float* out) {
     const int depth = w.depth(), padded = w.padded();
 #pragma omp parallel for schedule(static)
-    for (int n = 0; n < padded; n += VL) {  // one vector of columns: its kernels are read in the order they lie
+    for (int n = 0; n < padded; n += VL) {  // one vector of columns: the kernels are read in the order they lie in
         const int n0 = panel_start(n), width = panel_width(n0, padded);
         float* panel = out + int64_t(n0) * rows * columns * depth + (n - n0);
         for (int k = 0; k < depth; ++k) {
@@ -98,12 +99,14 @@ static void pack(const Weights& w, const float (*row)[3], int rows, const float 
     }
 }
 
-// A thin pass has the products of all its taps side by side, as one matrix: column (tap, n), padded to whole vectors.
+// Floats that packed weights take. A thin pass has the columns (tap, n) of all its taps side by side as one matrix,
+// padded to whole vectors.
 static int64_t packed_floats(const Weights& w, int products) {
     return int64_t(w.depth()) * (w.thin() ? round_up(products * w.columns(), VL) : products * w.padded());
 }
 
-// For thin passes, panel by panel: [panel][depth][panel width], the taps in the order phase, row, column.
+// Packs the weights of a thin pass panel by panel, [panel][depth][panel width]; the taps in the order phase, row,
+// column.
 static void pack_thin(const Weights& w, const Stencil& s, float* out) {
     const int depth = w.depth(), padded = round_up(s.products() * w.columns(), VL);
     std::memset(out, 0, sizeof(float) * depth * padded);
@@ -122,7 +125,7 @@ static void pack_thin(const Weights& w, const Stencil& s, float* out) {
                     }
 }
 
-// All phases of a stencil, one after another.
+// Packs the weights of all phases of a stencil, one phase after another.
 static void pack_stencil(const Weights& w, const Stencil& s, float* out) {
     if (w.thin()) return pack_thin(w, s, out);
     for (int pr = 0; pr < s.step_out; ++pr)
@@ -136,20 +139,24 @@ static void pack_stencil(const Weights& w, const Stencil& s, float* out) {
 }
 
 // A thin pass over the cell rows of a band, in ascending order. A row of pixels is multiplied with all taps at once, so
-// that the matrices are wide enough; a result is the sum of the products that neighbouring pixels have for it.
+// that the matrix is wide enough; a result is then the sum of one product from each pixel around it.
 struct ThinRows {
     const Stencil& s;
     const Band& in;
     const Weights& w;
     const float* packed;
     int cells;
-    int kept, left, columns, padded, next;  // rows kept, first column and columns of a row, its products, first row to come
-    float* products;                        // [row modulo kept][column][products]
+    int kept;         // rows whose products are held
+    int left;         // first column of a row
+    int columns;      // of a row
+    int padded;       // products of a pixel, in whole vectors
+    int next;         // first row that is not multiplied yet
+    float* products;  // [row modulo kept][column][padded]
 
     ThinRows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int cells)
         : s(s), in(in), w(w), packed(packed), cells(cells), kept(s.highest() - s.lowest() + 1), left(s.lowest()),
           columns((cells - 1) * s.step_in + kept), padded(round_up(s.products() * w.columns(), VL)), next(-(1 << 30)),
-          products(scratch(2, int64_t(kept) * columns * padded + VL)) {}
+          products(scratch(Slot::THIN_PRODUCTS, int64_t(kept) * columns * padded + VL)) {}
 
     float* at(int row, int column) const {
         return products + (int64_t((row - s.lowest()) % kept) * columns + (column - left)) * padded;
@@ -163,7 +170,7 @@ struct ThinRows {
             return;
         }
         std::memset(at(row, left), 0, sizeof(float) * (first - left) * padded);
-        if (in.holds_row(row + 1)) {  // it comes from memory: ask for it while this row is multiplied
+        if (in.holds_row(row + 1)) {  // the next row comes from memory: ask for it while this one is multiplied
             const float* ahead = in.at(row + 1, first);
             for (int64_t at = 0; at < int64_t(last - first) * in.channels; at += 16) __builtin_prefetch(ahead + at, 0, 2);
         }
@@ -185,7 +192,8 @@ struct ThinRows {
         std::memset(at(row, left) + int64_t(last - left) * padded, 0, sizeof(float) * (left + columns - last) * padded);
     }
 
-    // As direct_rows; four floats of every padded column are written.
+    // Writes the step_out output rows of cell row i to `rows`, as wide_rows does; of each pixel only the first four
+    // floats.
     void row(int i, float* rows, bool accumulate) {
         const int end = i * s.step_in + s.highest() + 1;
         for (next = next > end - kept ? next : end - kept; next < end; ++next) multiply_row(next);
@@ -210,11 +218,12 @@ struct ThinRows {
     }
 };
 
-// Phase (pr, pc) of cell row i as a matrix product.
+// Writes phase (pr, pc) of cell row i by matrix products; `to` is its first pixel, the next one lies to_step further.
 static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const Weights& w, const float* packed, int i,
                        int cells, float* to, int64_t to_step, bool accumulate) {
     const int depth = w.depth(), padded = w.padded(), taps = s.count[pr] * s.count[pc];
-    const int run = in.channels == depth ? s.count[pc] : 1;  // where pixels lie dense, a row's taps read one run of numbers
+    // where pixels lie dense, the taps of a row read one run of numbers
+    const int run = in.channels == depth ? s.count[pc] : 1;
     int64_t a_segment[16], b_segment[16];
     int segments = 0;
     for (int r = 0; r < s.count[pr]; ++r)
@@ -241,7 +250,7 @@ static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const W
     }
 }
 
-// The step_out output rows of cell row i into `rows` (float32, step_out x cells * step_out x padded columns).
+// Writes the step_out output rows of cell row i to `rows`: float32, step_out x (cells * step_out) x padded columns.
 static void wide_rows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int i, int cells,
                       float* rows, bool accumulate) {
     const int64_t step = int64_t(s.step_out) * w.padded();
@@ -253,7 +262,8 @@ static void wide_rows(const Stencil& s, const Band& in, const Weights& w, const 
         }
 }
 
-// Cell rows [r0, r1) of one image of a band: each row's results to rows_of(i), accumulated there or not, then done(i).
+// For cell rows i in [r0, r1) of one image of a band: writes the results to rows_of(i), or with `accumulate` adds them
+// to what lies there, then calls done(i).
 template <class RowsOf, class Done>
 static void direct_rows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells,
                         bool accumulate, RowsOf rows_of, Done done) {
@@ -265,7 +275,7 @@ static void direct_rows(const Stencil& s, const Band& in, const Weights& w, cons
     }
 }
 
-// Stores one float32 row of `columns` pixels as output row `row` of one image.
+// Stores one float32 row of padded pixels as output row `row` of one image; does nothing past the image's last row.
 static void put_row(const Sink& sink, int image, int row, const float* from, int padded) {
     if (row >= sink.height) return;
     const int64_t pixel0 = (int64_t(image) * sink.height + row) * sink.width;
@@ -282,7 +292,7 @@ static void put_row(const Sink& sink, int image, int row, const float* from, int
 }
 
 // Where the sums of a weight gradient lie: [tap][cin][padded cout], or [tap][cout][padded cin] where cout is thin, so
-// that the vectors always run along the wider of the two.
+// that vectors run along the wider of the two axes.
 struct Sums {
     int cin, cout;
     bool by_output() const { return cout > THIN || cin <= THIN; }
@@ -291,12 +301,13 @@ struct Sums {
     int64_t size(int taps) const { return int64_t(taps) * rows() * columns(); }
 };
 
-// Weight gradient of cell rows [i0, i1): sums += input taps x gradient taps. The taps move the input where the pass
-// reads with offsets (SAME, DOWN), or the gradient where that is the larger one (UP_ADJOINT).
+// Weight gradient of cell rows [i0, i1): sums += input x gradient, shifted against each other by each tap. The taps
+// shift the input where the pass reads it with offsets (SAME, DOWN), or the gradient where that is the larger tensor
+// (UP_ADJOINT).
 static void direct_weight_gradient(const Stencil& s, bool taps_on_gradient, const Band& in, const Sums& layout,
                                    const Band& gradient, int i0, int i1, int cells, float* sums) {
     const int in_step = taps_on_gradient ? 1 : s.step_in, gradient_step = taps_on_gradient ? s.step_in : 1;
-    int64_t* segments = reinterpret_cast<int64_t*>(scratch(6, int64_t(i1 - i0) * 4));
+    int64_t* segments = reinterpret_cast<int64_t*>(scratch(Slot::SEGMENTS, int64_t(i1 - i0) * 4));
     int64_t* in_segment = segments;
     int64_t* gradient_segment = segments + (i1 - i0);
     for (int i = 0; i < i1 - i0; ++i) {
@@ -314,7 +325,7 @@ static void direct_weight_gradient(const Stencil& s, bool taps_on_gradient, cons
     p.depth = cells;
     p.c_row = layout.columns();
     p.accumulate = true;
-    // where the pixels that the taps move over lie dense, those of a row are one run of rows of the product
+    // where the shifted tensor's pixels lie dense, the taps of a row are one run of rows of the product
     const Band& moved = taps_on_gradient ? gradient : in;
     const bool dense = taps_on_gradient != by_output && moved.channels == layout.rows();
     const int run = dense ? s.count[0] : 1;
@@ -330,7 +341,8 @@ static void direct_weight_gradient(const Stencil& s, bool taps_on_gradient, cons
         }
 }
 
-// dw[cout][cin][p][q] = sum over r, c of taps[r][p] taps[c][q] sums[r][c][cin][cout], for input channels from `first`.
+// dw[cout][cin][p][q] = sum over r, c of taps[r][p] taps[c][q] sums[r][c][cin][cout], for input channels from `first`
+// on.
 static void unpack_gradient(const float* sums, const Sums& layout, const float (*taps)[3], int n, int first, int cin_all,
                             float* dw) {
     const bool by_output = layout.by_output();

@@ -5,7 +5,7 @@
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// The pixels [first, last] of one axis that a stamp covers within the image; none where first > last.
+// The pixels [first, last] of one axis that a stamp covers within the image; it covers none where first > last.
 struct Support {
     int first, last;
     float centre;
@@ -26,7 +26,7 @@ struct Gaussian {
         return {first < 0 ? 0 : first, last < size ? last : size - 1, subpixel ? at : pixel};
     }
 
-    // to[x - first] = exp(-(x - centre)^2 / (2 sigma^2)), in whole vectors
+    // to[x - first] = exp(-(x - centre)^2 / (2 sigma^2)), written in whole vectors
     void values(const Support& s, float* to) const {
         const float scale = -0.5f / (sigma * sigma);
         vf lane;
@@ -37,13 +37,13 @@ struct Gaussian {
         }
     }
 
-    // The derivatives of these values by the centre.
+    // The derivatives of the Gaussian's values by its centre.
     void slopes(const Support& s, const float* values, float* to) const {
         const float scale = 1.0f / (sigma * sigma);
         for (int x = s.first; x <= s.last; ++x) to[x - s.first] = values[x - s.first] * (float(x) - s.centre) * scale;
     }
 
-    // Floats that hold the values of one axis.
+    // Floats that the values of an axis of `size` pixels take: the last vector may reach past them.
     static int64_t room(int64_t size) { return size + VL; }
 };
 

@@ -1,16 +1,17 @@
-// The register-tile matrix product that every convolution form ends in.
+// The register-tile matrix product in which every form of a convolution ends.
 #pragma once
 #include "vector.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// C[m, n] (+)= sum over segments s and k < depth of A[segment s][m, k] * B[segment s][k, n], all float32.
+// C[m, n] = sum over segments s and k < depth of A[segment s][m, k] * B[segment s][k, n], all float32; with
+// `accumulate` the sum is added to C.
 struct Product {
     const float* a;
     int64_t a_row, a_step;  // distance between rows m, and between successive k
     const float* b;
-    int64_t b_step;  // distance between successive k; a row of B is read in whole vectors
+    int64_t b_step;  // distance between successive k; the columns of B are read in whole vectors
     int segments;
     const int64_t* a_segment;  // offset of each segment, or null where there is one at offset 0
     const int64_t* b_segment;
@@ -24,7 +25,7 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
     vf sum[ROWS][VECTORS];
     for (int m = 0; m < ROWS; ++m)
         for (int v = 0; v < VECTORS; ++v) sum[m][v] = splat(0.0f);
-    for (int m = 0; m < ROWS; ++m)  // the results' lines are on their way while the products are formed
+    for (int m = 0; m < ROWS; ++m)  // memory fetches the results' cache lines while the products are formed
         for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(p.c + m * p.c_row + v * VL, 1);
     const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
     const int depth = p.depth;
@@ -43,7 +44,7 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
             b += b_step;
         }
     }
-    // what is there joins last: long sums are made of short ones, which keeps their rounding error small
+    // C is added last: long sums are then made of short sums, which keeps their rounding error small
     for (int m = 0; m < ROWS; ++m)
         for (int v = 0; v < VECTORS; ++v) {
             float* c = p.c + m * p.c_row + v * VL;
@@ -75,12 +76,12 @@ template <int VECTORS> static inline Tile tile_of(int rows) {
     return tiles[rows];
 }
 
-// Width in floats of the column panel that starts at n0 of n_padded columns: two vectors, or one at the end.
+// Width in columns of the panel that starts at column n0 of n_padded: two vectors, or one for the last panel.
 static inline int panel_width(int n0, int n_padded) { return n_padded - n0 >= 2 * VL ? 2 * VL : VL; }
-// The first column of the panel that a column lies in.
+// First column of the panel that a column lies in.
 static inline int panel_start(int column) { return column / (2 * VL) * (2 * VL); }
 
-// All rows of one column panel, cut into register tiles of nearly equal height. `p.a`, `p.c` point at row 0.
+// Multiplies all rows of one column panel, in register tiles of nearly equal height. p.a and p.c point at row 0.
 static inline void multiply_panel(Product p, int rows, int width) {
     const int cuts = (rows + MR - 1) / MR;
     const float* a = p.a;
@@ -94,7 +95,7 @@ static inline void multiply_panel(Product p, int rows, int width) {
     }
 }
 
-// All rows and columns with a B that is not packed: its columns lie beside each other, as those of C.
+// Multiplies all rows and columns of a B that is not packed: its columns lie side by side, as those of C do.
 static inline void multiply(Product p, int rows, int columns) {
     for (int n0 = 0; n0 < columns;) {
         const int width = panel_width(n0, columns);

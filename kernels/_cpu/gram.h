@@ -1,4 +1,4 @@
-// Gram matrices of features, only their upper triangle computed, and the product that is their backward.
+// Gram matrices of features, of which only the upper triangle is computed, and the product that is their backward.
 #pragma once
 #include <omp.h>
 
@@ -8,7 +8,7 @@ namespace kiln {
 namespace KILN_NAMESPACE {
 
 constexpr int PANEL = 2 * VL;  // channels of a panel; the triangle is made of PANEL x PANEL blocks
-constexpr int DEPTH = 128;     // pixels summed in registers: two panels of so many lie in L1
+constexpr int DEPTH = 128;     // pixels summed in registers: two panels of DEPTH pixels fit in L1
 
 // Dense features, NHWC or (planar) NCHW.
 struct Features {
@@ -26,7 +26,7 @@ struct Features {
 };
 
 // The blocks (m, n), m <= n, of an upper triangle one after another, each PANEL x PANEL. Rows and columns past the last
-// channel, and what lies left of the second half of a diagonal block, are never written.
+// channel, and the lower left quarter of a diagonal block, are never written.
 struct Triangle {
     int channels;
     float* data;
@@ -57,14 +57,14 @@ static void transpose(const float* from, int64_t from_row, int rows, int columns
         for (int r = c < whole_columns ? whole_rows : 0; r < rows; ++r) to[c * to_row + r] = from[r * from_row + c];
 }
 
-// n elements from `index` as float32.
+// Copies n elements from `index` on as float32.
 static void convert(Dtype dtype, const void* from, int64_t index, int64_t n, float* to) {
     int64_t i = 0;
     for (; i + VL <= n; i += VL) store(to + i, load_as(dtype, from, index + i));
     if (i < n) store_part(F32, to, i, load_part(dtype, from, index + i, int(n - i)), int(n - i));
 }
 
-// Pixels [k, k + depth) of an image as float32, [panel][pixel][PANEL], with zeros after the last channel.
+// Copies pixels [k, k + depth) of an image as float32, [panel][pixel][PANEL], with zeros after the last channel.
 static void pack_pixels(const Features& f, int64_t image, int64_t k, int depth, float* out) {
     const int64_t panel = int64_t(depth) * PANEL;
     const int whole = f.channels / PANEL, panels = f.panels();
@@ -83,7 +83,7 @@ static void pack_pixels(const Features& f, int64_t image, int64_t k, int depth, 
         const int64_t first = f.at(image, k, p * PANEL);
         const float* rows = static_cast<const float*>(f.data) + first;
         if (f.dtype != F32) {
-            float* converted = scratch(3, PANEL * DEPTH);
+            float* converted = scratch(Slot::CONVERTED, PANEL * DEPTH);
             for (int c = 0; c < f.extent(p); ++c)
                 convert(f.dtype, f.data, first + c * f.pixels, depth, converted + c * DEPTH);
             rows = converted;
@@ -92,10 +92,10 @@ static void pack_pixels(const Features& f, int64_t image, int64_t k, int depth, 
     }
 }
 
-// sums (+)= F^T F over pixels [k0, k1) of one image, upper triangle.
+// sums = F^T F over pixels [k0, k1) of one image, upper triangle; with `accumulate` the products are added to sums.
 static void add_products(const Features& f, int64_t image, int64_t k0, int64_t k1, const Triangle& sums, bool accumulate) {
     const int panels = f.panels();
-    float* packed = scratch(2, int64_t(panels) * DEPTH * PANEL);
+    float* packed = scratch(Slot::PACKED_PIXELS, int64_t(panels) * DEPTH * PANEL);
     for (int64_t k = k0; k < k1; k += DEPTH, accumulate = true) {
         const int depth = k1 - k < DEPTH ? int(k1 - k) : DEPTH;
         pack_pixels(f, image, k, depth, packed);
@@ -113,7 +113,7 @@ static void add_products(const Features& f, int64_t image, int64_t k0, int64_t k
                 p.c = sums.block(m, n);
                 multiply_panel(p, PANEL, width);
             }
-            // on the diagonal the second half of the rows needs the second half of the columns only
+            // in a diagonal block the second half of the rows needs the second half of the columns only
             const int rows = sums.extent(n);
             p.a = p.b;
             p.c = sums.block(n, n);
@@ -128,25 +128,25 @@ static void add_products(const Features& f, int64_t image, int64_t k0, int64_t k
     }
 }
 
-// Into how many parts each image is cut, `most` at most, so that all threads have equally much to do.
+// Into how many parts, at most `most`, each image is cut, so that all threads have equally much to do.
 static inline int64_t splits_of(int64_t batch, int64_t most) {
     const int threads = omp_get_max_threads();
     return batch % threads == 0 || batch >= 4 * threads ? 1 : threads < most ? threads : most;
 }
 
-// For each image finish(image, triangle of F^T F), or of the difference to the second features where there are some.
-// The same thread count gives the same sums.
+// Calls finish(image, triangle) for each image, with the triangle of A^T A, or of A^T A - B^T B where b is not null.
+// The same number of threads gives the same sums.
 template <class Finish>
 static void for_each_gram(const Features& a, const Features* b, int64_t batch, Finish finish) {
     const int64_t splits = splits_of(batch, a.pixels);
     const int64_t size = Triangle{a.channels, nullptr}.size();
-    float* shared = splits > 1 ? scratch(0, batch * splits * size) : nullptr;
+    float* shared = splits > 1 ? scratch(Slot::SPLIT_SUMS, batch * splits * size) : nullptr;
 
 #pragma omp parallel for schedule(static)
     for (int64_t unit = 0; unit < batch * splits; ++unit) {
         const int64_t image = unit / splits, part = unit % splits;
         const int64_t k0 = a.pixels * part / splits, k1 = a.pixels * (part + 1) / splits;
-        const Triangle sums{a.channels, shared ? shared + unit * size : scratch(1, size)};
+        const Triangle sums{a.channels, shared ? shared + unit * size : scratch(Slot::TRIANGLE, size)};
         if (b) {
             add_products(*b, image, k0, k1, sums, false);
             for (int64_t i = 0; i < size; i += VL) store(sums.data + i, -load(sums.data + i));
@@ -165,7 +165,7 @@ static void for_each_gram(const Features& a, const Features* b, int64_t batch, F
     }
 }
 
-// Both halves of the symmetric matrix, times `scale`, as (channels, channels).
+// Writes both halves of the symmetric matrix, times `scale`, as (channels, channels).
 static void write_symmetric(const Triangle& sums, float scale, float* out) {
     const int64_t channels = sums.channels;
     for (int n = 0; n < sums.panels(); ++n)
@@ -184,7 +184,8 @@ static void write_symmetric(const Triangle& sums, float scale, float* out) {
         }
 }
 
-// (S + S^T) * scale of one image, rows [k][n0 .. n0 + columns), as rows of `to`.
+// Writes columns [n0, n0 + columns) of (S + S^T) * scale of one image as rows of `to`, zeros after them. With
+// `symmetric` S is its own transpose and is taken twice.
 static void pack_symmetric(const float* s, int channels, bool symmetric, float scale, int n0, int columns, float* to,
                            int to_row) {
     if (!symmetric) transpose(s + int64_t(n0) * channels, channels, columns, channels, to, to_row);
@@ -195,7 +196,8 @@ static void pack_symmetric(const float* s, int channels, bool symmetric, float s
     }
 }
 
-// One panel of the gradient: rows (pixels, or channels of planar features) times all channels times `width` columns.
+// Multiplies one panel of the gradient: `rows` rows (pixels, or channels of planar features) times `channels` depth
+// times `width` columns.
 static void multiply_channels(Product p, int channels, int rows, int width) {
     constexpr int MOST = 512;
     p.a_step = 1;
@@ -208,7 +210,7 @@ static void multiply_channels(Product p, int channels, int rows, int width) {
     }
 }
 
-// Stores a tile of PANEL columns as rows of `columns` elements, `row` apart, from index `first` of `result`.
+// Stores a tile of PANEL columns as rows of `columns` elements, `row` apart, from index `first` of `result` on.
 static void put_tile(Dtype dtype, const float* tile, int rows, int columns, void* result, int64_t first, int64_t row) {
     for (int r = 0; r < rows; ++r)
         for (int c = 0; c < columns; c += VL) {
@@ -218,15 +220,16 @@ static void put_tile(Dtype dtype, const float* tile, int rows, int columns, void
         }
 }
 
-// Pixels [first, first + count) of one image of NHWC features: F (S + S^T), the matrix packed [panel][k][PANEL].
+// Writes pixels [first, first + count) of F (S + S^T) of one image of NHWC features, the matrix packed
+// [panel][k][PANEL].
 static void pixel_gradient(const Features& f, int64_t image, int64_t first, int count, const float* packed, void* result) {
     const float* rows = static_cast<const float*>(f.data) + f.at(image, first, 0);
     if (f.dtype != F32) {
-        float* converted = scratch(3, int64_t(count) * f.channels);
+        float* converted = scratch(Slot::CONVERTED, int64_t(count) * f.channels);
         convert(f.dtype, f.data, f.at(image, first, 0), int64_t(count) * f.channels, converted);
         rows = converted;
     }
-    float* tile = scratch(4, count * PANEL);
+    float* tile = scratch(Slot::GRADIENT_TILE, count * PANEL);
     for (int n = 0; n < f.panels(); ++n) {
         const int columns = f.extent(n), width = columns > VL ? PANEL : VL;
         const int64_t at = f.at(image, first, n * PANEL);
@@ -242,12 +245,14 @@ static void pixel_gradient(const Features& f, int64_t image, int64_t first, int 
     }
 }
 
-// Pixels [first, first + count), one panel, of one image of planar features: (S + S^T) F, the matrix packed row by row.
+// Writes pixels [first, first + count) of (S + S^T) F of one image of planar features, the matrix packed row by row;
+// count is at most PANEL.
 static void planar_gradient(const Features& f, int64_t image, int64_t first, int count, const float* packed, void* result) {
     const int width = count > VL ? PANEL : VL;
     const int64_t at = f.at(image, first, 0);
     const bool in_place = f.dtype == F32 && count == width;
-    float *panel = scratch(3, int64_t(f.channels) * PANEL), *tile = scratch(4, int64_t(f.channels) * PANEL);
+    float* panel = scratch(Slot::CONVERTED, int64_t(f.channels) * PANEL);
+    float* tile = scratch(Slot::GRADIENT_TILE, int64_t(f.channels) * PANEL);
     if (count < PANEL) std::memset(panel, 0, sizeof(float) * f.channels * PANEL);
     for (int k = 0; k < f.channels; ++k) convert(f.dtype, f.data, at + k * f.pixels, count, panel + k * PANEL);
     Product p{};
@@ -260,7 +265,8 @@ static void planar_gradient(const Features& f, int64_t image, int64_t first, int
     if (!in_place) put_tile(f.dtype, tile, f.channels, count, result, at, f.pixels);
 }
 
-// The features' gradient, S + S^T times the features times factor(image), under upstream S (batch, channels, channels).
+// Writes the features' gradient: S + S^T times the features times factor(image), where the upstream gradient S is
+// `matrices` (batch, channels, channels).
 template <class Factor>
 static void gram_gradient(const Features& f, int64_t batch, const float* matrices, bool symmetric, Factor factor,
                           void* result) {
@@ -272,7 +278,7 @@ static void gram_gradient(const Features& f, int64_t batch, const float* matrice
         const int64_t image = unit / splits, part = unit % splits;
         const float* s = matrices + image * f.channels * f.channels;
         const float scale = factor(image);
-        float* packed = scratch(2, int64_t(f.panels()) * f.channels * PANEL);
+        float* packed = scratch(Slot::PACKED_MATRIX, int64_t(f.panels()) * f.channels * PANEL);
         if (f.planar)
             pack_symmetric(s, f.channels, symmetric, scale, 0, f.channels, packed, f.channels);
         else

@@ -22,9 +22,6 @@ struct Entry {
     int isa;  // 0 baseline, 1 AVX2 + FMA, 2 AVX-512
 };
 
-// Thread-local scratch of at least `floats` floats, 64-byte aligned, kept between calls. Slots do not overlap.
-float* scratch(int slot, int64_t floats);
-
 }  // namespace kiln
 
 #ifndef KILN_ISA

@@ -1,12 +1,12 @@
-// How convolutions read and write NHWC tensors: bands copied to padded float32, results stored with their epilogue.
+// How convolutions read and write NHWC tensors: bands are copied to float32, results are stored with their epilogue.
 #pragma once
 #include "vector.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// A dense NHWC tensor to read; a second one is its further channels. With `output`, elements are multiplied by the
-// activation's derivative there: a gradient with respect to the output becomes one with respect to the sum before it.
+// A dense NHWC tensor to read; data2, if given, holds further channels of the same pixels. With `output`, elements are
+// multiplied by the activation's derivative at it: the gradient after the activation becomes the gradient before it.
 struct Source {
     Dtype dtype;
     int height, width, channels;
@@ -20,8 +20,8 @@ struct Source {
     int all_channels() const { return channels + channels2; }
 };
 
-// Rows from `row0`, columns from `column0` of a few images, as float32 with `channels` per pixel. It holds what it says
-// and zeros around it, or is a view of the tensor, which has nothing past the image.
+// Rows from `row0` on and columns from `column0` on of a few images, as float32 with `channels` per pixel. A band is a
+// copy, with zeros outside of the image, or a view of the tensor itself, which has nothing outside of the image.
 struct Band {
     float* data;
     int row0, column0, columns, channels;
@@ -42,7 +42,7 @@ struct Band {
     }
 };
 
-// The square at (row, column) of a view's image, with zeros past its edges.
+// Copies the square at (row, column) of a view's image, with zeros past the image's edges.
 static inline void copy_square(const Band& view, int row, int column, int side, float* to) {
     for (int r = row; r < row + side; ++r)
         for (int c = column; c < column + side; ++c, to += view.channels)
@@ -52,13 +52,13 @@ static inline void copy_square(const Band& view, int row, int column, int side, 
                 std::memset(to, 0, sizeof(float) * view.channels);
 }
 
-// Some consecutive images of a batch: those that one work item covers.
+// The consecutive images of a batch that one work item covers.
 struct Images {
     int first, count;
 };
 
-// Whether a band's pixels are padded with zeros to whole vectors, or lie as close as they do in the tensor, so that the
-// pixels under neighbouring taps are one run of numbers.
+// PADDED: each pixel of a band is padded with zeros to whole vectors. DENSE: pixels lie as close as in the tensor, so
+// that those under neighbouring taps are one run of numbers.
 enum Spacing { DENSE, PADDED };
 
 static inline void fill_channels(float* to, const void* from, int64_t index, int n, Dtype dtype, float scale) {
@@ -82,14 +82,14 @@ template <Activation KIND> static inline void fill_gradient(float* to, const Sou
 template <Activation KIND> static void fill_pixel(float* to, const Source& s, int64_t pixel, float scale, int) {
     fill_gradient<KIND>(to, s, pixel * s.channels, scale);
 }
-// Without an output (or with one whose derivative is one) the values are copied.
+// Where the derivative is one everywhere, the values are copied.
 template <> void fill_pixel<NONE>(float* to, const Source& s, int64_t pixel, float scale, int padded) {
     if (s.channels2 && padded >= VL) store(to + padded - VL, splat(0.0f));
     fill_channels(to, s.data, pixel * s.channels, s.channels, s.dtype, scale);
     if (s.channels2) fill_channels(to + s.channels, s.data2, pixel * s.channels2, s.channels2, s.dtype, scale);
 }
 
-// One row of pixels [first, last). Ascending: each vector's surplus lanes are written over by what follows them.
+// Fills pixels [first, last) of one row, in ascending order: the next pixel overwrites a vector's surplus lanes.
 template <Activation KIND>
 static void fill_row(float* to, const Source& s, int64_t pixel0, int first, int last, float scale, int channels) {
     for (int column = first; column < last; ++column, to += channels)
@@ -107,10 +107,10 @@ static void fill_pixels(float* to, const Source& s, int64_t pixel0, int first, i
     }
 }
 
-// Copies rows [row0, row1) and columns [column0, column1) of some images, each times its `scale` (one without); zeros
-// outside the image. Two vectors past the end may be written and read.
-static Band fill_band(int slot, const Source& s, Images images, const float* scale, Spacing spacing, int row0, int row1,
-                      int column0, int column1) {
+// Copies rows [row0, row1) and columns [column0, column1) of some images to scratch memory, with zeros outside of the
+// image. scale: a factor for each image of the batch; null: none. Two vectors past the end may be written and read.
+static Band fill_band(Slot slot, const Source& s, Images images, const float* scale, Spacing spacing, int row0,
+                      int row1, int column0, int column1) {
     const int channels = spacing == DENSE ? s.all_channels() : round_up(s.all_channels(), VL);
     Band band{nullptr, row0, column0, column1 - column0, channels, row1 - row0};
     band.image_step = int64_t(row1 - row0) * band.columns * channels;
@@ -134,8 +134,10 @@ static Band fill_band(int slot, const Source& s, Images images, const float* sca
     return band;
 }
 
-// The images themselves where they are float32 with whole vectors of channels, else a padded copy of the part asked for.
-static inline Band view_or_band(int slot, const Source& s, Images images, int row0, int row1, int column0, int column1) {
+// A view of the images where they are float32 with whole vectors of channels, else a padded copy of the rows and
+// columns.
+static inline Band view_or_band(Slot slot, const Source& s, Images images, int row0, int row1, int column0,
+                                int column1) {
     if (s.dtype != F32 || s.channels2 || s.channels % VL)
         return fill_band(slot, s, images, nullptr, PADDED, row0, row1, column0, column1);
     const int64_t image_step = int64_t(s.height) * s.width * s.channels;
@@ -143,7 +145,8 @@ static inline Band view_or_band(int slot, const Source& s, Images images, int ro
     return {data, 0, 0, s.width, s.channels, s.height, image_step};
 }
 
-// A dense NHWC tensor to write, split over a second one if given (either may be absent), with bias and activation.
+// A dense NHWC tensor to write, with the bias and activation that are applied on the way. channels2 further channels go
+// to data2. data or data2 may be null: their channels are then left out.
 struct Sink {
     Dtype dtype;
     int height, width, channels;
@@ -177,7 +180,7 @@ private:
     }
 };
 
-// Calls body(put) with the leanest put(pixel, c, v) that writes to this sink.
+// Calls body(put) with the put(pixel, c, v) that does the least work for this sink.
 template <class Body> static inline void with_put(const Sink& sink, Body body) {
     float* to = static_cast<float*>(sink.data);
     const int channels = sink.channels;

@@ -5,9 +5,10 @@
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// A one-dimensional bilinear algorithm. `IN` inputs at tile * STEP + FIRST ... become P values (`input`), each is
-// multiplied with combination G[p] of the three taps, and `output` makes OUT results from the P products. Where the one
-// result is the SUM of the products, they are formed as a single longer one. Two axes nest.
+// Each struct below is a one-dimensional bilinear algorithm. `input` makes P values of the IN inputs from tile * STEP +
+// FIRST on; value p is multiplied with combination G[p] of the three taps; `output` makes OUT results of the P
+// products. SUM: the one result is the sum of the products, which are formed as one longer product. In two dimensions
+// the algorithm runs along one axis, then along the other.
 
 // Nearest x2, then 3 taps: differences of neighbours carry the outer taps, so 3 products give 2 outputs per input.
 struct NearestUp {
@@ -30,7 +31,7 @@ struct NearestUp {
     }
 };
 
-// Its adjoint: four gradients 2i-1 ... 2i+2 give one input gradient, the sum of three products.
+// The adjoint of NearestUp: four gradients 2i-1 ... 2i+2 give one input gradient, the sum of three products.
 struct NearestUpAdjoint {
     static constexpr int IN = 4, STEP = 2, FIRST = -1, P = 3, OUT = 1;
     static constexpr float G[P][3] = {{1, 0, 0}, {1, 1, 1}, {0, 0, 1}};
@@ -42,7 +43,7 @@ struct NearestUpAdjoint {
     static constexpr bool SUM = true;
 };
 
-// The kept outputs of nearest /2, a convolution at stride 2: the products as they are, gathered for one long product.
+// 3 taps, then nearest /2, which is the convolution at stride 2: the inputs as they are, gathered for one long product.
 struct Down {
     static constexpr int IN = 3, STEP = 2, FIRST = -1, P = 3, OUT = 1;
     static constexpr bool SUM = true;
@@ -52,7 +53,7 @@ struct Down {
     }
 };
 
-// Its adjoint: an even result takes one product, an odd one two.
+// The adjoint of Down: an even result is one product, an odd result is the sum of two.
 struct DownAdjoint {
     static constexpr int IN = 2, STEP = 1, FIRST = 0, P = 3, OUT = 2;
     static constexpr bool SUM = false;
@@ -91,13 +92,14 @@ struct Winograd2 {
     }
 };
 
-// The same algorithm for the adjoint convolution: the taps in reverse order.
+// Winograd F(2, 3) for the adjoint convolution: the taps in reverse order.
 struct Winograd2Adjoint : Winograd2 {
     static constexpr float G[P][3] = {{0, 0, 1}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {1, 0, 0}};
 };
 
-// Winograd F(4, 3) at the points 0, +-1/sqrt 2, +-sqrt 2 and infinity: their squares multiply to one, which keeps every
-// coefficient near one and the rounding error an order below that of 0, +-1, +-2.
+// Winograd F(4, 3) at the points 0, +-1/sqrt 2, +-sqrt 2 and infinity. The squares of 1/sqrt 2 and sqrt 2 multiply to
+// one, which keeps every coefficient near one and the rounding error an order of magnitude below that of the points 0,
+// +-1, +-2.
 struct Winograd4 {
     static constexpr int IN = 6, STEP = 4, FIRST = -1, P = 6, OUT = 4;
     static constexpr bool SUM = false;
@@ -137,6 +139,7 @@ struct Winograd4 {
     }
 };
 
+// Winograd F(4, 3) for the adjoint convolution: the taps in reverse order.
 struct Winograd4Adjoint : Winograd4 {
     static constexpr float G[P][3] = {{0, 0, 1},
                                       {-1.0f / 3, -2.0f / 3 * A, -2.0f / 3},
@@ -146,7 +149,7 @@ struct Winograd4Adjoint : Winograd4 {
                                       {1, 0, 0}};
 };
 
-// The tiles of a band, numbered along the rows of one image after the other; a block is a run of them.
+// The tiles of a band, numbered along the rows of one image after another; a block is a run of tiles.
 struct Tiles {
     int row0, rows, columns, images;  // rows and columns in tiles, of each image
     int count() const { return images * rows * columns; }
@@ -155,12 +158,12 @@ struct Tiles {
     int column(int t) const { return t % columns; }
 };
 
-// Floats between two products' matrices of a block: a cache line more than they fill, so that the P * P lines one tile
-// touches do not fall in the same cache set.
+// Floats from one product's matrix of a block to the next one's: a cache line more than a matrix fills, so that the
+// P * P cache lines that one tile touches do not fall in the same cache set.
 static inline int64_t plane_floats(int block, int channels) { return int64_t(block) * channels + 16; }
 
-// out[P * P][block][channels]: `transform` on both axes of the IN x IN squares at tile * step + offset of a band, each
-// image times its scale.
+// out[P * P][block][channels] = `transform`, along both axes, of the IN x IN squares at tile * step + offset of a band.
+// scale: a factor for each image of the band, or null.
 template <int IN, int P, void (*transform)(const vf*, vf*)>
 static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int count, int block, int step, int offset,
                             const float* scale, float* out) {
@@ -171,7 +174,7 @@ static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int co
         const float* corner = band.at(row, column) + image * band.image_step;
         int64_t line = int64_t(band.columns) * band.channels;
         if (!band.holds(row, column, IN)) {
-            float* square = scratch(8, IN * IN * band.channels);
+            float* square = scratch(Slot::SQUARE, IN * IN * band.channels);
             copy_square(band.image(image), row, column, IN, square);
             corner = square;
             line = int64_t(IN) * band.channels;
@@ -202,7 +205,8 @@ template <class A> static void transform_input(const Band& in, const Tiles& tile
 
 static inline void as_it_is(const vf* x, vf* u) { u[0] = x[0]; }
 
-// The adjoint of the output transform, on the OUT x OUT gradients of each tile; of a sum it is the same for every product.
+// The adjoint of the output transform, of the OUT x OUT gradients of each tile. Where the output is a SUM, every
+// product has the same gradient, which is stored once.
 template <class A>
 static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0, int n, int block, const float* scale,
                                float* m) {
@@ -212,14 +216,14 @@ static void transform_gradient(const Band& gradient, const Tiles& tiles, int t0,
         transform_tiles<A::OUT, A::P, A::output_adjoint>(gradient, tiles, t0, n, block, A::OUT, 0, scale, m);
 }
 
-// What another pass has already summed for the outputs of a band, float32: [image][row][column][padded channels].
+// Sums of another pass that are added to the outputs of a band, float32: [image][row][column][padded channels].
 struct Addend {
-    const float* data;  // or null
+    const float* data;  // null: nothing is added
     int row0, columns;
     int64_t image_step;
 };
 
-// Results of tiles [t0, t0 + count) to the sink; the addend joins first.
+// Writes the results of tiles [t0, t0 + count) to the sink, after the addend is added to them.
 template <class A>
 static void transform_output(const float* m, int padded, const Tiles& tiles, int t0, int count, int block,
                              const Sink& sink, Images images, const Addend& add) {
@@ -255,16 +259,16 @@ static void transform_output(const float* m, int padded, const Tiles& tiles, int
     });
 }
 
-constexpr int64_t BLOCK_BYTES = 896 << 10;  // of the L2 cache
+constexpr int64_t BLOCK_BYTES = 896 << 10;  // of the L2 cache, for a block's transformed inputs and products
 
-// Tiles per block, in blocks of nearly equal size: transformed inputs and products of a block fill so many bytes.
+// Tiles of a block: as many as BLOCK_BYTES hold, from 28 to 112, in blocks of nearly equal size.
 static inline int block_tiles(int tiles, int products, int channels_in, int channels_out) {
     const int fit = int(BLOCK_BYTES / (4 * products * (channels_in + channels_out)));
     const int most = fit < 28 ? 28 : fit > 112 ? 112 : fit, blocks = (tiles + most - 1) / most;
     return (tiles + blocks - 1) / blocks;
 }
 
-// Results of tiles that are single pixels.
+// Writes the results of tiles that are single pixels to the sink.
 static void put_tiles(const float* m, int padded, const Tiles& tiles, int t0, int count, const Sink& sink, Images images) {
     with_put(sink, [&](auto put) {
         for (int t = 0; t < count; ++t) {
@@ -275,7 +279,7 @@ static void put_tiles(const float* m, int padded, const Tiles& tiles, int t0, in
     });
 }
 
-// One band of tile rows [r0, r1) of a convolution pass.
+// Runs a convolution pass on tile rows [r0, r1) of a band.
 template <class A>
 static void transform_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int columns,
                            const Sink& sink, Images images, const Addend& add) {
@@ -284,13 +288,13 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     constexpr int products = A::P * A::P;
     const int block = block_tiles(count, products, in.channels, padded);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
-    float* u = scratch(2, products * u_plane);
-    float* m = scratch(3, (A::SUM ? 1 : products) * m_plane);
+    float* u = scratch(Slot::TRANSFORMED_INPUTS, products * u_plane);
+    float* m = scratch(Slot::TRANSFORMED_PRODUCTS, (A::SUM ? 1 : products) * m_plane);
     int64_t a_segment[products], b_segment[products];
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
         transform_input<A>(in, tiles, t0, n, block, u);
-        // each product apart, or all as one long product where only their sum matters
+        // each product apart, or with A::SUM all of them as one long product
         for (int q = 0; q < products; q += A::SUM ? products : 1)
             for (int n0 = 0; n0 < padded;) {
                 const int width = panel_width(n0, padded);
@@ -320,8 +324,8 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     }
 }
 
-// Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m (never thin), each
-// image times its scale.
+// Weight gradient of one band in the transformed domain: sums[P * P][cin][padded cout] += u^T m, u the transformed
+// inputs and m the transformed gradients; cout is never thin. scale: a factor for each image of the band, or null.
 template <class A>
 static void transform_weight_gradient(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1,
                                       int columns, int images, const float* scale, float* sums) {
@@ -330,8 +334,8 @@ static void transform_weight_gradient(const Band& in, const Sums& layout, const 
     constexpr int products = A::P * A::P;
     const int block = block_tiles(count, products, in.channels, padded);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
-    float* u = scratch(2, products * u_plane);
-    float* m = scratch(3, products * m_plane);
+    float* u = scratch(Slot::TRANSFORMED_INPUTS, products * u_plane);
+    float* m = scratch(Slot::TRANSFORMED_PRODUCTS, products * m_plane);
     for (int t0 = 0; t0 < count; t0 += block) {
         const int n = count - t0 < block ? count - t0 : block;
         transform_input<A>(in, tiles, t0, n, block, u);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "registry.h"
+#include "scratch.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
@@ -48,7 +49,7 @@ static inline vf half_to_float(vh raw) {
     return (vf)(value | ((bits & 0x8000u) << 16));
 }
 
-// Round to nearest even; subnormals by the addition that aligns their bits.
+// Rounds to nearest even; adding 0.5 aligns the bits of subnormals.
 static inline vh float_to_half(vf v) {
     const vu sign = (vu)v & 0x80000000u, magnitude = (vu)v ^ sign;
     const vu special = 0x7c00u + ((vu)(magnitude > 0x7f800000u) & 0x200u);
@@ -81,14 +82,15 @@ static inline void store_as(Dtype dtype, void* base, int64_t index, vf v) {
 
 static inline int element_size(Dtype dtype) { return dtype == F32 ? 4 : 2; }
 
-// The first n channels (n < VL) of a pixel; the rest are zero.
+// Loads the first n elements (n < VL) from `index` on; the other lanes are zero.
 static inline vf load_part(Dtype dtype, const void* base, int64_t index, int n) {
     alignas(64) float raw[VL] = {};
     std::memcpy(raw, static_cast<const char*>(base) + index * element_size(dtype), n * element_size(dtype));
     return load_as(dtype, raw, 0);
 }
 
-static inline void store_part(Dtype dtype, void* base, int64_t index, vf v, int n) {  // n <= VL
+// Stores the first n lanes (n <= VL) from `index` on.
+static inline void store_part(Dtype dtype, void* base, int64_t index, vf v, int n) {
     alignas(64) float raw[VL];
     store_as(dtype, raw, 0, v);
     std::memcpy(static_cast<char*>(base) + index * element_size(dtype), raw, n * element_size(dtype));
@@ -96,7 +98,7 @@ static inline void store_part(Dtype dtype, void* base, int64_t index, vf v, int 
 
 enum Activation { NONE = 0, ELU = 1, RELU = 2, LEAKY_RELU = 3, TANH = 4, SIGMOID = 5, SILU = 6 };
 
-// For x in [-87, 88]: exp(x) = scale * (1 + result), with scale = 2^n and result = expm1(x - n ln 2).
+// Splits exp(x), x clamped to [-87, 88], as scale * (1 + result) with scale = 2^n and result = expm1(x - n ln 2).
 static inline vf exp_parts(vf x, vf& scale) {
     x = x < -87.0f ? splat(-87.0f) : x;
     x = x > 88.0f ? splat(88.0f) : x;
@@ -141,14 +143,14 @@ static inline vf activate(Activation kind, vf x, float slope) {
         return 1.0f / (1.0f + e);
     }
     case SILU: {
-        vf e = exp_of_negative(x < 0.0f ? x : -x);  // of -|x|: no overflow, and -0 far below zero
+        vf e = exp_of_negative(x < 0.0f ? x : -x);  // exp(-|x|): it does not overflow, and far below zero silu is -0
         return (x < 0.0f ? x * e : x) / (1.0f + e);
     }
     default: return x;
     }
 }
 
-// The derivative as a function of the output y; SILU's is none.
+// The activation's derivative as a function of its output y; not for SILU, whose derivative needs the input.
 static inline vf derivative(Activation kind, vf y, float slope) {
     const vf one = splat(1.0f);
     switch (kind) {

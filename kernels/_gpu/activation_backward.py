@@ -1,4 +1,4 @@
-"""The gradient before an activation, from the output alone, with the bias's gradient on the way: one pass."""
+"""One pass that forms the gradient before an activation from the output alone, and the bias's gradient with it."""
 
 import torch
 import triton
@@ -16,10 +16,10 @@ def activation_backward_kernel(
     ACTIVATION: tl.constexpr, WRITE: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
     WITH_BIAS: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dz (batch, pixels, NP) = grad * activation'(y) of (batch, pixels, N), where WRITE, zero from channel N on.
+    """dz (batch, pixels, NP) = grad * activation'(y) of grad and y (batch, pixels, N); dz is zero from channel N on.
 
-    WEIGHTED: also that times the sample's scale. WITH_BIAS: partial (batch * parts, N) float32, the sum over a part of
-    a sample's pixels times the sample's scale.
+    WRITE: dz is stored. WEIGHTED: weighted = dz times the sample's scale is stored too. WITH_BIAS: partial
+    (batch * parts, N) float32 takes the sum of dz over a part of a sample's pixels, times the sample's scale.
     """
     part, sample = tl.program_id(0) % parts, tl.program_id(0) // parts
     n = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -33,8 +33,8 @@ def activation_backward_kernel(
         at = (start + p)[:, None] * N + n[None, :]
         value = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         if ACTIVATION != 0:
-            of_y = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-            value = tl.where(inside, value * derivative(of_y, ACTIVATION, slope), 0.0)
+            output = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+            value = tl.where(inside, value * derivative(output, ACTIVATION, slope), 0.0)
         to, within = (start + p)[:, None] * NP + n[None, :], (p < end)[:, None] & (n < NP)[None, :]
         if WRITE:
             tl.store(dz + to, rounded(value, dz.dtype.element_ty), mask=within)
@@ -49,22 +49,24 @@ def through_activation(
     grad: Tensor, y: Tensor, scale: Tensor | None, activation: int, slope: float, *,
     with_bias: bool, channels: int, weigh: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """The gradient before the activation, that times each sample's scale, and rows whose sum is the bias's gradient.
+    """Forms dz, the gradient before the activation; dz times each sample's scale; and the parts of the bias's gradient.
 
-    grad, y:   (B, N, H, W) channels_last, B > 0; activation by its number, 0 for none
-    scale:     (B,) float32 or None; it weighs the bias's gradient and, with `weigh`, the second result
-    channels:  how many the first two have, at least N; those from N on are zero
-    Returns two (B, channels, H, W) channels_last, the same tensor without a scale or `weigh`, grad itself where nothing
-    changes, and (rows, N) float32 or None.
+    grad, y:    (B, N, H, W) channels_last, B > 0
+    scale:      (B,) float32 or None; weighs the bias's gradient and, with `weigh`, the second result
+    activation: its number, 0 for none
+    with_bias:  the third result is wanted
+    channels:   how many the first two results have, at least N; channels from N on are zero
+    returns:    dz and weighted dz (B, channels, H, W) channels_last, one tensor without a scale or `weigh`, grad itself
+                where nothing changes; float32 (rows, N) whose rows sum to the bias's gradient, or None
     """
     batch, n, height, width = grad.shape
     write, weigh = activation != 0 or channels != n, weigh and scale is not None
     if not write and not weigh and not with_bias:
         return grad, grad, None
     pixels, bn = height * width, min(64, max(16, triton.next_power_of_2(channels)))
-    # rows that are not whole words take more addresses, and fewer elements leave room for them
+    # rows that are not whole words take more addresses: fewer elements leave registers for them
     bp = (1024 if n % 16 == 0 else 512) // bn
-    # a few programs for each multiprocessor, and no part smaller than a block
+    # a few programs for each multiprocessor; no part is smaller than a block
     parts = max(1, min(triton.cdiv(pixels, bp), triton.cdiv(4 * tuning.processors(), batch)))
     part_pixels = triton.cdiv(triton.cdiv(pixels, parts), bp) * bp
     parts = triton.cdiv(pixels, part_pixels)
@@ -77,10 +79,11 @@ def through_activation(
     weighted = empty() if weigh else dz
     partial = torch.empty((batch * parts, n), dtype=torch.float32, device=grad.device) if with_bias else None
     launch(
-        activation_backward_kernel, (batch * parts, triton.cdiv(channels, bn)), grad, y, dz, weighted,
-        grad if scale is None else scale, grad if partial is None else partial, pixels, n, channels, part_pixels, parts,
-        slope, ACTIVATION=activation, WRITE=write, SCALED=scale is not None, WEIGHTED=weigh, WITH_BIAS=with_bias,
-        WIDE=wide(dz), BP=bp, BN=bn,
+        activation_backward_kernel, (batch * parts, triton.cdiv(channels, bn)),
+        grad=grad, y=y, dz=dz, weighted=weighted, scale=grad if scale is None else scale,
+        partial=grad if partial is None else partial, pixels=pixels, N=n, NP=channels, part_pixels=part_pixels,
+        parts=parts, slope=slope, ACTIVATION=activation, WRITE=write, SCALED=scale is not None, WEIGHTED=weigh,
+        WITH_BIAS=with_bias, WIDE=wide(dz), BP=bp, BN=bn,
         cost=lambda: Cost(
             5.0 * grad.numel(), size(grad, partial) + size(*(y, dz) if write else ()) + size(weighted) * weigh
         ),

@@ -6,7 +6,7 @@ import triton.language as tl
 from .launch import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
-# activations by the number that ACTIVATION_NUMBERS of resize_conv_act gives them
+# the activations' numbers, as in ACTIVATION_NUMBERS of resize_conv_act; 0 is none
 ELU, RELU, LEAKY_RELU, TANH, SIGMOID, SILU = (tl.constexpr(number) for number in (1, 2, 3, 4, 5, 6))
 
 
@@ -14,13 +14,13 @@ ELU, RELU, LEAKY_RELU, TANH, SIGMOID, SILU = (tl.constexpr(number) for number in
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b with float32 sums. PRECISION of float32 inputs: "ieee", "tf32x3" (near float32) or "tf32".
 
-    The matrix units cut sums off where float32 rounds. That is far below what half precision and TF32 resolve; for
-    "tf32x3" only the products of this call are summed there, and added to acc outside.
+    The matrix units cut sums off where float32 rounds. The error is far below what half precision and TF32 resolve. For
+    "tf32x3" the matrix units sum only the products of this call, and their sum is added to acc outside of them.
     """
-    if _INTERPRETED:  # the interpreter multiplies no bfloat16; these products are exact in float32
+    if _INTERPRETED:  # the interpreter cannot multiply bfloat16; products of bfloat16 are exact in float32
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     elif PRECISION == "tf32x3":
-        # the last argument means nothing for float32, but keeps the compiler from moving acc into the product
+        # max_num_imprecise_acc has no meaning for float32, but keeps the compiler from moving acc into the product
         return acc + tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=1 << 30)
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -28,7 +28,10 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def pixels(source, start, y, x, H, W, C, c, valid):
-    """(pixels, channels) of (batch, H, W, C): those at (y, x) of images that begin at pixel `start`; zero outside."""
+    """Loads (pixels, channels) of source (batch, H, W, C) at (y, x) of the images that begin at pixel `start`.
+
+    It is zero outside of the image, past channel C and where not `valid`.
+    """
     inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
     at = (start + y * W + x)[:, None] * C + c[None, :]
     return tl.load(source + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
@@ -36,8 +39,8 @@ def pixels(source, start, y, x, H, W, C, c, valid):
 
 @triton.jit
 def rounded(value, DTYPE: tl.constexpr):
-    """float32 value as DTYPE, to the nearest."""
-    if _INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 (where the interpreter would cut off)
+    """Rounds float32 `value` to the nearest of DTYPE."""
+    if _INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 (the interpreter itself would cut the value off)
         bits = value.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
         value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
@@ -69,7 +72,7 @@ def tanh(v):
 def activate(v, ACTIVATION: tl.constexpr, slope):
     """The activation of float32 v; NaN stays NaN."""
     if ACTIVATION == ELU:
-        # the smaller of v and 0 as a selection: NaN takes the first branch
+        # the inner selection is a min(v, 0) that keeps a NaN; expm1 of a NaN is a NaN
         return tl.where(v > 0, v, expm1(tl.where(v > 0, 0.0, v)))
     elif ACTIVATION == RELU:
         return tl.where(v < 0, 0.0, v)
@@ -87,7 +90,7 @@ def activate(v, ACTIVATION: tl.constexpr, slope):
 
 @triton.jit
 def derivative(y, ACTIVATION: tl.constexpr, slope):
-    """The activation's derivative as a function of its float32 output y; SILU's is none."""
+    """The activation's derivative as a function of its float32 output y; not for SILU, which needs the input."""
     if ACTIVATION == ELU:
         return tl.where(y > 0, 1.0, y + 1.0)
     elif ACTIVATION == RELU:

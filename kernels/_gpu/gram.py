@@ -1,11 +1,11 @@
-"""Gram matrices of features in Triton, and the product with the features that is their backward; gram and style_loss.
+"""Gram matrices of features in Triton, and their backward, a product with the features; gram and style_loss use both.
 
 Features (B, C, H, W) are read as they lie, (B, C, HW) or (B, HW, C). A program sums the products of one tile of the
 upper triangle over one split of an image's pixels; where there are several splits, a second kernel adds them in their
-order. Both write a tile and its mirror image, so that the result is symmetric to the bit.
+order. Both kernels write a tile and its mirror image, so that the result is symmetric to the bit.
 
-float32 products are three TF32 products (near float32), or one where torch.backends.cuda.matmul.allow_tf32 is set. The
-matrix units cut sums off where float32 rounds: they sum one step of pixels only, and these sums are added in float32.
+A float32 product is three TF32 products (near float32), or one where torch.backends.cuda.matmul.allow_tf32 is set. The
+matrix units cut sums off where float32 rounds: they sum one step of pixels only, and the steps are added in float32.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from . import tuning
 from .blocks import dot, rounded
 from .launch import Cost, launch, size
 
-SUM_SIDE = 32  # of the blocks that the splits are added in
+SUM_SIDE = 32  # side of the blocks in which a matrix's splits are added
 
 
 @triton.jit
 def triangle(number):
-    """The number-th pair (i, j) with i <= j, column by column: (0, 0), (0, 1), (1, 1), (0, 2) ..."""
+    """Gives pair `number` of the pairs (i, j) with i <= j, column by column: (0, 0), (0, 1), (1, 1), (0, 2) ..."""
     j = ((tl.sqrt(8.0 * number + 1.0) - 1.0) * 0.5).to(tl.int32)
-    j = tl.where(j * (j + 1) // 2 > number, j - 1, j)  # the root is rounded
+    j = tl.where(j * (j + 1) // 2 > number, j - 1, j)  # the root is rounded: j may be one too large or too small
     j = tl.where((j + 1) * (j + 2) // 2 <= number, j + 1, j)
     return number - j * (j + 1) // 2, j
 
@@ -61,7 +61,7 @@ def tile_of_products(
             else:
                 a_inside = inside[:, None] & (row < channels)[None, :]
                 a = tl.trans(tl.load(of_step + k[:, None] * channels + row[None, :], mask=a_inside, other=0.0))
-        if PRECISION == "ieee":  # half precision: exact products, and a tolerance that a cut-off sum keeps
+        if PRECISION == "ieee":  # half precision: products are exact, and its tolerance allows sums that are cut off
             acc = dot(a, b, acc, PRECISION)
         else:
             acc += dot(a, b, tl.zeros((SIDE, SIDE), tl.float32), PRECISION) * scale
@@ -72,7 +72,7 @@ def tile_of_products(
 
 @triton.jit
 def symmetric_tile(acc, i, j):
-    """The tile (i, j), i <= j, with a diagonal one's lower half taken from its upper; and that of (j, i)."""
+    """Gives tile (i, j), i <= j, and tile (j, i); a tile on the diagonal takes its lower half from its upper half."""
     mirrored = tl.trans(acc)
     row, column = tl.arange(0, acc.shape[0])[:, None], tl.arange(0, acc.shape[1])[None, :]
     lower = (i == j) & (row > column)
@@ -81,7 +81,7 @@ def symmetric_tile(acc, i, j):
 
 @triton.jit
 def store_symmetric(result, value, mirrored, image, i, j, channels, SIDE: tl.constexpr):
-    """The tile (i, j) and its mirror image of the matrix (channels, channels) of one image."""
+    """Stores tile (i, j) and its mirror image in the matrix (channels, channels) of one image."""
     row, column = i * SIDE + tl.arange(0, SIDE), j * SIDE + tl.arange(0, SIDE)
     start = result + tl.cast(image, tl.int64) * channels * channels
     inside = (row < channels)[:, None] & (column < channels)[None, :]
@@ -92,15 +92,15 @@ def store_symmetric(result, value, mirrored, image, i, j, channels, SIDE: tl.con
 
 @triton.jit
 def squares_of_tile(value, i, j):
-    """The sum of the squares of a tile (i, j) and its mirror image."""
-    # flat: Triton 3.7 fails on a sum along one axis of what Blackwell's tensor memory holds
+    """Sums the squares of tile (i, j) and of its mirror image."""
+    # reshaped to one axis: Triton 3.7 fails on a sum along one of two axes of what Blackwell's tensor memory holds
     total = tl.sum(tl.reshape(value * value, (value.shape[0] * value.shape[1],)), axis=0)
     return tl.where(i == j, total, 2.0 * total)
 
 
 @triton.jit
 def sum_of_splits(partial, image, i, j, splits, tiles, SIDE: tl.constexpr, SUM: tl.constexpr):
-    """Block (i, j) of SUM x SUM, i <= j: an image's splits of partial (batch, splits, tiles, SIDE, SIDE) in order."""
+    """Sums block (i, j) of SUM x SUM, i <= j, over an image's splits of partial (batch, splits, tiles, SIDE, SIDE)."""
     per_side: tl.constexpr = SIDE // SUM
     tile = (j // per_side) * (j // per_side + 1) // 2 + i // per_side
     row, column = (i % per_side) * SUM + tl.arange(0, SUM), (j % per_side) * SUM + tl.arange(0, SUM)
@@ -117,10 +117,10 @@ def gradient_tile(
     SYMMETRIC: tl.constexpr, PLANAR: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A tile of gradient = (M + M^T) F factor of one image, M (channels, channels) float32, F its features.
+    """Writes a tile of gradient = (M + M^T) F factor of one image: M (channels, channels) float32, F its features.
 
-    SYMMETRIC: M is, and is taken twice. ROUND: the products are those of F's dtype, bfloat16; else of float32, where
-    the matrix keeps its range beside float16 features.
+    SYMMETRIC: M is symmetric, and 2 M is taken for M + M^T. ROUND: M is rounded to F's dtype, bfloat16; else F is
+    taken to float32, since M would leave the range of float16.
     """
     channel_tiles = tl.cdiv(channels, CHANNELS)
     c = (tile % channel_tiles) * CHANNELS + tl.arange(0, CHANNELS)
@@ -164,12 +164,12 @@ def gradient_tile(
 
 
 def pairs(count: int) -> int:
-    """Pairs (i, j) with i <= j of so many."""
+    """How many pairs (i, j) with i <= j < count there are."""
     return count * (count + 1) // 2
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 products are formed; half precision has but one way."""
+    """How float32 products are formed, as tl.dot names it; half-precision products have one way only."""
     if dtype != torch.float32:
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
@@ -181,17 +181,17 @@ def _power(count: int, low: int, high: int) -> int:
 
 
 def _aligned(channels: int, pixels: int) -> bool:
-    """Whether both layouts are read 16 bytes at a time; else each element has an address, in registers."""
+    """Whether either layout is read 16 bytes at a time; otherwise each element's address takes registers."""
     return channels % 16 == 0 and pixels % 16 == 0
 
 
 def _warps(area: int, half: bool, aligned: bool) -> int:
-    """Of a tile of so many sums; float32 has a second set of them, and every operand in two parts."""
+    """Warps for a tile of `area` sums; float32 holds a second set of sums, and every operand in two parts."""
     return 8 if area >= (64 * 128 if half and aligned else 64 * 64) else 4
 
 
 class Problem(NamedTuple):
-    """Which Gram matrices: features (batch, channels, pixels) of a dtype, in one or (style loss) two tensors."""
+    """Which Gram matrices are formed: of features (batch, channels, pixels), in one tensor or (style loss) two."""
 
     batch: int
     channels: int
@@ -205,24 +205,31 @@ class Problem(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """SIDE x SIDE tiles of the upper triangle, summed in STEP pixels at a time over so many splits of the pixels."""
+    """How the products are divided among programs.
+
+    side:   of the square tiles of the upper triangle
+    step:   pixels whose products are summed at a time
+    splits: parts that an image's pixels are summed in
+    pixels: of one split
+    tiles:  of one image's triangle
+    """
 
     side: int
     step: int
     splits: int
-    pixels: int  # of one split
+    pixels: int
     tiles: int
     warps: int
     stages: int
 
     @property
     def direct(self) -> bool:
-        """One split: what is summed is the result."""
+        """Whether there is one split: its sums are the result."""
         return self.splits == 1
 
 
 def tilings(problem: Problem) -> list[Tiling]:
-    """Those worth trying, the likely best first: as large as still occupy the multiprocessors."""
+    """Gives the tilings worth trying, the likely best first: the largest tiles that still occupy the GPU."""
     half, batch = problem.dtype != torch.float32, max(1, problem.batch)
     aligned = _aligned(problem.channels, problem.pixels)
     step = _power(problem.pixels, 16, (64 if half else 32) // (1 if aligned else 2))
@@ -236,19 +243,19 @@ def tilings(problem: Problem) -> list[Tiling]:
         warps, stages = _warps(side * side, half, aligned), 3 if aligned else 2
         return Tiling(side, step, triton.cdiv(problem.pixels, of_split), of_split, tiles, warps, stages)
 
-    # two sums of 128 x 128 in float32, each apart from the product that joins it, leave no register
+    # float32 tiles of 128 x 128 leave no register: the sums, and the product that joins them, are held apart
     largest = _power(problem.channels, 16, 128 if half else 64)
     sides = [side for side in (128, 64, 32) if side <= largest] or [largest]
-    found = [tiling(side, problem.pixels) for side in sides]
-    full = [t for t in found if 2 * batch * t.tiles * t.splits >= tuning.processors()]
-    best = full[0] if full else found[-1]
-    at = found.index(best)
-    neighbour = found[at - 1 : at] or found[1:2]  # the larger tiles, or where there are none the smaller
+    by_side = [tiling(side, problem.pixels) for side in sides]
+    full = [t for t in by_side if 2 * batch * t.tiles * t.splits >= tuning.processors()]
+    best = full[0] if full else by_side[-1]
+    at = by_side.index(best)
+    neighbour = by_side[at - 1 : at] or by_side[1:2]  # the next larger tiles; the smaller where none are larger
     return [best, *neighbour, *([] if best.direct else [tiling(best.side, 1)])]
 
 
 def cost(problem: Problem, tiling: Tiling, dense: list[Tensor], written: list[Tensor]) -> Callable[[], Cost]:
-    """Of the products: each tile reads its two (on the diagonal: one) panels of channels."""
+    """Gives the cost of the products: a tile reads two panels of channels, or one where it lies on the diagonal."""
     blocks = triton.cdiv(problem.channels, tiling.side)
 
     def of() -> Cost:
@@ -259,21 +266,24 @@ def cost(problem: Problem, tiling: Tiling, dense: list[Tensor], written: list[Te
     return of
 
 
-def launch_gradient(kernel: Any, arguments: tuple, features: Tensor, planar: bool, **constants: bool) -> None:
-    """kernel(matrix, features, gradient, ...) on every tile, in the tile shape that occupies the multiprocessors.
+def launch_gradient(
+    kernel: Any, matrix: Tensor, features: Tensor, gradient: Tensor, planar: bool, **arguments: Any
+) -> None:
+    """Starts a kernel that ends in gradient_tile on every tile, in the tile shape that occupies the multiprocessors.
 
-    arguments: all of the kernel's. planar: features are (B, C, HW), else (B, HW, C).
+    matrix:    (B, C, C) float32, contiguous
+    features:  (B, C, H, W), read as (B, C, HW) where `planar`, else as (B, HW, C); gradient: the result, laid out alike
+    arguments: SYMMETRIC, and those of the kernel's parameters that gradient_tile does not have
     """
     batch, channels, pixels = features.shape[0], features.shape[1], features.shape[2:].numel()
     half, rounds = features.dtype != torch.float32, features.dtype == torch.bfloat16
-    # float16 features are exact in TF32, the matrix keeps 11 bits
+    # float16 features are exact in TF32, and the matrix keeps 11 bits
     products = "tf32" if features.dtype == torch.float16 else precision(features.dtype)
     aligned = _aligned(channels, pixels)
-    matrix, _, gradient = arguments[:3]
 
     def of() -> Cost:
         tiles = triton.cdiv(channels, shape[0]), triton.cdiv(pixels, shape[1])
-        gathered = tiles[0] * size(features) + tiles[1] * (1 if constants["SYMMETRIC"] else 2) * size(matrix)
+        gathered = tiles[0] * size(features) + tiles[1] * (1 if arguments["SYMMETRIC"] else 2) * size(matrix)
         flops = 2.0 * batch * pixels * channels**2
         return Cost(flops, size(matrix, features, gradient), gathered + size(gradient), matrix=True)
 
@@ -284,8 +294,9 @@ def launch_gradient(kernel: Any, arguments: tuple, features: Tensor, planar: boo
     ]
     shape = filled[0] if filled else shapes[-1]
     launch(
-        kernel, (batch * triton.cdiv(channels, shape[0]) * triton.cdiv(pixels, shape[1]),), *arguments,
+        kernel, (batch * triton.cdiv(channels, shape[0]) * triton.cdiv(pixels, shape[1]),),
+        matrix=matrix, features=features, gradient=gradient, pixels=pixels, channels=channels,
         PLANAR=planar, PRECISION=products, ROUND=rounds, CHANNELS=shape[0], PIXELS=shape[1],
-        STEP=_power(channels, 16, 32 if aligned else 16), **constants,
+        STEP=_power(channels, 16, 32 if aligned else 16), **arguments,
         cost=of, num_warps=_warps(shape[0] * shape[1], rounds, aligned), num_stages=2,
     )  # fmt: skip

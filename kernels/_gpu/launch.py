@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ MOST_REGISTERS = 255  # of a thread
 class Cost:
     """What one launch has to do, for the roofline: the FLOPs it computes (padding of tiles aside) and its traffic.
 
-    flops:    on matrix units where `matrix`, else on the ordinary ones
+    flops:    on matrix units where `matrix`, else on the ordinary units
     moved:    bytes that device memory must move at least: every input read once, every output written once
     gathered: bytes that all programs together ask of the L2 cache; 0: as many as `moved`
+    matrix:   whether the products run on matrix units
     """
 
     flops: float
@@ -35,8 +37,8 @@ class Cost:
 class Launch:
     """One launch as it was asked for.
 
-    arguments: by parameter name, those fixed at compile time included; oldest: compute capability, times ten, of the
-    oldest GPUs that it is for
+    arguments: by parameter name, those fixed at compile time included
+    oldest:    compute capability, times ten, of the oldest GPUs that the kernel is for
     """
 
     kernel: Any
@@ -61,7 +63,7 @@ _tracing = _Tracing()
 
 @dataclass
 class _Noting:
-    """What launches are noted to: one for all threads, for autograd runs backward passes of a GPU in its own."""
+    """What launches are noted to. One for all threads: autograd runs a GPU's backward passes in a thread of its own."""
 
     launches: list[Launch] | None = None
     run: bool = True
@@ -75,48 +77,75 @@ _noting = _Noting()
 def launch(
     kernel: Any,
     grid: tuple[int, ...],
-    *arguments: Any,
+    *,
     cost: Callable[[], Cost],
     num_warps: int = 4,
     num_stages: int = 2,
     oldest: int = OLDEST,
-    **constants: Any,
+    **arguments: Any,
 ) -> None:
-    """Starts kernel[grid] with these arguments and compile-time constants; nothing where the grid is empty.
+    """Starts kernel[grid] with every argument by its parameter's name; does nothing where the grid is empty.
 
-    cost is called only where launches are noted; oldest: as in Launch.
+    cost:      called only where launches are noted
+    oldest:    as in Launch
+    arguments: values for all of the kernel's parameters, compile-time constants included; TypeError names a parameter
+               that has no value and a value that has no parameter
     """
     if any(isinstance(size, int) and size == 0 for size in grid):
         return
-    options = {"num_warps": num_warps, "num_stages": num_stages}
+    values = _in_order(kernel, arguments)
     if _tracing.on:
-        torch.library.wrap_triton(kernel)[grid](*arguments, **constants, **options)
+        torch.library.wrap_triton(kernel)[grid](*values, num_warps=num_warps, num_stages=num_stages)
         return
     if _noting.launches is not None:
-        given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        # aliases: autograd copies a gradient that somebody else holds
-        given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
-        _noting.launches.append(Launch(kernel, grid, given, num_warps, num_stages, cost(), oldest))
+        # each tensor by an alias: autograd copies a gradient that somebody else holds
+        aliased = {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        _noting.launches.append(Launch(kernel, grid, aliased, num_warps, num_stages, cost(), oldest))
     if _noting.launches is None or _noting.run:
-        kernel[grid](*arguments, **constants, **options, **register_bound(constants, capability))
+        bound = register_bound(arguments, capability)
+        kernel[grid](*values, num_warps=num_warps, num_stages=num_stages, **bound)
 
 
-def register_bound(constants: Mapping[str, Any], of_gpu: Callable[[], int]) -> dict[str, int]:
-    """Triton's option maxnreg where it helps, by a kernel's compile-time constants and the GPU's capability times ten.
+# for the function of each kernel launched so far: takes the values out of a dictionary in the parameters' order
+_orders: dict[Callable, Callable[[Mapping[str, Any]], tuple]] = {}
+
+
+def _in_order(kernel: Any, arguments: Mapping[str, Any]) -> tuple:
+    """The arguments' values in the order of the kernel's parameters, of which there are at least two.
+
+    Triton binds values by position in less time than by name.
+    """
+    order = _orders.get(kernel.fn)
+    if order is None:
+        order = _orders[kernel.fn] = itemgetter(*kernel.arg_names)
+    try:
+        values = order(arguments)
+    except KeyError:
+        values = ()
+    if len(values) == len(arguments):
+        return values
+    missing = [name for name in kernel.arg_names if name not in arguments]
+    unknown = [name for name in arguments if name not in kernel.arg_names]
+    raise TypeError(f"{kernel.__name__}: parameters without a value: {missing}, values without a parameter: {unknown}")
+
+
+def register_bound(arguments: Mapping[str, Any], of_gpu: Callable[[], int]) -> dict[str, int]:
+    """Triton's option maxnreg where it helps, by a kernel's arguments and the GPU's capability times ten.
 
     On Blackwell ptxas parks values of the TF32 forms on the stack, in loops too, to fit one more program on a
-    multiprocessor. A bound that is said, even that of the hardware, takes this wish away.
+    multiprocessor. It stops doing so where a bound is given, even the hardware's own bound.
     """
-    wanted = constants.get("PRECISION") in ("tf32", "tf32x3") and of_gpu() >= BLACKWELL
+    wanted = arguments.get("PRECISION") in ("tf32", "tf32x3") and of_gpu() >= BLACKWELL
     return {"maxnreg": MOST_REGISTERS} if wanted else {}
 
 
 @contextlib.contextmanager
 def noted(run: bool = True, every_choice: bool = False, capability: int = H100) -> Iterator[list[Launch]]:
-    """Every launch within the block.
+    """Notes every launch within the block in the list that it yields.
 
-    run=False: they are noted and not started, outputs stay unset. every_choice: with every candidate of tuning, for
-    every GPU. capability: of the GPU that they are meant for, times ten, where none is there.
+    run:          False: launches are noted and not started, outputs stay unset
+    every_choice: every candidate of tuning is launched, for every GPU
+    capability:   of the GPU that the launches are meant for, times ten, where the machine has none
     """
     global _noting
     before, _noting = _noting, _Noting([], run, every_choice, capability)
@@ -128,7 +157,7 @@ def noted(run: bool = True, every_choice: bool = False, capability: int = H100) 
 
 @contextlib.contextmanager
 def traced() -> Iterator[None]:
-    """Launches within the block become nodes of the graph being traced (torch.library.wrap_triton)."""
+    """Makes each launch within the block a node of the graph being traced (torch.library.wrap_triton)."""
     before, _tracing.on = _tracing.on, True
     try:
         yield
@@ -147,7 +176,7 @@ def notes_every_choice() -> bool:
 
 
 def capability() -> int:
-    """Compute capability, times ten, of the GPU that runs; where there is none, of the one launches are noted for."""
+    """Compute capability, times ten, of the GPU that runs; without a GPU, that of the one launches are noted for."""
     if not torch.cuda.is_available():
         return _noting.capability
     major, minor = torch.cuda.get_device_capability()

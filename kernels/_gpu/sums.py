@@ -1,4 +1,4 @@
-"""The last step of a loss in Triton: the parts of each sample summed in their order, and the mean over the batch."""
+"""The last step of a loss in Triton: sums each sample's parts in a fixed order, and takes the mean over the batch."""
 
 import triton
 import triton.language as tl
@@ -13,9 +13,9 @@ _ROWS, _COLUMNS = 16, 64
 def per_sample_and_mean_kernel(
     parts, per_sample, mean, batch, columns, divisor, ROOT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """per_sample (batch,) = sums of the rows of parts (batch, columns) / divisor, their root where ROOT; mean () of it.
+    """per_sample (batch,) = row sums of parts (batch, columns) / divisor, or their roots (ROOT); mean () = their mean.
 
-    One program, sums in float64. The mean of no samples is NaN.
+    One program; it sums in float64. The mean of no samples is NaN.
     """
     total = tl.zeros((ROWS,), tl.float64)
     for first in range(0, batch, ROWS):
@@ -26,7 +26,7 @@ def per_sample_and_mean_kernel(
             inside = (row < batch)[:, None] & (column < columns)[None, :]
             part = tl.load(parts + tl.cast(row, tl.int64)[:, None] * columns + column[None, :], mask=inside, other=0.0)
             sums += tl.sum(part.to(tl.float64), axis=1)
-        # the division and the root of float64 are subroutines with a stack
+        # in float32: the division and the root of float64 are subroutines with a stack
         value = tl.div_rn(sums.to(tl.float32), tl.cast(divisor, tl.float32))
         if ROOT:
             value = tl.sqrt_rn(value)
@@ -36,9 +36,13 @@ def per_sample_and_mean_kernel(
 
 
 def per_sample_and_mean(parts: Tensor, per_sample: Tensor, mean: Tensor, divisor: int, root: bool = False) -> None:
-    """per_sample (B,) and mean () of parts (B, columns), all float32: sums / divisor, their square root with root."""
+    """Writes per_sample (B,) = row sums of parts (B, columns) / divisor, with `root` their square roots, and mean ().
+
+    All tensors are float32.
+    """
+    batch, columns = parts.shape
     launch(
-        per_sample_and_mean_kernel, (1,), parts, per_sample, mean, *parts.shape, divisor,
-        ROOT=root, ROWS=_ROWS, COLUMNS=_COLUMNS,
+        per_sample_and_mean_kernel, (1,), parts=parts, per_sample=per_sample, mean=mean, batch=batch, columns=columns,
+        divisor=divisor, ROOT=root, ROWS=_ROWS, COLUMNS=_COLUMNS,
         cost=lambda: Cost(float(parts.numel()), size(parts, per_sample, mean)),
     )  # fmt: skip

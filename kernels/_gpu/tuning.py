@@ -1,7 +1,7 @@
-"""Which of a kernel's few tile shapes runs: measured once per device and problem, and kept on the disk.
+"""Chooses which of a kernel's few tile shapes runs: measured once per device and problem, and kept on the disk.
 
 Nothing is measured while a CUDA graph is captured, while torch.compile traces, under the interpreter, or with
-KILN_AUTOTUNE=0: there the first candidate runs, the one that the sizes suggest, unless a measured choice is known.
+KILN_AUTOTUNE=0. In these cases a choice measured before runs, or else the first candidate, which the sizes suggest.
 """
 
 import json
@@ -19,12 +19,11 @@ import triton
 from .launch import INTERPRETED, is_noted, is_traced, notes_every_choice
 
 T = TypeVar("T")
-# elements of a program where each is made by itself; the interpreter has no threads to share them
+# elements of a program of an elementwise kernel; the interpreter has no threads to share them, so programs are larger
 ELEMENTS = 1 << 14 if INTERPRETED else 256
-ROUNDS = 7
-# streaming multiprocessors of an H100: what sizes are chosen for where there is no GPU to ask
-H100_PROCESSORS = 132
-INTERPRETED_PROCESSORS = 4  # the interpreter runs programs one after another: few large ones are soonest done
+ROUNDS = 7  # times that a candidate is measured
+H100_PROCESSORS = 132  # streaming multiprocessors of an H100: sizes are chosen for them where there is no GPU to ask
+INTERPRETED_PROCESSORS = 4  # the interpreter runs programs one after another: a few large ones take the least time
 
 
 @cache
@@ -47,15 +46,15 @@ def run_best(kernel: str, problem: tuple, candidates: Sequence[T], run: Callable
         run(candidates[0])
         return
     key = f"{kernel} {' '.join(map(str, problem))} of {len(candidates)}"
-    known = _choices()
-    if known.get(key, len(candidates)) >= len(candidates):
+    choices = _choices()
+    if choices.get(key, len(candidates)) >= len(candidates):
         if is_traced() or is_noted() or not _may_measure():
             run(candidates[0])
             return
         seconds = [_measure(run, candidate) for candidate in candidates]
-        known[key] = seconds.index(min(seconds))
-        _keep(known)
-    run(candidates[known[key]])
+        choices[key] = seconds.index(min(seconds))
+        _keep(choices)
+    run(candidates[choices[key]])
 
 
 def _may_measure() -> bool:
@@ -85,14 +84,14 @@ def choices_file() -> Path:
 @cache
 def _choices() -> dict[str, int]:
     try:
-        found = json.loads(choices_file().read_text())
+        choices = json.loads(choices_file().read_text())
     except (OSError, ValueError):
         return {}
-    return {str(k): int(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    return {str(k): int(v) for k, v in choices.items()} if isinstance(choices, dict) else {}
 
 
 def _keep(choices: dict[str, int]) -> None:
-    """A cache that cannot be written costs a measurement in the next process, nothing else."""
+    """Writes the choices to their file; if that fails, the next process measures again."""
     path = choices_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

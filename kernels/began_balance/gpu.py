@@ -1,4 +1,4 @@
-"""began_balance in Triton: one program of one warp, for all of it is a few hundred bytes."""
+"""began_balance in Triton: one program of one warp, since all the data is a few hundred bytes."""
 
 import triton
 import triton.language as tl
@@ -6,16 +6,16 @@ import triton.language as tl
 from .._gpu.launch import Cost, launch, size
 from . import check, output
 
-BLOCK = 128  # values of each half that are read together: four to a thread
+BLOCK = 128  # values of the real and of the generated half that are read at a time: four to a thread
 
 
 @triton.jit
 def began_balance_forward_kernel(
-    per_sample, content, k, found, n, gamma, lambda_k, lambda_r, BLOCK: tl.constexpr
+    per_sample, content, k, numbers, n, gamma, lambda_k, lambda_r, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """found (6,) float32: l_real, l_fake, loss_d, loss_g, the next k and the measure, of per_sample (2n,).
+    """numbers (6,) float32 = l_real, l_fake, loss_d, loss_g, the next k and the measure, from per_sample (2n,).
 
-    Each lane sums every BLOCK-th value, then the lanes are summed as a tree: always in the same order.
+    Each lane sums every BLOCK-th value, then the lanes are summed as a tree: the order is always the same.
     """
     real, fake = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n, BLOCK):
@@ -27,21 +27,21 @@ def began_balance_forward_kernel(
     used = tl.load(k).to(tl.float32)
     balance = gamma * l_real - l_fake
     moved = used + lambda_k * balance
-    tl.store(found, l_real)
-    tl.store(found + 1, l_fake)
-    tl.store(found + 2, l_real - used * l_fake)
-    tl.store(found + 3, (1.0 - lambda_r) * l_fake + lambda_r * tl.load(content).to(tl.float32))
-    # a clamp by comparisons: NaN is neither below nor above and stays
-    tl.store(found + 4, tl.where(moved < 0.0, 0.0, tl.where(moved > 1.0, 1.0, moved)))
-    tl.store(found + 5, l_real + tl.abs(balance))
+    tl.store(numbers, l_real)
+    tl.store(numbers + 1, l_fake)
+    tl.store(numbers + 2, l_real - used * l_fake)
+    tl.store(numbers + 3, (1.0 - lambda_r) * l_fake + lambda_r * tl.load(content).to(tl.float32))
+    # a clamp by comparisons: a NaN is neither below 0 nor above 1, so it stays
+    tl.store(numbers + 4, tl.where(moved < 0.0, 0.0, tl.where(moved > 1.0, 1.0, moved)))
+    tl.store(numbers + 5, l_real + tl.abs(balance))
 
 
 def forward(per_sample, content, k, gamma, lambda_k, lambda_r):
     check(per_sample, content, k)
-    found = output(per_sample)
+    numbers = output(per_sample)
     launch(
-        began_balance_forward_kernel, (1,), per_sample.contiguous(), content, k, found, per_sample.shape[0] // 2,
-        gamma, lambda_k, lambda_r, BLOCK=BLOCK, num_warps=1,
-        cost=lambda: Cost(per_sample.numel() + 15.0, size(per_sample, content, k, found)),
+        began_balance_forward_kernel, (1,), per_sample=per_sample.contiguous(), content=content, k=k, numbers=numbers,
+        n=per_sample.shape[0] // 2, gamma=gamma, lambda_k=lambda_k, lambda_r=lambda_r, BLOCK=BLOCK, num_warps=1,
+        cost=lambda: Cost(per_sample.numel() + 15.0, size(per_sample, content, k, numbers)),
     )  # fmt: skip
-    return found
+    return numbers

@@ -1,4 +1,4 @@
-"""gram in Triton: F F^T over splits of the pixels, summed in a fixed order; backward is one product."""
+"""gram in Triton: forward sums F F^T over splits of the pixels in a fixed order; backward is one product."""
 
 import torch
 import triton
@@ -18,7 +18,7 @@ def gram_forward_kernel(
     DIRECT: tl.constexpr, PLANAR: tl.constexpr, ONE_TILE: tl.constexpr, PRECISION: tl.constexpr,
     SIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the Gram matrices' upper triangles over one split of the pixels, times scale.
+    """Forms a tile of the Gram matrices' upper triangles over one split of the pixels, times scale.
 
     result: partial sums (batch, splits, tiles, SIDE, SIDE), or where DIRECT the matrices (batch, channels, channels).
     """
@@ -40,7 +40,10 @@ def gram_forward_kernel(
 
 @triton.jit
 def gram_sum_kernel(partial, result, channels, blocks, splits, tiles, SIDE: tl.constexpr, SUM: tl.constexpr):
-    """result (batch, channels, channels) of partial (batch, splits, tiles, SIDE, SIDE), SUM x SUM to a program."""
+    """Sums the splits of partial (batch, splits, tiles, SIDE, SIDE) to result (batch, channels, channels).
+
+    A program takes a block of SUM x SUM.
+    """
     i, j = triangle(tl.program_id(0) % blocks)
     image = tl.program_id(0) // blocks
     value, mirrored = symmetric_tile(sum_of_splits(partial, image, i, j, splits, tiles, SIDE, SUM), i, j)
@@ -49,15 +52,15 @@ def gram_sum_kernel(partial, result, channels, blocks, splits, tiles, SIDE: tl.c
 
 @triton.jit
 def gram_backward_kernel(
-    grad, features, gradient, pixels, channels, scale,
+    matrix, features, gradient, pixels, channels, scale,
     SYMMETRIC: tl.constexpr, PLANAR: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """gradient = (dG + dG^T) F scale, a tile of an image to a program."""
+    """gradient = (dG + dG^T) F scale, where dG is `matrix` (batch, channels, channels); a program takes a tile."""
     tiles = tl.cdiv(channels, CHANNELS) * tl.cdiv(pixels, PIXELS)
     tile, image = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     gradient_tile(
-        grad, features, gradient, tile, image, pixels, channels, scale,
+        matrix, features, gradient, tile, image, pixels, channels, scale,
         SYMMETRIC, PLANAR, PRECISION, ROUND, CHANNELS, PIXELS, STEP,
     )  # fmt: skip
 
@@ -74,8 +77,9 @@ def forward(features):
         side, count = tiling.side, batch * tiling.splits * tiling.tiles
         target = result if tiling.direct else result.new_empty((count, side, side))
         launch(
-            gram_forward_kernel, (count,), dense, target, pixels, channels, tiling.tiles, tiling.splits, tiling.pixels,
-            problem.scale, DIRECT=tiling.direct, PLANAR=order == torch.contiguous_format, ONE_TILE=tiling.tiles == 1,
+            gram_forward_kernel, (count,), features=dense, result=target, pixels=pixels, channels=channels,
+            tiles=tiling.tiles, splits=tiling.splits, of_split=tiling.pixels, scale=problem.scale,
+            DIRECT=tiling.direct, PLANAR=order == torch.contiguous_format, ONE_TILE=tiling.tiles == 1,
             PRECISION=products.precision(features.dtype), SIDE=side, STEP=tiling.step, num_warps=tiling.warps,
             num_stages=tiling.stages, cost=products.cost(problem, tiling, [dense], [target]),
         )  # fmt: skip
@@ -83,8 +87,8 @@ def forward(features):
             block = min(side, products.SUM_SIDE)
             blocks = products.pairs(triton.cdiv(channels, block))
             launch(
-                gram_sum_kernel, (batch * blocks,), target, result, channels, blocks, tiling.splits, tiling.tiles,
-                SIDE=side, SUM=block, num_warps=4,
+                gram_sum_kernel, (batch * blocks,), partial=target, result=result, channels=channels, blocks=blocks,
+                splits=tiling.splits, tiles=tiling.tiles, SIDE=side, SUM=block, num_warps=4,
                 cost=lambda: Cost(float(batch * blocks * tiling.splits * block**2), size(target, result)),
             )  # fmt: skip
 
@@ -98,7 +102,7 @@ def backward(grad, features):
     result = torch.empty_like(dense, memory_format=order)
     channels, pixels = features.shape[1], features.shape[2:].numel()
     products.launch_gradient(
-        gram_backward_kernel, (grad, dense, result, pixels, channels, 1.0 / (channels * pixels)), dense,
-        order == torch.contiguous_format, SYMMETRIC=False,
+        gram_backward_kernel, grad, dense, result, order == torch.contiguous_format,
+        scale=1.0 / (channels * pixels), SYMMETRIC=False,
     )  # fmt: skip
     return result

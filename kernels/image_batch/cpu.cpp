@@ -42,7 +42,7 @@ KILN_FUNCTION(image_batch_forward,
         const int64_t image = line / resolution, y = offsets[2 * image + 1] + line % resolution;
         const uint8_t* from = store + ((rows[image] * side + y) * side + offsets[2 * image]) * channels;
         if (mirror[image]) {
-            uint8_t* reversed = reinterpret_cast<uint8_t*>(scratch(0, (length + 3) / 4));
+            uint8_t* reversed = reinterpret_cast<uint8_t*>(scratch(Slot::MIRRORED_ROW, (length + 3) / 4));
             for (int64_t x = 0; x < resolution; ++x)
                 for (int64_t c = 0; c < channels; ++c)
                     reversed[x * channels + c] = from[(resolution - 1 - x) * channels + c];

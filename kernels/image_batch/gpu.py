@@ -1,4 +1,4 @@
-"""image_batch in Triton: each element of the batch from its byte in the store."""
+"""image_batch in Triton: every element of the batch is converted from its byte in the store."""
 
 import triton
 import triton.language as tl
@@ -7,7 +7,7 @@ from .._gpu.blocks import rounded
 from .._gpu.launch import Cost, launch, size
 from . import check, output
 
-BLOCK = 1024
+BLOCK = 1024  # elements that a program writes
 
 
 @triton.jit
@@ -15,9 +15,10 @@ def image_batch_forward_kernel(
     store, rows, offsets, mirror, images, count, side, channels, resolution, blocks,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """images (batch, resolution, resolution, channels) from store (count, side, side, channels), BLOCK elements of one.
+    """images (batch, resolution, resolution, channels) from store (count, side, side, channels).
 
-    An image whose row or window lies outside the store is NaN. WIDE: one image has more than 2^31 elements.
+    A program writes BLOCK elements of one image. An image whose row or window lies outside the store is NaN. WIDE: one
+    image has more than 2^31 elements.
     """
     image, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     row = tl.load(rows + image)
@@ -48,9 +49,9 @@ def forward(store, rows, offsets, mirror, resolution, dtype):
     elements = resolution * resolution * channels
     blocks = triton.cdiv(elements, BLOCK)
     launch(
-        image_batch_forward_kernel, (rows.shape[0] * blocks,), store, rows.contiguous(), offsets.contiguous(),
-        mirror.contiguous(), images, count, side, channels, resolution, blocks, WIDE=elements + BLOCK >= 2**31,
-        BLOCK=BLOCK,
+        image_batch_forward_kernel, (rows.shape[0] * blocks,), store=store, rows=rows.contiguous(),
+        offsets=offsets.contiguous(), mirror=mirror.contiguous(), images=images, count=count, side=side,
+        channels=channels, resolution=resolution, blocks=blocks, WIDE=elements + BLOCK >= 2**31, BLOCK=BLOCK,
         cost=lambda: Cost(2.0 * images.numel(), images.numel() + size(rows, offsets, mirror, images)),
     )  # fmt: skip
     return images

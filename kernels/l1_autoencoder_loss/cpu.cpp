@@ -66,7 +66,7 @@ KILN_FUNCTION(l1_autoencoder_loss_forward,
     uint8_t* signs = arguments.signs;
     const Dtype dtype = Dtype(arguments.dtype);
     const int64_t batch = arguments.batch, size = arguments.size, chunks = (size + CHUNK - 1) / CHUNK;
-    double* partial = reinterpret_cast<double*>(scratch(7, 2 * batch * chunks + 2));
+    double* partial = reinterpret_cast<double*>(scratch(Slot::CHUNK_SUMS, 2 * batch * chunks + 2));
     const auto chunk_of = dtype == F32 ? forward_chunk<F32> : dtype == BF16 ? forward_chunk<BF16> : forward_chunk<F16>;
 
 #pragma omp parallel for schedule(static)

@@ -9,7 +9,7 @@ from .._gpu.launch import Cost, launch, size
 from .._gpu.sums import per_sample_and_mean
 from . import check, gradients, order, outputs
 
-# elements of a program: 16 to a thread, four (float32) or two (half precision) accesses of 16 bytes to each tensor
+# elements of a program: 16 to a thread, which reads each tensor in four (float32) or two (half) accesses of 16 bytes
 LARGEST, SMALLEST = 4096, 1024
 
 
@@ -19,8 +19,8 @@ def l1_autoencoder_loss_forward_kernel(
 ):
     """partial (batch, parts) float32: sums of |reconstruction - target| over BLOCK elements of (batch, size).
 
-    signs (batch, packed) uint8: byte j has two bits each of elements 4 j to 4 j + 3: the sign as a two-bit whole
-    number, -2 for a NaN, 0 past the last element.
+    signs (batch, packed) uint8: byte j has two bits for each of elements 4 j to 4 j + 3, which are the difference's
+    sign as a two-bit whole number, -2 for a NaN, 0 past the last element.
     """
     sample, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     start = tl.cast(part, tl.int64) * BLOCK
@@ -32,7 +32,7 @@ def l1_autoencoder_loss_forward_kernel(
     difference = b - a
     tl.store(partial + tl.program_id(0), tl.sum(tl.abs(difference), axis=0))
     if WITH_SIGNS:
-        # a NaN is neither: it takes 2, what is below takes 3
+        # two-bit whole numbers: -1 is 3 and -2 is 2; a NaN is neither above, below nor equal, so it takes 2
         above, below = difference > 0.0, difference < 0.0
         code = tl.where(above, 1, tl.where(below, 3, tl.where(difference == 0.0, 0, 2)))
         shift = 2 * tl.arange(0, 4)
@@ -48,7 +48,11 @@ def l1_autoencoder_loss_backward_kernel(
     HAS_SAMPLES: tl.constexpr, HAS_MEAN: tl.constexpr, TARGET: tl.constexpr, RECONSTRUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradients (batch, size) asked for, BLOCK elements to a program: the sign times upstream gradient / size."""
+    """The gradients (batch, size) that are wanted (TARGET, RECONSTRUCTION): sign times upstream gradient / size.
+
+    A program takes BLOCK elements. of_samples, of_mean: the gradients of the loss's per-sample values and of their
+    mean, read where HAS_SAMPLES and HAS_MEAN.
+    """
     sample, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     upstream = tl.cast(0.0, tl.float32)
     if HAS_MEAN:
@@ -74,7 +78,7 @@ def l1_autoencoder_loss_backward_kernel(
 
 
 def _blocks(batch: int, elements: int) -> tuple[int, int]:
-    """Elements of a program, and programs for each sample: large blocks where they occupy the GPU twice over."""
+    """Gives the elements of a program and the programs of a sample: large blocks where they fill the GPU twice over."""
     block = LARGEST if batch * triton.cdiv(elements, LARGEST) >= 2 * tuning.processors() else SMALLEST
     block = min(block, max(128, triton.next_power_of_2(elements)))
     return block, triton.cdiv(elements, block)
@@ -94,8 +98,9 @@ def forward(target, reconstruction, with_signs):
     block, parts = _blocks(batch, elements)
     partial = per_sample.new_empty((batch, parts))
     launch(
-        l1_autoencoder_loss_forward_kernel, (batch * parts,), target, reconstruction, partial, signs, elements,
-        signs.shape[1], parts, WITH_SIGNS=with_signs, BLOCK=block, num_warps=_warps(block),
+        l1_autoencoder_loss_forward_kernel, (batch * parts,), target=target, reconstruction=reconstruction,
+        partial=partial, signs=signs, size=elements, packed=signs.shape[1], parts=parts,
+        WITH_SIGNS=with_signs, BLOCK=block, num_warps=_warps(block),
         cost=lambda: Cost((8.0 if with_signs else 3.0) * target.numel(), size(target, reconstruction, partial, signs)),
     )  # fmt: skip
     per_sample_and_mean(partial, per_sample, mean, elements)
@@ -108,11 +113,12 @@ def backward(signs, like, grad_per_sample, grad_mean, need):
     block, parts = _blocks(batch, elements)
     signs = signs.contiguous()
     launch(
-        l1_autoencoder_loss_backward_kernel, (batch * parts,), signs,
-        signs if grad_per_sample is None else grad_per_sample,
-        0 if grad_per_sample is None else grad_per_sample.stride(0),
-        signs if grad_mean is None else grad_mean, for_target, for_reconstruction, batch, elements, signs.shape[1],
-        parts, HAS_SAMPLES=grad_per_sample is not None, HAS_MEAN=grad_mean is not None, TARGET=need[0],
+        l1_autoencoder_loss_backward_kernel, (batch * parts,), signs=signs,
+        of_samples=signs if grad_per_sample is None else grad_per_sample,
+        of_samples_stride=0 if grad_per_sample is None else grad_per_sample.stride(0),
+        of_mean=signs if grad_mean is None else grad_mean, for_target=for_target,
+        for_reconstruction=for_reconstruction, batch=batch, size=elements, packed=signs.shape[1], parts=parts,
+        HAS_SAMPLES=grad_per_sample is not None, HAS_MEAN=grad_mean is not None, TARGET=need[0],
         RECONSTRUCTION=need[1], BLOCK=block, num_warps=_warps(block),
         cost=lambda: Cost(5.0 * like.numel(), size(signs, grad_per_sample, grad_mean, for_target, for_reconstruction)),
     )  # fmt: skip

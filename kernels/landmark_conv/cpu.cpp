@@ -251,7 +251,7 @@ static Band image_band(const Conv& c, const void* image, int b, float scale, int
     const int columns = (c.out_w - 1) * c.stride + c.kw, last = smaller(columns - c.padding, c.width);
     Band band{nullptr, row0, -c.padding, columns, c.channels};
     const int64_t line = int64_t(columns) * c.channels;
-    band.data = scratch(0, (row1 - row0) * line + VL);
+    band.data = scratch(Slot::INPUT_BAND, (row1 - row0) * line + VL);
     for (int row = row0; row < row1; ++row) {
         float* to = band.data + (row - row0) * line;
         if (row < 0 || row >= c.height || last <= 0) {
@@ -334,7 +334,7 @@ struct ImageGradient {
         const int reached = (c.out_w - 1) * c.stride * c.channels + c.depth();
         length = larger(reached, (c.width + c.padding) * c.channels) + VL;
         const int64_t of_row = int64_t(c.out_w) * c.wide() + VL;
-        given = scratch(4, of_row + (r1 - r0) * length + VL);
+        given = scratch(Slot::IMAGE_GRADIENT, of_row + (r1 - r0) * length + VL);
         rows = given + of_row;
         std::memset(rows, 0, sizeof(float) * (r1 - r0) * length);
     }
@@ -390,7 +390,8 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
     Stamps stamps(c);
 
     const int64_t kernels_size = c.count * c.kernel(), panels_size = c.kh * int64_t(c.depth()) * padded;
-    float* kernels = scratch(7, kernels_size + panels_size + padded + (stamps.used ? stamps.floats(c) : 0));
+    const int64_t stamps_size = stamps.used ? stamps.floats(c) : 0;
+    float* kernels = scratch(Slot::PACKED_WEIGHTS, kernels_size + panels_size + padded + stamps_size);
     float *panels = kernels + kernels_size, *padded_bias = panels + panels_size;
     stamps.data = padded_bias + padded;
     pack_weights(c, weight, kernels, panels);
@@ -402,12 +403,13 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
         const int n = i / variants, y = i % variants / c.stride, x = i % variants % c.stride;
         const Reach rows = Stamps::unbounded(c, c.kh, y), columns = Stamps::unbounded(c, c.kw, x);
         const Band stamp = stamps.at(c, n, y, x);
-        float* along_y = scratch(3, Gaussian::room(rows.in.size()) + Gaussian::room(columns.in.size()));
-        float* along_x = along_y + Gaussian::room(rows.in.size());
+        const int64_t tall = Gaussian::room(rows.in.size()), wide = Gaussian::room(columns.in.size());
+        float* along_y = scratch(Slot::GAUSSIANS, tall + wide);
+        float* along_x = along_y + tall;
         c.gaussian.values(rows.in, along_y);
         c.gaussian.values(columns.in, along_x);
         std::memset(stamp.data, 0, sizeof(float) * stamps.size);
-        float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+        float* t = scratch(Slot::STAMP_COLUMNS, int64_t(columns.size()) * c.kh * padded);
         spread_columns(c, kernels + n * c.kernel(), columns, along_x, t);
         spread_rows(c, rows, columns, along_y, t, stamp);
     }
@@ -421,7 +423,7 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
         const int b = item / bands.count, o0 = item % bands.count * bands.height;
         const int o1 = smaller(o0 + bands.height, c.out_h);
         const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w, pixels = int64_t(o1 - o0) * c.out_w;
-        float* sums = in_place ? y + pixel0 * padded : scratch(1, pixels * padded);
+        float* sums = in_place ? y + pixel0 * padded : scratch(Slot::OUTPUT_SUMS, pixels * padded);
         const Band out{sums, o0, 0, c.out_w, padded};
         const Band in = c.channels ? image_band(c, image, b, 1.0f, o0, o1) : Band{};
         for (int o = o0; o < o1; ++o) {
@@ -432,7 +434,7 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
                     store(to, c.channels ? load(to) + load(padded_bias + i) : load(padded_bias + i));
                 }
         }
-        float* along_y = scratch(3, Gaussian::room(c.height) + Gaussian::room(c.width));
+        float* along_y = scratch(Slot::GAUSSIANS, Gaussian::room(c.height) + Gaussian::room(c.width));
         float* along_x = along_y + Gaussian::room(c.height);
         for (int n = 0; n < c.count; ++n) {
             const float* landmark = landmarks + (int64_t(b) * c.count + n) * 2;
@@ -447,7 +449,7 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
             }
             c.gaussian.values(rows.in, along_y);
             c.gaussian.values(columns.in, along_x);
-            float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+            float* t = scratch(Slot::STAMP_COLUMNS, int64_t(columns.size()) * c.kh * padded);
             spread_columns(c, kernels + n * c.kernel(), columns, along_x, t);
             spread_rows(c, rows, columns, along_y, t, out);
         }
@@ -472,9 +474,9 @@ static void landmark_gradients(const Conv& c, const float* landmarks, const floa
                                const Band& delta, int o0, int o1, float scale, const Totals* totals, float* moved) {
     const int padded = c.padded();
     const int64_t tall = Gaussian::room(c.height), wide = Gaussian::room(c.width);
-    float* along_y = scratch(3, 2 * (tall + wide));
+    float* along_y = scratch(Slot::GAUSSIANS, 2 * (tall + wide));
     float *along_x = along_y + tall, *slope_y = along_x + wide, *slope_x = slope_y + tall;
-    float* kernel = scratch(4, c.kernel());
+    float* kernel = scratch(Slot::KERNEL_GRADIENT, c.kernel());
     for (int n = 0; n < c.count; ++n) {
         const Reach rows(c, c.kh, c.gaussian.support(landmarks[2 * n + 1], c.height), o0, o1);
         const Reach columns(c, c.kw, c.gaussian.support(landmarks[2 * n], c.width), 0, c.out_w);
@@ -485,7 +487,7 @@ static void landmark_gradients(const Conv& c, const float* landmarks, const floa
                 add(patch.at(u, columns.low), delta.at(u, columns.low), int64_t(columns.size()) * padded, scale);
             continue;
         }
-        float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+        float* t = scratch(Slot::STAMP_COLUMNS, int64_t(columns.size()) * c.kh * padded);
         const float* w = kernels + n * c.kernel();
         c.gaussian.values(rows.in, along_y);
         c.gaussian.values(columns.in, along_x);
@@ -517,13 +519,14 @@ static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& to
             const int n = i - c.channels;
             sums = totals.kernels_at() + n * c.kernel();
             step = padded;
-            float* kernel = scratch(4, c.kernel());
+            float* kernel = scratch(Slot::KERNEL_GRADIENT, c.kernel());
             for (int variant = 0; stamps.used && variant < Stamps::variants(c); ++variant) {
                 const int y = variant / c.stride, x = variant % c.stride;
                 const Reach rows = Stamps::unbounded(c, c.kh, y), columns = Stamps::unbounded(c, c.kw, x);
-                float* along_y = scratch(3, Gaussian::room(rows.in.size()) + Gaussian::room(columns.in.size()));
-                float* along_x = along_y + Gaussian::room(rows.in.size());
-                float* t = scratch(2, int64_t(columns.size()) * c.kh * padded);
+                const int64_t tall = Gaussian::room(rows.in.size()), wide = Gaussian::room(columns.in.size());
+                float* along_y = scratch(Slot::GAUSSIANS, tall + wide);
+                float* along_x = along_y + tall;
+                float* t = scratch(Slot::STAMP_COLUMNS, int64_t(columns.size()) * c.kh * padded);
                 c.gaussian.values(rows.in, along_y);
                 c.gaussian.values(columns.in, along_x);
                 gather_rows(c, rows, columns, along_y, stamps.at(c, n, y, x), t);
@@ -556,7 +559,7 @@ KILN_FUNCTION(landmark_conv_backward,
     const bool in_place = c.dtype == F32 && c.cout == padded && c.activation == NONE;
 
     const int64_t kernels_size = c.count * c.kernel();
-    float* kernels = scratch(7, kernels_size + int64_t(c.cout) * c.wide());
+    float* kernels = scratch(Slot::PACKED_WEIGHTS, kernels_size + int64_t(c.cout) * c.wide());
     float* adjoint = kernels + kernels_size;
     if (dlandmarks) pack_weights(c, weight, kernels, nullptr);
     if (dimage) pack_adjoint(c, weight, adjoint);
@@ -569,7 +572,7 @@ KILN_FUNCTION(landmark_conv_backward,
     if (dw) all.image = c.kh * int64_t(c.depth()) * padded, all.kernels = kernels_size;
     if (stamps.used) all.patches = stamps.floats(c);
     const int64_t total_size = all.size() * threads + moved_size;
-    all.data = scratch(5, total_size + 1);
+    all.data = scratch(Slot::PARAMETER_SUMS, total_size + 1);
     float* moved = all.data + all.size() * threads;
     std::memset(all.data, 0, sizeof(float) * total_size);
 
@@ -594,7 +597,8 @@ KILN_FUNCTION(landmark_conv_backward,
             const Band delta = in_place ? Band{const_cast<float*>(static_cast<const float*>(gradient.data)) +
                                                    int64_t(b) * c.out_h * c.out_w * padded,
                                                0, 0, c.out_w, padded}
-                                        : fill_band(1, gradient, {b, 1}, nullptr, PADDED, d0, d1, 0, c.out_w);
+                                        : fill_band(Slot::GRADIENT_BAND, gradient, {b, 1}, nullptr, PADDED, d0, d1, 0,
+                                                    c.out_w);
             const float scale = grad_scale ? grad_scale[b] : 1.0f;
             const Band in = dw && c.channels ? image_band(c, image, b, scale, o0, o1) : Band{};
             ImageGradient of_image(c, adjoint, r0, dimage ? r1 : r0);
@@ -605,7 +609,7 @@ KILN_FUNCTION(landmark_conv_backward,
                 if (in.data) image_weight_gradient(c, in, delta, o, mine.data);
                 if (db) {
                     const float one = 1.0f;
-                    float* line = scratch(6, padded);
+                    float* line = scratch(Slot::BIAS_ROW, padded);
                     weigh(line, delta.at(o, 0), padded, &one, 0, c.out_w, padded, false);
                     add(mine.bias_at(), line, padded, scale);
                 }

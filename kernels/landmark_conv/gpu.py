@@ -1,8 +1,8 @@
-"""landmark_conv in Triton: per tile of the output, the products of the image and of the few stamps that reach the tile.
+"""landmark_conv in Triton: a tile of the output sums the products of the image and of the few stamps that reach it.
 
 A landmark's part is a product whose depth is the kernel's taps: the values of its Gaussian under each tap, formed where
-they are needed, times its weights. What no stamp reaches costs nothing, nothing is scattered, and every sum has a fixed
-order. The gradients are in gpu_gradients.py and gpu_image.py.
+they are needed, times its weights. A stamp costs nothing where it does not reach, nothing is scattered, and every sum
+has a fixed order. The gradients are in gpu_gradients.py and gpu_image.py.
 """
 
 import torch
@@ -28,9 +28,9 @@ from .gpu_image import image_gradient, image_weight_gradient
 def landmark_conv_pack_kernel(
     weight, packed, unusual, channels, N, TAPS: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr
 ):
-    """weight (N, channels, TAPS) -> packed (channels, TAPS, N); a program per channel and block of N.
+    """Copies weight (N, channels, TAPS) to packed (channels, TAPS, N); a program per channel and block of N.
 
-    unusual (channels, blocks) int32: whether one of the block's weights is NaN or infinite.
+    unusual (channels, blocks) int32: 1 where one of the block's weights is NaN or infinite.
     """
     channel, block = tl.program_id(0), tl.program_id(1)
     n, t = block * BN + tl.arange(0, BN), tl.arange(0, BT)
@@ -46,7 +46,7 @@ def _add_image(
     acc, image, packed, sample, y0, x0, n, C, H, W, N,
     TAPS: tl.constexpr, KW: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc (BM, BN) plus the products of the image from pixels (y0, x0) with its weights, channels and taps one axis."""
+    """Adds to acc (BM, BN) the image's products from pixels (y0, x0) on; channels and taps are one axis."""
     first = image + tl.cast(sample, tl.int64) * H * W * C
     pixel = tl.cast(y0 * W + x0, tl.int64) * C
     for k0 in range(0, C * TAPS, BK):
@@ -66,16 +66,20 @@ def _add_stamp(
     acc, place, packed, y0, x0, n, H, W, N, radius, scale,
     SUBPIXEL: tl.constexpr, TAPS: tl.constexpr, KW: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc (BM, BN) plus the part of the landmark at `place`: its Gaussian at pixels (y0, x0) + tap times its weights.
+    """Adds to acc (BM, BN) one landmark's part: its Gaussian at pixels (y0, x0) + tap times its weights.
 
-    y0, x0: float32; packed: the landmark's weights (taps, N), finite ones
+    place:  pointer to the landmark's (x, y), float32
+    packed: the landmark's weights (taps, N), all finite
+    y0, x0: float32
+    scale:  the factor of a squared distance in the exponent of 2
     """
     t = tl.arange(0, BT)
     inside = (t < TAPS)[:, None] & (n < N)[None, :]
     weights = tl.load(packed + t[:, None] * N + n[None, :], mask=inside, other=0.0)
     first_y, last_y, centre_y = window(tl.load(place + 1), H, radius, SUBPIXEL)
     first_x, last_x, centre_x = window(tl.load(place), W, radius, SUBPIXEL)
-    # taps that are none lie outside; the window as its middle and half its size: one comparison for each value
+    # taps past the last lie outside of every window; the window as its middle and half its size takes one comparison
+    # of each value
     i, j = tl.where(t < TAPS, (t // KW).to(tl.float32), float("inf")), (t % KW).to(tl.float32)
     dy, dx = y0[:, None] + (i - centre_y)[None, :], x0[:, None] + (j - centre_x)[None, :]
     middle_y, middle_x = (first_y + last_y) * 0.5, (first_x + last_x) * 0.5
@@ -90,7 +94,7 @@ def _add_unusual_stamp(
     acc, place, packed, y0, x0, n, H, W, N, radius, scale,
     SUBPIXEL: tl.constexpr, TAPS: tl.constexpr, KW: tl.constexpr,
 ):  # fmt: skip
-    """As _add_stamp, of weights that may be NaN or infinite: what the window cuts off takes no product with them."""
+    """Adds what _add_stamp does, for weights that may be NaN or infinite: no product is formed outside the window."""
     first_y, last_y, centre_y = window(tl.load(place + 1), H, radius, SUBPIXEL)
     first_x, last_x, centre_x = window(tl.load(place), W, radius, SUBPIXEL)
     for tap in range(TAPS):
@@ -109,13 +113,15 @@ def landmark_conv_kernel(
     HAS_IMAGE: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y (batch, out_height, out_width, N), a tile of BH x BW pixels and BN channels of one sample for each program.
+    """y (batch, out_height, out_width, N): a program writes a tile of BH x BW pixels and BN channels of one sample.
 
-    landmarks (batch, count, 2) float32; packed, unusual: the weights of landmark_conv_pack_kernel; image (batch, H, W,
-    C); scale: of the exponent of 2.
+    landmarks:       (batch, count, 2) float32
+    packed, unusual: as landmark_conv_pack_kernel writes them
+    image:           (batch, H, W, C), read where HAS_IMAGE
+    scale:           the factor of a squared distance in the exponent of 2
     """
     TAPS: tl.constexpr = KH * KW
-    CHUNK: tl.constexpr = 32  # landmarks tested at once; those found are the bits of one number
+    CHUNK: tl.constexpr = 32  # landmarks tested at once; those that reach the tile are the bits of one number
     n_blocks, tiles_y, tiles_x = tl.cdiv(N, BN), tl.cdiv(out_height, BH), tl.cdiv(out_width, BW)
     block, rest = tl.program_id(0) % n_blocks, tl.program_id(0) // n_blocks
     top, left, sample = (rest // tiles_x) % tiles_y * BH, rest % tiles_x * BW, rest // (tiles_x * tiles_y)
@@ -126,13 +132,13 @@ def landmark_conv_kernel(
     acc = tl.zeros((BH * BW, BN), tl.float32)
     if HAS_IMAGE:
         acc = _add_image(acc, image, packed, sample, y0, x0, n, C, H, W, N, TAPS, KW, BK, PRECISION)
-    # the pixels of the maps that the tile sees, and each landmark whose window has some of them
+    # the pixels of the maps that the tile reads; a landmark reaches the tile if its window has some of them
     low_y, high_y = top * STRIDE - padding, (top + BH - 1) * STRIDE - padding + KH - 1
     low_x, high_x = left * STRIDE - padding, (left + BW - 1) * STRIDE - padding + KW - 1
     places = landmarks + tl.cast(sample, tl.int64) * count * 2
     of_landmarks, flags = packed + tl.cast(C * TAPS, tl.int64) * N, unusual + C * n_blocks + block
     fy, fx = y0.to(tl.float32), x0.to(tl.float32)
-    left_out = 0
+    unusual_ones = 0
     for start in range(0, count, CHUNK):
         each = start + tl.arange(0, CHUNK)
         at_x = tl.load(places + each * 2, mask=each < count, other=0.0)
@@ -140,21 +146,21 @@ def landmark_conv_kernel(
         plain = tl.load(flags + each * n_blocks, mask=each < count, other=0) == 0
         first_x, last_x, _ = window(at_x, W, radius, SUBPIXEL)
         first_y, last_y, _ = window(at_y, H, radius, SUBPIXEL)
-        found = (tl.maximum(first_x, low_x) <= tl.minimum(last_x, high_x)) & (each < count)
-        found = found & (tl.maximum(first_y, low_y) <= tl.minimum(last_y, high_y))
-        left_out += tl.sum(tl.where(found & ~plain, 1, 0), axis=0)
-        found = found & plain
-        bits = tl.sum(tl.where(found, 1 << tl.arange(0, CHUNK), 0), axis=0)
-        for _ in range(tl.sum(tl.where(found, 1, 0), axis=0)):
+        reaches = (tl.maximum(first_x, low_x) <= tl.minimum(last_x, high_x)) & (each < count)
+        reaches = reaches & (tl.maximum(first_y, low_y) <= tl.minimum(last_y, high_y))
+        unusual_ones += tl.sum(tl.where(reaches & ~plain, 1, 0), axis=0)
+        reaches = reaches & plain
+        bits = tl.sum(tl.where(reaches, 1 << tl.arange(0, CHUNK), 0), axis=0)
+        for _ in range(tl.sum(tl.where(reaches, 1, 0), axis=0)):
             lowest = bits & -bits
             bits -= lowest
-            # its place is the exponent of the number as a float, of either sign
+            # the bit's place is the exponent of the number as a float, of either sign
             landmark = start + ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
             acc = _add_stamp(
                 acc, places + landmark * 2, of_landmarks + tl.cast(landmark * TAPS, tl.int64) * N, fy, fx, n, H, W, N,
                 radius, scale, SUBPIXEL, TAPS, KW, BT, PRECISION,
             )  # fmt: skip
-    for landmark in range(tl.where(left_out > 0, count, 0)):
+    for landmark in range(tl.where(unusual_ones > 0, count, 0)):
         if tl.load(flags + landmark * n_blocks) != 0:
             acc = _add_unusual_stamp(
                 acc, places + landmark * 2, of_landmarks + tl.cast(landmark * TAPS, tl.int64) * N, fy, fx, n, H, W, N,
@@ -169,21 +175,25 @@ def landmark_conv_kernel(
 
 
 def packed_weights(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """weight (N, channels, KH, KW) as (channels, taps, N), and whether not finite, (channels, blocks of N) int32."""
+    """Packs weight (N, channels, KH, KW) as (channels, taps, N), and tells which blocks of N have a weight not finite.
+
+    returns: packed, in weight's dtype, and (channels, blocks) int32
+    """
     n, channels, kh, kw = weight.shape
     taps = kh * kw
     packed = torch.empty((channels, taps, n), dtype=weight.dtype, device=weight.device)
     unusual = torch.empty((channels, triton.cdiv(n, block)), dtype=torch.int32, device=weight.device)
     launch(
-        landmark_conv_pack_kernel, tuple(unusual.shape), weight.contiguous(), packed, unusual, channels, n,
-        TAPS=taps, BT=power(taps, 1, 64), BN=block, cost=lambda: Cost(0.0, size(weight, packed, unusual)),
+        landmark_conv_pack_kernel, tuple(unusual.shape), weight=weight.contiguous(), packed=packed, unusual=unusual,
+        channels=channels, N=n, TAPS=taps, BT=power(taps, 1, 64), BN=block,
+        cost=lambda: Cost(0.0, size(weight, packed, unusual)),
     )  # fmt: skip
     return packed, unusual
 
 
 def tiles(pixels: int, n_blocks: int, half: bool) -> list[dict[str, int]]:
-    """Tiles worth trying, the likely best first: larger ones read a landmark's weights less often."""
-    if not half:  # a float32 product is three, and the parts of its factors stay in registers
+    """Gives the tiles worth trying, the likely best first: larger tiles read a landmark's weights less often."""
+    if not half:  # a float32 product is three products, and the parts of its factors stay in registers
         return [{"BH": 8, "BW": 8, "num_warps": 8}]
     small, large = {"BH": 8, "BW": 8, "num_warps": 4}, {"BH": 8, "BW": 16, "num_warps": 8}
     return [large, small] if pixels * n_blocks >= 128 * 4 * tuning.processors() else [small, large]
@@ -199,24 +209,25 @@ def forward(
     count = landmarks.shape[1]
     channels = weight.shape[1] - count
     g = Geometry(height, width, tuple(weight.shape[2:]), stride, padding, sigma, radius, subpixel, *y.shape[2:])
-    at, image = landmarks.float().contiguous(), channels_last(image)
+    points, image = landmarks.float().contiguous(), channels_last(image)
     bn = power(n, 16, 128)
     packed, unusual = packed_weights(weight, bn)
     blocks, pixels = triton.cdiv(n, bn), batch * g.out_height * g.out_width
 
     def cost() -> Cost:
-        # landmarks as if none were cut by a border, and the image's products
+        # the landmarks' products as if no border cut a stamp, and the image's products
         stamps = batch * count * g.stamp_pixels() * g.taps
         flops = 2.0 * n * (stamps + pixels * g.taps * channels) + 12.0 * stamps * blocks
         gathered = pixels * g.taps * channels * y.element_size() * blocks + size(y) + batch * size(packed)
-        return Cost(flops, size(at, image, packed, bias, y), gathered, matrix=True)
+        return Cost(flops, size(points, image, packed, bias, y), gathered, matrix=True)
 
     def run(tile: dict[str, int]) -> None:
         grid = (batch * triton.cdiv(g.out_height, tile["BH"]) * triton.cdiv(g.out_width, tile["BW"]) * blocks,)
         launch(
-            landmark_conv_kernel, grid, at, packed, unusual, packed if bias is None else bias.contiguous(),
-            packed if image is None else image, y, count, channels, height, width, n, g.out_height, g.out_width,
-            padding, radius, exponent(sigma), negative_slope,
+            landmark_conv_kernel, grid, landmarks=points, packed=packed, unusual=unusual,
+            bias=packed if bias is None else bias.contiguous(), image=packed if image is None else image, y=y,
+            count=count, C=channels, H=height, W=width, N=n, out_height=g.out_height, out_width=g.out_width,
+            padding=padding, radius=radius, scale=exponent(sigma), slope=negative_slope,
             **g.constants(), SUBPIXEL=subpixel, ACTIVATION=ACTIVATION_NUMBERS[activation], HAS_IMAGE=image is not None,
             HAS_BIAS=bias is not None, PRECISION=precision(y.dtype, False),
             BN=bn, BT=power(g.taps, 16, 64), BK=16, cost=cost, num_stages=1, **tile,
@@ -244,21 +255,21 @@ def backward(
         return tuple(results)
     n = weight.shape[0]
     g = Geometry(height, width, tuple(weight.shape[2:]), stride, padding, sigma, radius, subpixel, *grad.shape[2:])
-    at, weight, image = landmarks.float().contiguous(), weight.contiguous(), channels_last(image)
+    points, weight, image = landmarks.float().contiguous(), weight.contiguous(), channels_last(image)
     scale = None if grad_scale is None else grad_scale.float().contiguous()
     grad, products = channels_last(grad), precision(grad.dtype, False)
-    # rows of whole 16-byte words
+    # channels in multiples of 16, so that a pixel's gradients are whole 16-byte words
     dz, _, bias_rows = through_activation(
         grad, grad if y is None else channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
         with_bias=need[2], channels=-(-n // 16) * 16,
     )  # fmt: skip
-    of_landmarks = landmarks_weight_gradient(dz, at, scale, n, g, products) if need[1] else None
+    of_landmarks = landmarks_weight_gradient(dz, points, scale, n, g, products) if need[1] else None
     of_image = image_weight_gradient(dz, image, scale, n, g, products) if need[1] and image is not None else None
     if need[1] or need[2]:
         sum_gradients(of_image, of_landmarks, dweight, bias_rows, dbias)
     if need[0]:
         packed, _ = packed_weights(weight, power(n, 16, 128))
-        landmarks_gradient(dz, at, packed, dlandmarks, g, products)
+        landmarks_gradient(dz, points, packed, dlandmarks, g, products)
     if need[3]:
         image_gradient(dz, weight, dimage, g, products)
     return tuple(results)

@@ -7,7 +7,15 @@ import triton
 
 @dataclass(frozen=True)
 class Geometry:
-    """The maps' size, the convolution, the stamp (in pixels), and the size of the output."""
+    """The sizes and options of one call.
+
+    height, width:         of the heatmaps, and of the image
+    kernel:                (KH, KW)
+    stride, padding:       of the convolution
+    sigma, radius:         of the Gaussian, in pixels; its window is 2 radius + 1 pixels wide
+    subpixel:              whether the Gaussian is centred at the landmark itself, not at its pixel
+    out_height, out_width: of the result
+    """
 
     height: int
     width: int
@@ -25,12 +33,12 @@ class Geometry:
         return self.kernel[0] * self.kernel[1]
 
     def stamp_pixels(self) -> int:
-        """Output pixels that a stamp reaches which no border cuts."""
+        """How many output pixels a stamp reaches if no border cuts it."""
         rows, columns = ((2 * self.radius + k + self.stride - 1) // self.stride for k in self.kernel)
         return min(rows, self.out_height) * min(columns, self.out_width)
 
     def constants(self) -> dict[str, int]:
-        """What every kernel of a convolution is compiled for."""
+        """The compile-time constants that every kernel of the convolution takes."""
         return {"KH": self.kernel[0], "KW": self.kernel[1], "STRIDE": self.stride}
 
 

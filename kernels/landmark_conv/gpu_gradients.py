@@ -1,4 +1,4 @@
-"""The gradients of landmark_conv's landmarks and of their weights: sums over the pixels that each stamp reaches."""
+"""The gradients of landmark_conv's landmarks and of the landmarks' weights: sums over the pixels a stamp reaches."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ from .gpu_geometry import Geometry, power
 
 @triton.jit
 def _reached(first, last, size, padding, TAPS: tl.constexpr, STRIDE: tl.constexpr):
-    """(low, number) of the outputs of one axis that see pixels [first, last] under one of TAPS taps."""
+    """Gives (first, number) of the outputs of one axis that read one of pixels [first, last] with one of TAPS taps."""
     low = (tl.maximum(first + padding - TAPS + 1, 0) + STRIDE - 1) // STRIDE
     high = tl.minimum((last + padding) // STRIDE, size - 1)
     return low, tl.where(first <= last, tl.maximum(high - low + 1, 0), 0)
@@ -26,10 +26,10 @@ def landmark_conv_weight_grad_kernel(
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, SUBPIXEL: tl.constexpr, SCALED: tl.constexpr,
     PRECISION: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """partial (splits, count, taps, N) float32: over one split's samples, the Gaussian under each tap times dz.
+    """partial (splits, count, taps, N) float32: sums over a split's samples of the Gaussian under each tap times dz.
 
-    A program takes a landmark and BN channels of dz (batch, out_height, out_width, NP). factors: (batch,) float32, of
-    each sample, where SCALED. scale: of the exponent of 2.
+    A program takes a landmark and BN channels of dz (batch, out_height, out_width, NP). factors: (batch,) float32, the
+    samples' weights where SCALED. scale: the factor of a squared distance in the exponent of 2.
     """
     TAPS: tl.constexpr = KH * KW
     n_blocks = tl.cdiv(N, BN)
@@ -69,9 +69,10 @@ def landmark_conv_landmark_grad_kernel(
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
     BT: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """result (batch, count, 2): the gradient of the heatmap under each tap times the Gaussian's slope.
+    """result (batch, count, 2): sums of the heatmap's gradient under each tap times the Gaussian's slope.
 
-    A program per landmark of a sample; subpixel centres. packed (C + count, taps, N); steepness: 1 / sigma^2.
+    A program takes a landmark of a sample; centres are subpixel. packed (C + count, taps, N): the weights. scale: the
+    factor of a squared distance in the exponent of 2. steepness: 1 / sigma^2.
     """
     TAPS: tl.constexpr = KH * KW
     place = tl.cast(tl.program_id(0), tl.int64)
@@ -111,9 +112,11 @@ def landmark_conv_sum_kernel(
     of_image, image_splits, image_rows, of_landmarks, landmark_splits, rows, dweight, bias_partial, bias_rows, dbias, N,
     WITH_WEIGHT: tl.constexpr, WITH_BIAS: tl.constexpr, BR: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Sums in a fixed order: dweight (N, rows) of the splits' (image_rows, N) and (rows - image_rows, N), dbias (N,).
+    """Sums the image's and the landmarks' splits to dweight (N, rows), and the rows of bias_partial to dbias (N,).
 
-    Program axis 0 counts blocks of the rows, which are channels and taps; its last is the bias's where WITH_BIAS.
+    The order of every sum is fixed. of_image (image_splits, image_rows, N), of_landmarks (landmark_splits, rows -
+    image_rows, N); a row is a channel and a tap. Program axis 0 counts blocks of rows; its last one is the bias's where
+    WITH_BIAS.
     """
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     r = tl.arange(0, BR)
@@ -122,14 +125,14 @@ def landmark_conv_sum_kernel(
         first = tl.program_id(0) * BR
         row = first + r
         total = tl.zeros((BR, BN), tl.float32)
-        ours = (row < image_rows)[:, None] & (n < N)[None, :]
+        held = (row < image_rows)[:, None] & (n < N)[None, :]
         for split in range(tl.where(first < image_rows, image_splits, 0)):
             at = of_image + (tl.cast(split, tl.int64) * image_rows + row)[:, None] * N
-            total += tl.load(at + n[None, :], mask=ours, other=0.0)
-        ours = ((row >= image_rows) & (row < rows))[:, None] & (n < N)[None, :]
+            total += tl.load(at + n[None, :], mask=held, other=0.0)
+        held = ((row >= image_rows) & (row < rows))[:, None] & (n < N)[None, :]
         for split in range(tl.where(first + BR > image_rows, landmark_splits, 0)):
             at = of_landmarks + (tl.cast(split, tl.int64) * (rows - image_rows) + row - image_rows)[:, None] * N
-            total += tl.load(at + n[None, :], mask=ours, other=0.0)
+            total += tl.load(at + n[None, :], mask=held, other=0.0)
         inside = (row < rows)[:, None] & (n < N)[None, :]
         to = dweight + tl.cast(n, tl.int64)[None, :] * rows + row[:, None]
         tl.store(to, rounded(total, dweight.dtype.element_ty), mask=inside)
@@ -143,66 +146,78 @@ def landmark_conv_sum_kernel(
 
 
 def landmarks_weight_gradient(
-    dz: Tensor, at: Tensor, scale: Tensor | None, n: int, geometry: Geometry, precision: str
+    dz: Tensor, points: Tensor, scale: Tensor | None, n: int, geometry: Geometry, precision: str
 ) -> Tensor:
-    """The weight gradient's part of the landmarks, (splits, count taps, n) float32, to be summed over the splits.
+    """Forms the gradient of the landmarks' weights, in parts whose sum it is.
 
-    dz: (B, NP, Ho, Wo) channels_last, NP >= n; at: (B, count, 2) float32; scale: (B,) float32 or None
+    dz:      (B, NP, Ho, Wo) channels_last, NP >= n
+    points:  the landmarks, (B, count, 2) float32
+    scale:   the samples' weights, (B,) float32, or None
+    returns: (splits, count taps, n) float32, to be summed over the splits
     """
     batch, channels = dz.shape[:2]
-    count, g = at.shape[1], geometry
+    count, g = points.shape[1], geometry
     bn = power(n, 16, 128)
     blocks = triton.cdiv(n, bn)
-    # a few programs for each multiprocessor, split over the samples
+    # the samples are split among a few programs for each multiprocessor
     splits = max(1, min(batch, triton.cdiv(4 * tuning.processors(), count * blocks)))
     per_split = triton.cdiv(batch, splits)
     splits = triton.cdiv(batch, per_split)
-    partial = at.new_empty((splits, count * g.taps, n))
+    partial = points.new_empty((splits, count * g.taps, n))
 
     def cost() -> Cost:
         windows = batch * count * g.stamp_pixels()
-        of_dz = windows * n * dz.element_size()
-        moved = size(at, partial) + min(of_dz, size(dz))
-        return Cost(windows * g.taps * (2.0 * n + 14.0 * blocks), moved, of_dz + size(partial), matrix=True)
+        dz_bytes = windows * n * dz.element_size()
+        moved = size(points, partial) + min(dz_bytes, size(dz))
+        return Cost(windows * g.taps * (2.0 * n + 14.0 * blocks), moved, dz_bytes + size(partial), matrix=True)
 
     launch(
-        landmark_conv_weight_grad_kernel, (count * blocks, splits), at, dz, at if scale is None else scale, partial,
-        batch, per_split, count, g.height, g.width, n, channels, g.out_height, g.out_width, g.padding, g.radius,
-        exponent(g.sigma), **g.constants(), SUBPIXEL=g.subpixel, SCALED=scale is not None, PRECISION=precision,
+        landmark_conv_weight_grad_kernel, (count * blocks, splits), landmarks=points, dz=dz,
+        factors=points if scale is None else scale, partial=partial, batch=batch, per_split=per_split, count=count,
+        H=g.height, W=g.width, N=n, NP=channels, out_height=g.out_height, out_width=g.out_width, padding=g.padding,
+        radius=g.radius, scale=exponent(g.sigma),
+        **g.constants(), SUBPIXEL=g.subpixel, SCALED=scale is not None, PRECISION=precision,
         BT=power(g.taps, 16, 64), BN=bn, BP=64 if dz.element_size() == 2 else 32, cost=cost, num_stages=2,
     )  # fmt: skip
     return partial
 
 
 def landmarks_gradient(
-    dz: Tensor, at: Tensor, packed: Tensor, result: Tensor, geometry: Geometry, precision: str
+    dz: Tensor, points: Tensor, packed: Tensor, result: Tensor, geometry: Geometry, precision: str
 ) -> None:
-    """result (B, count, 2) of dz (B, NP, Ho, Wo) channels_last and the packed weights (C + count, taps, n)."""
-    count, n, g, half = at.shape[1], packed.shape[2], geometry, dz.element_size() == 2
+    """Writes the gradient of the landmarks to result (B, count, 2).
+
+    dz:     (B, NP, Ho, Wo) channels_last
+    points: the landmarks, (B, count, 2) float32
+    packed: the weights (C + count, taps, n)
+    """
+    count, n, g, half = points.shape[1], packed.shape[2], geometry, dz.element_size() == 2
 
     def cost() -> Cost:
-        windows = at.shape[0] * count * g.stamp_pixels()
-        of_dz = windows * n * dz.element_size()
-        moved = size(at, packed, result) + min(of_dz, size(dz))
-        return Cost(windows * g.taps * (2.0 * n + 18.0), moved, of_dz + at.shape[0] * size(packed), matrix=True)
+        windows = points.shape[0] * count * g.stamp_pixels()
+        dz_bytes = windows * n * dz.element_size()
+        moved = size(points, packed, result) + min(dz_bytes, size(dz))
+        return Cost(windows * g.taps * (2.0 * n + 18.0), moved, dz_bytes + points.shape[0] * size(packed), matrix=True)
 
     launch(
-        landmark_conv_landmark_grad_kernel, (at.shape[0] * count,), at, packed, dz, result, count,
-        packed.shape[0] - count, g.height, g.width, n, dz.shape[1], g.out_height, g.out_width, g.padding, g.radius,
-        exponent(g.sigma), 1.0 / g.sigma / g.sigma, **g.constants(), PRECISION=precision,
+        landmark_conv_landmark_grad_kernel, (points.shape[0] * count,), landmarks=points, packed=packed, dz=dz,
+        result=result, count=count, C=packed.shape[0] - count, H=g.height, W=g.width, N=n, NP=dz.shape[1],
+        out_height=g.out_height, out_width=g.out_width, padding=g.padding, radius=g.radius, scale=exponent(g.sigma),
+        steepness=1.0 / g.sigma / g.sigma, **g.constants(), PRECISION=precision,
         BT=power(g.taps, 16, 64), BP=64 if half else 32, BK=power(n, 16, 64), cost=cost,
-        num_stages=2 if half else 1,  # a second stage of float32 takes more registers than there are
+        num_stages=2 if half else 1,  # a second stage in float32 needs more registers than a thread has
     )  # fmt: skip
 
 
 def sum_gradients(
     of_image: Tensor | None, of_landmarks: Tensor | None, dweight: Tensor, bias_rows: Tensor | None, dbias: Tensor
 ) -> None:
-    """dweight of the splits of its parts, (splits, rows, n) float32, and dbias of (rows, n), where they are given."""
+    """Sums the parts of dweight, each (splits, rows, n) float32, and of dbias, (rows, n); None: there is no such part.
+
+    dweight is left as it is without of_landmarks, dbias without bias_rows.
+    """
     n = dbias.shape[0] if of_landmarks is None else dweight.shape[0]
     rows = 0 if of_landmarks is None else dweight[0].numel()
-    splits = [0 if t is None else len(t) for t in (of_image, of_landmarks, bias_rows)]
-    given = [dweight if t is None else t for t in (of_image, of_landmarks, bias_rows)]
     br, bn = 16, power(n, 16, 64)
 
     def cost() -> Cost:
@@ -211,7 +226,12 @@ def sum_gradients(
 
     launch(
         landmark_conv_sum_kernel, (triton.cdiv(rows, br) + (bias_rows is not None), triton.cdiv(n, bn)),
-        given[0], splits[0], 0 if of_image is None else of_image.shape[1], given[1], splits[1], rows, dweight,
-        given[2], splits[2], dbias, n, WITH_WEIGHT=of_landmarks is not None, WITH_BIAS=bias_rows is not None,
+        of_image=dweight if of_image is None else of_image, image_splits=0 if of_image is None else len(of_image),
+        image_rows=0 if of_image is None else of_image.shape[1],
+        of_landmarks=dweight if of_landmarks is None else of_landmarks,
+        landmark_splits=0 if of_landmarks is None else len(of_landmarks), rows=rows, dweight=dweight,
+        bias_partial=dweight if bias_rows is None else bias_rows,
+        bias_rows=0 if bias_rows is None else len(bias_rows), dbias=dbias, N=n,
+        WITH_WEIGHT=of_landmarks is not None, WITH_BIAS=bias_rows is not None,
         BR=br, BN=bn, cost=cost,
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""The gradients of landmark_conv's image and of its weights, both as implicit GEMMs.
+"""The gradients of landmark_conv's image and of the image's weights, both as implicit GEMMs.
 
 The image has few channels, so a product for each of its pixels would be mostly padding. Its gradient is formed for
 squares of SIDE x SIDE pixels at once: a convolution of dz whose output channels are the pixels of a square and their
-channels, with the kernel's taps spread accordingly. A square is a multiple of the stride, so both strides are alike.
+channels, with the kernel's taps spread over them. SIDE is a multiple of the stride, so strides 1 and 2 run the same
+code.
 """
 
 import torch
@@ -22,9 +23,10 @@ def landmark_conv_image_weight_grad_kernel(
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, SCALED: tl.constexpr, PRECISION: tl.constexpr,
     BJ: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """partial (splits, C taps, N) float32: over one split's pixels, image (batch, H, W, C) under each tap times dz.
+    """partial (splits, C taps, N) float32: sums over a split's pixels of image (batch, H, W, C) at each tap times dz.
 
-    A step is BP pixels of one sample of dz (batch, out_height, out_width, NP); factors: (batch,) where SCALED.
+    A step is BP pixels of one sample of dz (batch, out_height, out_width, NP). factors: (batch,) float32, the samples'
+    weights where SCALED.
     """
     TAPS: tl.constexpr = KH * KW
     n_blocks = tl.cdiv(N, BN)
@@ -60,10 +62,10 @@ def landmark_conv_spread_kernel(
     weight, spread, elements, channels, C, N, NP, padding, first_u, first_v, columns,
     KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """spread (rows columns, NP, SIDE SIDE C): the weight that takes output (u, v) to a square's pixel, or zero.
+    """spread (rows columns, NP, SIDE SIDE C): the weight between an output (u, v) and a square's pixel, or zero.
 
-    weight (N, channels, KH, KW), the image's channels first. Square (a, b) takes the outputs from a SIDE / STRIDE +
-    first_u and b SIDE / STRIDE + first_v on, as many as rows and columns.
+    weight (N, channels, KH, KW) has the image's channels first. Square (a, b) reads rows x columns outputs, the first
+    of which is (a SIDE / STRIDE + first_u, b SIDE / STRIDE + first_v).
     """
     e = tl.program_id(0) * BE + tl.arange(0, BE)
     c, x, y = e % C, e // C % SIDE, e // (C * SIDE) % SIDE
@@ -82,9 +84,10 @@ def landmark_conv_image_grad_kernel(
     STRIDE: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """result (batch, H, W, C) of dz (batch, out_height, out_width, NP) and landmark_conv_spread_kernel's weights.
+    """result (batch, H, W, C): dz (batch, out_height, out_width, NP) convolved with `spread`.
 
-    A program takes BM squares, counted over the samples, and BN of a square's pixels and channels.
+    spread: as landmark_conv_spread_kernel writes it. A program takes BM squares, counted over the samples, and BN of a
+    square's pixels and channels.
     """
     WIDTH = SIDE * SIDE * C
     n_blocks = tl.cdiv(WIDTH, BN)
@@ -114,16 +117,19 @@ def landmark_conv_image_grad_kernel(
 def image_weight_gradient(
     dz: Tensor, image: Tensor, scale: Tensor | None, n: int, geometry: Geometry, precision: str
 ) -> Tensor:
-    """The weight gradient's part of the image, (splits, C taps, n) float32, to be summed over the splits.
+    """Forms the gradient of the image's weights, in parts whose sum it is.
 
-    dz: (B, NP, Ho, Wo), NP >= n, and image: (B, C, H, W), both channels_last; scale: (B,) float32 or None
+    dz:      (B, NP, Ho, Wo) channels_last, NP >= n
+    image:   (B, C, H, W) channels_last
+    scale:   the samples' weights, (B,) float32, or None
+    returns: (splits, C taps, n) float32, to be summed over the splits
     """
     g, (batch, channels) = geometry, image.shape[:2]
     rows, pixels = channels * g.taps, g.out_height * g.out_width
     bj, bn, bp = power(rows, 16, 64), power(n, 16, 128), 64 if image.element_size() == 2 else 32
     steps = batch * triton.cdiv(pixels, bp)
     blocks, n_blocks = triton.cdiv(rows, bj), triton.cdiv(n, bn)
-    # a few programs for each multiprocessor, and at least eight steps for each
+    # a few programs for each multiprocessor, and at least eight steps for each program
     splits = max(1, min(triton.cdiv(4 * tuning.processors(), blocks * n_blocks), triton.cdiv(steps, 8)))
     per_split = triton.cdiv(steps, splits)
     splits = triton.cdiv(steps, per_split)
@@ -134,49 +140,56 @@ def image_weight_gradient(
         return Cost(2.0 * batch * pixels * rows * n, size(image, dz, partial), gathered, matrix=True)
 
     launch(
-        landmark_conv_image_weight_grad_kernel, (blocks * n_blocks, splits), image, dz, dz if scale is None else scale,
-        partial, steps, per_split, channels, g.height, g.width, n, dz.shape[1], g.out_height, g.out_width, g.padding,
+        landmark_conv_image_weight_grad_kernel, (blocks * n_blocks, splits), image=image, dz=dz,
+        factors=dz if scale is None else scale, partial=partial, steps=steps, per_split=per_split, C=channels,
+        H=g.height, W=g.width, N=n, NP=dz.shape[1], out_height=g.out_height, out_width=g.out_width, padding=g.padding,
         **g.constants(), SCALED=scale is not None, PRECISION=precision, BJ=bj, BN=bn, BP=bp, cost=cost, num_stages=2,
     )  # fmt: skip
     return partial
 
 
 def _outputs(side: int, taps: int, stride: int, padding: int) -> tuple[int, int]:
-    """(first, number) of the outputs of one axis that the first `side` pixels reach, as if there were no border."""
+    """Gives (first, number) of the outputs of one axis that read the first `side` pixels, borders left aside."""
     first = -((taps - 1 - padding) // stride)
     return first, (side - 1 + padding) // stride - first + 1
 
 
 def square_tiles(batch: int, channels: int, geometry: Geometry) -> list[dict[str, int]]:
-    """Squares and tiles worth trying, the likely best first: large ones share more, but they must be many."""
+    """Gives the squares and tiles worth trying, the likely best first: the largest that still occupy the GPU."""
     g = geometry
     sides = [s for s in (4, 2, 1) if s * s * channels <= 64 and s % g.stride == 0] or [g.stride]
-    found = []
+    candidates = []  # a tile, and whether its programs are enough for the GPU
     for side in sides:
         bn = power(side * side * channels, 16, 64)
         for bm in (64, 32):
             programs = batch * -(-g.height // side) * -(-g.width // side) / bm * -(-side * side * channels // bn)
             tile = {"SIDE": side, "BM": bm, "BN": bn, "num_warps": 8 if bm * bn >= 64 * 64 else 4}
-            found.append((tile, programs >= 0.7 * tuning.processors()))
-    first = next((i for i, (_, enough) in enumerate(found) if enough), len(found) - 1)
-    return [found[first][0], *(tile for tile, _ in (*found[:first][-1:], *found[first + 1 :][:1]))]
+            candidates.append((tile, programs >= 0.7 * tuning.processors()))
+    best = next((i for i, (_, enough) in enumerate(candidates) if enough), len(candidates) - 1)
+    neighbours = (*candidates[:best][-1:], *candidates[best + 1 :][:1])
+    return [candidates[best][0], *(tile for tile, _ in neighbours)]
 
 
 def image_gradient(dz: Tensor, weight: Tensor, result: Tensor, geometry: Geometry, precision: str) -> None:
-    """result (B, C, H, W) of dz (B, NP, Ho, Wo), both channels_last, and weight (n, C + count, KH, KW), contiguous."""
+    """Writes the gradient of the image to result (B, C, H, W) channels_last.
+
+    dz:     (B, NP, Ho, Wo) channels_last
+    weight: (n, C + count, KH, KW), contiguous
+    """
     g, (batch, channels) = geometry, result.shape[:2]
-    n, of_dz, half = weight.shape[0], dz.shape[1], dz.element_size() == 2
+    n, dz_channels, half = weight.shape[0], dz.shape[1], dz.element_size() == 2
 
     def run(tile: dict[str, int]) -> None:
         side = tile["SIDE"]
         first_u, rows = _outputs(side, g.kernel[0], g.stride, g.padding)
         first_v, columns = _outputs(side, g.kernel[1], g.stride, g.padding)
         width = side * side * channels
-        spread = torch.empty((rows * columns, of_dz, width), dtype=weight.dtype, device=weight.device)
+        spread = torch.empty((rows * columns, dz_channels, width), dtype=weight.dtype, device=weight.device)
         block = 1024
         launch(
-            landmark_conv_spread_kernel, (triton.cdiv(spread.numel(), block),), weight, spread, spread.numel(),
-            weight.shape[1], channels, n, of_dz, g.padding, first_u, first_v, columns,
+            landmark_conv_spread_kernel, (triton.cdiv(spread.numel(), block),), weight=weight, spread=spread,
+            elements=spread.numel(), channels=weight.shape[1], C=channels, N=n, NP=dz_channels, padding=g.padding,
+            first_u=first_u, first_v=first_v, columns=columns,
             **g.constants(), SIDE=side, BE=block, cost=lambda: Cost(0.0, size(weight[:, :channels], spread)),
         )  # fmt: skip
         grid_height, grid_width = triton.cdiv(g.height, side), triton.cdiv(g.width, side)
@@ -185,15 +198,16 @@ def image_gradient(dz: Tensor, weight: Tensor, result: Tensor, geometry: Geometr
 
         def cost() -> Cost:
             taps = rows * columns
-            gathered = count * taps * of_dz * dz.element_size() * n_blocks + blocks * size(spread) + size(result)
-            return Cost(2.0 * count * taps * of_dz * width, size(dz, spread, result), gathered, matrix=True)
+            gathered = count * taps * dz_channels * dz.element_size() * n_blocks + blocks * size(spread) + size(result)
+            return Cost(2.0 * count * taps * dz_channels * width, size(dz, spread, result), gathered, matrix=True)
 
         launch(
-            landmark_conv_image_grad_kernel, (blocks * n_blocks,), dz, spread, result, count, grid_height, grid_width,
-            channels, g.height, g.width, of_dz, g.out_height, g.out_width, first_u, first_v, rows, columns,
-            STRIDE=g.stride, PRECISION=precision, BK=power(of_dz, 16, 64 if half else 32), cost=cost,
-            num_stages=4 if half else 3, **tile,
+            landmark_conv_image_grad_kernel, (blocks * n_blocks,), dz=dz, spread=spread, result=result, squares=count,
+            grid_height=grid_height, grid_width=grid_width, C=channels, H=g.height, W=g.width, NP=dz_channels,
+            out_height=g.out_height, out_width=g.out_width, first_u=first_u, first_v=first_v, rows=rows,
+            columns=columns, STRIDE=g.stride, PRECISION=precision, BK=power(dz_channels, 16, 64 if half else 32),
+            cost=cost, num_stages=4 if half else 3, **tile,
         )  # fmt: skip
 
-    problem = (*result.shape, *g.kernel, g.stride, g.padding, of_dz, dz.dtype, precision)
+    problem = (*result.shape, *g.kernel, g.stride, g.padding, dz_channels, dz.dtype, precision)
     tuning.run_best("landmark_conv_image_grad", problem, square_tiles(batch, channels, g), run)

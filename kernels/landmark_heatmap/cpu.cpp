@@ -32,7 +32,7 @@ static void stamp(const Maps& m, const float* landmark, int64_t image, int n, in
     const Support columns = m.gaussian.support(landmark[0], m.width);
     if (columns.empty()) return;
     const int64_t tall = Gaussian::room(m.height), wide = Gaussian::room(m.width);
-    float* along_y = scratch(0, tall + 2 * wide);
+    float* along_y = scratch(Slot::GAUSSIANS, tall + 2 * wide);
     float* along_x = along_y + tall;
     float* line = along_x + wide;  // one row in the result's dtype, in whole vectors
     m.gaussian.values(rows, along_y);
@@ -94,7 +94,7 @@ KILN_FUNCTION(landmark_heatmap_backward,
         float by_x = 0, by_y = 0;
         if (!rows.empty() && !columns.empty()) {
             const int64_t tall = Gaussian::room(m.height), wide = Gaussian::room(m.width);
-            float* along_y = scratch(0, 2 * tall + 2 * wide);
+            float* along_y = scratch(Slot::GAUSSIANS, 2 * tall + 2 * wide);
             float *slope_y = along_y + tall, *along_x = slope_y + tall, *slope_x = along_x + wide;
             m.gaussian.values(rows, along_y);
             m.gaussian.slopes(rows, along_y, slope_y);

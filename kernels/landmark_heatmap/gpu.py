@@ -1,7 +1,8 @@
-"""landmark_heatmap in Triton: the maps written once, each value from its landmark's coordinates.
+"""landmark_heatmap in Triton: every value of the maps is written once, from its landmark's coordinates.
 
-A program holds the part of the stamps that does not change along its way: the columns of some landmarks for the rows of
-channels_last maps, some pixels for the landmarks of planes. The gradient reads each landmark's window only.
+In channels_last maps a program writes the same columns of a few rows, and holds their distances along x; in planar maps
+it writes the same pixels of a few landmarks, and holds their coordinates. The gradient reads each landmark's window
+only.
 """
 
 import math
@@ -15,14 +16,14 @@ from .._gpu.launch import Cost, launch, size
 from . import check, gradient, output
 
 BLOCK = 1024  # values that a program writes at a time
-WINDOW = 1024  # pixels that a program of the gradient reads at a time, at most
+WINDOW = 1024  # most pixels that a program of the gradient reads at a time
 
 
 @triton.jit
 def pixel_of(at, SUBPIXEL: tl.constexpr):
-    """The pixel that the window around float32 coordinates is centred at, as float32; NaN and infinity stay.
+    """Rounds a float32 coordinate to the pixel that its window is centred at, as float32; NaN and infinity stay.
 
-    The nearest, halves to even, where SUBPIXEL, else truncated towards zero.
+    SUBPIXEL: to the nearest pixel, halves to even; else towards zero.
     """
     low = tl.floor(at)
     if SUBPIXEL:
@@ -34,7 +35,10 @@ def pixel_of(at, SUBPIXEL: tl.constexpr):
 
 @triton.jit
 def window(at, size, radius, SUBPIXEL: tl.constexpr):
-    """(first, last, centre) of a stamp along an axis of `size` pixels: int32, last < first where none is reached."""
+    """Gives (first, last, centre) of a stamp along an axis of `size` pixels, in which last < first if it reaches none.
+
+    first, last: int32, the window's pixels; centre: float32, the Gaussian's
+    """
     pixel = pixel_of(at, SUBPIXEL)
     reaches = (pixel >= -radius) & (pixel <= size - 1 + radius)  # false for NaN
     near = tl.where(reaches, pixel, 0.0).to(tl.int32)
@@ -47,7 +51,10 @@ def window(at, size, radius, SUBPIXEL: tl.constexpr):
 def landmark_heatmap_rows_kernel(
     landmarks, maps, N, H, row, radius, scale, SUBPIXEL: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr
 ):
-    """maps (B, H, row), row = W N: a program writes BE values of each of ROWS rows. scale: of the exponent of 2."""
+    """maps (B, H, row), row = W N, channels_last: a program writes BE values in each of ROWS rows.
+
+    scale: the factor of a squared distance in the exponent of 2.
+    """
     blocks = tl.cdiv(row, BE)
     bands = tl.cdiv(H, ROWS)
     e = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE)
@@ -73,7 +80,10 @@ def landmark_heatmap_rows_kernel(
 def landmark_heatmap_planes_kernel(
     landmarks, maps, N, W, pixels, radius, scale, SUBPIXEL: tl.constexpr, COUNT: tl.constexpr, BE: tl.constexpr
 ):
-    """maps (B, N, pixels), pixels = H W: a program writes BE of each of COUNT maps. scale: of the exponent of 2."""
+    """maps (B, N, pixels), pixels = H W, planar: a program writes BE values in each of COUNT maps.
+
+    scale: the factor of a squared distance in the exponent of 2.
+    """
     blocks = tl.cdiv(pixels, BE)
     groups = tl.cdiv(N, COUNT)
     e = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE)
@@ -98,7 +108,7 @@ def landmark_heatmap_backward_kernel(
 ):  # fmt: skip
     """result (B, N, 2): the sum over the window of the gradient times the Gaussian's slope; a program per landmark.
 
-    steepness: 1 / sigma^2. The centres are subpixel ones.
+    Centres are subpixel. scale: the factor of a squared distance in the exponent of 2; steepness: 1 / sigma^2.
     """
     plane = tl.cast(tl.program_id(0), tl.int64)
     at_x, at_y = tl.load(landmarks + plane * 2), tl.load(landmarks + plane * 2 + 1)
@@ -135,24 +145,24 @@ def forward(landmarks, height, width, sigma, radius, subpixel, dtype, channels_l
     check(landmarks, height, width, sigma, radius, dtype)
     maps = output(landmarks, height, width, dtype, channels_last)
     batch, count = landmarks.shape[:2]
-    at = landmarks.float().contiguous()
+    points = landmarks.float().contiguous()
 
     def cost() -> Cost:
-        return Cost(9.0 * maps.numel(), size(at, maps))
+        return Cost(9.0 * maps.numel(), size(points, maps))
 
     if channels_last:
         row, rows = width * count, 8
         grid = (batch * triton.cdiv(height, rows) * triton.cdiv(row, BLOCK),)
         launch(
-            landmark_heatmap_rows_kernel, grid, at, maps, count, height, row, radius, exponent(sigma),
-            SUBPIXEL=subpixel, ROWS=rows, BE=BLOCK, cost=cost,
+            landmark_heatmap_rows_kernel, grid, landmarks=points, maps=maps, N=count, H=height, row=row, radius=radius,
+            scale=exponent(sigma), SUBPIXEL=subpixel, ROWS=rows, BE=BLOCK, cost=cost,
         )  # fmt: skip
     else:
         pixels, planes = height * width, 4
         grid = (batch * triton.cdiv(count, planes) * triton.cdiv(pixels, BLOCK),)
         launch(
-            landmark_heatmap_planes_kernel, grid, at, maps, count, width, pixels, radius, exponent(sigma),
-            SUBPIXEL=subpixel, COUNT=planes, BE=BLOCK, cost=cost,
+            landmark_heatmap_planes_kernel, grid, landmarks=points, maps=maps, N=count, W=width, pixels=pixels,
+            radius=radius, scale=exponent(sigma), SUBPIXEL=subpixel, COUNT=planes, BE=BLOCK, cost=cost,
         )  # fmt: skip
     return maps
 
@@ -160,20 +170,21 @@ def forward(landmarks, height, width, sigma, radius, subpixel, dtype, channels_l
 def backward(grad, landmarks, sigma, radius):
     channels_last = grad.is_contiguous(memory_format=torch.channels_last)
     grad = grad if channels_last else grad.contiguous()
-    at, result = landmarks.float().contiguous(), gradient(landmarks)
+    points, result = landmarks.float().contiguous(), gradient(landmarks)
     batch, count, height, width = grad.shape
     columns = min(64, triton.next_power_of_2(2 * radius + 1))
     rows = min(WINDOW // columns, columns)
 
     def cost() -> Cost:
         pixels = batch * count * min(2 * radius + 1, height) * min(2 * radius + 1, width)
-        # beside each other in memory are the maps of one pixel: a value takes a sector of 32 bytes
+        # in channels_last a pixel's maps lie side by side, so one map's values lie in a sector of 32 bytes each
         sector = 32.0 if channels_last else grad.element_size()
-        return Cost(10.0 * pixels, size(at, result) + pixels * sector)
+        return Cost(10.0 * pixels, size(points, result) + pixels * sector)
 
     launch(
-        landmark_heatmap_backward_kernel, (batch * count,), at, grad, result, count, height, width, radius,
-        exponent(sigma), 1.0 / sigma / sigma, CHANNELS_LAST=channels_last, BY=rows, BX=columns,
+        landmark_heatmap_backward_kernel, (batch * count,), landmarks=points, grad=grad, result=result, N=count,
+        H=height, W=width, radius=radius, scale=exponent(sigma), steepness=1.0 / sigma / sigma,
+        CHANNELS_LAST=channels_last, BY=rows, BX=columns,
         cost=cost, num_warps=1 if rows * columns <= 64 else 4,
     )  # fmt: skip
     return result

@@ -27,7 +27,7 @@ template <const Stencil& S>
 static void direct_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells, const Sink& sink,
                         Images images, const Addend& add) {
     const int64_t row_floats = int64_t(cells) * S.step_out * w.padded(), cell_floats = row_floats * S.step_out;
-    float* rows = scratch(4, cell_floats);
+    float* rows = scratch(Slot::DIRECT_ROWS, cell_floats);
     for (int i = 0; i < images.count; ++i) {
         const auto rows_of = [&](int r) {
             if (add.data)
@@ -231,7 +231,7 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, bias, second, y, kept;
     const Source source = call.source(arguments.x, second), other = call.second_source(second);
     const int padded = w.padded();
 
-    float* padded_bias = scratch(7, padded + (kept ? 0 : forward.floats()));
+    float* padded_bias = scratch(Slot::PACKED_WEIGHTS, padded + (kept ? 0 : forward.floats()));
     if (!kept) forward.pack(padded_bias + padded);
     const float* packed = kept ? kept + forward.source() : padded_bias + padded;
     const float* packed2 = packed + forward.first();
@@ -249,14 +249,16 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, bias, second, y, kept;
         const int r0 = band * height, r1 = r0 + height < rows ? r0 + height : rows;
         const int low = r0 * pass.step + pass.low, high = (r1 - 1) * pass.step + pass.high;
         const int left = pass.low, right = (columns - 1) * pass.step + pass.high;
-        const Band in = pass.takes_views(w) ? view_or_band(0, source, images, low, high, left, right)
-                                            : fill_band(0, source, images, nullptr, DENSE, low, high, left, right);
+        const Band in = pass.takes_views(w)
+                            ? view_or_band(Slot::INPUT_BAND, source, images, low, high, left, right)
+                            : fill_band(Slot::INPUT_BAND, source, images, nullptr, DENSE, low, high, left, right);
         Addend add{};
         if (call.second_apart()) {
             const int o0 = r0 * pass.rows, o1 = r1 * pass.rows, width = columns * pass.rows;
-            const Band in2 = fill_band(1, other, images, nullptr, apart.spacing(w2), o0 - 1, o1 + 1, -1, width + 1);
+            const Band in2 = fill_band(Slot::SECOND_BAND, other, images, nullptr, apart.spacing(w2), o0 - 1, o1 + 1, -1,
+                                       width + 1);
             const int64_t row = int64_t(width) * padded, image_step = (o1 - o0) * row;
-            float* sums = scratch(5, images.count * image_step);
+            float* sums = scratch(Slot::SECOND_SUMS, images.count * image_step);
             for (int i = 0; i < images.count; ++i)
                 direct_rows(
                     SAME, in2.image(i), w2, packed2, o0, o1, width, false,
@@ -320,7 +322,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     if (call.activation != NONE) gradient.output = arguments.y;
 
     const Weights w = call.weights(weight, true), w2 = call.second_weights(weight, true);
-    float* packed = scratch(7, packed_floats(w, input.products) + packed_floats(w2, apart.products));
+    float* packed = scratch(Slot::PACKED_WEIGHTS, packed_floats(w, input.products) + packed_floats(w2, apart.products));
     float* packed2 = packed + packed_floats(w, input.products);
     if (need_input) input.pack(w, packed);
     if (need_apart) apart.pack(w2, packed2);
@@ -333,7 +335,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     const Sums layout{merged, call.cout}, layout2{call.c2, call.cout};
     const int64_t sums_size = layout.size(weights.taps * weights.taps), sums2_size = split ? layout2.size(9) : 0;
     const int64_t sums_stride = sums_size + sums2_size + padded;
-    float* all_sums = dw || db ? scratch(5, sums_stride * threads) : nullptr;
+    float* all_sums = dw || db ? scratch(Slot::PARAMETER_SUMS, sums_stride * threads) : nullptr;
     if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
 
     // the gradient lies dense only where every pass that reads it takes dense input
@@ -361,8 +363,8 @@ KILN_FUNCTION(resize_conv_act_backward,
                 rows.cover(s0, s1, 1, -1, 2);
                 columns.cover(0, s_columns, 1, -1, 2);
             }
-            const Band delta = fill_band(1, gradient, images, nullptr, dense ? DENSE : PADDED, rows.low, rows.high,
-                                         columns.low, columns.high);
+            const Band delta = fill_band(Slot::GRADIENT_BAND, gradient, images, nullptr, dense ? DENSE : PADDED,
+                                         rows.low, rows.high, columns.low, columns.high);
             const bool wanted = images.first + images.count > input_from;
             if (need_input && wanted) input.band(delta, w, packed, i0, i1, i_columns, sink, images, {});
             if (need_apart && wanted) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, images, {});
@@ -371,14 +373,15 @@ KILN_FUNCTION(resize_conv_act_backward,
                 const int high = (g1 - 1) * weights.in_step + weights.in_high;
                 const int left = weights.in_low, right = (g_columns - 1) * weights.in_step + weights.in_high;
                 // transforms read the input tensor itself: the samples' scale multiplies the gradient instead
-                const Band in = weights.direct ? fill_band(0, source, images, grad_scale, weights.input_spacing(layout),
-                                                           low, high, left, right)
-                                               : view_or_band(0, source, images, low, high, left, right);
+                const Band in = weights.direct
+                                    ? fill_band(Slot::INPUT_BAND, source, images, grad_scale,
+                                                weights.input_spacing(layout), low, high, left, right)
+                                    : view_or_band(Slot::INPUT_BAND, source, images, low, high, left, right);
                 const float* scale = grad_scale ? grad_scale + images.first : nullptr;
                 weights.band(in, layout, delta, g0, g1, g_columns, images.count, scale, sums);
                 if (split) {
-                    const Band in2 = fill_band(0, other, images, grad_scale, apart_weights.input_spacing(layout2), s0 - 1,
-                                               s1 + 1, -1, s_columns + 1);
+                    const Band in2 = fill_band(Slot::INPUT_BAND, other, images, grad_scale,
+                                               apart_weights.input_spacing(layout2), s0 - 1, s1 + 1, -1, s_columns + 1);
                     apart_weights.band(in2, layout2, delta, s0, s1, s_columns, images.count, nullptr,
                                        sums + sums_size);
                 }

@@ -1,12 +1,12 @@
-"""resize_conv_act in Triton: convolutions as implicit GEMMs on channels_last tensors, nothing gathered in memory.
+"""resize_conv_act in Triton: convolutions as implicit GEMMs on channels_last tensors; no patches are copied in memory.
 
-Nearest x2 before the convolution is four phases of 2x2 taps on folded weights, 16 products per pixel of x for the 36 as
-written; nearest /2 after it the convolution at stride 2. Their input gradients are the adjoint sums: one convolution of
-4x4 taps at stride 2, and four phases of 1 to 4 taps. Few channels at the same size may take gpu_band.py; weight
-gradients are in gpu_weight_gradient.py.
+up:   nearest x2 and the convolution are four phases of 2x2 taps on folded weights, 16 products per pixel of x where
+      the definition has 36; the input gradient is one convolution of 4x4 taps at stride 2.
+down: the convolution and nearest /2 are the convolution at stride 2; the input gradient is four phases of 1 to 4 taps.
+none: the convolution; with few channels gpu_band.py may run it.
 
-float32 products run on the matrix units as three TF32 products (near float32), as one where
-torch.backends.cudnn.allow_tf32 is set, and as plain float32 arithmetic with exact=True.
+Weight gradients are in gpu_weight_gradient.py. float32 products run on the matrix units as three TF32 products (near
+float32), as one where torch.backends.cudnn.allow_tf32 is set, and as plain float32 arithmetic with exact=True.
 """
 
 import torch
@@ -23,12 +23,12 @@ from . import ACTIVATION_NUMBERS, check, gradients, output
 from .gpu_band import applies, convolve_in_bands
 from .gpu_weight_gradient import weight_gradient
 
-# which pixels a product takes, and where its sum goes; the _T are the adjoints, for the gradient of the input
+# the forms: which pixels a product takes, and where its sum goes; each _T is the adjoint, for the input's gradient
 SAME, DOWN, UP, SAME_T, DOWN_T, UP_T = (tl.constexpr(number) for number in range(6))
 FORWARD = {"none": SAME.value, "down": DOWN.value, "up": UP.value}
 ADJOINT = {"none": SAME_T.value, "down": DOWN_T.value, "up": UP_T.value}
 PHASED = (UP.value, DOWN_T.value)
-FEW_CHANNELS = 8  # as many or fewer: taps and channels are one axis, so that no tile is mostly padding
+FEW_CHANNELS = 8  # with so many or fewer, taps and channels are one axis, so that no tile is mostly padding
 
 
 @triton.jit
@@ -36,10 +36,10 @@ def pack_weights_kernel(
     weight, packed, rows, columns, width, channels, first,
     FOLD: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """weight (N, channels, 3, 3) -> packed (rows, taps, width) of weight[:, first:first + C], by one element each.
+    """Packs weight[:, first:first + C] of weight (N, channels, 3, 3) to packed (rows, taps, width).
 
-    (rows, columns) is (N, C), or (C, N) where TRANSPOSED; from columns to width there are zeros. FOLD: the 4x4 taps of
-    nearest x2 and the convolution in one.
+    (rows, columns) is (N, C), or (C, N) where TRANSPOSED; from columns to width there are zeros. FOLD: the taps are the
+    4x4 of nearest x2 and the convolution in one.
     """
     taps: tl.constexpr = 16 if FOLD else 9
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -62,7 +62,7 @@ def pack_weights_kernel(
 
 @triton.jit
 def pad_channels_kernel(x, padded, pixels, C, CP: tl.constexpr, WIDE: tl.constexpr, BP: tl.constexpr):
-    """padded (pixels, CP) = x (pixels, C) with zeros after it; CP a multiple of 16, so that rows are aligned."""
+    """padded (pixels, CP) = x (pixels, C), then zeros; CP is a multiple of 16, so that rows are aligned."""
     p = (tl.cast(tl.program_id(0), tl.int64) if WIDE else tl.program_id(0)) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * 16 + tl.arange(0, 16)
     value = tl.load(x + p[:, None] * C + c[None, :], mask=(p < pixels)[:, None] & (c < C)[None, :], other=0.0)
@@ -74,9 +74,9 @@ def _add_products(
     acc, source, weights, sample, y0, x0, valid, n, N, H, W, C, rows, columns, first, by_row, by_column,
     TAPS: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc (BM, BN) plus the products of rows x columns taps from pixel (y0, x0) of (batch, H, W, C) with weights.
+    """Adds to acc (BM, BN) the products of rows x columns taps from pixel (y0, x0) of source (batch, H, W, C) on.
 
-    weights is (N, TAPS, C); tap (i, j) takes its matrix first + i by_row + j by_column. FLAT: one axis of taps and C.
+    weights is (N, TAPS, C); tap (i, j) takes matrix first + i by_row + j by_column. FLAT: taps and C are one axis.
     """
     k = tl.arange(0, BK)
     start = (tl.cast(sample, tl.int64) if WIDE else sample) * (H * W)
@@ -115,10 +115,10 @@ def conv_kernel(
     FLAT: tl.constexpr, FLAT2: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BK2: tl.constexpr,
 ):  # fmt: skip
-    """y (batch, height, width, N) of x (batch, H, W, C) by FORM; a tile is BM pixels of a phase's grid times BN of N.
+    """y (batch, height, width, N) from x (batch, H, W, C) by FORM: a program has BM pixels of a phase and BN channels.
 
-    second joins as further channels, at the size the convolution runs at: (batch, height, width, C2), or (batch, H, W,
-    C2) for DOWN. WIDE: offsets take 64 bits.
+    second holds further channels, at the size the convolution runs at: (batch, height, width, C2), or (batch, H, W, C2)
+    for DOWN. WIDE: offsets take 64 bits.
     """
     pid = tl.program_id(0)
     n_blocks = tl.cdiv(N, BN)
@@ -176,29 +176,29 @@ def conv_kernel(
 
 
 def precision(dtype: torch.dtype, exact: bool) -> str:
-    """How float32 products are formed; half precision has but one way."""
+    """How float32 products are formed, as tl.dot names it; half-precision products have one way only."""
     if dtype != torch.float32 or exact:
         return "ieee"
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
 def _block(channels: int, dtype: torch.dtype) -> int:
-    """Channels of a step: few steps, and little padding in the last."""
+    """Chooses the channels of a step, for few steps and little padding in the last one."""
     sizes = (16, 32, 64) if dtype != torch.float32 else (16, 32)
     return min(sizes, key=lambda size: -(-channels // size) * (size + 8))
 
 
 def conv_tiles(pixels: int, phases: int, n: int, dtype: torch.dtype, exact: bool) -> list[dict[str, int]]:
-    """Tile shapes of conv_kernel worth trying, the likely best first: as large as still occupy the multiprocessors."""
+    """Gives conv_kernel's tiles worth trying, the likely best first: the largest that still occupy the GPU."""
     half = dtype != torch.float32
     widest = min(256 if half else 128, max(16, triton.next_power_of_2(n)))
 
     def tile(bm: int, bn: int) -> dict[str, int]:
-        # a float32 product is three, and the parts of its factors stay in registers: half the elements to a thread
+        # a float32 product is three products whose factors' parts stay in registers: a thread has half the elements
         warps = 8 if bm * bn >= (128 * 128 if half else 64 * 128) else 4
         return {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": 4 if half and bm + bn < 320 else 3}
 
-    # the larger a tile, the fewer reads of pixels (its width) and of weights (its height)
+    # the wider a tile, the fewer reads of pixels; the higher a tile, the fewer reads of weights
     if half:
         sizes = [(256, widest)] * (widest <= 64) + [(128, widest), (128, min(widest, 128)), (64, min(widest, 128))]
     else:
@@ -213,12 +213,12 @@ def conv_tiles(pixels: int, phases: int, n: int, dtype: torch.dtype, exact: bool
 
 
 def aligned(channels: int) -> int:
-    """Channels as the matrix kernels read them: rows of whole 16-byte words, unless there are but few."""
+    """How many channels the matrix kernels read: multiples of 16, whose rows are whole 16-byte words, or just a few."""
     return channels if channels <= FEW_CHANNELS else -(-channels // 16) * 16
 
 
 def padded(x: Tensor) -> Tensor:
-    """x, channels_last, with as many channels as `aligned` says."""
+    """Gives x, channels_last, with aligned(channels) channels: x itself, or a copy with zeros after its channels."""
     batch, channels, height, width = x.shape
     wider = aligned(channels)
     if wider == channels:
@@ -227,21 +227,22 @@ def padded(x: Tensor) -> Tensor:
     result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     pixels, block = batch * height * width, 128
     launch(
-        pad_channels_kernel, (triton.cdiv(pixels, block), wider // 16), x, result, pixels, channels,
+        pad_channels_kernel, (triton.cdiv(pixels, block), wider // 16), x=x, padded=result, pixels=pixels, C=channels,
         CP=wider, WIDE=wide(result), BP=block, cost=lambda: Cost(0.0, size(x, result)),
     )  # fmt: skip
     return result
 
 
 def packed(weight: Tensor, first: int, channels: int, dtype: torch.dtype, fold: bool, transposed: bool) -> Tensor:
-    """weight[:, first:first + channels] as the kernels read it: (N, taps, C), or (C, taps, N) transposed, padded."""
+    """Packs weight[:, first:first + channels] for the kernels: (N, taps, C), or transposed (C, taps, N), padded."""
     n, taps = weight.shape[0], 16 if fold else 9
     rows, columns = (channels, n) if transposed else (n, channels)
     result = torch.empty((rows, taps, aligned(columns)), dtype=dtype, device=weight.device)
     block = tuning.ELEMENTS
     launch(
-        pack_weights_kernel, (triton.cdiv(result.numel(), block),), weight, result, rows, columns, result.shape[2],
-        weight.shape[1], first, FOLD=fold, TRANSPOSED=transposed, BLOCK=block,
+        pack_weights_kernel, (triton.cdiv(result.numel(), block),), weight=weight, packed=result, rows=rows,
+        columns=columns, width=result.shape[2], channels=weight.shape[1], first=first,
+        FOLD=fold, TRANSPOSED=transposed, BLOCK=block,
         cost=lambda: Cost(10.0 * result.numel() * fold, 9 * n * channels * weight.element_size() + size(result)),
     )  # fmt: skip
     return result
@@ -252,7 +253,11 @@ def _convolve(
     second: Tensor | None = None, second_weights: Tensor | None = None, bias: Tensor | None = None,
     activation: str = "none", slope: float = 0.0,
 ) -> None:  # fmt: skip
-    """One launch of conv_kernel: y from x, both channels_last, by the form; the inputs are padded."""
+    """Writes y from x by the form, in one launch of conv_kernel or of conv_band_kernel, as tuning chooses.
+
+    x, second, y: channels_last, x and second padded; weights, second_weights: as `packed` gives them
+    form:         a number of FORWARD or ADJOINT
+    """
     batch, channels, height, width = x.shape
     n, out_height, out_width = y.shape[1:]
     phases = 4 if form in PHASED else 1
@@ -277,9 +282,10 @@ def _convolve(
         blocks = triton.cdiv(pixels, tile["BM"]) * phases * triton.cdiv(n, tile["BN"])
         flat, flat2 = channels <= FEW_CHANNELS, further <= FEW_CHANNELS
         launch(
-            conv_kernel, (blocks,), x, weights, x if second is None else second,
-            weights if second is None else second_weights, weights if bias is None else bias, y, batch, height, width,
-            channels, further, n, *grid, out_height, out_width, slope,
+            conv_kernel, (blocks,), x=x, weights=weights, second=x if second is None else second,
+            second_weights=weights if second is None else second_weights, bias=weights if bias is None else bias, y=y,
+            batch=batch, H=height, W=width, C=channels, C2=further, N=n, grid_height=grid[0], grid_width=grid[1],
+            height=out_height, width=out_width, slope=slope,
             FORM=form, ACTIVATION=ACTIVATION_NUMBERS[activation], HAS_SECOND=further > 0, HAS_BIAS=bias is not None,
             FLAT=flat, FLAT2=flat2, WIDE=wide(x, second, y), PRECISION=precision(x.dtype, exact),
             BK=32 if flat else _block(channels, x.dtype), BK2=32 if flat2 else _block(further, x.dtype),
@@ -289,7 +295,7 @@ def _convolve(
     problem = (form, batch, channels, further, height, width, n, x.dtype, precision(x.dtype, exact))
     tiles = conv_tiles(pixels, phases, n, x.dtype, exact)
     if form in (SAME.value, SAME_T.value) and second is None and applies(channels, x.dtype, capability()):
-        tiles = [{}, *tiles]  # no tile of conv_kernel: bands
+        tiles = [{}, *tiles]  # an empty tile stands for conv_band_kernel
     tuning.run_best("conv", problem, tiles if notes_every_choice() else tiles[:2], run)
 
 
@@ -339,5 +345,5 @@ def backward(
                 weighted, padded(channels_last(source)) if need[1] else source, dweight if need[1] else None, at,
                 source.shape[1], FORWARD[form], precision(x.dtype, exact), bias_rows, dbias,
             )  # fmt: skip
-            bias_rows = None  # once is enough
+            bias_rows = None  # the bias's gradient is complete: the second input adds nothing to it
     return tuple(results)

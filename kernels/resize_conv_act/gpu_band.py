@@ -1,8 +1,8 @@
 """resize_conv_act at the same size with few channels, in Triton: every pixel is read three times instead of nine.
 
 A convolution of 64 channels is limited by what the L2 cache delivers: an implicit GEMM reads each pixel once for each
-tap. Here a program goes down a band of rows with all nine weight matrices at hand. A row read at one shift to the side
-serves the outputs above it, beside it and below it, whose sums are carried along.
+tap. Here a program holds all nine weight matrices and goes down a band of rows. A row, read at one shift to the side,
+adds to the sums of three rows of outputs: the one above it, the one beside it and the one below it.
 """
 
 import torch
@@ -14,13 +14,13 @@ from .._gpu import tuning
 from .._gpu.blocks import activate, dot, pixels, rounded
 from .._gpu.launch import H100, Cost, launch, size, wide
 
-COLUMNS = 64  # of a program, which may be those of several images
-MOST_CHANNELS = 64  # nine matrices of 64 x 64 leave room in shared memory for the rows
+COLUMNS = 64  # columns of pixels that a program has; they may belong to several images
+MOST_CHANNELS = 64  # nine weight matrices of 64 x 64 leave room in shared memory for the rows
 
 
 @triton.jit
 def _matrix(weights, n, N, C, c, number):
-    """(C, N) of weights (N, 9, C)."""
+    """Loads matrix `number`, (C, N), of weights (N, 9, C)."""
     inside = (c < C)[:, None] & (n < N)[None, :]
     return tl.load(weights + n[None, :] * (9 * C) + (number * C + c)[:, None], mask=inside, other=0.0)
 
@@ -31,9 +31,10 @@ def conv_band_kernel(
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y (batch, H, W, N): a program has BM columns of neighbouring images, BN channels and a band of rows.
+    """y (batch, H, W, N) from x (batch, H, W, C): a program writes BM columns, BN channels and a band of rows.
 
-    weights (N, 9, C), C at most BK; tap t takes matrix first + t by_tap. WIDE: offsets take 64 bits.
+    The columns are those of neighbouring images, side by side. weights (N, 9, C), C at most BK; tap t takes matrix
+    first + t by_tap. WIDE: offsets take 64 bits.
     """
     n_blocks = tl.cdiv(N, BN)
     n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
@@ -73,7 +74,7 @@ def conv_band_kernel(
         if HAS_BIAS:
             value += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         value = activate(value, ACTIVATION, slope)
-        # the row above is complete now; that above the band belongs to the band before
+        # the outputs above this row are complete now; those above the band belong to the band before it
         at = (start + (row - 1) * W + column)[:, None] * N + n[None, :]
         wanted = (valid & (row > top))[:, None] & (n < N)[None, :]
         tl.store(y + at, rounded(value, y.dtype.element_ty), mask=wanted)
@@ -81,12 +82,12 @@ def conv_band_kernel(
 
 
 def applies(channels: int, dtype: torch.dtype, capability: int) -> bool:
-    """Whether the kernel is for such an input: its sums take what Hopper's matrix units leave free of registers."""
+    """Whether conv_band_kernel takes such an input: from Hopper on, matrix units leave registers for its sums."""
     return 16 <= channels <= MOST_CHANNELS and dtype != torch.float32 and capability >= H100
 
 
 def band(height: int, tiles: int) -> int:
-    """Rows of a band: the fewest rounds of the multiprocessors, each as long as its rows and the two around them."""
+    """Chooses the rows of a band for the least time: rounds of programs on the GPU times the rows that each reads."""
     counts = range(1, max(1, height // 4) + 1)
     rounds = {
         -(-height // count): -(-tiles * -(-height // -(-height // count)) // tuning.processors()) for count in counts
@@ -97,7 +98,11 @@ def band(height: int, tiles: int) -> int:
 def convolve_in_bands(
     x: Tensor, weights: Tensor, y: Tensor, bias: Tensor | None, activation: int, slope: float, *, adjoint: bool
 ) -> None:
-    """y from x, padded channels_last, where `applies`; adjoint: with every tap at its opposite place."""
+    """Writes y from x, both channels_last and x padded, by conv_band_kernel; `applies` must be true.
+
+    weights: (N, 9, C), as packed by gpu.py
+    adjoint: every tap is taken at its opposite place
+    """
     batch, channels, height, width = x.shape
     n = y.shape[1]
     bn = min(64, max(16, triton.next_power_of_2(n)))
@@ -112,8 +117,9 @@ def convolve_in_bands(
         return Cost(flops, size(x, weights, bias, y), gathered, matrix=True)
 
     launch(
-        conv_band_kernel, (tiles * bands,), x, weights, weights if bias is None else bias, y, batch, height, width,
-        channels, n, rows, bands, 8 if adjoint else 0, -1 if adjoint else 1, slope,
+        conv_band_kernel, (tiles * bands,), x=x, weights=weights, bias=weights if bias is None else bias, y=y,
+        batch=batch, H=height, W=width, C=channels, N=n, band_rows=rows, bands=bands,
+        first=8 if adjoint else 0, by_tap=-1 if adjoint else 1, slope=slope,
         ACTIVATION=activation, HAS_BIAS=bias is not None, WIDE=wide(x, y), PRECISION="ieee",
         BM=COLUMNS, BN=bn, BK=max(16, triton.next_power_of_2(channels)),
         cost=cost, num_warps=8, num_stages=3, oldest=H100,

@@ -1,4 +1,4 @@
-"""The weight gradient of resize_conv_act in Triton: products over the pixels, split, and summed in a fixed order."""
+"""The weight gradient of resize_conv_act in Triton: products over splits of the pixels, summed in a fixed order."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ from .._gpu import tuning
 from .._gpu.blocks import dot, pixels, rounded
 from .._gpu.launch import H100, Cost, capability, launch, notes_every_choice, size, wide
 
-# as gpu.py numbers the forms of a forward pass
+# the forms of a forward pass, by the numbers that gpu.py gives them
 SAME, DOWN, UP = (tl.constexpr(number) for number in range(3))
 
 
@@ -21,9 +21,10 @@ def conv_weight_grad_kernel(
 ):  # fmt: skip
     """partial (splits, taps, C, N) float32: sums over a split's pixels of x at each tap times dz; SAME, DOWN or UP.
 
-    A program has several taps of a row, so that the tensor that they take at the same pixel is read once: dz for the
-    three of SAME and DOWN, x for two of the four of UP, each of which takes another pixel of dz. A step is BP pixels of
-    one sample, counted on the grid of the tensor that is read once.
+    A program has several taps of one row. They share a pixel of one tensor, which is read once: for SAME and DOWN all
+    three taps share a pixel of dz (batch, ZH, ZW, N); for UP two of the four taps share a pixel of x (batch, H, W, C),
+    and each takes another pixel of dz. A step is BP pixels of one sample, counted on the grid of the tensor that is
+    read once.
     """
     TAPS: tl.constexpr = 16 if FORM == UP else 9
     TOGETHER: tl.constexpr = 2 if FORM == UP else 3
@@ -69,11 +70,11 @@ def conv_weight_grad_square_kernel(
     dz, x, partial, steps, steps_per_split, H, W, C, N,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """As conv_weight_grad_kernel for SAME, all nine taps in one program: three shifts of x times three of dz.
+    """Writes what conv_weight_grad_kernel does for SAME, all nine taps in a program: three shifts of x, three of dz.
 
-    A tap's shift down is made by x and its shift to the side by dz, so that six reads serve nine products. The pixels
-    counted are those of x with a column more on each side, where only dz has something. For GPUs whose matrix units
-    read both factors from shared memory (Hopper and later); elsewhere the nine sums leave no registers.
+    x takes a tap's shift down and dz its shift to the side, so that six reads serve nine products. The pixels counted
+    are those of x and one more column on each side, where only dz is not zero. For GPUs whose matrix units read both
+    factors from shared memory (Hopper and later); on others the nine sums leave no registers.
     """
     n_blocks, columns = tl.cdiv(N, BN), W + 2
     n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
@@ -122,7 +123,7 @@ def conv_weight_grad_flat_kernel(
     FORM: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BC: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """As conv_weight_grad_kernel for SAME and DOWN, taps and channels as one axis: where C would not fill a tile."""
+    """Writes what conv_weight_grad_kernel does for SAME and DOWN, with taps and channels as one axis: for small C."""
     STRIDE: tl.constexpr = 1 if FORM == SAME else 2
     n_blocks = tl.cdiv(N, BN)
     n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
@@ -151,10 +152,12 @@ def sum_gradients_kernel(
     FOLD: tl.constexpr, WITH_WEIGHT: tl.constexpr, WITH_BIAS: tl.constexpr,
     BC: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """The fixed-order sums: dweight (N, channels, 3, 3)[:, first:first + C] of partial (splits, taps, CP, NP) and,
-    WITH_BIAS, dbias (N,) of bias_rows (bias_count, N).
+    """Sums partial (splits, taps, CP, NP) to dweight[:, first:first + C] and bias_rows (bias_count, N) to dbias (N,).
 
-    FOLD: each of the 3x3 taps is the sum of the four of 4x4 taps that hold it. Program axis 1: a tap; last, the bias.
+    The order of every sum is fixed. dweight (N, channels, 3, 3) is written WITH_WEIGHT, dbias WITH_BIAS.
+
+    FOLD: each of the 3x3 taps is the sum of the four 4x4 taps that hold it. Program axis 1 counts the taps, then
+    the bias.
     """
     n_blocks = tl.cdiv(N, BN)
     n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
@@ -189,9 +192,12 @@ def weight_gradient(
     dz: Tensor, x: Tensor, dweight: Tensor | None, first: int, channels: int, form: int, precision: str,
     bias_rows: Tensor | None, dbias: Tensor | None,
 ) -> None:  # fmt: skip
-    """dweight[:, first:first + channels] from dz and x, padded channels_last, and dbias as the sum of bias_rows.
+    """Writes dweight[:, first:first + channels], and dbias as the sum of bias_rows; a result that is None is left out.
 
-    Either result is left out where it is None.
+    dz, x:     gradient before the activation and input, channels_last, padded
+    form:      SAME, DOWN or UP, as a number
+    precision: as tl.dot names it
+    bias_rows: (rows, N) float32 or None
     """
     partial, splits, fold = dz, 1, form == UP.value
     if dweight is not None:
@@ -201,10 +207,11 @@ def weight_gradient(
     bc, bn = 16, min(64, max(16, triton.next_power_of_2(n)))
     blocks, taps = (1, 0) if dweight is None else (triton.cdiv(channels, bc), 9)
     launch(
-        sum_gradients_kernel, (blocks * triton.cdiv(n, bn), taps + 1), partial, splits,
-        partial if dweight is None else dweight, channels, x.shape[1], n, dz.shape[1],
-        channels if dweight is None else dweight.shape[1], first, partial if bias_rows is None else bias_rows,
-        0 if bias_rows is None else len(bias_rows), partial if bias_rows is None else dbias,
+        sum_gradients_kernel, (blocks * triton.cdiv(n, bn), taps + 1), partial=partial, splits=splits,
+        dweight=partial if dweight is None else dweight, C=channels, CP=x.shape[1], N=n, NP=dz.shape[1],
+        channels=channels if dweight is None else dweight.shape[1], first=first,
+        bias_rows=partial if bias_rows is None else bias_rows, bias_count=0 if bias_rows is None else len(bias_rows),
+        dbias=partial if bias_rows is None else dbias,
         FOLD=fold, WITH_WEIGHT=dweight is not None, WITH_BIAS=bias_rows is not None, BC=bc, BN=bn, BR=64,
         cost=lambda: Cost(
             (4.0 if fold else 1.0) * partial.numel() * (dweight is not None),
@@ -214,7 +221,7 @@ def weight_gradient(
 
 
 def _partial_products(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor:
-    """(splits, taps, C, N) float32, whose sum over the splits is the gradient of the weights that x met."""
+    """Forms (splits, taps, C, N) float32, whose sum over the splits is the gradient of the weights of x."""
     square = form == SAME.value and x.dtype != torch.float32 and x.shape[1] >= 64
     if not square or capability() < H100 or notes_every_choice():
         partial = _products_by_row(dz, x, form, precision)
@@ -224,7 +231,10 @@ def _partial_products(dz: Tensor, x: Tensor, form: int, precision: str) -> Tenso
 
 
 def _splits(steps: int, tiles: int, rounds: int) -> tuple[int, int]:
-    """How many splits, and steps in each: programs for some rounds of the multiprocessors, each of some steps."""
+    """Gives the number of splits and the steps of each, for `rounds` rounds of programs on the GPU.
+
+    A split has about 8 steps at least: fewer are not worth a sum of their own.
+    """
     splits = max(1, min(triton.cdiv(rounds * tuning.processors(), tiles), triton.cdiv(steps, 8)))
     per_split = triton.cdiv(steps, splits)
     return triton.cdiv(steps, per_split), per_split
@@ -236,7 +246,7 @@ def _products_by_square(dz: Tensor, x: Tensor, precision: str) -> Tensor:
     bc, bn, bp = 64, min(64, max(16, triton.next_power_of_2(n))), 64
     steps = batch * triton.cdiv(height * (width + 2), bp)
     blocks = triton.cdiv(channels, bc), triton.cdiv(n, bn)
-    splits, per_split = _splits(steps, blocks[0] * blocks[1], 1)  # a multiprocessor holds one
+    splits, per_split = _splits(steps, blocks[0] * blocks[1], 1)  # a multiprocessor holds one program
     partial = torch.empty((splits, 9, channels, n), dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
@@ -245,8 +255,9 @@ def _products_by_square(dz: Tensor, x: Tensor, precision: str) -> Tensor:
         return Cost(2.0 * products, size(x, dz, partial), gathered, matrix=True)
 
     launch(
-        conv_weight_grad_square_kernel, (blocks[0] * blocks[1], splits), dz, x, partial, steps, per_split, height,
-        width, channels, n, WIDE=wide(x, dz), PRECISION=precision, BC=bc, BN=bn, BP=bp,
+        conv_weight_grad_square_kernel, (blocks[0] * blocks[1], splits), dz=dz, x=x, partial=partial, steps=steps,
+        steps_per_split=per_split, H=height, W=width, C=channels, N=n,
+        WIDE=wide(x, dz), PRECISION=precision, BC=bc, BN=bn, BP=bp,
         cost=cost, num_warps=8, num_stages=3, oldest=H100,
     )  # fmt: skip
     return partial
@@ -260,7 +271,7 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
     grid = (height, width) if fold else (z_height, z_width)
     flat = not fold and channels < 64
     bc = min(64, max(16, triton.next_power_of_2(9 * channels if flat else channels)))
-    # float32 products are three, and their factors in two parts each
+    # a float32 product is three products, and each of its factors is held in two parts
     widest = 64 if fold or flat else 128 if half else 32
     bn = min(widest, max(16, triton.next_power_of_2(n)))
     bp = min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(grid[0] * grid[1])))
@@ -271,8 +282,8 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
     partial = torch.empty((splits, taps, channels, n), dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
-        x_reads, z_reads = taps * channels * triton.cdiv(n, bn), rows * n  # of each pixel, in channels
-        if fold:  # x once for the taps together, dz for each
+        x_reads, z_reads = taps * channels * triton.cdiv(n, bn), rows * n  # channels read for each pixel
+        if fold:  # x is read once for the taps of a program, dz for each of them
             x_reads, z_reads = x_reads // together, z_reads * together
         counted = batch * grid[0] * grid[1]
         gathered = counted * (x_reads + z_reads) * x.element_size() + size(partial)
@@ -281,13 +292,11 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
         )
 
     sums = bc * bn * (1 if flat else together)
-    options = {"num_warps": 8 if sums >= (2 if half else 1) * 64 * 64 else 4, "num_stages": 3}
-    constants = {"FORM": form, "WIDE": wide(x, dz), "PRECISION": precision, "BC": bc, "BN": bn, "BP": bp}
-    sizes = (steps, per_split, height, width, channels, z_height, z_width, n)
-    if flat:
-        arguments = (dz, x, partial, *sizes)
-        launch(conv_weight_grad_flat_kernel, (tiles, splits), *arguments, cost=cost, **options, **constants)
-    else:
-        arguments = (dz, x, partial, *sizes, *grid)
-        launch(conv_weight_grad_kernel, (tiles, splits), *arguments, cost=cost, **options, **constants)
+    grid_sizes = {} if flat else {"grid_height": grid[0], "grid_width": grid[1]}
+    launch(
+        conv_weight_grad_flat_kernel if flat else conv_weight_grad_kernel, (tiles, splits), dz=dz, x=x, partial=partial,
+        steps=steps, steps_per_split=per_split, H=height, W=width, C=channels, ZH=z_height, ZW=z_width, N=n,
+        **grid_sizes, FORM=form, WIDE=wide(x, dz), PRECISION=precision, BC=bc, BN=bn, BP=bp,
+        cost=cost, num_warps=8 if sums >= (2 if half else 1) * 64 * 64 else 4, num_stages=3,
+    )  # fmt: skip
     return partial

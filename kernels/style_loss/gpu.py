@@ -1,4 +1,4 @@
-"""style_loss in Triton: both Gram matrices in one pass, their difference and its norm; backward is one product."""
+"""style_loss in Triton: one pass forms both Gram matrices, their difference and its norm; backward is one product."""
 
 import torch
 import triton
@@ -28,10 +28,12 @@ def style_loss_forward_kernel(
     DIRECT: tl.constexpr, WITH_DIFFERENCE: tl.constexpr, A_PLANAR: tl.constexpr, B_PLANAR: tl.constexpr,
     ONE_TILE: tl.constexpr, PRECISION: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A tile of Gram(a) - Gram(b), upper triangle, over one split of the pixels. Equal products leave exactly 0.
+    """Forms a tile of the upper triangle of Gram(a) - Gram(b) over one split of the pixels.
 
-    result: partial sums (batch, splits, tiles, SIDE, SIDE). DIRECT, with one split: squares (batch, tiles) of the
-    difference and, WITH_DIFFERENCE, as result the difference itself (batch, channels, channels).
+    Where the products of a and b are equal, their difference is exactly 0.
+
+    result: partial sums (batch, splits, tiles, SIDE, SIDE). DIRECT, with one split: squares (batch, tiles) takes the
+    sums of the difference's squares and, WITH_DIFFERENCE, result (batch, channels, channels) the difference itself.
     """
     number = tl.program_id(0)
     i, j = triangle(number % tiles)
@@ -59,9 +61,10 @@ def style_loss_sum_kernel(
     partial, difference, squares, channels, blocks, splits, tiles,
     WITH_DIFFERENCE: tl.constexpr, SIDE: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """squares (batch, blocks) and, WITH_DIFFERENCE, difference (batch, channels, channels) of the splits' sums.
+    """Sums the splits of partial (batch, splits, tiles, SIDE, SIDE); a program takes a block of SUM x SUM.
 
-    partial is (batch, splits, tiles, SIDE, SIDE); a program takes a block of SUM x SUM.
+    squares (batch, blocks) takes the sums of their squares; WITH_DIFFERENCE, difference (batch, channels, channels)
+    takes the sums themselves.
     """
     i, j = triangle(tl.program_id(0) % blocks)
     image = tl.program_id(0) // blocks
@@ -73,12 +76,16 @@ def style_loss_sum_kernel(
 
 @triton.jit
 def style_loss_backward_kernel(
-    difference, features, gradient, per_sample, of_samples, of_samples_stride, of_mean, batch, pixels, channels, scale,
+    matrix, features, gradient, per_sample, of_samples, of_samples_stride, of_mean, batch, pixels, channels, scale,
     HAS_SAMPLES: tl.constexpr, HAS_MEAN: tl.constexpr, SQUARED: tl.constexpr,
     SYMMETRIC: tl.constexpr, PLANAR: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """gradient = 2 D F scale times the upstream gradient and the norm's derivative, 0 where the norm is 0."""
+    """gradient = 2 D F scale times the upstream gradient and the norm's derivative, 0 where the norm is 0.
+
+    D: `matrix` (batch, channels, channels), Gram(a) - Gram(b). of_samples, of_mean: the gradients of the loss's
+    per-sample values and of their mean, read where HAS_SAMPLES and HAS_MEAN.
+    """
     tiles = tl.cdiv(channels, CHANNELS) * tl.cdiv(pixels, PIXELS)
     tile, image = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     upstream = tl.cast(0.0, tl.float32)
@@ -90,13 +97,13 @@ def style_loss_backward_kernel(
     derivative = 2.0 if SQUARED else tl.div_rn(tl.cast(1.0, tl.float32), tl.where(norm == 0.0, 1.0, norm))
     factor = tl.where(norm == 0.0, 0.0, upstream * scale * derivative)
     gradient_tile(
-        difference, features, gradient, tile, image, pixels, channels, factor,
+        matrix, features, gradient, tile, image, pixels, channels, factor,
         SYMMETRIC, PLANAR, PRECISION, ROUND, CHANNELS, PIXELS, STEP,
     )  # fmt: skip
 
 
 def _dense(features: Tensor) -> tuple[Tensor, bool]:
-    """The features to be read in place, and whether they are planar."""
+    """Gives the features without gaps in memory, and whether they are planar (B, C, HW)."""
     order = dense_order(features)
     return features.contiguous(memory_format=order), order == torch.contiguous_format
 
@@ -115,16 +122,18 @@ def forward(a, b, squared, with_difference):
         squares = per_sample.new_empty((batch, blocks))
         target = difference if tiling.direct else per_sample.new_empty((count, side, side))
         launch(
-            style_loss_forward_kernel, (count,), a, b, target, squares, pixels, channels, tiling.tiles, tiling.splits,
-            tiling.pixels, problem.scale, DIRECT=tiling.direct, WITH_DIFFERENCE=with_difference, A_PLANAR=a_planar,
-            B_PLANAR=b_planar, ONE_TILE=tiling.tiles == 1, PRECISION=products.precision(a.dtype), SIDE=side,
+            style_loss_forward_kernel, (count,), a=a, b=b, result=target, squares=squares, pixels=pixels,
+            channels=channels, tiles=tiling.tiles, splits=tiling.splits, of_split=tiling.pixels, scale=problem.scale,
+            DIRECT=tiling.direct, WITH_DIFFERENCE=with_difference, A_PLANAR=a_planar, B_PLANAR=b_planar,
+            ONE_TILE=tiling.tiles == 1, PRECISION=products.precision(a.dtype), SIDE=side,
             STEP=tiling.step, num_warps=tiling.warps, num_stages=tiling.stages,
             cost=products.cost(problem, tiling, [a, b], [target]),
         )  # fmt: skip
         if not tiling.direct:
             launch(
-                style_loss_sum_kernel, (batch * blocks,), target, difference, squares, channels, blocks, tiling.splits,
-                tiling.tiles, WITH_DIFFERENCE=with_difference, SIDE=side, SUM=block, num_warps=4,
+                style_loss_sum_kernel, (batch * blocks,), partial=target, difference=difference, squares=squares,
+                channels=channels, blocks=blocks, splits=tiling.splits, tiles=tiling.tiles,
+                WITH_DIFFERENCE=with_difference, SIDE=side, SUM=block, num_warps=4,
                 cost=lambda: Cost(
                     float(batch * blocks * (tiling.splits + 2) * block**2), size(target, difference, squares)
                 ),
@@ -136,21 +145,18 @@ def forward(a, b, squared, with_difference):
 
 
 def backward(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
-    found = gradients(a, b, need)
+    of_a, of_b = gradients(a, b, need)
     channels, pixels = a.shape[1], a.shape[2:].numel()
     difference, per_sample = difference.contiguous(), per_sample.contiguous()
-    upstream = (
-        per_sample if grad_per_sample is None else grad_per_sample,
-        0 if grad_per_sample is None else grad_per_sample.stride(0),
-        per_sample if grad_mean is None else grad_mean,
-    )
-    for features, gradient, sign, needed in zip((a, b), found, (1.0, -1.0), need, strict=True):
+    for features, gradient, sign, needed in zip((a, b), (of_a, of_b), (1.0, -1.0), need, strict=True):
         if needed:
             dense, planar = _dense(features)
-            sizes = (a.shape[0], pixels, channels, sign / (channels * pixels))
             products.launch_gradient(
-                style_loss_backward_kernel, (difference, dense, gradient, per_sample, *upstream, *sizes), dense, planar,
-                HAS_SAMPLES=grad_per_sample is not None, HAS_MEAN=grad_mean is not None, SQUARED=squared,
-                SYMMETRIC=True,
+                style_loss_backward_kernel, difference, dense, gradient, planar, per_sample=per_sample,
+                of_samples=per_sample if grad_per_sample is None else grad_per_sample,
+                of_samples_stride=0 if grad_per_sample is None else grad_per_sample.stride(0),
+                of_mean=per_sample if grad_mean is None else grad_mean, batch=a.shape[0],
+                scale=sign / (channels * pixels), HAS_SAMPLES=grad_per_sample is not None,
+                HAS_MEAN=grad_mean is not None, SQUARED=squared, SYMMETRIC=True,
             )  # fmt: skip
-    return found[0], found[1]
+    return of_a, of_b

@@ -1,5 +1,6 @@
 """What the Triton kernels share, without a GPU: how launches are noted, traced and tuned, and offsets past 2^31."""
 
+import importlib
 import json
 
 import pytest
@@ -38,6 +39,14 @@ def test_noted_launches_are_not_run():
     products = batch * height * width * channels * sample.shapes["weight"][0] * 9
     assert forward.cost.flops == 2 * products and forward.cost.matrix
     assert forward.arguments["C"] == channels and forward.num_warps in (4, 8)
+
+
+def test_a_launch_names_every_parameter_and_no_other():
+    kernel = importlib.import_module("engine.kernels.gram.gpu").gram_sum_kernel
+    names = dict.fromkeys(kernel.arg_names, 1)
+    del names["blocks"]
+    with launch.noted(run=False), pytest.raises(TypeError, match=r"without a value: \['blocks'\].*: \['block'\]"):
+        launch.launch(kernel, (1,), cost=lambda: launch.Cost(0, 0), block=1, **names)
 
 
 @compiled_only

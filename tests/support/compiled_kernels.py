@@ -39,13 +39,13 @@ def plain_kernel(source, target, SIZE: tl.constexpr):
 def signature() -> dict:
     """A launch's signature and attributes by the adapter, and from tensors given to Triton's launcher itself."""
     storage = torch.zeros(65)
-    arguments = (storage[1:], storage[:64], 1, 16, 17, 2**31, 0.5, True, None)
+    values = (storage[1:], storage[:64], 1, 16, 17, 2**31, 0.5, True, None, 64)
     with noted(run=False) as found:
-        start(copy_kernel, (1,), *arguments, SIZE=64, cost=lambda: Cost(0, 0))
+        start(copy_kernel, (1,), **dict(zip(copy_kernel.arg_names, values, strict=True)), cost=lambda: Cost(0, 0))
     with compiled.target(90):
         mine = compiled.variant(found[0])
         other = compiled.variant(found[0].__class__(**{**vars(found[0]), "num_warps": 8}))
-        theirs = copy_kernel.warmup(*arguments, SIZE=64, grid=(1,), num_warps=4, num_stages=2)
+        theirs = copy_kernel.warmup(*values, grid=(1,), num_warps=4, num_stages=2)
         again = compiled.warm(copy_kernel, mine)
     return {
         "signature": mine.signature,
@@ -62,7 +62,7 @@ def spilling() -> dict:
     for kernel, size, matrix in ((crowded_kernel, 16384, False), (plain_kernel, 16, True)):
         with noted(run=False) as launches:
             cost = Cost(0, 0, matrix=matrix)
-            start(kernel, (1,), tensor, tensor, SIZE=size, num_warps=1, cost=lambda cost=cost: cost)
+            start(kernel, (1,), source=tensor, target=tensor, SIZE=size, num_warps=1, cost=lambda cost=cost: cost)
         with compiled.target(90):
             wanted = compiled.variant(launches[0])
         made = compiled.compile_one(wanted, 90)
