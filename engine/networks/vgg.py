@@ -95,7 +95,7 @@ class VGG19(nn.Module):
                     if not isinstance(saved, Tensor) or saved.shape != weight.shape:
                         shape = "nothing" if saved is None else str(tuple(getattr(saved, "shape", ())))
                         raise InputError(
-                            f"{path} is no VGG-19 of torchvision: {key} must be {tuple(weight.shape)} and is {shape}; "
+                            f"{path} is not torchvision's VGG-19: {key} must be {tuple(weight.shape)} and is {shape}; "
                             "give the state_dict of torchvision.models.vgg19"
                         )
                     weight.copy_(saved)
@@ -124,7 +124,7 @@ def check_digest(path: Path, expected: str | None = None) -> str:
     """
     expected = (expected or DIGEST).lower()
     if len(expected) < 8 or set(expected) - set("0123456789abcdef"):
-        raise InputError(f"--vgg-digest {expected} is no beginning of a SHA-256; give at least 8 hexadecimal digits")
+        raise InputError(f"--vgg-digest {expected} does not begin a SHA-256; give at least 8 hexadecimal digits")
     try:
         with path.open("rb") as file:
             running = hashlib.sha256()
