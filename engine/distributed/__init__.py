@@ -8,6 +8,7 @@ with distributed.joined():                  # the processes that torchrun starte
 """
 
 from importlib import import_module
+from typing import Any
 
 __all__ = [
     "drawn",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("engine.distributed.group"), name)

@@ -1,4 +1,4 @@
-"""The BEGAN discriminator, an autoencoder, and the decoder body it shares with the generators."""
+"""The discriminator of refiner and began, an autoencoder, and its decoder, which their generators have too."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from engine.networks.layers import SMALLEST, Conv, Deconv, Linear, from_rows, le
 
 
 class Encoder(nn.Module):
-    """Images to maps of 8x8: conv to n, then per level two convs (the second widens to i*n) and /2.
+    """Encode images to maps of 8x8: conv to n, then at each level i two convs (the second widens to i*n) and /2.
 
-    downsample: "stride": nearest /2, which belongs to the second convolution of each level but the last: it runs at
-    stride 2. "average": the mean of 2x2 pixels after it.
+    downsample: how every level but the last halves: "stride": nearest /2, so the second convolution runs at stride 2;
+                "average": the mean of 2x2 pixels after the second convolution
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
             width = level * filters
 
     def forward(self, images: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0) -> Tensor:
-        """(B, channels, R, R) -> (B, levels*filters, 8, 8); input_grad_from as in Conv, for the images."""
+        """(B, channels, R, R) -> (B, levels*filters, 8, 8); grad_scale (B,) and input_grad_from as in Conv."""
         x = self.first(images, grad_scale=grad_scale, input_grad_from=input_grad_from)
         for position, block in enumerate(self.blocks, 1):
             x = block(x, grad_scale=grad_scale)
@@ -51,12 +51,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps of 8x8 to images: per level two convs with n filters and x2, then a conv to the image.
+    """Decode maps of 8x8 to images: at each level two convs with n filters and x2, then a conv to the image.
 
-    The x2 belongs to the first convolution of the level above it. `inject` maps a size to the number of channels
-    that join at that size, after the x2.
-    upsample: "nearest", or "deconv": a transposed convolution in place of the nearest x2 and the convolution after it.
-    output:   "none", "tanh", or "sigmoid" (spread from [0, 1] to [-1, 1]).
+    The first convolution of a level also does the x2 before it.
+    inject:   size -> number of channels that join at that size, after the x2
+    upsample: "nearest", or "deconv": a transposed convolution in place of the nearest x2 and the convolution after it
+    output:   what ends the decoder: "none", "tanh", or "sigmoid" (spread from [0, 1] to [-1, 1])
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Decoder(nn.Module):
     def forward(
         self, x: Tensor, injected: Mapping[int, Tensor] | None = None, grad_scale: Tensor | None = None
     ) -> Tensor:
-        """x (B, filters, 8, 8), injected: size -> (B, C2, size, size); returns (B, channels, R, R)."""
+        """x (B, filters, 8, 8), injected: size -> (B, C2, size, size) -> (B, channels, R, R); grad_scale as in Conv."""
         injected = injected or {}
         for level, size in enumerate(self.sizes):
             joining = {"second": injected[size]} if level and size in injected else {}

@@ -1,4 +1,4 @@
-"""The generator of the face paper's BEGAN: noise to an image, through a decoder of its own."""
+"""The generator of began: noise to an image, through a decoder like that of the discriminator."""
 
 from torch import Tensor, nn
 
@@ -7,9 +7,10 @@ from engine.networks.layers import SMALLEST, Linear, from_rows
 
 
 class BeganGenerator(nn.Module):
-    """G(z): FC to maps of 8x8, then the decoder that the discriminator has too, with weights of its own.
+    """G(z): FC to maps of 8x8, then a Decoder.
 
-    activation, output, upsample: as in Decoder.
+    hidden:                       h, the length of the noise
+    activation, output, upsample: as in Decoder
     Source: Zhang et al., Realistic Face Image Generation Based on GAN, section 3.1 and figure 2.
     """
 

@@ -1,7 +1,8 @@
-"""The networks of DCGAN and WGAN: noise to an image, an image to a score; and their start values.
+"""The networks of dcgan and wgan: noise to an image, an image to a score.
 
-`layers` chooses what changes the size. "paper": 4x4 convolutions of stride 2, transposed in the generator, from torch.
-"resize": nearest x2 before a 3x3 convolution, and a 3x3 convolution before nearest /2: one operator each (layers.Conv).
+Both networks take `layers`, which chooses what changes the size:
+"paper":  4x4 convolutions of stride 2 from torch, transposed in the generator
+"resize": nearest x2 before a 3x3 convolution, and a 3x3 convolution before nearest /2, one operator each (layers.Conv)
 """
 
 from collections.abc import Iterable
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, Linear, from_rows, level_sizes, to_rows
 
-SIDE = 4  # of the coarsest maps
-SLOPE = 0.2
+SIDE = 4  # side of the coarsest maps
+SLOPE = 0.2  # of LeakyReLU below 0
 
 
 def widths(resolution: int, filters: int) -> list[int]:
-    """Channels at R/2, R/4, ..., 4: n, doubled with every halving."""
+    """The channels of the maps of R/2, R/4, ..., 4 pixels: n, doubled with every halving."""
     return [filters << level for level, _ in enumerate(level_sizes(resolution))]
 
 
 class DcganGenerator(nn.Module):
-    """G(z): noise to maps of 4x4, then BatchNorm, ReLU and x2 until the image; tanh.
+    """G(z): noise to maps of 4x4, then BatchNorm, ReLU and x2 up to the image's size, and tanh.
 
-    Source: Radford et al. 2016, figure 1, with n filters before the image (pytorch/examples has 64).
+    Source: Radford et al. 2016, figure 1, with n filters in the last maps before the image (pytorch/examples: 64).
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class DcganGenerator(nn.Module):
 
 
 class DcganCritic(nn.Module):
-    """D(v): /2 until the maps are 4x4, LeakyReLU 0.2 after each, then one number, without sigmoid.
+    """D(v): /2 until the maps are 4x4, LeakyReLU 0.2 after each /2, then one number, without sigmoid.
 
-    norm: after each /2 but the first: "batch" (BatchNorm), "layer" (over all of an image's maps, so that images do not
-    depend on each other) or "none".
+    norm: after each /2 but the first: "batch" (BatchNorm), "layer" (over all maps of one image, so that scores do not
+          depend on other images) or "none"
     Source: Radford et al. 2016, section 3; Arjovsky et al. 2017 for the score without sigmoid.
     """
 
@@ -83,7 +84,7 @@ class DcganCritic(nn.Module):
         inner = [channels, *outer[:-1]]
         self.norms = nn.ModuleList([nn.Identity(), *(normalisation(norm, width) for width in outer[1:])])
         if layers == "paper":
-            bias = norm == "none"  # a norm has its own
+            bias = norm == "none"  # a norm has a bias of its own
             self.blocks = nn.ModuleList(
                 nn.Conv2d(a, b, 4, stride=2, padding=1, bias=bias) for a, b in zip(inner, outer, strict=True)
             )
@@ -97,6 +98,7 @@ class DcganCritic(nn.Module):
             self.last = Linear(SIDE * SIDE * outer[-1], 1, fused=fused)
 
     def _fusible(self, level: int) -> str:
+        """The activation that a level's operator can do: none where a norm comes between the two."""
         return "leaky_relu" if isinstance(self.norms[level], nn.Identity) else "none"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -110,14 +112,14 @@ class DcganCritic(nn.Module):
 
 
 def normalisation(norm: str, width: int) -> nn.Module:
-    """The layer of a name: "batch", "layer" or "none"."""
+    """Build the normalisation `norm` ("batch", "layer" or "none") of `width` channels."""
     if norm == "none":
         return nn.Identity()
     return BatchNorm(width) if norm == "batch" else nn.GroupNorm(1, width)
 
 
 def still_biases(layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> None:
-    """No training of biases that a BatchNorm after the layer takes away: their gradients are rounding errors."""
+    """Freeze the biases that the BatchNorm after a layer takes away: their gradients would be rounding errors."""
     for layer, norm in zip(layers, norms, strict=False):
         if isinstance(norm, nn.BatchNorm2d) and layer.bias is not None:
             layer.bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Layers that are about the whole batch, also where each of several ranks has a share of it."""
+"""BatchNorm and dropout over the global batch, of which each of several ranks has a share."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from engine import distributed
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d over the global batch. torch's SyncBatchNorm would not run on a CPU."""
+    """nn.BatchNorm2d over the global batch; torch's SyncBatchNorm does not run on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape and dtype."""
@@ -26,10 +26,10 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch normalisation with one exchange each way. Returns also the global mean and variance (C,), float32.
+    """Batch normalisation over all ranks: y, and the global mean and variance, (C,) float32. One exchange each way.
 
-    Every rank's loss is a mean over its share, and the ranks' gradients are averaged afterwards: so the backward pass
-    is that of the sum of all ranks' losses.
+    Every rank's loss is a mean over its share of the batch, and the ranks' gradients are averaged afterwards. So the
+    backward pass is that of the sum of all ranks' losses.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class _Normalised(torch.autograd.Function):
         wide = x.float()
         variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
         variances, means = distributed.stacked(torch.stack([variance, mean])).unbind(1)
-        # shares are of one size: the mean variance within them, and the variance of their means
+        # the shares have one size, so the variance is the mean variance within them plus the variance of their means
         mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         rstd = torch.rsqrt(variance + eps)
         ctx.save_for_backward(x, weight, mean, rstd)
@@ -62,16 +62,17 @@ class _Normalised(torch.autograd.Function):
 
 
 def _column(values: Tensor) -> Tensor:
+    """(C,) -> (C, 1, 1), which multiplies maps (B, C, H, W) channel by channel."""
     return values[:, None, None]
 
 
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """F.dropout of (B, C, H, W), as the global batch would have it."""
+    """F.dropout of a rank's share (B, C, H, W), with the choice that one process would make for the global batch."""
     return _dropped(F.dropout, x, probability, training)
 
 
 def dropout2d(x: Tensor, probability: float, training: bool) -> Tensor:
-    """F.dropout2d (whole channels) of (B, C, H, W), as the global batch would have it."""
+    """F.dropout2d (whole channels) of a rank's share (B, C, H, W), with the choice of one process, as in dropout."""
     return _dropped(F.dropout2d, x, probability, training)
 
 
@@ -81,7 +82,7 @@ def _dropped(drop: Callable[[Tensor, float, bool], Tensor], x: Tensor, probabili
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
     def draw(rows: int) -> Tensor:
-        # on ones of the global batch's shape and layout, the generator is asked as it is for that batch
+        # ones of the global batch's shape and layout make the random generator draw as it does for that batch
         kept = torch.ones((rows, *x.shape[1:]), dtype=x.dtype, device=x.device).contiguous(memory_format=layout)
         return drop(kept, probability, True)
 

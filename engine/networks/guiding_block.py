@@ -1,4 +1,4 @@
-"""A Generative Guiding Block's judges: is the image of a decoder's level real, and is its change from the source?"""
+"""A guiding block of ggb: judges whether the image of a decoder's level, and its change from the source, look real."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from engine.networks.layers import Conv
 
 
 class FeatureCritic(nn.Module):
-    """Three 3x3 convs from features to a map of logits (RAPD on encoded images, NVTD on encoded changes)."""
+    """Three 3x3 convs from features to a map of logits: RAPD on encoded images, NVTD on encoded changes."""
 
     def __init__(self, channels: int, *, fused: bool = True):
         super().__init__()
@@ -23,12 +23,12 @@ class FeatureCritic(nn.Module):
 
 
 class GuidingBlock(nn.Module):
-    """E, and RAPD and NVTD on what it encodes.
+    """The encoder E, and the discriminators RAPD and NVTD on what E encodes.
 
-    E: two convs 4x4 stride 2, to a quarter of the size with 2n filters. No normalisation: a sample's features do not
-    depend on the others of the batch, so that residuals are of one image.
-    rapd, nvtd: which of the two there are.
-    Source: section 2.2 and figure 2; the paper gives E's kernels, not those of RAPD and NVTD.
+    E has two convs 4x4 stride 2, to a quarter of the size with 2n filters. It has no normalisation, so a sample's
+    features do not depend on the other samples of the batch, and a residual is that of one image.
+    rapd, nvtd: whether the block has these discriminators
+    Source: section 2.2 and figure 2 of the paper, which gives the kernels of E, not those of RAPD and NVTD.
     """
 
     def __init__(self, filters: int, channels: int, *, rapd: bool = True, nvtd: bool = True, fused: bool = True):
@@ -38,9 +38,11 @@ class GuidingBlock(nn.Module):
         self.nvtd = FeatureCritic(2 * filters, fused=fused) if nvtd else None
 
     def forward(self, images: Tensor, source: Tensor) -> dict[str, Tensor]:
-        """Logits of being real, (B, 1, size/4, size/4) each: RAPD(E(v)) as "rapd", NVTD(E(v) - E(x)) as "nvtd".
+        """Compute the logits of being real: RAPD(E(v)) as "rapd", NVTD(E(v) - E(x)) as "nvtd".
 
-        images: v (k B, channels, size, size), real, made, or both one after another; source: x (B, ...), theirs.
+        images:  v (k B, channels, size, size): real images, generated images, or first the ones, then the others
+        source:  x (B, channels, size, size), the sources of the images
+        returns: name -> (k B, 1, size/4, size/4)
         """
         encoded = self.encoder(torch.cat([images, source]))
         features, of_source = encoded[: len(images)], encoded[len(images) :]

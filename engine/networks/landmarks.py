@@ -1,4 +1,4 @@
-"""A small estimator of the 68 landmarks, trained beside the refiner to judge whether a result kept them."""
+"""A small estimator of the 68 landmarks; it learns beside the refiner and judges whether a result kept them."""
 
 import torch
 from torch import Tensor, nn
@@ -30,5 +30,5 @@ class LandmarkEstimator(nn.Module):
 
 
 def normalise(landmarks: Tensor, resolution: int) -> Tensor:
-    """(B, 68, 2) in pixels (0 = centre of the first) -> (B, 136) with -1 and 1 at the image's borders."""
+    """Scale landmarks (B, 68, 2), in pixels (0 = centre of the first), to (B, 136), -1 and 1 at the image's borders."""
     return ((landmarks.flatten(1) + 0.5) * (2 / resolution) - 1).to(torch.float32)

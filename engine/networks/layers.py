@@ -1,7 +1,7 @@
-"""The two layers every network is made of, each over one operator of engine.ops, and the losses.
+"""The layers that the networks are made of, each over one operator of engine.ops, and the losses.
 
 `fused=True` runs the operator, `fused=False` its plain PyTorch reference. Parameters, names and start values are the
-same, so that the two load each other's checkpoints.
+same for both, so a fused and an eager network load each other's checkpoints.
 """
 
 import math
@@ -16,7 +16,7 @@ from engine.kernels._grad_scale import weigh_samples
 from engine.kernels.began_balance.reference import Balance
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 
-# the operators of networks and losses, indexed with `fused`: (reference, operator)
+# the operators of networks and losses, to be indexed with `fused`: (reference, operator)
 RESIZE_CONV_ACT = ops.pick("resize_conv_act")
 LANDMARK_CONV = ops.pick("landmark_conv")
 LANDMARK_HEATMAP = ops.pick("landmark_heatmap")
@@ -24,11 +24,11 @@ LINEAR = ops.pick("linear")
 STYLE_LOSS = ops.pick("style_loss")
 L1_AUTOENCODER_LOSS = ops.pick("l1_autoencoder_loss")
 BEGAN_BALANCE = ops.pick("began_balance")
-SMALLEST = 8  # side of the coarsest level
+SMALLEST = 8  # side of the coarsest level, in pixels
 
 
 def level_sizes(resolution: int) -> list[int]:
-    """[8, 16, ..., resolution]. Raises InputError unless resolution is 16, 32, 64, 128 or 256."""
+    """List the sides [8, 16, ..., resolution]. Raises InputError unless resolution is 16, 32, 64, 128 or 256."""
     if resolution not in (16, 32, 64, 128, 256):
         raise InputError(f"resolution {resolution} cannot be trained; choose 16, 32, 64, 128 or 256")
     return [SMALLEST << level for level in range(int(math.log2(resolution)) - 2)]
@@ -37,9 +37,10 @@ def level_sizes(resolution: int) -> list[int]:
 class Conv(nn.Module):
     """3x3 convolution with padding 1, a nearest resize around it and an activation after it: one operator.
 
-    in_channels:     channels of `x`.
-    second_channels: channels of `second`, concatenated after those of `x`; 0 means no second input.
-    resize:          "none", "up" (nearest x2 of `x` before) or "down" (nearest /2 of the result).
+    in_channels:     channels of `x`
+    second_channels: channels of `second`, which are concatenated after those of `x`; 0: there is no second input
+    resize:          "none", "up" (nearest x2 of `x` before the convolution) or "down" (nearest /2 of the result)
+    activation:      "none", "elu", "relu", "leaky_relu", "tanh", "sigmoid" or "silu"
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Conv(nn.Module):
         grad_scale: Tensor | None = None,
         input_grad_from: int = 0,
     ) -> Tensor:
-        """x (B, C, H, W), second (B, C2, ...) at the resolution of the convolution, grad_scale (B,) float32.
+        """Run the layer: (B, C, H, W) -> (B, out_channels, ...).
 
-        grad_scale multiplies each sample's contribution to this layer's parameter gradients, nothing else.
-        Samples before input_grad_from get no gradient in x and second.
+        second:          (B, C2, ...) at the resolution of the convolution
+        grad_scale:      (B,) float32, which multiplies each sample's contribution to the gradients of the layer's
+                         parameters, and nothing else
+        input_grad_from: samples before it get no gradient in x and second
         """
         return RESIZE_CONV_ACT[self.fused](
             x,
@@ -88,9 +91,10 @@ class Conv(nn.Module):
 
 
 class LandmarkConv(nn.Module):
-    """A convolution of an image and one Gaussian heatmap per landmark; fused, the heatmaps are never made.
+    """A convolution of an image and one Gaussian heatmap per landmark; the fused operator makes no heatmaps.
 
-    channels: of the image; points: landmarks, whose heatmaps follow the image's channels in `weight`
+    channels: channels of the image
+    points:   number of landmarks, whose heatmaps follow the image's channels in `weight`
     sigma:    of the Gaussians in pixels; their window reaches 3 sigma
     """
 
@@ -114,7 +118,11 @@ class LandmarkConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def forward(self, image: Tensor, landmarks: Tensor, grad_scale: Tensor | None = None) -> Tensor:
-        """image (B, C, H, W), landmarks (B, points, 2) x, y in pixels of it; NaN: a heatmap of zeros."""
+        """Run the layer: (B, C, H, W) -> (B, out_channels, ...).
+
+        landmarks:  (B, points, 2) x, y in pixels of the image; NaN: a heatmap of zeros
+        grad_scale: (B,) float32 as in Conv
+        """
         return LANDMARK_CONV[self.fused](
             landmarks,
             self.weight,
@@ -134,7 +142,7 @@ class LandmarkConv(nn.Module):
 
 
 class Linear(nn.Module):
-    """A fully connected layer: x (B, in_features) -> (B, out_features)."""
+    """A fully connected layer: (B, in_features) -> (B, out_features)."""
 
     def __init__(self, in_features: int, out_features: int, *, fused: bool = True):
         super().__init__()
@@ -143,7 +151,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features))
 
     def forward(self, x: Tensor, grad_scale: Tensor | None = None) -> Tensor:
-        """grad_scale (B,) float32 scales each sample's contribution to the parameter gradients."""
+        """x (B, in_features) -> (B, out_features); grad_scale (B,) float32 as in Conv."""
         return LINEAR[self.fused](x, self.weight, self.bias, grad_scale=grad_scale)
 
     def extra_repr(self) -> str:
@@ -152,7 +160,7 @@ class Linear(nn.Module):
 
 
 class Deconv(nn.Module):
-    """Transposed 4x4 convolution with stride 2 and padding 1 (twice the size), bias and activation, from torch."""
+    """torch's transposed 4x4 convolution with stride 2 and padding 1, which doubles the size, bias and activation."""
 
     def __init__(self, in_channels: int, out_channels: int, *, activation: str = "elu"):
         super().__init__()
@@ -175,32 +183,32 @@ class Deconv(nn.Module):
 
 
 def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor, *, fused: bool) -> tuple[Tensor, Tensor]:
-    """Mean absolute error per sample (B,) and over the batch (), fp32."""
+    """Mean absolute error of each sample (B,) and over the batch (), float32; both inputs (B, C, H, W)."""
     return L1_AUTOENCODER_LOSS[fused](target, reconstruction)
 
 
 def began_balance(per_sample: Tensor, content: Tensor, k: Tensor, *, fused: bool, **constants: float) -> Balance:
-    """The losses of a step from L of each photo and each G(z) (2n,), and the next k; constants as in engine.ops."""
+    """The losses of a step and the next k, from L of each photo and of each G(z), (2n,); arguments as in engine.ops."""
     return BEGAN_BALANCE[fused](per_sample, content, k, **constants)
 
 
 def to_rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H*W*C) in channels_last order: a view, never a copy, of a channels_last tensor."""
+    """Flatten maps (B, C, H, W) to (B, H*W*C) in channels_last order: a view when x is channels_last, else a copy."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
 
 
 def from_rows(rows: Tensor, size: int) -> Tensor:
-    """(B, size*size*C) -> (B, C, size, size) channels_last: the inverse of to_rows, a view."""
+    """Undo to_rows: a view (B, C, size, size), channels_last, of rows (B, size*size*C)."""
     return rows.view(rows.shape[0], size, size, -1).permute(0, 3, 1, 2)
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Number of trainable scalars."""
+    """The number of scalars in the network's parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def lay_out_library_weights(network: nn.Module) -> None:
-    """Weights of PyTorch's own convolutions channels_last, as all activations are: else each pass reorders them."""
+    """Lay out weights of PyTorch's convolutions channels_last, like all activations: else each pass reorders them."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)

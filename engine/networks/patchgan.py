@@ -1,4 +1,4 @@
-"""Discriminators that judge patches, each from the pixels it sees."""
+"""Discriminators of simgan and cyclegan, which judge every patch of an image from the pixels around it."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -14,10 +14,10 @@ REAL, REFINED = 0, 1  # classes of a LocalDiscriminator
 
 
 class LocalDiscriminator(nn.Module):
-    """SimGAN's: two-way logits of every patch, no activation on them.
+    """SimGAN's discriminator: two logits for every patch, without activation.
 
     conv 3x3/2 1.5n, conv 3x3/2 n, max pool 3x3/1, conv 3x3 n/2, conv 1x1 n/2, all with ReLU, and conv 1x1 to 2. With
-    n = 64 these are the 96, 64, 32, 32 and 2 of the paper. A patch sees 23x23 pixels, every fourth pixel another.
+    n = 64 these are the 96, 64, 32, 32 and 2 of the paper. A patch sees 23x23 pixels; patches are four pixels apart.
     Source: Shrivastava et al. 2017, section 3.1.
     """
 
@@ -38,22 +38,24 @@ class LocalDiscriminator(nn.Module):
 
 
 def patch_loss(logits: Tensor, wanted: int) -> Tensor:
-    """-log of the probability of class `wanted`, by softmax over the two classes of each patch; mean over all patches.
+    """Mean over patches of -log of the probability of class `wanted`, by softmax over the two classes of each patch.
 
-    logits: (B, 2, h, w) of any dtype; returns () float32.
+    logits:  (B, 2, h, w) of any dtype
+    returns: () float32
     """
     return -F.log_softmax(logits.float(), dim=1)[:, wanted].mean()
 
 
 def patch_accuracy(logits: Tensor, wanted: int) -> Tensor:
-    """The share () of patches whose larger logit is that of class `wanted`."""
+    """The share of patches whose larger logit is that of class `wanted`, () float32; logits (B, 2, h, w)."""
     return (logits.detach().argmax(1) == wanted).float().mean()
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: `layers` convs 4x4/2 from n filters up to at most 8n, a wider conv 4x4/1, and conv 4x4/1 to one score.
+    """PatchGAN: `layers` convs 4x4/2 from n to at most 8n filters, a wider conv 4x4/1, and conv 4x4/1 to one score.
 
-    Instance normalisation in all but the first and the last, leaky ReLU 0.2. With three layers a patch sees 70x70.
+    All but the first and the last conv have instance normalisation; all but the last have LeakyReLU 0.2. With three
+    layers a patch sees 70x70 pixels.
     Source: CycleGAN (Zhu et al. 2017), appendix; Isola et al. 2017.
     """
 
@@ -67,7 +69,7 @@ class PatchDiscriminator(nn.Module):
         self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, R, R) -> scores (B, 1, R / 2^layers - 2, the same)."""
+        """(B, channels, R, R) -> scores (B, 1, H, H) with H = R / 2^layers - 2."""
         x = F.leaky_relu(self.blocks[0](images), 0.2)
         for block in self.blocks[1:]:
             x = F.leaky_relu(F.instance_norm(block(x)), 0.2)
@@ -75,7 +77,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def check_patch_layers(layers: int, resolution: int) -> None:
-    """Raise InputError where a PatchDiscriminator of so many layers has no patch, or one pixel to normalise over."""
+    """Raise InputError where a PatchDiscriminator of `layers` has no patch, or a single pixel to normalise over."""
     most = resolution.bit_length() - 3
     if not 1 <= layers <= most:
         raise InputError(f"--patch-layers {layers} does not fit {resolution}x{resolution} images; choose 1 to {most}")
@@ -83,7 +85,7 @@ def check_patch_layers(layers: int, resolution: int) -> None:
 
 @contextlib.contextmanager
 def frozen(discriminators: Iterable[nn.Module]) -> Iterator[None]:
-    """What runs within the block gives no gradient to these networks' parameters, and spends no time on them."""
+    """Within the block no gradients of these networks' parameters are computed; gradients still pass through them."""
     networks = list(discriminators)
     for network in networks:
         network.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""The networks of the face reenactment: a U-Net and a patch discriminator, both on an image and 68 landmarks.
+"""The networks of reenact: a U-Net and a patch discriminator, both on an image and 68 landmarks.
 
-Source: Kassapis, Verdenius and Ondrag; widths, norms and dropout where the paper is silent are those of the authors'
-code, sizes are such that every level halves evenly.
+Source: Kassapis, Verdenius and Ondrag. Where the paper is silent, widths, norms and dropout are those of the authors'
+code. The sizes are such that every level halves evenly.
 """
 
 import itertools
@@ -15,20 +15,22 @@ from engine.data.landmarks import POINTS
 from engine.networks.global_batch import BatchNorm, dropout, dropout2d
 from engine.networks.layers import Conv, LandmarkConv, level_sizes
 
-SLOPE = 0.2  # of LeakyReLU
-HEATMAP_SCALE = 0.2  # of the start values that meet heatmaps
-SPATIAL_DROPOUT, DROPOUT, PATCH_DROPOUT = 0.1, 0.5, 0.375  # between levels, in the residual block, in D
+SLOPE = 0.2  # of LeakyReLU below 0
+# factor on the start values of the weights of heatmaps: twenty heatmaps overlap at the mouth and would drown the image
+HEATMAP_SCALE = 0.2
+# probabilities of dropout: between levels, in the residual block, in D
+SPATIAL_DROPOUT, DROPOUT, PATCH_DROPOUT = 0.1, 0.5, 0.375
 
 
 def depth(resolution: int, most: int) -> int:
-    """How often an image can be halved, `most` at the most, until 4 pixels a side are left."""
+    """How often an image can be halved until its side is 4 pixels, and at most `most` times."""
     return min(most, len(level_sizes(resolution)))
 
 
 class Level(nn.Module):
-    """3x3 convolution, instance normalisation if wanted, LeakyReLU and, in training, dropout of whole channels.
+    """3x3 convolution, instance normalisation (`norm`), LeakyReLU and, in training, dropout of whole channels.
 
-    Without the norm, the resize, the convolution and the activation are one operator.
+    Without the norm, one operator does the resize, the convolution and the activation.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, resize: str, norm: bool, dropout: float, fused: bool):
@@ -43,7 +45,7 @@ class Level(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + conv(LeakyReLU(conv(x))), each convolution with instance normalisation if wanted, dropout between the two."""
+    """x + conv(LeakyReLU(conv(x))), with instance normalisation (`norm`) after each conv, dropout between the two."""
 
     def __init__(self, channels: int, *, norm: bool, dropout: float, fused: bool):
         super().__init__()
@@ -67,10 +69,12 @@ def normalised(x: Tensor) -> Tensor:
 class ReenactmentGenerator(nn.Module):
     """G(I; e): a 5x5 convolution of image and heatmaps, 4 levels down, a residual block, 4 levels up, 7x7 and tanh.
 
-    Each level down halves the side and doubles the channels (n at the image's size); what goes into it is added to the
-    result of the level up of the same size. Images below 64 pixels have fewer levels: 4 pixels are always left.
-    norm: instance normalisation after every convolution but the last. It takes out what is the same all over an image,
-    its brightness and its contrast with it.
+    Each level down halves the side and doubles the channels (n at the image's size). The input of a level down is added
+    to the result of the level up that has the same size. Images below 64 pixels have fewer levels, so that 4 pixels a
+    side are left.
+    norm:    instance normalisation after every convolution but the last; it removes what is the same all over an image,
+             such as its brightness, and its contrast
+    dropout: with the probabilities SPATIAL_DROPOUT and DROPOUT
     """
 
     def __init__(
@@ -95,13 +99,13 @@ class ReenactmentGenerator(nn.Module):
         self.up = nn.ModuleList(Level(b, a, resize="up", **options) for b, a in itertools.pairwise(widths[::-1]))
         self.last = nn.Conv2d(filters, channels, 7, padding=3)
         if norm:
-            # a norm takes them away again: their gradients are rounding errors
+            # a norm takes the bias of a convolution away again: its gradient would be a rounding error
             for layer in self.modules():
                 if isinstance(layer, (Conv, LandmarkConv)):
                     layer.bias.requires_grad_(False)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels -> the face that has them, (B, C, R, R)."""
+        """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels of R -> the faces with these landmarks."""
         x = self.first(images, landmarks)
         x = normalised(x) if self.norm else x
         skips = []
@@ -115,9 +119,9 @@ class ReenactmentGenerator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """D(I; e): logits of overlapping patches; 3 convolutions 4x4 down, n, 2n, 4n, then 8n and 1 at the same size.
+    """D(I; e): logits of overlapping patches; 3 convolutions 4x4/2 to n, 2n, 4n channels, then 4x4/1 to 8n and to 1.
 
-    Batch normalisation but in the first and last layer. 16-pixel images have 2 levels.
+    All layers but the first and the last have batch normalisation. 16-pixel images have 2 convolutions 4x4/2.
     """
 
     def __init__(self, resolution: int, filters: int, channels: int, *, dropout: bool = False, fused: bool = True):
@@ -147,9 +151,9 @@ class PatchDiscriminator(nn.Module):
 
 
 def log_mean_sigmoid(logits: Tensor) -> Tensor:
-    """log of the mean over patches of sigmoid(logits): (B, patches) -> (B,), at least float32.
+    """Compute log D, D the mean over patches of sigmoid(logits): (B, patches) -> (B,), at least float32.
 
-    D's probability is the mean of its patches' (the paper, section 2); with -logits this is log(1 - D). Never infinite.
+    With -logits the result is log(1 - D). It is never infinite. Source: section 2 of the paper.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.logsumexp(F.logsigmoid(logits), 1) - math.log(logits.shape[1])

@@ -1,4 +1,4 @@
-"""The refiner: a decoder whose input is the image itself, shrunk, instead of noise."""
+"""The generator of refiner: a decoder whose input is the shrunken image itself, not noise."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +11,12 @@ from engine.errors import InputError
 from engine.networks.autoencoder import Decoder
 from engine.networks.layers import LANDMARK_HEATMAP, SMALLEST, Conv, level_sizes
 
-MODELS = {"A": (8,), "B": (8, 16), "C": (8, 16, 32)}  # figure 2 of the paper: freest to most restrictive
+# name -> sizes at which G sees the image: from the freest to the most restrictive (figure 2 of the paper)
+MODELS = {"A": (8,), "B": (8, 16), "C": (8, 16, 32)}
 
 
 def check_inject(inject: Sequence[int], resolution: int) -> tuple[int, ...]:
-    """The injection sizes, ascending. Raises InputError: 8 must be there, the image itself must not."""
+    """Sort the injection sizes. Raises InputError unless 8 is one of them and all are levels below the image's size."""
     allowed = level_sizes(resolution)[:-1]
     sizes = tuple(sorted(set(inject)))
     if wrong := [size for size in sizes if size not in allowed]:
@@ -29,7 +30,7 @@ def check_inject(inject: Sequence[int], resolution: int) -> tuple[int, ...]:
 
 
 def pyramid(images: Tensor, sizes: Iterable[int]) -> dict[int, Tensor]:
-    """Copies of square images shrunk by nearest (every f-th pixel): size -> (B, C, size, size) channels_last."""
+    """Shrink square images by nearest, taking every f-th pixel: size -> (B, C, size, size) channels_last."""
     side = images.shape[-1]
     return {
         size: images[:, :, :: side // size, :: side // size].contiguous(memory_format=torch.channels_last)
@@ -40,21 +41,23 @@ def pyramid(images: Tensor, sizes: Iterable[int]) -> dict[int, Tensor]:
 def landmark_maps(
     landmarks: Tensor, resolution: int, size: int = SMALLEST, sigma: float = 1.0, *, fused: bool = True
 ) -> Tensor:
-    """One Gaussian of peak 1 per landmark, at sub-pixel centres.
+    """Draw one Gaussian of peak 1 per landmark, at sub-pixel centres.
 
-    landmarks: (B, 68, 2) x, y in pixels of a resolution x resolution image (0 = centre of the first pixel).
-    sigma:     in pixels of the size x size result.
-    returns:   (B, 68, size, size) channels_last, the dtype of landmarks. Outside landmarks leave their tail.
+    landmarks: (B, 68, 2) x, y in pixels of a resolution x resolution image (0 = centre of the first pixel); of one
+               outside the image, the tail of the Gaussian is drawn
+    sigma:     in pixels of the size x size result
+    returns:   (B, 68, size, size) channels_last, in the dtype of landmarks
     """
     centres = (landmarks + 0.5) * (size / resolution) - 0.5
-    # so wide a window cuts nothing: 15 sigma off, float32 holds no Gaussian any more
+    # a window of 15 sigma cuts nothing off: beyond it a Gaussian is 0 in float32
     return LANDMARK_HEATMAP[fused](centres, size, size, sigma=sigma, radius=math.ceil(15 * sigma), subpixel=True)
 
 
 class RefinerGenerator(nn.Module):
-    """G(z): conv of the 8x8 image, then the decoder; sharper copies join after each x2 whose size is in `inject`.
+    """G(z): conv of the 8x8 image, then the decoder; a sharper copy joins after each x2 whose size is in `inject`.
 
-    landmarks: 68 heatmaps join the 8x8 image.
+    inject:    sizes at which G sees the image, 8 among them
+    landmarks: whether 68 heatmaps join the 8x8 image
     Source: the refiner paper, section 2.1 and figure 2; the landmarks are proposed in its conclusion.
     """
 
@@ -78,9 +81,12 @@ class RefinerGenerator(nn.Module):
     def forward(
         self, pyramid: Mapping[int, Tensor], heatmaps: Tensor | None = None, grad_scale: Tensor | None = None
     ) -> Tensor:
-        """pyramid: size -> (B, channels, size, size) for each injected size; heatmaps (B, 68, 8, 8) if built for them.
+        """Make images of their shrunken copies.
 
-        returns: (B, channels, R, R), not squashed (the values are those of an image in [-1, 1]).
+        pyramid:    size -> (B, channels, size, size) for each size of `inject`
+        heatmaps:   (B, 68, 8, 8) when G was built with landmarks
+        grad_scale: (B,) as in Conv
+        returns:    (B, channels, R, R), images in [-1, 1] that no activation squashes
         """
         x = self.first(pyramid[SMALLEST], second=heatmaps, grad_scale=grad_scale)
         return self.decoder(x, {size: pyramid[size] for size in self.inject[1:]}, grad_scale)

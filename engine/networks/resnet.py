@@ -1,4 +1,4 @@
-"""Residual networks: SimGAN's refiner and CycleGAN's generator."""
+"""Residual networks: the refiner of simgan and the generator of cyclegan."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ Upsample = Literal["transposed", "nearest"]
 
 
 class RefinerBlock(nn.Module):
-    """relu(x + conv(relu(conv(x)))), n filters, 3x3."""
+    """relu(x + conv(relu(conv(x)))), both convolutions 3x3 with n filters."""
 
     def __init__(self, filters: int, *, fused: bool):
         super().__init__()
@@ -27,7 +27,7 @@ class RefinerBlock(nn.Module):
 
 
 class SimganRefiner(nn.Module):
-    """R: conv 3x3 n + ReLU, residual blocks, conv 1x1, tanh; all at the image's size.
+    """R: conv 3x3 to n filters + ReLU, residual blocks, conv 1x1, tanh; all at the image's size.
 
     Source: Shrivastava et al. 2017, section 3.1 (n = 64, four blocks).
     """
@@ -44,14 +44,14 @@ class SimganRefiner(nn.Module):
 
 
 def conv3x3(filters: int, padding: Padding, *, fused: bool) -> nn.Module:
-    """A 3x3 convolution of the same width without activation: Kiln's operator where the padding is zero."""
+    """Build a 3x3 convolution from n to n filters without activation: Kiln's operator where the padding is zero."""
     if padding == "zero":
         return Conv(filters, filters, activation="none", fused=fused)
     return nn.Conv2d(filters, filters, 3, padding=1, padding_mode="reflect")
 
 
 class GeneratorBlock(nn.Module):
-    """x + norm(conv(relu(norm(conv(x))))), 3x3, instance normalisation."""
+    """x + norm(conv(relu(norm(conv(x))))), both convolutions 3x3, norm: instance normalisation."""
 
     def __init__(self, filters: int, padding: Padding, *, fused: bool):
         super().__init__()
@@ -63,13 +63,13 @@ class GeneratorBlock(nn.Module):
 
 
 class ResnetGenerator(nn.Module):
-    """CycleGAN's: conv 7x7 n, `halvings` 3x3/2 that double the width, residual blocks, as many x2 up, conv 7x7, tanh.
+    """CycleGAN's generator: conv 7x7, convs 3x3/2 that double the width, residual blocks, as many x2, conv 7x7, tanh.
 
-    Instance normalisation and ReLU after all but the last; the 7x7 layers pad by reflection.
-    blocks:   9 in the paper for 256x256, 6 for 128x128.
-    halvings: 2 in the paper.
-    padding:  of the blocks; "reflect" as in the paper, "zero" runs on Kiln's operator.
-    upsample: "transposed" convolutions 3x3/2 as in the paper; "nearest" x2 and a 3x3 convolution: Kiln's operator.
+    Instance normalisation and ReLU follow all convolutions but the last; the 7x7 convolutions pad by reflection.
+    blocks:   number of residual blocks; in the paper 9 for 256x256, 6 for 128x128
+    halvings: number of convs 3x3/2; in the paper 2
+    padding:  of the blocks: "reflect" as in the paper, or "zero", which runs on Kiln's operator
+    upsample: "transposed" convolutions 3x3/2 as in the paper, or "nearest" x2 and a 3x3 convolution, Kiln's operator
     Source: Zhu et al. 2017, appendix (after Johnson et al. 2016).
     """
 
@@ -110,7 +110,7 @@ class ResnetGenerator(nn.Module):
 
 
 class ImageToImage(nn.Module):
-    """A trained generator for use: images in, images out."""
+    """A trained generator as a user calls it: images in, images out."""
 
     needs_landmarks = False
 
@@ -120,5 +120,5 @@ class ImageToImage(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
-        """images (B, C, R, R) in [-1, 1] -> the same; landmarks are not looked at."""
+        """images (B, C, R, R) in [-1, 1] -> the same shape and range; landmarks are not read."""
         return self.generator(images).float().clamp(-1, 1)

@@ -1,9 +1,10 @@
-"""Intermediate features of a fixed ResNet-18, for losses in feature space."""
+"""Intermediate features of a fixed ResNet-18, for the losses of simgan that compare features."""
 
 import hashlib
 from pathlib import Path
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,12 +12,13 @@ from engine.errors import InputError
 from engine.networks.initialisation import initialise
 from engine.networks.layers import Conv
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that published weights were trained on
-SEED = 18  # of the random weights: the same for every run
+# mean and standard deviation, in [0, 1], of the images that torchvision's weights were trained on
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SEED = 18  # of the random weights, which are the same in every run
 
 
 class FeatureBlock(nn.Module):
-    """relu(shortcut(x) + conv(relu(conv(x)))): a basic block whose normalisation is folded into the convolutions."""
+    """relu(shortcut(x) + conv(relu(conv(x)))): a basic block with its normalisations folded into the convolutions."""
 
     def __init__(self, inputs: int, outputs: int, *, fused: bool):
         super().__init__()
@@ -34,8 +36,8 @@ class ResnetFeatures(nn.Module):
     """ResNet-18 up to its second group of blocks; never trained.
 
     weights: a file of torchvision's resnet18 (.safetensors, .pth or .pt), with or without further layers; None: random
-             weights (seed 18), whose features are projections of local structure, not of what was learnt.
-    digest:  of the file (sha256), or "random".
+             weights (seed 18), whose features are projections of local structure that nobody learnt
+    digest:  attribute: the SHA-256 of the file, or "random"
     Raises InputError for a file that cannot be read or is of another network. Source: He et al. 2016.
     """
 
@@ -63,11 +65,15 @@ class ResnetFeatures(nn.Module):
 
 
 def folded(saved: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Weights and biases of convolutions whose batch normalisation (running statistics) is multiplied into them.
+    """Multiply batch normalisations (with their running statistics) into the convolutions before them.
 
+    saved:   the tensors of the file, with torchvision's names
+    wanted:  name -> tensor of the wanted shape, for each weight and bias of the convolutions
+    path:    the file, for messages
+    returns: name -> tensor, with the names of `wanted`
     Raises InputError where a tensor is missing or has another shape.
     """
-    found = {}
+    convolutions = {}
     for name in (key.removesuffix(".weight") for key in wanted if key.endswith(".weight")):
         conv, norm = (name + ".0", name + ".1") if name.endswith("downsample") else (name, name.replace("conv", "bn"))
         try:
@@ -80,22 +86,20 @@ def folded(saved: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> d
         factor = scale / (var + 1e-5).sqrt()
         if weight.shape != wanted[name + ".weight"].shape or factor.shape != weight.shape[:1]:
             raise InputError(f"{path}: {conv} is {tuple(weight.shape)}; --feature-weights takes those of a ResNet-18")
-        found[name + ".weight"] = (weight * factor.view(-1, 1, 1, 1)).float()
-        found[name + ".bias"] = (shift - mean * factor).float()
-    return found
+        convolutions[name + ".weight"] = (weight * factor.view(-1, 1, 1, 1)).float()
+        convolutions[name + ".bias"] = (shift - mean * factor).float()
+    return convolutions
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of one that torch saved. Raises InputError."""
+    """Read the tensors of a .safetensors file, or of a file that torch saved. Raises InputError where it holds none."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load
-
             return load(_bytes(path))
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # whatever a broken file makes the readers raise
+    except Exception as error:  # a broken file makes the readers raise errors of many kinds
         raise InputError(f"{path} is not a file of weights ({type(error).__name__})") from None
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
         raise InputError(f"{path} is not a file of weights (expected names and tensors)")

@@ -1,4 +1,4 @@
-"""VGG-19 up to the features that losses compare: from torchvision's weights file, or with fixed random weights.
+"""VGG-19 up to the features that losses of reenact compare: with torchvision's weights, or fixed random weights.
 
 Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2015, configuration E.
 """
@@ -19,33 +19,36 @@ from engine.networks.initialisation import initialise
 from engine.networks.layers import Conv
 
 BLOCKS = (2, 2, 4, 4, 4)  # convolutions before each pooling
-WIDTH = 64  # channels of the first block, and 2, 4, 8, 8 times as many after it
-DIGEST = "dcbb9e9d"  # vgg19-dcbb9e9d.pth: how the SHA-256 of torchvision's file begins
-SEED = 19  # of the random weights: the same features in every run
-# of the photos it was trained on, in [0, 1]
+WIDTH = 64  # channels of the first block; the blocks after it have 2, 4, 8 and 8 times as many
+DIGEST = "dcbb9e9d"  # the first digits of the SHA-256 of torchvision's file, vgg19-dcbb9e9d.pth
+SEED = 19  # of the random weights, which are the same in every run
+# mean and standard deviation, in [0, 1], of the images that torchvision's weights were trained on
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _layers() -> dict[str, tuple[int, int, int, int]]:
-    """relu1_1, relu1_2, ...: (channels in and out, in units of the width; position in torchvision's list; block)."""
-    found, channels, position = {}, 0, 0
+    """List the activations: "relu1_1", "relu1_2", ... -> (channels in, channels out, position, block).
+
+    Channels are in units of the width, 0 for the image; the position is that of the convolution in torchvision's list.
+    """
+    layers, channels, position = {}, 0, 0
     for block, count in enumerate(BLOCKS, start=1):
         for number in range(1, count + 1):
             wider = min(2 ** (block - 1), 8)
-            found[f"relu{block}_{number}"] = (channels, wider, position, block)
+            layers[f"relu{block}_{number}"] = (channels, wider, position, block)
             channels, position = wider, position + 2
         position += 1
-    return found
+    return layers
 
 
 LAYERS = _layers()
 
 
 class VGG19(nn.Module):
-    """The convolutions up to the deepest of `layers`, frozen; 2x2 maximum pooling between the blocks.
+    """The convolutions up to the deepest of `layers`, frozen, with 2x2 maximum pooling between the blocks.
 
-    layers: names such as "relu3_3": the third activation of the third block.
-    width:  channels of the first block; torchvision's weights have 64.
+    layers: names of the wanted features, such as "relu3_3": the third activation of the third block
+    width:  channels of the first block; torchvision's weights have 64
     """
 
     def __init__(self, layers: Iterable[str], *, width: int = WIDTH, fused: bool = True):
@@ -66,40 +69,40 @@ class VGG19(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images (B, 1 or 3, H, W), RGB in [-1, 1] -> name -> (B, channels, H / 2^i, W / 2^i) of the wanted layers."""
+        """images (B, 1 or 3, H, W) in [-1, 1] -> name of each wanted layer -> (B, channels, H / 2^i, W / 2^i)."""
         x = ((images - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
-        found, block = {}, 1
+        features, block = {}, 1
         for name, conv in self.convolutions.items():
             if LAYERS[name][3] > block:
                 x, block = F.max_pool2d(x, 2), LAYERS[name][3]
             x = conv(x)
             if name in self.layers:
-                found[name] = x
-        return found
+                features[name] = x
+        return features
 
     def randomise(self) -> None:
-        """Weights of a fixed seed that keep the features' mean square: normal, variance 2 / fan_in; biases zero."""
+        """Draw weights from a fixed seed, normal with variance 2 / fan_in, which keeps the mean square of features."""
         initialise(self, SEED)
 
     def load(self, path: Path) -> None:
-        """Take torchvision's weights (features.0.weight, ...). Raises InputError when the file does not hold them."""
+        """Load torchvision's weights (features.0.weight, ...). Raises InputError when the file lacks them."""
         weights = read_weights(path)
         with torch.no_grad():
             for name, conv in self.convolutions.items():
                 for kind in ("weight", "bias"):
-                    key, wanted = f"features.{LAYERS[name][2]}.{kind}", getattr(conv, kind)
-                    found = weights.get(key)
-                    if not isinstance(found, Tensor) or found.shape != wanted.shape:
-                        shape = "nothing" if found is None else str(tuple(getattr(found, "shape", ())))
+                    key, weight = f"features.{LAYERS[name][2]}.{kind}", getattr(conv, kind)
+                    saved = weights.get(key)
+                    if not isinstance(saved, Tensor) or saved.shape != weight.shape:
+                        shape = "nothing" if saved is None else str(tuple(getattr(saved, "shape", ())))
                         raise InputError(
-                            f"{path} is no VGG-19 of torchvision: {key} must be {tuple(wanted.shape)} and is {shape}; "
+                            f"{path} is not torchvision's VGG-19: {key} must be {tuple(weight.shape)} and is {shape}; "
                             "give the state_dict of torchvision.models.vgg19"
                         )
-                    wanted.copy_(found)
+                    weight.copy_(saved)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a state_dict saved by torch, on the CPU. Raises InputError."""
+    """Read the tensors of a .safetensors file, or of a state_dict that torch saved, to the CPU. Raises InputError."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -113,14 +116,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_digest(path: Path, expected: str | None = None) -> str:
-    """The SHA-256 of the file, in hexadecimal.
+    """Compute and check the SHA-256 of a file.
 
-    expected: how it must begin, at least 8 digits; None: as that of torchvision's file. Raises InputError when it does
-    not, or when there is no such file.
+    expected: its first digits in hexadecimal, at least 8; None: those of torchvision's file
+    returns:  all 64 digits
+    Raises InputError when the digits differ, or the file cannot be read.
     """
     expected = (expected or DIGEST).lower()
     if len(expected) < 8 or set(expected) - set("0123456789abcdef"):
-        raise InputError(f"--vgg-digest {expected} is no beginning of a SHA-256; give at least 8 hexadecimal digits")
+        raise InputError(f"--vgg-digest {expected} does not begin a SHA-256; give at least 8 hexadecimal digits")
     try:
         with path.open("rb") as file:
             running = hashlib.sha256()

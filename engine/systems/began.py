@@ -89,7 +89,7 @@ class BeganConfig(TrainConfig):
 
     system: str = "began"
     hidden: int = 64
-    """h: the length of the noise, and the numbers at the discriminator's waist."""
+    """h: the length of the noise, and how many numbers the discriminator encodes an image to."""
     gamma: float = 0.5
     """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
     lambda_k: float = 0.001
@@ -97,7 +97,7 @@ class BeganConfig(TrainConfig):
     beta1: float = 0.9
     """Adam's decay of the mean gradient; 0.5 lets variety come sooner in short runs."""
     activation: Literal["elu", "relu"] = "elu"
-    """After every convolution but the last; the paper's text has relu."""
+    """Activation after every convolution but the last; the paper's text has relu."""
     generator_output: Output = "none"
     """What ends the generator; the paper's text has tanh. sigmoid is spread to [-1, 1]."""
     discriminator_output: Output = "none"

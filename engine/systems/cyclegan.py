@@ -97,13 +97,13 @@ class CycleganConfig(TrainConfig):
     patch_layers: int = 3
     """Halvings in each discriminator: with 3 its patches are 70x70, with 2 34x34."""
     adversarial: Literal["lsgan", "log"] = "lsgan"
-    """Least squares, or the logarithms of the equations."""
+    """Adversarial loss: least squares, or the logarithms of the paper's equations."""
     lambda_cycle: float = 10.0
     """Weight of the cycle consistency."""
     identity: float = 0.5
     """Weight of the identity term, in units of --lambda-cycle; 0 = none."""
     pool: int = 50
-    """Results kept for each discriminator; half of what it sees comes from there. 0 = none."""
+    """Results kept for each discriminator; half of the results it sees come from there. 0 = none."""
 
     def check(self) -> None:
         super().check()

@@ -111,7 +111,7 @@ class GgbConfig(TrainConfig):
     lambda_nvtd: float = 0.01
     """Weight of NVTD's adversarial loss of each level beside its L1."""
     judge_rate: float = 1.0
-    """Learning rate of the discriminators (D, E, RAPD, NVTD) in that of the generator."""
+    """Learning rate of the discriminators (D, E, RAPD, NVTD) as a multiple of --lr."""
 
     def check(self) -> None:
         super().check()

@@ -132,13 +132,13 @@ class ReenactConfig(TrainConfig):
     id_weight: float = 1.0
     """Weight of the identity loss (VGG-19 features)."""
     distance: Literal["l1-squared", "l2"] = "l1-squared"
-    """Of images: the squared mean absolute difference of each sample, or the mean squared difference."""
+    """Distance of images: the squared mean absolute difference of each sample, or the mean squared difference."""
     id_layer: Literal["relu2_2", "relu3_2"] = "relu2_2"
     """Features of the identity loss; relu3_2 as in the authors' code."""
     vgg: Path | None = None
     """Weights of VGG-19: torchvision's vgg19-dcbb9e9d.pth, or as .safetensors; without it, fixed random ones."""
     vgg_digest: str | None = None
-    """How the SHA-256 of another --vgg file begins that is to be trusted (at least 8 digits)."""
+    """First digits of the SHA-256 of another --vgg file that you trust (at least 8)."""
     vgg_width: int = WIDTH
     """Channels of the first block of a random VGG-19."""
 

@@ -94,11 +94,11 @@ class RefinerConfig(TrainConfig):
     }
 
     hidden: int = 64
-    """h, the numbers at the discriminator's waist."""
+    """h: how many numbers the discriminator encodes an image to."""
     model: Literal["A", "B", "C", "custom"] = "B"
     """Where the generator sees the image: A at 8x8, B also at 16x16, C also at 32x32."""
     inject: Sizes = ()
-    """The same as a list of sizes, instead of --model."""
+    """Where the generator sees the image, as a list of sizes instead of --model."""
     gamma: float = 0.5
     """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
     lambda_k: float = 0.001

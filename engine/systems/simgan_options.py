@@ -59,7 +59,7 @@ class SimganConfig(TrainConfig):
     pretrain_refiner: int = 500
     """Steps at the start in which only the refiner learns, from the self-regularisation."""
     pretrain_discriminator: int = 200
-    """Steps after these in which only the discriminator learns."""
+    """Steps after --pretrain-refiner in which only the discriminator learns."""
     lambda_reg: float = 4.0
     """Weight of the self-regularisation: how much of the input stays."""
     reg: Literal["l1", "l2", "features"] = "l1"

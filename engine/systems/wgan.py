@@ -73,17 +73,17 @@ class WganConfig(DcganOptions):
     lr: float = 5e-5
     """Learning rate."""
     critic_steps: int = 5
-    """Steps of the critic before each of the generator; a step of training reads so many batches."""
+    """Critic steps before each generator step; a training step reads this many batches."""
     clip: float = 0.01
     """Largest absolute value of the critic's weights (without --gradient-penalty)."""
     gradient_penalty: float = 0.0
     """Weight of the penalty for gradients of the critic whose length is not 1, usually 10; 0 = clip weights instead."""
     critic_norm: Literal["batch", "layer", "none"] = "batch"
-    """Normalisation in the critic: BatchNorm, over each image alone, or none. The penalty bears no BatchNorm: with it
-    layer is the default."""
+    """Normalisation in the critic: BatchNorm, over each image alone, or none. The gradient penalty does not work with
+    BatchNorm; with it layer is the default."""
     optimiser: Literal["rmsprop", "adam"] = "rmsprop"
-    """Of both networks: RMSprop, or Adam with betas 0 and 0.9 (usual with --gradient-penalty, at --lr 1e-4; small
-    networks bear 5e-4)."""
+    """Optimiser of both networks: RMSprop, or Adam with betas 0 and 0.9 (usual with --gradient-penalty, at --lr 1e-4;
+    small networks bear 5e-4)."""
 
     def completed(self, given: set[str], origins: Origins) -> "WganConfig":
         """Make the critic's norm layer when there is a gradient penalty and nobody chose a norm."""
@@ -101,7 +101,7 @@ class WganConfig(DcganOptions):
             raise InputError(f"--clip must be positive, got {self.clip}")
         if self.gradient_penalty and self.critic_norm == "batch":
             raise InputError(
-                "--gradient-penalty looks at each image alone, BatchNorm mixes them; add --critic-norm none or layer"
+                "--gradient-penalty looks at each image alone, BatchNorm mixes images; add --critic-norm none or layer"
             )
 
 

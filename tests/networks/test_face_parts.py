@@ -1,4 +1,4 @@
-"""Crops around eyes, nose and mouth, against interpolation written out, and their discriminators."""
+"""Crops around eyes, nose and mouth against torch's interpolation and by hand; their discriminators."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from engine.networks.initialisation import initialise
 
 
 def faces(batch: int = 2, side: int = 32) -> torch.Tensor:
-    """Landmarks (batch, 68, 2) of upright faces: eyes above the nose, the mouth below it."""
+    """Make landmarks (batch, 68, 2) of upright faces: the eyes above the nose, the mouth below it."""
     generator = torch.Generator().manual_seed(0)
     places = [(0, 17, 16, 20), (17, 27, 16, 8), (27, 36, 16, 16), (36, 42, 10, 12), (42, 48, 22, 12), (48, 68, 16, 23)]
     points = torch.zeros(batch, 68, 2)

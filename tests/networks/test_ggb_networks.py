@@ -1,4 +1,4 @@
-"""The Generative Guiding Blocks' networks, written out with torch.nn.functional on their weights."""
+"""The networks of ggb against torch.nn.functional on the same weights."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ MODES = pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
 
 
 def unet_by_hand(w: dict[str, Tensor], x: Tensor, points: Tensor, sigma: float, depth: int, sizes) -> tuple:
-    """G of weights w, batch normalisation by the batch."""
+    """Run G with the weights w; batch normalisation uses the statistics of the batch."""
 
     def norm(v: Tensor, name: str) -> Tensor:
         return F.batch_norm(v, None, None, w[name + ".weight"], w[name + ".bias"], training=True)
@@ -87,13 +87,13 @@ def test_sizes_at_256_are_the_papers() -> None:
     with torch.device("meta"):
         network = GuidedUNet(256, 64, 3, points=18, sizes=guided_sizes(256, 3), fused=False)
         critic = PatchCritic(256, 64, 3)
-        found: list[int] = []
+        sides: list[int] = []
         layers = [network.first, *network.down, *network.up, network.last]
         for layer in (*layers, *critic.down, critic.last):
-            layer.register_forward_hook(lambda _layer, _inputs, output: found.append(output.shape[-1]))
+            layer.register_forward_hook(lambda _layer, _inputs, output: sides.append(output.shape[-1]))
         image, levels = network(torch.empty(1, 3, 256, 256), torch.empty(1, 18, 2))
         logits = critic(image)
-    assert found == [128, 64, 32, 16, 8, 4, 2, 4, 8, 16, 32, 64, 128, 256, 128, 64, 32, 16, 8]
+    assert sides == [128, 64, 32, 16, 8, 4, 2, 4, 8, 16, 32, 64, 128, 256, 128, 64, 32, 16, 8]
     assert image.shape == (1, 3, 256, 256) and logits.shape == (1, 1, 8, 8)
     assert {size: tuple(v.shape) for size, v in levels.items()} == {s: (1, 3, s, s) for s in (32, 64, 128)}
     kernels = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]

@@ -26,7 +26,7 @@ def conv_like(layer: Conv) -> nn.Conv2d:
 
 
 def textbook_decoder(decoder: Decoder, x: torch.Tensor, injected: dict[int, torch.Tensor]) -> torch.Tensor:
-    """The decoder as BEGAN describes it: two convs with ELU, nearest x2 after each level but the last."""
+    """Build the decoder that BEGAN describes: two convs with ELU a level, nearest x2 after each level but the last."""
     convs = iter(map(conv_like, [*decoder.blocks, decoder.last]))
     while True:
         if x.shape[-1] in injected:
@@ -76,7 +76,7 @@ def test_sizes_are_those_published() -> None:
     # carpedm20/BEGAN-tensorflow, n = 128, z = 64, 64x64: its G (FC and decoder) has 1,716,611 parameters
     network = Autoencoder(64, 128, 3, hidden=64)
     assert parameter_count(network.decode) + parameter_count(network.decoder) == 1_716_611
-    # the encoder of the paper: conv 3->n, then per level a conv that keeps and a conv that widens to i*n
+    # the encoder of the paper: conv 3->n, then at each level a conv that keeps the width, and one that widens to i*n
     n = 128
     widths = [
         (3, n),
@@ -106,7 +106,7 @@ def test_inject_lists() -> None:
     with pytest.raises(InputError, match="8x8"):
         check_inject([16], 64)
     with pytest.raises(InputError, match="cannot inject at 64"):
-        check_inject([8, 64], 64)  # the image itself: nothing would be left to generate
+        check_inject([8, 64], 64)  # the size of the image itself: G would have nothing left to generate
     with pytest.raises(InputError, match="cannot inject at 12"):
         check_inject([8, 12], 64)
 
@@ -134,7 +134,7 @@ def test_everything_stays_channels_last_and_flattens_without_a_copy(fused: bool)
 def test_start_values_depend_on_the_seed_alone() -> None:
     networks = [Autoencoder(16, 4, 3, fused=fused) for fused in (False, True, True)]
     for network, seed in zip(networks, (3, 3, 4), strict=True):
-        torch.randn(7)  # whatever ran before
+        torch.randn(7)  # random numbers drawn before must not matter
         initialise(network, seed)
     eager, fused, other = (network.state_dict() for network in networks)
     assert eager.keys() == fused.keys()
@@ -177,7 +177,7 @@ def test_landmark_maps_are_gaussians_at_subpixel_centres(fused: bool) -> None:
     maps = landmark_maps(landmarks, 64, fused=fused)
     assert maps.shape == (1, 68, 8, 8)
     assert maps[0, 0].max() == maps[0, 0, 0, 0] == 1  # 3.5 is the middle of the first cell of 8 pixels
-    assert maps[0, 2].max() < 1e-6  # far outside
+    assert maps[0, 2].max() < 1e-6  # the landmark lies far outside
     for y in range(8):
         for x in range(8):
             squared = (x - (12.5 / 8 - 0.5)) ** 2 + (y - (20.5 / 8 - 0.5)) ** 2

@@ -1,4 +1,4 @@
-"""The reenactment's networks and its losses on features, alone."""
+"""The networks of reenact, and its losses on features."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.support.gram_matrix import gram
 
 
 def test_style_is_compared_image_by_image() -> None:
-    """Two images whose Gram matrices are exchanged: as one batch their style would be equal."""
+    """Two images exchange their Gram matrices: the Gram matrix of the whole batch would stay equal."""
     random = torch.Generator().manual_seed(0)
     names = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
     features = {name: torch.rand(2, 4, 5, 5, generator=random) for name in names}

@@ -1,4 +1,4 @@
-"""The fixed ResNet-18: weights with batch normalisation folded in, against the network written out."""
+"""The fixed ResNet-18, with batch normalisation folded into its weights, against torch.nn.functional."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.support.training_fakes import batch_of, tiny_config
 
 
 def resnet18_weights(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights and statistics with torchvision's names, up to layer2, and a layer nobody asks for."""
+    """Make random weights and statistics with torchvision's names, up to layer2, and a layer that is not used."""
     generator = torch.Generator().manual_seed(seed)
     weights = {"fc.weight": torch.zeros(3, 512)}
 
@@ -39,7 +39,7 @@ def resnet18_weights(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def plain_features(weights: dict[str, torch.Tensor], images: torch.Tensor) -> list[torch.Tensor]:
-    """ResNet-18 by torch.nn.functional, in evaluation."""
+    """Run ResNet-18 in evaluation by torch.nn.functional."""
 
     def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1) -> torch.Tensor:
         kernel = weights[conv + ".weight"]
@@ -50,7 +50,7 @@ def plain_features(weights: dict[str, torch.Tensor], images: torch.Tensor) -> li
     colour = images.repeat(1, 3 // images.shape[1], 1, 1)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     x = F.relu(layer(((colour + 1) / 2 - mean) / std, "conv1", "bn1", 2))
-    found = [x]
+    features = [x]
     x = F.max_pool2d(x, 3, 2, 1)
     for name in ("layer1", "layer2"):
         for block in range(2):
@@ -59,8 +59,8 @@ def plain_features(weights: dict[str, torch.Tensor], images: torch.Tensor) -> li
             inner = F.relu(layer(x, f"{at}.conv1", f"{at}.bn1", stride))
             shortcut = layer(x, f"{at}.downsample.0", f"{at}.downsample.1", 2) if stride == 2 else x
             x = F.relu(shortcut + layer(inner, f"{at}.conv2", f"{at}.bn2"))
-        found.append(x)
-    return found
+        features.append(x)
+    return features
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -12,9 +12,9 @@ from engine.errors import InputError
 from engine.networks.vgg import LAYERS, VGG19, check_digest
 from tests.support.training_fakes import smooth_images
 
-# torchvision's configuration "E"; M: maximum pooling
+# torchvision's configuration "E": channels of each convolution; M: maximum pooling
 PLAN = [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"]
-# positions in torchvision's `features` that the papers' implementations read
+# positions in torchvision's `features` that implementations of the papers read
 POSITIONS = {"relu1_2": 3, "relu2_2": 8, "relu3_2": 13, "relu3_3": 15, "relu4_3": 24}
 
 
@@ -61,7 +61,7 @@ def test_features_are_those_of_torchvision(fused: bool, plain: nn.Sequential, we
     vgg = VGG19(POSITIONS, fused=fused)
     vgg.load(weights_file)
     images = smooth_images(1, 2, 32)
-    # as torchvision's models take photos: [0, 1], then the mean and the deviation of each colour
+    # torchvision's models take photos in [0, 1], normalised by the mean and the deviation of each colour
     x = (images + 1) / 2
     x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     found = vgg(images)
@@ -147,7 +147,7 @@ def test_a_file_without_the_weights_is_refused_in_one_line(kind: str, tmp_path: 
         path.write_text("not weights")
     else:
         content = {"list": [1, 2], "layers": {"features.1.weight": torch.zeros(2)}}
-        # of vgg19_bn: a norm follows each convolution
+        # shapes of vgg19_bn, where a norm follows each convolution
         content["shapes"] = {"features.0.weight": torch.zeros(64, 3, 3, 3), "features.0.bias": torch.zeros(32)}
         torch.save(content[kind], path)
     with pytest.raises(InputError) as refused:

@@ -1,4 +1,4 @@
-"""began's step against BEGAN's equations written out with torch.nn and plain autograd, and what its options mean."""
+"""The step of began against BEGAN's equations, written with torch.nn and plain autograd; what its options mean."""
 
 import copy
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from engine import checkpoint
 from engine.errors import InputError
 from engine.inference.trained import load_trained
-from engine.networks import layers
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
 from engine.networks.initialisation import initialise
@@ -27,6 +26,7 @@ from tests.support.generator_runs import (
     configure,
     run_steps,
 )
+from tests.support.operator_choice import always
 from tests.support.training_fakes import worst
 
 MODES = pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
@@ -45,7 +45,7 @@ def tiny(**values):
 
 
 def equations(system: BeganSystem, batch, z: torch.Tensor, k: float):
-    """Losses, and the gradients of each network, by the definitions."""
+    """Compute the losses, and the gradients of each network, by the equations."""
     d, g = system.discriminator, system.generator
     fake = g(z)
     l_real, l_fake = (batch.images - d(batch.images)).abs().mean(), (fake - d(fake)).abs().mean()
@@ -79,7 +79,7 @@ def test_step_is_the_equations_with_adam(fused, options):
                 mean = (0.7 * old["exp_avg"] + 0.3 * gradient) / (1 - 0.7**step)
                 square = (0.999 * old["exp_avg_sq"] + 0.001 * gradient**2) / (1 - 0.999**step)
                 change = -0.01 * mean / (square.sqrt() + 1e-8)
-                # where a gradient is nearly zero Adam's first steps magnify rounding
+                # where a gradient is nearly zero, Adam's first steps magnify rounding
                 sure = gradient.abs() > 1e-5
                 torch.testing.assert_close((after - before[name][index])[sure], change[sure], rtol=2e-2, atol=1e-5)
         balance = config.gamma * wanted["l_real"] - wanted["l_fake"]
@@ -96,9 +96,8 @@ def test_fused_and_eager_agree_over_50_steps(options):
 
 @OPTIONS
 def test_one_pass_is_exact_where_fp32_is_chaotic(options, monkeypatch):
-    """With a high k the game magnifies rounding, so the algebra is compared in fp64, on the references."""
-    for name in ("resize_conv_act", "linear", "l1_autoencoder_loss", "began_balance"):
-        monkeypatch.setattr(layers.ops, name, getattr(layers, f"eager_{name}"))
+    """With a high k, training magnifies rounding, so the algebra is compared in float64, on the reference operators."""
+    always(monkeypatch, "reference", "resize_conv_act", "linear", "l1_autoencoder_loss", "began_balance")
     runs = []
     for fused in (True, False):
         system = build(tiny(fused=fused, gamma=1.0, lambda_k=0.3, **options), "cpu")

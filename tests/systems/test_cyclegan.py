@@ -1,4 +1,4 @@
-"""CycleGAN's step against its equations in plain torch, its pools and its options."""
+"""The step of cyclegan against its equations in plain torch; its pools and its options."""
 
 import copy
 from pathlib import Path
@@ -18,6 +18,7 @@ from engine.systems.kinds import REFINE
 from engine.systems.registry import build
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
+from tests.support.operator_choice import always
 from tests.support.tape import NoWaiting
 from tests.support.training_fakes import assert_same, batch_of, tiny_config
 from tests.support.unpaired_runs import assert_recorded_steps_are_the_plain_steps, assert_resumes_exactly, train
@@ -33,11 +34,11 @@ def tiny(*flags: str, mode: str = "--eager"):
     return tiny_config(*own, *flags, mode=mode, system="cyclegan")
 
 
-# networks, written out
+# the networks, written with torch.nn.functional
 
 
 def plain_generator(weights: dict[str, torch.Tensor], x: torch.Tensor, halvings: int, form: tuple[str, ...]):
-    """CycleGAN's generator with two blocks, by torch.nn.functional."""
+    """Run CycleGAN's generator of two blocks by torch.nn.functional."""
 
     def conv(x: torch.Tensor, name: str, pad: int, reflect: bool, stride: int = 1) -> torch.Tensor:
         x = F.pad(x, (pad,) * 4, mode="reflect" if reflect else "constant")
@@ -76,14 +77,14 @@ def test_the_generator_is_the_resnet_of_the_paper(mode: str, form: tuple[str, ..
 def test_the_paper_size() -> None:
     with torch.device("meta"):
         generator, judge = ResnetGenerator(64, 3, fused=False), PatchDiscriminator(64, 3)
-    assert layers.parameter_count(generator) == 11_378_179  # resnet_9blocks
-    assert layers.parameter_count(judge) == 2_764_737  # basic, n_layers 3
+    assert layers.parameter_count(generator) == 11_378_179  # resnet_9blocks of the authors' code
+    assert layers.parameter_count(judge) == 2_764_737  # basic, n_layers 3, of the authors' code
     assert judge(torch.empty(1, 3, 256, 256, device="meta")).shape == (1, 1, 30, 30)
 
 
 @pytest.mark.parametrize(("depth", "patch"), [(3, 70), (2, 34)])
 def test_a_patch_sees_so_many_pixels(depth: int, patch: int) -> None:
-    """Without the normalisation, which looks at the whole image."""
+    """The convolutions run without the normalisation, which reads the whole image."""
     judge = PatchDiscriminator(2, 1, layers=depth)
     x = torch.zeros(1, 1, 128, 128, requires_grad=True)
     y = x
@@ -152,17 +153,17 @@ def test_a_step_is_the_equations_with_adam(mode: str, kind: str, identity: str) 
             mean = (0.5 * old["exp_avg"] + 0.5 * gradient) / (1 - 0.5**2)
             square = (0.999 * old["exp_avg_sq"] + 0.001 * gradient**2) / (1 - 0.999**2)
             change = -0.001 * mean / (square.sqrt() + 1e-8)
-            # biases before a normalisation have rounding for a gradient
+            # the gradient of a bias before a normalisation is mere rounding
             sure = gradient.abs() > 1e-4
             torch.testing.assert_close((after - before[name][index])[sure], change[sure], rtol=2e-2, atol=1e-5)
 
 
-# numbers of fused and eager
+# fused and eager give the same numbers
 
 
 @FORMS
 def test_fused_and_eager_agree_at_first(form: tuple[str, ...]) -> None:
-    """Adam turns the rounding of tiny gradients into whole steps, so fp32 runs drift apart: see the next test."""
+    """Only at first: Adam turns the rounding of tiny gradients into whole steps, so float32 runs drift apart."""
     runs = [train(build(tiny(*form, "--lr", "0.00001", mode=mode), "cpu"), 0, 5) for mode in ("--fused", "--eager")]
     for a, b in zip(*runs, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
@@ -170,9 +171,8 @@ def test_fused_and_eager_agree_at_first(form: tuple[str, ...]) -> None:
 
 @FORMS
 def test_the_algebra_is_the_same_over_50_steps(form: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp64, on the references."""
-    for name in ("resize_conv_act", "l1_autoencoder_loss"):
-        monkeypatch.setattr(layers.ops, name, getattr(layers, f"eager_{name}"))
+    """Compared in float64, on the reference operators, where no rounding shows."""
+    always(monkeypatch, "reference", "resize_conv_act", "l1_autoencoder_loss")
     monkeypatch.setattr(CycleganSystem, "_run", lambda self, network, images: network(images))
     runs = []
     for mode in ("--fused", "--eager"):
@@ -211,7 +211,10 @@ def test_discriminators_see_earlier_results() -> None:
     made, old, fills = [], 0, []
     for number in range(20):
         fills.append(system.step(batch_of(system.config, number))["pool_fill"].item())
-        fresh, judged = shown[-2], shown[-1][4:]  # G's own pass, then photos and what the pool gave
+        fresh, judged = (
+            shown[-2],
+            shown[-1][4:],
+        )  # shown in G's update, then in D's: after four photos, what the pool returned
         assert torch.equal(shown[-1][:4], batch_of(system.config, number).images)
         for image, new in zip(judged, fresh, strict=True):
             if not torch.equal(image, new):

@@ -1,4 +1,4 @@
-"""dcgan's networks and step against pytorch/examples' written out with torch.nn."""
+"""The networks and the step of dcgan against those of pytorch/examples, written with torch.nn."""
 
 import pytest
 import torch
@@ -124,7 +124,7 @@ def test_start_values_are_normal_and_of_the_seed_alone():
 @LAYERS
 @MODES
 def test_steps_are_those_of_pytorch_examples(fused, layers):
-    """D on photos, D on generated images, D's update, then G on the same noise; two steps, weights after each."""
+    """Two steps: D on photos, D on generated images, D's update, then G on the same noise; weights agree after each."""
     system = build(tiny(fused=fused, layers=layers), "cpu")
     copies = twins(system)
     d, g = copies["discriminator"], copies["generator"]

@@ -1,4 +1,4 @@
-"""The Generative Guiding Blocks' iteration against the paper's equations in plain PyTorch."""
+"""The step of ggb (an iteration in the paper) against the paper's equations in plain PyTorch."""
 
 import copy
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Adam:
 
 
 class WrittenOut:
-    """Equations 1 to 9 and the order of section 2.3, on copies of a system's networks."""
+    """Equations (1) to (9) in the order of section 2.3, on copies of a system's networks."""
 
     def __init__(self, system: GgbSystem):
         self.config = system.config
@@ -74,13 +74,13 @@ class WrittenOut:
         }
 
     def judge(self, size: str, image: Tensor, source: Tensor) -> dict[str, Tensor]:
-        """Probabilities of being real."""
-        block, found = self.blocks[size], {}
+        """The probabilities that the judges of a level give an image of being real."""
+        block, probabilities = self.blocks[size], {}
         if self.config.rapd:
-            found["rapd"] = torch.sigmoid(block.rapd(block.encoder(image)))
+            probabilities["rapd"] = torch.sigmoid(block.rapd(block.encoder(image)))
         if self.config.nvtd:
-            found["nvtd"] = torch.sigmoid(block.nvtd(block.encoder(image) - block.encoder(source)))
-        return found
+            probabilities["nvtd"] = torch.sigmoid(block.nvtd(block.encoder(image) - block.encoder(source)))
+        return probabilities
 
     def iteration(self, x: Tensor, y: Tensor, c: Tensor) -> dict[str, Tensor]:
         values = {}
@@ -126,11 +126,11 @@ ROWS += [{"levels": 0, "lambda_real": 0.4}, {"rapd": False, "nvtd": False}, {"no
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_iteration_is_the_papers(row: dict) -> None:
-    """Losses of five iterations and what became of every weight, in float64."""
+    """The losses of five iterations and every weight after them agree, in float64."""
     system, written = follow(5, 1e-9, lambda tensor: tensor.double(), fused=False, **row)
-    found = system.weights()
+    weights = system.weights()
     for name, wanted in written.weights().items():
-        torch.testing.assert_close(found[name], wanted, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(weights[name], wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("row", ROWS[:6], ids=str)
@@ -139,7 +139,7 @@ def test_fused_iteration_is_the_papers(row: dict) -> None:
 
 
 def follow(steps: int, tolerance: float, cast: Callable, **values) -> tuple[GgbSystem, "WrittenOut"]:
-    """Train a system and the equations side by side; all losses agree."""
+    """Train a system and the equations side by side, and check that all losses agree."""
     config = config_of(lr=1e-3, **values)
     system = GgbSystem(config, "cpu")
     for network in (*system.networks().values(), system.ema):
@@ -241,7 +241,7 @@ def test_guiding_blocks_leave_the_start_of_the_discriminator_as_it_was() -> None
     assert torch.equal(plain.generator.up[1].conv.weight, guided.generator.up[1].conv.weight)
 
 
-# normalised by so few values, float32 is chaotic after some 30 steps; the algebra is checked in float64 above
+# maps of so few pixels make normalised float32 runs chaotic after some 30 steps; follow() checks the algebra in float64
 FEW, MANY = 15, 50
 
 
@@ -258,7 +258,7 @@ def test_fused_and_eager_agree(steps: int, values: dict) -> None:
 
 @MODES
 def test_a_step_never_reads_from_the_device(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # on a CPU a frozen layer keeps its packed weights, which looks at host memory
+    # on a CPU a frozen layer keeps its packed weights: that reads memory of the host, not of a device
     monkeypatch.setattr(packed_weights, "keep", lambda _weight: None)
     config = config_of(fused=fused)
     system, batch, meter = GgbSystem(config, "cpu"), batch_of(config), LossMeter(torch.device("cpu"))
@@ -276,7 +276,7 @@ def test_a_step_never_reads_from_the_device(fused: bool, monkeypatch: pytest.Mon
 
 @MODES
 def test_recorded_steps_are_the_plain_steps(fused: bool) -> None:
-    # without batch normalisation: PyTorch does not declare that it writes its running means, so the tape misses that
+    # instance norm, because PyTorch does not declare that batch norm writes its running means: the tape would miss that
     config = config_of(fused=fused, norm="instance")
     plain, recorded, tape = (*(rates_on_device(GgbSystem(config, "cpu")) for _ in range(2)), Tape())
     step = GraphedStep(recorded, tape)
@@ -304,7 +304,7 @@ def test_resume_goes_on_exactly(first: bool, second: bool) -> None:
 
 @pytest.mark.parametrize("points", [18, 68])
 def test_missing_points_are_no_heatmaps(points: int) -> None:
-    """Where no point is valid the result is that of empty maps, and where one is missing its weights learn nothing."""
+    """Without any valid point the result is that of empty heatmaps; the weights of a missing point learn nothing."""
     config = config_of(points=points, fused=True)
     generator = GgbSystem(config, "cpu").generator
     batch = batch_of(config)

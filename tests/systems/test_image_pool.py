@@ -1,4 +1,4 @@
-"""The history buffer and the image pool: they fill, old images come back, and what comes back is what went in."""
+"""The history buffer and the image pool: they fill, and return images that they were given before."""
 
 import copy
 
@@ -16,7 +16,7 @@ def pool_of(capacity: int, **options) -> ImagePool:
 
 
 def numbered(*numbers: int) -> list[torch.Tensor]:
-    """Images that hold their number in every pixel."""
+    """Make images whose pixels all hold the image's number."""
     return [torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()]
 
 
@@ -60,7 +60,7 @@ def test_half_of_a_batch_is_old_and_was_once_given(batch: int) -> None:
             assert set(old) <= given and len(set(old)) == half
             ages += [step - number // batch for number in old if step > 100]
         given |= set(list(new)[:half])
-    # of 20 places, half of a batch is replaced a step: the mean age of what is there is 20 / half steps
+    # each step replaces half of a batch in 20 places, so the mean age of a kept image is 20 / half steps
     assert sum(ages) / len(ages) == pytest.approx(20 / half, rel=0.3)
     assert max(ages) > 20 / half
 

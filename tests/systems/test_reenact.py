@@ -1,4 +1,4 @@
-"""The reenactment's step against the paper's equations, written out with torch.nn.functional and plain autograd."""
+"""The step of reenact against the paper's equations, written with torch.nn.functional and plain autograd."""
 
 import copy
 import hashlib
@@ -16,7 +16,6 @@ from engine.data import Batch
 from engine.errors import InputError
 from engine.inference.trained import load_trained
 from engine.kernels.resize_conv_act import packed_weights
-from engine.networks import layers
 from engine.networks.layers import parameter_count
 from engine.networks.vgg import LAYERS, VGG19
 from engine.systems.kinds import DRIVE, REFINE
@@ -26,6 +25,7 @@ from engine.training import random_state
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
 from tests.support.gram_matrix import gram
+from tests.support.operator_choice import always
 from tests.support.training_fakes import smooth_images
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
@@ -41,7 +41,7 @@ def config_of(*flags: str, mode: str = "--eager"):
 
 
 def batch_of(config, seed: int = 0) -> Batch:
-    """Source, target and in-between; some landmarks lie outside the image."""
+    """Make a batch of source, target and in-between; some landmarks lie outside the image."""
     random = torch.Generator().manual_seed(seed)
     parts = []
     for place in range(3):
@@ -51,11 +51,11 @@ def batch_of(config, seed: int = 0) -> Batch:
     return replace(parts[0], more=tuple(parts[1:]))
 
 
-# the paper and the authors' code, written out
+# the paper and the authors' code, written with torch.nn.functional
 
 
 def heatmaps(points: torch.Tensor, side: int) -> torch.Tensor:
-    """exp(-d^2 / 2) in a window of 7 pixels around the truncated landmark, clipped at the borders."""
+    """Draw exp(-d^2 / 2) in a window of 7 pixels around the truncated landmark, clipped at the borders."""
     maps = torch.zeros(*points.shape[:2], side, side, dtype=points.dtype)
     for image, landmarks in enumerate(points):
         for channel, point in enumerate(landmarks):
@@ -91,7 +91,7 @@ def generator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor)
 
 
 def discriminator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor, training: bool) -> torch.Tensor:
-    """The mean over patches of the probability to be real, (B,)."""
+    """The mean over patches of D's probability that an image is real, (B,)."""
     net = system.discriminator
     x = torch.cat([images, heatmaps(points, images.shape[-1]).to(images.dtype)], 1)
     x = F.leaky_relu(F.conv2d(x, net.first.weight, net.first.bias, stride=2, padding=1), 0.2)
@@ -119,7 +119,7 @@ def vgg(system: ReenactSystem, images: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], dict[str, list[torch.Tensor]]]:
-    """Losses, and the gradients of G and D, by the definitions, G called four times."""
+    """Compute the losses, and the gradients of G and D, by the equations, with four calls of G."""
     config = system.config
     source, target, _ = (one.images for one in (batch, *batch.more))
     e_s, e_t, e_m = (one.landmarks for one in (batch, *batch.more))
@@ -190,7 +190,7 @@ def test_step_is_the_papers_equations(mode: str, flags: tuple[str, ...]) -> None
         assert {name: losses[name].item() for name in wanted} == pytest.approx(wanted, rel=2e-4)
         for name, network in system.networks().items():
             lr = 0.002 if name == "generator" else 0.0005
-            # Adam's first steps magnify rounding
+            # below this gradient, Adam's first steps magnify rounding
             least = 1e-3 * max(gradient.abs().max() for gradient in gradients[name])
             for index, after in enumerate(network.parameters()):
                 gradient = gradients[name][index]
@@ -217,8 +217,8 @@ def test_fused_and_eager_agree_over_50_steps() -> None:
 
 
 def test_fused_and_eager_agree_on_the_steps_of_a_run_with_norms() -> None:
-    """Each step from the same weights and moments: run on freely, a value on the other side of a kink (LeakyReLU, L1)
-    is enough to part two runs of so small a network."""
+    """Each step starts from the same weights and moments. Otherwise one value on the other side of a kink (LeakyReLU,
+    L1) would be enough to part two runs of so small a network."""
     flags = ("--norm", "instance")
     eager, fused = build(config_of(*flags), "cpu"), build(config_of(*flags, mode="--fused"), "cpu")
     apart = []
@@ -275,14 +275,14 @@ def test_biases_that_a_norm_takes_away_stay_as_they_are() -> None:
 def test_a_step_never_reads_from_the_device(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("--dropout", mode=mode)
     system, batch, meter = build(config, "cpu"), batch_of(config), LossMeter(torch.device("cpu"))
-    # of frozen weights the CPU keeps what it packed, and asks its own library, not the device, whether it still fits
+    # on a CPU a frozen layer keeps its packed weights: that reads memory of the host, not of a device
     monkeypatch.setattr(packed_weights, "packed", lambda *_: None)
 
     def waits(*_: object) -> None:
         raise AssertionError("the step waits for the device")
 
-    if mode == "--eager":  # the reference of the heatmaps is plain Python on purpose
-        monkeypatch.setattr(layers, "eager_landmark_conv", layers.ops.landmark_conv)
+    if mode == "--eager":  # the reference of the heatmaps is plain Python, which reads values
+        always(monkeypatch, "operator", "landmark_conv")
     for name in ("item", "__float__", "__bool__", "__int__", "tolist", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, waits)
     for number in range(1, 3):

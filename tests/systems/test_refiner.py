@@ -1,4 +1,4 @@
-"""The refiner's step against equation (4) written out with torch.nn and plain autograd."""
+"""The step of refiner against equation (4) of the paper, written with torch.nn and plain autograd."""
 
 import copy
 
@@ -8,12 +8,12 @@ import torch
 from engine.checkpoint import save
 from engine.errors import InputError
 from engine.inference.trained import load_trained
-from engine.networks import layers
 from engine.networks.landmarks import normalise
-from engine.networks.refiner import eager_landmark_heatmap, landmark_maps, pyramid
+from engine.networks.refiner import landmark_maps, pyramid
 from engine.systems.refiner import RefinerSystem
 from engine.systems.registry import build
 from engine.training.metrics import LossMeter
+from tests.support.operator_choice import always
 from tests.support.training_fakes import batch_of, tiny_config, worst
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
@@ -27,7 +27,7 @@ def losses_of(mode: str, steps: int, *flags: str) -> list[dict[str, float]]:
 
 
 def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float], dict[str, list[torch.Tensor]]]:
-    """Losses and gradients of each network, by the definitions."""
+    """Compute the losses, and the gradients of each network, by equation (4)."""
     config, d, g = system.config, system.discriminator, system.generator
     maps = landmark_maps(batch.landmarks, config.resolution) if config.landmarks else None
     fake = g(pyramid(batch.images, config.inject), maps)
@@ -72,7 +72,7 @@ def test_step_is_equation_4_with_adam(mode: str, flags: tuple[str, ...]) -> None
                 mean = (0.9 * old["exp_avg"] + 0.1 * gradient) / (1 - 0.9**step)
                 square = (0.999 * old["exp_avg_sq"] + 0.001 * gradient**2) / (1 - 0.999**step)
                 change = -0.01 * mean / (square.sqrt() + 1e-8)
-                # where a gradient is nearly zero Adam's first steps magnify rounding
+                # where a gradient is nearly zero, Adam's first steps magnify rounding
                 sure = gradient.abs() > 1e-5
                 torch.testing.assert_close((after - before[name][index])[sure], change[sure], rtol=2e-2, atol=1e-5)
         balance = config.gamma * wanted["l_real"] - wanted["l_fake"]
@@ -88,10 +88,16 @@ def test_fused_and_eager_agree_over_50_steps(flags: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("flags", [(), LANDMARKS], ids=["plain", "landmarks"])
 def test_one_pass_is_exact_where_fp32_is_chaotic(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a high k the game magnifies rounding, so the algebra is compared in fp64, on the references."""
-    for name in ("resize_conv_act", "linear", "l1_autoencoder_loss", "began_balance"):
-        monkeypatch.setattr(layers.ops, name, getattr(layers, f"eager_{name}"))
-    monkeypatch.setattr(layers.ops, "landmark_heatmap", eager_landmark_heatmap)
+    """With a high k, training magnifies rounding, so the algebra is compared in float64, on the reference operators."""
+    always(
+        monkeypatch,
+        "reference",
+        "resize_conv_act",
+        "linear",
+        "l1_autoencoder_loss",
+        "began_balance",
+        "landmark_heatmap",
+    )
     runs = {}
     for mode in ("--fused", "--eager"):
         config = tiny_config("--gamma", "1", "--lambda-k", "0.1", *flags, mode=mode)
@@ -142,7 +148,7 @@ def test_moving_average_follows_the_generator() -> None:
 
 
 def test_estimator_learns_from_photos_only() -> None:
-    """Its weights after a step do not depend on what G produced."""
+    """The estimator's weights after a step do not depend on what G produced."""
     results = []
     for shift in (0.0, 1.0):
         config = tiny_config(*LANDMARKS, mode="--fused")

@@ -1,4 +1,4 @@
-"""SimGAN's step against its equations in plain torch, its history, its schedule of training, and its options."""
+"""The step of simgan against its equations in plain torch; its history, its order of training, and its options."""
 
 import copy
 from pathlib import Path
@@ -45,7 +45,7 @@ def tiny(*flags: str, mode: str = "--eager"):
 
 
 class Plain:
-    """SimGAN as the paper has it, on copies of a system's weights, by torch.nn.functional and torch.optim.Adam."""
+    """SimGAN as in the paper, on copies of a system's weights, by torch.nn.functional and torch.optim.Adam."""
 
     def __init__(self, system: SimganSystem):
         self.weights = {name: tensor.detach().clone() for name, tensor in system.weights().items()}
@@ -67,7 +67,7 @@ class Plain:
         return torch.tanh(self.conv(y, f"{name}.last"))
 
     def refined_probability(self, x: torch.Tensor, name: str = "discriminator") -> torch.Tensor:
-        """D of every patch."""
+        """D of every patch: the probability that it is refined, (B, h, w)."""
         y = F.relu(self.conv(F.relu(self.conv(x, f"{name}.first", 2)), f"{name}.second", 2))
         y = F.relu(self.conv(F.max_pool2d(y, 3, 1, 1), f"{name}.third"))
         logits = self.conv(F.relu(self.conv(y, f"{name}.mix")), f"{name}.last")
@@ -94,7 +94,7 @@ class Plain:
 
 
 def norm_1_over_n(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """||a - b||_1 / n for each pixel, mean over pixels and images."""
+    """||a - b||_1 / n of each pixel, averaged over pixels and images."""
     return ((a - b).abs().sum(1) / a.shape[1]).mean()
 
 
@@ -159,7 +159,7 @@ def test_the_cycle_is_two_refiners_and_two_discriminators(mode: str) -> None:
 
 
 def test_each_patch_has_its_own_two_classes() -> None:
-    """Logits that are right in one corner and wrong elsewhere: no mixing of positions and classes."""
+    """Logits that are right in one corner and wrong elsewhere show that positions and classes do not mix."""
     logits = torch.zeros(2, 2, 3, 3)
     logits[:, REAL, 0, 0], logits[:, REFINED, 0, 1:] = 10, 10
     logits[1, REAL, 2, 2] = 10
@@ -181,12 +181,12 @@ def test_the_logits_are_linear_and_local() -> None:
     assert seen.min() >= 32 - 12 and seen.max() <= 32 + 12
 
 
-# numbers of fused and eager
+# fused and eager give the same numbers
 
 
 @KINDS
 def test_fused_and_eager_agree(flags: tuple[str, ...]) -> None:
-    """A path through the patches' classes is chaotic, so accuracies (which jump) are left out."""
+    """The losses alone: an accuracy jumps when rounding changes the class of one patch."""
     runs = []
     for mode in ("--fused", "--eager"):
         torch.manual_seed(0)
@@ -240,7 +240,7 @@ def test_first_the_refiner_alone_then_the_discriminator_alone() -> None:
         losses = system.step(batch_of(config, number))
         moved = {name.split(".")[0] for name, t in system.weights().items() if (t != before["weights"][name]).any()}
         steps = {name: {int(s["step"]) for s in o.state.values()} for name, o in system.optimisers.items()}
-        # the moving average is still on its way when R waits
+        # the moving average still moves towards R while R waits
         assert (
             moved - {"ema"}
             == ({"generator"}, {"discriminator"}, {"generator", "discriminator"})[(number >= 3) + (number >= 5)]
@@ -285,7 +285,7 @@ def test_the_average_follows_the_refiner() -> None:
 
 @KINDS
 def test_recorded_steps_are_the_plain_steps(flags: tuple[str, ...]) -> None:
-    """Also when R and D begin to learn after the recording."""
+    """R and D begin to learn after the recording."""
     config = tiny("--pretrain-refiner", "4", "--pretrain-discriminator", "1", *flags, mode="--fused")
     assert_recorded_steps_are_the_plain_steps(config, 8)
 
@@ -307,7 +307,7 @@ def test_a_step_never_reads_from_the_device(mode: str, flags: tuple[str, ...], m
     def waits(*_: object) -> None:
         raise AssertionError("the step waits for the device")
 
-    # on a CPU what is packed of a frozen weight is kept, and asked whether it still holds
+    # on a CPU a frozen layer keeps its packed weights: that reads memory of the host, not of a device
     monkeypatch.setattr("engine.kernels.resize_conv_act.packed_weights.keep", lambda weight: None)
     for name in ("item", "__float__", "__bool__", "__int__", "tolist", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, waits)

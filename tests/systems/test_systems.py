@@ -1,4 +1,4 @@
-"""What every system owes the loop: recorded steps, exact resuming, samples, a module for use, a dry run."""
+"""What the training loop needs of each system: recorded steps, exact resuming, samples, a module for use, a dry run."""
 
 import pytest
 import torch
@@ -25,11 +25,11 @@ CHANGING = ("--steps", str(STEPS), "--lr-schedule", "cosine", "--lr-warmup", "3"
 def train(
     config: TrainConfig, system: System, step, first: int = 1, last: int = STEPS
 ) -> list[dict[str, torch.Tensor]]:
-    found = []
+    losses = []
     for number in range(first, last + 1):
         system.set_learning_rate(learning_rate(config, number))
-        found.append({key: loss.clone() for key, loss in step(batch_of(config, number)).items()})
-    return found
+        losses.append({key: loss.clone() for key, loss in step(batch_of(config, number)).items()})
+    return losses
 
 
 @EVERY

@@ -1,4 +1,4 @@
-"""wgan's steps, clipping and gradient penalty against their definitions in plain torch."""
+"""The steps, the clipping and the gradient penalty of wgan against their definitions in plain torch."""
 
 import pytest
 import torch
@@ -32,19 +32,19 @@ def tiny(**values):
 
 
 def plain_penalty(critic, images, fake, share):
-    """Mean of (|gradient| - 1)^2 at points between, image by image."""
-    found = []
+    """Compute the mean of (|gradient| - 1)^2 at points between two images, image by image."""
+    penalties = []
     for x, y, a in zip(images, fake, share, strict=True):
         v = (a * x + (1 - a) * y).unsqueeze(0).requires_grad_()
         (gradient,) = torch.autograd.grad(critic(v).sum(), v, create_graph=True)
-        found.append((gradient.square().sum().sqrt() - 1) ** 2)
-    return sum(found) / len(found)
+        penalties.append((gradient.square().sum().sqrt() - 1) ** 2)
+    return sum(penalties) / len(penalties)
 
 
 @pytest.mark.parametrize("values", [{}, {"layers": "paper"}, PENALTY], ids=["clipped", "paper", "penalty"])
 @MODES
 def test_steps_are_those_of_the_papers(fused, values):
-    """Two steps of two critic updates and one of G each, in plain torch on copies of the networks."""
+    """Two steps, each of two critic updates and one of G, in plain torch on copies of the networks."""
     system = build(tiny(fused=fused, **values), "cpu")
     config, copies = system.config, twins(system)
     critic, g = copies["critic"], copies["generator"]
@@ -90,7 +90,7 @@ def test_clipping_holds_in_every_critic_step():
         lambda critic, _: largest.append(max(p.abs().max().item() for p in critic.parameters()))
     )
     run_steps(system, 2)
-    # of each step: photos and generated images in three critic steps, then G's
+    # the critic runs 7 times a step: on photos and on generated images in three critic steps, then for G
     in_critic_steps = [value for index, value in enumerate(largest) if index % 7 != 6]
     assert len(in_critic_steps) == 12 and max(in_critic_steps) <= 0.005
     assert max(largest[0], largest[6]) > 0.0049, "the limit was never reached"
