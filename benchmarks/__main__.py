@@ -23,10 +23,11 @@ import torch
 
 from benchmarks import selftest
 from benchmarks.arguments import Arguments, check
+from benchmarks.checkout import commit
 from benchmarks.prediction import ranks
 from benchmarks.reports import compare, page, readme, saved
 from benchmarks.suites import fuse, latency, loading, operators, profile, scaling, step, systems
-from benchmarks.timing.measure import Limits, commit, measure_limits, steady_memory
+from benchmarks.timing.measure import Limits, measure_limits, steady_memory
 from benchmarks.timing.table import Table
 from engine import cli
 from engine.errors import InputError

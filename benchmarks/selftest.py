@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
+from benchmarks.checkout import ROOT
 from benchmarks.reports import compare, saved
 from benchmarks.suites import operators
 from benchmarks.timing.table import Table
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
             out = Path(folder) / f"{plant}.json"
             given = str(Path(folder) / "first.json") if plant == "slower" else ""
             command = [sys.executable, "-m", "benchmarks.selftest", plant, str(out), given]
-            done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if not out.exists():
                 print(done.stderr, file=sys.stderr)
                 return 1

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing.measure import commit
+from benchmarks.checkout import ROOT, commit
 from benchmarks.timing.table import Table
 from engine import ops
 from engine.errors import InputError
@@ -29,7 +29,6 @@ from engine.kernels import _native
 
 SCHEMA = 1
 SECONDS = 460  # of all parts together; the rest of eight minutes starts processes and builds
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("triton", "tyro", "tqdm", "safetensors", "PIL", "matplotlib", "jinja2")  # that the parts below import
 OK, FAILED, NOT_RUN = "ok", "FAILED", "not run"
 

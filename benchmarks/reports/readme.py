@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.patches import Patch
 
+from benchmarks.checkout import ROOT
 from benchmarks.reports import figures, saved
 from engine import cli
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.pages.charts import INK, inline, styled
 
-ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- written by `make readme-figures`: begin -->"
 END = "<!-- written by `make readme-figures`: end -->"
 PLOT = "docs/benchmark.svg"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.checkout import ROOT
 from benchmarks.suites import loading
 from benchmarks.timing.measure import Timing
 
@@ -53,7 +54,7 @@ def train(folder: Path, competitor: str, processes: int, steps: int) -> list[dic
     options |= {"checkpoint_every": steps, "threads": 1} | OPTIONS
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", *launcher, "engine.train", f"--{competitor}", *words]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{competitor} with {processes} processes: {done.stderr.strip().splitlines()[-1:]}")
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
+from benchmarks.checkout import ROOT
 from benchmarks.timing import native_calls
 from benchmarks.timing.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
 from benchmarks.timing.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
@@ -97,9 +98,8 @@ def peak_memory(name: str, setting: dict, device: str, precision: str = "fp32") 
         with tf32_allowed(PRECISIONS[precision].tf32):
             return _peak(name, *build(name, setting, device, precision))
     command = [sys.executable, "-m", "benchmarks.suites.step", name, json.dumps(setting), device, precision]
-    root = Path(__file__).parent.parent
     done = subprocess.run(
-        [*command, str(torch.get_num_threads())], check=True, capture_output=True, text=True, cwd=root
+        [*command, str(torch.get_num_threads())], check=True, capture_output=True, text=True, cwd=ROOT
     )
     return int(done.stdout.split()[-1])
 

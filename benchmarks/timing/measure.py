@@ -5,12 +5,10 @@ import gc
 import itertools
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
@@ -266,14 +264,3 @@ def gpu_seconds(call: Callable[[], object], rounds: int = 10) -> float:
         end.synchronize()
         taken.append(start.elapsed_time(end) / 1e3)
     return statistics.median(taken)
-
-
-def commit() -> str | None:
-    """The checkout's commit, with + where it has changes; None outside one."""
-    here = Path(__file__).parent
-    try:
-        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return name.stdout.strip() + "+" * bool(dirty.stdout.strip())
