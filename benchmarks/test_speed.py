@@ -20,13 +20,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases: dict[str, tuple[tuple[str, ...], Prepare]] = {}
     compiled = Arguments().can_compile
     device, precision = option("--device"), option("--precision")
-    for spec, sample in operators.cases("", option("--quick")):
-        names = operators.names(spec, sample, compiled)
-        cases[operators.label((spec, sample))] = (
-            names,
-            lambda s=spec, m=sample: operators.prepared(s, m, device, compiled, precision),
-        )
-    for name, setting in step.settings("", option("--quick")).items():
+    for case in operators.cases("", option("--quick")):
+        names = operators.names(case, compiled)
+        cases[case.label] = names, lambda case=case: operators.prepared(case, device, compiled, precision)
+    for name, setting in step.cases("", option("--quick")).items():
         names = tuple(n for n in step.COMPETITORS if compiled or n != "compile")
         cases[name] = names, lambda s=setting, n=names: step.prepared(s, device, n, precision)
     found = [(case, prepare, name) for case, (names, prepare) in cases.items() for name in names]

@@ -7,24 +7,31 @@ import torch
 import triton
 from tqdm import tqdm
 
-from benchmarks.prediction import compiled
+from benchmarks.arguments import Arguments
+from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import CAPABILITIES, Resources, Variant
 from benchmarks.timing.table import Table
 
 
-def suite(only: str, quick: bool) -> tuple[list[dict], list[Table]]:
-    """Compiles what operators whose name contains `only`, and the step, launch. A row with problems has `failed`.
+def cases(only: str, quick: bool = False) -> list[str]:
+    """The operators with GPU kernels, and the refiner's step, whose name contains `only`."""
+    return [name for name in (*launches.specs(), compiled.PAPER) if only in name]
 
-    quick: the few variants that every test run compiles.
+
+def run(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
+    """Compiles what the cases launch. A row with problems has `failed`.
+
+    --quick: only the few variants that every test run compiles.
     """
+    only, quick = arguments.filter, arguments.quick
     with tqdm(desc="launches", leave=False, disable=None) as bar:
-        found = compiled.shipped(only, samples=quick, tick=lambda what: (bar.set_postfix_str(what), bar.update()))
-    variants = list(found.variants.values())
+        launched = compiled.shipped(only, samples=quick, tick=lambda what: (bar.set_postfix_str(what), bar.update()))
+    variants = list(launched.variants.values())
     wanted = few(variants) if quick else [(v, c) for v in variants for c in CAPABILITIES]
     with tqdm(total=len(wanted), desc="compiling", leave=False, disable=None) as bar:
-        made = compiled.compile_all(wanted, bar.update)
-    merged = rows(made)
-    shown = [summary(made), *tables(merged)]
+        compilations = compiled.compile_all(wanted, bar.update)
+    merged = rows(compilations)
+    shown = [summary(compilations), *tables(merged)]
     print(*shown, sep="\n")
     return merged, shown
 

@@ -39,8 +39,6 @@ from benchmarks.prediction import launches
 from benchmarks.prediction.compiled import Pointer, Resources, Variant, residents
 from benchmarks.prediction.devices import Device
 from benchmarks.suites import operators, step
-from engine import ops
-from engine.kernels import _spec
 from engine.kernels._gpu.launch import Cost, Launch
 from engine.systems.base import System
 
@@ -170,11 +168,11 @@ def counted(call: Callable[[], object]) -> list[Operation]:
     return found.operations
 
 
-def eager_operator(spec: _spec.Spec, sample: _spec.Sample, mode: launches.Mode) -> list[Operation]:
-    """Operations of the reference's forward and backward on one sample; nothing is computed."""
+def eager_operator(case: operators.Case, mode: launches.Mode) -> list[Operation]:
+    """Operations of the reference's forward and backward on one shape; nothing is computed."""
     with FakeTensorMode():
-        made = launches.blank(spec, sample, mode)
-        return counted(operators.both_passes(ops.OPERATORS[spec.operator].reference, made, sample))
+        inputs = launches.blank(case.spec, case.sample, mode)
+        return counted(operators.both_passes(case.reference, inputs, case.sample))
 
 
 def eager_step(setting: dict, mode: str) -> list[Operation]:

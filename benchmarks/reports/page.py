@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks import catalogue
 from benchmarks.reports import figures, saved
 from benchmarks.timing.table import giga, ms, percent
 from engine import __version__, cli
@@ -17,15 +18,9 @@ from engine.host import atomic_files
 from engine.pages.charts import SERIES, inline, styled
 from engine.pages.template import fill
 
-SPEEDS = {
-    "step": "Training steps of the refiner",
-    "systems": "Training steps of every system",
-    "latency": "One image through a trained refiner",
-    "loading": "Loading pictures",
-    "fuse": "Models of other libraries, by engine.fuse",
-    "ops": "Operators, forward + backward",
-}
-SHOWN = (*SPEEDS, "scaling", "profile")
+# suites with bars of speed-ups, in the page's order: whole programs first, single operators last
+SPEEDS = sorted((suite for suite in catalogue.SUITES.values() if suite.heading), key=lambda suite: suite.name == "ops")
+SHOWN = tuple(dict.fromkeys([*(suite.name for suite in SPEEDS), *catalogue.MEASURED]))
 
 
 @dataclass
@@ -87,16 +82,15 @@ def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Title, cards and whether they stand side by side; those without rows are left out."""
     by_suite = {suite: [row for row in result["rows"] if row["suite"] == suite] for suite in SHOWN}
     found = []
-    for suite, title in SPEEDS.items():
-        there = {name for row in by_suite[suite] for name in row.get("speedup", {})}
+    for suite in SPEEDS:
+        rows = by_suite[suite.name]
+        there = {name for row in rows for name in row.get("speedup", {})}
         legend = {name: colour for name, colour in figures.BASELINES.items() if name in there}
-        cards = [
-            _card(kind, figures.speedups, members, legend=legend) for kind, members in _kinds(by_suite[suite]).items()
-        ]
-        loaders = [row for row in by_suite[suite] if row.get("times_the_demand")]
+        cards = [_card(kind, figures.speedups, members, legend=legend) for kind, members in _kinds(rows).items()]
+        loaders = [row for row in rows if row.get("times_the_demand")]
         if loaders:
             cards.append(_card("Supply and demand", figures.supply, loaders, legend=figures.SUPPLY))
-        found.append({"title": title, "cards": cards, "small": False})
+        found.append({"title": suite.heading, "cards": cards, "small": False})
     if result["limits"]:
         plot = _card("Algebra and traffic of every operator", figures.roofline, by_suite["ops"], result["limits"])
         found.append({"title": "Roofline", "cards": [plot] if plot else [], "small": False})

@@ -5,17 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks import catalogue
 from engine.errors import InputError
 
 SCHEMA = 6
-STEPS = "refiner "  # how the names of schema 1's steps begin, which has no suites
-# what a measured row of each suite holds, unless it failed or was not run
-_SPEED = ("speedup", "timings")
-_PARTS = {**dict.fromkeys(("ops", "step", "systems", "latency", "loading", "fuse"), _SPEED),
-          "scaling": ("timings",), "profile": ("wall", "calls", "outside")}  # fmt: skip
-# since schema 3, and 5
+STEPS = "refiner "  # the names of training steps begin so in schema 1, whose rows have no suite
+# old name -> new name: since schema 3
 _RENAMED = {"sgemm_flops": "matrix_flops", "share_of_sgemm": "share_of_matrix"}
-_RENAMED["speedup_over_one_thread"] = "speedup_over_one"
+_RENAMED["speedup_over_one_thread"] = "speedup_over_one"  # since schema 5
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -88,7 +85,8 @@ def _row(path: str, row: Any) -> dict[str, Any]:
         row["calls"] = [_renamed(call) for call in row["calls"]]
     if "failed" in row or "not_run" in row:
         return row
-    lacking = [part for part in _PARTS.get(row["suite"], ()) if not isinstance(row.get(part), dict | list)]
+    suite = catalogue.SUITES.get(row["suite"])
+    lacking = [part for part in suite.holds if not isinstance(row.get(part), dict | list)] if suite else []
     if lacking:
         raise InputError(f"{path}: {row['name']!r} has no {lacking[0]}: give a file that --json wrote")
     try:

@@ -52,6 +52,11 @@ class Profile:
         return {"wall": self.wall.to_json(), "calls": calls, "outside": self.outside}
 
 
+def cases(only: str, quick: bool) -> dict[str, dict]:
+    """The settings of the suite `step`."""
+    return step.cases(only, quick)
+
+
 def measure(setting: dict, device: str, rounds: int, tick: Callable[[int], None]) -> Profile:
     """Medians over `rounds` fused steps, after two that warm up."""
     system, batch = step.build("fused", setting, device)
@@ -133,7 +138,7 @@ def _rates(line: Line, limits: Limits) -> dict[str, float | None]:
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The profile suite: the native calls of a fused step, the longest first, and the rest of the step."""
     rows, tables = [], []
-    for name, setting in step.settings(arguments.filter, arguments.quick).items():
+    for name, setting in cases(arguments.filter, arguments.quick).items():
         with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
             found = measure(setting, arguments.device, arguments.rounds, tick(bar))
         rows.append({"suite": "profile", "name": name, **found.to_json(limits)})

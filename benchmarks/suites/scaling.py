@@ -26,12 +26,11 @@ def thread_cases(only: str, quick: bool, device: str) -> Iterator[tuple[str, Pre
 
     quick: of these the one that every system is made of.
     """
-    for name, setting in step.settings(only, quick).items():
+    for name, setting in step.cases(only, quick).items():
         yield name, lambda setting=setting: sweeps.calls_of_step(setting, device)
-    for spec, sample in operators.cases(only, quick=True):
-        if quick and sample.options.get("resize") != "up":
-            continue
-        yield f"{spec.operator} {sample.name}", lambda spec=spec, sample=sample: sweeps.calls_of(spec, sample, device)
+    for case in operators.cases(only, quick=True):
+        if not quick or case.sample.options.get("resize") == "up":
+            yield case.label, lambda case=case: sweeps.calls_of(case, device)
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:

@@ -46,7 +46,7 @@ AUTOTUNED = "compile max-autotune"
 GRAPHED = ("fused", "strong", AUTOTUNED)
 
 
-def settings(only: str, quick: bool = False) -> dict[str, dict]:
+def cases(only: str, quick: bool = False) -> dict[str, dict]:
     """The settings whose name contains `only`; quick: only the small one."""
     return {name: setting for name, setting in SETTINGS.items() if only in name and (not quick or name == QUICK)}
 
@@ -202,7 +202,7 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     rows, table = [], comparison(f"Training steps, {precision}")
     columns = [("", 45), ("fused MiB", 10), *((f"{name} MiB", 12) for name in BASELINES), ("of eager", 9)]
     memory = Table("Peak training memory: what three steps add to a process", columns)
-    chosen = settings(arguments.filter, arguments.quick)
+    chosen = cases(arguments.filter, arguments.quick)
     competitors = (*COMPETITORS, *([AUTOTUNED] if arguments.autotune else []))
     competitors = tuple(name for name in competitors if not name.startswith("compile") or arguments.can_compile)
     if chosen:

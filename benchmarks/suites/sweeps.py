@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 
 from benchmarks.suites import operators, step
 from benchmarks.timing.measure import Timing, interleaved
-from engine import ops
 from engine.kernels import _spec
 
 # what stays while another grows, and what each grows through
@@ -74,7 +72,7 @@ def _all(device: str) -> Iterator[Sweep]:
 
 
 def _grown(spec: _spec.Spec, sized: Callable[..., _spec.Sample], axis: str, device: str) -> Prepare:
-    return lambda value: calls_of(spec, sized(**BASE | {axis: value}), device)
+    return lambda value: calls_of(operators.Case(spec, sized(**BASE | {axis: value})), device)
 
 
 def measure(
@@ -130,10 +128,9 @@ def calls_of_step(setting: dict, device: str) -> tuple[dict[str, Callable], list
     }, failed
 
 
-def calls_of(spec: _spec.Spec, sample: _spec.Sample, device: str) -> tuple[dict[str, Callable], list[str]]:
+def calls_of(case: operators.Case, device: str) -> tuple[dict[str, Callable], list[str]]:
     """Forward and backward of an operator, fused and eager, as calls, and the results that disagree."""
-    operator = ops.OPERATORS[spec.operator]
-    failed = operators.disagreements(spec, sample, device, {"eager": operator.reference})
-    made = _spec.tensors(sample, torch.float32, device)
-    functions = {"fused": operator.function, "eager": operator.reference}
-    return {name: operators.both_passes(function, made, sample) for name, function in functions.items()}, failed
+    failed = operators.disagreements(case, device, {"eager": case.reference})
+    inputs = case.tensors("fp32", device)
+    functions = {"fused": case.fused, "eager": case.reference}
+    return {name: operators.both_passes(function, inputs, case.sample) for name, function in functions.items()}, failed

@@ -274,7 +274,7 @@ def test_quick_takes_one_shape_of_each_kind():
     assert len(quick) == len(kinds) and kinds == {(spec.operator, s.options.get("resize")) for spec, s in quick}
     assert all(any(sample is other for _, other in every) for _, sample in quick)
     assert all("up" in sample.name for _, sample in operators.cases(" up ")) and not list(operators.cases("conv9"))
-    assert list(step.settings("", quick=True)) == [step.QUICK]
+    assert list(step.cases("", quick=True)) == [step.QUICK]
 
 
 def test_the_better_layout_and_the_missing_baselines():
