@@ -40,10 +40,9 @@ class Suite:
 
 
 def _suite(module: str, name: str, **facts: Any) -> Suite:
-    """A suite whose `run` and `cases` are those of a module, imported when one of them is first called.
+    """A suite whose `run` and `cases` are those of a module, which is imported when one of them is called.
 
-    Neither --help nor the commands on saved results then load the systems, and only the suites that compile GPU
-    kernels load Triton's compiler.
+    The suites lie above this file, and only `compiled` and `predict` are to load Triton's compiler.
     """
 
     def imported(function: str) -> Callable:

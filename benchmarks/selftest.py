@@ -129,15 +129,20 @@ def measure(plant: str, out: Path, undisturbed: str) -> int:
 
     undisturbed: path of the result that tells how long a row takes that is to be slowed; "" where nothing is.
     """
+    medians = {}
+    if undisturbed:
+        medians = {row["name"]: row["timings"]["fused"]["median"] for row in saved.read(Path(undisturbed))["rows"]}
+    return run(Arguments(suite="ops", rounds=ROUNDS, json=out), [suite_of(planted(plant, medians))])
+
+
+def planted(plant: str, medians: dict[str, float]) -> list[Case]:
+    """The cases of ROWS with something planted or nothing. medians: seconds of fused by row, for the plant "slower"."""
     cases = [case for case in operators.cases("") if case.label.startswith(ROWS)]
     if plant == "wrong":
-        cases = [with_error(case) if case.spec.operator == WRONG else case for case in cases]
+        return [with_error(case) if case.spec.operator == WRONG else case for case in cases]
     if plant == "slower":
-        medians = {r["name"]: r["timings"]["fused"]["median"] for r in saved.read(Path(undisturbed))["rows"]}
-        cases = [
-            slowed(case, SLOWER * medians[case.label]) if case.label.startswith(SLOWED) else case for case in cases
-        ]
-    return run(Arguments(suite="ops", rounds=ROUNDS, json=out), [suite_of(cases)])
+        return [slowed(case, SLOWER * medians[case.label]) if case.label.startswith(SLOWED) else case for case in cases]
+    return cases
 
 
 def suite_of(cases: list[Case]) -> catalogue.Suite:

@@ -134,7 +134,7 @@ def measure(launch: Launch) -> float:
 
 
 def row(subject: Subject, shipped: Shipped, resources: dict[str, Resources], device: Device, mode: str) -> dict:
-    """One subject for the JSON: every launch with its bound, the sums, and eager PyTorch by the same rates."""
+    """The row of a subject: every launch with its bound, the sums, and eager PyTorch by the same rates."""
     entry = {"suite": "predict", "name": subject.name, "gpu": device.name, "arithmetic": mode}
     unfit = sorted({f"{s.name}: {resources[s.key].error or 'does not fit'}" for s in subject.started
                     if not compiled.residents(device, resources[s.key])})  # fmt: skip
@@ -184,7 +184,7 @@ def table(rows: list[dict], device: Device, precision: str, measured: bool) -> T
 
 
 def errors(rows: list[dict]) -> Table | None:
-    """Measured over predicted by kernel: the median, the quickest and the slowest; None where nothing was measured."""
+    """Measured over predicted seconds by kernel: median, least and worst; None if nothing was measured."""
     by_kernel: dict[str, list[float]] = {}
     for entry in rows:
         for kernel in entry.get("launches", []):

@@ -87,7 +87,7 @@ def baselines(case: Case, compiled: bool = True, autotuned: bool = False) -> dic
     reference = case.reference
     functions = {"eager": reference}
     if compiled:
-        torch._dynamo.reset()  # each shape is compiled for itself, however many there were before
+        torch._dynamo.reset()  # each shape is compiled for itself, however many were compiled before
         functions["compile"] = torch.compile(reference, dynamic=False, fullgraph=True)
     if compiled and autotuned:
         mode = "max-autotune-no-cudagraphs"
