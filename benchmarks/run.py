@@ -64,7 +64,7 @@ def measured(
         rows, tables = rows + more_rows, tables + more_tables
         if rows:
             yield limits, rows, tables
-    if not rows:  # a case of `predict` has none where its operator lacks the precision
+    if not rows:  # a case of `predict` gives none if its operator lacks the precision
         raise no_case
 
 

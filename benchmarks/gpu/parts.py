@@ -189,7 +189,7 @@ def _figures(row: dict, precision: str) -> list[str]:
 
 def roofline(place: Place) -> Outcome:
     """How far measured launches are from predicted ones."""
-    from benchmarks.prediction import forecast  # loads Triton: where it is broken, the other parts still run
+    from benchmarks.prediction import forecast  # loads Triton: if that fails, the other parts still run
 
     rows = _rows(place, "predict", "--quick", "--precision", "bf16")
     error = forecast.error(rows)

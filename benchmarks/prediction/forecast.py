@@ -89,7 +89,7 @@ def predict(only: str, quick: bool, precision: str, gpu: str, measured: bool) ->
 
 
 def _operator(case: operators.Case, mode: str, shipped: Shipped, device: Device, measured: bool) -> Subject:
-    """Forward and backward."""
+    """Forward and backward of an operator on one shape."""
     arithmetic = launches.MODES[mode]
     seconds = None
     if measured:

@@ -35,11 +35,11 @@ class Arguments:
     step_ms: float = 1.699
     """One GPU's step at --batch-size, in ms; default: predicted for an H100 in bf16 (benchmarks/results)."""
     fixed: float = 0.13
-    """The share of it that does not grow with the batch."""
+    """The share of that step's time that does not grow with the batch."""
     batch_size: int = 25
-    """Images of that step, and on each GPU where the global batch grows with their number."""
+    """Images of that step, and on each GPU in the first table, whose global batch grows with the number of GPUs."""
     global_batch: int = 1024
-    """Images of all GPUs together where their number alone grows."""
+    """Images of all GPUs together in the second table, in which only the number of GPUs grows."""
 
 
 def ring(size: float, gpus: int) -> float:

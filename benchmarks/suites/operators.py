@@ -114,7 +114,7 @@ def measure(
         competitors, failed = prepared(case, device, compiled, precision, autotuned)
         if failed:
             return {}, failed
-        allocations = None if device == "cuda" else device  # a graph's memory is the graph's
+        allocations = None if device == "cuda" else device  # on a GPU a CUDA graph keeps the memory of its tensors
         return interleaved(competitors, rounds=rounds, in_all=in_all, allocations=allocations), []
 
 

@@ -96,7 +96,7 @@ def layer_addresses(networks: dict[str, nn.Module]) -> dict[int, str]:
 
 
 def library_operators(call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of one call in each of PyTorch's operators, the operators that it calls excluded, the longest first."""
+    """Seconds of one call in each of PyTorch's operators, without the operators that it calls, the longest first."""
     with profiled() as profiler:
         for _ in range(PROFILED):
             call()

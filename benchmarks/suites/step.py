@@ -39,7 +39,7 @@ SETTINGS = {
     "refiner 64x64, 16 filters, batch 16": {"filters": 16, "batch_size": 16},
 }
 QUICK = "refiner 64x64, 16 filters, batch 16"
-# with these k, the balance of BEGAN, has a value that matters from the second step on
+# with these, k (BEGAN's balance) is not zero from the second step on
 BALANCE = {"gamma": 0.9, "lambda_k": 0.5}
 CHECKED = 3  # steps whose losses are compared
 COMPETITORS = ("fused", "eager channels_last", "eager contiguous", "compile", "strong")
@@ -66,7 +66,7 @@ def measure(
         steps, failed = prepared(setting, device, competitors, precision)
         if failed:
             return {}, failed
-        allocations = device if device == "cpu" else None  # a graph's memory is the graph's
+        allocations = device if device == "cpu" else None  # on a GPU a CUDA graph keeps the memory of its tensors
         return interleaved(steps, rounds=rounds, after_round=tick, allocations=allocations), []
 
 

@@ -1,4 +1,4 @@
-"""The baseline `strong` of the suite `step`: what a careful user of PyTorch reaches without own kernels."""
+"""The baseline `strong` of the suite `step`: what a careful user of PyTorch reaches without writing kernels."""
 
 import torch
 from torch import Tensor

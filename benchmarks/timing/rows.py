@@ -19,7 +19,7 @@ def short(name: str) -> str:
 
 
 def best(timings: dict[str, Timing], baseline: str) -> Timing | None:
-    """A competitor in the better of its layouts; None where it did not run."""
+    """A competitor in the better of its layouts; None if it did not run."""
     ran = [timing for name, timing in timings.items() if name.split()[0] == baseline]
     return min(ran, key=lambda timing: timing.median, default=None)
 
@@ -48,7 +48,7 @@ def row(suite: str, name: str, timings: dict[str, Timing], failed: list[str]) ->
 def shares(entry: dict, limits: Limits, flops: float | None, moved: float | None) -> dict:
     """The row with its FLOPs, its least bytes, and the shares of the machine's limits that both make over its time.
 
-    flops: that the algebra needs; moved: bytes. Each is None where it is unknown.
+    flops: that the algebra needs; moved: bytes. Each is None if unknown.
     """
     seconds = entry["timings"]["fused"]["median"]
     return entry | {"algebra_flops": flops, "bytes": moved, **limits.shares(seconds, flops, moved)}
@@ -73,7 +73,7 @@ def comparison(title: str) -> Table:
 
 
 def cells(entry: dict) -> list[str]:
-    """A row of the table."""
+    """The cells of a row of `comparison`."""
     name = short(entry["name"])
     if "failed" in entry:
         return [name, f"DIFFERENT: {entry['failed'][0]}"]
@@ -100,7 +100,7 @@ def guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dic
 
 
 def tick(bar: tqdm) -> Callable[[int], None]:
-    """What moves a bar by one after each round."""
+    """A call for each round that moves a bar by one."""
     return lambda _: bar.update()
 
 
