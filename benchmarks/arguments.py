@@ -1,4 +1,4 @@
-"""The options of `python -m benchmarks`, and whether they fit."""
+"""The options of `python -m benchmarks SUITE`, and the checks of whether they fit together."""
 
 import shutil
 from dataclasses import dataclass
@@ -8,10 +8,14 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from benchmarks import catalogue
 from engine.errors import InputError
 
 LEAST_ROUNDS = 10
-WITHOUT_PAGE = ("compiled", "predict")
+_MEASURES = "; ".join(f"{suite.name}: {suite.measures}" for suite in catalogue.SUITES.values())
+_ON_CUDA = " and ".join(suite.name for suite in catalogue.chosen(catalogue.ALL, "cuda"))
+_MEASURES += f"; {catalogue.ALL}: everything that is timed (with --device cuda {_ON_CUDA})."
+_QUICK = "Minutes instead of hours. " + "; ".join(f"{s.name}: {s.quick}" for s in catalogue.SUITES.values()) + "."
 
 
 @dataclass(frozen=True)
@@ -19,30 +23,13 @@ class Arguments:
     """Options of the benchmark."""
 
     suite: Annotated[
-        Literal[
-            "ops",
-            "step",
-            "systems",
-            "latency",
-            "loading",
-            "scaling",
-            "profile",
-            "fuse",
-            "all",
-            "compiled",
-            "predict",
-        ],
+        Literal[catalogue.NAMES],  # a tuple is the same as its elements
         tyro.conf.Positional,
-    ] = "all"
-    """Operators; whole training steps of the refiner; those of the other systems; one image through a trained refiner;
-    the loaders of pictures; the first two at 1 to all threads; where a fused step's time goes on the CPU; models that
-    engine.fuse rewrites; or all of these. compiled: GPU kernels ahead of time; predict: their times by a roofline, with
-    cuda also measured."""
+        tyro.conf.arg(help=_MEASURES),
+    ] = catalogue.ALL
     filter: str = ""
     """Only cases whose name contains this text."""
-    quick: tyro.conf.FlagCreatePairsOff[bool] = False
-    """A few operator shapes, the small step, and systems at 32x32 uncompiled: minutes. For compiled: what the tests
-    compile."""
+    quick: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=_QUICK)] = False
     json: Path | None = None
     """Write every sample to this file, with machine, versions and commit."""
     markdown: Path | None = None
@@ -58,7 +45,7 @@ class Arguments:
     autotune: tyro.conf.FlagCreatePairsOff[bool] = False
     """On cuda: also torch.compile in mode max-autotune, which takes minutes for each step and long for each shape."""
     budget: float = float("inf")
-    """Seconds after which no further case of ops or step is begun; those left out are named."""
+    """Seconds after which no further case begins (in scaling and profile: all begin); cases left out are named."""
     rounds: int = LEAST_ROUNDS
     """Interleaved rounds, at the least; medians and quartiles are over them."""
     threads: int = 0
@@ -66,8 +53,13 @@ class Arguments:
 
     @property
     def can_compile(self) -> bool:
-        """Whether torch.compile can build CPU code here."""
+        """Whether torch.compile can build CPU code here, and with it the baseline `compile`."""
         return bool(shutil.which("g++") or shutil.which("clang++"))
+
+    @property
+    def suites(self) -> list[catalogue.Suite]:
+        """The suites that are to run."""
+        return catalogue.chosen(self.suite, self.device)
 
 
 def check(arguments: Arguments) -> None:
@@ -76,14 +68,16 @@ def check(arguments: Arguments) -> None:
         raise InputError(f"--rounds must be at least {LEAST_ROUNDS}: medians of fewer say little")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("no CUDA device here; use --device cpu")
-    cuda_alone = {"--autotune": arguments.autotune, "--precision": (arguments.precision or "fp32") != "fp32"}
+    timed = any(suite.stopwatch for suite in arguments.suites)
+    precision = arguments.precision or "fp32"
+    cuda_alone = {"--autotune": arguments.autotune, f"--precision {precision}": precision != "fp32"}
     for option, given in cuda_alone.items():
-        if given and arguments.device != "cuda" and arguments.suite != "predict":
-            raise InputError(f"{option} {arguments.precision if option == '--precision' else ''}".rstrip()
-                             + " needs --device cuda")  # fmt: skip
-    if arguments.device == "cuda" and arguments.suite in ("loading", "scaling", "profile", "fuse"):
-        raise InputError(f"{arguments.suite} is measured on the CPU alone; leave --device cuda out")
-    if arguments.html and arguments.suite in WITHOUT_PAGE:
+        if given and arguments.device != "cuda" and timed:
+            raise InputError(f"{option} needs --device cuda")
+    for suite in arguments.suites:
+        if arguments.device not in suite.devices:
+            raise InputError(f"{suite.name} is measured on the CPU alone; leave --device cuda out")
+    if arguments.html and not timed:
         raise InputError(f"{arguments.suite} has no page; leave --html out, or give --markdown")
     files = {"--json": arguments.json, "--markdown": arguments.markdown, "--html": arguments.html}
     for option, path in files.items():

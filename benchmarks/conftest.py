@@ -6,7 +6,7 @@ from benchmarks.timing.measure import PRECISIONS, steady_memory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What to measure, as `python -m benchmarks` takes it."""
+    """Adds the options of `python -m benchmarks` that say what to measure."""
     group = parser.getgroup("kiln")
     group.addoption("--quick", action="store_true", help="a few shapes of each operator, and the small step")
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One competitor beside another, and the fastest first; memory as `python -m benchmarks` has it."""
+    """Groups the competitors of a case, and sets memory as `python -m benchmarks` does."""
     if config.option.device == "cpu":
         steady_memory()
     config.option.benchmark_group_by = config.option.benchmark_group_by or "group"

@@ -2,27 +2,32 @@
 
 Four processes measure the same few rows: twice as they are, once with fused made 10 % slower, once with a wrong result.
 Two runs must agree, `compare` must find the slowdown and nothing else, the wrong result must have no speed and end in
-exit status 1. What does not come out so is said, and the exit status is 1.
+exit status 1. Whatever does not hold is printed, and the exit status is then 1.
+
+What is planted is handed to the suite `ops` as a competitor: a case whose `substitute` runs in place of the operator.
 """
 
-import contextlib
+import dataclasses
+import functools
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks import catalogue
 from benchmarks.arguments import Arguments
+from benchmarks.checkout import ROOT
 from benchmarks.reports import compare, saved
+from benchmarks.run import run
 from benchmarks.suites import operators
+from benchmarks.suites.operators import Case
 from benchmarks.timing.table import Table
-from engine import cli, ops
-from engine.kernels._observers import NativeCall, OperatorCall, observed
+from engine import cli
 
 ROWS = (
     "resize_conv_act 25x64x16x16->64 up elu",
@@ -30,9 +35,10 @@ ROWS = (
     "l1_autoencoder_loss 50x3x64x64",
     "style_loss 25x64x32x32",
 )
-PLANTED = ROWS[:2]
-WRONG = "style_loss"
-SLOWER = 0.1
+SLOWED = ROWS[:2]
+WRONG = "style_loss"  # the operator
+SLOWER = 0.1  # of a row's time
+ERROR = 1e-3  # relative
 ROUNDS = 50
 
 
@@ -57,9 +63,9 @@ def main(argv: list[str]) -> int:
         results, status = {}, {}
         for plant in ("first", "second", "slower", "wrong"):
             out = Path(folder) / f"{plant}.json"
-            given = str(Path(folder) / "first.json") if plant == "slower" else ""
-            command = [sys.executable, "-m", "benchmarks.selftest", plant, str(out), given]
-            done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+            undisturbed = str(Path(folder) / "first.json") if plant == "slower" else ""
+            command = [sys.executable, "-m", "benchmarks.selftest", plant, str(out), undisturbed]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if not out.exists():
                 print(done.stderr, file=sys.stderr)
                 return 1
@@ -74,10 +80,10 @@ def main(argv: list[str]) -> int:
 
 
 def judge(results: dict[str, dict[str, Any]], status: dict[str, int]) -> list[Finding]:
-    """What four results show. results, status: by "first", "second", "slower", "wrong"."""
+    """What four results show. results, exit status: by "first", "second", "slower", "wrong"."""
     return [
         agreement(results["first"], results["second"]),
-        found(results["first"], results["slower"]),
+        slowdown(results["first"], results["slower"]),
         untouched(results["first"], results["slower"]),
         refused(results["wrong"], status["wrong"]),
     ]
@@ -91,19 +97,21 @@ def agreement(first: dict[str, Any], second: dict[str, Any]) -> Finding:
     return Finding(f"two runs agree within {compare.LEAST:.0%} on every speed-up", max(off) <= compare.LEAST, figures)
 
 
-def found(first: dict[str, Any], slower: dict[str, Any]) -> Finding:
+def slowdown(first: dict[str, Any], slower: dict[str, Any]) -> Finding:
     """Whether compare calls every slowed row slower."""
-    seen = {c.name: c for c in compare.changes(first, slower) if c.competitor == "fused" and c.name.startswith(PLANTED)}
-    held = all(c.verdict == compare.SLOWER for c in seen.values())
-    figures = ", ".join(f"{c.beside:.3f} {c.verdict}" for c in seen.values())
+    changes = {
+        c.name: c for c in compare.changes(first, slower) if c.competitor == "fused" and c.name.startswith(SLOWED)
+    }
+    held = len(changes) == len(SLOWED) and all(c.verdict == compare.SLOWER for c in changes.values())
+    figures = ", ".join(f"{c.beside:.3f} {c.verdict}" for c in changes.values())
     return Finding(f"compare finds the planted slowdown of {SLOWER:.0%}", held, figures)
 
 
 def untouched(first: dict[str, Any], slower: dict[str, Any]) -> Finding:
     """Whether compare calls no other row of fused slower."""
-    seen = [c for c in compare.changes(first, slower) if c.competitor == "fused" and not c.name.startswith(PLANTED)]
-    figures = ", ".join(f"{c.beside:.3f} {c.verdict}" for c in seen)
-    return Finding("compare calls no other row slower", all(c.verdict != compare.SLOWER for c in seen), figures)
+    changes = [c for c in compare.changes(first, slower) if c.competitor == "fused" and not c.name.startswith(SLOWED)]
+    figures = ", ".join(f"{c.beside:.3f} {c.verdict}" for c in changes)
+    return Finding("compare calls no other row slower", all(c.verdict != compare.SLOWER for c in changes), figures)
 
 
 def refused(wrong: dict[str, Any], status: int) -> Finding:
@@ -116,59 +124,53 @@ def refused(wrong: dict[str, Any], status: int) -> Finding:
 # the process that measures
 
 
-def measure(plant: str, out: Path, given: str) -> int:
-    """Runs the rows with something planted or nothing. given: the result that tells how long a slowed row takes."""
-    import benchmarks.__main__ as bench
+def measure(plant: str, out: Path, undisturbed: str) -> int:
+    """Runs the rows with something planted or nothing; returns the exit status of `python -m benchmarks ops`.
 
-    before = saved.read(Path(given))["rows"] if given else []
-    slower = {row["name"]: SLOWER * row["timings"]["fused"]["median"] for row in before}
-    chosen = [case for case in operators.cases("") if operators.label(case).startswith(ROWS)]
-    operators.cases = lambda only, quick=False: chosen
-    Arguments.can_compile = False  # torch.compile's baselines tell nothing here, and take minutes
-    with planted(wrong=WRONG if plant == "wrong" else ""), slowed(slower):
-        return bench.main(["ops", "--rounds", str(ROUNDS), "--json", str(out)])
+    undisturbed: path of the result that tells how long a row takes that is to be slowed; "" where nothing is.
+    """
+    medians = {}
+    if undisturbed:
+        medians = {row["name"]: row["timings"]["fused"]["median"] for row in saved.read(Path(undisturbed))["rows"]}
+    return run(Arguments(suite="ops", rounds=ROUNDS, json=out), [suite_of(planted(plant, medians))])
 
 
-@contextlib.contextmanager
-def planted(wrong: str) -> Iterator[None]:
-    """The operator of this name gives what is a thousandth too large within the block; "" leaves all alone."""
-    if not wrong:
-        yield
-        return
-
-    def spoil(call: OperatorCall | NativeCall) -> None:
-        if isinstance(call, OperatorCall) and call.operator == wrong:
-            for result in call.results if isinstance(call.results, tuple) else (call.results,):
-                result.data.mul_(1.001)  # as a kernel would that writes it wrong: autograd does not see it
-
-    with observed(spoil):
-        yield
+def planted(plant: str, medians: dict[str, float]) -> list[Case]:
+    """The cases of ROWS with something planted or nothing. medians: seconds of fused by row, for the plant "slower"."""
+    cases = [case for case in operators.cases("") if case.label.startswith(ROWS)]
+    if plant == "wrong":
+        return [with_error(case) if case.spec.operator == WRONG else case for case in cases]
+    if plant == "slower":
+        return [slowed(case, SLOWER * medians[case.label]) if case.label.startswith(SLOWED) else case for case in cases]
+    return cases
 
 
-@contextlib.contextmanager
-def slowed(by: dict[str, float]) -> Iterator[None]:
-    """Fused rows of PLANTED take so many seconds longer within the block. by: seconds by row."""
-    honest = operators.both_passes
+def suite_of(cases: list[Case]) -> catalogue.Suite:
+    """The suite `ops` over these cases, without torch.compile, whose rows tell nothing here and take minutes."""
+    measured = functools.partial(operators.run, chosen=cases, compiled=False)
+    return dataclasses.replace(catalogue.SUITES["ops"], run=measured, cases=lambda only, quick: cases)
 
-    def slow(function: Callable, made: dict, sample: Any) -> Callable[[], object]:
-        call = honest(function, made, sample)
-        owner = next((o.name for o in ops.OPERATORS.values() if o.function is function), "")
-        name = f"{owner} {sample.name}"
-        pause = by.get(name, 0.0) if name.startswith(PLANTED) else 0.0
 
-        def paused() -> object:
-            result, end = call(), time.perf_counter() + pause
-            while time.perf_counter() < end:
-                pass
-            return result
+def with_error(case: Case) -> Case:
+    """The case with a fused operator whose results are too large by ERROR."""
 
-        return paused if pause else call
+    def wrong(*args: object, **options: object) -> object:
+        result = case.fused(*args, **options)
+        return tuple((1 + ERROR) * part for part in result) if isinstance(result, tuple) else (1 + ERROR) * result
 
-    operators.both_passes = slow
-    try:
-        yield
-    finally:
-        operators.both_passes = honest
+    return dataclasses.replace(case, substitute=wrong)
+
+
+def slowed(case: Case, seconds: float) -> Case:
+    """The case with a fused operator that takes so many seconds longer."""
+
+    def slow(*args: object, **options: object) -> object:
+        result, end = case.fused(*args, **options), time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return dataclasses.replace(case, substitute=slow)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`pytest benchmarks [-k TEXT] [--quick]`: the cases of the suites ops and step under pytest-benchmark.
+"""`pytest benchmarks [-k TEXT] [--quick]`: the cases of the suites `ops` and `step` under pytest-benchmark.
 
-A competitor is a test, a case a group. Equivalence comes first: where a case's results differ, its tests fail untimed.
+A competitor is a test, a case is a group. If the results of a case differ, its tests fail and are not timed.
 """
 
 from collections.abc import Callable
@@ -20,31 +20,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases: dict[str, tuple[tuple[str, ...], Prepare]] = {}
     compiled = Arguments().can_compile
     device, precision = option("--device"), option("--precision")
-    for spec, sample in operators.cases("", option("--quick")):
-        names = operators.names(spec, sample, compiled)
-        cases[operators.label((spec, sample))] = (
-            names,
-            lambda s=spec, m=sample: operators.prepared(s, m, device, compiled, precision),
-        )
-    for name, setting in step.settings("", option("--quick")).items():
+    for case in operators.cases("", option("--quick")):
+        names = operators.names(case, compiled)
+        cases[case.label] = names, lambda case=case: operators.prepared(case, device, compiled, precision)
+    for name, setting in step.cases("", option("--quick")).items():
         names = tuple(n for n in step.COMPETITORS if compiled or n != "compile")
         cases[name] = names, lambda s=setting, n=names: step.prepared(s, device, n, precision)
-    found = [(case, prepare, name) for case, (names, prepare) in cases.items() for name in names]
-    metafunc.parametrize("case, prepare, competitor", found, ids=[f"{case}: {name}" for case, _, name in found])
+    tests = [(case, prepare, name) for case, (names, prepare) in cases.items() for name in names]
+    metafunc.parametrize("case, prepare, competitor", tests, ids=[f"{case}: {name}" for case, _, name in tests])
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[str, tuple[dict[str, Callable], list[str]]]:
-    """The last case's competitors: they are made, compiled and checked once."""
+def last() -> dict[str, tuple[dict[str, Callable], list[str]]]:
+    """The competitors of the last case, so that its tests make, compile and check them once."""
     return {}
 
 
-def test_speed(benchmark, request, kept, case: str, prepare: Prepare, competitor: str) -> None:
+def test_speed(benchmark, request, last, case: str, prepare: Prepare, competitor: str) -> None:
     """Seconds of forward and backward, or of a training step."""
-    if case not in kept:
-        kept.clear()
-        kept[case] = prepare()
-    calls, failed = kept[case]
+    if case not in last:
+        last.clear()
+        last[case] = prepare()
+    calls, failed = last[case]
     if failed:
         pytest.fail(f"{case}: {failed[0]}", pytrace=False)
     benchmark.group = case

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.gpu.sanitize`: smallest samples of every operator with GPU kernels, for compute-sanitizer.
+"""`python -m benchmarks.gpu.sanitize`: runs small samples of every operator with GPU kernels, for compute-sanitizer.
 
-Results are not looked at: the tests do that. Tuning is off, so that each kernel runs once.
+The results are not checked here, but in the tests. Tuning is off, so that each kernel runs once.
 """
 
 import os
@@ -17,16 +17,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def smallest(spec: _spec.Spec, count: int = SAMPLES) -> list[_spec.Sample]:
-    """The cheapest samples that have something to do, no two with the same options."""
-    found: dict[str, _spec.Sample] = {}
+    """The cheapest samples with elements, no two with the same options."""
+    cheapest: dict[str, _spec.Sample] = {}
     ordered = sorted((s for s in spec.samples if all(0 not in shape for shape in s.shapes.values())), key=spec.flops)
     for sample in ordered:
-        found.setdefault(str(sorted(sample.options.items())), sample)
-    return list(found.values())[:count]
+        cheapest.setdefault(str(sorted(sample.options.items())), sample)
+    return list(cheapest.values())[:count]
 
 
 def main() -> int:
-    """Runs them; 2 without a GPU."""
+    """Runs the samples; returns 2 without a GPU."""
     if not torch.cuda.is_available():
         print("benchmarks.gpu.sanitize: torch finds no CUDA device", file=sys.stderr)
         return 2

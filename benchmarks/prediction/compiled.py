@@ -1,9 +1,9 @@
 """Ahead-of-time compilation of every kernel and shipped configuration, and what the compiler made of each.
 
-Shipped is what is launched: forward and backward of every operator's samples and benchmark shapes in every arithmetic,
-with every candidate of tuning, and one step of the refiner at the paper's setting. Launches that Triton would compile
-to the same code are one. Triton's own launcher specialises the arguments (kernel.warmup), as on a GPU: a driver that
-only names the target stands where the GPU's would be.
+A configuration is shipped if it is launched by forward or backward of an operator's samples and benchmark shapes, in
+any arithmetic and with any candidate of tuning, or by one step of the refiner at the paper's setting. Launches that
+Triton compiles to the same code count as one variant. Triton's own launcher specialises the arguments (kernel.warmup),
+as it does on a GPU; a driver that only names the target takes the place of the GPU's driver.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from benchmarks.suites import step
 from engine.errors import InputError
 from engine.kernels._gpu.launch import INTERPRETED, OLDEST, Launch, register_bound
 
-PARKED = 32  # bytes of a thread
+PARKED = 32  # bytes of a thread that may spill outside of loops
 CAPABILITIES = tuple(devices.OF_CAPABILITY)
 PAPER = next(iter(step.SETTINGS))
 # PTX of the matrix units by generation: mma.sync since Ampere, wgmma of Hopper, tcgen05 of Blackwell
@@ -37,23 +37,32 @@ TILE = re.compile(r"B[A-Z0-9]+$|BLOCK")  # names of compile-time sizes, by the k
 
 @dataclass(frozen=True)
 class Pointer:
-    """A tensor argument as Triton's launcher looks at it."""
+    """The part of a tensor argument that Triton's launcher looks at."""
 
     dtype: torch.dtype
     aligned: bool
 
     def data_ptr(self) -> int:
-        """An address of the same alignment."""
+        """An address with the tensor's alignment."""
         return 0 if self.aligned else 4
 
     def ptr_range(self) -> int:
-        """As triton's MockTensor."""
+        """What Triton's own MockTensor returns."""
         return 0
 
 
 @dataclass
 class Variant:
-    """One piece of code to compile, and where it is launched. key: Triton's own, of everything the code depends on."""
+    """One piece of code to compile, and where it is launched.
+
+    arguments: by parameter name, tensors as Pointer
+    matrix:    whether its launches count their FLOPs on matrix units
+    oldest:    compute capability, times ten, of the oldest GPUs that it is for
+    key:       Triton's own, of everything that the code depends on
+    signature: Triton's type of each argument
+    modes:     arithmetics of launches.MODES that launch it
+    seen:      number of launches by operator or step
+    """
 
     module: str
     name: str
@@ -61,15 +70,15 @@ class Variant:
     num_warps: int
     num_stages: int
     matrix: bool
-    oldest: int = OLDEST  # compute capability, times ten
+    oldest: int = OLDEST
     key: str = ""
     signature: dict[str, str] = field(default_factory=dict)
     modes: set[str] = field(default_factory=set)
-    seen: dict[str, int] = field(default_factory=dict)  # operator or step -> launches
+    seen: dict[str, int] = field(default_factory=dict)
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The compile-time arguments that the kernel names so (those that an int equal to 1 became are not)."""
+        """The arguments that the kernel declares as compile-time; an int specialised to 1 is not declared so."""
         kernel = getattr(importlib.import_module(self.module), self.name)
         named = {p.name for p in kernel.params if p.is_constexpr}
         return {n: v for n, v in self.arguments.items() if n in named}
@@ -92,9 +101,15 @@ def _words(constants: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a variant takes on one target. Registers of a thread, bytes of a program's shared memory, bytes of stack.
+    """What a variant takes on one target.
 
-    spills: loads and stores of local memory in loops. matrix: matrix instructions by kind. error: why it failed.
+    registers: of a thread
+    stack:     bytes of a thread; local: bytes of its local memory beside the stack
+    shared:    bytes of a program's shared memory
+    threads:   of a program
+    spills:    loads and stores of local memory in loops
+    matrix:    number of matrix instructions by kind
+    error:     why compiling failed; "" if it did not
     """
 
     registers: int = 0
@@ -110,14 +125,14 @@ class Resources:
 # what Triton would compile
 
 
-class _StandIn:
-    """As much of a Triton driver as compiling asks for."""
+class _NamedTarget:
+    """The part of a Triton driver that compiling asks for: it names the target."""
 
     def __init__(self, capability: int):
         self._capability = capability
 
     def get_current_device(self) -> str:
-        return f"sm_{self._capability}"  # Triton keeps what it compiled by this
+        return f"sm_{self._capability}"  # the key by which Triton caches compiled code
 
     def get_current_stream(self, device: str) -> int:
         return 0
@@ -128,10 +143,10 @@ class _StandIn:
 
 @contextlib.contextmanager
 def target(capability: int) -> Iterator[None]:
-    """Triton compiles for this target within the block; no GPU is needed, and none is used."""
+    """Makes Triton compile for this target in the block; no GPU is needed, and none is used."""
     driver = triton.runtime.driver
-    before = driver._active  # not .active, which looks for a GPU
-    driver.set_active(_StandIn(capability))
+    before = driver._active  # the property .active would look for a GPU
+    driver.set_active(_NamedTarget(capability))
     try:
         yield
     finally:
@@ -141,31 +156,31 @@ def target(capability: int) -> Iterator[None]:
 def variant(launch: Launch) -> Variant:
     """The launch's arguments as the compiler takes them, with the key and the signature that Triton gives them.
 
-    To be called within `target`.
+    Must be called in a block of `target`.
     """
     arguments = {
         n: Pointer(a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, torch.Tensor) else a
         for n, a in launch.arguments.items()
     }
-    found = Variant(
+    made = Variant(
         launch.kernel.fn.__module__, launch.name, arguments, launch.num_warps, launch.num_stages, launch.cost.matrix,
         launch.oldest,
     )  # fmt: skip
 
     def look(key: object, compile: dict[str, Any], **_: object) -> bool:
-        found.key, found.signature = f"{found.module} {found.name} {key}", compile["signature"]
-        return True  # enough: nothing is compiled
+        made.key, made.signature = f"{made.module} {made.name} {key}", compile["signature"]
+        return True  # tells Triton to compile nothing
 
     with triton.knobs.runtime.scope():
         triton.knobs.runtime.jit_cache_hook = look
-        warm(launch.kernel, found)
-    return found
+        warm(launch.kernel, made)
+    return made
 
 
 def warm(kernel: Any, wanted: Variant, capability: int = CAPABILITIES[0]) -> Any:
-    """Compiles for the current target, which has this capability, by Triton's launcher, which launches nothing.
+    """Compiles by Triton's launcher, without a launch, for the current target; returns Triton's compiled kernel.
 
-    Returns its compiled kernel.
+    capability: of the current target
     """
     options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
     options |= register_bound(wanted.arguments, lambda: capability)
@@ -178,11 +193,11 @@ class Shipped:
     def __init__(self):
         self.variants: dict[str, Variant] = {}
 
-    def add(self, found: Iterable[Launch], where: str, mode: str) -> list[str]:
-        """Enters launches; returns the key of each."""
+    def add(self, recorded: Iterable[Launch], where: str, mode: str) -> list[str]:
+        """Enters launches; returns the key of each. where: operator or step; mode: of launches.MODES."""
         keys = []
         with target(CAPABILITIES[0]):
-            for launch in found:
+            for launch in recorded:
                 new = variant(launch)
                 known = self.variants.setdefault(new.key, new)
                 known.modes.add(mode)
@@ -195,23 +210,25 @@ class Shipped:
 def shipped(only: str = "", samples: bool = False, tick: Callable[[str], None] = lambda _: None) -> Shipped:
     """Everything that is launched by operators whose name contains `only`, and by the refiner's step.
 
-    samples: with the small, odd shapes of the operators' tests, whose tiles are others.
+    samples: also by the small, odd shapes of the operators' tests, which have other tiles
+    tick:    called with what comes next
     """
     check_not_interpreted()
-    found = Shipped()
+    everything = Shipped()
     for name, spec in launches.specs().items():
         if only not in name:
             continue
         for mode_name, mode in launches.modes(spec).items():
             tick(f"{name} {mode_name}")
             for sample in [*spec.benchmarks, *(spec.samples if samples else [])]:
-                found.add(launches.of_operator(spec, sample, mode, every_choice=True), name, mode_name)
+                recorded = launches.of_operator(spec, sample, mode, every_choice=True)
+                everything.add(recorded, name, mode_name)
     if only in PAPER:
         for mode_name in launches.STEP_MODES:
             tick(f"{PAPER} {mode_name}")
-            made = launches.of_step(step.SETTINGS[PAPER], mode_name, every_choice=True)
-            found.add(made, "refiner step", mode_name)
-    return found
+            recorded = launches.of_step(step.SETTINGS[PAPER], mode_name, every_choice=True)
+            everything.add(recorded, "refiner step", mode_name)
+    return everything
 
 
 def check_not_interpreted() -> None:
@@ -224,7 +241,7 @@ def check_not_interpreted() -> None:
 
 
 def compile_one(wanted: Variant, capability: int) -> Resources:
-    """Compiles (or takes from Triton's cache) and looks at the result."""
+    """Compiles, or takes from Triton's cache, and reads from the result what it takes on the GPU."""
     try:
         with target(capability):
             made = warm(getattr(importlib.import_module(wanted.module), wanted.name), wanted, capability)
@@ -256,7 +273,7 @@ def compile_one(wanted: Variant, capability: int) -> Resources:
 
 
 def spills_in_loops(code: str) -> int:
-    """Loads and stores of local memory between a label and a jump back to it, in what nvdisasm -c prints."""
+    """Counts loads and stores of local memory between a label and a jump back to it. code: what nvdisasm -c prints."""
     labels: dict[str, int] = {}
     loops, spills = [], []
     for number, line in enumerate(code.splitlines()):
@@ -276,51 +293,51 @@ def _output(*command: str) -> str:
 def compile_all(
     wanted: list[tuple[Variant, int]], tick: Callable[[], object] = lambda: None
 ) -> list[tuple[Variant, int, Resources]]:
-    """Compiles each variant for its target, on every core; those that it has no use for are left out."""
+    """Compiles each variant for its target, on every core; variants for newer GPUs than their target are left out."""
     wanted = [(v, capability) for v, capability in wanted if capability >= v.oldest]
     workers = max(1, min(len(os.sched_getaffinity(0)), len(wanted)))
     spawned = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads can hang
-    found = []
+    results = []
     with ProcessPoolExecutor(workers, mp_context=spawned) as pool:
         running = [(v, c, pool.submit(compile_one, v, c)) for v, c in wanted]
         for v, capability, future in running:
-            found.append((v, capability, future.result()))
+            results.append((v, capability, future.result()))
             tick()
-    return found
+    return results
 
 
 def problems(wanted: Variant, capability: int, made: Resources) -> list[str]:
     """What must not be shipped: spills, a matrix kernel without matrix instructions, more than the GPU has.
 
-    A spill is one in a loop, or of more than PARKED bytes: to fit one more program on a multiprocessor ptxas parks a
-    value or two outside of the loops, which costs nothing that can be measured.
+    Only a spill in a loop, or of more than PARKED bytes, is a problem: to fit one more program on a multiprocessor,
+    ptxas moves a value or two to the stack outside of loops, at a cost too small to measure.
     """
     if made.error:
         return [made.error]
-    found = []
+    wrong = []
     if made.stack + made.local > PARKED or made.spills:
-        found.append(f"spills: {made.stack} bytes of stack, {made.spills} loads and stores in loops")
+        wrong.append(f"spills: {made.stack} bytes of stack, {made.spills} loads and stores in loops")
     if wanted.matrix and not made.matrix:
-        found.append("a matrix kernel without matrix instructions")
+        wrong.append("a matrix kernel without matrix instructions")
     if not residents(gpu(capability), made):
-        found.append(f"does not fit: {made.shared} bytes of shared memory, {made.registers} registers")
-    return found
+        wrong.append(f"does not fit: {made.shared} bytes of shared memory, {made.registers} registers")
+    return wrong
 
 
 def residents(device: devices.Device, made: Resources) -> int:
-    """Programs that a multiprocessor holds at once; 0 where the kernel could not be compiled or does not fit."""
+    """Programs that a multiprocessor holds at once; 0 if the kernel could not be compiled or does not fit."""
     return 0 if made.error else devices.programs_at_once(device, made.registers, made.threads, made.shared)
 
 
 def gpu(capability: int) -> devices.Device:
-    """The GPU that a target stands for."""
+    """The GPU that is taken as an example of a target."""
     return devices.DEVICES[devices.OF_CAPABILITY[capability]]
 
 
 def chosen(variants: Iterable[Variant], thorough: bool) -> list[Variant]:
-    """A few variants that have every kernel in every arithmetic and with every choice of its form, large tiles first.
+    """A few variants that together cover every kernel, arithmetic and choice of form, those with large tiles first.
 
-    thorough: every choice of the form in every arithmetic that has it, and every tile size and number of warps.
+    thorough: also every choice of the form in every arithmetic that has it, every tile size and number of warps
     """
     largest: dict[frozenset, Variant] = {}
     for v in variants:
@@ -329,17 +346,17 @@ def chosen(variants: Iterable[Variant], thorough: bool) -> list[Variant]:
         if known is None or _order(v) > _order(known):
             largest[aspects] = v
     left = {v.key: (set(aspects), v) for aspects, v in largest.items()}
-    found = []
+    few = []
     while left:
-        # the most that is new; of equals the one with the largest tile, where registers run out first
+        # the variant with the most new aspects; of equals the one with the largest tile, where registers run out first
         covered, best = left.pop(max(left, key=lambda key: (len(left[key][0]), _order(left[key][1]))))
         if not covered:
             break
-        found.append(best)
+        few.append(best)
         for aspects, v in left.values():
             if v.name == best.name:
                 aspects -= covered
-    return found
+    return few
 
 
 def _aspects(v: Variant, thorough: bool) -> Iterator[tuple]:

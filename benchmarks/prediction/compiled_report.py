@@ -1,4 +1,4 @@
-"""The suite `compiled`: registers, shared memory, spills and matrix instructions of everything that is shipped."""
+"""The suite `compiled`: registers, shared memory, spills and matrix instructions of every shipped configuration."""
 
 from collections import Counter
 from typing import Any
@@ -7,46 +7,53 @@ import torch
 import triton
 from tqdm import tqdm
 
-from benchmarks.prediction import compiled
+from benchmarks.arguments import Arguments
+from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import CAPABILITIES, Resources, Variant
 from benchmarks.timing.table import Table
 
 
-def suite(only: str, quick: bool) -> tuple[list[dict], list[Table]]:
-    """Compiles what operators whose name contains `only`, and the step, launch. A row with problems has `failed`.
+def cases(only: str, quick: bool = False) -> list[str]:
+    """The operators with GPU kernels, and the refiner's step, whose name contains `only`."""
+    return [name for name in (*launches.specs(), compiled.PAPER) if only in name]
 
-    quick: the few variants that every test run compiles.
+
+def run(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
+    """Compiles what the cases launch. A row with problems has `failed`.
+
+    --quick: only the few variants that every test run compiles.
     """
+    only, quick = arguments.filter, arguments.quick
     with tqdm(desc="launches", leave=False, disable=None) as bar:
-        found = compiled.shipped(only, samples=quick, tick=lambda what: (bar.set_postfix_str(what), bar.update()))
-    variants = list(found.variants.values())
+        launched = compiled.shipped(only, samples=quick, tick=lambda what: (bar.set_postfix_str(what), bar.update()))
+    variants = list(launched.variants.values())
     wanted = few(variants) if quick else [(v, c) for v in variants for c in CAPABILITIES]
     with tqdm(total=len(wanted), desc="compiling", leave=False, disable=None) as bar:
-        made = compiled.compile_all(wanted, bar.update)
-    merged = rows(made)
-    shown = [summary(made), *tables(merged)]
+        compilations = compiled.compile_all(wanted, bar.update)
+    merged = rows(compilations)
+    shown = [summary(compilations), *tables(merged)]
     print(*shown, sep="\n")
     return merged, shown
 
 
 def few(variants: list[Variant]) -> list[tuple[Variant, int]]:
-    """What every test run compiles: for sm_90 every choice of form in every arithmetic, for the others each once."""
+    """What every test run compiles: for sm_90 every choice of form in every arithmetic, for other targets each once."""
     many, least = (compiled.chosen(variants, thorough) for thorough in (True, False))
     return [(v, 90) for v in many] + [(v, c) for v in least for c in CAPABILITIES if c != 90]
 
 
 def subset() -> list[dict[str, Any]]:
-    """Rows of `few` of everything that is shipped, the tests' odd shapes included."""
+    """Rows of what `few` chooses from everything that is shipped, the tests' odd shapes included."""
     return rows(compiled.compile_all(few(list(compiled.shipped(samples=True).variants.values()))))
 
 
-def summary(found: list[tuple[Variant, int, Resources]]) -> Table:
+def summary(compilations: list[tuple[Variant, int, Resources]]) -> Table:
     """Counts for each target."""
     columns = [("target", 8), ("assembler", 24), ("codes", 6), ("spilling", 9), ("most registers", 15)]
     columns += [("matrix kernels", 15), ("with matrix instructions", 25), ("failed", 7)]
     table = Table(f"Compiled ahead of time by Triton {triton.__version__}", columns, left=2)
     for capability in CAPABILITIES:
-        here = [(v, made) for v, c, made in found if c == capability]
+        here = [(v, made) for v, c, made in compilations if c == capability]
         matrix = [made for v, made in here if v.matrix]
         failed = sum(bool(compiled.problems(v, capability, made)) for v, made in here)
         counts = [len(here), sum(bool(m.stack or m.local) for _, m in here)]
@@ -57,19 +64,21 @@ def summary(found: list[tuple[Variant, int, Resources]]) -> Table:
 
 
 def versions() -> dict[str, str]:
-    """Of Triton and of the assembler it brings for each target."""
-    found = {"triton": triton.__version__, "torch": torch.__version__}
+    """The versions of Triton, torch, and the assembler that Triton brings for each target."""
+    known = {"triton": triton.__version__, "torch": torch.__version__}
     for capability in CAPABILITIES:
         tool = triton.knobs.nvidia.ptxas_blackwell if capability >= 100 else triton.knobs.nvidia.ptxas
-        found[f"ptxas sm_{capability}"] = tool.version
-    return found
+        known[f"ptxas sm_{capability}"] = tool.version
+    return known
 
 
-def rows(found: list[tuple[Variant, int, Resources]]) -> list[dict[str, Any]]:
-    """The results by kernel, arithmetic, form, tile and target: the worst figures over the `codes` that differ in how
-    their integers and pointers are specialised alone. One with problems has `failed`."""
+def rows(compilations: list[tuple[Variant, int, Resources]]) -> list[dict[str, Any]]:
+    """A row for each kernel, arithmetic, form, tile and target; one with problems has `failed`.
+
+    The figures of a row are the worst over its `codes`, which differ only in how integers and pointers are specialised.
+    """
     grouped: dict[tuple, list[tuple[Variant, int, Resources]]] = {}
-    for result in found:
+    for result in compilations:
         v, capability, _ = result
         grouped.setdefault((v.module, v.name, tuple(sorted(v.modes)), v.form, v.tile, capability), []).append(result)
     return [_row(results) for _, results in sorted(grouped.items(), key=lambda item: item[0])]
@@ -121,7 +130,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
 
 
 def _cell(row: dict[str, Any] | None) -> str:
-    """ "128 regs, 96 KiB, 2 at once, 8 wgmma", and what is wrong."""
+    """One target's cell: "128 regs, 96 KiB, 2 at once, 8 wgmma", and what is wrong; - without a row."""
     if row is None:
         return "-"
     words = [f"{row['registers']} regs", f"{row['shared'] / 1024:.0f} KiB", f"{row['programs_per_processor']} at once"]

@@ -1,4 +1,4 @@
-"""What GPUs can do, as their makers state it, for the roofline and the occupancy of a compiled kernel."""
+"""What GPUs can do, as their maker states it, for the roofline and the occupancy of a compiled kernel."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 class Device:
     """One GPU. Rates are dense peaks, in FLOP/s and bytes/s.
 
+    capability: compute capability, times ten
+    processors: multiprocessors
     l2_bytes:   what all multiprocessors together can read from the L2 cache in a second
     launch:     seconds from the end of one kernel to the start of the next in a CUDA graph, its own start included
     latency:    seconds that a program takes at least: its first loads from memory and its last stores
@@ -43,12 +45,12 @@ DEVICES = {
     "h200": Device("H200 SXM", 90, 132, 1.83e9, 989e12, 494e12, 66.9e12, 4.8e12, 5.6e12, 228 * 1024, 227 * 1024),
     "b200": Device("B200", 100, 148, 1.97e9, 2250e12, 1125e12, 75e12, 7.7e12, 11.5e12, 228 * 1024, 227 * 1024),
 }
-# the GPU that a compilation target stands for
+# the GPU that is taken as an example of a compilation target, by compute capability, times ten
 OF_CAPABILITY = {80: "a100", 90: "h100", 100: "b200"}
 
 
 def of_name(name: str) -> Device | None:
-    """The table's entry for a GPU as torch.cuda.get_device_name() calls it; None where it has none."""
+    """The GPU of DEVICES that torch.cuda.get_device_name() calls so, or that has this key; None for an unknown one."""
     words = name.lower().replace("-", " ").split()
     return next((device for short, device in DEVICES.items() if short in words), None)
 
@@ -56,11 +58,13 @@ def of_name(name: str) -> Device | None:
 def programs_at_once(device: Device, registers: int, threads: int, shared: int) -> int:
     """How many programs of a kernel one multiprocessor holds; 0 where it cannot hold one.
 
-    registers: of each thread. Warps get them in steps of 256, programs get shared memory in steps of 128 bytes.
+    registers: of each thread, which a warp gets in steps of 256
+    threads:   of a program
+    shared:    bytes of a program, which gets them in steps of 128
     """
     warps = -(-threads // 32)
     by_registers = device.registers_per_processor // (-(-max(1, registers) * 32 // 256) * 256) // warps
-    taken = -(-(shared + 1024) // 128) * 128
+    reserved = -(-(shared + 1024) // 128) * 128
     fits = shared <= device.shared_per_program
-    by_shared = device.shared_per_processor // taken if fits else 0
+    by_shared = device.shared_per_processor // reserved if fits else 0
     return min(by_registers, by_shared, device.threads_per_processor // (32 * warps), device.programs_per_processor)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
+from benchmarks.arguments import Arguments
 from benchmarks.prediction import compiled, devices, launches, roofline
 from benchmarks.prediction.compiled import Resources, Shipped
 from benchmarks.prediction.devices import Device
@@ -17,9 +18,7 @@ from benchmarks.suites import operators, step
 from benchmarks.timing import native_calls
 from benchmarks.timing.measure import captured, gpu_seconds, tf32_allowed
 from benchmarks.timing.table import Table
-from engine import ops
 from engine.errors import InputError
-from engine.kernels import _spec
 from engine.kernels._gpu.launch import Cost, Launch
 
 MODES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
@@ -28,7 +27,7 @@ REPEATS = 20  # of one launch in a CUDA graph
 
 @dataclass(frozen=True)
 class Started:
-    """One launch without its tensors: the key of its code, and its seconds where it was measured."""
+    """One launch without its tensors. key: of its code in Shipped; measured: its seconds, None if not measured."""
 
     name: str
     key: str
@@ -38,8 +37,11 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Case:
-    """An operator on one shape, or a step: what Kiln launches, what PyTorch runs beside it, and eager PyTorch."""
+class Subject:
+    """An operator on one shape, or a step.
+
+    started: what Kiln launches; beside: PyTorch's own operations among these launches; eager: those of eager PyTorch
+    """
 
     name: str
     started: list[Started]
@@ -47,21 +49,38 @@ class Case:
     eager: list[Operation]
 
 
-def suite(only: str, quick: bool, precision: str, gpu: str, measured: bool) -> tuple[list[dict], list[Table]]:
-    """Predicts cases whose name contains `only` for a GPU of devices.DEVICES, or for the one that is here."""
+def cases(only: str, quick: bool = False) -> list[str]:
+    """Names of the operators' shapes with GPU kernels, and of the refiner's steps, that contain `only`."""
+    return [case.label for case in _operator_cases(only, quick)] + list(step.cases(only, quick))
+
+
+def _operator_cases(only: str, quick: bool) -> list[operators.Case]:
+    return [case for case in operators.cases(only, quick) if case.spec.operator in launches.specs()]
+
+
+def run(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
+    """The suite `predict`, for --gpu, or with --device cuda for the GPU that is here."""
+    measured = arguments.device == "cuda"
+    gpu = torch.cuda.get_device_name() if measured else arguments.gpu
+    return predict(arguments.filter, arguments.quick, arguments.precision or "bf16", gpu, measured)
+
+
+def predict(only: str, quick: bool, precision: str, gpu: str, measured: bool) -> tuple[list[dict], list[Table]]:
+    """Rows and tables of the cases whose name contains `only`. gpu: as devices.DEVICES or the GPU itself names it."""
     compiled.check_not_interpreted()
-    device, mode = _device(gpu, measured), MODES[precision]
-    shipped, cases = Shipped(), []
-    chosen = [(spec, sample) for spec, sample in operators.cases(only, quick) if spec.operator in launches.specs()]
-    for spec, sample in tqdm(chosen, desc="launches", leave=False, disable=None):
-        if mode in launches.modes(spec):
-            cases.append(_operator(spec, sample, mode, shipped, device, measured))
-    for name, setting in step.settings(only, quick).items():
-        cases.append(_step(name, setting, mode, shipped, device))
+    device, mode = devices.of_name(gpu), MODES[precision]
+    if device is None:
+        raise InputError(f"nothing is known of a {gpu}; predict has {', '.join(devices.DEVICES)}")
+    shipped, subjects = Shipped(), []
+    for case in tqdm(_operator_cases(only, quick), desc="launches", leave=False, disable=None):
+        if mode in launches.modes(case.spec):
+            subjects.append(_operator(case, mode, shipped, device, measured))
+    for name, setting in step.cases(only, quick).items():
+        subjects.append(_step(name, setting, mode, shipped, device))
     with tqdm(total=len(shipped.variants), desc="compiling", leave=False, disable=None) as bar:
-        made = compiled.compile_all([(v, device.capability) for v in shipped.variants.values()], bar.update)
-    resources = {v.key: found for v, _, found in made}
-    rows = [row(case, shipped, resources, device, mode) for case in cases]
+        compilations = compiled.compile_all([(v, device.capability) for v in shipped.variants.values()], bar.update)
+    resources = {variant.key: result for variant, _, result in compilations}
+    rows = [row(subject, shipped, resources, device, mode) for subject in subjects]
     shown = [table(rows, device, precision, measured)]
     if measured and (error := errors(rows)):
         shown.append(error)
@@ -69,48 +88,34 @@ def suite(only: str, quick: bool, precision: str, gpu: str, measured: bool) -> t
     return rows, shown
 
 
-def _device(gpu: str, measured: bool) -> Device:
-    if not measured:
-        return devices.DEVICES[gpu]
-    name = torch.cuda.get_device_name()
-    found = devices.of_name(name)
-    if found is None:
-        raise InputError(f"nothing is known of a {name}; predict has {', '.join(devices.DEVICES)}")
-    return found
-
-
-def _operator(
-    spec: _spec.Spec, sample: _spec.Sample, mode: str, shipped: Shipped, device: Device, measured: bool
-) -> Case:
-    """Forward and backward."""
-    name = f"{spec.operator} {sample.name}"
+def _operator(case: operators.Case, mode: str, shipped: Shipped, device: Device, measured: bool) -> Subject:
+    """Forward and backward of an operator on one shape."""
     arithmetic = launches.MODES[mode]
     seconds = None
     if measured:
-        made = _spec.tensors(sample, arithmetic.dtype, "cuda")
-        call = operators.both_passes(ops.OPERATORS[spec.operator].function, made, sample)
-        # what is noted is not tuned: the first choice runs, which is the one predicted
+        call = operators.both_passes(case.fused, case.tensors(launches.STEP_MODES[mode], "cuda"), case.sample)
+        # a launch that is recorded is not tuned: the first choice runs, which is the one predicted
         with tf32_allowed(arithmetic.tf32):
-            found = native_calls.launched(call)
-        seconds = [measure(launch) for launch in found]
+            recorded = native_calls.launched(call)
+        seconds = [measure(launch) for launch in recorded]
     else:
-        found = launches.of_operator(spec, sample, arithmetic, capability=device.capability)
-    started = _started(found, shipped, name, mode, seconds)
-    return Case(name, started, [], roofline.eager_operator(spec, sample, arithmetic))
+        recorded = launches.of_operator(case.spec, case.sample, arithmetic, capability=device.capability)
+    started = _started(recorded, shipped, case.label, mode, seconds)
+    return Subject(case.label, started, [], roofline.eager_operator(case, arithmetic))
 
 
-def _step(name: str, setting: dict, mode: str, shipped: Shipped, device: Device) -> Case:
-    found, beside = roofline.fused_step(setting, mode, device.capability)
-    return Case(name, _started(found, shipped, name, mode), beside, roofline.eager_step(setting, mode))
+def _step(name: str, setting: dict, mode: str, shipped: Shipped, device: Device) -> Subject:
+    recorded, beside = roofline.fused_step(setting, mode, device.capability)
+    return Subject(name, _started(recorded, shipped, name, mode), beside, roofline.eager_step(setting, mode))
 
 
 def _started(
-    found: list[Launch], shipped: Shipped, name: str, mode: str, seconds: list[float] | None = None
+    recorded: list[Launch], shipped: Shipped, name: str, mode: str, seconds: list[float] | None = None
 ) -> list[Started]:
-    keys = shipped.add(found, name, mode)
+    keys = shipped.add(recorded, name, mode)
     return [
         Started(launch.name, key, launch.grid, launch.cost, measured)
-        for launch, key, measured in zip(found, keys, seconds or [None] * len(found), strict=True)
+        for launch, key, measured in zip(recorded, keys, seconds or [None] * len(recorded), strict=True)
     ]
 
 
@@ -118,33 +123,32 @@ def measure(launch: Launch) -> float:
     """Seconds of one launch: REPEATS of it in a CUDA graph, the median of ten replays."""
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
 
-    def run() -> None:
+    def repeated() -> None:
         for _ in range(REPEATS):
             launch.kernel[launch.grid](**launch.arguments, **options)
 
-    return gpu_seconds(captured(run)) / REPEATS
+    return gpu_seconds(captured(repeated)) / REPEATS
 
 
 # results
 
 
-def row(case: Case, shipped: Shipped, resources: dict[str, Resources], device: Device, mode: str) -> dict:
-    """One case for the JSON: every launch with its bound, the sums, and eager PyTorch by the same rates."""
-    entry = {"suite": "predict", "name": case.name, "gpu": device.name, "arithmetic": mode}
-    unfit = sorted({f"{s.name}: {resources[s.key].error or 'does not fit'}" for s in case.started
+def row(subject: Subject, shipped: Shipped, resources: dict[str, Resources], device: Device, mode: str) -> dict:
+    """The row of a subject: every launch with its bound, the sums, and eager PyTorch by the same rates."""
+    entry = {"suite": "predict", "name": subject.name, "gpu": device.name, "arithmetic": mode}
+    unfit = sorted({f"{s.name}: {resources[s.key].error or 'does not fit'}" for s in subject.started
                     if not compiled.residents(device, resources[s.key])})  # fmt: skip
     if unfit:
         return entry | {"failed": unfit}
     kernels = []
-    for one in case.started:
-        found = _predicted(one, shipped, resources, device)
-        kernels.append({"name": one.name, "grid": one.grid, **asdict(found), "measured": one.measured})
+    for one in subject.started:
+        prediction = _predicted(one, shipped, resources, device)
+        kernels.append({"name": one.name, "grid": one.grid, **asdict(prediction), "measured": one.measured})
     tf32 = mode == "tf32"
-    beside, eager = roofline.total(case.beside, device, tf32), roofline.total(case.eager, device, tf32)
+    beside, eager = roofline.total(subject.beside, device, tf32), roofline.total(subject.eager, device, tf32)
     sums = {"predicted": sum(k["seconds"] for k in kernels) + beside, "beside": beside, "predicted_eager": eager}
-    return (
-        entry | sums | {"launches": kernels, "operations_beside": len(case.beside), "operations_eager": len(case.eager)}
-    )
+    counts = {"operations_beside": len(subject.beside), "operations_eager": len(subject.eager)}
+    return entry | sums | {"launches": kernels} | counts
 
 
 def _predicted(one: Started, shipped: Shipped, resources: dict[str, Resources], device: Device) -> Prediction:
@@ -152,7 +156,7 @@ def _predicted(one: Started, shipped: Shipped, resources: dict[str, Resources], 
 
 
 def table(rows: list[dict], device: Device, precision: str, measured: bool) -> Table:
-    """A row for each case, in microseconds; steps with the time of a million of them."""
+    """A row for each case, in microseconds; a training step also in minutes for a million of them."""
     columns = [("", 60), ("launches", 9), ("others", 7), ("us", 9), ("eager us", 9), ("x", 6), ("bound by", 30)]
     columns += [("measured us", 12), ("of predicted", 13)] if measured else [("a million", 10)]
     title = f"Predicted on {device.name}, {precision}: the least that bytes, FLOPs and compiled resources allow"
@@ -180,7 +184,7 @@ def table(rows: list[dict], device: Device, precision: str, measured: bool) -> T
 
 
 def errors(rows: list[dict]) -> Table | None:
-    """Measured over predicted by kernel: the median, the quickest and the slowest; None where nothing was measured."""
+    """Measured over predicted seconds by kernel: median, least and worst; None if nothing was measured."""
     by_kernel: dict[str, list[float]] = {}
     for entry in rows:
         for kernel in entry.get("launches", []):
@@ -198,7 +202,10 @@ def errors(rows: list[dict]) -> Table | None:
 
 
 def error(rows: list[dict]) -> dict[str, float] | None:
-    """The same over all launches, for the JSON: median and worst of |log(measured / predicted)| as factors."""
+    """How far the roofline is off over all launches: median and worst of |log(measured / predicted)|, as factors.
+
+    None where nothing was measured.
+    """
     ratios = [
         max(k["measured"] / k["seconds"], k["seconds"] / k["measured"])
         for entry in rows

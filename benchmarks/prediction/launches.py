@@ -1,6 +1,6 @@
-"""What the operators and the refiner's step launch on a GPU, noted on the CPU: kernels are asked for and not started.
+"""What the operators and the refiner's step launch on a GPU, recorded on the CPU: no kernel is started.
 
-Every operator with a gpu.py is found by itself. Outputs stay unset, so nothing here may look at a value.
+Every operator folder with a gpu.py takes part. Outputs stay unset, so nothing here may look at a value.
 """
 
 import contextlib
@@ -22,7 +22,10 @@ from engine.kernels._gpu.launch import H100, Launch, noted
 
 @dataclass(frozen=True)
 class Mode:
-    """One arithmetic that is shipped: the tensors' dtype and, for float32, how products are formed."""
+    """One arithmetic that is shipped: the tensors' dtype and, for float32, how products are formed.
+
+    tf32: in TF32; exact: by the operator's option `exact`
+    """
 
     dtype: torch.dtype
     tf32: bool = False
@@ -36,7 +39,7 @@ MODES = {
     "bfloat16": Mode(torch.bfloat16),
     "float16": Mode(torch.float16),
 }
-# what --precision of a training step comes to
+# --precision of a training step, by the mode that it computes in
 STEP_MODES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}
 
 
@@ -55,9 +58,9 @@ def modes(spec: _spec.Spec) -> dict[str, Mode]:
 
 @contextlib.contextmanager
 def only_noted(tf32: bool, every_choice: bool = False, capability: int = H100) -> Iterator[list[Launch]]:
-    """Launches of the block's calls on CPU tensors, none of which runs, for GPUs of a capability."""
-    with tf32_allowed(tf32), gpu_kernels_on_cpu(), noted(False, every_choice, capability) as found:
-        yield found
+    """Records the launches of the block's calls on CPU tensors, for GPUs of a capability; none of them runs."""
+    with tf32_allowed(tf32), gpu_kernels_on_cpu(), noted(False, every_choice, capability) as recorded:
+        yield recorded
 
 
 def of_operator(
@@ -67,21 +70,21 @@ def of_operator(
     function = find(spec.operator).function
     fixed = {"exact": True} if mode.exact else {}
     call = operators.both_passes(lambda **inputs: function(**inputs, **fixed), blank(spec, sample, mode), sample)
-    with only_noted(mode.tf32, every_choice, capability) as found:
+    with only_noted(mode.tf32, every_choice, capability) as recorded:
         call()
-    return found
+    return recorded
 
 
 def of_step(setting: dict, mode: str, every_choice: bool = False) -> list[Launch]:
     """Launches of one fused training step in a mode of STEP_MODES."""
     system, batch = step.build("fused", setting, "cpu", STEP_MODES[mode])
-    with only_noted(MODES[mode].tf32, every_choice) as found:
+    with only_noted(MODES[mode].tf32, every_choice) as recorded:
         system.step(batch)
-    return found
+    return recorded
 
 
 def blank(spec: _spec.Spec, sample: _spec.Sample, mode: Mode) -> dict[str, torch.Tensor]:
-    """The sample's tensors; for the large ones of the benchmark, that nobody reads, zeros of the same kind."""
+    """The sample's tensors; for a large sample of the benchmark zeros of the same kind, because nobody reads them."""
     if sample in spec.samples:
         return _spec.tensors(sample, mode.dtype)
     with FakeTensorMode():
@@ -90,6 +93,6 @@ def blank(spec: _spec.Spec, sample: _spec.Sample, mode: Mode) -> dict[str, torch
 
 
 def _zeros(like: torch.Tensor) -> torch.Tensor:
-    """Memory that the system gives only where it is written."""
+    """Zeros of the same shape, strides and dtype; the system gives their memory only where it is written."""
     elements = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
     return torch.zeros(max(0, elements), dtype=like.dtype).as_strided(like.shape, like.stride())

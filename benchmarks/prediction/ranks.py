@@ -3,12 +3,11 @@
     step(N, b) = fixed + b image + bucket + sum over exchanges of t(bytes, N)
     ring(S, N) = 10 us + 2 (N - m) 1.9 us + 2 (m - 1) 4.0 us + 2 (N - 1) / N S / bandwidth
     tree(S, N) = 4.4 us + 2 (N / m - 1) 1.2 us + 2 log2(m) 8.5 us + 2 S / bandwidth
-    t = the lesser of them; m = machines of 8 GPUs, b = images on a GPU
+    t = the lesser of ring and tree; N = GPUs, m = machines of 8 GPUs, b = images on a GPU, S = bytes
 
-Nothing of an exchange hides behind computation: that is how engine.distributed.gradients does it. The form of both
-and their latencies (protocol LL128) are those by which NCCL chooses between them (NVIDIA/nccl, src/graph/tuning.cc).
-The step of one GPU is by default the roofline's, the least it can take; give a measured one to see what that would
-change.
+No part of an exchange overlaps with computation, as in engine.distributed.gradients. The form of ring and tree and
+their latencies (protocol LL128) are those by which NCCL chooses between them (NVIDIA/nccl, src/graph/tuning.cc). The
+step of one GPU is by default the roofline's, the least that it can take; a measured one can be given instead.
 """
 
 import math
@@ -23,8 +22,8 @@ from engine.systems.registry import build
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 MACHINE = 8  # GPUs
-# bytes/s that an exchange reaches: four fifths of NVLink 4 (450 GB/s a GPU, each way), and where machines are
-# involved of their network cards (400 Gbit/s each, one for each GPU: 400 GB/s a machine)
+# bytes/s that an exchange reaches: four fifths of NVLink 4 (450 GB/s a GPU, each way) inside a machine, and between
+# machines four fifths of their network cards (400 Gbit/s each, one for each GPU: 400 GB/s a machine)
 INSIDE, BETWEEN = 0.8 * 450e9, 0.8 * 400e9
 US = 1e-6
 
@@ -36,29 +35,29 @@ class Arguments:
     step_ms: float = 1.699
     """One GPU's step at --batch-size, in ms; default: predicted for an H100 in bf16 (benchmarks/results)."""
     fixed: float = 0.13
-    """The share of it that does not grow with the batch."""
+    """The share of that step's time that does not grow with the batch."""
     batch_size: int = 25
-    """Images of that step, and on each GPU where the global batch grows with their number."""
+    """Images of that step, and on each GPU in the first table, whose global batch grows with the number of GPUs."""
     global_batch: int = 1024
-    """Images of all GPUs together where their number alone grows."""
+    """Images of all GPUs together in the second table, in which only the number of GPUs grows."""
 
 
 def ring(size: float, gpus: int) -> float:
-    """Seconds for the sum of `size` bytes over that many GPUs, by a ring."""
+    """Seconds for the sum of `size` bytes over the GPUs, by a ring."""
     machines, bandwidth = _layout(gpus)
     waits = 10 + 2 * (gpus - machines) * 1.9 + 2 * (machines - 1) * 4.0
     return waits * US + 2 * (gpus - 1) / gpus * size / bandwidth
 
 
 def tree(size: float, gpus: int) -> float:
-    """The same by a tree over the machines, whose GPUs are a chain."""
+    """Seconds for the sum of `size` bytes over the GPUs, by a tree of machines; the GPUs of a machine form a chain."""
     machines, bandwidth = _layout(gpus)
     waits = 4.4 + 2 * (gpus / machines - 1) * 1.2 + 2 * math.log2(machines) * 8.5
     return waits * US + 2 * size / bandwidth
 
 
 def exchange(size: float, gpus: int) -> float:
-    """Seconds by the better of the two; 0 for one GPU."""
+    """Seconds for the sum of `size` bytes, by ring or tree, whichever is faster; 0 for one GPU."""
     return min(ring(size, gpus), tree(size, gpus)) if gpus > 1 else 0.0
 
 
@@ -69,19 +68,24 @@ def _layout(gpus: int) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one GPU's step, and the bytes that are summed over all GPUs in it, one exchange each."""
+    """One GPU's step, and what it exchanges.
+
+    fixed: seconds however many images; image: seconds for each; sizes: bytes of each exchange over all GPUs
+    """
 
     fixed: float
     image: float
     sizes: tuple[int, ...]
 
     def seconds(self, gpus: int, batch: float) -> float:
-        """Of a step with `batch` images on each of so many GPUs."""
+        """Seconds of a step with `batch` images on each of the GPUs."""
         return self.fixed + batch * self.image + self.overhead(gpus)
 
     def overhead(self, gpus: int) -> float:
-        """What further GPUs add: gradients copied into one tensor and divided there (two reads, two writes), and
-        their sums."""
+        """Seconds that further GPUs add to a step.
+
+        Gradients are copied into one tensor and divided there (two reads, two writes), and summed over the GPUs.
+        """
         if gpus == 1:
             return 0.0
         copied = 4 * sum(self.sizes) / DEVICES["h100"].hbm_bytes
@@ -100,7 +104,7 @@ def refiner_sizes() -> tuple[int, ...]:
 
 
 def tables(arguments: Arguments) -> list[Table]:
-    """Images/s where each GPU keeps its batch, and where all share one."""
+    """Images/s by number of GPUs: with a batch on each GPU, and with one global batch for all of them."""
     seconds = arguments.step_ms / 1e3
     step = Step(seconds * arguments.fixed, seconds * (1 - arguments.fixed) / arguments.batch_size, refiner_sizes())
     columns = [(heading, 14) for heading in ("GPUs", "added us", "step ms", "images/s", "efficiency", "half at")]

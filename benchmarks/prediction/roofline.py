@@ -1,4 +1,4 @@
-"""How long each launch takes on a GPU at the least, from its bytes, its FLOPs and what the compiler made of it.
+"""The least time that a launch takes on a GPU, from its bytes, its FLOPs and the resources of its compiled kernel.
 
     seconds    = device.launch + max(compute, l2, hbm, waiting)
     compute    = flops * products / rate / efficiency
@@ -8,20 +8,20 @@
     efficiency = programs / (processors * ceil(programs / processors))
     rounds     = ceil(programs / (processors * programs_at_once))
 
-flops, moved and gathered are the launch's Cost. rate is that of the unit and the dtype: matrix units where
-Cost.matrix (bfloat16 and float16, or TF32), else the ordinary float32 units; tf32x3 forms three products for each.
-Hopper's and Blackwell's matrix units reach their rate by their own instructions only (wgmma, tcgen05): a kernel
+flops, moved and gathered are the launch's Cost. rate is that of the unit and the dtype: of matrix units for
+Cost.matrix (bfloat16 and float16, or TF32), else of the ordinary float32 units; tf32x3 computes three products for
+each. Hopper's and Blackwell's matrix units reach their rate only by their own instructions (wgmma, tcgen05): a kernel
 compiled to mma.sync has MMA_SYNC_SHARE of it. efficiency is the quantisation into waves: the busiest multiprocessor
-has ceil(programs / processors) of the programs; a grid of one program has one multiprocessor. programs_at_once is
+has ceil(programs / processors) of the programs; a grid of one program uses one multiprocessor. programs_at_once is
 what registers, shared memory and threads of the compiled kernel allow: programs that cannot run together wait for
 each other's first loads, each round for `latency` at least.
 
-It is a bound, not a forecast: a kernel that reaches its peak rates has measured / predicted = 1; well written ones
-have 1.2 to 2. Kernels that find what they read in the L2 cache, left there by the one before, can be faster.
+This is a bound, not a forecast: a kernel that reaches its peak rates has measured / predicted = 1; a well written one
+has 1.2 to 2. A kernel whose inputs the kernel before it left in the L2 cache can be faster.
 
-Eager PyTorch is predicted by the same rates from the operations its reference runs (their FLOPs by PyTorch's own
-formulas, their inputs read once and outputs written once), each one kernel that fills the GPU, products in tiles of
-TILE x TILE that are read through the L2 cache. That favours eager: its convolutions take any layout at the full rate.
+Eager PyTorch is predicted by the same rates from the operations that the reference runs (FLOPs by PyTorch's own
+formulas, inputs read once, outputs written once). Each operation is one kernel that fills the GPU; its products are in
+tiles of TILE x TILE, read through the L2 cache. This favours eager: its convolutions take any layout at the full rate.
 """
 
 import math
@@ -39,12 +39,10 @@ from benchmarks.prediction import launches
 from benchmarks.prediction.compiled import Pointer, Resources, Variant, residents
 from benchmarks.prediction.devices import Device
 from benchmarks.suites import operators, step
-from engine import ops
-from engine.kernels import _spec
 from engine.kernels._gpu.launch import Cost, Launch
 from engine.systems.base import System
 
-# published micro-benchmarks of the H100 read 62 % of the wgmma peak with mma.sync; taken for Blackwell too
+# published micro-benchmarks of the H100 reach 62 % of the wgmma peak with mma.sync; Blackwell is taken to have the same
 MMA_SYNC_SHARE = 0.62
 TILE = 128
 HALF = (torch.bfloat16, torch.float16)
@@ -59,8 +57,12 @@ class Prediction:
 
 
 def predict(cost: Cost, programs: int, at_once: int, rate: float, device: Device) -> Prediction:
-    """The formula of this module. at_once: programs a multiprocessor holds; rate: FLOP/s of the whole GPU, products
-    that an FLOP costs divided out."""
+    """The formula of this module.
+
+    programs: of the launch; at_once: programs that a multiprocessor holds
+    rate:     FLOP/s of the whole GPU, already divided by the products that each FLOP of the cost takes
+    Raises ValueError for a launch of no programs, or of programs that do not fit.
+    """
     if programs < 1 or at_once < 1:
         raise ValueError(f"{programs} programs, {at_once} at once: a launch has at least one of each")
     efficiency = programs / (device.processors * math.ceil(programs / device.processors))
@@ -86,7 +88,7 @@ def rate(wanted: Variant, made: Resources, device: Device) -> float:
 
 
 def of_launch(cost: Cost, grid: tuple[int, ...], wanted: Variant, made: Resources, device: Device) -> Prediction:
-    """What a launch of this kernel, compiled to `made` for the device's target, takes. ValueError: it cannot run."""
+    """What a launch of this kernel takes. made: for the device's target. Raises ValueError if it cannot run."""
     return predict(cost, math.prod(grid), residents(device, made), rate(wanted, made, device), device)
 
 
@@ -95,7 +97,7 @@ def of_launch(cost: Cost, grid: tuple[int, ...], wanted: Variant, made: Resource
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of PyTorch: its kernel's FLOPs and bytes; half: in bfloat16 or float16."""
+    """One operation of PyTorch: FLOPs and bytes moved by its kernel. half: in bfloat16 or float16."""
 
     name: str
     flops: float
@@ -103,7 +105,7 @@ class Operation:
     half: bool
 
     def seconds(self, device: Device, tf32: bool = False) -> float:
-        """As one kernel that fills the GPU."""
+        """Seconds as one kernel that fills the GPU. tf32: float32 products are TF32."""
         peak = device.half_flops if self.half else device.tf32_flops if tf32 else device.float_flops
         # a tile of T x T reads 2 T elements for 2 T^2 FLOPs
         gathered = max(self.moved, self.flops / TILE * (2 if self.half else 4))
@@ -112,8 +114,10 @@ class Operation:
 
 
 class Counted(TorchDispatchMode):
-    """Every operation within the block that starts a kernel of PyTorch's. Kiln's operators are left out: their kernels
-    are noted where they are launched."""
+    """Counts every operation of the block that starts a kernel of PyTorch.
+
+    Kiln's operators are left out: their kernels are recorded where they are launched.
+    """
 
     _NOTHING = (
         "empty",
@@ -134,13 +138,13 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if func.namespace == "aten" and not _is_view(func) and not func.__name__.startswith(self._NOTHING):
-            taken = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            given = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+            inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
             formula = flop_registry.get(func.overloadpacket)
             flops = float(formula(*args, **(kwargs or {}), out_val=result)) if formula else 0.0
             # an operation in place writes what it reads
-            moved = sum(map(_bytes, taken)) + sum(map(_bytes, given or _written(func, args)))
-            half = any(t.dtype in HALF for t in taken)
+            moved = sum(map(_bytes, inputs)) + sum(map(_bytes, outputs or _written(func, args)))
+            half = any(t.dtype in HALF for t in inputs)
             self.operations.append(Operation(func.__name__, flops, moved, half))
         return result
 
@@ -150,35 +154,35 @@ def _is_view(func: torch._ops.OpOverload) -> bool:
 
 
 def _written(func: torch._ops.OpOverload, args: tuple) -> list[Tensor]:
-    found = []
+    written = []
     for argument, value in zip(func._schema.arguments, args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            found += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
-    return found
+            written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return written
 
 
 def _bytes(tensor: Tensor) -> float:
-    """What lies in memory: an expanded tensor is as large as what it repeats."""
+    """Bytes in memory: an expanded tensor is as large as the tensor that it repeats."""
     sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return float(math.prod(sizes) * tensor.element_size())
 
 
 def counted(call: Callable[[], object]) -> list[Operation]:
     """PyTorch's own operations of one call."""
-    with Counted() as found:
+    with Counted() as counter:
         call()
-    return found.operations
+    return counter.operations
 
 
-def eager_operator(spec: _spec.Spec, sample: _spec.Sample, mode: launches.Mode) -> list[Operation]:
-    """Operations of the reference's forward and backward on one sample; nothing is computed."""
+def eager_operator(case: operators.Case, mode: launches.Mode) -> list[Operation]:
+    """Operations of the reference's forward and backward on one shape; nothing is computed."""
     with FakeTensorMode():
-        made = launches.blank(spec, sample, mode)
-        return counted(operators.both_passes(ops.OPERATORS[spec.operator].reference, made, sample))
+        inputs = launches.blank(case.spec, case.sample, mode)
+        return counted(operators.both_passes(case.reference, inputs, case.sample))
 
 
 def eager_step(setting: dict, mode: str) -> list[Operation]:
-    """Operations of one textbook step, which runs on the CPU for it."""
+    """Operations of one textbook step; the step runs on the CPU."""
     system, batch = step.build("eager channels_last", setting, "cpu", launches.STEP_MODES[mode])
     _make_moments(system)
     return counted(lambda: system.step(batch))
@@ -188,12 +192,12 @@ def fused_step(setting: dict, mode: str, capability: int) -> tuple[list[Launch],
     """Launches of one fused step on GPUs of a capability, and PyTorch's own operations in it."""
     system, batch = step.build("fused", setting, "cpu", launches.STEP_MODES[mode])
     _make_moments(system)
-    with launches.only_noted(launches.MODES[mode].tf32, capability=capability) as found:
-        return found, counted(lambda: system.step(batch))
+    with launches.only_noted(launches.MODES[mode].tf32, capability=capability) as recorded:
+        return recorded, counted(lambda: system.step(batch))
 
 
 def _make_moments(system: System) -> None:
-    """Adam's state, which only the first step makes."""
+    """Makes the state of the optimisers, which would otherwise be made in the first step and counted there."""
     for optimiser in system.optimisers.values():
         for parameter in (p for group in optimiser.param_groups for p in group["params"]):
             parameter.grad = torch.zeros_like(parameter)
@@ -201,5 +205,5 @@ def _make_moments(system: System) -> None:
 
 
 def total(operations: Iterable[Operation], device: Device, tf32: bool = False) -> float:
-    """Seconds of operations one after the other."""
+    """Seconds of the operations, one after the other."""
     return sum(operation.seconds(device, tf32) for operation in operations)

@@ -1,1 +1,7 @@
-"""From a saved result to words and plots."""
+"""From a saved result to words, figures and pages.
+
+saved    reads a result of any schema as the newest one
+compare  `python -m benchmarks compare`: what changed between two results beyond noise
+page     `python -m benchmarks html`: one page of a result; figures draws it
+readme   `python -m benchmarks readme`: the measured tables of README.md and docs/
+"""

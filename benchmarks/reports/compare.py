@@ -1,11 +1,12 @@
 """`python -m benchmarks compare A B`: what takes longer or shorter in result B than in result A, beyond noise.
 
-Samples of A are set against samples of B, each with each: the estimate is the median of these ratios (Hodges-Lehmann),
-its interval the one that inverts the rank sum test, so neither outliers nor the shape of the noise matter. The
-interval holds with 99 %, so about one in a hundred rows is called changed by chance. What one noisy row cannot show its
-operator's rows show together. How two runs of the same code differ no sample of one run tells: PyTorch's competitors,
-whose code is the same in both, show how far the machine moved, and fused is judged beside them (by its B / A over the
-median of theirs in the same row); changes below 5 %, of many rows together below 2 %, are called unchanged.
+Each sample of A is compared with each sample of B: the estimate is the median of these ratios (Hodges-Lehmann), its
+interval the one that inverts the rank sum test, so neither outliers nor the shape of the noise matter. The interval
+holds with 99 %, so about one in a hundred rows is called changed by chance. All rows of an operator together can show
+what one noisy row cannot. The samples of one run do not tell how two runs of the same code differ. PyTorch's
+competitors, whose code is the same in both results, show how far the machine moved, and fused is judged beside them: by
+its B / A over the median of theirs in the same row. Changes below 5 %, of many rows together below 2 %, are called
+unchanged.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from engine.errors import InputError
 
 CONFIDENCE = 0.99
 CERTAIN = 3.29  # standard deviations: 99.9 %, for all rows of an operator together
-# relative changes below which two runs on one machine differ for no reason: of a row, and of an operator's rows
+# relative changes by which two runs of the same code on one machine may differ: of a row, and of an operator's rows
 LEAST, LEAST_TOGETHER = 0.05, 0.02
 FASTER, SLOWER, UNCHANGED, FEW = "faster", "slower", "unchanged", "too few samples"
 BROKEN = ("failed in A", "failed in B", "failed in both", "not run in A", "not run in B", "not run in both")
@@ -52,10 +53,12 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Change:
-    """One competitor of one row.
+    """One competitor of one row; competitor "" for a row that has no times in one of the results.
 
-    ratio: its time in B over that in A, with the interval; None without both. machine: the median ratio of PyTorch's
-    competitors in the row, by which fused is judged; 1 for these themselves, and where there are none.
+    medians:  seconds in A and in B
+    ratio:    its time in B over its time in A, with the interval; None without both times
+    machine:  the median ratio of PyTorch's competitors in the row, beside which fused is judged; 1 for these
+              competitors themselves, and in a row without them
     """
 
     suite: str
@@ -69,15 +72,15 @@ class Change:
 
     @property
     def beside(self) -> float | None:
-        """The ratio as it would be on a machine that had not moved."""
+        """The ratio that a machine as fast in B as in A would have shown."""
         return self.ratio and self.ratio / self.machine
 
 
 def ratio_interval(a: list[float], b: list[float]) -> tuple[float, tuple[float, float] | None]:
-    """The median of the ratios b / a, and the CONFIDENCE interval of it; None where so few samples allow none.
+    """The median of the ratios b / a and its CONFIDENCE interval; None for too few samples.
 
-    a, b: seconds by round. Even rounds are set against even ones, odd against odd: measure.interleaved turns the order
-    round in every other, so what ran before, and with it what the caches hold, differs between the two.
+    a, b: seconds by round. Even rounds are compared with even rounds, odd with odd: measure.interleaved reverses the
+    order of competitors in every second round, so what ran before, and what the caches hold, differs between the two.
     Source: Hodges and Lehmann 1963; the interval: Hollander and Wolfe, Nonparametric Statistical Methods, section 4.3;
     the two halves: van Elteren 1960.
     """
@@ -89,26 +92,26 @@ def ratio_interval(a: list[float], b: list[float]) -> tuple[float, tuple[float, 
 
 @functools.cache
 def _cut(halves: tuple[tuple[int, int], ...]) -> int:
-    """How many of the ordered ratios lie below the interval, its lower end included; 0 where there is no interval.
+    """How many of the ordered ratios lie below the interval, its lower end included; 0 if there is no interval.
 
-    Ratios above 1 count as the rank sum's U does; that of m and n samples takes its values as often as the Gaussian
-    binomial (m + n over m) has coefficients.
+    The number of ratios above 1 is the U of the rank sum test. For m and n samples, the coefficients of the Gaussian
+    binomial (m + n over m) say how often U takes each value.
     """
     chances = np.ones(1)
     for m, n in halves:
         counts = np.zeros(m * n + 1)
         counts[0] = 1
         for i in range(1, m + 1):
-            for k in range(m * n, n + i - 1, -1):  # times 1 - q^(n + i)
+            for k in range(m * n, n + i - 1, -1):  # multiply by 1 - q^(n + i)
                 counts[k] -= counts[k - n - i]
-            for k in range(i, m * n + 1):  # over 1 - q^i
+            for k in range(i, m * n + 1):  # divide by 1 - q^i
                 counts[k] += counts[k - i]
         chances = np.convolve(chances, counts / math.comb(m + n, m))
     return int((np.cumsum(chances) <= (1 - CONFIDENCE) / 2).sum())
 
 
 def verdict(ratio: float, interval: tuple[float, float] | None) -> str:
-    """Of a ratio of times B / A."""
+    """FASTER, SLOWER, UNCHANGED or FEW, for a ratio of times B / A and its interval."""
     if interval is None:
         return FEW
     if abs(math.log(ratio)) < math.log1p(LEAST) or interval[0] <= 1 <= interval[1]:
@@ -119,15 +122,16 @@ def verdict(ratio: float, interval: tuple[float, float] | None) -> str:
 def changes(a: dict[str, Any], b: dict[str, Any], only: str = "") -> list[Change]:
     """Every row and competitor of two results of saved.read, in the order of A, then what only B has.
 
-    Between two versions of torch, or two machines, PyTorch's competitors say nothing of fused: it is judged alone.
+    only: rows whose name contains this text. Between two versions of torch, or two machines, PyTorch's competitors say
+    nothing about fused, which is then judged alone.
     """
     alike = not differences(a | {"schema": 0}, b | {"schema": 0})
     rows = [{(row["suite"], row["name"]): row for row in result["rows"] if _timed(row)} for result in (a, b)]
-    found = []
+    compared = []
     for key in dict.fromkeys([*rows[0], *rows[1]]):
         if only in key[1]:
-            found += _row(*key, *(side.get(key) for side in rows), alike)
-    return found
+            compared += _row(*key, *(side.get(key) for side in rows), alike)
+    return compared
 
 
 def _timed(row: dict[str, Any]) -> bool:
@@ -142,13 +146,14 @@ def _row(suite: str, name: str, a: dict[str, Any] | None, b: dict[str, Any] | No
         if where:
             place = "both" if len(where) == 2 else where[0]
             return [Change(suite, name, "", f"{state.replace('_', ' ')} in {place}")]
-    taken = saved.samples(a), saved.samples(b)
-    found = [_competitor(suite, name, c, *(t.get(c) for t in taken)) for c in dict.fromkeys([*taken[0], *taken[1]])]
-    theirs = [c.ratio for c in found if c.ratio and not _ours(c)]
+    samples = saved.samples(a), saved.samples(b)
+    names = dict.fromkeys([*samples[0], *samples[1]])
+    compared = [_competitor(suite, name, c, *(side.get(c) for side in samples)) for c in names]
+    theirs = [c.ratio for c in compared if c.ratio and not _ours(c)]
     if not theirs or not alike:
-        return found
+        return compared
     machine = statistics.median(theirs)
-    return [_judged_beside(c, machine) if c.ratio and _ours(c) else c for c in found]
+    return [_judged_beside(c, machine) if c.ratio and _ours(c) else c for c in compared]
 
 
 def _judged_beside(change: Change, machine: float) -> Change:
@@ -178,19 +183,22 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         "versions of triton": tuple(p.get("triton") for p in packages),
         "schemas": (a["schema"], b["schema"]),
     }
-    said = [f"different {what}: A {x}, B {y}" for what, (x, y) in pairs.items() if x != y]
-    if said and not said[0].startswith("different schemas"):
-        said.append("so a change of times below need not be one of the code")
-    return said
+    lines = [f"different {what}: A {x}, B {y}" for what, (x, y) in pairs.items() if x != y]
+    if lines and not lines[0].startswith("different schemas"):
+        lines.append("so a change of times below need not be one of the code")
+    return lines
 
 
-def together(a: dict[str, Any], b: dict[str, Any], found: list[Change]) -> Table:
-    """By suite and operator (or system): fused in all its rows, and how PyTorch's competitors moved beside it."""
+def together(a: dict[str, Any], b: dict[str, Any], compared: list[Change]) -> Table:
+    """By suite and operator or system: fused in all its rows, and how PyTorch's competitors moved.
+
+    compared: what `changes` returned for results a and b
+    """
     columns = [("", 30), ("rows", 5), ("fused B / A", 12), ("PyTorch's B / A", 16), ("beside them", 12), ("", 10)]
     table = Table("All rows of fused together", columns)
-    taken = [{(row["suite"], row["name"]): saved.samples(row) for row in side["rows"]} for side in (a, b)]
+    samples = [{(row["suite"], row["name"]): saved.samples(row) for row in side["rows"]} for side in (a, b)]
     groups: dict[tuple[str, str], list[Change]] = {}
-    for change in found:
+    for change in compared:
         if change.ratio:
             groups.setdefault((change.suite, change.name.split()[0]), []).append(change)
     for (suite, what), members in groups.items():
@@ -199,17 +207,20 @@ def together(a: dict[str, Any], b: dict[str, Any], found: list[Change]) -> Table
             continue
         pairs = []
         for c in ours:
-            before, after = (side[c.suite, c.name][c.competitor] for side in taken)
+            before, after = (side[c.suite, c.name][c.competitor] for side in samples)
             pairs.append([before, [seconds / c.machine for seconds in after]])
         beside = statistics.median(c.beside for c in ours)
         figures = [statistics.median(c.ratio for c in ours), statistics.median(c.machine for c in ours), beside]
-        judged = joint_verdict(beside, pairs)
-        table.add([f"{suite}: {what}", str(len(ours)), *(f"{figure:.3f}" for figure in figures), judged])
+        ratios = [f"{figure:.3f}" for figure in figures]
+        table.add([f"{suite}: {what}", str(len(ours)), *ratios, joint_verdict(beside, pairs)])
     return table
 
 
 def joint_verdict(ratio: float, pairs: list[list[list[float]]]) -> str:
-    """Of many rows' samples in A and in B, by the sum of their rank sums. Source: van Elteren 1960, equal weights."""
+    """The verdict on many rows together, by the sum of their rank sums. Source: van Elteren 1960, equal weights.
+
+    ratio: of all rows; pairs: the samples of each row in A and in B
+    """
     above = variance = 0.0
     for a, b in pairs:
         for start in (0, 1):
@@ -225,16 +236,16 @@ def _ours(change: Change) -> bool:
     return change.competitor.split(",")[0] == "fused"
 
 
-def shown(found: list[Change], everything: bool) -> Table:
-    """The changes, or everything; else of each suite fused before the others, the largest change first."""
+def shown(compared: list[Change], everything: bool) -> Table:
+    """Everything in the order of `changes`, or only what changed: suite by suite, fused first, large changes first."""
     columns = [("row", 52), ("competitor", 22), ("A ms", 9), ("B ms", 9), ("B / A", 6), ("99 %", 14), ("beside", 6),
                ("", 15)]  # fmt: skip
     table = Table("Everything" if everything else "What changed", columns, left=2)
     if not everything:
-        found = [change for change in found if change.verdict != UNCHANGED]
-        suites = list(dict.fromkeys(change.suite for change in found))
-        found = sorted(found, key=lambda c: (suites.index(c.suite), not _ours(c), -abs(math.log(c.beside or 1))))
-    for c in found:
+        compared = [change for change in compared if change.verdict != UNCHANGED]
+        suites = list(dict.fromkeys(change.suite for change in compared))
+        compared = sorted(compared, key=lambda c: (suites.index(c.suite), not _ours(c), -abs(math.log(c.beside or 1))))
+    for c in compared:
         name = f"{c.suite}: {short(c.name)}"
         between = f"{c.interval[0]:.3f}..{c.interval[1]:.3f}" if c.interval else "-"
         figures = [*("-" if m is None else ms(m) for m in c.medians), f"{c.ratio:.3f}" if c.ratio else "-", between]
@@ -243,17 +254,17 @@ def shown(found: list[Change], everything: bool) -> Table:
     return table
 
 
-def summary(found: list[Change]) -> str:
-    """Counts of fused and of the others, and how small a change these samples could have shown."""
+def summary(compared: list[Change]) -> str:
+    """Counts of verdicts on fused and on PyTorch's competitors, and how small a change the samples could have shown."""
     lines = []
     for label, own in (("fused", True), ("PyTorch's competitors", False)):
-        counts = Counter(c.verdict for c in found if c.competitor and _ours(c) is own)
+        counts = Counter(c.verdict for c in compared if c.competitor and _ours(c) is own)
         if counts:
             lines.append(f"{label}: {_counted(counts)}")
-    whole = Counter(c.verdict for c in found if not c.competitor)
+    whole = Counter(c.verdict for c in compared if not c.competitor)
     if whole:
         lines.append(f"rows without two times: {_counted(whole)}")
-    widths = [math.sqrt(c.interval[1] / c.interval[0]) - 1 for c in found if c.interval and _ours(c)]
+    widths = [math.sqrt(c.interval[1] / c.interval[0]) - 1 for c in compared if c.interval and _ours(c)]
     if widths:
         noisy = sum(width > 0.1 for width in widths)
         lines.append(f"the median row of fused would show a change of {statistics.median(widths):.0%}")
@@ -266,24 +277,24 @@ def _counted(counts: Counter) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Prints what changed. Raises InputError for what is no result, or has no time in it."""
+    """Prints what changed. Raises InputError for a file that is no result, or has no times in it."""
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks compare", description=__doc__)
     a, b = saved.read(arguments.a), saved.read(arguments.b)
     for path, result in ((arguments.a, a), (arguments.b, b)):
         if not any(map(_timed, result["rows"])):
             suites = ", ".join(sorted({row["suite"] for row in result["rows"]}))
             raise InputError(f"{path} has no samples of times (its suites: {suites}): compare measured results")
-    found = changes(a, b, arguments.filter)
-    if not found:
+    compared = changes(a, b, arguments.filter)
+    if not compared:
         raise InputError(f"no row contains {arguments.filter!r}")
     for letter, path, result in (("A", arguments.a, a), ("B", arguments.b, b)):
         print(f"{letter}: {path}: {saved.machine_words(result)}; commit {(result['commit'] or 'unknown')[:12]}")
     for line in differences(a, b):
         print(f"! {line}")
-    table = shown(found, arguments.all)
+    table = shown(compared, arguments.all)
     print(table if table.rows else "\nNothing changed beyond noise.")
-    joint = together(a, b, found)
+    joint = together(a, b, compared)
     if joint.rows:
         print(joint)
-    print("", summary(found), sep="\n")
+    print("", summary(compared), sep="\n")
     return 0

@@ -16,23 +16,23 @@ BASELINES = {"eager": SERIES[1], "compile": SERIES[2], "strong": SERIES[3], "tor
 SUPPLY = {"fused": SERIES[0], "torch": SERIES[4], "torch draft": SERIES[5]}
 COLOURS = {"fused": SERIES[0], **BASELINES}
 MARKERS = "osD^vPX"
-SMALLEST = 0.01  # share of a step from which a kernel has a bar of its own
+SMALLEST = 0.01  # share of a step; operators of PyTorch that take less have no bar of their own
 
 
 def label(row: dict[str, Any]) -> str:
-    """What a row is called."""
+    """A row's name in figures and tables."""
     return short(row["name"])
 
 
 def why_not(row: dict[str, Any]) -> str | None:
-    """What stands in place of a speed; None where there is one."""
+    """The text in place of a speed; None for a row that has a speed."""
     if "failed" in row:
         return "FAILED its check: no speed"
     return "not run" if "not_run" in row else None
 
 
 def speedups(rows: list[dict[str, Any]]) -> Figure:
-    """Bars of every baseline's time over fused's, a line at 1: the same time."""
+    """Bars of every baseline's time over fused's, with a line at 1, the same time."""
     shown = [name for name in BASELINES if any(name in row.get("speedup", {}) for row in rows)] or ["eager"]
     figure, axes = _wide(0.14 * len(rows) * (len(shown) + 1) + 0.6)
     most = max((value for row in rows for value in row.get("speedup", {}).values()), default=1.0)
@@ -59,7 +59,7 @@ def _timed(row: dict[str, Any]) -> str:
 
 
 def roofline(rows: list[dict[str, Any]], limits: dict[str, float]) -> Figure | None:
-    """FLOP/s that the algebra needs over FLOPs per byte, under both limits; None where no row has both counts."""
+    """FLOP/s that the algebra needs over FLOPs per byte, under both limits; None if no row has both counts."""
     known = [row for row in rows if row.get("algebra_flops") and row.get("bytes") and not why_not(row)]
     if not known:
         return None
@@ -90,7 +90,7 @@ def _seconds(row: dict[str, Any]) -> float:
 
 
 def sweep(row: dict[str, Any]) -> Figure:
-    """Milliseconds by what grows, both axes logarithmic, with the fitted law of each competitor."""
+    """Milliseconds by the value that grows, both axes logarithmic, with the fitted law of each competitor."""
     figure, axes = _small()
     for name, timings in reversed(row["timings"].items()):
         values = [int(value) for value in timings]
@@ -108,7 +108,7 @@ def sweep(row: dict[str, Any]) -> Figure:
 
 
 def law_words(row: dict[str, Any]) -> str:
-    """The fitted laws in words, of a sweep."""
+    """The fitted laws of a sweep's row in words."""
     return "; ".join(
         f"{name} {ms(law['fixed'])} ms + x^{law['power']:.2f}, off by {law['worst']:.0%} at most"
         for name, law in row["law"].items()
@@ -116,12 +116,12 @@ def law_words(row: dict[str, Any]) -> str:
 
 
 def threads(row: dict[str, Any]) -> Figure:
-    """Speed-up over one thread by threads, and the ideal; no more ticks than counts."""
+    """Speed-up over one thread (or process) by their number, and the ideal; a tick for each number."""
     figure, axes = _small()
     counts = sorted({int(threads) for by in row["speedup_over_one"].values() for threads in by})
     axes.plot(counts, counts, color=GRID, linewidth=1.2, linestyle=(0, (4, 3)))
     for name, by in reversed(row["speedup_over_one"].items()):
-        pairs = sorted((int(threads), gain) for threads, gain in by.items())
+        pairs = sorted((int(threads), ratio) for threads, ratio in by.items())
         axes.plot(*zip(*pairs, strict=True), color=COLOURS.get(name, SERIES[5]), marker="o", markersize=3)
     axes.set_xticks(counts)
     axes.set_ylim(0, None)
@@ -131,7 +131,7 @@ def threads(row: dict[str, Any]) -> Figure:
 
 
 def shares(row: dict[str, Any]) -> Figure:
-    """Bars of what each kernel takes of a fused step, the native calls of one function together, the longest first."""
+    """Bars of the share of a fused step that each kernel takes, all calls of a function together, the longest first."""
     wall = row["wall"]["median"]
     parts = [(name, seconds, SERIES[0]) for name, seconds in kernels(row).items()]
     parts += [(name, seconds, SERIES[1]) for name, seconds in row["outside"].items() if seconds >= SMALLEST * wall]
@@ -151,17 +151,17 @@ def shares(row: dict[str, Any]) -> Figure:
 
 
 def kernels(row: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a step by native function, of convolutions by form too."""
-    found: dict[str, float] = {}
+    """Seconds of a step by native function, for convolutions also by form."""
+    seconds: dict[str, float] = {}
     for call in row["calls"]:
         _, _, form = call["shape"].partition(" ")
         name = f"{call['function']} {form}".strip() if "->" in call["shape"] else call["function"]
-        found[name] = found.get(name, 0.0) + call["seconds"]
-    return found
+        seconds[name] = seconds.get(name, 0.0) + call["seconds"]
+    return seconds
 
 
 def supply(rows: list[dict[str, Any]]) -> Figure:
-    """Bars of how many times the images that a step takes each loader supplies; a line at the target, twice."""
+    """Bars of each loader's supply of images over a training step's demand, with a line at the target, 2."""
     figure, axes = _wide(0.14 * len(rows) * (len(SUPPLY) + 1) + 0.6)
     for place, row in enumerate(rows):
         for index, (name, colour) in enumerate(SUPPLY.items()):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks import catalogue
 from benchmarks.reports import figures, saved
 from benchmarks.timing.table import giga, ms, percent
 from engine import __version__, cli
@@ -17,15 +18,9 @@ from engine.host import atomic_files
 from engine.pages.charts import SERIES, inline, styled
 from engine.pages.template import fill
 
-SPEEDS = {
-    "step": "Training steps of the refiner",
-    "systems": "Training steps of every system",
-    "latency": "One image through a trained refiner",
-    "loading": "Loading pictures",
-    "fuse": "Models of other libraries, by engine.fuse",
-    "ops": "Operators, forward + backward",
-}
-SHOWN = (*SPEEDS, "scaling", "profile")
+# suites with bars of speed-ups, in the page's order: whole programs first, single operators last
+SPEEDS = sorted((suite for suite in catalogue.SUITES.values() if suite.heading), key=lambda suite: suite.name == "ops")
+SHOWN = tuple(dict.fromkeys([*(suite.name for suite in SPEEDS), *catalogue.MEASURED]))
 
 
 @dataclass
@@ -39,7 +34,10 @@ class Arguments:
 
 
 def render(result: dict[str, Any], name: str) -> str:
-    """The page of a result of saved.read as text. Raises InputError when none of its suites has a page."""
+    """The page of a result of saved.read, as text. Raises InputError if none of its suites has a page.
+
+    name: the page's title
+    """
     rows = [row for row in result["rows"] if row["suite"] in SHOWN]
     if not rows:
         raise InputError(f"{name} has no measured rows: a page shows the suites {', '.join(SHOWN)}")
@@ -61,7 +59,7 @@ def render(result: dict[str, Any], name: str) -> str:
 
 
 def _tiles(result: dict[str, Any]) -> list[dict[str, str]]:
-    """The machine's limits, and the largest step's speed."""
+    """The numbers at the top: the time and the speed-ups of the first training step, and the machine's limits."""
     tiles = []
     for row in result["rows"]:
         if row["suite"] == "step" and not figures.why_not(row):
@@ -84,42 +82,41 @@ def _why(row: dict[str, Any]) -> str:
 
 
 def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Title, cards and whether they stand side by side; those without rows are left out."""
+    """Sections: title, cards, and whether the cards are small and side by side. A section without rows is left out."""
     by_suite = {suite: [row for row in result["rows"] if row["suite"] == suite] for suite in SHOWN}
-    found = []
-    for suite, title in SPEEDS.items():
-        there = {name for row in by_suite[suite] for name in row.get("speedup", {})}
-        legend = {name: colour for name, colour in figures.BASELINES.items() if name in there}
-        cards = [
-            _card(kind, figures.speedups, members, legend=legend) for kind, members in _kinds(by_suite[suite]).items()
-        ]
-        loaders = [row for row in by_suite[suite] if row.get("times_the_demand")]
+    sections = []
+    for suite in SPEEDS:
+        rows = by_suite[suite.name]
+        measured = {name for row in rows for name in row.get("speedup", {})}
+        legend = {name: colour for name, colour in figures.BASELINES.items() if name in measured}
+        cards = [_card(kind, figures.speedups, members, legend=legend) for kind, members in _kinds(rows).items()]
+        loaders = [row for row in rows if row.get("times_the_demand")]
         if loaders:
             cards.append(_card("Supply and demand", figures.supply, loaders, legend=figures.SUPPLY))
-        found.append({"title": title, "cards": cards, "small": False})
+        sections.append({"title": suite.heading, "cards": cards, "small": False})
     if result["limits"]:
         plot = _card("Algebra and traffic of every operator", figures.roofline, by_suite["ops"], result["limits"])
-        found.append({"title": "Roofline", "cards": [plot] if plot else [], "small": False})
-    found.append({"title": "Peak memory", "cards": _memory(by_suite), "small": False})
+        sections.append({"title": "Roofline", "cards": [plot] if plot else [], "small": False})
+    sections.append({"title": "Peak memory", "cards": _memory(by_suite), "small": False})
     kinds = {"native kernels": SERIES[0], "PyTorch, Python": SERIES[1]}
     cards = [
         _card(f"One fused step, {ms(row['wall']['median'])} ms: {row['name']}", figures.shares, row, legend=kinds)
         for row in by_suite["profile"]
     ]
-    found.append({"title": "Where a step's time goes", "cards": cards, "small": False})
-    found += _scaling(by_suite["scaling"])
-    return [section for section in found if section["cards"]]
+    sections.append({"title": "Where a step's time goes", "cards": cards, "small": False})
+    sections += _scaling(by_suite["scaling"])
+    return [section for section in sections if section["cards"]]
 
 
 def _scaling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A section for each axis that something grows along."""
+    """A section for each axis of the suite `scaling`."""
     titles = {
         "threads": "Speed-up over one thread, by threads",
         "processes": "Speed-up over one process of one thread, by processes",
         **{axis: f"Time by {axis}, and the law that fits it" for axis in ("side", "channels", "batch")},
     }
     legend = {name: figures.COLOURS[name] for name in ("fused", "eager")}
-    found = []
+    sections = []
     for axis, title in titles.items():
         cards = []
         for row in rows:
@@ -127,32 +124,32 @@ def _scaling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 draw, note = (figures.sweep, figures.law_words(row)) if "law" in row else (figures.threads, "")
                 name = figures.label(row).removesuffix(f" by {axis}")
                 cards.append(_card(name, draw, row, legend=legend, note=note))
-        found.append({"title": title, "cards": cards, "small": True})
-    return found
+        sections.append({"title": title, "cards": cards, "small": True})
+    return sections
 
 
 def _memory(by_suite: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Resident size in a process of its own, and what PyTorch allocates in a step and in operators."""
+    """Cards of resident size in a process of its own, and of PyTorch's allocations in a step and in operators."""
     legend = {name: colour for name, colour in figures.COLOURS.items() if name != "torch"}
-    kept = {"What three steps add to a process": [row for row in by_suite["step"] if row.get("memory")]}
+    by_title = {"What three steps add to a process": [row for row in by_suite["step"] if row.get("memory")]}
     for suite, title in (("step", "What PyTorch allocates in a step"), ("ops", "What PyTorch allocates in operators")):
         allocated = [row for row in by_suite[suite] if not figures.why_not(row) and row.get("allocated")]
-        kept[title] = [row | {"memory": row["allocated"]} for row in allocated]
-    return [_card(title, figures.memory, rows, legend=legend) for title, rows in kept.items() if rows]
+        by_title[title] = [row | {"memory": row["allocated"]} for row in allocated]
+    return [_card(title, figures.memory, rows, legend=legend) for title, rows in by_title.items() if rows]
 
 
 def _kinds(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of suite ops by operator; those of the others together."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Rows of the suite `ops` by operator; rows of another suite together, under ""."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["name"].split()[0] if row["suite"] == "ops" else "", []).append(row)
-    return found
+        by_kind.setdefault(row["name"].split()[0] if row["suite"] == "ops" else "", []).append(row)
+    return by_kind
 
 
 def _card(
     title: str, draw: Callable[..., Figure | None], *what: Any, legend: dict[str, str] | None = None, note: str = ""
 ) -> dict[str, Any] | None:
-    """A figure as SVG with its title, legend and a note below; None where there is nothing to draw."""
+    """A figure as SVG with its title, legend and a note below; None if there is nothing to draw."""
     with styled(f"{draw.__name__} {title}"):
         figure = draw(*what)
         if figure is None:
@@ -162,7 +159,7 @@ def _card(
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table: every number that the bars show."""
+    """A row of the page's table: every number that the bars show."""
     timing = row["timings"]["fused"]
     quartiles = "..".join(ms(value) for value in timing["quartiles"])
     speedup = {name: f"{row['speedup'][name]:.2f}" if name in row["speedup"] else "-" for name in figures.BASELINES}
@@ -172,7 +169,7 @@ def _figures(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Writes the page. Raises InputError for what is no result."""
+    """Writes the page. Raises InputError for a file that is no result."""
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks html", description=__doc__)
     text = render(saved.read(arguments.result), arguments.result.stem)
     atomic_files.write_text(arguments.out, text)

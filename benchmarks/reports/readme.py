@@ -1,7 +1,7 @@
 """`python -m benchmarks readme A.json` (make readme-figures): the README's measured table and plot, from a result.
 
-What stands between the two comments in README.md is written anew, and docs/benchmark.svg with it: never by hand. So are
-the tables of docs/systems.md and docs/fuse.md, where the result has their suites.
+The text between two comments in README.md, and docs/benchmark.svg, are written from the result, never by hand. So are
+the tables of docs/systems.md and docs/fuse.md if the result has their suites.
 """
 
 import re
@@ -14,18 +14,18 @@ from typing import Annotated, Any
 import tyro
 from matplotlib.patches import Patch
 
+from benchmarks.checkout import ROOT
 from benchmarks.reports import figures, saved
 from engine import cli
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.pages.charts import INK, inline, styled
 
-ROOT = Path(__file__).parent.parent
 BEGIN = "<!-- written by `make readme-figures`: begin -->"
 END = "<!-- written by `make readme-figures`: end -->"
 PLOT = "docs/benchmark.svg"
 AGAINST = ("eager", "compile", "strong")
-# what the README calls a row: its suite and its name in the results, of any layout
+# title of a row in the README -> its suite and its name in a result, without the layout
 ROWS = {
     "nearest x2 + conv 3x3 + ELU, 25x64x32x32": ("ops", "resize_conv_act 25x64x32x32->64 up elu"),
     "conv 3x3 + ELU + nearest /2, 25x64x64x64": ("ops", "resize_conv_act 25x64x64x64->64 down elu"),
@@ -51,16 +51,16 @@ class Arguments:
 
 
 def chosen(result: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
-    """The rows of ROWS by their name in the README. Raises InputError where the result lacks one."""
-    there = {(row["suite"], figures.label(row)): row for row in result["rows"]}
-    lacking = [name for suite, name in ROWS.values() if (suite, name) not in there]
+    """The rows of ROWS by their title in the README. Raises InputError if the result lacks one."""
+    rows = {(row["suite"], figures.label(row)): row for row in result["rows"]}
+    lacking = [name for suite, name in ROWS.values() if (suite, name) not in rows]
     if lacking:
         raise InputError(f"{path} lacks {len(lacking)} rows of the README, the first {lacking[0]!r}: measure `all`")
-    return {title: there[key] for title, key in ROWS.items()}
+    return {title: rows[key] for title, key in ROWS.items()}
 
 
 def block(result: dict[str, Any], path: str) -> str:
-    """What stands between the comments: machine, date, commit, table, plot, memory. path: of the result, as a link."""
+    """The text between the comments: machine, date, commit, table, plot, memory. path: of the result, as a link."""
     rows = chosen(result, path)
     lines = [f"{_machine(result)}; {_when(result)}", f"([every sample]({path})).", ""]
     lines += [f"| forward + backward | fused | {' | '.join(AGAINST)} |", f"| --- {'| --- ' * (len(AGAINST) + 1)}|"]
@@ -78,7 +78,7 @@ def block(result: dict[str, Any], path: str) -> str:
 
 
 def systems_block(result: dict[str, Any], path: str) -> str | None:
-    """The table of docs/systems.md; None where the result has no such suite."""
+    """The table of docs/systems.md; None if the result has no such suite."""
     rows = _of_suite(result, "systems")
     lines = [_lead(result, f"../{path}"), "", "| step | fused | eager | compile |", "| --- | --- | --- | --- |"]
     for row in rows:
@@ -89,7 +89,7 @@ def systems_block(result: dict[str, Any], path: str) -> str | None:
 
 
 def fuse_block(result: dict[str, Any], path: str) -> str | None:
-    """The table of docs/fuse.md; None where the result has no such suite."""
+    """The table of docs/fuse.md; None if the result has no such suite."""
     rows = _of_suite(result, "fuse")
     lines = [_lead(result, f"../{path}"), ""]
     lines += ["| model | fused, left | pass | fused | eager | compile |", "| --- | --- | --- | --- | --- | --- |"]
@@ -124,7 +124,7 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def _when(result: dict[str, Any]) -> str:
-    """The date of the measurement and the commit; of results older than schema 4 the date of the commit."""
+    """The date of the measurement and the commit; for a result older than schema 4 the date of the commit."""
     commit = result["commit"] or "unknown"
     if result["date"]:
         return f"{result['date']}, commit {commit[:12]}"
@@ -145,7 +145,7 @@ def _speedups(row: dict[str, Any], digits: int = 1) -> list[str]:
 
 
 def replaced(text: str, inside: str) -> str:
-    """A page with `inside` between its two comments. Raises InputError where they are not there once each."""
+    """The page with `inside` between its two comments. Raises InputError if it has not each of them once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise InputError(f"a page must hold {BEGIN} and then {END} once each: put them around the measured table")
     before, _, rest = text.partition(BEGIN)
@@ -153,7 +153,7 @@ def replaced(text: str, inside: str) -> str:
 
 
 def plot(result: dict[str, Any], path: str) -> str:
-    """The bars as an SVG file that is light or dark as the reader's system is."""
+    """The bars as text of an SVG file, which is light or dark as the reader's system is."""
     named = [row | {"suite": "", "name": title} for title, row in chosen(result, path).items()]
     with styled("readme"):
         figure = figures.speedups(named)
@@ -169,7 +169,7 @@ def plot(result: dict[str, Any], path: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Writes README.md, the plot and the pages. Raises InputError for what is no result, or lacks a row."""
+    """Writes README.md, the plot and the pages. Raises InputError for a file that is no result or lacks a row."""
     arguments = cli.parse(Arguments, argv, prog="python -m benchmarks readme", description=__doc__)
     result, path = saved.read(arguments.result), arguments.result.resolve()
     link = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else arguments.result.name

@@ -1,73 +1,71 @@
-"""Results that `python -m benchmarks --json FILE` saved, of every schema so far, as the newest one says it."""
+"""Reads results that `python -m benchmarks --json FILE` saved; those of older schemas become as the newest has them."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks import catalogue
 from engine.errors import InputError
 
 SCHEMA = 6
-STEPS = "refiner "  # how the names of schema 1's steps begin, which has no suites
-# what a measured row of each suite holds, unless it failed or was not run
-_SPEED = ("speedup", "timings")
-_PARTS = {**dict.fromkeys(("ops", "step", "systems", "latency", "loading", "fuse"), _SPEED),
-          "scaling": ("timings",), "profile": ("wall", "calls", "outside")}  # fmt: skip
-# since schema 3, and 5
+STEPS = "refiner "  # the names of training steps begin so in schema 1, whose rows have no suite
+# old name -> new name: since schema 3
 _RENAMED = {"sgemm_flops": "matrix_flops", "share_of_sgemm": "share_of_matrix"}
-_RENAMED["speedup_over_one_thread"] = "speedup_over_one"
+_RENAMED["speedup_over_one_thread"] = "speedup_over_one"  # since schema 5
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The result: schema (the file's own), commit, date, device, precision, threads, limits, steady_memory,
-    machine and rows.
+    """A saved result: schema (the file's own), commit, date, device, precision, threads, limits, steady_memory, machine
+    and rows.
 
-    What an older schema lacks is None; its precision is fp32 on the cpu, and its memory was not steady. Raises
-    InputError for what is no such file.
+    A fact that an older schema lacks is None; its device is cpu, its precision fp32, its memory not steady. Raises
+    InputError for a file that is no result.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path} is no JSON file ({error}): give one that --json wrote") from error
-    return newest(found, str(path))
+    return newest(content, str(path))
 
 
-def newest(found: Any, path: str) -> dict[str, Any]:
-    """What `read` returns, of the file's content. path: for the messages."""
-    if isinstance(found, dict) and "parts" in found:
+def newest(content: Any, path: str) -> dict[str, Any]:
+    """What `read` returns, from a file's content. path: for the messages."""
+    if isinstance(content, dict) and "parts" in content:
         raise InputError(f"{path} is of `make gpu`, whose suites are in its parts: give a file that --json wrote")
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), list) or not found["rows"]:
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list) or not content["rows"]:
         raise InputError(f"{path} holds no benchmark rows: give a file that --json wrote")
-    schema = found.get("schema")
+    schema = content.get("schema")
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise InputError(f"{path} is of schema {schema!r}, this version reads 1 to {SCHEMA}: update, or measure again")
-    limits, machine = found.get("limits"), found.get("machine")
+    limits, machine = content.get("limits"), content.get("machine")
     if not isinstance(limits, dict | None) or not isinstance(machine, dict | None):
         raise InputError(f"{path}: its limits or its machine are no objects: give a file that --json wrote")
-    rows = [_row(path, row) for row in found["rows"]]
-    head = {name: found.get(name) for name in ("commit", "date", "threads")}
-    head["steady_memory"] = found.get("steady_memory", False)
-    head |= {"schema": schema, "device": found.get("device") or "cpu", "precision": found.get("precision") or "fp32"}
+    rows = [_row(path, row) for row in content["rows"]]
+    head = {name: content.get(name) for name in ("commit", "date", "threads")}
+    head["steady_memory"] = content.get("steady_memory", False)
+    head |= {"schema": schema, "device": content.get("device") or "cpu"}
+    head["precision"] = content.get("precision") or "fp32"
     return head | {"limits": limits and _renamed(limits), "machine": machine or {}, "rows": rows}
 
 
 def samples(row: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds of every round by competitor; in scaling by competitor and what grows, in profile the step's."""
+    """Seconds of every round, by competitor; in `scaling` by competitor and value on the axis."""
     if row["suite"] == "profile":
         return {"fused": row["wall"]["samples"]} if "wall" in row else {}
-    found = {}
+    seconds = {}
     for name, timing in row.get("timings", {}).items():
         if "samples" in timing:
-            found[name] = timing["samples"]
+            seconds[name] = timing["samples"]
         else:
-            found |= {f"{name}, {row['axis']} {value}": by["samples"] for value, by in timing.items()}
-    return found
+            seconds |= {f"{name}, {row['axis']} {value}": by["samples"] for value, by in timing.items()}
+    return seconds
 
 
 def machine_words(result: dict[str, Any]) -> str:
-    """The processor or GPU, threads and version of torch."""
+    """One line: GPU, processor, threads, version of torch and precision."""
     machine = result["machine"]
     parts = [machine.get("cpu", {}).get("model") or "an unknown processor", f"{result['threads']} threads"]
     if result["device"] == "cuda":
@@ -81,14 +79,15 @@ def _row(path: str, row: Any) -> dict[str, Any]:
     row = _renamed(row)
     row.setdefault("suite", "step" if row["name"].startswith(STEPS) else "ops")
     if row["suite"] == "scaling":
-        row.setdefault("axis", "threads")  # since schema 5 there are others
+        row.setdefault("axis", "threads")  # the only axis before schema 5
     if isinstance(row.get("speedup"), float):
         row["speedup"] = {"eager": row["speedup"]}
     if row.get("calls"):
         row["calls"] = [_renamed(call) for call in row["calls"]]
     if "failed" in row or "not_run" in row:
         return row
-    lacking = [part for part in _PARTS.get(row["suite"], ()) if not isinstance(row.get(part), dict | list)]
+    suite = catalogue.SUITES.get(row["suite"])
+    lacking = [part for part in suite.holds if not isinstance(row.get(part), dict | list)] if suite else []
     if lacking:
         raise InputError(f"{path}: {row['name']!r} has no {lacking[0]}: give a file that --json wrote")
     try:
@@ -107,8 +106,8 @@ def _timings(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [t for timing in by_name for t in ([timing] if "samples" in timing else timing.values())]
 
 
-def _timed(taken: list[float]) -> bool:
-    return bool(taken) and all(isinstance(s, int | float) and 0 < s < math.inf for s in taken)
+def _timed(seconds: list[float]) -> bool:
+    return bool(seconds) and all(isinstance(s, int | float) and 0 < s < math.inf for s in seconds)
 
 
 def _summed(timing: dict[str, Any]) -> bool:

@@ -1,9 +1,10 @@
-"""engine.fuse on architectures that people use: forward, and forward and backward, against eager and torch.compile.
+"""The suite `fuse`: engine.fuse on architectures that people use, against eager and torch.compile.
 
-First the fused model is compared with eager: output and the gradients of the input and the parameters, against eager in
-float64, at most twice eager's own error and a floor. A model with ReLU or LeakyReLU is compared a second time with ELU
-in their place, for there rounding decides signs, and gradients are allowed more. Where nothing is fused nothing is
-measured. Everybody runs in the better of both layouts, torch.compile in eager's.
+Forward alone, and forward and backward, are timed. First the fused model is checked: its output and its gradients of
+input and parameters may differ from eager in float64 by at most twice eager's own error and a floor. In a model with
+ReLU or LeakyReLU rounding decides the sign of values near zero, so gradients are allowed more, and the model is checked
+a second time with ELU in their place. A model in which nothing is fused is not measured. Fused and eager run in the
+better of both layouts, torch.compile in eager's.
 """
 
 import copy
@@ -22,9 +23,10 @@ from benchmarks.timing.table import Table, ms
 from engine import fuse
 from engine.fusion import FuseReport
 
-FLOOR = 2e-5  # what Winograd tiles may err in float32, norm-wise, for each fused convolution that a result passes
+FLOOR = 2e-5  # norm-wise error that Winograd tiles may have in float32, for each fused convolution of the model
 KINKED = (nn.ReLU, nn.LeakyReLU)
-# of gradients behind these: where rounding decides the sign of one of N values, by 1 / sqrt(N)
+# norm-wise error of gradients that kinked activations may add: one of N values whose sign rounding decides changes a
+# gradient by 1 / sqrt(N)
 KINK = 5e-3
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 PASSES = ("forward", "forward + backward")
@@ -37,7 +39,7 @@ def cases(only: str, quick: bool) -> list[Architecture]:
 
 
 def missing(architecture: Architecture) -> str:
-    """Why an architecture cannot be built here; "" where it can."""
+    """Why an architecture cannot be built here; "" if it can."""
     absent = architecture.needs and importlib.util.find_spec(architecture.needs) is None
     return f"{architecture.needs} is not installed" if absent else ""
 
@@ -54,17 +56,17 @@ def both_passes(architecture: Architecture, model: nn.Module, x: Tensor) -> dict
     y = architecture.run(model, x)
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(y, [x, *named.values()], upstream, allow_unused=True, materialize_grads=True)
-    return {"output": y.detach(), **dict(zip(["input", *named], found, strict=True))}
+    gradients = torch.autograd.grad(y, [x, *named.values()], upstream, allow_unused=True, materialize_grads=True)
+    return {"output": y.detach(), **dict(zip(["input", *named], gradients, strict=True))}
 
 
 def kinked(model: nn.Module) -> bool:
-    """Whether a model has activations whose derivative jumps."""
+    """Whether a model has activations whose derivative jumps at zero."""
     return any(isinstance(module, KINKED) for module in model.modules())
 
 
 def smoothed(model: nn.Module) -> nn.Module:
-    """The model's copy with ELU in place of what has a kink."""
+    """A copy of the model with ELU in place of ReLU and LeakyReLU."""
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -74,7 +76,7 @@ def smoothed(model: nn.Module) -> nn.Module:
 
 
 def disagreements(architecture: Architecture, plain: nn.Module, fused: nn.Module, x: Tensor, chains: int) -> list[str]:
-    """The results of the fused model outside the rule, and where there are kinks those of the model without them."""
+    """The results of the fused model that break the module's rule, also with ELU in place of kinked activations."""
     failed = _differences(architecture, plain, fused, x, chains)
     if kinked(plain):
         smooth = smoothed(plain)
@@ -85,12 +87,15 @@ def disagreements(architecture: Architecture, plain: nn.Module, fused: nn.Module
 
 
 def _differences(architecture: Architecture, plain: nn.Module, fused: nn.Module, x: Tensor, chains: int) -> list[str]:
-    """Parameters' gradients are compared as one: a bias before a normalisation has none but rounding."""
+    """The results that break the rule, one by one.
+
+    Parameters' gradients are compared as one vector: the gradient of a bias before a normalisation is only rounding.
+    """
     exact = joined(both_passes(architecture, copy.deepcopy(plain).double(), x.double()))
-    eager, found = (joined(both_passes(architecture, model, x)) for model in (plain, fused))
+    eager, result = (joined(both_passes(architecture, model, x)) for model in (plain, fused))
     failed = []
     for name, truth in exact.items():
-        error, of_eager = ((results[name] - truth).norm() / truth.norm() for results in (found, eager))
+        error, of_eager = ((results[name] - truth).norm() / truth.norm() for results in (result, eager))
         allowed = 2 * of_eager + FLOOR * chains + (KINK if kinked(plain) and name != "output" else 0.0)
         if not error <= allowed:
             failed.append(f"{name}: error {error:.1e}, allowed {allowed:.1e}")
@@ -110,7 +115,7 @@ def joined(results: dict[str, Tensor]) -> dict[str, Tensor]:
 def measure(
     architecture: Architecture, rounds: int, ticks: Callable[[int], None], compiled: bool
 ) -> tuple[FuseReport, dict[str, dict[str, Timing]], list[str]]:
-    """The report, timings of both passes (none where nothing is fused or results are wrong), and what is wrong."""
+    """The report, timings of each of PASSES (none if nothing is fused or a result is wrong), and what is wrong."""
     plain, x = build(architecture)
     fused = copy.deepcopy(plain)
     report = fuse(fused, example_inputs=(x, *architecture.further))
@@ -138,17 +143,20 @@ def measure(
 def _compiled(
     architecture: Architecture, name: str, model: nn.Module, x: Tensor
 ) -> dict[str, tuple[nn.Module, Tensor]]:
-    """torch.compile in the layout that suits eager: to compile takes most of this suite's time. Empty if it breaks."""
+    """torch.compile in eager's better layout only, because compiling takes most of this suite's time.
+
+    Empty, with a message, if torch.compile fails.
+    """
     torch._dynamo.reset()
-    made = torch.compile(model, dynamic=False), x
+    pair = torch.compile(model, dynamic=False), x
     try:
         for which in PASSES:
-            _call(architecture, which, *made)()
+            _call(architecture, which, *pair)()
     except Exception as error:
         why = str(error).strip().splitlines()[0][:100]
         tqdm.write(f"{architecture.name}: compile is left out, it fails: {type(error).__name__}: {why}")
         return {}
-    return {name.replace("eager", "compile"): made}
+    return {name.replace("eager", "compile"): pair}
 
 
 def _better(architecture: Architecture, models: dict[str, tuple[nn.Module, Tensor]], kind: str) -> str:
@@ -177,7 +185,7 @@ def _call(architecture: Architecture, which: str, model: nn.Module, x: Tensor) -
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The fuse suite."""
+    """The suite `fuse`."""
     columns = [("", 33), ("chains", 7), ("left", 5), ("products", 9)]
     for which in ("fwd", "both"):
         columns += [(f"{which} ms", 8), ("eager x", 8), ("compile x", 9)]
@@ -193,9 +201,9 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
         with tqdm(total=2 * arguments.rounds, desc=architecture.name, leave=False, disable=None) as bar:
             compiled = arguments.can_compile and not arguments.quick
             report, timings, failed = measure(architecture, arguments.rounds, tick(bar), compiled)
-        found = _rows(architecture, report, timings, failed)
-        rows += found
-        tqdm.write(table.add(_cells(architecture, report, found)))
+        of_model = _rows(architecture, report, timings, failed)
+        rows += of_model
+        tqdm.write(table.add(_cells(architecture, report, of_model)))
     return rows, [table]
 
 
@@ -216,13 +224,12 @@ def _cells(architecture: Architecture, report: FuseReport, rows: list[dict]) -> 
         return [architecture.name, f"DIFFERENT: {rows[0]['failed'][0]}"]
     counts = [architecture.name, str(len(report.replaced)), str(len(report.skipped))]
     if not report.replaced:
-        return [
-            *counts,
-            f"nothing to gain: {'; '.join(r.removeprefix('nothing to gain: ') for r in rows[0]['reasons'])}",
-        ]
+        reasons = "; ".join(reason.removeprefix("nothing to gain: ") for reason in rows[0]["reasons"])
+        return [*counts, f"nothing to gain: {reasons}"]
     written, left = report.products
     cells = [*counts, f"{written / max(1, left):.1f}x less"]
     for entry in rows:
-        gains = [f"{entry['speedup'][name]:.2f}" if name in entry["speedup"] else "-" for name in ("eager", "compile")]
-        cells += [ms(entry["timings"]["fused"]["median"]), *gains]
+        speedup = entry["speedup"]
+        against = [f"{speedup[name]:.2f}" if name in speedup else "-" for name in ("eager", "compile")]
+        cells += [ms(entry["timings"]["fused"]["median"]), *against]
     return cells

@@ -1,4 +1,7 @@
-"""Architectures that people use, with random weights, for the suite fuse: of libraries, or as people write them."""
+"""The architectures of the suite `fuse`, with random weights: from libraries, or as people write them.
+
+A library is imported when its model is built: each is optional, and heavy.
+"""
 
 import functools
 import itertools
@@ -12,9 +15,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model and the shape of the tensor it takes. needs: the library it comes from; "" for those written here.
+    """A model and its input.
 
-    further: what else it takes, after the tensor; field: of its result that is the tensor wanted, "" where it is that
+    needs:   the library that the model comes from; "" for one written here
+    shape:   of the tensor that it takes
+    further: its arguments after the tensor
+    field:   of its result, where the output tensor is; "" if the result is the tensor
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""One image through a trained refiner on the CPU or a GPU: engine.load's module against eager and torch.compile.
+"""The suite `latency`: one image through a trained refiner, engine.load's module against eager and torch.compile.
 
-The models have start values, are saved as checkpoints and loaded, as a user loads them; the time of an image does not
-depend on the weights. fused keeps its folded weights between calls, compile freezes what it has compiled.
+The models have initial weights (the time of an image does not depend on them), are saved as checkpoints and loaded as a
+user loads them. fused keeps its folded weights between calls; compile is used with frozen weights.
 """
 
 import dataclasses
@@ -25,24 +25,27 @@ from engine.systems.registry import build
 from engine.verification.training_steps import training_images
 
 TOLERANCE = 1e-4  # norm-wise, of the image
-IN_ALL = 2.0  # seconds that are sampled at least
+IN_ALL = 2.0  # seconds of samples, at the least
 
 
 def cases(only: str, quick: bool) -> dict[str, RefinerConfig]:
-    """The refiners whose label contains `only`: the quick preset's and the paper's width at 64x64; quick: the first."""
-    found = {}
+    """The refiners whose label contains `only`, at 64x64: of the quick preset's width, and of the paper's.
+
+    quick: the first alone.
+    """
+    configs = {}
     preset = RefinerConfig(device="cpu", **RefinerConfig.PRESETS["quick"] | {"inject": (8, 16, 32)})
     for filters in (preset.filters,) if quick else (preset.filters, 64):
         label = f"refiner {preset.resolution}x{preset.resolution}, {filters} filters, one image"
         if only in label:
-            found[label] = dataclasses.replace(preset, filters=filters)
-    return found
+            configs[label] = dataclasses.replace(preset, filters=filters)
+    return configs
 
 
 def measure(
     config: RefinerConfig, device: str, rounds: int, tick: Callable[[int], None], compiled: bool
 ) -> tuple[dict[str, Timing], list[str]]:
-    """Seconds for one image of every competitor, and where their images differ (then no timings)."""
+    """Seconds for one image of every competitor, and the competitors whose images differ (then no timings)."""
     image = training_images(1, config.channels, config.resolution, 0, torch.device(device))
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         competitors = loaded(save(config, Path(folder)), device, compiled)
@@ -56,7 +59,7 @@ def measure(
 
 
 def save(config: RefinerConfig, folder: Path) -> Path:
-    """A checkpoint of this refiner with start values."""
+    """Writes a checkpoint of this refiner with initial weights; returns its path."""
     system = build(config, "cpu")
     return checkpoint.save(folder, 0, system.weights(), system.state_dict(), config)
 
@@ -64,15 +67,15 @@ def save(config: RefinerConfig, folder: Path) -> Path:
 def loaded(path: Path, device: str, compiled: bool) -> dict[str, nn.Module]:
     """The checkpoint's model in every form."""
     eager = functools.partial(engine.load, path, device=device, fused=False)
-    found = {"fused": engine.load(path, device=device), "eager contiguous": eager()}
-    found["eager channels_last"] = eager().to(memory_format=torch.channels_last)
+    forms = {"fused": engine.load(path, device=device), "eager contiguous": eager()}
+    forms["eager channels_last"] = eager().to(memory_format=torch.channels_last)
     if compiled:
-        found["compile"] = eager()
-        found["compile"].compile(dynamic=False, options={"freezing": True})
-    return found
+        forms["compile"] = eager()
+        forms["compile"].compile(dynamic=False, options={"freezing": True})
+    return forms
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The latency suite."""
+    """The suite `latency`."""
     chosen = cases(arguments.filter, arguments.quick)
     return by_config("latency", "One image through a trained refiner, fp32", chosen, measure, arguments, limits)

@@ -1,13 +1,14 @@
-"""The suite `loading`: pictures per second of Kiln's loaders, against torch's DataLoader and what training takes.
+"""The suite `loading`: images per second of Kiln's loaders, against torch's DataLoader and what training takes.
 
-resident:    decoded once, held as uint8 (the time of that is in the row as seconds_to_open)
+resident:    decoded once and held as uint8 (the row has the seconds of decoding as seconds_to_open)
 dali:        files read and decoded in the background
 torch:       DataLoader with a worker process for each core: Pillow decodes, crops, resizes (antialiased), mirrors
 torch draft: the same with Pillow's draft mode, which decodes a JPEG at half, a quarter or an eighth of its size
 
-All make the same batches of the same JPEG files: order, mirroring, (B, C, R, R) float32 channels_last in [-1, 1], which
-is checked first. In one process, in turns of many batches: what waits in a competitor's queue is taken untimed at the
-begin of its turn, and the next turn begins when the queue is full again and its workers rest.
+All make the same batches of the same JPEG files, which is checked first: the same order and mirroring, (B, C, R, R)
+float32 channels_last in [-1, 1]. The competitors run in one process, in turns of many batches. At the start of a turn
+the batches that wait in the competitor's queue are taken untimed; the next turn starts when the queue is full again and
+the workers rest.
 """
 
 import contextlib
@@ -39,16 +40,21 @@ SEED = 5
 KINDS = ("resident", "dali")
 PEERS = ("torch", "torch draft")
 CHECKED = 2  # batches
-EDGE = 2  # pixels: at the crop's edge DALI's filter sees what lies beyond, Pillow's does not
-# mean difference, and the largest within the edges, in levels of 255; draft rounds once more, at the smaller size
+EDGE = 2  # pixels at the crop's edge: there DALI's filter sees pixels beyond the crop, Pillow's does not
+# mean difference, and the largest inside the edges, in levels of 255; draft mode rounds a second time, when it has
+# decoded the smaller size
 ALLOWED = {"torch": (1.0, 2.01), "torch draft": (2.0, 16.0)}
-AHEAD = 3  # batches each keeps ready, as Kiln's streaming loader; of DataLoader at least one for each worker
+# batches that each competitor keeps ready, as Kiln's streaming loader does; DataLoader keeps one or more a worker
+AHEAD = 3
 LEAST_SECONDS = 0.5  # of a turn
 
 
 @dataclass(frozen=True)
 class Setting:
-    """count generated JPEG files of width x height, loaded at resolution; step: the training whose demand they meet."""
+    """`count` generated JPEG files of width x height pixels, loaded at resolution x resolution.
+
+    step: options of the refiner whose training step says how many images are needed
+    """
 
     count: int
     width: int
@@ -59,7 +65,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """In the rows' names."""
+        """Its part of a row's name."""
         side = self.resolution
         return f"{self.count} JPEG {self.width}x{self.height} to {side}x{side}, batch {self.batch_size}"
 
@@ -77,7 +83,10 @@ def cases(only: str, quick: bool) -> list[Setting]:
 
 
 class Pictures(Dataset):
-    """Items (index, mirrored) -> (R, R, 3) uint8 by Pillow. draft: decode at the least size that is large enough."""
+    """A data set whose item (index, mirrored) is an image by Pillow, (R, R, 3) uint8.
+
+    draft: decode at the smallest size that is large enough
+    """
 
     def __init__(self, paths: list[str], resolution: int, draft: bool) -> None:
         self.paths, self.resolution, self.draft = paths, resolution, draft
@@ -90,13 +99,13 @@ class Pictures(Dataset):
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             box, size = (left, top, left + side, top + side), (self.resolution, self.resolution)
-            made = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
-        values = np.asarray(made)
+            resized = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
+        values = np.asarray(resized)
         return torch.from_numpy(np.ascontiguousarray(values[:, ::-1]) if mirrored else values.copy())
 
 
 class Batches:
-    """Batches of Kiln's order for DataLoader, without end."""
+    """Endless batches of (index, mirrored) for DataLoader, in Kiln's order."""
 
     def __init__(self, count: int, batch_size: int) -> None:
         self.count, self.batch_size = count, batch_size
@@ -110,7 +119,7 @@ class Batches:
 
 
 def peer(paths: list[str], setting: Setting, draft: bool) -> tuple[Callable[[], Tensor], Callable[[], None]]:
-    """The next batch of a DataLoader as a call, and how to end its workers."""
+    """Two calls: one gives the next batch of a DataLoader, the other ends its workers."""
     workers = worker_threads()
     loader = DataLoader(
         Pictures(paths, setting.resolution, draft),
@@ -127,20 +136,23 @@ def peer(paths: list[str], setting: Setting, draft: bool) -> tuple[Callable[[], 
     return batch, stream._shutdown_workers
 
 
-def differences(expected: Tensor, found: Tensor, allowed: tuple[float, float]) -> list[str]:
-    """What makes two batches differ by more than `allowed`; written so that NaN does."""
-    if expected.shape != found.shape or expected.stride() != found.stride() or expected.dtype != found.dtype:
-        return [f"a batch is {tuple(found.shape)} {found.dtype}, not {tuple(expected.shape)} {expected.dtype}"]
-    error = (found - expected).abs() * 127.5
+def differences(expected: Tensor, batch: Tensor, allowed: tuple[float, float]) -> list[str]:
+    """What makes two batches differ by more than `allowed`, an entry of ALLOWED; NaN differs."""
+    if expected.shape != batch.shape or expected.stride() != batch.stride() or expected.dtype != batch.dtype:
+        return [f"a batch is {tuple(batch.shape)} {batch.dtype}, not {tuple(expected.shape)} {expected.dtype}"]
+    error = (batch - expected).abs() * 127.5
     mean, most = float(error.mean()), float(error[..., EDGE:-EDGE, EDGE:-EDGE].max())
-    said = f"batches differ by {mean:.2f} levels on average, {most:.1f} at most within the edges"
-    return [] if mean <= allowed[0] and most <= allowed[1] else [said]
+    message = f"batches differ by {mean:.2f} levels on average, {most:.1f} at most within the edges"
+    return [] if mean <= allowed[0] and most <= allowed[1] else [message]
 
 
 def turns(
     calls: dict[str, Callable[[], object]], queued: tuple[str, ...], rounds: int, tick: Callable[[int], None]
 ) -> dict[str, Timing]:
-    """Seconds of one call of each competitor; of those in `queued` by turns of so many that no queue matters."""
+    """Seconds of one call of each competitor, sampled in turns.
+
+    queued: the competitors that keep batches ready; their turns are so long that the queue does not matter
+    """
     ahead = {name: max(AHEAD, worker_threads()) if name in queued else 0 for name in calls}
     counts = {}
     for name, call in calls.items():
@@ -151,33 +163,33 @@ def turns(
         for name in list(calls) if number % 2 == 0 else list(reversed(calls)):
             samples[name].append(_turn(calls[name], counts[name], ahead[name]))
         tick(number + 1)
-    return {name: Timing(taken) for name, taken in samples.items()}
+    return {name: Timing(seconds) for name, seconds in samples.items()}
 
 
 def _turn(call: Callable[[], object], count: int, ahead: int) -> float:
     for _ in range(ahead):
         call()
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(count):
         call()
-    seconds = (time.perf_counter() - began) / count
+    seconds = (time.perf_counter() - started) / count
     time.sleep(min(2.0, 1.5 * ahead * seconds))
     return seconds
 
 
 def measure(setting: Setting, rounds: int, tick: Callable[[int], None]) -> list[dict]:
-    """A row for each of Kiln's loaders; with `failed` where its batches or the peers' are not the same."""
+    """A row for each of Kiln's loaders, with `failed` if the competitors' batches differ."""
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = Path(place) / "set"
         write_files(folder, setting)
-        # what open_dataset keeps does not go to the user's folder
+        # open_dataset caches what it has validated; the user's own cache folder is left alone
         stack.enter_context(environment.variable("KILN_CACHE", str(Path(place) / "cache")))
         images = open_dataset(folder, channels=3, resolution=setting.resolution, progress=False)
         paths = [str(folder / name) for name in images.paths]
         loaders: dict[str, Loader] = {}
         opening = {}
         for kind in KINDS:
-            began = time.perf_counter()
+            started = time.perf_counter()
             loaders[kind] = open_loader(
                 images,
                 batch_size=setting.batch_size,
@@ -187,7 +199,7 @@ def measure(setting: Setting, rounds: int, tick: Callable[[int], None]) -> list[
                 seed=SEED,
                 loader=kind,
             )
-            opening[kind] = time.perf_counter() - began
+            opening[kind] = time.perf_counter() - started
             stack.callback(loaders[kind].close)
         calls: dict[str, Callable[[], Tensor]] = {
             kind: lambda loader=loader: loader.next().images for kind, loader in loaders.items()
@@ -205,35 +217,36 @@ def measure(setting: Setting, rounds: int, tick: Callable[[int], None]) -> list[
 
 
 def unequal(calls: dict[str, Callable[[], Tensor]]) -> list[str]:
-    """What differs between the first batches of all competitors; Kiln's two must be the same bits."""
+    """What differs between the first batches of all competitors. Kiln's two loaders must give the same bits."""
     failed = []
     for number in range(CHECKED):
-        made = {name: call() for name, call in calls.items()}
-        if not torch.equal(made["resident"], made["dali"]):
+        batches = {name: call() for name, call in calls.items()}
+        if not torch.equal(batches["resident"], batches["dali"]):
             failed.append(f"batch {number}: resident and dali differ")
         for name in PEERS:
-            failed += [f"batch {number}, {name}: {e}" for e in differences(made["dali"], made[name], ALLOWED[name])]
+            off = differences(batches["dali"], batches[name], ALLOWED[name])
+            failed += [f"batch {number}, {name}: {text}" for text in off]
     return failed
 
 
 def row(kind: str, setting: Setting, timings: dict[str, Timing], opening: float) -> dict:
-    """One loader: its speed over the better DataLoader, and how many times the step's demand each one supplies."""
+    """One loader: its speed over the better DataLoader, and every competitor's supply over the step's demand."""
     peers = {name: timings[name] for name in PEERS}
-    kept = {"fused": timings[kind], **peers}
+    compared = {"fused": timings[kind], **peers}
     return {
         "suite": "loading",
         "name": f"{kind} {setting.name}",
         "speedup": {"torch": min(t.median for t in peers.values()) / timings[kind].median},
-        "timings": {name: timing.to_json() for name, timing in kept.items()},
-        "images_per_s": {name: setting.batch_size / timing.median for name, timing in kept.items()},
+        "timings": {name: timing.to_json() for name, timing in compared.items()},
+        "images_per_s": {name: setting.batch_size / timing.median for name, timing in compared.items()},
         "step": timings["step"].to_json() | {"setting": setting.step},
-        "times_the_demand": {name: timings["step"].median / timing.median for name, timing in kept.items()},
+        "times_the_demand": {name: timings["step"].median / timing.median for name, timing in compared.items()},
         "seconds_to_open": opening,
     }
 
 
 def comparison() -> Table:
-    """Of the suite, in images per second."""
+    """The suite's empty table, in images per second."""
     columns = [
         ("images/s", 52),
         ("Kiln", 9),
@@ -256,18 +269,18 @@ def cells(entry: dict) -> list[str]:
         return [entry["name"], entry["not_run"]]
     rates, times = entry["images_per_s"], entry["times_the_demand"]
     speeds = [f"{rates[name]:,.0f}" for name in ("fused", *PEERS)]
-    taken = f"{rates['fused'] / times['fused']:,.0f}"
-    return [entry["name"], *speeds, f"{entry['speedup']['torch']:.2f}", taken, f"{times['fused']:.1f}"]
+    demand = f"{rates['fused'] / times['fused']:,.0f}"
+    return [entry["name"], *speeds, f"{entry['speedup']['torch']:.2f}", demand, f"{times['fused']:.1f}"]
 
 
 def missing() -> str | None:
-    """Why the suite cannot run here."""
+    """Why the suite cannot run here; None if it can."""
     _, why = environment.attempt("nvidia.dali")
     return why and f"needs DALI, which cannot be imported here ({why})"
 
 
 def write_files(folder: Path, setting: Setting) -> None:
-    """Smooth colour pictures with some grain, so that files are about as large as photos of that size."""
+    """Writes smooth colour images with some grain, whose files are about as large as photos of that size."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(SEED)
     for number in range(setting.count):
@@ -279,7 +292,7 @@ def write_files(folder: Path, setting: Setting) -> None:
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The loading suite."""
+    """The suite `loading`."""
     rows, table = [], comparison()
     chosen = cases(arguments.filter, arguments.quick)
     if chosen:

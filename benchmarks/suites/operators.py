@@ -1,11 +1,13 @@
-"""Every operator's benchmark shapes: forward and backward, fused against eager, compiled and strong PyTorch.
+"""The suite `ops`: every operator's benchmark shapes, forward and backward, against eager, compiled and strong PyTorch.
 
 On a GPU every competitor is replayed from a CUDA graph, so that kernels are compared and not how Python starts them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
@@ -16,57 +18,87 @@ from benchmarks.timing.table import Table
 from engine import ops
 from engine.kernels import _spec
 
-# On a CPU every row is sampled so often, minutes apart, for so many seconds at least. A speed-up is off by 8 % in one
-# round, by 1.5 % in 16 of them (the standard deviation, where caches are not the limit); but others who use the
-# last-level cache change it by up to a third for as long as they do, so the calmer pass counts.
+# On a CPU every row is sampled in so many passes, minutes apart, each for so many seconds at least. A speed-up is off
+# by 8 % in one round and by 1.5 % in 16 rounds (standard deviations, where caches are not the limit). Other programs
+# that use the last-level cache change a speed-up by up to a third for as long as they run, so the calmer pass counts.
 PASSES, IN_ALL = 2, 2.0
 Measured = tuple[dict[str, Timing], list[str]]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
-def label(case: tuple[_spec.Spec, _spec.Sample]) -> str:
-    """What the row of a case is called."""
-    spec, sample = case
-    return f"{spec.operator} {sample.name}"
+@dataclass(frozen=True)
+class Case:
+    """An operator on one shape.
+
+    substitute: what competes as fused in place of the operator. The self-test plants a slow and a wrong one.
+    """
+
+    spec: _spec.Spec
+    sample: _spec.Sample
+    substitute: Callable | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of its row."""
+        return f"{self.spec.operator} {self.sample.name}"
+
+    @property
+    def fused(self) -> Callable:
+        """The competitor `fused`."""
+        return self.substitute or ops.OPERATORS[self.spec.operator].function
+
+    @property
+    def reference(self) -> Callable:
+        """The competitor `eager`: the operator in plain PyTorch."""
+        return ops.OPERATORS[self.spec.operator].reference
+
+    @property
+    def layouts(self) -> dict[str, torch.memory_format]:
+        """The memory formats that a baseline is measured in; one where no tensor has four axes: they are the same."""
+        has_images = any(len(shape) == 4 for shape in self.sample.shapes.values())
+        return LAYOUTS if has_images else dict([*LAYOUTS.items()][:1])
+
+    def tensors(self, precision: str, device: str) -> dict[str, Tensor]:
+        """Its tensors in a precision of PRECISIONS."""
+        return _spec.tensors(self.sample, PRECISIONS[precision].dtype, device)
 
 
-def cases(only: str, quick: bool = False) -> Iterator[tuple[_spec.Spec, _spec.Sample]]:
+def cases(only: str, quick: bool = False) -> Iterator[Case]:
     """The shapes of every operator whose name or shape contains `only`.
 
     quick: of an operator's shapes, with each resize if it has one, the one in the middle by FLOPs.
     """
     for spec in _spec.specs().values():
-        chosen = [sample for sample in spec.benchmarks if only in label((spec, sample))]
+        chosen = [sample for sample in spec.benchmarks if only in Case(spec, sample).label]
         if quick:
             alike: dict[str, list[_spec.Sample]] = {}
             for sample in sorted(chosen, key=spec.flops):
                 alike.setdefault(sample.options.get("resize", ""), []).append(sample)
             chosen = [group[(len(group) - 1) // 2] for group in alike.values()]
         for sample in chosen:
-            yield spec, sample
+            yield Case(spec, sample)
 
 
-def baselines(spec: _spec.Spec, compiled: bool = True, autotuned: bool = False) -> dict[str, Callable]:
+def baselines(case: Case, compiled: bool = True, autotuned: bool = False) -> dict[str, Callable]:
     """eager, compile and, where the spec names one, strong: functions with the operator's arguments.
 
-    autotuned: also "compile max-autotune" (the CUDA graph is ours, as everybody's).
+    autotuned: also "compile max-autotune", without torch.compile's own CUDA graph: every competitor is captured as one.
     """
-    reference = ops.OPERATORS[spec.operator].reference
-    found = {"eager": reference}
+    reference = case.reference
+    functions = {"eager": reference}
     if compiled:
-        torch._dynamo.reset()  # each shape is compiled for itself, however many there were before
-        found["compile"] = torch.compile(reference, dynamic=False, fullgraph=True)
+        torch._dynamo.reset()  # each shape is compiled for itself, however many were compiled before
+        functions["compile"] = torch.compile(reference, dynamic=False, fullgraph=True)
     if compiled and autotuned:
         mode = "max-autotune-no-cudagraphs"
-        found["compile max-autotune"] = torch.compile(reference, dynamic=False, fullgraph=True, mode=mode)
-    if spec.strong:
-        found["strong"] = spec.strong
-    return found
+        functions["compile max-autotune"] = torch.compile(reference, dynamic=False, fullgraph=True, mode=mode)
+    if case.spec.strong:
+        functions["strong"] = case.spec.strong
+    return functions
 
 
 def measure(
-    spec: _spec.Spec,
-    sample: _spec.Sample,
+    case: Case,
     device: str,
     rounds: int,
     compiled: bool = True,
@@ -76,100 +108,91 @@ def measure(
 ) -> Measured:
     """Timings of fused and of every baseline in both layouts, and the results that are not right (then no timings).
 
-    precision: of PRECISIONS; everybody computes in it. in_all: as `interleaved` has it.
+    precision: of PRECISIONS; every competitor computes in it. in_all: seconds, as `interleaved` has it.
     """
     with tf32_allowed(PRECISIONS[precision].tf32):
-        competitors, failed = prepared(spec, sample, device, compiled, precision, autotuned)
+        competitors, failed = prepared(case, device, compiled, precision, autotuned)
         if failed:
             return {}, failed
-        allocations = None if device == "cuda" else device  # a graph's memory is the graph's
+        allocations = None if device == "cuda" else device  # on a GPU a CUDA graph keeps the memory of its tensors
         return interleaved(competitors, rounds=rounds, in_all=in_all, allocations=allocations), []
 
 
 def prepared(
-    spec: _spec.Spec,
-    sample: _spec.Sample,
-    device: str,
-    compiled: bool = True,
-    precision: str = "fp32",
-    autotuned: bool = False,
+    case: Case, device: str, compiled: bool = True, precision: str = "fp32", autotuned: bool = False
 ) -> tuple[dict[str, Callable], list[str]]:
     """Every competitor as a call of forward and backward, or the results that are not right."""
     with tf32_allowed(PRECISIONS[precision].tf32):
-        others = baselines(spec, compiled, autotuned)
-        failed = disagreements(spec, sample, device, others, precision)
+        others = baselines(case, compiled, autotuned)
+        failed = disagreements(case, device, others, precision)
         if failed:
             return {}, failed
-        made = _spec.tensors(sample, PRECISIONS[precision].dtype, device)
-        competitors = {"fused": both_passes(ops.OPERATORS[spec.operator].function, made, sample)}
+        inputs = case.tensors(precision, device)
+        competitors = {"fused": both_passes(case.fused, inputs, case.sample)}
         for name, function in others.items():
-            for layout, order in _layouts(sample).items():
-                laid_out = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in made.items()}
-                competitors[f"{name} {layout}"] = both_passes(function, laid_out, sample)
+            for layout, order in case.layouts.items():
+                laid_out = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in inputs.items()}
+                competitors[f"{name} {layout}"] = both_passes(function, laid_out, case.sample)
         return (_as_graphs(competitors) if device == "cuda" else competitors), []
 
 
-def names(spec: _spec.Spec, sample: _spec.Sample, compiled: bool) -> tuple[str, ...]:
+def names(case: Case, compiled: bool) -> tuple[str, ...]:
     """The competitors of `prepared`, without making them."""
-    others = ["eager", *["compile"] * compiled, *["strong"] * bool(spec.strong)]
-    return ("fused", *(f"{name} {layout}" for name in others for layout in _layouts(sample)))
-
-
-def _layouts(sample: _spec.Sample) -> dict[str, torch.memory_format]:
-    """Both, or one where nothing has four axes: they are the same."""
-    return LAYOUTS if any(len(shape) == 4 for shape in sample.shapes.values()) else dict([*LAYOUTS.items()][:1])
+    others = ["eager", *["compile"] * compiled, *["strong"] * bool(case.spec.strong)]
+    return ("fused", *(f"{name} {layout}" for name in others for layout in case.layouts))
 
 
 def _as_graphs(competitors: dict[str, Callable]) -> dict[str, Callable]:
     """Each as a CUDA graph; a baseline that cannot be captured is left out, and named."""
-    found = {}
+    graphs = {}
     for name, call in competitors.items():
         try:
-            found[name] = captured(call)
+            graphs[name] = captured(call)
         except RuntimeError as error:
             if name == "fused":
                 raise
-            tqdm.write(f"{name} is left out, for it cannot be captured as a CUDA graph: {str(error).splitlines()[0]}")
-    return found
+            why = str(error).splitlines()[0]
+            tqdm.write(f"{name} is left out, because it cannot be captured as a CUDA graph: {why}")
+    return graphs
 
 
-def disagreements(
-    spec: _spec.Spec, sample: _spec.Sample, device: str, others: dict[str, Callable], precision: str = "fp32"
-) -> list[str]:
-    """The results of fused outside the dtype rule, and those of a baseline that computes something else."""
+def disagreements(case: Case, device: str, others: dict[str, Callable], precision: str = "fp32") -> list[str]:
+    """The results of fused outside the dtype rule, and those of a baseline that computes something else.
+
+    others: baselines by name, "eager" among them.
+    """
     dtype, tolerance = PRECISIONS[precision].dtype, PRECISIONS[precision].baseline
-    failed = [
-        f"{e.result}: error {e.fused:.1e}, allowed {e.allowed:.1e}"
-        for e in _spec.compare(spec, sample, dtype, device)
-        if not e.passed
-    ]
-    made = _spec.tensors(sample, dtype, device)
-    eager = _spec.run(others["eager"], sample, made, dtype)
+    inputs = case.tensors(precision, device)
+    exact = _spec.run(case.reference, case.sample, inputs, torch.float64)
+    eager = _spec.run(others["eager"], case.sample, inputs, dtype)
+    fused = _spec.run(case.fused, case.sample, inputs, dtype)
+    errors = _spec.judge(exact, eager, fused, case.spec.floor[dtype])
+    failed = [f"{e.result}: error {e.fused:.1e}, allowed {e.allowed:.1e}" for e in errors if not e.passed]
     for name in others.keys() - {"eager"}:
-        for result, value in _spec.run(others[name], sample, made, dtype).items():
+        for result, value in _spec.run(others[name], case.sample, inputs, dtype).items():
             error = _spec.relative_error(value, eager[result])
-            if not error <= tolerance:
+            if not error <= tolerance:  # written so that NaN fails
                 failed.append(f"{result} of {name}: error {error:.1e}, allowed {tolerance:.1e}")
     return failed
 
 
-def flops(spec: _spec.Spec, sample: _spec.Sample, device: str) -> float | None:
+def flops(case: Case, device: str) -> float | None:
     """FLOPs of forward and backward in the form that the fused operator takes; None where its spec does not say."""
+    call = both_passes(case.fused, case.tensors("fp32", device), case.sample)
     if device == "cuda":
-        made = _spec.tensors(sample, torch.float32, device)
-        launched = native_calls.launched(both_passes(ops.OPERATORS[spec.operator].function, made, sample))
-        return sum(launch.cost.flops for launch in launched) if launched else spec.flops(sample)
-    made = _spec.tensors(sample, torch.float32, device)
+        launches = native_calls.launched(call)
+        return sum(launch.cost.flops for launch in launches) if launches else case.spec.flops(case.sample)
     with native_calls.recorded() as calls:
-        both_passes(ops.OPERATORS[spec.operator].function, made, sample)()
-    return native_calls.flops(calls) if calls else spec.flops(sample)  # no native call: the library's, as written
+        call()
+    # without a native call the library's own function ran, with the FLOPs as written
+    return native_calls.flops(calls) if calls else case.spec.flops(case.sample)
 
 
-def both_passes(function: Callable, made: dict[str, torch.Tensor], sample: _spec.Sample) -> Callable[[], object]:
-    """A call that runs forward and backward of `function` on leaves like `made`."""
-    leaves = {n: t.detach().clone().requires_grad_(sample.differentiable(n)) for n, t in made.items()}
+def both_passes(function: Callable, inputs: dict[str, Tensor], sample: _spec.Sample) -> Callable[[], object]:
+    """A call that runs forward and backward of `function` on leaves like `inputs`."""
+    leaves = {n: t.detach().clone().requires_grad_(sample.differentiable(n)) for n, t in inputs.items()}
     wanted = [t for t in leaves.values() if t.requires_grad]
-    upstream: list[torch.Tensor] = []
+    upstream: list[Tensor] = []
 
     def call() -> object:
         y = function(**leaves, **sample.options)
@@ -193,32 +216,37 @@ def _together(measured: Measured) -> float:
     return sum(timing.median for timing in measured[0].values())
 
 
-def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The ops suite."""
+def run(
+    arguments: Arguments, limits: Limits, chosen: Sequence[Case] | None = None, compiled: bool = True
+) -> tuple[list[dict], list[Table]]:
+    """The suite `ops`. chosen: cases in place of those that the arguments name; compiled: with torch.compile's rows."""
     precision = arguments.precision or "fp32"
     rows, table = [], comparison(f"Operators, forward + backward, {precision}")
-    chosen = list(cases(arguments.filter, arguments.quick))
-    again = arguments.device == "cpu" and not arguments.quick and arguments.budget == float("inf")
-    in_all = IN_ALL if again else 0.0
-    how = (arguments.device, arguments.rounds, arguments.can_compile, precision, arguments.autotune, in_all)
-    passes: dict[str, list[Measured]] = {label(case): [] for case in chosen}
-    with tqdm(total=len(chosen) * (PASSES if again else 1), desc="operators", leave=False, disable=None) as bar:
-        for case in chosen * (PASSES - 1 if again else 0):
-            passes[label(case)].append(guarded(arguments, measure, *case, *how))
+    chosen = list(cases(arguments.filter, arguments.quick)) if chosen is None else chosen
+    twice = arguments.device == "cpu" and not arguments.quick and arguments.budget == float("inf")
+    compiled = compiled and arguments.can_compile
+    how = (arguments.device, arguments.rounds, compiled, precision, arguments.autotune, IN_ALL if twice else 0.0)
+    passes: dict[str, list[Measured]] = {case.label: [] for case in chosen}
+    with tqdm(total=len(chosen) * (PASSES if twice else 1), desc="operators", leave=False, disable=None) as bar:
+        for case in [*chosen] * (PASSES - 1 if twice else 0):
+            passes[case.label].append(guarded(arguments, measure, case, *how))
             bar.update()
         if chosen:
             tqdm.write(table.head())
-        for spec, sample in within(arguments, chosen, label, rows, "ops"):
-            name = label((spec, sample))
-            passes[name].append(guarded(arguments, measure, spec, sample, *how))
-            timings, failed = calmer(passes[name])
-            entry = row("ops", name, timings, failed)
-            if not failed:
-                products = flops(spec, sample, arguments.device)
-                moved = spec.bytes(sample, PRECISIONS[precision].dtype)
-                entry = shares(entry, limits, products, moved) | {"flops_as_written": spec.flops(sample)}
-                entry["passes"] = [_together(measured) for measured in passes[name]]
-            rows.append(entry)
-            tqdm.write(table.add(cells(entry)))
+        for case in within(arguments, chosen, lambda case: case.label, rows, "ops"):
+            passes[case.label].append(guarded(arguments, measure, case, *how))
+            rows.append(_row(case, passes[case.label], arguments.device, precision, limits))
+            tqdm.write(table.add(cells(rows[-1])))
             bar.update()
     return rows, [table]
+
+
+def _row(case: Case, passes: list[Measured], device: str, precision: str, limits: Limits) -> dict:
+    timings, failed = calmer(passes)
+    entry = row("ops", case.label, timings, failed)
+    if failed:
+        return entry
+    moved = case.spec.bytes(case.sample, PRECISIONS[precision].dtype)
+    entry = shares(entry, limits, flops(case, device), moved)
+    entry["flops_as_written"] = case.spec.flops(case.sample)
+    return entry | {"passes": [_together(measured) for measured in passes]}

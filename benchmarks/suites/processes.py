@@ -1,4 +1,4 @@
-"""The same training by 1 to N processes of one thread each under torchrun: one global batch, shared among them."""
+"""The part of `scaling` by processes: 1 to N of them under torchrun, one thread each, share a global batch."""
 
 import json
 import subprocess
@@ -8,18 +8,19 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.checkout import ROOT
 from benchmarks.suites import loading
 from benchmarks.timing.measure import Timing
 
 OPTIONS = {"filters": 16, "batch_size": 16, "resolution": 64}
 PICTURES = loading.Setting(64, 96, 96, OPTIONS["resolution"], OPTIONS["batch_size"], OPTIONS)
-EVERY = 5  # steps of a sample
-SKIPPED = 2  # samples at the begin: the first steps touch fresh memory
-TOLERANCE = 1e-4  # of a loss, after so many steps as a run has
+EVERY = 5  # steps that one sample is the mean of
+SKIPPED = 2  # samples at the start, because the first steps touch fresh memory
+TOLERANCE = 1e-4  # relative, of a loss, after EVERY steps
 
 
 def name() -> str:
-    """Of the row."""
+    """The row's name."""
     side = OPTIONS["resolution"]
     return f"refiner {side}x{side}, {OPTIONS['filters']} filters, batch {OPTIONS['batch_size']} by processes"
 
@@ -30,7 +31,10 @@ def counts(most: int) -> list[int]:
 
 
 def measure(rounds: int, most: int) -> tuple[dict[str, dict[int, Timing]], list[str]]:
-    """Seconds of a step by competitor and number of processes, or the losses that differ between any two of them."""
+    """Seconds of a step by competitor and number of processes, or the losses that differ from those of the first run.
+
+    most: processes
+    """
     timings: dict[str, dict[int, Timing]] = {"fused": {}, "eager": {}}
     losses: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -38,40 +42,40 @@ def measure(rounds: int, most: int) -> tuple[dict[str, dict[int, Timing]], list[
         for competitor, by in timings.items():
             for processes in counts(most):
                 records = train(Path(folder), competitor, processes, (rounds + SKIPPED) * EVERY)
-                taken = [OPTIONS["batch_size"] / record["images_per_s"] for record in records[SKIPPED:]]
-                by[processes] = Timing(taken)
+                by[processes] = Timing([OPTIONS["batch_size"] / record["images_per_s"] for record in records[SKIPPED:]])
                 losses[f"{competitor}, {processes}"] = {k: v for k, v in records[0].items() if k.startswith("l_")}
     failed = disagreements(losses)
     return ({}, failed) if failed else (timings, [])
 
 
 def train(folder: Path, competitor: str, processes: int, steps: int) -> list[dict[str, float]]:
-    """The records of a run of so many processes, one thread each."""
+    """Trains with this many processes of one thread each; returns the run's records of metrics.jsonl."""
     out = folder / f"{competitor}{processes}"
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     options = {"data": folder / "pictures", "out": out, "steps": steps, "log_every": EVERY, "sample_every": 0}
     options |= {"checkpoint_every": steps, "threads": 1} | OPTIONS
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", *launcher, "engine.train", f"--{competitor}", *words]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{competitor} with {processes} processes: {done.stderr.strip().splitlines()[-1:]}")
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def disagreements(losses: dict[str, dict[str, float]]) -> list[str]:
-    """The first losses that differ from those of the first run. losses: by run and name."""
+    """The losses that differ from those of the first run. losses: by run and name, each after EVERY steps."""
     (first, expected), *others = losses.items()
     return [
-        f"{key} is {found[key]:.6g} ({run}) and {value:.6g} ({first})"
-        for run, found in others
-        for key, value in expected.items()
-        if not abs(found[key] - value) <= TOLERANCE * max(abs(value), 1e-3)
+        f"{name} is {losses_of_run[name]:.6g} ({run}) and {value:.6g} ({first})"
+        for run, losses_of_run in others
+        for name, value in expected.items()
+        # written so that NaN fails
+        if not abs(losses_of_run[name] - value) <= TOLERANCE * max(abs(value), 1e-3)
     ]
 
 
 def missing() -> str | None:
-    """Why this cannot run here; None where it can."""
+    """Why this part cannot run here; None if it can."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         return "this torch has no gloo, through which processes on a CPU exchange"
     return loading.missing()

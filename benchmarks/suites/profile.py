@@ -1,4 +1,4 @@
-"""Where a fused training step's time goes: every native call by layer, and what runs outside of them."""
+"""The suite `profile`: where a fused training step's time goes, by native call and layer, and outside of them."""
 
 import time
 from collections.abc import Callable
@@ -16,12 +16,16 @@ from benchmarks.timing.rows import tick
 from benchmarks.timing.table import Table, giga, ms, percent
 from engine.kernels import _spec
 
-PROFILED = 3  # steps under torch.profiler, which slows them: for what is outside the native calls only
+PROFILED = 3  # steps under torch.profiler. It slows them, so they only tell what runs outside the native calls
 
 
 @dataclass(frozen=True)
 class Line:
-    """One native call of the step: its layer ("" where no parameter takes part), its median seconds over the steps."""
+    """One native call of a step.
+
+    layer:   whose parameter takes part; "" if none does
+    seconds: median over the steps
+    """
 
     layer: str
     function: str
@@ -31,20 +35,20 @@ class Line:
 
     @property
     def shape(self) -> str:
-        """In the operator's words, or the call's integers where its spec has none."""
+        """The shape as the operator's spec writes it; the call's integers if the spec says nothing."""
         return self.work.shape if self.work else "x".join(map(str, self.integers))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A step's wall time, its native calls in order, and seconds of PyTorch's own operators and of the remainder."""
+    """A step's wall-clock time, its native calls in order, and seconds of PyTorch's operators and of the remainder."""
 
     wall: Timing
     lines: list[Line]
     outside: dict[str, float]
 
     def to_json(self, limits: Limits) -> dict[str, object]:
-        """Every call with its rates and their shares of the machine's limits."""
+        """The row's content: every call with its rates and their shares of the machine's limits."""
         calls = []
         for line in self.lines:
             call = {"layer": line.layer, "function": line.function, "integers": line.integers, "shape": line.shape}
@@ -52,8 +56,13 @@ class Profile:
         return {"wall": self.wall.to_json(), "calls": calls, "outside": self.outside}
 
 
+def cases(only: str, quick: bool) -> dict[str, dict]:
+    """The settings of the suite `step`."""
+    return step.cases(only, quick)
+
+
 def measure(setting: dict, device: str, rounds: int, tick: Callable[[int], None]) -> Profile:
-    """Medians over `rounds` fused steps, after two that warm up."""
+    """Medians over `rounds` fused steps, after two untimed ones."""
     system, batch = step.build("fused", setting, device)
     for _ in range(2):
         system.step(batch)
@@ -79,7 +88,7 @@ def measure(setting: dict, device: str, rounds: int, tick: Callable[[int], None]
 
 
 def layer_addresses(networks: dict[str, nn.Module]) -> dict[int, str]:
-    """Address of a parameter -> the layer it belongs to, as "network.layer"."""
+    """The layer that a parameter belongs to, as "network.layer", by the parameter's address."""
     return {
         parameter.data_ptr(): f"{name}.{key.rpartition('.')[0]}"
         for name, network in networks.items()
@@ -88,23 +97,23 @@ def layer_addresses(networks: dict[str, nn.Module]) -> dict[int, str]:
 
 
 def library_operators(call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of one call in each of PyTorch's own operators, without what they call, the longest first."""
+    """Seconds of one call in each of PyTorch's operators, without the operators that it calls, the longest first."""
     with profiled() as profiler:
         for _ in range(PROFILED):
             call()
-    found = {
+    seconds = {
         e.key: e.self_cpu_time_total / PROFILED / 1e6 for e in profiler.key_averages() if e.key.startswith("aten::")
     }
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
-def inside(name: str, found: Profile, limits: Limits) -> Table:
+def inside(name: str, of_step: Profile, limits: Limits) -> Table:
     """The native calls, the longest first."""
     columns = [("layer", 32), ("pass", 25), ("shape and form", 42), ("ms", 7), ("share", 5)]
     columns += [("GFLOP/s", 7), ("matrix", 6), ("GB/s", 5), ("copy", 4)]
-    wall = found.wall.median
+    wall = of_step.wall.median
     table = Table(f"Native calls of one fused step of {name} ({ms(wall)} ms)", columns, left=3)
-    for line in sorted(found.lines, key=lambda line: -line.seconds):
+    for line in sorted(of_step.lines, key=lambda line: -line.seconds):
         rates = _rates(line, limits)
         arithmetic = [giga(rates["flops_per_s"]), percent(rates["share_of_matrix"])]
         traffic = [giga(rates["bytes_per_s"], 1), percent(rates["share_of_copy"])]
@@ -113,14 +122,14 @@ def inside(name: str, found: Profile, limits: Limits) -> Table:
     return table
 
 
-def outside(name: str, found: Profile) -> Table:
-    """The whole step: the native calls in one row, PyTorch's operators from a thousandth of it on, and the rest."""
+def outside(name: str, of_step: Profile) -> Table:
+    """The whole step: native calls in one row, each PyTorch operator that takes a thousandth or more, and the rest."""
     table = Table(f"The whole step of {name}", [("", 50), ("ms", 9), ("share", 6)])
-    wall = found.wall.median
-    native_calls = {"native calls": sum(line.seconds for line in found.lines)}
-    shown = {k: v for k, v in found.outside.items() if v >= wall / 1000 or not k.startswith("aten::")}
-    few = {"PyTorch's other operators": sum(found.outside.values()) - sum(shown.values())}
-    for label, seconds in (native_calls | shown | few).items():
+    wall = of_step.wall.median
+    native = {"native calls": sum(line.seconds for line in of_step.lines)}
+    shown = {k: v for k, v in of_step.outside.items() if v >= wall / 1000 or not k.startswith("aten::")}
+    small = {"PyTorch's other operators": sum(of_step.outside.values()) - sum(shown.values())}
+    for label, seconds in (native | shown | small).items():
         table.add([label, ms(seconds), percent(seconds / wall)])
     return table
 
@@ -132,13 +141,13 @@ def _rates(line: Line, limits: Limits) -> dict[str, float | None]:
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The profile suite: the native calls of a fused step, the longest first, and the rest of the step."""
+    """The suite `profile`: the native calls of a fused step, the longest first, and the rest of the step."""
     rows, tables = [], []
-    for name, setting in step.settings(arguments.filter, arguments.quick).items():
+    for name, setting in cases(arguments.filter, arguments.quick).items():
         with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
-            found = measure(setting, arguments.device, arguments.rounds, tick(bar))
-        rows.append({"suite": "profile", "name": name, **found.to_json(limits)})
-        for table in (inside(name, found, limits), outside(name, found)):
+            of_step = measure(setting, arguments.device, arguments.rounds, tick(bar))
+        rows.append({"suite": "profile", "name": name, **of_step.to_json(limits)})
+        for table in (inside(name, of_step, limits), outside(name, of_step)):
             print(table)
             tables.append(table)
     return rows, tables

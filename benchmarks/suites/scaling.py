@@ -16,37 +16,36 @@ Prepare = Callable[[], tuple[dict[str, Callable], list[str]]]
 
 
 def cases(only: str, quick: bool) -> list[str]:
-    """Names of all rows that contain `only`."""
+    """The names of the rows that contain `only`: by threads, by size, by processes."""
     by_threads = [name for name, _ in thread_cases(only, quick, "cpu")]
     return by_threads + [sweep.label for sweep in sweeps.cases(only, quick, "cpu")] + process_cases(only, quick)
 
 
 def thread_cases(only: str, quick: bool, device: str) -> Iterator[tuple[str, Prepare]]:
-    """Name and how to get fused and eager as calls, with what disagrees between them: steps, then some operators.
+    """Steps, then one shape of each operator: its name, and what makes fused and eager as calls, with what disagrees.
 
-    quick: of these the one that every system is made of.
+    quick: of the operators only nearest x2 + convolution, which every system is made of
     """
-    for name, setting in step.settings(only, quick).items():
+    for name, setting in step.cases(only, quick).items():
         yield name, lambda setting=setting: sweeps.calls_of_step(setting, device)
-    for spec, sample in operators.cases(only, quick=True):
-        if quick and sample.options.get("resize") != "up":
-            continue
-        yield f"{spec.operator} {sample.name}", lambda spec=spec, sample=sample: sweeps.calls_of(spec, sample, device)
+    for case in operators.cases(only, quick=True):
+        if not quick or case.sample.options.get("resize") == "up":
+            yield case.label, lambda case=case: sweeps.calls_of(case, device)
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The suite."""
+    """The suite `scaling`."""
     parts = [by_threads(arguments), by_sweeps(arguments), by_processes(arguments)]
     return [row for rows, _ in parts for row in rows], [table for _, table in parts]
 
 
 def process_cases(only: str, quick: bool) -> list[str]:
-    """The one row by processes; quick: none, as each number of them starts anew."""
+    """The name of the row by processes; quick: none, because every number of processes starts a training of its own."""
     return [processes.name()] if only in processes.name() and not quick else []
 
 
 def by_threads(arguments: Arguments) -> tuple[list[dict], Table]:
-    """Rows and table by thread count."""
+    """Rows and table by number of threads."""
     rows: list[dict] = []
     columns = [("", 45), ("", 6), ("threads", 8), ("ms", 9), ("quartiles", 17), ("speed-up over 1", 16), ("serial", 7)]
     table = Table("Threads, and the share of the time that they do not shorten", columns, left=2)
@@ -63,7 +62,7 @@ def by_threads(arguments: Arguments) -> tuple[list[dict], Table]:
 
 
 def by_processes(arguments: Arguments) -> tuple[list[dict], Table]:
-    """Row and table by processes under torchrun, of one thread each."""
+    """Row and table by number of processes under torchrun, one thread each."""
     columns = [("", 56), ("", 6), ("ranks", 6), ("ms", 9), ("quartiles", 17), ("speed-up over 1", 16), ("serial", 7)]
     table = Table("Processes of one thread under torchrun, one global batch", columns, left=2)
     rows: list[dict] = []
@@ -84,10 +83,10 @@ def _row(axis: str, name: str, timings: dict[str, dict[int, Timing]], failed: li
     head = {"suite": "scaling", "name": name, "axis": axis}
     if failed:
         return head | {"failed": failed}
-    gains = {n: {t: by[1].median / timing.median for t, timing in by.items()} for n, by in timings.items()}
-    taken = {n: {t: timing.to_json() for t, timing in by.items()} for n, by in timings.items()}
+    over_one = {n: {count: by[1].median / t.median for count, t in by.items()} for n, by in timings.items()}
     serial = {n: threads.serial_share(by) for n, by in timings.items()}
-    return head | {"speedup_over_one": gains, "serial_share": serial, "timings": taken}
+    as_json = {n: {count: t.to_json() for count, t in by.items()} for n, by in timings.items()}
+    return head | {"speedup_over_one": over_one, "serial_share": serial, "timings": as_json}
 
 
 def _cells(label: str, timings: dict[str, dict[int, Timing]], failed: list[str]) -> Iterator[list[str]]:

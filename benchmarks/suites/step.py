@@ -1,11 +1,11 @@
-"""Whole training steps: the fused one-pass step against the textbook step and stronger ones, time and peak memory.
+"""The suite `step`: the refiner's fused one-pass training step against three baselines, in time and peak memory.
 
 eager:   the step as it is usually written, in both layouts
-compile: the same, networks and losses through torch.compile, channels_last
-strong:  what library parts can do (strong.py)
+compile: the same in channels_last, networks and losses through torch.compile
+strong:  the step as far as library parts take it (strong.py)
 
-On a GPU also compile max-autotune; it, strong and fused run as one CUDA graph (engine.training.cuda_graph), the
-others as written.
+--autotune adds "compile max-autotune" on a GPU. There fused, strong and the autotuned step run as one CUDA graph
+(engine.training.cuda_graph), eager and compile as written.
 """
 
 import ctypes
@@ -22,6 +22,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
+from benchmarks.checkout import ROOT
+from benchmarks.suites.strong import StrongRefiner
 from benchmarks.timing import native_calls
 from benchmarks.timing.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
 from benchmarks.timing.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
@@ -30,22 +32,23 @@ from engine.data import Batch
 from engine.systems import registry
 from engine.systems.base import System
 from engine.systems.refiner import RefinerConfig
+from engine.training.cuda_graph import WARM_UP, GraphedStep
 
 SETTINGS = {
     "refiner 64x64, 64 filters, batch 25": {"filters": 64, "batch_size": 25},
     "refiner 64x64, 16 filters, batch 16": {"filters": 16, "batch_size": 16},
 }
 QUICK = "refiner 64x64, 16 filters, batch 16"
-# a k that counts from the second step on
+# with these, k (BEGAN's balance) is not zero from the second step on
 BALANCE = {"gamma": 0.9, "lambda_k": 0.5}
 CHECKED = 3  # steps whose losses are compared
 COMPETITORS = ("fused", "eager channels_last", "eager contiguous", "compile", "strong")
-# joins them on a GPU
+# a further competitor with --autotune
 AUTOTUNED = "compile max-autotune"
 GRAPHED = ("fused", "strong", AUTOTUNED)
 
 
-def settings(only: str, quick: bool = False) -> dict[str, dict]:
+def cases(only: str, quick: bool = False) -> dict[str, dict]:
     """The settings whose name contains `only`; quick: only the small one."""
     return {name: setting for name, setting in SETTINGS.items() if only in name and (not quick or name == QUICK)}
 
@@ -63,7 +66,7 @@ def measure(
         steps, failed = prepared(setting, device, competitors, precision)
         if failed:
             return {}, failed
-        allocations = device if device == "cpu" else None  # a graph's memory is the graph's
+        allocations = device if device == "cpu" else None  # on a GPU a CUDA graph keeps the memory of its tensors
         return interleaved(steps, rounds=rounds, after_round=tick, allocations=allocations), []
 
 
@@ -80,11 +83,9 @@ def prepared(
 
 
 def stepper(name: str, system: System, batch: Batch) -> Callable[[], object]:
-    """One step as a competitor runs it: on a GPU fused, strong and the autotuned one as one CUDA graph."""
+    """One step as a competitor runs it: on a GPU those of GRAPHED as one CUDA graph."""
     if system.device.type != "cuda" or name not in GRAPHED:
         return functools.partial(system.step, batch)
-    from engine.training.cuda_graph import WARM_UP, GraphedStep
-
     graphed = GraphedStep(system)
     for _ in range(WARM_UP + 1):  # recorded before anything is timed
         graphed(batch)
@@ -92,20 +93,19 @@ def stepper(name: str, system: System, batch: Batch) -> Callable[[], object]:
 
 
 def peak_memory(name: str, setting: dict, device: str, precision: str = "fp32") -> int:
-    """Bytes that three steps add: on a GPU the peak of its allocations, else of a fresh process's resident size."""
+    """Bytes that three steps add to the peak: of allocations on a GPU, else of a fresh process's resident size."""
     if device == "cuda":
         with tf32_allowed(PRECISIONS[precision].tf32):
             return _peak(name, *build(name, setting, device, precision))
     command = [sys.executable, "-m", "benchmarks.suites.step", name, json.dumps(setting), device, precision]
-    root = Path(__file__).parent.parent
     done = subprocess.run(
-        [*command, str(torch.get_num_threads())], check=True, capture_output=True, text=True, cwd=root
+        [*command, str(torch.get_num_threads())], check=True, capture_output=True, text=True, cwd=ROOT
     )
     return int(done.stdout.split()[-1])
 
 
 def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tuple[System, Batch]:
-    """A competitor's system, untrained, and the batch that every one steps on."""
+    """A competitor's system, untrained, and the batch of its steps, the same images for every competitor."""
     fused = name == "fused"
     config = RefinerConfig(fused=fused, eager=not fused, precision=precision)
     config = dataclasses.replace(config, inject=(8, 16), **BALANCE, **setting)
@@ -115,26 +115,24 @@ def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tup
     images = images.to(device).contiguous(memory_format=layout)
     batch = Batch(images=images, landmarks=None, indices=torch.arange(config.batch_size))
     if name == "strong":
-        from benchmarks.suites.strong import StrongRefiner  # other competitors' processes do not load it
-
         return StrongRefiner(config, device), batch
     system = registry.build(config, device)
     if layout == torch.channels_last and not fused:
         for network in system.networks().values():
             network.to(memory_format=torch.channels_last)
     if name.startswith("compile"):
-        mode = "max-autotune-no-cudagraphs" if name == AUTOTUNED else "default"  # the graph is of the whole step
+        mode = "max-autotune-no-cudagraphs" if name == AUTOTUNED else "default"  # `stepper` graphs the whole step
         system.autoencoder_loss = torch.compile(system.autoencoder_loss, dynamic=False, mode=mode)
         system._refine = torch.compile(system._refine, dynamic=False, mode=mode)
     return system, batch
 
 
 def flops(setting: dict, device: str) -> float | None:
-    """FLOPs of one fused step in the forms that it takes (fully connected layers aside, on the CPU also the losses)."""
+    """FLOPs of one fused step in the forms that it takes, without fully connected layers; on the CPU without losses."""
     system, batch = build("fused", setting, device)
     if device == "cuda":
-        launched = native_calls.launched(functools.partial(system.step, batch))
-        return sum(launch.cost.flops for launch in launched)
+        launches = native_calls.launched(functools.partial(system.step, batch))
+        return sum(launch.cost.flops for launch in launches)
     with native_calls.recorded() as calls:
         system.step(batch)
     return native_calls.flops([call for call in calls if native_calls.work(call)])
@@ -150,9 +148,9 @@ def disagreements(
     failed = []
     for competitor, (system, batch) in built.items():
         for step, losses in enumerate(expected):
-            for loss, found in system.step(batch).items():
-                a, b = float(found), losses[loss]
-                if not abs(a - b) <= tolerance * max(abs(b), 1e-3):
+            for loss, value in system.step(batch).items():
+                a, b = float(value), losses[loss]
+                if not abs(a - b) <= tolerance * max(abs(b), 1e-3):  # written so that NaN fails
                     failed.append(f"step {step}: {loss} is {a:.6g} {competitor} and {b:.6g} eager")
     return failed
 
@@ -173,7 +171,7 @@ def _peak(name: str, system: System, batch: Batch) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
     before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS")
     for _ in range(3):
         system.step(batch)
@@ -181,7 +179,7 @@ def _peak(name: str, system: System, batch: Batch) -> int:
 
 
 def _compile_apart(system: System, batch: Batch) -> None:
-    """One step that compiles, then back to a system without gradients and moments: compiling is no step's memory."""
+    """Compiles in one step, then removes the step's gradients and moments: compiling is not part of a step's memory."""
     system.step(batch)
     for optimiser in system.optimisers.values():
         optimiser.zero_grad(set_to_none=True)
@@ -197,12 +195,12 @@ def _resident(field: str) -> int:
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The step suite, with peak memory."""
+    """The suite `step`, with peak memory."""
     precision = arguments.precision or "fp32"
     rows, table = [], comparison(f"Training steps, {precision}")
     columns = [("", 45), ("fused MiB", 10), *((f"{name} MiB", 12) for name in BASELINES), ("of eager", 9)]
     memory = Table("Peak training memory: what three steps add to a process", columns)
-    chosen = settings(arguments.filter, arguments.quick)
+    chosen = cases(arguments.filter, arguments.quick)
     competitors = (*COMPETITORS, *([AUTOTUNED] if arguments.autotune else []))
     competitors = tuple(name for name in competitors if not name.startswith("compile") or arguments.can_compile)
     if chosen:
@@ -216,9 +214,9 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
             entry = shares(entry, limits, flops(setting, arguments.device), None)
         tqdm.write(table.add(cells(entry)))
         if not failed:
-            # of compile it costs another minute to compile in a process of its own
-            alone = tuple(name for name in competitors if not (arguments.quick and name.startswith("compile")))
-            entry["memory"] = _peaks(setting, arguments.device, alone, precision)
+            # the memory of compile costs another minute: it compiles again in a process of its own
+            measured = tuple(name for name in competitors if not (arguments.quick and name.startswith("compile")))
+            entry["memory"] = _peaks(setting, arguments.device, measured, precision)
             mib = ["-" if v is None else f"{v / 2**20:.0f}" for v in entry["memory"].values()]
             memory.add([name, *mib, percent(entry["memory"]["fused"] / entry["memory"]["eager"])])
         rows.append(entry)
@@ -228,7 +226,7 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
 
 
 def _peaks(setting: dict, device: str, competitors: tuple[str, ...], precision: str) -> dict[str, int | None]:
-    """Peak memory of fused and of each baseline in its better form; None where it does not run."""
+    """Peak memory of fused and of each baseline in its better layout; None for one that was not measured."""
     peaks = {n: peak_memory(n, setting, device, precision) for n in competitors}
     return {n: min((v for k, v in peaks.items() if k.split()[0] == n), default=None) for n in ("fused", *BASELINES)}
 

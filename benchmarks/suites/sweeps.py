@@ -1,23 +1,21 @@
-"""Cost against image side, channels and batch: one of them grows, the others stay, and a law is fitted.
+"""The part of `scaling` by size: image side, channels or batch grows, the others stay, and a law is fitted.
 
-The law is t = fixed + unit x^power: what a call costs however small it is, and how it grows.
+The law is t = fixed + unit x^power: `fixed` is what a call costs however small it is, `power` how its cost grows.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 
 from benchmarks.suites import operators, step
 from benchmarks.timing.measure import Timing, interleaved
-from engine import ops
 from engine.kernels import _spec
 
-# what stays while another grows, and what each grows through
+# the values that stay while another one grows, and the values that each goes through
 BASE = {"batch": 8, "channels": 64, "side": 32}
 VALUES = {"side": (8, 16, 32, 64, 128), "channels": (16, 32, 64, 128, 256), "batch": (1, 2, 4, 8, 16, 32)}
-# of the refiner's step: its options
+# the same of the refiner's step: options of its configuration, by axis
 STEP_BASE = {"batch_size": 16, "filters": 16, "resolution": 64}
 STEP_VALUES = {
     "side": ("resolution", (32, 64, 128)),
@@ -31,7 +29,7 @@ POWERS = np.arange(0.0, 3.001, 0.01)
 
 @dataclass(frozen=True)
 class Law:
-    """t = fixed + unit x^power, in seconds, and the largest relative deviation of a median from it."""
+    """t = fixed + unit x^power, in seconds. worst: the largest relative deviation of a median from it."""
 
     fixed: float
     unit: float
@@ -44,7 +42,10 @@ class Law:
 
 @dataclass(frozen=True)
 class Sweep:
-    """prepare(value): fused and eager as calls, with what disagrees between them (then no time is taken)."""
+    """One thing that grows along an axis.
+
+    prepare: value -> fused and eager as calls, and what disagrees between them (then no time is taken)
+    """
 
     name: str
     axis: str
@@ -53,12 +54,15 @@ class Sweep:
 
     @property
     def label(self) -> str:
-        """In the rows' names."""
+        """The row's name."""
         return f"{self.name} by {self.axis}"
 
 
 def cases(only: str, quick: bool, device: str) -> Iterator[Sweep]:
-    """The sweeps whose label contains `only`: the refiner's step, then operators; quick: of each kind one, by batch."""
+    """The sweeps whose label contains `only`: the refiner's step, then operators.
+
+    quick: those of QUICK_SWEEPS, by batch
+    """
     for sweep in _all(device):
         if only in sweep.label and (not quick or (sweep.name in QUICK_SWEEPS and sweep.axis == "batch")):
             yield sweep
@@ -74,31 +78,34 @@ def _all(device: str) -> Iterator[Sweep]:
 
 
 def _grown(spec: _spec.Spec, sized: Callable[..., _spec.Sample], axis: str, device: str) -> Prepare:
-    return lambda value: calls_of(spec, sized(**BASE | {axis: value}), device)
+    return lambda value: calls_of(operators.Case(spec, sized(**BASE | {axis: value})), device)
 
 
 def measure(
     sweep: Sweep, rounds: int, after_point: Callable[[], object]
 ) -> tuple[dict[str, dict[int, Timing]], list[str]]:
     """Timings of fused and eager by value, or what disagrees at the first value where something does."""
-    found: dict[str, dict[int, Timing]] = {}
+    timings: dict[str, dict[int, Timing]] = {}
     for value in sweep.values:
         calls, failed = sweep.prepare(value)
         if failed:
             return {}, [f"{sweep.axis} {value}: {text}" for text in failed]
         for name, timing in interleaved(calls, rounds=rounds).items():
-            found.setdefault(name, {})[value] = timing
+            timings.setdefault(name, {})[value] = timing
         after_point()
-    return found, []
+    return timings, []
 
 
 def fit(by: dict[int, Timing]) -> Law:
-    """The law nearest to the medians: least squares of relative deviations, neither part below zero."""
+    """The law nearest to the medians: least squares of relative deviations, `fixed` and `unit` not below zero.
+
+    by: timings by value
+    """
     x, t = np.array(list(by), float), np.array([timing.median for timing in by.values()])
     best: tuple[float, Law] | None = None
     for power in POWERS:
         grown = x**power
-        for columns in ((np.ones_like(x), grown), (grown,)):  # without the fixed part where it would be negative
+        for columns in ((np.ones_like(x), grown), (grown,)):  # the second form for a fixed part that would be negative
             solved = np.linalg.lstsq(np.stack(columns, 1) / t[:, None], np.ones_like(t), rcond=None)[0]
             fixed, unit = solved if len(solved) == 2 else (0.0, solved[0])
             if min(fixed, unit) < 0:
@@ -107,7 +114,7 @@ def fit(by: dict[int, Timing]) -> Law:
             if best is None or float(deviation @ deviation) < best[0] - 1e-12:
                 law = Law(float(fixed), float(unit), float(power), float(np.abs(deviation).max()))
                 best = float(deviation @ deviation), law
-    assert best is not None, "a power alone always fits somehow"
+    assert best is not None, "a power without a fixed part always has a fit"
     return best[1]
 
 
@@ -116,12 +123,12 @@ def row(sweep: Sweep, timings: dict[str, dict[int, Timing]], failed: list[str]) 
     head = {"suite": "scaling", "name": sweep.label, "axis": sweep.axis}
     if failed:
         return head | {"failed": failed}
-    taken = {name: {value: timing.to_json() for value, timing in by.items()} for name, by in timings.items()}
-    return head | {"timings": taken, "law": {name: asdict(fit(by)) for name, by in timings.items()}}
+    as_json = {name: {value: timing.to_json() for value, timing in by.items()} for name, by in timings.items()}
+    return head | {"timings": as_json, "law": {name: asdict(fit(by)) for name, by in timings.items()}}
 
 
 def calls_of_step(setting: dict, device: str) -> tuple[dict[str, Callable], list[str]]:
-    """A fused and an eager step of the refiner as calls, and the losses that disagree."""
+    """The refiner's step, fused and eager, as calls, and the losses that disagree."""
     built = {name: step.build(name, setting, device) for name in ("fused", "eager channels_last")}
     failed = step.disagreements(built, step.build("eager channels_last", setting, device))
     return {
@@ -130,10 +137,9 @@ def calls_of_step(setting: dict, device: str) -> tuple[dict[str, Callable], list
     }, failed
 
 
-def calls_of(spec: _spec.Spec, sample: _spec.Sample, device: str) -> tuple[dict[str, Callable], list[str]]:
+def calls_of(case: operators.Case, device: str) -> tuple[dict[str, Callable], list[str]]:
     """Forward and backward of an operator, fused and eager, as calls, and the results that disagree."""
-    operator = ops.OPERATORS[spec.operator]
-    failed = operators.disagreements(spec, sample, device, {"eager": operator.reference})
-    made = _spec.tensors(sample, torch.float32, device)
-    functions = {"fused": operator.function, "eager": operator.reference}
-    return {name: operators.both_passes(function, made, sample) for name, function in functions.items()}, failed
+    failed = operators.disagreements(case, device, {"eager": case.reference})
+    inputs = case.tensors("fp32", device)
+    functions = {"fused": case.fused, "eager": case.reference}
+    return {name: operators.both_passes(function, inputs, case.sample) for name, function in functions.items()}, failed

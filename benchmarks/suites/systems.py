@@ -1,8 +1,8 @@
-"""Whole training steps of every system at its quick preset: fused against eager and its networks compiled.
+"""The suite `systems`: a training step of every system at its quick preset, fused against two baselines.
 
 eager:   the plain PyTorch form, channels_last
-compile: the same with every network through torch.compile; absent where a step needs second derivatives, which
-         torch.compile has not
+compile: the same with every network through torch.compile; absent for a step that needs second derivatives, because
+         torch.compile has none
 
 The refiner has a suite of its own (step.py), with stronger baselines and memory.
 """
@@ -25,12 +25,12 @@ from engine.systems.registry import SYSTEMS, build, config_class
 from engine.verification.training_steps import LOSS_TOLERANCE, step_differences, training_batch
 
 LEFT_OUT = ("refiner",)
-GRADIENT_TOLERANCE = 1e-3  # a single element whose sign rounding decides changes a gradient by this much
+GRADIENT_TOLERANCE = 1e-3  # relative: a single element whose sign rounding decides changes a gradient by this much
 
 
 def cases(only: str, quick: bool) -> dict[str, TrainConfig]:
     """The systems whose label contains `only`; quick: at 32x32, batch 4."""
-    found = {}
+    configs = {}
     for name in SYSTEMS:
         if name in LEFT_OUT:
             continue
@@ -40,8 +40,8 @@ def cases(only: str, quick: bool) -> dict[str, TrainConfig]:
             config = dataclasses.replace(config, resolution=32, batch_size=4)
         label = f"{name} {config.resolution}x{config.resolution}, {config.filters} filters, batch {config.batch_size}"
         if only in label:
-            found[label] = config
-    return found
+            configs[label] = config
+    return configs
 
 
 def measure(
@@ -64,8 +64,8 @@ def measure(
 def disagreements(config: TrainConfig, device: str) -> list[str]:
     """The losses and gradients of a step that differ between fused and eager.
 
-    With a learning rate of next to nothing: an optimiser's first step is as large for a gradient that is mere rounding
-    as for any other, and some systems take several in a step.
+    The learning rate is next to nothing. Some systems take several optimiser steps in a training step, and an
+    optimiser's first step is as large for a gradient that is only rounding as for any other.
     """
     small = dataclasses.replace(config, lr=1e-7)
     differences = step_differences(*(_built(small, device, fused=mode) for mode in (True, False)), 1, 1)
@@ -75,7 +75,7 @@ def disagreements(config: TrainConfig, device: str) -> list[str]:
 
 
 def _built(config: TrainConfig, device: str, fused: bool) -> System:
-    with contextlib.redirect_stdout(io.StringIO()):  # what systems say at their start
+    with contextlib.redirect_stdout(io.StringIO()):  # some systems print when they are built
         system = build(dataclasses.replace(config, fused=fused), device)
     if not fused:
         for network in system.networks().values():
@@ -84,7 +84,7 @@ def _built(config: TrainConfig, device: str, fused: bool) -> System:
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
-    """The systems suite."""
+    """The suite `systems`."""
     chosen = cases(arguments.filter, arguments.quick)
     return by_config(
         "systems", "Training steps of every system, quick preset, fp32", chosen, measure, arguments, limits

@@ -1,4 +1,4 @@
-"""The same work at 1 to N threads, in one process, the thread counts interleaved like competitors."""
+"""The part of `scaling` by threads: the same calls at 1 to N threads of one process, interleaved like competitors."""
 
 from collections.abc import Callable
 
@@ -8,17 +8,17 @@ from benchmarks.timing.measure import Timing, interleaved
 
 
 def counts(most: int) -> list[int]:
-    """1 to `most`: each up to four, then doubled, and `most` itself."""
-    found = {*range(1, min(most, 4) + 1), most}
+    """The numbers of threads up to `most`: 1 to 4, then 8 and its doubles, and `most` itself."""
+    chosen = {*range(1, min(most, 4) + 1), most}
     doubled = 8
     while doubled < most:
-        found.add(doubled)
+        chosen.add(doubled)
         doubled *= 2
-    return sorted(found)
+    return sorted(chosen)
 
 
 def measure(calls: dict[str, Callable], rounds: int) -> dict[str, dict[int, Timing]]:
-    """Timings of each call by thread count; the number of threads is left as it was."""
+    """Timings of each call by number of threads; afterwards this process has as many threads as before."""
     before = torch.get_num_threads()
     competitors = {(name, n): _with_threads(call, n) for name, call in calls.items() for n in counts(before)}
     try:
@@ -29,7 +29,7 @@ def measure(calls: dict[str, Callable], rounds: int) -> dict[str, dict[int, Timi
 
 
 def serial_share(by: dict[int, Timing]) -> float | None:
-    """The part of one thread's time that further threads do not shorten; None with one thread alone.
+    """The part of one thread's time that further threads do not shorten; None if only one thread was timed.
 
     By least squares over t(n) / t(1) = s + (1 - s) / n. Source: Amdahl 1967.
     """

@@ -1,16 +1,14 @@
-"""Interleaved timing: one call of every competitor per round, medians over the rounds."""
+"""How times are taken: one call of every competitor per round, medians over the rounds. Also limits and memory."""
 
 import contextlib
 import gc
 import itertools
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
@@ -46,14 +44,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine can do at most, measured once: products in the precision, copies and fills no cache holds."""
+    """The most that this machine can do, measured once: matrix products, and copies and fills that no cache holds."""
 
     matrix_flops: float
     copy_bytes_per_s: float
     fill_bytes_per_s: float
 
     def shares(self, seconds: float, flops: float | None, moved: float | None) -> dict[str, float | None]:
-        """What share of each limit so much work in so many seconds is; None where the work is unknown, 0 for none."""
+        """The share of each limit that this work in these seconds is; None where the work is unknown, 0 for no work.
+
+        flops: products, as FLOPs; moved: bytes.
+        """
         return {
             "share_of_matrix": flops and flops / seconds / self.matrix_flops,
             "share_of_copy": moved and moved / seconds / self.copy_bytes_per_s,
@@ -71,9 +72,11 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times every competitor once per round, after untimed calls as long as five samples.
 
-    A sample is the mean of so many calls that it lasts at least `least_seconds`; the order alternates between rounds.
-    rounds: at least, and until `in_all` seconds are sampled.
-    allocations: the device whose allocations are measured too, afterwards.
+    A sample is the mean of as many calls as last at least `least_seconds`; the order alternates between rounds.
+
+    rounds:      how many at the least; more follow until `in_all` seconds are sampled
+    after_round: called with the number of each of the first `rounds` rounds, from 1
+    allocations: the device whose allocations are measured too, after the times; None for no device
     """
     repeats = {}
     for name, call in competitors.items():
@@ -83,9 +86,9 @@ def interleaved(
         _warm_up(call, WARM_UP * least_seconds - seconds)
     samples: dict[str, list[float]] = {name: [] for name in competitors}
     gc.collect()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for number in itertools.count():
-        if number >= rounds and time.perf_counter() - begun >= in_all:
+        if number >= rounds and time.perf_counter() - started >= in_all:
             break
         order = list(competitors) if number % 2 == 0 else list(reversed(competitors))
         for name in order:
@@ -93,21 +96,21 @@ def interleaved(
         if after_round and number < rounds:
             after_round(number + 1)
     peaks = {name: allocation_peak(call, allocations) if allocations else None for name, call in competitors.items()}
-    return {name: Timing(taken, peaks[name]) for name, taken in samples.items()}
+    return {name: Timing(seconds, peaks[name]) for name, seconds in samples.items()}
 
 
 def steady_memory() -> bool:
-    """Keeps this process's freed memory, and large tensors in huge pages where Linux gives them when asked.
+    """Keeps this process's freed memory, and its large tensors in huge pages where Linux gives them when asked.
 
-    Otherwise each process decides anew which blocks it gives back, and where a tensor's small pages fall in the caches:
-    speed-ups of what fits a cache differ by a tenth between two processes. To be called before the first tensor is
-    made. Returns whether the C library takes the first setting.
+    Without this, each process decides anew which blocks it gives back and where a tensor's small pages fall in the
+    caches, and speed-ups of work that fits a cache differ by a tenth between two processes. Call this before the first
+    tensor is made. Returns whether the C library accepts the first of the two settings.
     """
     before = os.environ.get(HUGE_PAGES)
     os.environ[HUGE_PAGES] = "1"
     torch.empty(1)  # PyTorch reads the variable with its first tensor
     if before is None:
-        del os.environ[HUGE_PAGES]  # peaks of memory are those of processes without it
+        del os.environ[HUGE_PAGES]  # child processes, which measure peak memory, run without huge pages
     else:
         os.environ[HUGE_PAGES] = before
     return keep_freed_memory()
@@ -132,8 +135,13 @@ def _time(call: Callable[[], object], repeats: int) -> float:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a suite computes: the dtype of operators' tensors, whether float32 products may be TF32, and how far a
-    baseline may be from eager, norm-wise for tensors and relatively for a step's losses."""
+    """How a suite computes, and how far a baseline may be from eager.
+
+    dtype:    of the operators' tensors
+    tf32:     whether float32 products may be TF32
+    baseline: norm-wise relative difference of a tensor that is allowed
+    losses:   relative difference of a step's loss that is allowed
+    """
 
     dtype: torch.dtype
     tf32: bool
@@ -170,7 +178,7 @@ def measure_limits(device: str, precision: str) -> Limits:
 def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 8) -> float:
     """FLOP/s of PyTorch's matrix product, the best of a few; on the CPU of its convolution where that is faster.
 
-    The two come from different libraries, and that of the matrix product leaves half of some processors unused.
+    The two come from different libraries; the matrix product's leaves half of some processors unused.
     """
     size = 1536 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -180,7 +188,7 @@ def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, rounds:
         x = torch.randn(batch, channels, side, side).to(dtype, memory_format=torch.channels_last)
         weight = torch.randn(channels, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
         calls["convolution"] = lambda: torch.conv2d(x, weight, padding=1)
-        # what lies beyond the edges is not computed
+        # products with the padding are not computed
         flops["convolution"] = 2.0 * batch * channels**2 * (3 * side - 2) ** 2
     with torch.no_grad():
         timings = interleaved(calls, rounds=rounds)
@@ -194,7 +202,7 @@ def copy_bandwidth(device: str = "cpu", rounds: int = 8) -> float:
 
 
 def fill_bandwidth(device: str = "cpu", rounds: int = 8) -> float:
-    """Bytes/s written by filling with zeros what no cache holds, the best of a few."""
+    """Bytes/s written by filling a tensor with zeros that no cache holds, the best of a few."""
     a = torch.empty(_floats(device), device=device)
     return 4 * a.numel() / min(interleaved({"fill": a.zero_}, rounds=rounds)["fill"].samples)
 
@@ -204,9 +212,9 @@ def _floats(device: str) -> int:
 
 
 def allocation_peak(call: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that PyTorch's allocations of one call reach at most, beyond what was allocated before it.
+    """The peak of PyTorch's allocations in one call, in bytes beyond what was allocated before it.
 
-    On the CPU by the profiler's record of each allocation; what native kernels hold while they run is not among them.
+    On the CPU it is taken from the profiler's record of each allocation, without what native kernels hold as they run.
     """
     call()
     if device == "cuda":
@@ -216,8 +224,8 @@ def allocation_peak(call: Callable[[], object], device: str = "cpu") -> int:
         call()
         return torch.cuda.max_memory_allocated() - before
     with profiled(profile_memory=True) as profiler:
-        kept = call()
-    del kept
+        result = call()
+    del result
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(held, default=0)
@@ -225,21 +233,24 @@ def allocation_peak(call: Callable[[], object], device: str = "cpu") -> int:
 
 @contextlib.contextmanager
 def profiled(**options: bool) -> Iterator[torch.profiler.profile]:
-    """torch.profiler on the CPU without its notes on standard error, which would stand between a table's lines."""
+    """torch.profiler on the CPU, without its messages on standard error, which would break up a table."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    standard_error = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], **options) as profiler:
             yield profiler
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """The call's kernels as a CUDA graph, to be replayed: no Python is timed. The call must not wait for the GPU."""
+    """A call that replays the kernels of `call` as a CUDA graph, so that no Python is timed.
+
+    `call` must not wait for the GPU.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -254,26 +265,15 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def gpu_seconds(call: Callable[[], object], rounds: int = 10) -> float:
-    """Median seconds between two events on the GPU around the call, after two calls untimed."""
+    """Median seconds between two GPU events around the call, after two untimed calls."""
     for _ in range(2):
         call()
-    taken = []
+    seconds = []
     for _ in range(rounds):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         call()
         end.record()
         end.synchronize()
-        taken.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(taken)
-
-
-def commit() -> str | None:
-    """The checkout's commit, with + where it has changes; None outside one."""
-    here = Path(__file__).parent
-    try:
-        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return name.stdout.strip() + "+" * bool(dirty.stdout.strip())
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(seconds)

@@ -1,4 +1,4 @@
-"""A result's rows and its tables' cells: what suites that set fused against baselines share."""
+"""Rows of a result and cells of its tables: what the suites share that compare fused with baselines."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,61 +14,66 @@ BASELINES = ("eager", "compile", "strong")
 
 
 def short(name: str) -> str:
-    """A row's name without its layout where that is the usual one, and in short where it is not."""
+    """A row's name without its layout if that is channels_last, the usual one; another layout is shortened."""
     return name.removesuffix(" channels_last").replace(" memory_format torch.", " ").removesuffix("_format")
 
 
 def best(timings: dict[str, Timing], baseline: str) -> Timing | None:
-    """A competitor in the better of its layouts; None where it did not run."""
+    """A competitor in the better of its layouts; None if it did not run."""
     ran = [timing for name, timing in timings.items() if name.split()[0] == baseline]
     return min(ran, key=lambda timing: timing.median, default=None)
 
 
 def row(suite: str, name: str, timings: dict[str, Timing], failed: list[str]) -> dict:
-    """One result: the speed-up against each baseline; none of it where the equivalence check failed."""
+    """One result: timings and the speed-up against each baseline, or what failed in the equivalence check.
+
+    timings: by competitor, "fused" or a baseline and its layout; failed: what differs, empty if nothing does.
+    """
     if failed:
         return {"suite": suite, "name": name, "failed": failed}
     fused = timings["fused"].median
-    found = {baseline: best(timings, baseline) for baseline in BASELINES}
+    fastest = {baseline: best(timings, baseline) for baseline in BASELINES}
     if suite == "ops":
-        found["strong"] = found["strong"] or found["eager"]  # where no library part is stronger than the reference
+        fastest["strong"] = fastest["strong"] or fastest["eager"]  # a spec without `strong`: the reference is strongest
     allocated = {n: [t.allocated for k, t in timings.items() if k.split()[0] == n] for n in ("fused", *BASELINES)}
     return {
         "suite": suite,
         "name": name,
-        "allocated": {n: min(taken) for n, taken in allocated.items() if taken and None not in taken},
-        "speedup": {baseline: found[baseline].median / fused for baseline in BASELINES if found[baseline]},
+        "allocated": {n: min(peaks) for n, peaks in allocated.items() if peaks and None not in peaks},
+        "speedup": {name: timing.median / fused for name, timing in fastest.items() if timing},
         "timings": {n: t.to_json() for n, t in timings.items()},
     }
 
 
 def shares(entry: dict, limits: Limits, flops: float | None, moved: float | None) -> dict:
-    """The row with its rates: FLOPs that the algebra needs and least bytes, over time, as shares of the limits."""
+    """The row with its FLOPs, its least bytes, and the shares of the machine's limits that both make over its time.
+
+    flops: that the algebra needs; moved: bytes. Each is None if unknown.
+    """
     seconds = entry["timings"]["fused"]["median"]
     return entry | {"algebra_flops": flops, "bytes": moved, **limits.shares(seconds, flops, moved)}
 
 
 def within(arguments: Arguments, cases: list, name: Callable[[object], str], rows: list[dict], suite: str) -> Iterator:
-    """The cases begun before the budget is spent; the others become rows that say so."""
-    begun = time.monotonic()
+    """Yields cases until the budget of seconds is spent; enters a row for each that is left out, and prints it."""
+    started = time.monotonic()
     for case in cases:
-        if time.monotonic() - begun > arguments.budget:
-            rows.append(
-                {"suite": suite, "name": name(case), "not_run": f"the budget of {arguments.budget:g} s was spent"}
-            )
-            tqdm.write(f"{name(case)}: not run, the budget of {arguments.budget:g} s was spent")
+        if time.monotonic() - started > arguments.budget:
+            why = f"the budget of {arguments.budget:g} s was spent"
+            rows.append({"suite": suite, "name": name(case), "not_run": why})
+            tqdm.write(f"{name(case)}: not run, {why}")
         else:
             yield case
 
 
 def comparison(title: str) -> Table:
-    """The table of the ops and step suites."""
+    """An empty table of fused beside the baselines."""
     against = [column for name in BASELINES for column in ((f"{name} ms", 10), ("x", 6))]
     return Table(title, [("", 45), ("fused ms", 8), ("quartiles", 17), *against, ("matrix", 6), ("copy", 5)])
 
 
 def cells(entry: dict) -> list[str]:
-    """A row of the table."""
+    """The cells of a row of `comparison`."""
     name = short(entry["name"])
     if "failed" in entry:
         return [name, f"DIFFERENT: {entry['failed'][0]}"]
@@ -85,7 +90,7 @@ def cells(entry: dict) -> list[str]:
 
 
 def guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dict[str, Timing], list[str]]:
-    """measure(*rest). On a GPU an error becomes the case's failure: what was measured before it is kept."""
+    """Returns measure(*rest). On a GPU an error becomes this case's failure, so that the other cases are kept."""
     try:
         return measure(*rest)
     except Exception as error:
@@ -95,16 +100,16 @@ def guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dic
 
 
 def tick(bar: tqdm) -> Callable[[int], None]:
-    """Moves a bar on by one after each round."""
+    """A call for each round that moves a bar by one."""
     return lambda _: bar.update()
 
 
 def by_config(
     suite: str, title: str, chosen: dict[str, TrainConfig], measure: Callable, arguments: Arguments, limits: Limits
 ) -> tuple[list[dict], list[Table]]:
-    """Rows and table of a suite whose cases are configurations by name, each measured alike.
+    """Rows and table of a suite whose cases are configurations by name.
 
-    measure(config, device, rounds, tick, compiled): timings of every competitor, and what disagrees (then none).
+    measure: (config, device, rounds, tick, compiled) -> timings of every competitor, and what disagrees (then none).
     """
     rows, table = [], comparison(title)
     if chosen:

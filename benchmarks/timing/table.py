@@ -17,7 +17,7 @@ class Table:
         return f"\n{self.title}\n\n{self.line([heading for heading, _ in self.columns])}"
 
     def add(self, cells: list[str]) -> str:
-        """Enters a row and returns its line. Fewer cells than columns: the last one takes the rest of the line."""
+        """Enters a row and returns its line. Of fewer cells than columns, the last takes the rest of the line."""
         self.rows.append(cells)
         return self.line(cells)
 
@@ -50,5 +50,5 @@ def percent(share: float | None) -> str:
 
 
 def giga(rate: float | None, digits: int = 0) -> str:
-    """Thousand millions in a second; - where it is unknown."""
+    """A rate in thousand millions a second; - where it is unknown."""
     return "-" if rate is None else f"{rate / 1e9:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Comparing saved results: what is planted is found, noise is not, and what cannot be compared is said."""
+"""Comparing saved results: a planted change is found, noise is not, and what cannot be compared is named."""
 
 import copy
 import itertools
@@ -23,20 +23,20 @@ def measured():
 
 
 def again(result: dict, seed: int, slower: dict[str, float] | None = None) -> dict:
-    """Another run of the same code as far as its noise goes: each half of the rounds drawn anew from that of `result`.
+    """What another run of the same code might give: each half of the rounds is drawn anew from that of `result`.
 
-    slower: factor on the samples of each competitor.
+    slower: factor on the samples of each competitor
     """
     rng = random.Random(seed)
-    made = copy.deepcopy(result)
-    for row in made["rows"]:
+    other = copy.deepcopy(result)
+    for row in other["rows"]:
         for name, timing in row.get("timings", {}).items():
             for by in [timing] if "samples" in timing else timing.values():
                 old = by["samples"]
                 halves = [rng.choices(old[start::2], k=len(old[start::2])) for start in (0, 1)]
                 factor = (slower or {}).get(name, 1.0)
                 by["samples"] = [value * factor for pair in zip(*halves, strict=True) for value in pair]
-    return made
+    return other
 
 
 def written(path: Path, result: dict) -> Path:
@@ -44,53 +44,53 @@ def written(path: Path, result: dict) -> Path:
     return path
 
 
-def found(a: dict, b: dict, tmp_path: Path) -> list[compare.Change]:
+def compared(a: dict, b: dict, tmp_path: Path) -> list[compare.Change]:
     return compare.changes(*(saved.read(written(tmp_path / f"{n}.json", x)) for n, x in (("a", a), ("b", b))))
 
 
-def ours(changes: list[compare.Change], suite: str = "ops") -> list[str]:
+def verdicts_of_fused(changes: list[compare.Change], suite: str = "ops") -> list[str]:
     return [c.verdict for c in changes if c.suite == suite and c.competitor == "fused"]
 
 
 def test_two_runs_that_differ_by_noise_are_unchanged(measured, tmp_path):
     verdicts = []
     for seed in range(4):
-        made = found(again(measured, seed), again(measured, 100 + seed), tmp_path)
-        verdicts += [c.verdict for c in made if c.ratio]
+        changes = compared(again(measured, seed), again(measured, 100 + seed), tmp_path)
+        verdicts += [c.verdict for c in changes if c.ratio]
     assert len(verdicts) > 1500
     assert sum(v != compare.UNCHANGED for v in verdicts) <= 0.01 * len(verdicts)  # what CONFIDENCE allows
 
 
 def test_a_planted_slowdown_of_a_tenth_is_found(measured, tmp_path):
-    made = found(again(measured, 1), again(measured, 2, {"fused": 1.1}), tmp_path)
-    verdicts = ours(made)
+    changes = compared(again(measured, 1), again(measured, 2, {"fused": 1.1}), tmp_path)
+    verdicts = verdicts_of_fused(changes)
     assert compare.FASTER not in verdicts and verdicts.count(compare.SLOWER) >= 0.6 * len(verdicts) > 40
     both = [saved.read(tmp_path / f"{name}.json") for name in "ab"]
-    joint = {line[0]: line[5] for line in compare.together(*both, made).rows}
+    joint = {line[0]: line[5] for line in compare.together(*both, changes).rows}
     assert joint["ops: resize_conv_act"] == joint["step: refiner"] == compare.SLOWER
-    calm = [c for c in made if c.ratio and c.competitor != "fused" and c.suite == "ops"]
+    calm = [c for c in changes if c.ratio and c.competitor != "fused" and c.suite == "ops"]
     assert sum(c.verdict != compare.UNCHANGED for c in calm) <= 0.01 * len(calm)
 
 
 def test_a_machine_that_moved_is_no_change_of_fused(measured, tmp_path):
     every = {name for row in measured["rows"] for name in row.get("timings", {})}
     moved = again(measured, 2, dict.fromkeys(every, 1.2))
-    verdicts = ours(found(again(measured, 1), moved, tmp_path))
+    verdicts = verdicts_of_fused(compared(again(measured, 1), moved, tmp_path))
     assert verdicts.count(compare.UNCHANGED) == len(verdicts) > 40
-    # fused as before on a slower machine has become faster; between two versions of torch nobody can tell
+    # fused that takes as long on a slower machine has become faster; between two versions of torch this cannot be told
     moved = again(measured, 2, dict.fromkeys(every - {"fused"}, 1.2))
-    made = [c for c in found(again(measured, 1), moved, tmp_path) if c.competitor == "fused" and c.suite == "ops"]
-    assert sum(c.verdict == compare.FASTER for c in made) >= 0.6 * len(made)
-    assert statistics.median(c.beside for c in made) == pytest.approx(1 / 1.2, rel=0.03)
+    changes = [c for c in compared(again(measured, 1), moved, tmp_path) if c.competitor == "fused" and c.suite == "ops"]
+    assert sum(c.verdict == compare.FASTER for c in changes) >= 0.6 * len(changes)
+    assert statistics.median(c.beside for c in changes) == pytest.approx(1 / 1.2, rel=0.03)
     moved["machine"]["packages"]["torch"] = "9.9"
-    alone = [c for c in found(again(measured, 1), moved, tmp_path) if c.competitor == "fused" and c.suite == "ops"]
+    alone = [c for c in compared(again(measured, 1), moved, tmp_path) if c.competitor == "fused" and c.suite == "ops"]
     assert all(c.beside == c.ratio for c in alone) and compare.FASTER not in {c.verdict for c in alone}
 
 
 def test_all_rows_together_show_no_change_that_is_none(measured, tmp_path):
-    made = found(again(measured, 3), again(measured, 4), tmp_path)
+    changes = compared(again(measured, 3), again(measured, 4), tmp_path)
     both = [saved.read(tmp_path / f"{name}.json") for name in "ab"]
-    joint = [line[5] for line in compare.together(*both, made).rows]
+    joint = [line[5] for line in compare.together(*both, changes).rows]
     assert len(joint) > 10 and set(joint) == {compare.UNCHANGED}
 
 
@@ -109,7 +109,7 @@ def test_one_row_of_ten_rounds(sigma, factor, expected):
 
 
 def test_the_interval_is_that_of_the_rank_sums():
-    """Against every way to deal two halves of 3 + 4 and 3 + 3 distinct samples to A and B."""
+    """Against every way to divide distinct samples between A and B: 3 and 4 of one half, 3 and 3 of the other."""
     counts = []
     halves = [itertools.combinations(range(7), 3), itertools.combinations(range(6), 3)]
     for chosen in itertools.product(*map(list, halves)):
@@ -134,7 +134,7 @@ def test_the_estimate_is_the_median_of_the_ratios():
     assert compare.verdict(1.015, (1.01, 1.02)) == compare.UNCHANGED  # certain, but below LEAST
 
 
-def test_what_cannot_be_compared_is_said(measured, tmp_path):
+def test_what_cannot_be_compared_is_named(measured, tmp_path):
     a, b = copy.deepcopy(measured), copy.deepcopy(measured)
     names = [row["name"] for row in a["rows"][:6]]
     del a["rows"][1], b["rows"][0]
@@ -143,11 +143,11 @@ def test_what_cannot_be_compared_is_said(measured, tmp_path):
             row["failed"] = ["output: error 1"]
     b["rows"][3]["not_run"] = "the budget was spent"
     a["rows"][4]["timings"]["mine"] = b["rows"][4]["timings"].pop("eager contiguous")
-    made = found(a, b, tmp_path)
-    by_row = {c.name: c.verdict for c in made if not c.competitor and c.suite == "ops"}
+    changes = compared(a, b, tmp_path)
+    by_row = {c.name: c.verdict for c in changes if not c.competitor and c.suite == "ops"}
     assert by_row[names[0]] == "only in A" and by_row[names[1]] == "only in B" and by_row[names[2]] == "failed in both"
     assert by_row[names[4]] == "not run in B"
-    lone = {(c.name, c.competitor) for c in made if c.competitor and c.verdict == "only in A"}
+    lone = {(c.name, c.competitor) for c in changes if c.competitor and c.verdict == "only in A"}
     assert lone == {(names[5], "mine"), (names[5], "eager contiguous")}
 
 
@@ -158,9 +158,9 @@ def test_the_command(measured, tmp_path, capsys):
     b["machine"]["cpu"]["model"] = "Another processor"
     assert command(bench.main, "compare", a, written(tmp_path / "b.json", b)) == 0
     printed = capsys.readouterr().out
-    for said in ("different machines: A Intel(R) Xeon(R) Processor, B Another", "different precisions: A fp32, B bf16",
+    for words in ("different machines: A Intel(R) Xeon(R) Processor, B Another", "different precisions: A fp32, B bf16",
                  "different numbers of threads: A 2, B 1", "different schemas: A 2, B 3", "need not be"):  # fmt: skip
-        assert said in printed
+        assert words in printed
     assert "slower" in printed and "ops: resize_conv_act" in printed and "rows of fused" not in printed.splitlines()[0]
     assert command(bench.main, "compare", a, a) == 0
     printed = capsys.readouterr().out
@@ -206,8 +206,8 @@ def test_files_that_are_no_results(measured, tmp_path, capsys):
         path = tmp_path / "x.json"
         path.write_text(text)
         assert command(bench.main, "compare", INTEL, path) == 2
-        said = capsys.readouterr().err
-        assert expected in said and said.count("\n") == 1, text[:50]
+        message = capsys.readouterr().err
+        assert expected in message and message.count("\n") == 1, text[:50]
     assert command(bench.main, "compare", INTEL, tmp_path / "none.json") == 2
     assert "No such file" in capsys.readouterr().err
     (tmp_path / "x.json").write_bytes(b"\xff\xfe")

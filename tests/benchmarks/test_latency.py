@@ -1,4 +1,4 @@
-"""The latency suite: its forms of a model agree, a form that does not is told, and its rows are a result's."""
+"""The suite `latency`: its forms of a model agree, a form that differs has no time, and its rows are saved."""
 
 import json
 
@@ -16,7 +16,7 @@ TINY = RefinerConfig(resolution=32, filters=8, hidden=8, inject=(8, 16), device=
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """No more rounds than are asked for."""
+    """No more rounds than the test asks for."""
     monkeypatch.setattr(latency, "IN_ALL", 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The loading suite: every competitor makes the same batches, or none has a speed."""
+"""The suite `loading`: every competitor makes the same batches, or none has a speed."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import benchmarks.__main__ as bench
+from benchmarks import run
 from benchmarks.reports import figures, page, saved
 from benchmarks.suites import loading
 from benchmarks.timing.measure import Limits, Timing
@@ -36,13 +37,13 @@ def rows() -> list[dict]:
 def test_the_suite(quick, monkeypatch, tmp_path, capsys):
     """Both loaders against real worker processes, and the page of it; the user's cache folder is left alone."""
     monkeypatch.setenv("KILN_CACHE", str(tmp_path / "own"))
-    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
+    monkeypatch.setattr(run, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
     file, html = tmp_path / "result.json", tmp_path / "result.html"
     assert command(bench.main, "loading", "--json", file, "--html", html) == 0
     printed = capsys.readouterr().out
-    found = saved.read(file)["rows"]
-    assert [row["name"] for row in found] == [f"{kind} {TINY.name}" for kind in loading.KINDS]
-    for row in found:
+    result = saved.read(file)["rows"]
+    assert [row["name"] for row in result] == [f"{kind} {TINY.name}" for kind in loading.KINDS]
+    for row in result:
         assert row["timings"].keys() == {"fused", *loading.PEERS} and len(row["timings"]["torch"]["samples"]) == 10
         assert row["name"] in printed and row["seconds_to_open"] > 0
     assert "Supply and demand" in html.read_text() and os.environ["KILN_CACHE"] == str(tmp_path / "own")
@@ -51,7 +52,7 @@ def test_the_suite(quick, monkeypatch, tmp_path, capsys):
 
 def test_the_figures_of_a_row():
     resident = rows()[0]
-    assert resident["speedup"] == {"torch": pytest.approx(8)}  # over the better of the two
+    assert resident["speedup"] == {"torch": pytest.approx(8)}  # over the better of both peers
     assert resident["images_per_s"] == pytest.approx({"fused": 2000, "torch": 200, "torch draft": 250})
     assert resident["times_the_demand"] == pytest.approx({"fused": 20, "torch": 2, "torch draft": 2.5})
     assert loading.cells(resident)[1:] == ["2,000", "200", "250", "8.00", "100", "20.0"]
@@ -63,20 +64,20 @@ def test_the_figures_of_a_row():
 
 
 def test_batches_that_differ_have_no_speed():
-    """Kiln's two must be the same bits; a peer's may round otherwise, by no more than its tolerance."""
-    made = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last) * 2 - 1
-    same = {name: lambda: made for name in (*loading.KINDS, *loading.PEERS)}
+    """Kiln's two loaders must give the same bits; a peer may round otherwise, by no more than its tolerance."""
+    batch = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last) * 2 - 1
+    same = {name: lambda: batch for name in (*loading.KINDS, *loading.PEERS)}
     assert loading.unequal(same) == []
-    assert len(loading.unequal(same | {"resident": lambda: made + 1e-6})) == loading.CHECKED
-    assert loading.unequal(same | {"torch": lambda: made + 0.9 / 127.5}) == []
-    for wrong in (made + 1.1 / 127.5, made.flip(3), made.flip(0), made * float("nan")):
+    assert len(loading.unequal(same | {"resident": lambda: batch + 1e-6})) == loading.CHECKED
+    assert loading.unequal(same | {"torch": lambda: batch + 0.9 / 127.5}) == []
+    for wrong in (batch + 1.1 / 127.5, batch.flip(3), batch.flip(0), batch * float("nan")):
         wrong = wrong.contiguous(memory_format=torch.channels_last)
         failed = loading.unequal(same | {"torch": lambda wrong=wrong: wrong})
         assert len(failed) == loading.CHECKED and "torch: batches differ" in failed[0]
-    one = made.clone()
+    one = batch.clone()
     one[0, 0, 8, 8] += 3 / 127.5
     assert len(loading.unequal(same | {"torch": lambda: one})) == loading.CHECKED
-    assert loading.unequal(same | {"torch": lambda: made[:, :1]})[0].startswith("batch 0, torch: a batch is (2, 1")
+    assert loading.unequal(same | {"torch": lambda: batch[:, :1]})[0].startswith("batch 0, torch: a batch is (2, 1")
     entry = {"suite": "loading", "name": "dali x", "failed": ["batch 0: resident and dali differ"]}
     assert loading.cells(entry)[1].startswith("DIFFERENT")
 
@@ -86,17 +87,17 @@ def test_a_peer_s_picture(tmp_path, draft):
     """The central square, antialiased, mirrored on demand: against Pillow's crop and resize written out."""
     loading.write_files(tmp_path / "set", replace(TINY, count=1, width=300, height=220))
     path = tmp_path / "set" / "00000.jpg"
-    found = loading.Pictures([str(path)], 32, draft)
-    plain, mirrored = found[0, False], found[0, True]
+    pictures = loading.Pictures([str(path)], 32, draft)
+    plain, mirrored = pictures[0, False], pictures[0, True]
     assert plain.shape == (32, 32, 3) and plain.dtype == torch.uint8 and torch.equal(mirrored, plain.flip(1))
     square = Image.open(path).crop((40, 0, 260, 220)).resize((32, 32), Image.Resampling.BILINEAR)
     error = np.abs(plain.numpy().astype(int) - np.asarray(square))
-    # beside the crop's edge Pillow's box sees the pixels beyond, its crop does not
+    # near the crop's edge Pillow's resize with a box sees the pixels beyond it, resize after a crop does not
     assert 0 < error.mean() < loading.ALLOWED["torch draft"][0] and (draft or not error[:, 2:-2].any())
 
 
-def test_turns_take_what_is_ready_untimed(monkeypatch):
-    """A queue of three batches that cost nothing: only what comes after them counts."""
+def test_batches_that_are_ready_are_not_timed(monkeypatch):
+    """A queue of three batches that cost nothing: only the batches after them count."""
     clock, ready = [0.0], [3]
 
     def call():
@@ -117,7 +118,7 @@ def test_turns_take_what_is_ready_untimed(monkeypatch):
 
 
 def test_without_dali(quick, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
+    monkeypatch.setattr(run, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
     monkeypatch.setattr(loading.environment, "attempt", lambda module: (None, "ImportError: no nvidia"))
     assert command(bench.main, "loading", "--json", tmp_path / "result.json") == 0
     (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]

@@ -1,4 +1,4 @@
-"""The dry parts of `make gpu`: a part that fails stops no other, and every part has its row. No GPU is needed."""
+"""`make gpu` without a GPU: a part that fails stops no other, and every part has its row."""
 
 import dataclasses
 import json
@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import benchmarks.gpu.__main__ as gpu
-from benchmarks.gpu import sanitize, train
-from benchmarks.gpu.__main__ import FAILED, NOT_RUN, OK, Outcome, Part, Place
+from benchmarks.arguments import Arguments
+from benchmarks.gpu import parts, sanitize, train
+from benchmarks.gpu.parts import FAILED, NOT_RUN, OK, Outcome, Part, Place
+from engine import cli
 from engine.data import avatars
 from engine.kernels import _spec
 from engine.systems.refiner import RefinerConfig
@@ -31,8 +33,8 @@ def prints(text: str, status: int = 0) -> tuple[str, ...]:
 def test_without_a_gpu(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command(gpu.main, tmp_path / "out") == 2
-    told = capsys.readouterr().err
-    assert "no CUDA device" in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
+    message = capsys.readouterr().err
+    assert "no CUDA device" in message and message.count("\n") == 1 and not (tmp_path / "out").exists()
     assert sanitize.main() == 2 and train.main([str(tmp_path), "1", "bf16"]) == 2
 
 
@@ -48,13 +50,13 @@ def test_a_failing_part_stops_no_other(monkeypatch, tmp_path, capsys):
         raise ZeroDivisionError("of all things")
 
     figures = [["refiner", "bf16", "900", "4.00", "1.50", "1.30", "50%"]]
-    parts = (
+    made_up = (
         Part("first", 5, fails),
         Part("second", 5, lambda place: Outcome(OK, f"{place.seconds:g} s", figures, {"a": 1})),
         Part("third", 5, lambda place: Outcome(NOT_RUN, "no tool")),
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu, "run_all", lambda out, run_all=gpu.run_all: run_all(out, parts))
+    monkeypatch.setattr(gpu, "run_all", lambda out, run_all=gpu.run_all: run_all(out, made_up))
     assert command(gpu.main, tmp_path / "out") == 1
     result, printed = json.loads((tmp_path / "out" / "gpu.json").read_text()), capsys.readouterr().out
     assert [(row["part"], row["status"]) for row in result["parts"]] == [
@@ -67,10 +69,10 @@ def test_a_failing_part_stops_no_other(monkeypatch, tmp_path, capsys):
 
 def test_all_parts_fit_into_the_time(tmp_path):
     seen = []
-    parts = tuple(Part(str(n), 50, lambda place: (seen.append(place.seconds), Outcome(OK, ""))[1]) for n in range(3))
-    rows = gpu.run_all(tmp_path, parts, seconds=30)
+    made_up = tuple(Part(str(n), 50, lambda place: (seen.append(place.seconds), Outcome(OK, ""))[1]) for n in range(3))
+    rows = gpu.run_all(tmp_path, made_up, seconds=30)
     assert len(rows) == 3 and max(seen) <= 30
-    rows = gpu.run_all(tmp_path, parts, seconds=5)
+    rows = gpu.run_all(tmp_path, made_up, seconds=5)
     assert [row["status"] for row in rows] == [NOT_RUN] * 3 and len(seen) == 3
     assert gpu.SECONDS < 8 * 60 and len({part.name for part in gpu.PARTS}) == len(gpu.PARTS)
 
@@ -79,11 +81,11 @@ def test_commands_are_logged_and_ended(place):
     assert place.run(*prints("hello")).strip() == "hello"
     with pytest.raises(RuntimeError, match="exit status 3: bad luck"):
         place.run(*prints("bad luck", 3))
-    began = time.monotonic()
+    started = time.monotonic()
     sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     with pytest.raises(RuntimeError, match="ended after 2 s"):
         Place(place.out, place.scratch, 2.0).run(sys.executable, "-c", sleeper)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - started < 30
     log = (place.out / "gpu.log").read_text()
     assert "hello" in log and "bad luck" in log and log.count("$ ") == 3
 
@@ -98,24 +100,21 @@ def test_the_benchmark_s_rows_become_figures(monkeypatch, place):
     }
     wrong = {"suite": "step", "name": "other", "failed": ["output: error 1"]}
     left = {"suite": "step", "name": "last", "not_run": "the budget was spent"}
-    monkeypatch.setattr(gpu, "_rows", lambda *a: [row, left])
-    outcome = gpu.benchmark("step", "bf16")(place)
+    monkeypatch.setattr(parts, "_rows", lambda *a: [row, left])
+    outcome = parts.benchmark("step", "bf16")(place)
     assert (outcome.status, outcome.line) == (OK, "1 of 2 cases measured")
     assert outcome.figures == [["refiner", "bf16", "1000", "4.00", "-", "1.25", "50%"]]
-    monkeypatch.setattr(gpu, "_rows", lambda *a: [row, wrong])
-    outcome = gpu.benchmark("step", "bf16")(place)
+    monkeypatch.setattr(parts, "_rows", lambda *a: [row, wrong])
+    outcome = parts.benchmark("step", "bf16")(place)
     assert outcome.status == FAILED and "other: output: error 1" in outcome.line and len(outcome.figures) == 1
 
 
 def test_the_benchmark_is_told_its_budget(monkeypatch, place):
     """The command line is one that python -m benchmarks takes."""
-    from benchmarks.arguments import Arguments
-    from engine import cli
-
-    seen = []
+    commands = []
 
     def run(self, *words, env=None):
-        seen.append(cli.parse(Arguments, words[3:], prog="benchmarks", description=""))
+        commands.append(cli.parse(Arguments, words[3:], prog="benchmarks", description=""))
         Path(words[words.index("--json") + 1]).write_text('{"rows": []}')
         return ""
 
@@ -123,13 +122,13 @@ def test_the_benchmark_is_told_its_budget(monkeypatch, place):
     for part in gpu.PARTS:
         if part.name.startswith(("steps", "operators", "roofline")):
             assert part.run(place).status == FAILED  # no rows
-    assert {a.suite for a in seen} == {"ops", "step", "predict"} and {a.device for a in seen} == {"cuda"}
-    assert all(0 < a.budget < 20 for a in seen if a.suite != "predict") and sum(a.autotune for a in seen) == 1
+    assert {a.suite for a in commands} == {"ops", "step", "predict"} and {a.device for a in commands} == {"cuda"}
+    assert all(0 < a.budget < 20 for a in commands if a.suite != "predict") and sum(a.autotune for a in commands) == 1
 
 
 def test_a_missing_sanitizer(monkeypatch, place):
-    monkeypatch.setattr(gpu, "sanitizer", lambda: None)
-    assert gpu.sanitized("memcheck")(place).status == NOT_RUN
+    monkeypatch.setattr(parts, "sanitizer", lambda: None)
+    assert parts.sanitized("memcheck")(place).status == NOT_RUN
 
 
 def test_the_sanitizer_is_found(monkeypatch, tmp_path, place):
@@ -139,16 +138,16 @@ def test_the_sanitizer_is_found(monkeypatch, tmp_path, place):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert gpu.sanitizer() == str(tool)
-    outcome = gpu.sanitized("racecheck")(place)
+    assert parts.sanitizer() == str(tool)
+    outcome = parts.sanitized("racecheck")(place)
     assert (outcome.status, outcome.line) == (OK, "ERROR SUMMARY: 0 errors")
     assert "1 racecheck" in (place.out / "gpu.log").read_text()
 
 
 @pytest.mark.parametrize("spec", _spec.specs().values(), ids=_spec.specs())
 def test_small_samples_for_the_sanitizer(spec):
-    found = sanitize.smallest(spec)
-    assert 0 < len(found) <= sanitize.SAMPLES and all(spec.flops(s) < 1e9 for s in found)
+    samples = sanitize.smallest(spec)
+    assert 0 < len(samples) <= sanitize.SAMPLES and all(spec.flops(s) < 1e9 for s in samples)
 
 
 @pytest.fixture
@@ -163,10 +162,10 @@ def test_training_without_dali(few_avatars_and_no_dali, monkeypatch, tmp_path):
     """The whole run on the CPU, on a few avatars decoded by Pillow."""
     monkeypatch.setattr(train, "TRIED", 4)
     small = ["--resolution", "16", "--model", "A", "--filters", "8", "--hidden", "8", "--batch-size", "4"]
-    found = train.train(tmp_path, 0.01, ["--device", "cpu", *small], tell=lambda _: None)
-    assert "Pillow" in found["loader"] and found["steps"] >= 4 and found["images_per_s"] > 0
-    assert found["million_steps_minutes"] == pytest.approx(1e6 * 4 / found["images_per_s"] / 60)
-    assert Path(found["samples"]).is_file() and found["last"]["step"] == found["steps"]
+    trained = train.train(tmp_path, 0.01, ["--device", "cpu", *small], tell=lambda _: None)
+    assert "Pillow" in trained["loader"] and trained["steps"] >= 4 and trained["images_per_s"] > 0
+    assert trained["million_steps_minutes"] == pytest.approx(1e6 * 4 / trained["images_per_s"] / 60)
+    assert Path(trained["samples"]).is_file() and trained["last"]["step"] == trained["steps"]
 
 
 def test_pictures_decoded_by_pillow_are_the_avatars(few_avatars_and_no_dali, tmp_path):

@@ -1,6 +1,7 @@
 """The page of a result: whole, self-contained, and without a speed for what failed."""
 
 import copy
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as bench
+from benchmarks import catalogue, run
 from benchmarks.reports import figures, page, saved
 from benchmarks.timing.measure import Limits
 from engine.pages.charts import styled
@@ -19,7 +21,7 @@ VOID = {"meta", "br", "path", "use", "line", "rect", "img", "link"}
 
 
 class Balanced(HTMLParser):
-    """Fails where a tag is closed that is not the open one; collects addresses and text."""
+    """Fails if a tag is closed that is not the last one opened; collects addresses and text."""
 
     def __init__(self):
         super().__init__()
@@ -39,15 +41,15 @@ class Balanced(HTMLParser):
 
 
 def parsed(text: str) -> Balanced:
-    found = Balanced()
-    found.feed(text)
-    assert not found.open
-    return found
+    parser = Balanced()
+    parser.feed(text)
+    assert not parser.open
+    return parser
 
 
 @pytest.fixture(scope="module")
 def few():
-    """Some rows of every suite of the measured result."""
+    """A few rows of every suite of a measured result."""
     result = saved.read(INTEL)
     taken = {}
     for row in result["rows"]:
@@ -57,16 +59,16 @@ def few():
 
 def test_the_page_of_a_result(few):
     text = page.render(few, "some name")
-    found = parsed(text)
-    assert all(address.startswith("#") for address in found.addresses)  # of the figures' own parts only
+    parser = parsed(text)
+    assert all(address.startswith("#") for address in parser.addresses)  # only parts of the page's own figures
     assert not re.search(r"<script|@import|url\((?!#)", text) and "prefers-color-scheme: dark" in text
-    words = " ".join(found.text)
+    words = " ".join(parser.text)
     for expected in ("some name", "Intel(R) Xeon(R) Processor", few["commit"], "torch 2.13.0", "385", "26.1",
                      "schema 2", "Training steps of the refiner", "Roofline", "Peak memory", "Where a step's time goes",
                      "Speed-up over one thread", "4.63x", "565.45", "landmark_conv", "1,358"):  # fmt: skip
         assert expected in words, expected
     colours = set(re.findall(r"#[0-9a-f]{6}\b", "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))))
-    assert colours <= {"#ffffff"}  # every other one follows the page
+    assert colours <= {"#ffffff"}  # every other colour is a variable of the page, light or dark
 
 
 def test_the_bars_are_the_speedups(few):
@@ -128,30 +130,31 @@ def test_the_command(tmp_path, capsys):
     words = " ".join(parsed(out.read_text()).text)
     assert "AMD EPYC" in words and "schema 1" in words and "Peak memory" in words and "Roofline" not in words
     assert command(bench.main, "html", PREDICTED, out) == 2
-    said = capsys.readouterr().err
-    assert "has no measured rows" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "has no measured rows" in message and message.count("\n") == 1
     assert command(bench.main, "html", tmp_path / "none.json", out) == 2
     assert command(bench.main, "predict", "--html", out) == 2
     assert "predict has no page" in capsys.readouterr().err
 
 
 def test_html_beside_the_measurement(few, tmp_path, monkeypatch):
-    """As the rows come from a suite: counts of threads are numbers, not yet the text that JSON makes of them."""
+    """Rows as a suite returns them: numbers of threads are integers, which JSON turns into text."""
     rows = [copy.deepcopy(row) for row in few["rows"] if row["suite"] in ("ops", "scaling")]
     for row in rows:
         if row["suite"] == "scaling":
             gains = row["speedup_over_one"]
             row["speedup_over_one"] = {n: {int(t): g for t, g in by.items()} for n, by in gains.items()}
             row["timings"] = {n: {int(t): v for t, v in by.items()} for n, by in row["timings"].items()}
-    monkeypatch.setitem(
-        bench.SUITES, "ops", bench.Suite(lambda arguments, limits: (rows, []), lambda only, quick: ["one"])
+    measured = dataclasses.replace(
+        catalogue.SUITES["ops"], run=lambda arguments, limits: (rows, []), cases=lambda only, quick: ["one"]
     )
-    monkeypatch.setattr(bench, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
-    out, kept = tmp_path / "page.html", tmp_path / "kept.json"
-    assert command(bench.main, "ops", "--html", out, "--json", kept) == 0
+    monkeypatch.setitem(catalogue.SUITES, "ops", measured)
+    monkeypatch.setattr(run, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
+    out, saved_rows = tmp_path / "page.html", tmp_path / "rows.json"
+    assert command(bench.main, "ops", "--html", out, "--json", saved_rows) == 0
     text = out.read_text()
-    assert command(bench.main, "html", kept, out) == 0
+    assert command(bench.main, "html", saved_rows, out) == 0
     stamp = re.compile(r"Written .* by Kiln|<h1>.*</h1>|<title>.*</title>")
     assert stamp.sub("", out.read_text()) == stamp.sub("", text)
-    assert json.loads(kept.read_text())["schema"] == saved.SCHEMA
+    assert json.loads(saved_rows.read_text())["schema"] == saved.SCHEMA
     assert Path(out).stat().st_size > 10_000

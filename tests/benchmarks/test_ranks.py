@@ -21,7 +21,7 @@ def test_four_machines_by_hand() -> None:
 def test_limits() -> None:
     assert exchange(1e9, 1) == 0
     for gpus in GPUS:
-        assert exchange(12, gpus) == pytest.approx(tree(12, gpus))  # few bytes: as few waits as possible
+        assert exchange(12, gpus) == pytest.approx(tree(12, gpus))  # of few bytes, the tree waits less
         bandwidth = INSIDE if gpus == 8 else BETWEEN
         assert exchange(1e12, gpus) == pytest.approx(2 * (gpus - 1) / gpus * 1e12 / bandwidth, rel=0.01)
 

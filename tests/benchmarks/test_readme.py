@@ -1,4 +1,4 @@
-"""The README's measured table and plot come from a result, and are what that result says."""
+"""The README's measured table and plot are written from a result, and show its figures."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from tests.support.tiny_run import command
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A project of its own with this README and one result in it."""
+    """A folder that stands for the checkout, with its README and one result."""
     shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / "docs").mkdir()
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
@@ -30,11 +30,11 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_the_readme_is_as_written():
-    """By `make readme-figures` from the result that it links, and not changed by hand since."""
+    """`make readme-figures` wrote it from the result that it links, and nobody changed it by hand since."""
     text = (ROOT / "README.md").read_text()
     link = re.search(r"\[every sample\]\((.*?)\)", text).group(1)
     again = readme.replaced(text, readme.block(saved.read(ROOT / link), link))
-    # the date of an older commit is known where git has it: not in every checkout
+    # the date of an older commit is known only if this checkout's history has it
     written, expected = (re.sub(r"(commit \w{12}) of [\d-]+", r"\1", t) for t in (text, again))
     assert written == expected and (ROOT / readme.PLOT).is_file() and readme.PLOT in text
 
@@ -88,15 +88,15 @@ def test_every_figure_is_the_result_s():
     result = saved.read(INTEL) | {"date": "2031-02-03"}
     text = readme.block(result, "x.json")
     assert "2031-02-03, commit b379813eee9f" in text
-    found = {(row["suite"], row["name"].removesuffix(" channels_last")): row for row in result["rows"]}
+    rows = {(row["suite"], row["name"].removesuffix(" channels_last")): row for row in result["rows"]}
     for title, key in readme.ROWS.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {title} |"))
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        row = found[key]
+        row = rows[key]
         number, unit = cells[1].split()
         assert float(number) * {"s": 1, "ms": 1e-3}[unit] == pytest.approx(row["timings"]["fused"]["median"], rel=0.01)
         assert [float(cell[:-1]) for cell in cells[2:]] == pytest.approx(list(row["speedup"].values()), abs=0.051)
-    memory = found["step", "refiner 64x64, 64 filters, batch 25"]["memory"]
+    memory = rows["step", "refiner 64x64, 64 filters, batch 25"]["memory"]
     assert f"{memory['fused'] / 2**20:,.0f} MiB against {memory['eager'] / 2**20:,.0f} (eager)" in text
 
 
@@ -112,8 +112,8 @@ def test_a_row_that_failed_has_no_speed():
 def test_what_cannot_be_written(checkout, capsys):
     before = (checkout / "README.md").read_text()
     assert command(bench.main, "readme", AMD) == 2
-    said = capsys.readouterr().err
-    assert "lacks" in said and "measure `all`" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "lacks" in message and "measure `all`" in message and message.count("\n") == 1
     assert command(bench.main, "readme", checkout / "none.json") == 2
     assert (checkout / "README.md").read_text() == before and not (checkout / readme.PLOT).exists()
     for wrong in ("no comments", readme.END + readme.BEGIN, readme.BEGIN, 2 * readme.BEGIN + readme.END):

@@ -1,4 +1,4 @@
-"""The roofline's formula at its limits, and what is counted as PyTorch's own work."""
+"""The roofline's formula at its limits, and what is counted as PyTorch's own operations."""
 
 import itertools
 
@@ -8,6 +8,7 @@ import torch
 from benchmarks.prediction import devices, forecast, launches, roofline
 from benchmarks.prediction.compiled import Pointer, Resources, Variant
 from benchmarks.prediction.roofline import Operation, counted, of_launch, predict, rate
+from benchmarks.suites.operators import Case
 from engine.kernels import _spec
 from engine.kernels._gpu.launch import INTERPRETED, Cost
 
@@ -29,13 +30,13 @@ def kernel(dtype: torch.dtype, matrix: bool, **constants: object) -> Variant:
 @pytest.mark.parametrize("device", devices.DEVICES.values(), ids=devices.DEVICES)
 def test_a_copy_takes_its_bytes_and_the_gap(device):
     cost = Cost(0, 8e9)
-    found = predict(cost, device.processors * 1000, 8, device.float_flops, device)
-    assert found.bound == "hbm" and found.seconds == pytest.approx(8e9 / device.hbm_bytes + device.launch)
+    prediction = predict(cost, device.processors * 1000, 8, device.float_flops, device)
+    assert prediction.bound == "hbm" and prediction.seconds == pytest.approx(8e9 / device.hbm_bytes + device.launch)
 
 
 def test_a_matrix_kernel_of_many_waves_takes_its_flops():
-    found = predict(Cost(1e13, 1e6, matrix=True), MANY + 1, 2, H100.half_flops, H100)
-    assert found.bound == "compute" and found.seconds == pytest.approx(1e13 / H100.half_flops, rel=2e-3)
+    prediction = predict(Cost(1e13, 1e6, matrix=True), MANY + 1, 2, H100.half_flops, H100)
+    assert prediction.bound == "compute" and prediction.seconds == pytest.approx(1e13 / H100.half_flops, rel=2e-3)
 
 
 def test_one_program_has_one_multiprocessor():
@@ -83,7 +84,7 @@ def test_rates():
 
 
 def test_a_launch_by_its_resources():
-    """Of two alike the one that fills the registers waits longer; one that does not fit cannot run."""
+    """Of two kernels with the same work the one that fills the registers waits longer; one that fails cannot run."""
     wanted = kernel(torch.float32, False)
     few, many = (Resources(registers=r, threads=256) for r in (32, 255))
     nothing = Cost(0, 0)
@@ -110,21 +111,22 @@ def test_gpus_by_the_names_they_give_themselves():
 
 def test_operations_are_counted():
     a, b = torch.ones(64, 32), torch.ones(32, 16)
-    found = counted(lambda: (a @ b).t().add_(1).bfloat16())
-    product, add, cast = found  # the transposition is a view
+    operations = counted(lambda: (a @ b).t().add_(1).bfloat16())
+    product, add, cast = operations  # the transposition is a view, without a kernel
     assert product.flops == 2 * 64 * 32 * 16 and product.moved == 4 * (64 * 32 + 32 * 16 + 64 * 16)
     assert add.moved == 2 * 4 * 64 * 16 and cast.moved == 6 * 64 * 16 and not add.flops
 
 
 def test_an_expanded_tensor_is_read_once():
     small = torch.ones(1, 8)
-    (found,) = counted(lambda: small.expand(1000, 8) + 1)
-    assert found.moved == 4 * 8 + 4 * 8000
+    (operation,) = counted(lambda: small.expand(1000, 8) + 1)
+    assert operation.moved == 4 * 8 + 4 * 8000
 
 
 def test_a_library_product():
     large = Operation("mm", 2e15, 1e6, half=True)
-    assert large.seconds(H100) == pytest.approx(2e15 / 128 * 2 / H100.l2_bytes)  # of 128 x 128 tiles, what L2 can give
+    # tiles of 128 x 128, whose reads are bound by the L2 cache
+    assert large.seconds(H100) == pytest.approx(2e15 / 128 * 2 / H100.l2_bytes)
     assert Operation("mm", 2e12, 0, half=False).seconds(H100) == pytest.approx(2e12 / H100.float_flops, rel=1e-3)
     small = Operation("add", 0, 100, half=False)
     assert small.seconds(H100) == H100.launch + H100.latency
@@ -133,9 +135,10 @@ def test_a_library_product():
 def test_eager_has_every_pass():
     spec = _spec.specs()["resize_conv_act"]
     sample = next(s for s in spec.benchmarks if "25x64x32x32->64 up" in s.name)
-    found = roofline.eager_operator(spec, sample, launches.MODES["bfloat16"])
-    assert sum(o.flops for o in found) == pytest.approx(spec.flops(sample)) and all(o.half for o in found if o.flops)
-    names = " ".join(o.name for o in found)
+    operations = roofline.eager_operator(Case(spec, sample), launches.MODES["bfloat16"])
+    assert sum(o.flops for o in operations) == pytest.approx(spec.flops(sample))
+    assert all(o.half for o in operations if o.flops)
+    names = " ".join(o.name for o in operations)
     assert "upsample_nearest2d.default" in names and "upsample_nearest2d_backward" in names and "elu_backward" in names
 
 
@@ -146,7 +149,7 @@ def test_eager_has_every_pass():
 def predicted() -> tuple[list[dict], list]:
     if INTERPRETED:
         pytest.skip("nothing is compiled under Triton's interpreter")
-    return forecast.suite("25x64x8x8->64 up elu channels_last", False, "bf16", "h100", False)
+    return forecast.predict("25x64x8x8->64 up elu channels_last", False, "bf16", "h100", False)
 
 
 def test_the_suite(predicted, capsys):

@@ -1,5 +1,9 @@
-"""A process without Triton's interpreter, for test_compiled: prints as JSON what `main` finds under the given name."""
+"""A program for test_compiled, to be run without Triton's interpreter: prints what one of its functions returns.
 
+`python -m tests.support.compiled_kernels signature|spilling|subset` prints JSON.
+"""
+
+import dataclasses
 import json
 import sys
 
@@ -23,7 +27,7 @@ def copy_kernel(source, target, one, sixteen, seventeen, large, scale, flag, not
 
 @triton.jit
 def crowded_kernel(source, target, SIZE: tl.constexpr):
-    """Every value is needed again after the sum of all: one warp has no registers for so many."""
+    """Every value is needed again after the sum of all, and one warp has no registers for so many."""
     at = tl.arange(0, SIZE)
     value = tl.load(source + at)
     tl.store(target + at, value * tl.sum(value))
@@ -37,14 +41,14 @@ def plain_kernel(source, target, SIZE: tl.constexpr):
 
 
 def signature() -> dict:
-    """A launch's signature and attributes by the adapter, and from tensors given to Triton's launcher itself."""
+    """A launch's signature and attributes: by benchmarks.prediction, and by Triton's launcher from real tensors."""
     storage = torch.zeros(65)
     values = (storage[1:], storage[:64], 1, 16, 17, 2**31, 0.5, True, None, 64)
-    with noted(run=False) as found:
+    with noted(run=False) as recorded:
         start(copy_kernel, (1,), **dict(zip(copy_kernel.arg_names, values, strict=True)), cost=lambda: Cost(0, 0))
     with compiled.target(90):
-        mine = compiled.variant(found[0])
-        other = compiled.variant(found[0].__class__(**{**vars(found[0]), "num_warps": 8}))
+        mine = compiled.variant(recorded[0])
+        other = compiled.variant(dataclasses.replace(recorded[0], num_warps=8))
         theirs = copy_kernel.warmup(*values, grid=(1,), num_warps=4, num_stages=2)
         again = compiled.warm(copy_kernel, mine)
     return {
@@ -56,9 +60,9 @@ def signature() -> dict:
 
 
 def spilling() -> dict:
-    """What is found wrong with a kernel that spills, and with one of plain float32 products called a matrix kernel."""
+    """Problems of a kernel that spills, and of a kernel with plain float32 products that is called a matrix kernel."""
     tensor = torch.zeros(16384)
-    found = {}
+    results = {}
     for kernel, size, matrix in ((crowded_kernel, 16384, False), (plain_kernel, 16, True)):
         with noted(run=False) as launches:
             cost = Cost(0, 0, matrix=matrix)
@@ -66,8 +70,9 @@ def spilling() -> dict:
         with compiled.target(90):
             wanted = compiled.variant(launches[0])
         made = compiled.compile_one(wanted, 90)
-        found[wanted.name] = {"problems": compiled.problems(wanted, 90, made), "stack": made.stack, "error": made.error}
-    return found
+        problems = compiled.problems(wanted, 90, made)
+        results[wanted.name] = {"problems": problems, "stack": made.stack, "error": made.error}
+    return results
 
 
 def subset() -> list[dict]:
