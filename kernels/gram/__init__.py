@@ -45,8 +45,13 @@ def output(features: Tensor) -> Tensor:
 
 def _sizes(features: Tensor, order: torch.memory_format) -> dict[str, int]:
     batch, channels, height, width = features.shape
-    sizes = {"batch": batch, "pixels": height * width, "channels": channels}
-    return {"dtype": DTYPES[features.dtype], "planar": order == torch.contiguous_format, **sizes}
+    return {
+        "dtype": DTYPES[features.dtype],
+        "batch": batch,
+        "pixels": height * width,
+        "channels": channels,
+        "planar": order == torch.contiguous_format,
+    }
 
 
 def _forward_cpu(features):
