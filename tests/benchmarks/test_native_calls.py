@@ -23,7 +23,7 @@ from tests.support.benchmark_cases import conv
     ],
 )
 def test_products_of_the_forms(resize, second, products):
-    _, sample = conv(resize, second)
+    sample = conv(resize, second).sample
     made = _spec.tensors(sample, torch.float32)
     leaves = {name: tensor.requires_grad_() for name, tensor in made.items()}
     with native_calls.recorded() as calls:

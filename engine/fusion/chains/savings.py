@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.kernels._observers import NativeCall
 from engine.kernels.resize_conv_act import RESIZES, form, tile_cost
 from engine.kernels.resize_conv_act.spec import SPEC
 
@@ -89,13 +90,15 @@ class Savings(TorchDispatchMode):
     def _count(self, x_shape: torch.Size, weight: Tensor, resize: str, exact: bool) -> None:
         path, stride = self.owners[weight.data_ptr()]
         b, c, h, w = x_shape
-        integers = [0, RESIZES[resize], 0, form(x_shape, c, len(weight), resize, exact), b, c, 0, h, w, len(weight)]
-        computed = int(SPEC.work("resize_conv_act_forward", [], integers).flops / 2)
+        cout = len(weight)
+        sizes = {"dtype": 0, "resize": RESIZES[resize], "form": form(x_shape, c, cout, resize, exact)}
+        sizes |= {"batch": b, "channels": c, "further": 0, "height": h, "width": w, "cout": cout}
+        computed = int(SPEC.work(NativeCall("resize_conv_act_forward", {}, sizes, seconds=0.0)).flops / 2)
         pixels = b * h * w * (4 if resize == "up" else 1)
         if stride == (2, 2):
             pixels = b * -(-h // 2) * -(-w // 2)
         before = self.products[path]
-        self.products[path] = before[0] + pixels * c * len(weight) * 9, before[1] + computed
+        self.products[path] = before[0] + pixels * c * cout * 9, before[1] + computed
         self.shapes[path].append(tuple(x_shape))
 
     def text(self, path: str) -> str:
