@@ -24,11 +24,6 @@ from tests.support.data_images import BAD, encoded, picture, write_bad, write_ma
 pytest.importorskip("nvidia.dali")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_pictures(tmp_path / "set", 4)
     (folder / "bad.jpg").write_bytes(b"text")
@@ -64,10 +59,10 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"version": 1}', '{"version": 0, "columns": [], "rows": []}', "[]"])
-def test_a_damaged_cache_is_ignored(tmp_path: Path, content: str) -> None:
+def test_a_damaged_cache_is_ignored(tmp_path: Path, empty_cache: Path, content: str) -> None:
     folder = write_pictures(tmp_path / "set", 2)
     digest = read_set(folder).digest
-    (cache,) = (tmp_path / "cache" / "validated").glob("*.json")
+    (cache,) = (empty_cache / "validated").glob("*.json")
     cache.write_text(content)
     assert read_set(folder).digest == digest
 
@@ -144,12 +139,12 @@ def fake_renderer(calls: list[Path], fail: bool = False) -> types.ModuleType:
     return module
 
 
-def test_avatars_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_avatars_are_rendered_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
     monkeypatch.setitem(sys.modules, "engine.data.avatars", fake_renderer(calls, fail=True))
     with pytest.raises(InputError, match=r"avatars cannot be written to .*No space left.*KILN_CACHE"):
         open_dataset(None, channels=3, resolution=16)
-    assert not list((tmp_path / "cache").rglob("*.png")), "nothing half written may stay"
+    assert not list(empty_cache.rglob("*.png")), "nothing half written may stay"
 
     monkeypatch.setitem(sys.modules, "engine.data.avatars", fake_renderer(calls))
     calls.clear()

@@ -27,8 +27,8 @@ from tests.support.training_fakes import batch_of, tiny_config
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"KILN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,6 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_pictures(folder / "images", 12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KILN_CACHE", str(folder / "cache"))
         patch.setattr(report, "write", lambda run_dir: None)
         assert main([*TRAINING, "--data", str(folder / "images"), "--out", str(folder / "one")]) == 0
     interrupted(folder / "one", folder / "from-one")
@@ -48,7 +47,7 @@ def runs(tmp_path_factory) -> Path:
 def ranks(runs: Path) -> list[dict]:
     """What each of two ranks found."""
     words = [*TORCHRUN, "-m", "tests.support.ranks_worker", str(runs)]
-    done = subprocess.run(words, env=environment(runs), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return [json.loads((runs / f"rank{rank}.json").read_text()) for rank in range(2)]
 
@@ -164,7 +163,6 @@ def test_resumed_with_another_number_of_ranks(runs: Path, ranks: list[dict], mon
     assert ranks[0]["trained"]["from one"] == 0
     assert_close(runs / "from-one", runs / "one")
     monkeypatch.setattr(report, "write", lambda run_dir: None)
-    monkeypatch.setenv("KILN_CACHE", str(runs / "cache"))
     interrupted(runs / "whole", runs / "from-two")
     assert main(["--resume", "--out", str(runs / "from-two")]) == 0
     assert_close(runs / "from-two", runs / "one")
@@ -187,7 +185,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(runs: Path, ranks: l
     out = runs / "killed"
     words = [*TORCHRUN, "--max-restarts", "1", "-m", "engine.train", *TRAINING, "--data", str(runs / "images")]
     with subprocess.Popen(
-        [*words, "--out", str(out)], env=environment(runs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*words, "--out", str(out)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         while process.poll() is None and not (out / "checkpoints" / "step_00000010").exists():
             time.sleep(0.002)
@@ -262,7 +260,7 @@ def test_two_gpus_train_as_one(runs: Path, tmp_path: Path, system: str, graph: s
     starts = {"one": [sys.executable], "two": TORCHRUN}
     for name, start in starts.items():
         words = [*start, "-m", "engine.train", *flags, graph, "--out", str(tmp_path / name)]
-        done = subprocess.run(words, env=environment(runs), capture_output=True, text=True, timeout=280)
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr
     for x, y in zip(*(records_of(tmp_path / name) for name in starts), strict=True):
         assert x == pytest.approx(y, rel=1e-3, abs=1e-5)

@@ -60,9 +60,8 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+def faces(tmp_path: Path) -> ImageSet:
     """24 pictures with landmarks."""
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
     landmarks = np.random.default_rng(0).uniform(4, 36, (24, 68, 2))
     folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(24)], landmarks)
     return open_dataset(folder, channels=3, resolution=32)

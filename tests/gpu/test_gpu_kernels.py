@@ -121,15 +121,14 @@ def test_gpu_kernels_repeat_their_bits():
 
 
 @pytest.fixture
-def pretended_gpu(monkeypatch, tmp_path):
+def pretended_gpu(monkeypatch, empty_cache):
     """A GPU as far as tuning asks."""
     monkeypatch.setattr(tuning, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended GPU")
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path))
     tuning._choices.cache_clear()
-    yield tmp_path
+    yield
     tuning._choices.cache_clear()
 
 

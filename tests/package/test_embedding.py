@@ -36,7 +36,6 @@ def printed(tmp_path_factory):
     for name, text in FILES.items():
         (folder / name).write_text(f"# {name}\n{text}")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["KILN_CACHE"] = str(folder / "cache")
     done: dict[str, str] = {}
 
     def run(name: str) -> str:

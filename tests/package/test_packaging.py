@@ -170,7 +170,7 @@ print(len(names), "engine.kernels.gram" in names, "engine.data.decoding.dali" in
 def test_commands_without_what_is_optional(words, status, says, tmp_path):
     """Help works, the doctor names every cure, and what needs something says in one line how to get it."""
     code = f"{MISSING}\nfrom engine.cli import main\nmain({words!r})"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KILN_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.md", "*.svg"))
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)

@@ -209,7 +209,6 @@ def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     images.mkdir()
     for index in range(4):
         Image.new("RGB", (20, 20), (index, 0, 0)).save(images / f"{index}.png")
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
     flags = ["--fused", "--dry-run", "--data", str(images), "--resolution", "16", "--out", str(out)]
     assert main([*flags, "--batch-size", "2"]) == 0

@@ -137,7 +137,7 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
     for index in range(12):
         coarse = Image.fromarray(draw.integers(0, 255, (4, 5, 3), dtype=np.uint8))
         coarse.resize((25, 20), Image.Resampling.BILINEAR).save(images / f"{index:02d}.png")
-    environment = os.environ | {"KILN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
     environment["OMP_WAIT_POLICY"] = "passive"  # three processes on a small machine
 
     def command(out: str, *flags: str) -> subprocess.Popen:
