@@ -6,39 +6,42 @@ There every CPU tensor goes through the Triton kernels: all samples, passes and 
 import os
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from engine.kernels import _spec
 from tests.support.places import ROOT
 
+OPERATORS = "tests/kernels/test_operators.py"
 LARGE = "resize_conv_act"  # its samples take as long as all others together
-SMALL = " or ".join(name for name in _spec.specs() if name not in (LARGE, "linear"))
-PARTS = {
-    f"{LARGE}, {dtype}": f"test_dtype_rule and {LARGE} and {dtype}" for dtype in ("float32", "bfloat16", "float16")
-}
-PARTS["the other operators"] = f"test_dtype_rule and ({SMALL})"
+SMALL = [name for name in _spec.specs() if name not in (LARGE, "linear")]  # linear has no Triton kernel
+DTYPES = ["float32", "bfloat16", "float16"]
 CONTRACT = ("grad_scale_weighs", "second_derivatives", "autocast", "nan_is", "bad_arguments", "opcheck", "gpu_kernels")
-PARTS["contract"] = " or ".join(f"test_{name}" for name in CONTRACT)
 
 
-@pytest.fixture(scope="module")
-def runs():
-    """Every part's process, as many at once as there are cores."""
+def cases(operators: list[str], dtype: str, every: int = 1) -> list[str]:
+    """The names of test_dtype_rule on every so many samples of each operator."""
+    samples = [(name, sample.name) for name in operators for sample in _spec.specs()[name].samples[::every]]
+    return [f"{OPERATORS}::test_dtype_rule[{name}: {sample}-torch.{dtype}]" for name, sample in samples]
+
+
+# what `make test` has of every kernel, and all of it
+QUICK = {
+    "every fifth sample in float32": cases([LARGE, *SMALL], "float32", every=5),
+    "contract": [OPERATORS, "tests/gpu/test_gpu_kernels.py", "-k", " or ".join(f"test_{name}" for name in CONTRACT)],
+}
+THOROUGH = {
+    f"{part}, {dtype}": cases(operators, dtype)
+    for dtype in DTYPES
+    for part, operators in ((LARGE, [LARGE]), ("the other operators", SMALL))
+}
+
+
+@pytest.mark.parametrize("part", [*QUICK, *(pytest.param(part, marks=pytest.mark.slow) for part in THOROUGH)])
+def test_gpu_kernels_interpreted(part: str):
+    selection = (QUICK | THOROUGH)[part]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *selection]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-
-    def run(selection: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels/test_operators.py"]
-        command += ["tests/gpu/test_gpu_kernels.py", "-k", selection]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield {part: pool.submit(run, selection) for part, selection in PARTS.items()}
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_gpu_kernels_interpreted(part: str, runs: dict[str, Future]):
-    done = runs[part].result()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout

@@ -57,27 +57,34 @@ def test_importing_is_light():
     )
 
 
+def run(*command: str | Path, cwd: Path) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
-def distribution(tmp_path_factory) -> tuple[Path, Path]:
-    """The sdist of a copy of this checkout, and a wheel made of the sdist alone."""
+def sdist(tmp_path_factory) -> Path:
+    """The source distribution of a copy of this checkout."""
     folder = tmp_path_factory.mktemp("distribution")
     source = folder / "source"  # a copy: what an earlier build left in the checkout must not get in
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info", "runs"))
-
-    def run(*command: str | Path) -> None:
-        done = subprocess.run([sys.executable, *command], cwd=source, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    run("setup.py", "-q", "sdist", "--dist-dir", folder)
-    (sdist,) = folder.glob("kiln_engine-*.tar.gz")
-    run("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, sdist)
-    (wheel,) = folder.glob("kiln_engine-*.whl")
-    return sdist, wheel
+    run("setup.py", "-q", "sdist", "--dist-dir", folder, cwd=source)
+    (made,) = folder.glob("kiln_engine-*.tar.gz")
+    return made
 
 
-def test_sdist_holds_everything(distribution):
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """A wheel made of the source distribution alone, which compiles the extension for every instruction set."""
+    folder = sdist.parent
+    run("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, sdist, cwd=folder)
+    (made,) = folder.glob("kiln_engine-*.whl")
+    return made
+
+
+def test_sdist_holds_everything(sdist):
     """The sources, and what builds, tests and measures them."""
-    with tarfile.open(distribution[0]) as archive:
+    with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     parts = ("engine", "kernels", "bindings", "tests", "benchmarks", "docs")
     files = {path.relative_to(ROOT) for part in parts for path in (ROOT / part).rglob("*") if path.is_file()}
@@ -88,10 +95,11 @@ def test_sdist_holds_everything(distribution):
     assert not [name for name in names if name.endswith(".so")]
 
 
-def test_wheel_holds_everything(distribution, tmp_path):
+@pytest.mark.slow
+def test_wheel_holds_everything(wheel, tmp_path):
     """A wheel, unpacked away from the checkout, has the operators inside the package and runs them."""
     site = tmp_path / "site"
-    with zipfile.ZipFile(distribution[1]) as archive:
+    with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(site)
     assert not [n for n in names if n.startswith(("kernels/", "tests/", "benchmarks/", "bindings/"))]
@@ -107,10 +115,11 @@ print(engine.__file__, engine.kernels.linear.__file__, tuple(y.shape))
     assert found == f"{site}/engine/__init__.py {site}/engine/kernels/linear/__init__.py (1, 8, 2, 2)"
 
 
-def test_wheel_is_manylinux(distribution):
+@pytest.mark.slow
+def test_wheel_is_manylinux(wheel):
     """It asks for nothing but the C and C++ libraries; OpenMP comes from torch, neither linked nor bundled."""
     pytest.importorskip("auditwheel")
-    show = [sys.executable, "-m", "auditwheel", "show", distribution[1]]
+    show = [sys.executable, "-m", "auditwheel", "show", wheel]
     told = " ".join(subprocess.run(show, capture_output=True, text=True, check=True).stdout.split())
     assert 'is consistent with the following platform tag: "manylinux_2_' in told
     assert "gomp" not in told and "torch" not in told
