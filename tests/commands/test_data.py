@@ -1,4 +1,4 @@
-"""What the cache remembers, the command, and the embedded avatars."""
+"""`kiln data`, the verdicts that the cache keeps, and the embedded avatars."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     os.utime(folder / "001.png")
     assert read_set(folder).digest == first.digest
-    assert read == ["001.png"] and decoded == []  # same content: read, not decoded
+    assert read == ["001.png"] and decoded == []  # its content is as before: read, not decoded
 
     stamp = (folder / "002.png").stat()
     same_size = bytearray((folder / "002.png").read_bytes())

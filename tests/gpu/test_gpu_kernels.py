@@ -139,7 +139,7 @@ def test_tuning_keeps_the_fastest(pretended_gpu, monkeypatch):
         tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
     assert ran == ["tall", "tall"] and measured == ["wide", "tall"]
     assert list(json.loads(tuning.choices_file().read_text()).values()) == [1]
-    tuning._choices.cache_clear()  # another process
+    tuning._choices.cache_clear()  # as in another process
     tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
     assert ran[-1] == "tall" and len(measured) == 2
     tuning.choices_file().write_text("cut of")

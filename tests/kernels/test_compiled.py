@@ -35,7 +35,7 @@ SUBSETS = {"few": ["sm_90"], "subset": ["sm_80", "sm_90", "sm_100"]}
 
 @pytest.fixture(scope="module", params=["few", pytest.param("subset", marks=pytest.mark.slow)])
 def subset(request: pytest.FixtureRequest) -> str:
-    """A subset's name in SUBSETS: a few variants take half a minute of one core, the others two and a half minutes."""
+    """A name in SUBSETS; for all three targets about 700 variants are compiled, a fifth of that for sm_90 alone."""
     return request.param
 
 

@@ -13,7 +13,7 @@ from engine.kernels import _spec
 from tests.support.places import ROOT
 
 OPERATORS = "tests/kernels/test_operators.py"
-LARGE = "resize_conv_act"  # its samples take as long as all others together
+LARGE = "resize_conv_act"  # its samples take longer than all others together
 SMALL = [name for name in _spec.specs() if name not in (LARGE, "linear")]  # linear has no Triton kernel
 DTYPES = ["float32", "bfloat16", "float16"]
 CONTRACT = ("grad_scale_weighs", "second_derivatives", "autocast", "nan_is", "bad_arguments", "opcheck", "gpu_kernels")

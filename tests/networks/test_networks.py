@@ -105,7 +105,7 @@ def test_inject_lists() -> None:
     with pytest.raises(InputError, match="8x8"):
         check_inject([16], 64)
     with pytest.raises(InputError, match="cannot inject at 64"):
-        check_inject([8, 64], 64)  # the image itself: nothing would be left to generate
+        check_inject([8, 64], 64)  # injected at the image's own size, nothing would be left to generate
     with pytest.raises(InputError, match="cannot inject at 12"):
         check_inject([8, 12], 64)
 
@@ -133,7 +133,7 @@ def test_everything_stays_channels_last_and_flattens_without_a_copy(fused: bool)
 def test_start_values_depend_on_the_seed_alone() -> None:
     networks = [Autoencoder(16, 4, 3, fused=fused) for fused in (False, True, True)]
     for network, seed in zip(networks, (3, 3, 4), strict=True):
-        torch.randn(7)  # whatever ran before
+        torch.randn(7)  # random numbers drawn before do not matter
         initialise(network, seed)
     eager, fused, other = (network.state_dict() for network in networks)
     assert eager.keys() == fused.keys()

@@ -147,7 +147,7 @@ def test_a_file_without_the_weights_is_refused_in_one_line(kind: str, tmp_path: 
         path.write_text("not weights")
     else:
         content = {"list": [1, 2], "layers": {"features.1.weight": torch.zeros(2)}}
-        # of vgg19_bn: a norm follows each convolution
+        # the names of vgg19_bn, where a norm follows each convolution
         content["shapes"] = {"features.0.weight": torch.zeros(64, 3, 3, 3), "features.0.bias": torch.zeros(32)}
         torch.save(content[kind], path)
     with pytest.raises(InputError) as refused:

@@ -83,7 +83,7 @@ def wheel(sdist: Path) -> Path:
 
 
 def test_sdist_holds_everything(sdist):
-    """The sources, and what builds, tests and measures them."""
+    """It holds the sources and what builds, tests and measures them."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     parts = ("engine", "kernels", "bindings", "tests", "benchmarks", "docs")
@@ -117,7 +117,7 @@ print(engine.__file__, engine.kernels.linear.__file__, tuple(y.shape))
 
 @pytest.mark.slow
 def test_wheel_is_manylinux(wheel):
-    """It asks for nothing but the C and C++ libraries; OpenMP comes from torch, neither linked nor bundled."""
+    """The wheel asks for nothing but the C and C++ libraries; OpenMP comes from torch, neither linked nor bundled."""
     pytest.importorskip("auditwheel")
     show = [sys.executable, "-m", "auditwheel", "show", wheel]
     told = " ".join(subprocess.run(show, capture_output=True, text=True, check=True).stdout.split())

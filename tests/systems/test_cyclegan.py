@@ -81,7 +81,7 @@ def test_the_paper_size() -> None:
 
 @pytest.mark.parametrize(("depth", "patch"), [(3, 70), (2, 34)])
 def test_a_patch_sees_so_many_pixels(depth: int, patch: int) -> None:
-    """Without the normalisation, which looks at the whole image."""
+    """The normalisation is left out, since it looks at the whole image."""
     judge = PatchDiscriminator(2, 1, layers=depth)
     x = torch.zeros(1, 1, 128, 128, requires_grad=True)
     y = x
@@ -160,7 +160,7 @@ def test_a_step_is_the_equations_with_adam(mode: str, kind: str, identity: str) 
 
 @FORMS
 def test_fused_and_eager_agree_at_first(form: tuple[str, ...]) -> None:
-    """Adam turns the rounding of tiny gradients into whole steps, so fp32 runs drift apart: see the next test."""
+    """A few steps in fp32: Adam turns the rounding of tiny gradients into whole steps, so longer runs drift apart."""
     runs = [train(build(tiny(*form, "--lr", "0.00001", mode=mode), "cpu"), 0, 5) for mode in ("--fused", "--eager")]
     for a, b in zip(*runs, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
@@ -168,7 +168,7 @@ def test_fused_and_eager_agree_at_first(form: tuple[str, ...]) -> None:
 
 @FORMS
 def test_the_algebra_is_the_same_over_50_steps(form: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp64, on the references."""
+    """The algebra of the fused step in fp64, where rounding does not decide, on the references."""
     for name in ("resize_conv_act", "l1_autoencoder_loss"):
         monkeypatch.setattr(layers.ops, name, getattr(layers, f"eager_{name}"))
     monkeypatch.setattr(CycleganSystem, "_run", lambda self, network, images: network(images))
@@ -209,7 +209,7 @@ def test_discriminators_see_earlier_results() -> None:
     made, old, fills = [], 0, []
     for number in range(20):
         fills.append(system.step(batch_of(system.config, number))["pool_fill"].item())
-        fresh, judged = shown[-2], shown[-1][4:]  # G's own pass, then photos and what the pool gave
+        fresh, judged = shown[-2], shown[-1][4:]  # D sees G's images, later photos and the pool's
         assert torch.equal(shown[-1][:4], batch_of(system.config, number).images)
         for image, new in zip(judged, fresh, strict=True):
             if not torch.equal(image, new):

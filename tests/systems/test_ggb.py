@@ -240,7 +240,7 @@ def test_guiding_blocks_leave_the_start_of_the_discriminator_as_it_was() -> None
     assert torch.equal(plain.generator.up[1].conv.weight, guided.generator.up[1].conv.weight)
 
 
-# normalised by so few values, float32 is chaotic after some 30 steps; the algebra is checked in float64 above
+# normalised by so few values, float32 is chaotic after some 30 steps; test_iteration_is_the_papers is in float64
 FEW, MANY = 15, 50
 
 
@@ -275,7 +275,7 @@ def test_a_step_never_reads_from_the_device(fused: bool, monkeypatch: pytest.Mon
 
 @MODES
 def test_recorded_steps_are_the_plain_steps(fused: bool) -> None:
-    # without batch normalisation: PyTorch does not declare that it writes its running means, so the tape misses that
+    # batch normalisation is left out: PyTorch does not declare that it writes its running means: the tape misses them
     config = config_of(fused=fused, norm="instance")
     plain, recorded, tape = (*(rates_on_device(GgbSystem(config, "cpu")) for _ in range(2)), Tape())
     step = GraphedStep(recorded, tape)

@@ -272,7 +272,7 @@ def test_biases_that_a_norm_takes_away_stay_as_they_are() -> None:
 def test_a_step_never_reads_from_the_device(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("--dropout", mode=mode)
     system, batch, meter = build(config, "cpu"), batch_of(config), LossMeter(torch.device("cpu"))
-    # of frozen weights the CPU keeps what it packed, and asks its own library, not the device, whether it still fits
+    # the CPU keeps the packed form of frozen weights, and asks its own library, not the device, whether it still fits
     monkeypatch.setattr(kept_weights, "packed", lambda *_: None)
 
     def waits(*_: object) -> None:

@@ -141,7 +141,7 @@ def test_moving_average_follows_the_generator() -> None:
 
 
 def test_estimator_learns_from_photos_only() -> None:
-    """Its weights after a step do not depend on what G produced."""
+    """The estimator's weights after a step do not depend on what G produced."""
     results = []
     for shift in (0.0, 1.0):
         config = tiny_config(*LANDMARKS, mode="--fused")

@@ -65,7 +65,7 @@ class Plain:
         return torch.tanh(self.conv(y, f"{name}.last"))
 
     def refined_probability(self, x: torch.Tensor, name: str = "discriminator") -> torch.Tensor:
-        """D of every patch."""
+        """The probability that D gives each patch to be refined."""
         y = F.relu(self.conv(F.relu(self.conv(x, f"{name}.first", 2)), f"{name}.second", 2))
         y = F.relu(self.conv(F.max_pool2d(y, 3, 1, 1), f"{name}.third"))
         logits = self.conv(F.relu(self.conv(y, f"{name}.mix")), f"{name}.last")
@@ -216,7 +216,7 @@ def test_half_of_the_refined_images_are_old_ones(mode: str) -> None:
     for number in range(8):
         fill = system.step(batch_of(system.config, number))["history_fill"]
         assert fill == min(1, (number + 1) * 2 / 16)
-        refined = shown[-1][4:]  # after the photos
+        refined = shown[-1][4:]  # D sees the photos first
         assert (shown[-1][:4] == batch_of(system.config, number).images).all()
         if number:
             for image in refined[2:]:
@@ -283,7 +283,7 @@ def test_the_average_follows_the_refiner() -> None:
 
 @KINDS
 def test_recorded_steps_are_the_plain_steps(flags: tuple[str, ...]) -> None:
-    """Also when R and D begin to learn after the recording."""
+    """Recorded and plain steps agree even when R and D begin to learn after the recording."""
     config = tiny("--pretrain-refiner", "4", "--pretrain-discriminator", "1", *flags, mode="--fused")
     assert_recorded_steps_are_the_plain_steps(config, 8)
 
@@ -305,7 +305,7 @@ def test_a_step_never_reads_from_the_device(mode: str, flags: tuple[str, ...], m
     def waits(*_: object) -> None:
         raise AssertionError("the step waits for the device")
 
-    # on a CPU what is packed of a frozen weight is kept, and asked whether it still holds
+    # the CPU keeps the packed form of a frozen weight, and asks its own library whether it still fits
     monkeypatch.setattr("engine.kernels.resize_conv_act.kept_weights.keep", lambda weight: None)
     for name in ("item", "__float__", "__bool__", "__int__", "tolist", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, waits)

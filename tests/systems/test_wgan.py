@@ -89,7 +89,7 @@ def test_clipping_holds_in_every_critic_step():
         lambda critic, _: largest.append(max(p.abs().max().item() for p in critic.parameters()))
     )
     run_steps(system, 2)
-    # of each step: photos and generated images in three critic steps, then G's
+    # a step shows the critic photos and generated images three times, then G's images for G's own update
     in_critic_steps = [value for index, value in enumerate(largest) if index % 7 != 6]
     assert len(in_critic_steps) == 12 and max(in_critic_steps) <= 0.005
     assert max(largest[0], largest[6]) > 0.0049, "the limit was never reached"
