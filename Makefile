@@ -10,8 +10,10 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp ker
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
 
-# a process of tests for each core, each computing on one thread; a file's tests stay together and share what they build
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# a process of tests for each core, each computing on one thread; a file's tests stay together and share what they build.
+# threads that wait for others do not spin: the core is needed by the other processes
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile \
+	--no-loadscope-reorder
 WORKERS ?= $(shell nproc)
 
 test: $(VENV)/installed  ## run the tests, all but the slow sweeps

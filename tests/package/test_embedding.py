@@ -76,13 +76,18 @@ def test_plain_loop(printed):
     assert len(found) == 100 and found[-2] < 0.9 * found[0]  # lines alternate; this is the last of the critic
 
 
-@pytest.mark.parametrize("name", ["lightning_gan.py", "accelerate_gan.py"])
+def slow(*values: object) -> object:
+    """Parameters of an example that starts a large library, or compiles."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [slow("lightning_gan.py"), "accelerate_gan.py"])
 def test_the_same_losses_for_50_steps(printed, name):
     assert losses(printed(name)) == losses(printed("plain.py"))
 
 
 @pytest.mark.parametrize(
-    "name, tolerance", [("autocast.py", 3e-2), ("compiled.py", 1e-4), ("ddp.py", 1e-4), ("fsdp.py", 1e-4)]
+    "name, tolerance", [("autocast.py", 3e-2), slow("compiled.py", 1e-4), ("ddp.py", 1e-4), slow("fsdp.py", 1e-4)]
 )
 def test_the_same_losses_but_for_rounding(printed, name, tolerance):
     """These examples train the generator alone, as checkpointing.py does, bit for bit as without checkpointing."""
@@ -91,7 +96,7 @@ def test_the_same_losses_but_for_rounding(printed, name, tolerance):
     assert losses(printed(name)) == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize("name, count", [("exported.py", 2), ("hub.py", 1)])
+@pytest.mark.parametrize("name, count", [slow("exported.py", 2), ("hub.py", 1)])
 def test_the_same_images_elsewhere(printed, name, count):
     found = [float(line.split()[-1]) for line in printed(name).splitlines() if line.startswith("differs by")]
     assert len(found) == count and max(found) < 1e-5

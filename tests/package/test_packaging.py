@@ -24,7 +24,9 @@ def python(code: str, cwd: Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("cwd", [ROOT, Path("/")], ids=["in the checkout", "elsewhere"])
+@pytest.mark.parametrize(
+    "cwd", [pytest.param(ROOT, id="in the checkout"), pytest.param(Path("/"), id="elsewhere", marks=pytest.mark.slow)]
+)
 def test_beside_the_other_kernels_package(cwd):
     """transformers and Hugging Face's `kernels`, whose import name is our folder's, import and work beside Kiln."""
     pytest.importorskip("transformers")
@@ -166,14 +168,13 @@ print(len(names), "engine.kernels.gram" in names, "engine.data.decoding.dali" in
 @pytest.mark.parametrize(
     "words, status, says",
     [
-        (["--help"], 0, "usage: kiln COMMAND"),
-        (["train", "--help"], 0, "usage: kiln train"),
-        (["doctor"], 1, "pip install ."),
-        (["doctor"], 1, "pip install 'kiln-engine[dali-cu13]'"),
-        (["train", "--fused", "--steps", "1"], 2, "pip install ."),
-        (["train", "--eager", "--steps", "1", "--data", "docs"], 2, "pip install kiln-engine[dali-cu13]"),
-        (["verify", "--operator", "gram", "--steps", "0"], 1, "pip install ."),
-        (["evaluate", "nothing", "--data", "docs"], 2, "pip install"),
+        (["--help"], 0, ("usage: kiln COMMAND",)),
+        (["train", "--help"], 0, ("usage: kiln train",)),
+        (["doctor"], 1, ("pip install .", "pip install 'kiln-engine[dali-cu13]'")),
+        (["train", "--fused", "--steps", "1"], 2, ("pip install .",)),
+        (["train", "--eager", "--steps", "1", "--data", "docs"], 2, ("pip install kiln-engine[dali-cu13]",)),
+        (["verify", "--operator", "gram", "--steps", "0"], 1, ("pip install .",)),
+        (["evaluate", "nothing", "--data", "docs"], 2, ("pip install",)),
     ],
 )
 def test_commands_without_what_is_optional(words, status, says, tmp_path):
@@ -184,7 +185,7 @@ def test_commands_without_what_is_optional(words, status, says, tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     told = done.stderr.splitlines()[-1] if status == 2 else done.stdout
-    assert done.returncode == status and says in told, done
+    assert done.returncode == status and all(text in told for text in says), done
     assert "Traceback" not in done.stderr
 
 
