@@ -16,7 +16,7 @@ OPERATORS = "tests/kernels/test_operators.py"
 LARGE = "resize_conv_act"  # its samples take longer than all others together
 SMALL = [name for name in _spec.specs() if name not in (LARGE, "linear")]  # linear has no Triton kernel
 DTYPES = ["float32", "bfloat16", "float16"]
-CONTRACT = ("grad_scale_weighs", "second_derivatives", "autocast", "nan_is", "bad_arguments", "opcheck", "gpu_kernels")
+KERNELS = "tests/gpu/test_gpu_kernels.py"
 
 
 def cases(operators: list[str], dtype: str, every: int = 1) -> list[str]:
@@ -25,16 +25,26 @@ def cases(operators: list[str], dtype: str, every: int = 1) -> list[str]:
     return [f"{OPERATORS}::test_dtype_rule[{name}: {sample}-torch.{dtype}]" for name, sample in samples]
 
 
+def named(*words: str) -> list[str]:
+    """The tests of operators, and of what the Triton kernels share, whose names have all words of one of the texts."""
+    return [OPERATORS, KERNELS, "-k", " or ".join(f"({' and '.join(text.split())})" for text in words)]
+
+
 # what `make test` has of every kernel, and all of it
 QUICK = {
     "every fifth sample in float32": cases([LARGE, *SMALL], "float32", every=5),
-    "contract": [OPERATORS, "tests/gpu/test_gpu_kernels.py", "-k", " or ".join(f"test_{name}" for name in CONTRACT)],
+    "contract": named(
+        *("test_grad_scale_weighs", "test_second_derivatives", "test_autocast", "test_nan_is", "test_bad_arguments"),
+        *("test_gpu_kernels_repeat", "test_wide_gpu_kernels up float32"),
+    ),
 }
 THOROUGH = {
     f"{part}, {dtype}": cases(operators, dtype)
     for dtype in DTYPES
     for part, operators in ((LARGE, [LARGE]), ("the other operators", SMALL))
 }
+THOROUGH["registration"] = named("test_opcheck")
+THOROUGH["what the kernels share"] = named("test_gpu_kernels")
 
 
 @pytest.mark.parametrize("part", [*QUICK, *(pytest.param(part, marks=pytest.mark.slow) for part in THOROUGH)])
