@@ -26,10 +26,12 @@ from tests.support.tiny_run import command
 
 TINY = {"filters": 8, "batch_size": 2, "resolution": 32, "hidden": 8}
 STRONG = [
-    pytest.param(spec, sample, id=f"{name}: {sample.name}")
+    pytest.param(spec, sample, id=f"{name}: {sample.name}", marks=marks)
     for name, spec in _spec.specs().items()
     if spec.strong
-    for sample in [*spec.samples, *(s for s in spec.benchmarks if spec.flops(s) < 1e8)]
+    for samples, marks in ((spec.samples, ()), (spec.benchmarks, pytest.mark.slow))
+    for sample in samples
+    if not marks or spec.flops(sample) < 1e8
 ]
 needs_compiler = pytest.mark.skipif(not Arguments().can_compile, reason="torch.compile needs a C++ compiler")
 
@@ -88,6 +90,7 @@ def test_an_operator_against_every_baseline():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_step_against_every_competitor():
     timings, failed = step.measure(TINY, "cpu", 2, lambda _: None)
     assert not failed and tuple(timings) == step.COMPETITORS
