@@ -180,6 +180,7 @@ def worker(launcher: int, rank: int) -> int | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(runs: Path, ranks: list[dict]) -> None:
     out = runs / "killed"
