@@ -5,13 +5,22 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test sanitize bench readme-figures gpu lint docs dist check-dist clean
+.PHONY: train test test-all sanitize bench readme-figures gpu lint docs dist check-dist clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
 
-test: $(VENV)/installed  ## run the tests
-	$(RUN) -m pytest $(ARGS)
+# a process of tests for each core, each computing on one thread; a file's tests stay together and share what they build.
+# threads that wait for others do not spin: the core is needed by the other processes
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile \
+	--no-loadscope-reorder
+WORKERS ?= $(shell nproc)
+
+test: $(VENV)/installed  ## run the tests, all but the slow sweeps
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/installed  ## run every test, as CI does
+	$(PYTEST) $(ARGS)
 
 # its own copy of the sources, so that the normal build stays; the first finding of either sanitizer ends the tests
 SANITIZED := build/sanitize

@@ -34,9 +34,8 @@ def rows() -> list[dict]:
     return [json.loads(json.dumps(loading.row(kind, TINY, timings, 0.5))) for kind in loading.KINDS]
 
 
-def test_the_suite(quick, monkeypatch, tmp_path, capsys):
+def test_the_suite(quick, monkeypatch, tmp_path, empty_cache, capsys):
     """Both loaders against real worker processes, and the page of it; the user's cache folder is left alone."""
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "own"))
     monkeypatch.setattr(run, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))
     file, html = tmp_path / "result.json", tmp_path / "result.html"
     assert command(bench.main, "loading", "--json", file, "--html", html) == 0
@@ -46,8 +45,8 @@ def test_the_suite(quick, monkeypatch, tmp_path, capsys):
     for row in result:
         assert row["timings"].keys() == {"fused", *loading.PEERS} and len(row["timings"]["torch"]["samples"]) == 10
         assert row["name"] in printed and row["seconds_to_open"] > 0
-    assert "Supply and demand" in html.read_text() and os.environ["KILN_CACHE"] == str(tmp_path / "own")
-    assert not (tmp_path / "own").exists()
+    assert "Supply and demand" in html.read_text() and os.environ["KILN_CACHE"] == str(empty_cache)
+    assert not empty_cache.exists()
 
 
 def test_the_figures_of_a_row():

@@ -16,10 +16,12 @@ from tests.support.benchmark_cases import conv, needs_compiler, tiny
 from tests.support.tiny_run import command
 
 STRONG = [
-    pytest.param(spec, sample, id=f"{name}: {sample.name}")
+    pytest.param(spec, sample, id=f"{name}: {sample.name}", marks=marks)
     for name, spec in _spec.specs().items()
     if spec.strong
-    for sample in [*spec.samples, *(s for s in spec.benchmarks if spec.flops(s) < 1e8)]
+    for samples, marks in ((spec.samples, ()), (spec.benchmarks, pytest.mark.slow))
+    for sample in samples
+    if not marks or spec.flops(sample) < 1e8
 ]
 
 

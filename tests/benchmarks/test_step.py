@@ -30,6 +30,7 @@ def test_the_shared_step_is_the_textbook_step():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_step_against_every_competitor():
     timings, failed = step.measure(TINY, "cpu", 2, lambda _: None)
     assert not failed and tuple(timings) == step.COMPETITORS

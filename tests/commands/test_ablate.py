@@ -31,7 +31,7 @@ TINY = ("--eager", "--steps", 2, "--batch-size", 2, "--filters", 2, "--hidden", 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_reports():
-    """Their charts take most of a tiny run's time, and are tested elsewhere."""
+    """No run writes a report: its charts would take most of the time, and test_report.py tests them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.training.report.write", lambda run_dir: None)
         yield
@@ -112,7 +112,7 @@ def test_rows_that_are_done_are_not_trained_again(done, monkeypatch, capsys):
 
 
 def test_interrupted_it_goes_on_to_the_same_result(done, monkeypatch):
-    """Ctrl-C in the second row after its first step; the same command then gives the same table."""
+    """After Ctrl-C in the second row the same command, given again, ends with the table of an unbroken run."""
     real, steps = Trainer._one_step, []
 
     def one_step(trainer):
@@ -162,7 +162,7 @@ def test_bad_input(done, capsys, tmp_path):
         printed = capsys.readouterr().err
         assert message in printed and printed.count("error:") == 1, printed
     assert not (done / "new").exists() and not (tmp_path / "out").exists()
-    assert (done / "done" / "table.json").exists()  # what was refused has removed nothing
+    assert (done / "done" / "table.json").exists()  # the refused command has removed nothing
 
 
 def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
@@ -222,7 +222,7 @@ def test_the_test_split_is_measured_on_where_the_training_split_is_trained_on(tm
 
 
 def test_without_data_other_avatars_are_measured_on(tmp_path, monkeypatch):
-    """Other people than those trained on, several frames of each where a system needs pairs; rendered once."""
+    """The test images are avatars of other people, several frames of each where a system needs pairs; rendered once."""
     monkeypatch.setattr(ablation, "HELD_OUT", 4)
     monkeypatch.setattr(ablation, "FRAMES", 2)
     for name, needed in [("refiner", 4), ("reenact", 2), ("simgan", 4)]:
@@ -257,5 +257,5 @@ def test_the_table_in_its_forms():
         ["without", "0.25"],
         ["fid:", "skipped:", "X"],
     ]
-    assert len({len(line) for line in text[:3]}) == 1  # aligned at the right
+    assert len({len(line) for line in text[:3]}) == 1  # columns are aligned at the right
     assert "| without | 0.25 |  |" in ablation_table.markdown(table, labels, [])

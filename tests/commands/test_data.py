@@ -1,4 +1,4 @@
-"""What the cache remembers, the command, and the embedded avatars."""
+"""`kiln data`, the verdicts that the cache keeps, and the embedded avatars."""
 
 import json
 import os
@@ -25,11 +25,6 @@ from tests.support.data_images import BAD, encoded, picture, write_bad, write_ma
 pytest.importorskip("nvidia.dali")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_pictures(tmp_path / "set", 4)
     (folder / "bad.jpg").write_bytes(b"text")
@@ -46,7 +41,7 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     os.utime(folder / "001.png")
     assert read_set(folder).digest == first.digest
-    assert read == ["001.png"] and decoded == []  # same content: read, not decoded
+    assert read == ["001.png"] and decoded == []  # its content is as before: read, not decoded
 
     stamp = (folder / "002.png").stat()
     same_size = bytearray((folder / "002.png").read_bytes())
@@ -61,10 +56,10 @@ def test_verdicts_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"version": 1}', '{"version": 0, "columns": [], "rows": []}', "[]"])
-def test_a_damaged_cache_is_ignored(tmp_path: Path, content: str) -> None:
+def test_a_damaged_cache_is_ignored(tmp_path: Path, empty_cache: Path, content: str) -> None:
     folder = write_pictures(tmp_path / "set", 2)
     digest = read_set(folder).digest
-    (cache,) = (tmp_path / "cache" / "validated").glob("*.json")
+    (cache,) = (empty_cache / "validated").glob("*.json")
     cache.write_text(content)
     assert read_set(folder).digest == digest
 
@@ -144,12 +139,12 @@ def fake_renderer(calls: list[Path], fail: bool = False) -> types.SimpleNamespac
     return types.SimpleNamespace(VERSION=1, write=write)
 
 
-def test_avatars_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_avatars_are_rendered_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
     monkeypatch.setattr("engine.data.opening.avatars", fake_renderer(calls, fail=True))
     with pytest.raises(InputError, match=r"avatars cannot be written to .*No space left.*KILN_CACHE"):
         open_dataset(None, channels=3, resolution=16)
-    assert not list((tmp_path / "cache").rglob("*.png")), "nothing half written may stay"
+    assert not list(empty_cache.rglob("*.png")), "nothing half written may stay"
 
     monkeypatch.setattr("engine.data.opening.avatars", fake_renderer(calls))
     calls.clear()

@@ -177,7 +177,7 @@ def test_the_measures_are_those_of_what_refine_writes(measured):
     assert found["refined"]["l1"]["mean"] == pytest.approx(np.mean(errors), rel=1e-3)
     assert found["refined"]["l1"]["std"] == pytest.approx(np.std(errors), rel=1e-2)
     assert (found["images"], found["step"], found["system"]) == (6, 7, "refiner")
-    assert found["original"]["detection_rate"] == 0  # there is no face in them
+    assert found["original"]["detection_rate"] == 0  # the images have no face
     assert set(found["refined"]["swd"]) == {"32", "16", "mean"}
     assert found["refined"]["identity"] == SKIPPED or "pairs" in found["refined"]["identity"]
 
@@ -256,7 +256,7 @@ def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, module):
 
 
 def test_a_torchvision_that_does_not_fit_is_named(tmp_path, capsys, monkeypatch):
-    """torchmetrics cannot be imported beside it where torch-fidelity is installed."""
+    """Where torch-fidelity is installed, torchmetrics cannot be imported beside a torchvision of another torch."""
     broken = "RuntimeError: operator torchvision::nms does not exist"
     monkeypatch.setattr("engine.evaluation.likeness.attempt", lambda name: (None, broken))
     run, data = make_run(tmp_path / "run"), write_pictures(tmp_path / "data", 1)
@@ -276,7 +276,7 @@ def test_faces_are_found_in_a_face():
 
 
 def test_identity_is_measured_where_the_package_is(monkeypatch):
-    """A stand-in whose embedding is the mean colour: distances are known."""
+    """With a stand-in whose embedding is the mean colour the distances are known."""
     from types import SimpleNamespace
 
     from engine.evaluation import identity

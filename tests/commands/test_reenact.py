@@ -76,7 +76,7 @@ def test_a_face_takes_on_a_clip(model: Path, clips: Path, face: Path, tmp_path: 
     assert main([str(model), str(face), str(clips), str(out), "--clip", "ann/2", "--batch-size", "2"]) == 0
     frames = sorted((out / "frames").iterdir())
     assert [path.name for path in frames] == [f"{i:05d}.png" for i in range(5)]
-    # the same by hand: the central square of each frame, 24 pixels, becomes the model's 16
+    # framing by hand: the central square of each frame, 24 pixels, becomes the model's 16
     module = load_trained(model).module
     image = np.asarray(Image.open(face).resize((SIDE, SIDE), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     points = np.load(clips / "landmarks_68.npy")
@@ -156,8 +156,8 @@ def test_alignment_finds_the_similarity() -> None:
     shape = RANDOM.uniform(0, 50, (68, 2))
     clip = np.stack([shape + move for move in ([-2, 1], [2, -1], [0, 0])])
     goal = shape @ matrix + [5, -3]
-    clip[1, 7] = np.nan  # unknown in one frame
-    clip[:, 9] = np.nan  # and in all
+    clip[1, 7] = np.nan  # point 7 is unknown in one frame
+    clip[:, 9] = np.nan  # point 9 is unknown in every frame
     found = align(clip.astype(np.float32), goal.astype(np.float32))
     wanted = clip @ matrix + [5, -3]
     # the mean of point 7 is that of two frames only, which moves the fit a little

@@ -299,7 +299,7 @@ def test_landmark_models_need_landmarks(tmp_path, capsys):
     # the same image alone, its manifest one folder up, and without the manifest's root
     assert command(refine.main, run, data / "images" / "000.png", tmp_path / "one") == 0
     assert (tmp_path / "one" / "000.png").read_bytes() == (tmp_path / "out" / "images" / "000.png").read_bytes()
-    # the landmarks matter
+    # other landmarks give other pixels
     write_manifest_set(tmp_path / "other", [picture(0), picture(1)], points[::-1])
     assert command(refine.main, run, tmp_path / "other", tmp_path / "out2") == 0
     a, b = (np.asarray(Image.open(tmp_path / f / "images" / "000.png")).astype(int) for f in ("out", "out2"))
@@ -390,7 +390,12 @@ def test_the_face_is_framed_as_in_the_photos(monkeypatch):
     monkeypatch.setattr(finder, "boxes", lambda pixels: [(140, 130, 210, 200)])
     assert finder.portrait(np.zeros((400, 500, 3), np.uint8), framing) == (125, 125, 225, 225)
     monkeypatch.setattr(finder, "boxes", lambda pixels: [(0, 0, 70, 70)])
-    assert finder.portrait(np.zeros((80, 90, 3), np.uint8), framing) == (-15, -5, 85, 95)  # beyond the image
+    assert finder.portrait(np.zeros((80, 90, 3), np.uint8), framing) == (
+        -15,
+        -5,
+        85,
+        95,
+    )  # the square reaches beyond the image
     monkeypatch.setattr(finder, "boxes", lambda pixels: [])
     assert finder.portrait(np.zeros((80, 90, 3), np.uint8), framing) is None
 
@@ -412,7 +417,7 @@ def test_the_framing_of_the_photos_is_kept_with_the_run(tmp_path, monkeypatch):
     framing.write(tmp_path)
     assert Framing.of(tmp_path) == Framing.of(tmp_path / "checkpoints" / "step_1") == framing
     assert Framing.of(tmp_path / "elsewhere") == Framing()
-    assert Framing.measure(np.zeros((3, 64, 64, 3), np.uint8)) is None  # too few to tell
+    assert Framing.measure(np.zeros((3, 64, 64, 3), np.uint8)) is None  # three images are too few
 
 
 def test_face_crop_takes_the_face_or_says_why_not(run, tmp_path, capsys):

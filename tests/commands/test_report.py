@@ -121,7 +121,7 @@ def test_the_page_names_configuration_origins_and_last_values(tmp_path):
     }
     run = write_run(tmp_path / "my run", [record(s, custom=s * 2.0) for s in (1, 2, 4)], config)
     rows = report.read_config(run / "config.json")
-    assert rows[-1] == {"name": "lr", "value": "0.001", "origin": "default"}  # what was chosen comes first
+    assert rows[-1] == {"name": "lr", "value": "0.001", "origin": "default"}  # chosen values come before defaults
     text = " ".join(Page(report.write(run).read_text()).text)
     for part in ("8, 16", "command line", "preset quick", "--resume", f"'{run}'", "0.25", "L(x), real", "custom"):
         assert part in text, part
@@ -188,7 +188,7 @@ def test_thinning_keeps_the_mean_and_smoothing_keeps_a_line():
     flat = np.full(100, 3.0)
     np.testing.assert_allclose(smooth(flat, 10), flat)
     line = np.arange(200.0)
-    np.testing.assert_allclose(smooth(line, 10)[60:140], line[60:140], atol=1e-3)  # it does not lag
+    np.testing.assert_allclose(smooth(line, 10)[60:140], line[60:140], atol=1e-3)  # the smoothed line does not lag
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))

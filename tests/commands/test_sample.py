@@ -42,7 +42,7 @@ def pixels(path) -> np.ndarray:
 
 
 def drawn(run, count, *words, **options) -> list[np.ndarray]:
-    """The images of a run with more than one batch."""
+    """`count` images that the command draws from a run, each (H, W, 3)."""
     out = run.parent / f"{run.name}-{len(list(run.parent.iterdir()))}"
     assert command(sample.main, run, out, "-n", count, *words) == 0
     return [pixels(out / f"sample_{i:05d}.png") for i in range(count)]
@@ -112,7 +112,7 @@ def test_interpolations(runs, tmp_path, system):
         for frame in range(5):
             assert np.abs(strip[:, frame * 18 : frame * 18 + 16] - wanted[frame]).max() <= 1
         animation = Image.open(tmp_path / "out" / f"interpolation_0{index}.gif")
-        # there and back, without showing the ends twice (equal frames may be merged)
+        # the path goes there and back without its ends twice; equal frames may be merged
         assert animation.size == (16, 16) and animation.info["loop"] == 0 and 1 < animation.n_frames <= 8
 
 

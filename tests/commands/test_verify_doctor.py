@@ -1,4 +1,4 @@
-"""verify finds wrong operators, and the doctor finds what is missing, without falling ill itself."""
+"""verify finds wrong operators; doctor finds what is missing, and an error inside a check is a finding too."""
 
 import json
 import subprocess
@@ -50,9 +50,9 @@ def test_training_rows_pass(system):
 @pytest.mark.parametrize(
     "factors, passes",
     [
-        ([1.001], True),  # once, as where rounding decides a sign of v - D(v): other images tell
+        ([1.001], True),  # wrong on the first images alone, as where rounding decides a sign of v - D(v)
         ([1.001] * ATTEMPTS, False),
-        ([1.1], False),  # more than one element's sign can change
+        ([1.1], False),  # by more than what one element's sign can change
     ],
 )
 def test_a_gradient_that_differs(monkeypatch, factors, passes):
@@ -75,7 +75,7 @@ def test_a_gradient_that_differs(monkeypatch, factors, passes):
 
 
 def test_an_operator_that_errs_on_trained_tensors_fails(monkeypatch):
-    """What the samples of spec.py do not show: it errs on the tensors of training only, too little for the losses."""
+    """The operator errs on the tensors of training only, too little for the losses: no sample of spec.py shows it."""
     honest = ops.linear
 
     def linear(x, weight, bias=None, *, grad_scale=None):

@@ -16,11 +16,6 @@ pytest.importorskip("nvidia.dali")
 FILES = [f"{i:06d}.jpg" for i in range(1, 7)]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 def write_celeba(root: Path, images: str = "img_align_celeba", tables: dict[str, str] | None = None) -> Path:
     """Six images; tables: folder of each table, "" where it is not told."""
     (root / images).mkdir(parents=True)

@@ -19,11 +19,6 @@ from tests.support.places import SHARED_DATA
 pytest.importorskip("nvidia.dali")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 def write_table(folder: Path, columns: str, rows: list[str]) -> Path:
     """Pictures named in the first column of a manifest, and the manifest."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -206,7 +201,7 @@ def test_mirrored_key_points(tmp_path: Path) -> None:
     np.testing.assert_allclose(mirrored[7], [31 - plain[4, 0], plain[4, 1]], rtol=1e-6)
 
 
-def test_avatars_as_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_avatars_as_clips(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[tuple[int, int]] = []
 
     def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress: bool = True) -> None:

@@ -19,11 +19,6 @@ from tests.support.tape import NoWaiting
 pytest.importorskip("nvidia.dali")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> ImageSet:
     return open_dataset(write_pictures(tmp_path / "set", 13), channels=3, resolution=16)
@@ -331,7 +326,9 @@ def test_settings_that_cannot_work(pictures: ImageSet, settings: dict, message: 
 
 @pytest.mark.parametrize("kind", ["resident", "dali"])
 @pytest.mark.parametrize("damage", ["vanish", "change"])
-def test_a_file_that_vanishes_or_changes(pictures: ImageSet, tmp_path: Path, kind: str, damage: str) -> None:
+def test_a_file_that_vanishes_or_changes(
+    empty_cache: Path, pictures: ImageSet, tmp_path: Path, kind: str, damage: str
+) -> None:
     victim = tmp_path / "set" / "004.png"
     data = bytearray(victim.read_bytes())
     victim.unlink()
@@ -343,7 +340,7 @@ def test_a_file_that_vanishes_or_changes(pictures: ImageSet, tmp_path: Path, kin
         for _ in range(4):
             loader.next()
     if damage == "change":
-        assert not list((tmp_path / "cache" / "validated").glob("*.json")), "the next start must decode again"
+        assert not list((empty_cache / "validated").glob("*.json")), "the next start must decode again"
 
 
 @pytest.mark.parametrize("kind", ["resident", "dali"])

@@ -16,11 +16,6 @@ from tests.support.data_images import picture, write_pictures, zip_of
 pytest.importorskip("nvidia.dali")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 def keypoints(seed: int) -> np.ndarray:
     """(18, 2) whole numbers, some missing."""
     points = np.random.default_rng(seed).integers(0, 40, (18, 2))

@@ -15,11 +15,6 @@ pytest.importorskip("nvidia.dali")
 SETTINGS = {"resolution": 16, "channels": 3, "device": "cpu"}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
     """Three people with four frames each and random landmarks."""

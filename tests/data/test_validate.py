@@ -15,11 +15,6 @@ from tests.support.data_images import BAD, encoded, picture, write_bad, write_pi
 pytest.importorskip("nvidia.dali")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 def rotated(orientation: int, kind: str = "JPEG", **options) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -20,11 +20,6 @@ pytest.importorskip("nvidia.dali")
 WIDTH, HEIGHT = 160, 120
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
-
-
 def face(x: float = 80, y: float = 60, radius: float = 16) -> np.ndarray:
     """(68, 2) points on a ring, so that the box is 2 radius wide; point 28, the centre of the crop, is its middle."""
     angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
@@ -205,7 +200,9 @@ def spoil(video: Path, what: str) -> None:
         ("movie", "a/vid.avi is not a video that OpenCV can read: extract its frames"),
     ],
 )
-def test_videos_that_cannot_be_used(tmp_path: Path, capfd: pytest.CaptureFixture, what: str, message: str) -> None:
+def test_videos_that_cannot_be_used(
+    tmp_path: Path, empty_cache: Path, capfd: pytest.CaptureFixture, what: str, message: str
+) -> None:
     if what == "movie":
         pytest.importorskip("cv2")
     folder = write_videos(tmp_path / "set", {"a": [face(), face()]})
@@ -213,10 +210,10 @@ def test_videos_that_cannot_be_used(tmp_path: Path, capfd: pytest.CaptureFixture
     assert cli.status_of("data", main, ["validate", str(folder)]) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("kiln data: error: ") and message in last
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".jpg"], "all or nothing"
+    assert not [path for path in empty_cache.rglob("*") if path.suffix == ".jpg"], "all or nothing"
 
 
-def test_movies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_movies(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cv2 = pytest.importorskip("cv2")
     faces = [face(60 + 4 * i, 60) for i in range(5)]
     folder = write_videos(tmp_path / "set", {"a": faces})
@@ -235,7 +232,7 @@ def test_movies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = decoded.landmarks[2, 0].round().astype(int)
     assert crop[y, x, 0] > 150 and crop[y, x, 2] < 60 and crop[-1, 0, 0] < 60
     monkeypatch.setitem(sys.modules, "cv2", None)
-    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(empty_cache)
     with pytest.raises(InputError, match=r"a/vid.avi: .*pip install opencv-python-headless, or extract its frames"):
         read_set(folder)
 

@@ -28,8 +28,8 @@ from tests.support.training_fakes import batch_of, tiny_config
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"KILN_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,6 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_pictures(folder / "images", 12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KILN_CACHE", str(folder / "cache"))
         patch.setattr(report, "write", lambda run_dir: None)
         assert main([*TRAINING, "--data", str(folder / "images"), "--out", str(folder / "one")]) == 0
     interrupted(folder / "one", folder / "from-one")
@@ -49,13 +48,13 @@ def runs(tmp_path_factory) -> Path:
 def ranks(runs: Path) -> list[dict]:
     """What each of two ranks found."""
     words = [*TORCHRUN, "-m", "tests.support.ranks_worker", str(runs)]
-    done = subprocess.run(words, env=environment(runs), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return [json.loads((runs / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-# Sums over ranks round elsewhere. Adam makes a full step of a gradient that is nothing but rounding, and in networks of
-# two filters with a norm over a few pixels such a difference grows quickly: these are compared while it is small
+# case -> how many steps are compared. Sums over ranks round differently. Adam makes a full step of a gradient that is
+# nothing but rounding, and in networks of two filters with a norm over a few pixels such a difference grows quickly
 DRIFTING = {"cyclegan": 6, "ggb": 4, "reenact dropout": 6}
 
 
@@ -85,7 +84,7 @@ def test_ranks_take_disjoint_shares_of_what_one_would_take(runs: Path, ranks: li
     loader, seen = load(images, kind, 0, 1), []
     for number in range(3):
         whole = loader.next()
-        # a call is two batches of two: of each, a rank has one
+        # a global batch is two batches of two images: each rank has one image of each
         for rank in range(2):
             indices, sums = ranks[rank]["batches"][kind][0][number]
             assert indices == whole.indices[rank::2].tolist()
@@ -93,7 +92,7 @@ def test_ranks_take_disjoint_shares_of_what_one_would_take(runs: Path, ranks: li
             seen += indices
     assert sorted(seen) == list(range(12))
     loader.close()
-    # decoded by a rank: its half; the streaming loader is up to two batches ahead
+    # a rank decodes its half of the files; the streaming loader is up to two batches ahead
     read = [rank["batches"][kind][1] for rank in ranks]
     assert read == [6, 6] if kind == "resident" else max(read) <= 10
 
@@ -134,7 +133,7 @@ def same_end(a: Path, b: Path) -> bool:
 
 
 def records_of(run: Path) -> list[dict]:
-    """What does not depend on the time it took."""
+    """The records of a run without the values that depend on time."""
     own = {"time", "images_per_s", "data_wait", "memory_mb"}
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in own} for line in lines]
@@ -165,7 +164,6 @@ def test_resumed_with_another_number_of_ranks(runs: Path, ranks: list[dict], mon
     assert ranks[0]["trained"]["from one"] == 0
     assert_close(runs / "from-one", runs / "one")
     monkeypatch.setattr(report, "write", lambda run_dir: None)
-    monkeypatch.setenv("KILN_CACHE", str(runs / "cache"))
     interrupted(runs / "whole", runs / "from-two")
     assert main(["--resume", "--out", str(runs / "from-two")]) == 0
     assert_close(runs / "from-two", runs / "one")
@@ -183,16 +181,17 @@ def worker(launcher: int, rank: int) -> int | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(runs: Path, ranks: list[dict]) -> None:
     out = runs / "killed"
     words = [*TORCHRUN, "--max-restarts", "1", "-m", "engine.train", *TRAINING, "--data", str(runs / "images")]
     with subprocess.Popen(
-        [*words, "--out", str(out)], env=environment(runs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*words, "--out", str(out)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         while process.poll() is None and not (out / "checkpoints" / "step_00000010").exists():
             time.sleep(0.002)
-        # its first checkpoint is there; the other rank waits while rank 0 writes the report
+        # the first checkpoint is written; rank 1 waits while rank 0 writes the report
         os.kill(worker(process.pid, 1), signal.SIGKILL)
         text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
@@ -208,7 +207,7 @@ def test_a_restart_goes_on_only_with_the_run_of_its_launch(tmp_path: Path, monke
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     torchrun.mark(tmp_path / "run")
-    assert not resolve(flags)[0].resume  # not started again
+    assert not resolve(flags)[0].resume  # this is the first start
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert resolve(flags)[0].resume
     # the first start was refused: whatever the folder says, its restart is refused too
@@ -242,7 +241,7 @@ def test_what_torchrun_says(monkeypatch) -> None:
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    assert torchrun.size() == 1  # of something else
+    assert torchrun.size() == 1  # without MASTER_PORT the variables are not those of torchrun
     monkeypatch.setenv("MASTER_PORT", "1")
     assert (torchrun.rank(), torchrun.size(), torchrun.local_rank(), torchrun.local_size()) == (5, 8, 1, 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
@@ -263,7 +262,7 @@ def test_two_gpus_train_as_one(runs: Path, tmp_path: Path, system: str, graph: s
     starts = {"one": [sys.executable], "two": TORCHRUN}
     for name, start in starts.items():
         words = [*start, "-m", "engine.train", *flags, graph, "--out", str(tmp_path / name)]
-        done = subprocess.run(words, env=environment(runs), capture_output=True, text=True, timeout=280)
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr
     for x, y in zip(*(records_of(tmp_path / name) for name in starts), strict=True):
         assert x == pytest.approx(y, rel=1e-3, abs=1e-5)

@@ -24,7 +24,15 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+# importing one of these takes longer than all that the other architectures do
+LARGE_LIBRARIES = ("diffusers", "transformers", "MONAI")
+CASES = [
+    pytest.param(a, id=a.name, marks=pytest.mark.slow if a.name.startswith(LARGE_LIBRARIES) else ())
+    for a in ARCHITECTURES
+]
+
+
+@pytest.mark.parametrize("architecture", CASES)
 def test_equal_within_the_rule(architecture: Architecture) -> None:
     if why := suite.missing(architecture):
         pytest.skip(why)

@@ -136,15 +136,14 @@ def test_gpu_kernels_repeat_their_bits():
 
 
 @pytest.fixture
-def pretended_gpu(monkeypatch, tmp_path):
+def pretended_gpu(monkeypatch, empty_cache):
     """A GPU as far as tuning asks."""
     monkeypatch.setattr(tuning, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended GPU")
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path))
     tuning._choices.cache_clear()
-    yield tmp_path
+    yield
     tuning._choices.cache_clear()
 
 
@@ -155,7 +154,7 @@ def test_tuning_keeps_the_fastest(pretended_gpu, monkeypatch):
         tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
     assert ran == ["tall", "tall"] and measured == ["wide", "tall"]
     assert list(json.loads(tuning.choices_file().read_text()).values()) == [1]
-    tuning._choices.cache_clear()  # another process
+    tuning._choices.cache_clear()  # as in another process
     tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
     assert ran[-1] == "tall" and len(measured) == 2
     tuning.choices_file().write_text("cut of")

@@ -6,39 +6,56 @@ There every CPU tensor goes through the Triton kernels: all samples, passes and 
 import os
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from engine.kernels import _spec
 from tests.support.places import ROOT
 
-LARGE = "resize_conv_act"  # its samples take as long as all others together
-SMALL = " or ".join(name for name in _spec.specs_with_skeleton() if name not in (LARGE, "linear"))
-PARTS = {
-    f"{LARGE}, {dtype}": f"test_dtype_rule and {LARGE} and {dtype}" for dtype in ("float32", "bfloat16", "float16")
+OPERATORS = "tests/kernels/test_operators.py"
+LARGE = "resize_conv_act"  # its samples take longer than all others together
+SMALL = [name for name in _spec.specs_with_skeleton() if name not in (LARGE, "linear")]  # linear has no Triton kernel
+DTYPES = ["float32", "bfloat16", "float16"]
+KERNELS = "tests/gpu/test_gpu_kernels.py"
+
+
+def cases(operators: list[str], dtype: str, few: bool = False) -> list[str]:
+    """The names of test_dtype_rule on samples of operators; few: every fourth of those below 20 million operations."""
+    found = []
+    for name in operators:
+        spec = _spec.specs_with_skeleton()[name]
+        samples = [s for s in spec.samples if spec.flops(s) < 2e7][::4] if few else spec.samples
+        found += [f"{OPERATORS}::test_dtype_rule[{name}: {sample.name}-torch.{dtype}]" for sample in samples]
+    return found
+
+
+def named(*words: str) -> list[str]:
+    """The tests of operators, and of what the Triton kernels share, whose names have all words of one of the texts."""
+    return [OPERATORS, KERNELS, "-k", " or ".join(f"({' and '.join(text.split())})" for text in words)]
+
+
+# what `make test` has of every kernel, and all of it
+QUICK = {
+    "few samples in float32": cases([LARGE, *SMALL], "float32", few=True),
+    "contract": named(
+        *("test_grad_scale_weighs", "test_second_derivatives", "test_autocast", "test_nan_is", "test_bad_arguments"),
+        *("test_gpu_kernels_repeat", "test_wide_gpu_kernels up float32"),
+    ),
 }
-PARTS["the other operators"] = f"test_dtype_rule and ({SMALL})"
-CONTRACT = ("grad_scale_weighs", "second_derivatives", "autocast", "nan_is", "bad_arguments", "opcheck", "gpu_kernels")
-PARTS["contract"] = " or ".join(f"test_{name}" for name in CONTRACT)
+THOROUGH = {
+    f"{part}, {dtype}": cases(operators, dtype)
+    for dtype in DTYPES
+    for part, operators in ((LARGE, [LARGE]), ("the other operators", SMALL))
+}
+THOROUGH["registration"] = named("test_opcheck")
+THOROUGH["what the kernels share"] = named("test_gpu_kernels")
 
 
-@pytest.fixture(scope="module")
-def runs():
-    """Every part's process, as many at once as there are cores."""
+@pytest.mark.parametrize("part", [*QUICK, *(pytest.param(part, marks=pytest.mark.slow) for part in THOROUGH)])
+def test_gpu_kernels_interpreted(part: str):
+    selection = (QUICK | THOROUGH)[part]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *selection]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-
-    def run(selection: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels/test_operators.py"]
-        command += ["tests/gpu/test_gpu_kernels.py", "-k", selection]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield {part: pool.submit(run, selection) for part, selection in PARTS.items()}
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_gpu_kernels_interpreted(part: str, runs: dict[str, Future]):
-    done = runs[part].result()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout

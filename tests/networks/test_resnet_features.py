@@ -107,7 +107,7 @@ def test_files_that_are_no_resnet18_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_same_features_only(tmp_path: Path) -> None:
-    """The digest of the file is part of the state."""
+    """The digest of the weights' file is part of a run's state."""
     configs = []
     for seed in (0, 1):
         save_file(resnet18_weights(seed), tmp_path / f"{seed}.safetensors")

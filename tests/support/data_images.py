@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def write_pictures(folder: Path, count: int, **size: int) -> Path:
-    """count lossless pictures 000.png, 001.png ..."""
+    """Write `count` lossless pictures 000.png, 001.png ... and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count):
         picture(seed, **size).save(folder / f"{seed:03d}.png")
@@ -66,7 +66,7 @@ def bomb() -> bytes:
 
 
 def truncated(kind: str) -> bytes:
-    """The first half of a file."""
+    """The first half of an image file of Pillow's format `kind`."""
     data = encoded(picture(1, 200, 160), kind)
     return data[: len(data) // 2]
 
@@ -90,7 +90,7 @@ BAD = {  # name: (file, part of the reason for its quarantine)
 
 
 def write_bad(folder: Path) -> None:
-    """All of BAD."""
+    """Write every file of BAD into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (make, _) in BAD.items():
         (folder / name).write_bytes(make())

@@ -19,7 +19,7 @@ ABLATION = {"plain": {"scale": 1.0}, "half": {"scale": 0.5}}
 
 @dataclass(frozen=True)
 class FakeConfig(TrainConfig):
-    """What both have."""
+    """The options that every fake system has."""
 
     PRESETS: ClassVar = {"quick": {"steps": 3, "batch_size": 2, "resolution": 16, "sample_every": 0}, "paper": {}}
 
@@ -49,7 +49,7 @@ class FakeNoiseGenerator(nn.Module):
         super().__init__()
         self.shape = (config.channels, config.resolution, config.resolution)
         self.layer = nn.Linear(WAIST, config.channels * config.resolution**2)
-        with torch.no_grad():  # the same in every run: among other images of noise OpenCV finds a face now and then
+        with torch.no_grad():  # fixed, so that all runs draw the same: OpenCV finds a face in some noise
             self.layer.weight.copy_(torch.randn(self.layer.weight.shape, generator=torch.Generator().manual_seed(1)))
             self.layer.bias.zero_()
 
@@ -58,7 +58,7 @@ class FakeNoiseGenerator(nn.Module):
 
 
 class FakeDriveGenerator(nn.Module):
-    """The source, times a factor that starts at 1."""
+    """(B, C, R, R) -> the source times a factor that starts at 1."""
 
     def __init__(self, config):
         super().__init__()
@@ -70,7 +70,7 @@ class FakeDriveGenerator(nn.Module):
 
 
 class FakeRefineGenerator(nn.Module):
-    """The image times 0.5."""
+    """(B, C, R, R) -> the image times a factor that starts at 0.5."""
 
     def __init__(self, config):
         super().__init__()
@@ -155,7 +155,7 @@ class FakeDrive(FakeSystem):
 
 
 class FakeRefine(FakeSystem):
-    """Its second image set, as simgan's, would be the synthetic images."""
+    """A system that refines: as for simgan, a second image set would be the synthetic images."""
 
     name, kind, config_class = "fake_refine", REFINE, FakeRefineConfig
     generator_class = FakeRefineGenerator

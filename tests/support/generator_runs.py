@@ -62,7 +62,7 @@ def assert_never_waits(system: System, monkeypatch) -> None:
         raise AssertionError("the step waits for the device")
 
     with monkeypatch.context() as patched:
-        # not __int__: the kernels for the CPU read sizes from tensors of the host
+        # __int__ stays as it is: the CPU's kernels read sizes from tensors in host memory
         for name in ("item", "__float__", "__bool__", "tolist", "numpy"):
             patched.setattr(torch.Tensor, name, waits)
         for number in range(1, 3):
@@ -92,5 +92,5 @@ def adam(parameters: list[torch.Tensor], system: System, name: str) -> torch.opt
 
 
 def twins(system: System) -> dict[str, torch.nn.Module]:
-    """Copies of the trained networks."""
+    """Copies of the networks that the system trains."""
     return copy.deepcopy(system.networks())

@@ -27,7 +27,7 @@ from engine.training import report
 from tests.support.training_fakes import batch_of, tiny_config
 
 STEPS = 20
-# what also looks at the whole batch, or draws for it
+# options with which a loss looks at the whole batch, or draws random numbers for it
 VARIANTS = {
     "refiner": ("--landmarks", "--landmark-weight", "0.5"),
     "simgan": ("--cycle-weight", "1", "--part-weight", "1", "--history", "16"),
@@ -43,7 +43,7 @@ TRAINING = ("--fused", "--filters", "2", "--resolution", "16", "--batch-size", "
 
 
 def configure(case: str) -> TrainConfig:
-    """Tiny, batch 4."""
+    """The configuration of a case: tiny networks, batch 4."""
     system, mode, flags = CASES[case]
     width = ("--vgg-width", "4") if system == "reenact" else ()
     return tiny_config("--ema", "0.9", *width, *flags, mode=mode, system=system)
@@ -56,7 +56,10 @@ def part(batch: Batch) -> Batch:
 
 
 def losses(case: str) -> list[dict[str, float]]:
-    """Of STEPS steps, means over the ranks; raises SharedError unless the ranks end with the same weights and state."""
+    """The losses of STEPS steps, means over the ranks.
+
+    Raises SharedError unless the ranks end with the same weights and state.
+    """
     config = configure(case)
     own = config.of_rank()
     distributed.prepare("cpu", own.batch_size)
@@ -94,7 +97,7 @@ def batches(images: ImageSet, kind: str) -> tuple[list, int]:
 
 
 def load(images: ImageSet, kind: str, rank: int, ranks: int) -> Loader:
-    """Global batches of 4 as two batches of 2, of 12 images: an epoch is three."""
+    """A loader of 12 images whose global batches of 4 are two batches of 2: an epoch has three."""
     shape = {"resolution": 16, "channels": 3, "device": "cpu", "seed": 3}
     return open_loader(
         images, batch_size=4 // ranks, batches=2, rank=rank, world_size=ranks, loader=kind, crop="random", **shape
@@ -102,7 +105,7 @@ def load(images: ImageSet, kind: str, rank: int, ranks: int) -> Loader:
 
 
 def errors() -> dict[str, str]:
-    """How an error on one rank arrives."""
+    """What this rank is told when one rank raises an error, and when the ranks' tensors differ."""
     found = {}
     for name, rank in (("first", 0), ("second", 1)):
         try:
@@ -163,7 +166,7 @@ def interrupted(run: Path, copy: Path) -> None:
 
 
 def trained(folder: Path) -> dict[str, object]:
-    """Runs of the whole command."""
+    """Exit statuses and messages of whole `kiln train` runs: refused, finished, stopped by a signal, resumed."""
     words = [*TRAINING, "--data", str(folder / "images")]
     found = {"uneven": command("--fused", "--batch-size", "5", "--out", str(folder / "uneven"))}
     found["whole"] = command(*words, "--out", str(folder / "whole"))[0]

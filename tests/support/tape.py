@@ -23,7 +23,7 @@ WAITS = {
 }
 
 
-# what an operator writes without its schema saying so
+# tensors that an operator writes although its schema does not declare it
 WRITTEN_IN_SILENCE = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}
 
 

@@ -13,11 +13,11 @@ from engine.systems.registry import config_class, system_class
 from engine.training.resolve import resolve
 
 TINY = {"--resolution": "16", "--filters": "2", "--hidden": "4", "--batch-size": "4", "--threads": "1"}
-# the paper's dials, whatever the preset is tuned to
+# the paper's values, whatever the presets have
 DIALS = {"--gamma": "0.5", "--lambda-k": "0.001", "--lambda-r": "0.5", "--lr-schedule": "constant"}
-# RMSprop with its rate on the device, as a recorded step needs it, exists on GPUs alone
+# a recorded step has its learning rate on the device, which PyTorch's RMSprop takes on GPUs alone
 TINY |= {"--optimiser": "adam"}
-# all of a step takes part from the third on
+# every part of a step takes part from the third step on
 DIALS |= {"--pretrain-refiner": "1", "--pretrain-discriminator": "1"}
 
 
@@ -51,7 +51,7 @@ def batch_of(config: TrainConfig, seed: int = 0) -> Batch:
 
 
 def assert_same(a: object, b: object) -> None:
-    """The same types, keys and bits, all the way down."""
+    """Raise AssertionError unless a and b have the same types, keys and bits at every depth."""
     assert type(a) is type(b)
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b)
@@ -72,12 +72,15 @@ def worst(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
 
 
 def everything(system: System) -> dict:
-    """Weights and state, copied."""
+    """A copy of the system's weights and state."""
     return copy.deepcopy({"weights": system.weights(), "state": system.state_dict()})
 
 
 class FakeLoader:
-    """Batch i is a function of i. `poison`: the batch whose images are NaN."""
+    """A loader whose batch i is a function of i.
+
+    poison: number of the batch that has a NaN.
+    """
 
     def __init__(self, config: TrainConfig, poison: int | None = None):
         self.config, self.poison, self.position, self.seconds_waited = config, poison, 0, 0.0

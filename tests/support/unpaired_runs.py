@@ -16,18 +16,18 @@ from tests.support.training_fakes import everything as weights_and_state
 
 
 def train(system: System, first: int, last: int, step: Callable | None = None) -> list[dict[str, float]]:
-    """Losses of steps first..last - 1."""
+    """The losses of steps on batches first..last - 1."""
     step = step or system.step
     return [{k: v.item() for k, v in step(batch_of(system.config, i)).items()} for i in range(first, last)]
 
 
 def everything(system: System) -> dict:
-    """Weights, state and the random numbers to come, copied."""
+    """A copy of the system's weights and state and of the random generators."""
     return weights_and_state(system) | {"random": copy.deepcopy(random_state.capture())}
 
 
 def assert_recorded_steps_are_the_plain_steps(config: TrainConfig, steps: int) -> None:
-    """The same losses, and the same bits at the end."""
+    """Recorded and plain steps give the same losses, and the same bits at the end."""
     plain, recorded = (rates_on_device(build(config, "cpu")) for _ in range(2))
     torch.manual_seed(0)
     expected = train(plain, 0, steps)
@@ -40,7 +40,10 @@ def assert_recorded_steps_are_the_plain_steps(config: TrainConfig, steps: int) -
 
 
 def assert_resumes_exactly(config: TrainConfig, middle: int, end: int) -> System:
-    """Stopped at `middle` and taken up by another system, a run ends with the same bits; returns the unstopped one."""
+    """A run that stops at `middle` and goes on in another system ends with the bits of one that does not stop.
+
+    Returns the system that did not stop.
+    """
     torch.manual_seed(0)
     whole = build(config, "cpu")
     train(whole, 0, middle)

@@ -218,7 +218,7 @@ def test_half_of_the_refined_images_are_old_ones(mode: str) -> None:
     for number in range(8):
         fill = system.step(batch_of(system.config, number))["history_fill"]
         assert fill == min(1, (number + 1) * 2 / 16)
-        refined = shown[-1][4:]  # after the photos
+        refined = shown[-1][4:]  # D sees the photos first
         assert (shown[-1][:4] == batch_of(system.config, number).images).all()
         if number:
             for image in refined[2:]:

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not believed."""
+"""A checkpoint is written whole, and one that is not whole is refused."""
 
 import errno
 import json

@@ -31,7 +31,7 @@ FLAGS = ("--steps", "12", "--log-every", "5", "--sample-every", "6", "--checkpoi
 
 @pytest.fixture(autouse=True)
 def quiet_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report has its own tests."""
+    """No run writes a report: tests/commands/test_report.py tests it."""
     monkeypatch.setattr("engine.training.report.write", lambda run_dir: None)
 
 
@@ -210,7 +210,6 @@ def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     images.mkdir()
     for index in range(4):
         Image.new("RGB", (20, 20), (index, 0, 0)).save(images / f"{index}.png")
-    monkeypatch.setenv("KILN_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
     flags = ["--fused", "--dry-run", "--data", str(images), "--resolution", "16", "--out", str(out)]
     assert main([*flags, "--batch-size", "2"]) == 0
@@ -272,7 +271,7 @@ def test_grid_has_labels_and_rounded_pixels() -> None:
     rows = {name: torch.full((2, 1, 16, 16), value) for name, value in (("input 8", -1.0), ("refined", 0.1))}
     grid = np.asarray(draw_grid(rows))
     assert (grid[:, -10] == 140).all(-1).any() and (grid[:, -10] == 0).all(-1).any()
-    assert (grid[:, :60].min(), grid[:, :60].max()) == (0, 255)  # black on white
+    assert (grid[:, :60].min(), grid[:, :60].max()) == (0, 255)  # labels are black on white
     pixels = picture_pixels(torch.tensor([-2.0, -1, 0, 1, 2]).view(1, 1, 1, 5))
     assert pixels[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 

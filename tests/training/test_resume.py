@@ -25,7 +25,7 @@ FLAGS = ("--steps", str(STEPS), "--checkpoint-every", "5", "--log-every", "4", "
 
 
 def run_training(out: Path) -> None:
-    """One process of the training; leaves with its exit status."""
+    """Train in this process, which then ends with the exit status of the run."""
     from engine.systems.registry import build
     from engine.training import report
     from engine.training.loop import Trainer
@@ -41,7 +41,7 @@ def run_training(out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def processes():
-    """Forks from a clean process that has the imports done, so that a start takes a tenth of a second."""
+    """Processes forked from one that has done the imports, so that a start takes a tenth of a second."""
     context = multiprocessing.get_context("forkserver")
     modules = [
         "torch",
@@ -82,12 +82,12 @@ def test_interrupted_at_random_moments(processes, uninterrupted, tmp_path: Path,
         process.start()
         metrics = out / "metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0
-        # once it trains: the handlers are there
+        # a process that trains has its signal handlers
         while process.is_alive() and (not metrics.exists() or metrics.stat().st_size == before) and interruptions < 4:
             time.sleep(0.002)
         if interruptions < 4:
             time.sleep(draw.uniform(0, 0.05))
-            with contextlib.suppress(ProcessLookupError):  # it was faster
+            with contextlib.suppress(ProcessLookupError):  # the process has ended
                 os.kill(process.pid, number)
         process.join(60)
         if process.exitcode == 0:
@@ -137,8 +137,8 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
     for index in range(12):
         coarse = Image.fromarray(draw.integers(0, 255, (4, 5, 3), dtype=np.uint8))
         coarse.resize((25, 20), Image.Resampling.BILINEAR).save(images / f"{index:02d}.png")
-    environment = os.environ | {"KILN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
-    environment["OMP_WAIT_POLICY"] = "passive"  # three processes on a small machine
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # three processes on two cores do not spin while they wait
 
     def command(out: str, *flags: str) -> subprocess.Popen:
         words = ["-m", "engine.train", "--out", str(tmp_path / out), *flags]
