@@ -31,7 +31,7 @@ TINY = ("--eager", "--steps", 2, "--batch-size", 2, "--filters", 2, "--hidden", 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_reports():
-    """Their charts take most of a tiny run's time, and are tested elsewhere."""
+    """Runs write no reports: their charts take most of a tiny run's time, and have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.training.report.write", lambda run_dir: None)
         yield
@@ -162,7 +162,7 @@ def test_bad_input(done, capsys, tmp_path):
         printed = capsys.readouterr().err
         assert message in printed and printed.count("error:") == 1, printed
     assert not (done / "new").exists() and not (tmp_path / "out").exists()
-    assert (done / "done" / "table.json").exists()  # what was refused has removed nothing
+    assert (done / "done" / "table.json").exists()  # a command that is refused removes nothing
 
 
 def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
@@ -222,7 +222,7 @@ def test_the_test_split_is_measured_on_where_the_training_split_is_trained_on(tm
 
 
 def test_without_data_other_avatars_are_measured_on(tmp_path, monkeypatch):
-    """Other people than those trained on, several frames of each where a system needs pairs; rendered once."""
+    """Nothing is trained on their people; a system that needs pairs gets several frames; they are rendered once."""
     monkeypatch.setattr(ablation, "HELD_OUT", 4)
     monkeypatch.setattr(ablation, "FRAMES", 2)
     for name, needed in [("refiner", 4), ("reenact", 2), ("simgan", 4)]:

@@ -256,7 +256,7 @@ def test_missing_extras_are_named(tmp_path, capsys, monkeypatch, module):
 
 
 def test_a_torchvision_that_does_not_fit_is_named(tmp_path, capsys, monkeypatch):
-    """torchmetrics cannot be imported beside it where torch-fidelity is installed."""
+    """Where torch-fidelity is installed, torchmetrics imports it, and cannot be imported with such a torchvision."""
     broken = "RuntimeError: operator torchvision::nms does not exist"
     monkeypatch.setattr("engine.evaluation.likeness.attempt", lambda name: (None, broken))
     run, data = make_run(tmp_path / "run"), write_pictures(tmp_path / "data", 1)

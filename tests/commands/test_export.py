@@ -35,7 +35,7 @@ def operators_of(program: torch.export.ExportedProgram) -> set[str]:
 def test_decompositions(spec, sample):
     made = _spec.tensors(sample, torch.float32)
     for name, tensor in made.items():
-        # as parameters do: what autograd alone asks an operator for must go too
+        # as parameters require gradients: operator calls that only autograd asks for must be decomposed too
         tensor.requires_grad_(sample.differentiable(name))
     call = Call(ops.OPERATORS[spec.operator].function, list(made), sample.options_in(torch.float32))
     program = torch.export.export(call, tuple(made.values()))

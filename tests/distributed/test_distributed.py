@@ -54,8 +54,9 @@ def ranks(runs: Path) -> list[dict]:
     return [json.loads((runs / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-# Sums over ranks round elsewhere. Adam makes a full step of a gradient that is nothing but rounding, and in networks of
-# two filters with a norm over a few pixels such a difference grows quickly: these are compared while it is small
+# Sums over ranks round differently than sums in one process. Adam takes a full step even for a gradient that is only
+# rounding, and in networks of two filters with a norm over a few pixels such a difference grows quickly. These systems
+# are compared for so many steps, while the difference is small.
 DRIFTING = {"cyclegan": 6, "ggb": 4, "reenact dropout": 6}
 
 
@@ -70,7 +71,7 @@ def test_losses_are_those_of_one_process(ranks: list[dict], case: str) -> None:
     for a, b in list(zip(one, two, strict=True))[: DRIFTING.get(case.rsplit(" ", 1)[0])]:
         assert a.keys() == b.keys()
         for name in a:
-            # untrained judges of face parts give logits that are equal but for rounding: who is ahead means nothing
+            # untrained judges of face parts give logits that differ only by rounding: their accuracy means nothing
             if not name.startswith("accuracy"):
                 assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-6), name
 
@@ -85,7 +86,7 @@ def test_ranks_take_disjoint_shares_of_what_one_would_take(runs: Path, ranks: li
     loader, seen = load(images, kind, 0, 1), []
     for number in range(3):
         whole = loader.next()
-        # a call is two batches of two: of each, a rank has one
+        # a call gives two batches of two images, and a rank has one image of each
         for rank in range(2):
             indices, sums = ranks[rank]["batches"][kind][0][number]
             assert indices == whole.indices[rank::2].tolist()
@@ -93,7 +94,7 @@ def test_ranks_take_disjoint_shares_of_what_one_would_take(runs: Path, ranks: li
             seen += indices
     assert sorted(seen) == list(range(12))
     loader.close()
-    # decoded by a rank: its half; the streaming loader is up to two batches ahead
+    # a rank decodes its half of the images; the streaming loader reads up to two batches ahead
     read = [rank["batches"][kind][1] for rank in ranks]
     assert read == [6, 6] if kind == "resident" else max(read) <= 10
 
@@ -134,7 +135,7 @@ def same_end(a: Path, b: Path) -> bool:
 
 
 def records_of(run: Path) -> list[dict]:
-    """What does not depend on the time it took."""
+    """The records of a run without the values that depend on time."""
     own = {"time", "images_per_s", "data_wait", "memory_mb"}
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in own} for line in lines]
@@ -192,7 +193,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(runs: Path, ranks: l
     ) as process:
         while process.poll() is None and not (out / "checkpoints" / "step_00000010").exists():
             time.sleep(0.002)
-        # its first checkpoint is there; the other rank waits while rank 0 writes the report
+        # the first checkpoint exists now, and rank 1 waits while rank 0 writes the report
         os.kill(worker(process.pid, 1), signal.SIGKILL)
         text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
@@ -208,17 +209,17 @@ def test_a_restart_goes_on_only_with_the_run_of_its_launch(tmp_path: Path, monke
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     torchrun.mark(tmp_path / "run")
-    assert not resolve(flags)[0].resume  # not started again
+    assert not resolve(flags)[0].resume  # torchrun has not restarted the processes
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert resolve(flags)[0].resume
-    # the first start was refused: whatever the folder says, its restart is refused too
+    # a folder that the first start refused is refused after a restart too
     with pytest.raises(InputError, match="not empty"):
         prepare_folder(replace(resolve(flags)[0], resume=False))
     assert not resolve(flags)[0].resume
     torchrun.mark(tmp_path / "run")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another's")
     assert not resolve(flags)[0].resume
-    # torchrun counts no restart when machines come or go: its store knows the launch
+    # torchrun counts no restart when machines come or go, but its store keeps the word of the launch
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     monkeypatch.setattr(torchrun, "_token", "word")
     torchrun.mark(tmp_path / "run")
@@ -242,7 +243,7 @@ def test_what_torchrun_says(monkeypatch) -> None:
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    assert torchrun.size() == 1  # of something else
+    assert torchrun.size() == 1  # without MASTER_PORT these variables are not torchrun's
     monkeypatch.setenv("MASTER_PORT", "1")
     assert (torchrun.rank(), torchrun.size(), torchrun.local_rank(), torchrun.local_size()) == (5, 8, 1, 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))

@@ -16,8 +16,8 @@ COMMANDS = {
     block.split()[-1]: block.strip().splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)
 }
 PROGRAMS = {"python": [], "torchrun": ["-m", "torch.distributed.run"], "kiln": ["-m", "engine.cli"]}
-# what a rank can still say as it exits, with and without Kiln, where gloo's threads outlive the interpreter; torchrun
-# then ends the others
+# what a rank prints when gloo's threads outlive the interpreter, which happens with and without Kiln; torchrun then
+# ends the other ranks
 GLOO_ENDS = "terminate called without an active exception"
 ATTEMPTS = 4
 NEEDS = {
@@ -31,7 +31,7 @@ NEEDS = {
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """name of a file -> what its commands print; each is run once, on one thread, where the page's files lie."""
+    """Name of a file -> what its commands print; each is run once, on one thread, in a folder with the page's files."""
     folder = tmp_path_factory.mktemp("embedding")
     for name, text in FILES.items():
         (folder / name).write_text(f"# {name}\n{text}")
@@ -86,7 +86,7 @@ def test_the_same_losses_for_50_steps(printed, name):
     "name, tolerance", [("autocast.py", 3e-2), ("compiled.py", 1e-4), ("ddp.py", 1e-4), ("fsdp.py", 1e-4)]
 )
 def test_the_same_losses_but_for_rounding(printed, name, tolerance):
-    """Of the generator alone, which checkpointing trains bit for bit as without."""
+    """The losses are those of the generator alone, which checkpointing does not change by a bit."""
     expected = losses(printed("checkpointing.py"))
     assert len(expected) == 50 and expected[-1] < 0.9 * expected[0]
     assert losses(printed(name)) == pytest.approx(expected, rel=tolerance)

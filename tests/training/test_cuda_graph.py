@@ -75,7 +75,7 @@ def test_bf16_steps_are_recorded_too() -> None:
 
 
 def test_what_python_changes_does_not_reach_a_recorded_step() -> None:
-    """The tape is as deaf as a CUDA graph: a learning rate that is a Python number stays that of the recording."""
+    """Like a CUDA graph, the tape replays a learning rate that is a Python number as it was at the recording."""
     config = tiny_config(*CHANGING, mode="--fused")
     plain, recorded = build(config, "cpu"), build(config, "cpu")
     train(config, plain.step, plain)
@@ -107,7 +107,7 @@ def test_a_resumed_run_goes_on_exactly(flags: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("at", [0, 2, 5])
 def test_state_may_be_loaded_after_the_recording(at: int) -> None:
-    """It goes into the tensors that the recorded step knows; that of step 0 has no moments."""
+    """Loading writes into the tensors that the recorded step uses; the state of step 0 has no moments of Adam."""
     config = tiny_config(*CHANGING, mode="--fused")
     plain, recorded, tape = system_of(config), system_of(config), Tape()
     train(config, plain.step, plain, last=at)
@@ -174,7 +174,7 @@ def test_a_step_that_cannot_be_recorded_says_so(monkeypatch: pytest.MonkeyPatch)
 @MODES
 @KINDS
 def test_no_step_waits_for_the_device(mode: str, flags: tuple[str, ...]) -> None:
-    """The meter included. Adam's learning rate is a Python number here: its CPU kernel would read a tensor."""
+    """Neither step nor meter waits. The learning rate is a Python number, because Adam's CPU kernel reads a tensor."""
     config = tiny_config(*CHANGING, *flags, mode=mode)
     system, meter = build(config, "cpu"), LossMeter(torch.device("cpu"))
     for number in range(1, 4):
@@ -205,7 +205,7 @@ class OnlyOn(TorchDispatchMode):
 @MODES
 @KINDS
 def test_everything_a_step_takes_lies_on_the_device(mode: str, flags: tuple[str, ...]) -> None:
-    """On the meta device, which shows what the CPU cannot: no tensor of the host's takes part. Adam is left out."""
+    """On the meta device a step uses no tensor of the host, which a test on the CPU cannot show. Adam is left out."""
     config = tiny_config(*CHANGING, *flags, mode=mode)
     system, batch, meter = build(config, "meta"), batch_of(config), LossMeter(torch.device("meta"))
     for optimiser in system.optimisers.values():
@@ -265,7 +265,7 @@ def test_a_run_through_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_verify_compares_recorded_with_plain_steps() -> None:
     row = checks.verify_captured(2, torch.device("cpu"), Tape())
-    # every loss at its learning rate of the recording: the rates here are Python numbers
+    # the recorded steps keep the learning rate of the recording, because the rates are Python numbers here
     assert not row.passed and row.worst.endswith(f"step {WARM_UP + 2}")
 
 

@@ -31,7 +31,7 @@ FLAGS = ("--steps", "12", "--log-every", "5", "--sample-every", "6", "--checkpoi
 
 @pytest.fixture(autouse=True)
 def quiet_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report has its own tests."""
+    """Runs write no report, which has tests of its own."""
     monkeypatch.setattr("engine.training.report.write", lambda run_dir: None)
 
 

@@ -25,7 +25,7 @@ FLAGS = ("--steps", str(STEPS), "--checkpoint-every", "5", "--log-every", "4", "
 
 
 def run_training(out: Path) -> None:
-    """One process of the training; leaves with its exit status."""
+    """Train in this process, and exit with the status of the training."""
     from engine.systems.registry import build
     from engine.training import report
     from engine.training.loop import Trainer
@@ -82,12 +82,12 @@ def test_interrupted_at_random_moments(processes, uninterrupted, tmp_path: Path,
         process.start()
         metrics = out / "metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0
-        # once it trains: the handlers are there
+        # a process that records metrics has installed its signal handlers
         while process.is_alive() and (not metrics.exists() or metrics.stat().st_size == before) and interruptions < 4:
             time.sleep(0.002)
         if interruptions < 4:
             time.sleep(draw.uniform(0, 0.05))
-            with contextlib.suppress(ProcessLookupError):  # it was faster
+            with contextlib.suppress(ProcessLookupError):  # the process has already ended
                 os.kill(process.pid, number)
         process.join(60)
         if process.exitcode == 0:
@@ -138,7 +138,7 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
         coarse = Image.fromarray(draw.integers(0, 255, (4, 5, 3), dtype=np.uint8))
         coarse.resize((25, 20), Image.Resampling.BILINEAR).save(images / f"{index:02d}.png")
     environment = os.environ | {"KILN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
-    environment["OMP_WAIT_POLICY"] = "passive"  # three processes on a small machine
+    environment["OMP_WAIT_POLICY"] = "passive"  # waiting threads must not spin: three processes share a small machine
 
     def command(out: str, *flags: str) -> subprocess.Popen:
         words = ["-m", "engine.train", "--out", str(tmp_path / out), *flags]
