@@ -206,12 +206,14 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _serialise(state: dict[str, Any]) -> bytes:
+    """The bytes of state.pt."""
     buffer = io.BytesIO()
     torch.save(_to_cpu(state), buffer)
     return buffer.getvalue()
 
 
 def _to_cpu(value: Any) -> Any:
+    """The value with copies on the CPU of all tensors in it; dicts, lists and tuples are searched."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu").clone()
     if isinstance(value, dict):
@@ -226,6 +228,7 @@ def _digest(data: bytes) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -233,6 +236,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

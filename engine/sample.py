@@ -10,8 +10,8 @@ from engine.inference.sampling import SampleOptions, sample_files
 
 
 def main(argv: list[str]) -> int:
-    """Write images that a trained generator makes from noise."""
-    options = parse(SampleOptions, argv, prog="kiln sample", description="Write images of a trained noise generator.")
+    """Make images from noise with a trained generator."""
+    options = parse(SampleOptions, argv, prog="kiln sample", description="Make images from noise with a trained generator.")
     print(sample_files(options))
     return 0
 

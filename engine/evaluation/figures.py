@@ -114,6 +114,7 @@ def _panels(axes: Any, panels: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _panel(ax: Any, panel: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """Draw one bar chart; the place of a bar's label in `labels` gives its colour."""
     names = list(panel["bars"])
     values = [panel["bars"][name][0] for name in names]
     spread = [panel["bars"][name][1] or 0.0 for name in names]

@@ -55,6 +55,7 @@ class Finding:
 
 
 def check_python() -> list[Finding]:
+    """The version of Python, and whether Kiln is tested with it."""
     version = ".".join(map(str, sys.version_info[:3]))
     supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
     fix = "" if supported else "Kiln is tested with Python 3.10 to 3.13; use one of them if something fails"
@@ -62,6 +63,7 @@ def check_python() -> list[Finding]:
 
 
 def check_cpu() -> list[Finding]:
+    """The processor, its cores, and the instruction sets that matter to Kiln."""
     cpu = environment.cpu()
     return [
         Finding("processor", OK, f"{cpu['model']}, {cpu['cores']} cores; {' '.join(cpu['flags']) or cpu['machine']}")
@@ -69,6 +71,7 @@ def check_cpu() -> list[Finding]:
 
 
 def check_torch() -> list[Finding]:
+    """The version of torch, and how many threads it uses."""
     torch, problem = environment.attempt("torch")
     if torch is None:
         return [Finding("torch", BROKEN, f"cannot be imported: {problem}", "pip install 'torch>=2.11,<2.14'")]
@@ -76,32 +79,28 @@ def check_torch() -> list[Finding]:
     tested = (2, 11) <= version <= (2, 13)
     fix = "" if tested else "Kiln is tested with torch 2.11 to 2.13; install one of them if something fails"
     found = f"{torch.__version__}, vector kernels {torch.backends.cpu.get_cpu_capability()}"
-    findings = [Finding("torch", OK if tested else NOTE, found, fix)]
-    threads, cores = torch.get_num_threads(), environment.cpu()["cores"]
+    return [Finding("torch", OK if tested else NOTE, found, fix), _threads(torch.get_num_threads())]
+
+
+def _threads(threads: int) -> Finding:
+    """Whether torch uses as many threads as this process may use cores."""
+    cores = environment.cpu()["cores"]
     if threads > cores:
         fix = f"set OMP_NUM_THREADS={cores}: more threads than cores slow everything down"
-        findings.append(Finding("threads", NOTE, f"torch uses {threads} threads on {cores} cores", fix))
-    elif threads < cores:
-        why = (
-            f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else "torch's choice"
-        )
-        findings.append(
-            Finding(
-                "threads",
-                NOTE,
-                f"torch uses {threads} of {cores} cores ({why})",
-                f"train with --threads {cores} to use all",
-            )
-        )
-    else:
-        findings.append(Finding("threads", OK, f"torch uses {threads} on {cores} cores"))
-    return findings
+        return Finding("threads", NOTE, f"torch uses {threads} threads on {cores} cores", fix)
+    if threads < cores:
+        setting = os.environ.get("OMP_NUM_THREADS")
+        why = "torch's choice" if setting is None else f"OMP_NUM_THREADS={setting}"
+        found = f"torch uses {threads} of {cores} cores ({why})"
+        return Finding("threads", NOTE, found, f"train with --threads {cores} to use all")
+    return Finding("threads", OK, f"torch uses {threads} on {cores} cores")
 
 
 def check_extension() -> list[Finding]:
+    """Whether the extension loads, and which instruction set it uses."""
     # torch is imported first, because the extension takes its OpenMP symbols from torch's runtime
     if environment.attempt("torch")[0] is None:
-        return [Finding("extension", NOTE, "not looked at: it needs torch")]
+        return [Finding("extension", NOTE, "not checked: it needs torch")]
     kernels, problem = environment.attempt("engine.kernels._native")
     if kernels is None:
         return [Finding("extension", BROKEN, f"engine.kernels cannot be imported: {problem}", "install Kiln again")]
@@ -120,6 +119,7 @@ def check_extension() -> list[Finding]:
 
 
 def check_openmp() -> list[Finding]:
+    """How many OpenMP runtimes this process has loaded."""
     runtimes = environment.loaded_openmp()
     if runtimes is None:
         return []
@@ -130,6 +130,7 @@ def check_openmp() -> list[Finding]:
 
 
 def check_gpu() -> list[Finding]:
+    """The GPUs, and whether torch and Triton can use them."""
     torch, _ = environment.attempt("torch")
     if torch is None:
         return []
@@ -158,22 +159,24 @@ def check_gpu() -> list[Finding]:
 
 
 def check_distributed() -> list[Finding]:
+    """Whether torchrun can train in several processes."""
     torch, _ = environment.attempt("torch")
     if torch is None:
         return []
     if not torch.distributed.is_available():
         return [Finding("distributed", NOTE, "this torch is built without torch.distributed: one process trains")]
     gloo, nccl = torch.distributed.is_gloo_available(), torch.distributed.is_nccl_available()
-    there = [name for name, found in (("gloo (CPUs)", gloo), ("NCCL (GPUs)", nccl)) if found]
-    lacking = not gloo or (
+    backends = [name for name, usable in (("gloo (CPUs)", gloo), ("NCCL (GPUs)", nccl)) if usable]
+    incomplete = not gloo or (
         torch.cuda.is_available() and not nccl
     )  # flags go through gloo even where tensors go through NCCL
-    fix = "install a torch build of pytorch.org to train with torchrun" if lacking else ""
-    found = f"torchrun, {' and '.join(there) or 'neither gloo nor NCCL'}"
-    return [Finding("distributed", NOTE if lacking else OK, found, fix)]
+    fix = "install a torch build of pytorch.org to train with torchrun" if incomplete else ""
+    found = f"torchrun, {' and '.join(backends) or 'neither gloo nor NCCL'}"
+    return [Finding("distributed", NOTE if incomplete else OK, found, fix)]
 
 
 def check_loading() -> list[Finding]:
+    """Whether DALI can read images."""
     version = environment.version_of("nvidia-dali-cuda130") or environment.version_of("nvidia-dali-cuda120")
     # nvidia.dali.fn is tried, because `import nvidia.dali` alone may find an empty namespace package
     dali, problem = environment.attempt("nvidia.dali.fn")
@@ -184,6 +187,7 @@ def check_loading() -> list[Finding]:
 
 
 def check_packages() -> list[Finding]:
+    """The packages that training needs."""
     findings, good = [], []
     for name in NEEDED:
         module, problem = environment.attempt(_IMPORT_NAMES.get(name, name))
@@ -195,6 +199,7 @@ def check_packages() -> list[Finding]:
 
 
 def check_extras() -> list[Finding]:
+    """The optional packages, and what does not work without each."""
     findings = []
     for name, (module, without, fix) in EXTRAS.items():
         found, problem = environment.attempt(module)
@@ -209,6 +214,7 @@ def check_extras() -> list[Finding]:
 
 
 def check_room() -> list[Finding]:
+    """Free memory and disk space, and whether Kiln's folders can be written."""
     findings = []
     memory = environment.memory()
     if memory["available"] is not None:
@@ -299,7 +305,7 @@ def examine() -> list[Finding]:
             findings += check()
         except Exception as error:  # the other checks have to run too
             name = check.__name__.removeprefix("check_")
-            findings.append(Finding(name, BROKEN, f"looking at it failed: {type(error).__name__}: {error}"))
+            findings.append(Finding(name, BROKEN, f"this check failed: {type(error).__name__}: {error}"))
     return findings
 
 
