@@ -11,8 +11,8 @@ from engine.inference.refining import RefineOptions, refine_files
 
 def main(argv: list[str]) -> int:
     """Refine images with a trained model."""
-    options = parse(RefineOptions, argv, prog="kiln refine", description="Refine images with a trained model.")
-    print(refine_files(options))
+    what = "Refine images with a trained model."
+    print(refine_files(parse(RefineOptions, argv, prog="kiln refine", description=what)))
     return 0
 
 

@@ -11,8 +11,8 @@ from engine.inference.sampling import SampleOptions, sample_files
 
 def main(argv: list[str]) -> int:
     """Make images from noise with a trained generator."""
-    options = parse(SampleOptions, argv, prog="kiln sample", description="Make images from noise with a trained generator.")
-    print(sample_files(options))
+    what = "Make images from noise with a trained generator."
+    print(sample_files(parse(SampleOptions, argv, prog="kiln sample", description=what)))
     return 0
 
 

@@ -109,8 +109,8 @@ def _choose_mode(config: TrainConfig, given: set[str], origins: Origins) -> Trai
 def _count_ranks(config: TrainConfig, origins: Origins) -> TrainConfig:
     """The configuration with the number of ranks that torchrun started.
 
-    When a checkpoint had another number of ranks, the threads of each rank are chosen anew, because other ranks share
-    the cores; --threads of the command line stays.
+    When a checkpoint had another number of ranks, the threads of each rank are chosen anew, because they share the
+    cores with another number of ranks; --threads of the command line stays.
     """
     if (ranks := torchrun.size()) == config.ranks:
         return config
