@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine.fusion import unfuse as unfuse
     from engine.inference.trained import load as load
 
-# names that are imported when they are first used: torch is loaded with them
+# name -> the module that defines it; imported when the name is first used, because torch is loaded with it
 LAZY = {
     "load": "engine.inference.trained",
     "fuse": "engine.fusion",
@@ -24,7 +24,7 @@ LAZY = {
 }
 
 
-if not TYPE_CHECKING:  # it would have any name
+if not TYPE_CHECKING:  # a type checker that sees this function accepts any name
 
     def __getattr__(name: str) -> object:
         if name not in LAZY:
@@ -33,12 +33,12 @@ if not TYPE_CHECKING:  # it would have any name
 
 
 def _mount_kernels() -> None:
-    """Make `engine.kernels` importable where the operators lie beside the package (a checkout, an editable install)."""
-    beside = Path(__file__).resolve().parent.parent / "kernels"
-    if "engine.kernels" in sys.modules or (Path(__file__).parent / "kernels").is_dir() or not beside.is_dir():
+    """Make `engine.kernels` importable where kernels/ lies beside the package (a checkout, an editable install)."""
+    operators = Path(__file__).resolve().parent.parent / "kernels"
+    if "engine.kernels" in sys.modules or (Path(__file__).parent / "kernels").is_dir() or not operators.is_dir():
         return
     module = importlib.util.module_from_spec(ModuleSpec("engine.kernels", loader=None, is_package=True))
-    module.__path__ = [str(beside)]
+    module.__path__ = [str(operators)]
     sys.modules["engine.kernels"] = module
     globals()["kernels"] = module
 

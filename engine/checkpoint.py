@@ -2,8 +2,8 @@
 
 run/checkpoints/step_00001000/ holds weights.safetensors, state.pt (loadable with weights_only=True), config.json and
 manifest.json. The manifest is written last and holds the size and SHA-256 of the other files. The folder is written
-under a temporary name, synced and then renamed, so a crash at any moment leaves the earlier checkpoints intact and
-nothing that looks complete.
+under a temporary name, synced and then renamed, so a crash at any moment leaves the earlier checkpoints intact and no
+unfinished folder that looks complete.
 """
 
 import hashlib
@@ -52,10 +52,10 @@ def save(
     origins: Origins | None = None,
     keep: int = 3,
 ) -> Path:
-    """Write the checkpoint of `step`, then remove all but the `keep` newest ones up to this step; returns its folder.
+    """Write the checkpoint of `step`, remove all but the `keep` newest ones up to this step, and return its folder.
 
-    Raises OSError (full disk, read-only folder). The earlier checkpoints then stay intact, and nothing half-written
-    stays.
+    Raises OSError (full disk, read-only folder); the earlier checkpoints are then intact and no half-written folder is
+    left.
     """
     folder = run_dir / FOLDER
     final = folder / f"step_{step:08d}"
@@ -96,16 +96,16 @@ def save(
 def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
     """The newest checkpoint whose files all match its manifest, or None when the run has no checkpoint.
 
-    tell: print the damaged checkpoints that are passed over. Raises InputError when all are damaged.
+    tell: print each damaged checkpoint that is skipped. Raises InputError when all are damaged.
     """
-    found = sorted(Path(run_dir).glob(f"{FOLDER}/step_*"), key=_step_of, reverse=True)
-    for path in found:
+    checkpoints = sorted(Path(run_dir).glob(f"{FOLDER}/step_*"), key=_step_of, reverse=True)
+    for path in checkpoints:
         wrong = problem(path)
         if wrong is None:
             return path
         if tell:
             print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
-    if found:
+    if checkpoints:
         raise InputError(f"every checkpoint in {run_dir} is damaged; start a new run in another folder")
     return None
 
@@ -116,7 +116,7 @@ def problem(path: Path) -> str | None:
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """Numbers that change when a file is written again; None for a missing file."""
+    """Size, times of change and inode of a file: some change when it is written again. None for a missing file."""
     try:
         status = file.stat()
     except OSError:
@@ -148,9 +148,9 @@ def _verdict(path: Path, stamps: tuple[tuple[int, ...] | None, ...]) -> str | No
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The configuration in the config.json of a checkpoint folder or of a run folder, and nothing else of it.
+    """The configuration that config.json of a checkpoint folder or a run folder holds; no other file is read.
 
-    Raises InputError when it is not the configuration of a run, OSError when it cannot be read.
+    Raises InputError when the file is not the configuration of a run, OSError when it cannot be read.
     """
     try:
         saved = json.loads((folder / "config.json").read_text())
@@ -160,18 +160,18 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint folder, or the latest good checkpoint of a run folder, to the CPU.
+    """Read a checkpoint folder, or the newest good checkpoint of a run folder, to the CPU.
 
-    Raises InputError when there is none, or when it is truncated or altered.
+    Raises InputError when there is no checkpoint, or when it is truncated or altered.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run folder or one of its checkpoints")
     if not (path / "manifest.json").exists() and not path.name.startswith("step_"):
-        found = latest(path)
-        if found is None:
+        newest = latest(path)
+        if newest is None:
             raise InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
-        path = found
+        path = newest
     elif wrong := problem(path):
         raise InputError(f"the checkpoint {path} cannot be used: {wrong}; use another one of the run")
     manifest = json.loads((path / "manifest.json").read_text())
@@ -188,12 +188,14 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name; -1 when it holds no number."""
     digits = path.name.removeprefix("step_")
     return int(digits) if digits.isdigit() else -1
 
 
 def _prune(folder: Path, newest: int, keep: int) -> None:
-    # a later checkpoint can only be a damaged one that a resume passed over: it is neither counted nor removed
+    """Remove all but the `keep` newest checkpoints up to the step `newest`."""
+    # a checkpoint after `newest` can only be a damaged one that a resume skipped: it is neither counted nor removed
     old = sorted(path for path in folder.glob("step_*") if 0 <= _step_of(path) <= newest)
     for path in old[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
@@ -204,12 +206,14 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _serialise(state: dict[str, Any]) -> bytes:
+    """The bytes of state.pt."""
     buffer = io.BytesIO()
     torch.save(_to_cpu(state), buffer)
     return buffer.getvalue()
 
 
 def _to_cpu(value: Any) -> Any:
+    """The value with copies on the CPU of all tensors in it; dicts, lists and tuples are searched."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu").clone()
     if isinstance(value, dict):
@@ -224,6 +228,7 @@ def _digest(data: bytes) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -231,6 +236,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

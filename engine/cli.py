@@ -1,7 +1,7 @@
-"""The command line: what every `python -m engine.X` and the console script `kiln` share.
+"""Parses command lines and ends commands, for every `python -m engine.X` and the console script `kiln`.
 
-Exit status: 0 done; 2 wrong usage or input, one line on standard error; 130 interrupted; 1 anything else (a bug: the
-traceback is kept).
+Exit status: 0 for success; 2 for wrong usage or input, with one line on standard error; 130 for an interruption; 1 for
+anything else, which is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from engine.version import __version__
 Config = TypeVar("Config")
 Main = Callable[[list[str]], int | None]
 
-# name -> (module with a main(argv), what it does)
+# command -> (module with a main(argv), what the command does)
 COMMANDS = {
     "train": ("engine.train", "train a system on a folder of images"),
     "refine": ("engine.refine", "refine images with a trained model"),
@@ -38,6 +38,7 @@ COMMANDS = {
     "data": ("engine.data.__main__", "check a data set, or write the embedded one as files"),
 }
 
+# errno -> (what is wrong with the place that was written to, how to fix it)
 _PLACE_ERRORS = {
     errno.ENOSPC: ("no space left on the device", "free some space or write elsewhere"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere"),
@@ -49,6 +50,7 @@ _PLACE_ERRORS = {
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EPERM: ("operation not permitted", "check the rights of this path or choose another one"),
 }
+# libraries that raise no OSError name a full disk in their messages: (part of the message, its errno)
 _PLACE_TEXTS = ((f"(os error {errno.ENOSPC})", errno.ENOSPC), ("No space left on device", errno.ENOSPC))
 _MEMORY_TEXTS = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
 
@@ -58,14 +60,14 @@ def parse(config: type[Config], argv: Sequence[str], *, prog: str, description: 
 
     prog:    shown in the help, for example "kiln refine".
     options: passed on to `tyro.cli`.
-    Raises InputError with tyro's complaint and did-you-mean hint in one line; `--help` prints and exits with status 0.
+    Raises InputError with tyro's message and did-you-mean hint in one line; `--help` prints and exits with status 0.
     """
     import tyro
 
     complaint = io.StringIO()
     with contextlib.ExitStack() as stack:
         if not {"-h", "--help"} & set(argv):
-            # a wide page, so that tyro does not break a sentence over two lines
+            # on a page this wide tyro does not break a sentence over two lines
             stack.enter_context(variable("COLUMNS", "10000"))
             stack.enter_context(contextlib.redirect_stderr(complaint))
         try:
@@ -77,7 +79,7 @@ def parse(config: type[Config], argv: Sequence[str], *, prog: str, description: 
 
 
 def condense(boxed: str) -> str:
-    """Turn tyro's boxed error into one line: its first paragraph, then the options it thinks were meant."""
+    """Turn tyro's boxed error into one line: its first paragraph, then the options that tyro suggests."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
     paragraphs: list[list[str]] = [[]]
     lines = [line for line in plain.splitlines() if line.strip()]
@@ -96,11 +98,11 @@ def condense(boxed: str) -> str:
         return "missing " + ", ".join(_outermost(paragraphs[0][1:]))
     paragraphs = [[line.strip() for line in paragraph] for paragraph in paragraphs]
     first = " ".join(paragraphs[0]) or "wrong usage"
-    meant = []
+    suggestions = []
     for paragraph in paragraphs[1:]:
         if paragraph and re.match(r"Perhaps you meant|Arguments similar|Similar arguments", paragraph[0]):
-            flags = [found.group() for line in paragraph[1:] if (found := re.match(r"--[\w.-]+", line))]
-            meant += flags[:1]
+            flags = [match.group() for line in paragraph[1:] if (match := re.match(r"--[\w.-]+", line))]
+            suggestions += flags[:1]
     first = re.sub(r"^Unrecognized options?: (.*)", _unknown, first)
     first = re.sub(r"^Error parsing (\S+): ", r"\1: ", first)
     first = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"expected a whole number, got \1", first)
@@ -109,45 +111,48 @@ def condense(boxed: str) -> str:
     first = re.sub(r"\. Expected 1 values\.?", "", first)
     first = re.sub(r"\. Expected one of \((.*)\)", r"; expected one of \1", first)
     first = (first[:1].lower() + first[1:]).rstrip(".")
-    if meant:
-        first += f"; did you mean {' or '.join(dict.fromkeys(meant))}?"
+    if suggestions:
+        first += f"; did you mean {' or '.join(dict.fromkeys(suggestions))}?"
     return first
 
 
 def _outermost(lines: list[str]) -> list[str]:
-    """The least indented lines, which are the arguments; the lines below each of them say what it is for."""
+    """The least indented lines, which name the arguments; the lines below an argument say what it is for."""
     least = min((len(line) - len(line.lstrip()) for line in lines), default=0)
     return [line.strip() for line in lines if len(line) - len(line.lstrip()) == least]
 
 
-def _unknown(found: re.Match) -> str:
-    """Name the misspelt options only, not the values that follow them."""
-    words = found.group(1).split(", ")
+def _unknown(match: re.Match) -> str:
+    """Name only the misspelt options, not the values that follow them."""
+    words = match.group(1).split(", ")
     options = [word for word in words if word.startswith("-")] or words
     return f"unknown argument {', '.join(options)}"
 
 
 def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `main(argv)` and leave with its exit status; the user's mistakes become one line on standard error."""
+    """Run `main(argv)` and exit with its status; a mistake of the user becomes one line on standard error."""
     sys.exit(status_of(command, main, sys.argv[1:] if argv is None else argv))
 
 
 def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
-    """The exit status of `main(argv)`; prints the one line for the user. Bugs come through as exceptions."""
+    """Run `main(argv)` and return its exit status; prints one line for a failure that the user can fix.
+
+    Raises every other exception: it is a bug.
+    """
     name = f"kiln {command}" if command else "kiln"
     try:
         status = main(list(argv)) or 0
         sys.stdout.flush()
         return status
     except InputError as error:
-        # all ranks raise a SharedError, and only the first prints it
+        # every rank raises a SharedError, and only rank 0 prints it
         return 2 if isinstance(error, SharedError) and torchrun.rank() else _complain(name, str(error))
     except LostRank as error:
         return 1 if torchrun.rank() else _complain(name, str(error), 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # the reader of the output has closed it; without this the interpreter complains while it exits
+        # the program that reads our output closed the pipe; with the old stdout the interpreter would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -158,27 +163,28 @@ def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
 
 
 def _fixable(error: Exception) -> str | None:
-    """One line for a failure that a user can fix (disk, rights, memory, missing build); None for any other."""
+    """One line for a failure that the user can fix (disk, rights, memory, missing build); None for any other."""
     if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
-        problem, cure = _PLACE_ERRORS[error.errno]
+        problem, fix = _PLACE_ERRORS[error.errno]
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{problem}; {cure}"
+        return f"{where}{problem}; {fix}"
     text = str(error)
-    # what engine.kernels raises where an operator cannot run here; the text says what to do
+    # engine.kernels raises these two where an operator cannot run; their text says what to do
     if type(error).__name__ == "NativeMissing" or (
         isinstance(error, NotImplementedError) and text.startswith("kiln::")
     ):
         return text
-    for sign, number in _PLACE_TEXTS:
-        if sign in text:
-            problem, cure = _PLACE_ERRORS[number]
-            return f"{problem}; {cure}"
-    if isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_TEXTS):
+    for phrase, number in _PLACE_TEXTS:
+        if phrase in text:
+            problem, fix = _PLACE_ERRORS[number]
+            return f"{problem}; {fix}"
+    if isinstance(error, MemoryError) or any(phrase in text for phrase in _MEMORY_TEXTS):
         return "out of memory; lower --batch-size, --filters or --resolution"
     return None
 
 
 def _complain(name: str, message: str, status: int = 2) -> int:
+    """Print one line on standard error, and return the exit status."""
     sys.stdout.flush()
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
@@ -196,7 +202,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script `kiln`."""
+    """Run the console script `kiln`: find the command and run its main with the rest of the words."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")

@@ -1,7 +1,7 @@
 """The configuration of a training run: its options, their checks, and how it is printed and saved.
 
-Each system adds its own options in a class of its own (engine.systems); engine.training.resolve makes the complete
-configuration of a command line.
+Each system adds its options in its own subclass (engine.systems); engine.training.resolve turns a command line into the
+complete configuration.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ DEFAULT_SYSTEM = "refiner"
 
 
 def _sizes(words: list[str]) -> tuple[int, ...]:
+    """(8, 16) for ["8,16"]."""
     try:
         return tuple(int(word) for word in words[0].replace(" ", "").split(","))
     except ValueError:
@@ -45,18 +46,18 @@ if TYPE_CHECKING:
     Hidden = int
 else:
     Switch = tyro.conf.FlagCreatePairsOff[bool]
-    Hidden = tyro.conf.SuppressFixed[tyro.conf.Fixed[int]]  # no option
+    Hidden = tyro.conf.SuppressFixed[tyro.conf.Fixed[int]]  # a field without an option
 
-_NOT_SAVED = {"saved": False}  # of the command line alone
+_NOT_SAVED = {"saved": False}  # of a field that only the command line has; config.json does not keep it
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Values of one run that all systems have; every field is an option of `python -m engine.train`.
+    """The options of a run that all systems have; every field is an option of `python -m engine.train`.
 
-    A system's own class adds its options, their checks, and:
+    A system's subclass adds its own options, their checks, and:
     PRESETS:  preset -> {field: value}
-    FIXED:    the fields that a resumed run cannot change: its weights or its state would not survive it
+    FIXED:    the fields that a resumed run cannot change, because its saved weights or state depend on them
     SMALL:    field -> value of a small run in which every part of the system works from its first step; `kiln verify`
               and the tests train it
     """
@@ -72,22 +73,22 @@ class TrainConfig:
     system: str = DEFAULT_SYSTEM
     """What to train; `--system S --help` shows the options of S."""
     data: Path | None = None
-    """Folder or zip of images; without it, the embedded avatars."""
+    """Folder or zip of images; default the embedded avatars."""
     split: str = ""
-    """Train on this split of --data only, for example train; without, on all of it."""
+    """Train only on this split of --data, for example train; default all of it."""
     out: Path | None = None
     """Run folder to write; default runs/SYSTEM-TIME."""
     resume: Switch = field(default=False, metadata=_NOT_SAVED)
-    """Go on from the latest good checkpoint in --out (start there when it has none)."""
+    """Go on from the newest good checkpoint in --out, or start a run there when it has none."""
     dry_run: Switch = field(default=False, metadata=_NOT_SAVED)
     """Print parameters, memory, data and configuration; train and write nothing."""
     preset: Literal["quick", "paper"] = "quick"
-    """Values for 2 CPU cores and minutes, or those of the paper."""
+    """quick: values that train in minutes on 2 CPU cores; paper: the values of the paper."""
 
     steps: int = 1000
-    """Training steps in all, those before a resume included."""
+    """Training steps in total, including those before a resume."""
     batch_size: int = 16
-    """Images per step, of all ranks together."""
+    """Images per step, of all ranks together (processes that train together)."""
     resolution: int = 64
     """Side of the images: 16, 32, 64, 128 or 256."""
     channels: Literal[1, 3] = 3
@@ -95,18 +96,18 @@ class TrainConfig:
     filters: int = 16
     """n, the width of the networks."""
     seed: int = 0
-    """Start values and the order of the images."""
+    """Seed of the initial weights and of the order of the images."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to train; default cuda when there is one."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Arithmetic of the networks; tf32 needs cuda."""
     cuda_graph: bool = True
-    """On cuda: record the step as one CUDA graph and launch it whole; without, kernel by kernel."""
+    """On cuda, record the step as one CUDA graph and launch it whole; --no-cuda-graph launches kernel by kernel."""
     threads: int = 0
-    """CPU threads of each rank; 0 = all that PyTorch would use, and of several ranks an equal share of the cores. The
-    same number gives the same bits."""
+    """CPU threads of each rank; 0 = as many as PyTorch would use, or with several ranks an equal share of the cores.
+    The same number of threads gives the same bits."""
     ranks: Hidden = 1
-    """Processes that train together, as torchrun started them."""
+    """Processes that train together; torchrun starts them."""
 
     lr: float = 1e-3
     """Learning rate (Adam)."""
@@ -127,21 +128,21 @@ class TrainConfig:
     mirror: bool = True
     """Mirror half of the images."""
     mirror_swap: bool = True
-    """Left and right landmarks change places in mirrored images; without, as in the code of the reenactment paper."""
+    """Swap left and right landmarks in mirrored images; the code of the reenactment paper does not."""
     crop: Literal["center", "random"] = "center"
-    """Which square of an image that is not square."""
+    """Which square to cut out of an image that is not square."""
 
     log_every: int = 20
     """Steps between two readings of the losses."""
     sample_every: int = 200
     """Steps between two sample grids; 0 = none."""
     checkpoint_every: int = 200
-    """Steps between two checkpoints (there is always one at the end)."""
+    """Steps between two checkpoints; the last step always writes one."""
     keep: int = 3
     """Checkpoints to keep."""
 
     def to_json(self, origins: Origins | None = None) -> dict[str, dict[str, Any]]:
-        """name -> {"value", "origin"} for every saved field; the content of config.json."""
+        """The content of config.json: name -> {"value", "origin"} of every saved field."""
         origins = origins or {}
         return {
             name: {"value": _plain(getattr(self, name)), "origin": origins.get(name, "default")}
@@ -150,9 +151,10 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, saved: dict[str, dict[str, Any]]) -> "TrainConfig":
-        """The configuration of this class in a config.json: name -> {"value", "origin"}; origins are left aside.
+        """The configuration of this class that a config.json holds.
 
-        Raises InputError when it cannot be one.
+        saved: name -> {"value", "origin"}; the origins are ignored.
+        Raises InputError when it cannot be the configuration of a run.
         """
         try:
             values = {name: _typed(cls, name, saved[name]["value"]) for name in saved_fields(cls) if name in saved}
@@ -161,9 +163,9 @@ class TrainConfig:
         return cls(**values)
 
     def completed(self, given: set[str], origins: Origins) -> "TrainConfig":
-        """The configuration with the fields that follow from others; origins is kept up to date.
+        """The configuration with the fields that follow from other fields filled in; updates `origins`.
 
-        given: fields named on the command line. Raises InputError where they contradict each other.
+        given: the fields that the command line names. Raises InputError where they contradict each other.
         """
         return self
 
@@ -188,11 +190,11 @@ class TrainConfig:
             raise InputError("tf32 exists on NVIDIA GPUs only; use --precision fp32 or bf16 on the CPU")
 
     def of_rank(self) -> "TrainConfig":
-        """The configuration as one of its ranks' systems has it: with its share of a batch."""
+        """The configuration of one rank: its batch size is the rank's share of the global batch."""
         return self if self.ranks == 1 else dataclasses.replace(self, batch_size=self.batch_size // self.ranks)
 
     def check_resumed(self, saved: "TrainConfig") -> None:
-        """Raise InputError for values that a run begun with `saved` cannot go on with."""
+        """Raise InputError for values that a run which was started with `saved` cannot go on with."""
         for name in self.FIXED:
             old, new = getattr(saved, name), getattr(self, name)
             if old != new:
@@ -204,7 +206,7 @@ class TrainConfig:
             raise InputError(f"a resumed run keeps its preset ({saved.preset}); give the values to change instead")
 
     def at_least(self, least: int, *names: str) -> None:
-        """Raise InputError for the first of these fields that is smaller (or NaN)."""
+        """Raise InputError for the first of these fields that is smaller than `least` (or NaN)."""
         for name in names:
             if not getattr(self, name) >= least:
                 must = "be at least 1" if least else "not be negative"
@@ -223,22 +225,24 @@ def saved_fields(kind: type[TrainConfig]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    """The value of a field as JSON stores it."""
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 def _typed(kind: type[TrainConfig], name: str, value: Any) -> Any:
+    """A value of JSON as the field of that name has it."""
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if value is not None and Path in get_args(get_type_hints(kind)[name]) else value
 
 
 def flag(name: str) -> str:
-    """The option of a field."""
+    """The command-line option of a field."""
     return "--" + name.replace("_", "-")
 
 
 def show(value: Any) -> str:
-    """A value as one would type it."""
+    """A value as a user types it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, bool):
@@ -255,7 +259,7 @@ def table(config: TrainConfig, origins: Origins) -> str:
         groups.setdefault(origins.get(name, "default"), []).append(f"{name} {text}")
     width = max(map(len, groups)) + 4
     lines = ["configuration"]
-    for origin in sorted(groups, key=_rank):
+    for origin in sorted(groups, key=_place):
         lines += textwrap.wrap(
             ", ".join(groups[origin]),
             118,
@@ -267,7 +271,8 @@ def table(config: TrainConfig, origins: Origins) -> str:
     return "\n".join(lines)
 
 
-def _rank(origin: str) -> int:
+def _place(origin: str) -> int:
+    """Where the group of an origin stands in the table."""
     return ("default", "preset", "checkpoint", "launcher", "command").index(origin.split()[0])
 
 

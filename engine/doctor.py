@@ -1,22 +1,21 @@
-"""`python -m engine.doctor`: what is installed and working here, what runs each operator and why, and what to mend.
+"""`python -m engine.doctor`: shows what is installed and works here, what runs each operator and why, and what to fix.
 
-It looks at everything even where half of it is broken: torch, the extension, DALI and Triton are only tried. Exit
-status 0 when training works here, 1 when something it needs is broken.
+The doctor looks at everything even where half of it is broken: torch, the extension, DALI and Triton are only tried.
+The exit status is 0 when training works on this machine, and 1 when something that training needs is broken.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from engine.cli import run
 from engine.host import environment
-from engine.verification.machine import BROKEN, examine, page
+from engine.verification.machine import as_json, examine, page, works
 
 
 def main(argv: list[str]) -> int:
-    """Examine this machine; 1 when something that training needs is broken."""
-    as_json = False
+    """Examine this machine and print the findings; returns 1 when something that training needs is broken."""
+    form = page
     if argv:
-        # only now: the doctor has to work without tyro
+        # imported only where there is something to parse, because the doctor has to work without tyro
         import tyro
 
         from engine.cli import parse
@@ -26,17 +25,11 @@ def main(argv: list[str]) -> int:
             json: tyro.conf.FlagCreatePairsOff[bool] = False
             """Print JSON instead of the page."""
 
-        description = "Show the environment, what runs each operator and why, and what to mend."
-        as_json = parse(Arguments, argv, prog="kiln doctor", description=description).json
+        description = "Show the environment, what runs each operator and why, and what to fix."
+        form = as_json if parse(Arguments, argv, prog="kiln doctor", description=description).json else page
     findings = examine()
-    operators = environment.operators()
-    broken = any(finding.state == BROKEN for finding in findings)
-    if as_json:
-        found = [asdict(finding) for finding in findings]
-        print(json.dumps({"works": not broken, "findings": found, "operators": operators}, indent=2))
-    else:
-        print(page(findings, operators))
-    return 1 if broken else 0
+    print(form(findings, environment.operators()))
+    return 0 if works(findings) else 1
 
 
 if __name__ == "__main__":

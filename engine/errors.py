@@ -1,4 +1,4 @@
-"""The errors that commands print as one line: InputError with exit status 2, LostRank with 1."""
+"""The errors that commands print as one line: InputError exits with status 2, LostRank with 1."""
 
 
 class InputError(Exception):
@@ -6,8 +6,8 @@ class InputError(Exception):
 
 
 class SharedError(InputError):
-    """An InputError that all ranks leave with; the first tells the user."""
+    """An InputError that every rank raises; only rank 0 prints it."""
 
 
 class LostRank(Exception):
-    """Another of the processes that train together is gone."""
+    """Another of the processes that train together has ended, or its machine cannot be reached."""

@@ -1,11 +1,12 @@
-"""`python -m engine.evaluate RUN_OR_CHECKPOINT --data PATH`: how good a trained model is, whatever it is for.
+"""`python -m engine.evaluate RUN_OR_CHECKPOINT --data PATH`: measures how good a trained model is, whatever its kind.
 
-Writes metrics.json (last, so that it stands for a whole evaluation) and figures. What is measured depends on what the
-system does: engine.evaluation.refined, .generated, .driven. Give images that were not trained on.
+Writes figures and metrics.json; metrics.json is written last, so that it stands for a whole evaluation. What is
+measured depends on what the system does: engine.evaluation.refined, .generated, .driven. PATH should hold images that
+were not trained on.
 """
 
 from engine.cli import parse, run
-from engine.evaluation.model import EvaluateOptions, evaluate_model
+from engine.evaluation.evaluating import EvaluateOptions, evaluate_model
 
 
 def main(argv: list[str]) -> int:

@@ -1,7 +1,7 @@
-"""`kiln export MODEL OUTPUT`: a trained generator as a folder to publish, in the layout of model hubs.
+"""`kiln export RUN_OR_CHECKPOINT OUTPUT`: writes a trained generator in the layout of model hubs, to publish it.
 
-OUTPUT holds config.json, model.safetensors, README.md (a model card) and framing.json (engine.inference.publishing).
-`engine.load`, `kiln refine`, `sample` and `reenact` take such a folder as they take a run.
+OUTPUT holds config.json, model.safetensors, README.md (a model card) and framing.json (engine.inference.exporting).
+`engine.load`, `kiln refine`, `sample` and `reenact` accept such a folder in place of a run.
 """
 
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from typing import Annotated, Literal
 import tyro
 
 from engine.cli import parse, run
-from engine.inference.publishing import export
+from engine.inference.exporting import export
 
 __all__ = ["export"]
 
 
 @dataclass
 class Arguments:
-    """What `kiln export` takes."""
+    """The options of `kiln export`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run folder (its newest good checkpoint) or checkpoint folder."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write, new or empty."""
     weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the generator's weights, or the last ones."""
+    """ema: the moving average of the generator's weights; raw: the last weights."""
 
 
 def main(argv: list[str]) -> int:

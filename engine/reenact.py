@@ -1,7 +1,7 @@
-"""`python -m engine.reenact RUN_OR_CHECKPOINT SOURCE DRIVING OUTPUT`: a face image takes on the landmarks of a clip.
+"""`python -m engine.reenact RUN_OR_CHECKPOINT SOURCE DRIVING OUTPUT`: moves a face image with the landmarks of a clip.
 
-OUTPUT becomes a folder with frames/00000.png ..., driven.gif, driven.mp4 (with OpenCV) and sheet.png: source, driving
-landmarks and result side by side. All are marked as synthetic (engine.inference.marking).
+OUTPUT becomes a folder with frames/00000.png ..., driven.gif, driven.mp4 (with OpenCV) and sheet.png, which shows
+source, driving landmarks and result below each other. Every file is marked as synthetic (engine.inference.marking).
 """
 
 from engine.cli import parse, run

@@ -1,8 +1,8 @@
-"""`python -m engine.refine RUN_OR_CHECKPOINT INPUT OUTPUT`: a trained refiner applied to images of any size and format.
+"""`python -m engine.refine RUN_OR_CHECKPOINT INPUT OUTPUT`: refines images of any size and format with a trained model.
 
 INPUT is an image, a folder (with everything below it) or a zip. Names and sub-folders are kept. An image that cannot be
-refined gets one line on standard error and the others go on; the exit status is then 2. Every output is marked as
-synthetic in its metadata (engine.inference.marking) and is either whole or not there.
+refined gets one line on standard error, the others are refined, and the exit status is then 2. Every output is marked
+as synthetic in its metadata (engine.inference.marking) and is either whole or absent.
 """
 
 from engine.cli import parse, run
@@ -11,8 +11,8 @@ from engine.inference.refining import RefineOptions, refine_files
 
 def main(argv: list[str]) -> int:
     """Refine images with a trained model."""
-    options = parse(RefineOptions, argv, prog="kiln refine", description="Refine images with a trained model.")
-    print(refine_files(options))
+    what = "Refine images with a trained model."
+    print(refine_files(parse(RefineOptions, argv, prog="kiln refine", description=what)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`python -m engine.report RUN`: write the report.html of a run again, from the files in its folder."""
+"""`python -m engine.report RUN`: writes the report.html of a run again, from the files in its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from engine.training import report
 
 @dataclass
 class Arguments:
-    """What `python -m engine.report` takes."""
+    """The options of `kiln report`."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder (the --out of the training)."""
+    """Run folder (the --out of `kiln train`)."""
 
 
 def main(argv: list[str]) -> int:

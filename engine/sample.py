@@ -1,8 +1,8 @@
-"""`python -m engine.sample RUN_OR_CHECKPOINT OUTPUT`: images from a trained generator's noise.
+"""`python -m engine.sample RUN_OR_CHECKPOINT OUTPUT`: makes images from noise with a trained generator.
 
-OUTPUT gets sample_00000.png, ..., a contact sheet of them, and, if asked for, interpolations between two noises as a
-strip of frames and an animation. Image i depends on the seed and i alone. Every file is marked as synthetic in its
-metadata (engine.inference.marking) and is either whole or not there.
+OUTPUT gets sample_00000.png, ..., a contact sheet of them and, if asked for, interpolations between two noises as a
+strip of frames and an animation. Image i depends only on the seed and on i. Every file is marked as synthetic in its
+metadata (engine.inference.marking) and is either whole or absent.
 """
 
 from engine.cli import parse, run
@@ -10,9 +10,9 @@ from engine.inference.sampling import SampleOptions, sample_files
 
 
 def main(argv: list[str]) -> int:
-    """Write images that a trained generator makes from noise."""
-    options = parse(SampleOptions, argv, prog="kiln sample", description="Write images of a trained noise generator.")
-    print(sample_files(options))
+    """Make images from noise with a trained generator."""
+    what = "Make images from noise with a trained generator."
+    print(sample_files(parse(SampleOptions, argv, prog="kiln sample", description=what)))
     return 0
 
 

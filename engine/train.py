@@ -1,4 +1,4 @@
-"""`python -m engine.train`: train a system from image files, in one process or in several started by torchrun."""
+"""`python -m engine.train`: trains a system on images, in one process or in several that torchrun starts."""
 
 from engine import distributed
 from engine.cli import run
@@ -8,9 +8,9 @@ from engine.training.resolve import resolve
 
 
 def main(argv: list[str]) -> int:
-    """Train, or with --dry-run say what would be trained. Returns the exit status.
+    """Train, or with --dry-run print what would be trained; returns the exit status.
 
-    Of the processes that torchrun started, the first reads the command line for all.
+    When torchrun has started several processes, rank 0 reads the command line for all of them.
     """
     with distributed.joined():
         config, origins = distributed.from_first(lambda: resolve(argv))

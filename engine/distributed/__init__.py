@@ -1,9 +1,13 @@
-"""One process or many that train as one. Importing this package loads no torch; its names come from `group`.
+"""One process, or many that train as one.
+
+torchrun.py reads what the launcher says, without torch; group.py lets the processes agree and exchange tensors;
+gradients.py averages gradients before an optimiser's step. The names below come from group.py when they are first used,
+so that importing this package loads no torch.
 
 from engine import distributed
 
 with distributed.joined():                  # the processes that torchrun started
-    config = distributed.from_first(read)   # read() runs on rank 0 alone; every rank gets what it returns
+    config = distributed.from_first(read)   # read() runs only on rank 0; every rank gets what it returns
     distributed.mean_(losses)               # the mean over the ranks, in place
 """
 

@@ -1,10 +1,11 @@
-"""Several processes that train as one: each has the whole networks and its share of every batch.
+"""Lets several processes train as one: each holds the whole networks and works on its share of every batch.
 
-A global batch is rank 0's share, then rank 1's, and so on. What is drawn at random is drawn for the global batch by
-every rank, from generators in the same state, and each takes its share: N ranks see what one sees. With one process
-every function here is the identity, and no process group exists.
+A global batch is the share of rank 0, then that of rank 1, and so on. Every rank draws random numbers for the whole
+global batch, from generators in the same state, and takes its share of them: so N ranks see what one process sees. With
+one process every function of this file is the identity, and no process group exists.
 
-The default group is gloo's, for Python objects and flags. Tensors go through it on a CPU, and through NCCL on GPUs.
+The default group uses gloo and carries Python objects and flags. Tensors go through gloo on CPUs and through NCCL on
+GPUs.
 """
 
 import contextlib
@@ -25,23 +26,30 @@ from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError
 
 T = TypeVar("T")
-# a rank that is gone breaks the connection at once; this ends what hangs for another reason
+# limit of a wait for other ranks that hang; a rank that dies breaks the connection at once
 PATIENCE = timedelta(minutes=30)
 
 
 @dataclass
 class _World:
+    """The processes that train together, as this one sees them.
+
+    rank, size: this process's number, and how many there are
+    batch_size: images of a batch that are this rank's share
+    tensors:    the group that tensors go through; None is the default group
+    """
+
     rank: int
     size: int
-    batch_size: int = 0  # of this rank
-    tensors: "dist.ProcessGroup | None" = None  # None: the default group
+    batch_size: int = 0
+    tensors: "dist.ProcessGroup | None" = None
 
 
 _world: _World | None = None
 
 
 def rank() -> int:
-    """This process's number among those that train together."""
+    """The number of this process among the processes that train together."""
     return _world.rank if _world else 0
 
 
@@ -52,9 +60,10 @@ def size() -> int:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Within the block the launcher's processes train together; only rank 0 is heard (and every rank's traceback).
+    """Within the block the processes that torchrun started train together; only rank 0 prints.
 
-    A process can begin this once; a block within it changes nothing. Raises LostRank when another has died.
+    Tracebacks of every rank are printed. A process can enter such a block once; a block inside another one changes
+    nothing. Raises LostRank when another rank has died.
     """
     global _world
     if torchrun.size() == 1 or _world:
@@ -66,11 +75,11 @@ def joined() -> Iterator[None]:
         dist.init_process_group("gloo", store=store, rank=_world.rank, world_size=_world.size, timeout=PATIENCE)
         with _silence() if _world.rank else contextlib.nullcontext():
             yield
-    except (SharedError, SystemExit):  # on all ranks: so they can leave in order
+    except (SharedError, SystemExit):  # raised on all ranks, so that all of them can leave in order
         _leave()
         raise
     except RuntimeError as error:
-        # gloo has no class of its own
+        # gloo has no error class of its own, only its name in the message
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise LostRank("the connection to another rank broke: it has ended, or its machine is gone") from error
@@ -81,31 +90,32 @@ def joined() -> Iterator[None]:
 
 
 def _leave() -> None:
-    """Ends the groups and frees them now: gloo's threads must not outlive the interpreter."""
+    """End the process groups and free them at once, because gloo's threads must not outlive the interpreter."""
     dist.destroy_process_group()
     gc.collect()
 
 
 def _meet(store: "dist.Store", world: _World) -> "dist.Store":
-    """A part of the launcher's store that the ranks of this start have for themselves.
+    """A part of the launcher's store that only the ranks of this start use.
 
-    torchrun keeps its store over restarts, and gloo would call the addresses there of processes that are dead. Every
-    rank but the first asks with a word of its own for the name of the part, and says when it has got it.
+    torchrun keeps its store over restarts, and gloo would call the addresses of dead processes in it. Rank 0 names a
+    new part. Every other rank asks for the name with a random word of its own, and says so when it has the name.
+    Raises LostRank when a rank does not come within PATIENCE.
     """
     if world.rank:
         mine = uuid.uuid4().hex
         store.set(f"kiln/asks/{world.rank}", mine)
-        name = store.get(f"kiln/answer/{mine}").decode()  # waits
+        name = store.get(f"kiln/answer/{mine}").decode()  # waits for the answer
         store.set(f"{name}/{world.rank}", "here")
         return dist.PrefixStore(name, store)
-    torchrun.know(store.compare_set("kiln/launch", "", uuid.uuid4().hex).decode())  # what is there stays
+    torchrun.know(store.compare_set("kiln/launch", "", uuid.uuid4().hex).decode())  # a word that is already there stays
     name, missing = f"kiln/{uuid.uuid4().hex}", set(range(1, world.size))
     last = time.monotonic() + PATIENCE.total_seconds()
     while missing:
         for other in sorted(missing):
             if store.check([f"{name}/{other}"]):
                 missing.remove(other)
-            elif store.check([f"kiln/asks/{other}"]):  # perhaps of an earlier start: its word is answered in vain
+            elif store.check([f"kiln/asks/{other}"]):  # also for a word of an earlier start, in vain
                 store.set(f"kiln/answer/{store.get(f'kiln/asks/{other}').decode()}", name)
         if time.monotonic() > last:
             raise LostRank(f"{len(missing)} of {world.size} ranks have not come, rank {min(missing)} first")
@@ -115,25 +125,27 @@ def _meet(store: "dist.Store", world: _World) -> "dist.Store":
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
+    """Within the block nothing is printed."""
     with open(os.devnull, "w") as nowhere:  # noqa: SIM117
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             yield
 
 
 def prepare(device: str, batch_size: int) -> torch.device:
-    """This rank's device of a kind ("cpu", "cuda"), through which tensors are exchanged from now on.
+    """This rank's device of the kind `device` ("cpu" or "cuda"); from now on tensors on it can be exchanged.
 
-    batch_size: this rank's share of a batch. Raises InputError when this machine has fewer GPUs than ranks.
+    batch_size: images of a batch that are this rank's share
+    Raises InputError when this machine has fewer GPUs than ranks.
     """
     if _world is None:
         return torch.device(device)
     _world.batch_size = batch_size
     if device != "cuda":
         return torch.device(device)
-    number, there = torchrun.local_rank(), torch.cuda.device_count()
+    number, gpus = torchrun.local_rank(), torch.cuda.device_count()
     with together():
-        if number >= there:
-            raise InputError(f"{torchrun.local_size()} ranks on a machine with {there} GPUs: lower --nproc-per-node")
+        if number >= gpus:
+            raise InputError(f"{torchrun.local_size()} ranks on a machine with {gpus} GPUs: lower --nproc-per-node")
     torch.cuda.set_device(number)
     _world.tensors = dist.new_group(backend="nccl", timeout=PATIENCE)
     return torch.device("cuda", number)
@@ -143,9 +155,9 @@ def prepare(device: str, batch_size: int) -> torch.device:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """What `work()` returns on rank 0, where alone it runs, on every rank.
+    """Run `work()` only on rank 0, and return its result on every rank.
 
-    An InputError there is raised on all as a SharedError, a SystemExit as such.
+    An InputError of `work()` is raised on every rank as a SharedError, a SystemExit as a SystemExit.
     """
     if _world is None:
         return work()
@@ -168,7 +180,7 @@ def from_first(work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block that all ranks pass; an InputError on one of them is raised on all, as a SharedError."""
+    """A block that every rank runs; an InputError in one of them is raised on every rank, as a SharedError."""
     if _world is None:
         yield
         return
@@ -181,29 +193,29 @@ def together() -> Iterator[None]:
         message = str(error)
     messages: list[str | None] = [None] * _world.size
     dist.all_gather_object(messages, message)
-    told = [one for one in messages if one is not None]
-    if told:
-        raise SharedError(told[0])
+    errors = [text for text in messages if text is not None]
+    if errors:
+        raise SharedError(errors[0])
 
 
 def one_by_machine(work: Callable[[], T]) -> T:
-    """`work()` of every rank, on each machine first of its first rank, which fills the caches of files."""
+    """Run `work()` on every rank; on each machine its first rank runs alone first, and fills the caches of files."""
     if _world is None:
         return work()
     first = torchrun.local_rank() == 0
     with together():
-        found = work() if first else None
+        result = work() if first else None
     with together():
-        return found if first else work()
+        return result if first else work()
 
 
 def largest(number: int) -> int:
     """The largest of the ranks' numbers."""
     if _world is None:
         return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    highest = torch.tensor(number)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
 
 
 def require_same(tensors: Iterable[Tensor]) -> None:
@@ -211,8 +223,8 @@ def require_same(tensors: Iterable[Tensor]) -> None:
     if _world is None:
         return
     sums = [t.detach().contiguous().view(-1).view(torch.uint8).sum(dtype=torch.int64) for t in tensors if t.numel()]
-    found = torch.stack(sums).cpu()
-    lowest, highest = found.clone(), found.clone()
+    checksums = torch.stack(sums).cpu()
+    lowest, highest = checksums.clone(), checksums.clone()
     dist.all_reduce(lowest, dist.ReduceOp.MIN)
     dist.all_reduce(highest, dist.ReduceOp.MAX)
     if not torch.equal(lowest, highest):
@@ -226,7 +238,7 @@ def require_same(tensors: Iterable[Tensor]) -> None:
 
 
 def mean_(tensor: Tensor) -> Tensor:
-    """The mean over the ranks in place of the tensor; the same bits on all of them."""
+    """Replace the tensor by its mean over the ranks, with the same bits on every rank; returns the tensor."""
     if _world is not None:
         dist.all_reduce(tensor, group=_world.tensors)
         tensor.div_(_world.size)
@@ -234,23 +246,23 @@ def mean_(tensor: Tensor) -> Tensor:
 
 
 def least_(tensor: Tensor) -> Tensor:
-    """The least of the ranks' values in place of the tensor."""
+    """Replace each element of the tensor by its least value over the ranks; returns the tensor."""
     if _world is not None:
         dist.all_reduce(tensor, dist.ReduceOp.MIN, group=_world.tensors)
     return tensor
 
 
 def stacked(tensor: Tensor) -> Tensor:
-    """(...) of each rank -> (ranks, ...)."""
+    """The ranks' tensors (...) of one shape, stacked to (ranks, ...)."""
     if _world is None:
         return tensor[None]
-    found = torch.empty((_world.size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
-    dist.all_gather(list(found.unbind()), tensor.contiguous(), group=_world.tensors)
-    return found
+    stack = torch.empty((_world.size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+    dist.all_gather(list(stack.unbind()), tensor.contiguous(), group=_world.tensors)
+    return stack
 
 
 def gather(share: Tensor) -> Tensor:
-    """The global batch of the ranks' shares (b, ...), without gradient, in the share's memory format."""
+    """The global batch (B, ...) of the ranks' shares (b, ...), without gradient, in the memory format of the share."""
     if _world is None:
         return share
     share = share.detach()
@@ -260,18 +272,21 @@ def gather(share: Tensor) -> Tensor:
 
 
 def share(rows: Tensor) -> Tensor:
-    """This rank's part of one or more global batches (n B, ...) -> (n b, ...)."""
+    """This rank's share of one or more global batches: (n B, ...) -> (n b, ...)."""
     if _world is None:
         return rows
     return rows.unflatten(0, (-1, _world.size, _world.batch_size))[:, _world.rank].flatten(0, 1)
 
 
 def drawn(draw: Callable[[int], Tensor], count: int) -> Tensor:
-    """`count` rows of chance for this rank; draw: (rows) -> Tensor, which asks a generator."""
+    """`count` random rows for this rank; draw(rows) draws so many rows from a generator."""
     return draw(count) if _world is None else share(draw(count * _world.size))
 
 
 def spread(rows: Tensor, bounds: list[int]) -> None:
-    """Give all ranks the rows that each has: rank r those from bounds[r] to bounds[r + 1]. rows: contiguous."""
+    """Send the rows that each rank has to all ranks: rank r has those from bounds[r] to bounds[r + 1].
+
+    rows: contiguous; the rows of the other ranks are overwritten
+    """
     for source in range(size()) if _world else ():
         dist.broadcast(rows[bounds[source] : bounds[source + 1]], src=source, group=_world.tensors)

@@ -1,10 +1,10 @@
-"""What torchrun says: which of several processes this is, and whether it was started again. Imports nothing heavy."""
+"""Reads what torchrun says: which of several processes this is, and whether it was restarted. Imports no torch."""
 
 import os
 from pathlib import Path
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_MARK = "launch"  # in the run folder: the launch that began or resumed the run
+_MARK = "launch"  # file in a run folder that names the launch which started or resumed the run
 _token = ""
 
 
@@ -14,22 +14,22 @@ def size() -> int:
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """The number of this process among the processes that train together; 0 without a launcher."""
     return _number("RANK", 0) if size() > 1 else 0
 
 
 def local_size() -> int:
-    """How many of them are on this machine."""
+    """How many of the processes that train together are on this machine."""
     return max(1, _number("LOCAL_WORLD_SIZE", 1)) if size() > 1 else 1
 
 
 def local_rank() -> int:
-    """This process's number among those of this machine, which is that of its GPU."""
+    """The number of this process among those on this machine, which is the number of its GPU."""
     return _number("LOCAL_RANK", 0) if size() > 1 else 0
 
 
 def cores() -> int:
-    """CPU cores that are this process's share."""
+    """How many CPU cores of this machine are the share of this process."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, here // local_size())
 
@@ -40,28 +40,28 @@ def may_restart() -> bool:
 
 
 def know(token: str) -> None:
-    """Take a word that is this launch's alone, and the same after it has started the processes again."""
+    """Remember the word of this launch: no other launch has it, and a restart does not change it."""
     global _token
     _token = token
 
 
 def mark(run_dir: Path) -> None:
-    """Note in a run folder which launch trains in it, for `restarted`. Raises OSError."""
+    """Write into a run folder which launch trains there, for `restarted`. Raises OSError."""
     if _identity()[0]:
         (run_dir / _MARK).write_text("\n".join(_identity()))
 
 
 def unmark(run_dir: Path) -> None:
-    """A folder that was refused is none of this launch's, after a restart neither."""
+    """Remove the mark of this launch from a run folder that it refused, so that a restart does not resume that run."""
     if _identity()[0]:
         (run_dir / _MARK).unlink(missing_ok=True)
 
 
 def restarted(run_dir: Path) -> bool:
-    """Whether the launcher has started the processes again, and the run in that folder is the one they trained.
+    """Whether the launcher has restarted the processes, and they trained the run in that folder before.
 
-    torchrun counts restarts for each machine, and not those for machines that come or go: so a word kept in its store
-    tells too. The store is lost with the machine it is on.
+    torchrun counts restarts for each machine, but not the restarts after machines come or go. So the word of the
+    launch, which torchrun's store keeps, counts too; the store is lost with the machine that holds it.
     """
     try:
         job, token = (run_dir / _MARK).read_text().split("\n")
@@ -72,9 +72,11 @@ def restarted(run_dir: Path) -> bool:
 
 
 def _identity() -> tuple[str, str]:
+    """The job's name and the launch's word; "" for each that is unknown."""
     return os.environ.get("TORCHELASTIC_RUN_ID", ""), _token
 
 
 def _number(name: str, otherwise: int) -> int:
+    """The number in an environment variable, or `otherwise`."""
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() else otherwise

@@ -1,4 +1,4 @@
-"""The ablation of a system's paper: its rows trained, measured on the same images, and put into one table."""
+"""Trains the rows of the ablation of a system's paper, measures them on the same images, and writes one table."""
 
 import dataclasses
 import gc
@@ -17,9 +17,9 @@ from engine.config import Origins, TrainConfig, flag, saved_fields, show
 from engine.data import ImageSet, avatars
 from engine.errors import InputError
 from engine.evaluation import ablation_table, figures
-from engine.evaluation.base import Evaluation, Means
+from engine.evaluation.base import Evaluation, Tools
+from engine.evaluation.evaluating import MeasureOptions, apply_model, open_set
 from engine.evaluation.measures import UNITS, Measures, panels, skipped
-from engine.evaluation.model import Choices, evaluate, open_set
 from engine.host import atomic_files
 from engine.host.environment import pick_device
 from engine.inference.faces import FaceFinder
@@ -30,38 +30,38 @@ from engine.training.loop import train
 from engine.training.resolve import resolve
 from engine.version import __version__
 
-# avatars that are measured on where there is no data set: other people than those trained on, and how many
+# without a data set, rows are measured on so many avatars, of a seed whose people nobody is trained on
 HELD_OUT_SEED, HELD_OUT = 1, 128
-TEST = "test"  # the split of --data that is measured on
-FRAMES = 8  # of each, for systems that need two images of a person
-# what rows may differ in without being another experiment, and what a longer budget changes
+TEST = "test"  # the split of --data that rows are measured on
+FRAMES = 8  # images of each avatar, for systems that need two images of a person
+# fields that may change when the command runs again in the same folder: they do not change the experiment
 _FREE = {"out", "steps", "device", "threads", "cuda_graph", "loader", "log_every", "sample_every", "checkpoint_every",
          "keep"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateOptions(Choices):
-    """What `kiln ablate` takes besides the options of `python -m engine.train`."""
+class AblateOptions(MeasureOptions):
+    """The options of `kiln ablate` besides those of `kiln train`."""
 
     system: str
-    """Whose ablation; the other options of its training may follow, for all rows."""
+    """The system whose ablation to run; further options of its training apply to all rows."""
     out: Path
-    """Folder to write: one run folder for each row, the table and the figure."""
+    """Folder to write: a run folder for each row, the table and the figure."""
     eval_data: Path | None = None
-    """Images that were not trained on, to measure on; without it, the split test of --data where --split train is
-    trained on, and other avatars where there is no --data."""
+    """Images to measure on, which were not trained on; default the split test of --data with --split train, and other
+    avatars without --data."""
     eval_split: str = ""
-    """Only the images of this split of --eval-data."""
+    """Measure only on the images of this split of --eval-data."""
     rows: str = ""
-    """Only these rows, separated by commas; all without."""
+    """Only these rows, separated by commas; default all."""
 
 
-Found = dict[str, tuple[Evaluation, Measures]]  # label of a row -> what was found
+Measured = dict[str, tuple[Evaluation, Measures]]  # label of a row -> its model's results, and their measures
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its label in the table, its folder, its configuration."""
+    """One run: its label in the table, its configuration, and the origin of each value."""
 
     label: str
     config: TrainConfig
@@ -69,7 +69,7 @@ class Row:
 
 
 def ablation(system: str) -> dict[str, dict[str, Any]]:
-    """Label -> fields that differ, of a system's module. Raises InputError for a system without one."""
+    """The ablation that a system's module holds: label of a row -> {field: value}. Raises InputError for none."""
     table = getattr(import_module(system_class(system).__module__), "ABLATION", None)
     if not table:
         have = [name for name in SYSTEMS if hasattr(import_module(system_class(name).__module__), "ABLATION")]
@@ -77,25 +77,28 @@ def ablation(system: str) -> dict[str, dict[str, Any]]:
     return table
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line's own words and those for training. -n, --system and --out are its own.
+def split_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that are for `kiln ablate`, and the words that are for `kiln train`.
 
-    A word without dashes goes where the option before it went.
+    -n, --system and --out are for `kiln ablate`. A word without dashes goes with the option before it.
     """
     own_names = {field.name for field in dataclasses.fields(AblateOptions)}
-    own, rest = [], []
+    own, training = [], []
     place = own
     for word in argv:
         if word.startswith("-") and not re.fullmatch(r"-[\d.]+(e-?\d+)?", word):
             name = word.split("=")[0].lstrip("-").replace("-", "_")
-            place = own if name in own_names or name in ("h", "help") else rest
+            place = own if name in own_names or name in ("h", "help") else training
         place.append(word)
-    return own, rest
+    return own, training
 
 
-def chosen(table: Mapping[str, dict[str, Any]], asked: str) -> dict[str, dict[str, Any]]:
-    """The rows that were asked for, in the table's order. Raises InputError for a label that is not there."""
-    labels = [label.strip() for label in asked.split(",") if label.strip()]
+def select_rows(table: Mapping[str, dict[str, Any]], rows: str) -> dict[str, dict[str, Any]]:
+    """The rows of an ablation that the option --rows names, in the table's order; all for "".
+
+    Raises InputError for a label that does not exist.
+    """
+    labels = [label.strip() for label in rows.split(",") if label.strip()]
     for label in labels:
         if label not in table:
             raise InputError(f"--rows: there is no row {label!r}; the rows are: {', '.join(table)}")
@@ -103,7 +106,10 @@ def chosen(table: Mapping[str, dict[str, Any]], asked: str) -> dict[str, dict[st
 
 
 def plan(options: AblateOptions, words: Sequence[str]) -> list[Row]:
-    """Every row with its complete, checked configuration. Raises InputError before anything is trained."""
+    """The rows to train, each with its complete and checked configuration.
+
+    words: the options of training that apply to every row. Raises InputError before anything is trained.
+    """
     table = ablation(options.system)
     varied = {name for fields in table.values() for name in fields}
     given = {word.split("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_") for word in words}
@@ -113,7 +119,7 @@ def plan(options: AblateOptions, words: Sequence[str]) -> list[Row]:
     if clash := sorted(varied & given):
         raise InputError(f"{flag(clash[0])} is what the ablation of {options.system} varies; leave it out")
     rows = []
-    for label, fields in chosen(table, options.rows).items():
+    for label, fields in select_rows(table, options.rows).items():
         folder = options.out / re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
         own = [word for name, value in fields.items() for word in _words(name, value)]
         try:
@@ -125,14 +131,14 @@ def plan(options: AblateOptions, words: Sequence[str]) -> list[Row]:
 
 
 def _words(name: str, value: Any) -> list[str]:
-    """A field's value as on the command line."""
+    """The words of a command line that give a field this value."""
     if isinstance(value, bool):
         return [flag(name) if value else flag("no_" + name)]
     return [flag(name), repr(value) if isinstance(value, float) else show(value)]
 
 
-def standing(row: Row) -> int:
-    """Steps that the row's folder has done. Raises InputError when it is the folder of something else."""
+def steps_done(row: Row) -> int:
+    """The steps that the row's folder has already trained. Raises InputError when the folder holds another run."""
     folder = row.config.out
     if not folder.exists() or not any(folder.iterdir()):
         return 0
@@ -149,15 +155,18 @@ def standing(row: Row) -> int:
                 f"{folder} was begun with {flag(name)} {show(old)}, not {show(new)}: give the same options, or "
                 "another --out"
             )
-    found = checkpoint.latest(folder)
-    done = 0 if found is None else int(found.name.removeprefix("step_"))
+    newest = checkpoint.latest(folder)
+    done = 0 if newest is None else int(newest.name.removeprefix("step_"))
     if done > row.config.steps:
         raise InputError(f"{folder} has done {done} steps, more than --steps {row.config.steps}: rows need the same")
     return done
 
 
 def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
-    """Train the rest of each row; done: steps before. Returns 0, or the exit status of the row a signal stopped."""
+    """Train the remaining steps of each row; returns 0, or the exit status of the row that a signal stopped.
+
+    done: the steps that each row has already trained
+    """
     for place, (row, steps) in enumerate(zip(rows, done, strict=True), start=1):
         print(f"\nrow {place} of {len(rows)}: {row.label}", flush=True)
         if steps == row.config.steps:
@@ -165,22 +174,25 @@ def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
             continue
         started = row.config.out.exists() and any(row.config.out.iterdir())
         status = train(dataclasses.replace(row.config, resume=started), row.origins)
-        _forget()
+        _free_memory()
         if status:
             print("the same command goes on from there", flush=True)
             return status
     return 0
 
 
-def _forget() -> None:
-    """Give back what a run held, so that rows do not pile up."""
+def _free_memory() -> None:
+    """Free the memory of a run, so that the runs of all rows do not add up."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def held_out(config: TrainConfig, options: AblateOptions) -> tuple[Path, str]:
-    """Images to measure on, and their split: what was given, the test split, or other avatars. Raises InputError."""
+    """The images to measure on, and their split: --eval-data, else the test split of --data, else other avatars.
+
+    Raises InputError when --data has no other split than the one that is trained on.
+    """
     if options.eval_data is not None:
         return options.eval_data, options.eval_split
     if config.data is not None and config.split and config.split != (options.eval_split or TEST):
@@ -198,34 +210,34 @@ def held_out(config: TrainConfig, options: AblateOptions) -> tuple[Path, str]:
     return folder / system.needs(config)[-1].look, ""
 
 
-def measure_all(rows: Sequence[Row], dataset: ImageSet, options: AblateOptions, finder: FaceFinder) -> Found:
-    """Every row on the same images, from the same noise."""
-    found = {}
+def measure_all(rows: Sequence[Row], dataset: ImageSet, options: AblateOptions, finder: FaceFinder) -> Measured:
+    """Measure every row on the same images, and from the same noise."""
+    measured = {}
     for row in rows:
         print(f"\nmeasuring {row.label} on {dataset.summary()}", flush=True)
         device = pick_device(row.config.device)
         model = load_trained(row.config.out, device, fused=row.config.fused, ema=options.weights == "ema")
-        evaluation = evaluate(model, dataset, options, seed=model.config.seed)
-        means = Means(finder, options.inception_weights, device, model.config.seed)
-        found[row.label] = evaluation, evaluation.measure(means)
-    return found
+        evaluation = apply_model(model, dataset, options, seed=model.config.seed)
+        tools = Tools(finder, options.inception_weights, device, model.config.seed)
+        measured[row.label] = evaluation, evaluation.measure(tools)
+    return measured
 
 
-def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, found: Found) -> str:
-    """Write table.md, table.csv, figure.png and (last) table.json; returns the table for the terminal."""
+def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measured: Measured) -> str:
+    """Write table.md, table.csv, figure.png and, last, table.json; returns the table for the terminal."""
     out, labels = options.out, [row.label for row in rows]
-    results = {label: measures[evaluation.result] for label, (evaluation, measures) in found.items()}
+    results = {label: measures[evaluation.result] for label, (evaluation, measures) in measured.items()}
     table = ablation_table.columns(results)
     notes = skipped(results)
     atomic_files.write_text(out / "table.md", ablation_table.markdown(table, labels, notes))
     atomic_files.write_text(out / "table.csv", ablation_table.comma_separated(table, labels))
-    first, fields = found[labels[0]][0], ablation(options.system)
+    first, fields = measured[labels[0]][0], ablation(options.system)
     places = first.examples()
-    # the row that was given most shows what all were given
-    given = max((evaluation.rows(places) for evaluation, _ in found.values()), key=len)
-    images = given | {label: evaluation.results[places] for label, (evaluation, _) in found.items()}
+    # rows see different inputs of the same images; the row with the most inputs shows them all
+    inputs = max((evaluation.rows(places) for evaluation, _ in measured.values()), key=len)
+    images = inputs | {label: evaluation.results[places] for label, (evaluation, _) in measured.items()}
     atomic_files.write_bytes(out / "figure.png", figures.comparison(images, panels(results)))
-    measured = {key for values in results.values() for key in values}
+    keys = {key for values in results.values() for key in values}
     about = {
         "system": options.system,
         "steps": rows[0].config.steps,
@@ -236,29 +248,29 @@ def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, found:
         "rows": {row.label: {"run": str(row.config.out), "fields": fields[row.label]} for row in rows},
         "kiln": __version__,
         "torch": torch.__version__,
-        "units": {key: unit for key, unit in UNITS.items() if key in measured},
-        "measures": {label: measures for label, (_, measures) in found.items()},
+        "units": {key: unit for key, unit in UNITS.items() if key in keys},
+        "measures": {label: measures for label, (_, measures) in measured.items()},
     }
     atomic_files.write_text(out / "table.json", json.dumps(about, indent=2) + "\n")
     return ablation_table.text(table, labels, notes)
 
 
 def ablate(options: AblateOptions, words: Sequence[str]) -> int:
-    """Train and measure the rows of an ablation, print its table; returns the exit status. Raises InputError.
+    """Train and measure the rows of an ablation, and print its table; returns the exit status. Raises InputError.
 
-    words: options of training, as on the command line, that hold for every row
+    words: the options of training that apply to every row, as on the command line
     """
     config_class(options.system)
     options.check()
     finder = FaceFinder()
     rows = plan(options, words)
     dataset = open_set(rows[0].config, *held_out(rows[0].config, options))
-    done = [standing(row) for row in rows]
+    done = [steps_done(row) for row in rows]
     # an earlier table must not look like the result of this command
     for name in ("table.md", "table.csv", "table.json", "figure.png"):
         (options.out / name).unlink(missing_ok=True)
     if status := train_all(rows, done):
         return status
-    found = measure_all(rows, dataset, options, finder)
-    print(f"\n{write(options, rows, dataset, found)}\n{options.out / 'table.json'}")
+    measured = measure_all(rows, dataset, options, finder)
+    print(f"\n{write(options, rows, dataset, measured)}\n{options.out / 'table.json'}")
     return 0

@@ -1,4 +1,4 @@
-"""The table of an ablation: a line for each row, a column for each measure."""
+"""Lays out the table of an ablation: a line for each row, a column for each measure."""
 
 import csv
 import io
@@ -11,7 +11,10 @@ Table = dict[str, dict[str, float]]  # name of a measure -> {label of a row: val
 
 
 def columns(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """results: label of a row -> measures of what its model made. Shares become percent."""
+    """The columns of the table; shares become percent.
+
+    results: label of a row -> the measures of its model's results
+    """
     table = {}
     for measure in MEASURES:
         values = {label: number(measures, measure) for label, measures in results.items()}
@@ -23,17 +26,18 @@ def columns(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _cells(table: Table, label: str) -> list[str]:
+    """The numbers of one row; "" where a measure is missing."""
     return [f"{values[label]:.4g}" if label in values else "" for values in table.values()]
 
 
 def markdown(table: Table, labels: Sequence[str], notes: Sequence[str]) -> str:
-    """The table and, below it, the notes."""
+    """The table in Markdown and, below it, the notes."""
     lines = [["row", *table], ["---"] * (1 + len(table)), *([label, *_cells(table, label)] for label in labels)]
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *notes]) + "\n"
 
 
 def text(table: Table, labels: Sequence[str], notes: Sequence[str]) -> str:
-    """The same for the terminal."""
+    """The table and the notes for the terminal."""
     lines = [["", *table], *([label, *_cells(table, label)] for label in labels)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = []
@@ -44,7 +48,7 @@ def text(table: Table, labels: Sequence[str], notes: Sequence[str]) -> str:
 
 
 def comma_separated(table: Table, labels: Sequence[str]) -> str:
-    """CSV, with every digit."""
+    """The table as CSV, with every digit of the numbers."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["row", *table])

@@ -1,4 +1,4 @@
-"""What the evaluations of all kinds of systems share: their inputs, reading images, and what they offer."""
+"""What the evaluations of all kinds of systems share: what they offer, what they need, and how they read images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +21,19 @@ from engine.inference import pictures
 from engine.inference.faces import FaceFinder
 from engine.inference.sample_grid import save_grid
 
-EXAMPLES = 8
+EXAMPLES = 8  # images in a figure, at most
 
 
 @dataclass(frozen=True)
-class Means:
-    """What measuring takes besides images: the face finder, the Inception file (or None) and the seed of draws."""
+class Tools:
+    """What measuring needs besides images.
+
+    finder:     finds faces
+    inception:  file of torch-fidelity's Inception weights; None skips the measures that need it
+    device:     where the Inception network runs
+    seed:       of the random patches and directions of the sliced Wasserstein distance
+    batch_size: images per pass of the Inception network
+    """
 
     finder: FaceFinder
     inception: Path | None
@@ -36,33 +43,34 @@ class Means:
 
 
 class Evaluation(ABC):
-    """A model's results on a data set. Images are uint8 (N, C, R, R), as they would be written.
+    """A model's results on a data set, and what can be said about them.
 
-    result  the name, in the measures, of what the model made
+    result:  name of the set of results in the measures
+    results: (N, C, R, R) uint8, with the values that a file of them would have
     """
 
     result: str
     results: Tensor
 
     @abstractmethod
-    def measure(self, means: Means) -> Measures:
-        """{set of images: {measure: value}}, the result first."""
+    def measure(self, tools: Tools) -> Measures:
+        """The measures, {set of images: {measure: value}}; the set of results comes first."""
 
     @abstractmethod
     def rows(self, chosen: Tensor) -> dict[str, Tensor]:
-        """What the results at these places came from and should be: label -> (len(chosen), C, R, R)."""
+        """The inputs and targets of the results at the places `chosen`: label -> (len(chosen), C, R, R) uint8."""
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What metrics.json says of the data."""
+        """What metrics.json says about the data."""
 
     def examples(self) -> Tensor:
-        """Places of a few results spread evenly."""
+        """The places of up to 8 results, spread evenly over all."""
         count = min(EXAMPLES, len(self.results))
         return torch.arange(count) * len(self.results) // count
 
     def draw(self, measures: Measures, out: Path) -> None:
-        """Write the figures."""
+        """Write the figures into the folder `out`."""
         chosen = self.examples()
         rows = {label: from_uint8(images) for label, images in self.rows(chosen).items()}
         save_grid(rows | {self.result: from_uint8(self.results[chosen])}, out / "examples.png")
@@ -70,7 +78,7 @@ class Evaluation(ABC):
 
 
 def read(dataset: ImageSet, indices: Iterable[int], config: TrainConfig) -> Iterator[tuple[np.ndarray, Any]]:
-    """Each image as (C, R, R) uint8, cropped and shrunk as in training, and its points in pixels of R (or None)."""
+    """Each image as (C, R, R) uint8, cropped and shrunk as in training, with its points in pixels of R (or None)."""
     for index in indices:
         image, _ = pictures.read(dataset.read(int(index)))
         placement = pictures.place(image.size, config.resolution, "crop")
@@ -79,24 +87,24 @@ def read(dataset: ImageSet, indices: Iterable[int], config: TrainConfig) -> Iter
 
 
 def read_all(dataset: ImageSet, indices: Iterable[int], config: TrainConfig) -> Tensor:
-    """The images as one (N, C, R, R) uint8."""
+    """The images as one tensor (N, C, R, R) uint8."""
     return torch.from_numpy(np.stack([pixels for pixels, _ in read(dataset, indices, config)]))
 
 
 def chunks(dataset: ImageSet, indices: np.ndarray, config: TrainConfig, what: str, size: int = 256) -> Iterator[Tensor]:
-    """The chosen images in pieces of (size, C, R, R) uint8, with progress."""
+    """The images of these indices in pieces of (size, C, R, R) uint8, with a progress bar labelled `what`."""
     for batch in in_batches(indices, size, what):
         yield read_all(dataset, batch, config)
 
 
 def spread_indices(total: int, limit: int) -> np.ndarray:
-    """`limit` (0: all) of `total` indices, spread evenly."""
+    """`limit` of `total` indices, spread evenly; 0 takes all."""
     count = min(limit or total, total)
     return np.arange(count, dtype=np.int64) * total // count
 
 
 def in_batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:
-    """Pieces of `size`, with progress."""
+    """The items in pieces of `size`, with a progress bar labelled `what`."""
     with tqdm(total=len(items), unit=" images", desc=what, disable=None, dynamic_ncols=True) as progress:
         for start in range(0, len(items), size):
             yield items[start : start + size]

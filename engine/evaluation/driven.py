@@ -1,7 +1,7 @@
-"""How good a system is that moves an image to other landmarks or another pose: ggb, reenact.
+"""Measures how good a system is that moves an image to other landmarks or another pose: ggb, reenact.
 
-A sample is a source and a target image of the same person; the result is made of the source and the target's points.
-"source" in the measures is what copying the source would give: a result no better than that has not moved.
+A sample is a source image and a target image of the same person; the result is made from the source and the target's
+points. "source" in the measures treats the source itself as the result: a result that is no better has not moved.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from engine.data.groups import fixed_words, group_images
 from engine.data.landmarks import POINTS
 from engine.data.pixel_values import network_input, result_pixels
 from engine.evaluation import figures
-from engine.evaluation.base import Evaluation, Means, in_batches, read, spread_indices
+from engine.evaluation.base import Evaluation, Tools, in_batches, read, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity, landmark_error
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
@@ -27,46 +27,50 @@ NO_DETECTOR = "skipped: there is no detector for these points, only for the 68 o
 
 
 class Driven(Evaluation):
-    """sources, results, targets; points (N, K, 2): those of the targets, in pixels of R."""
+    """The evaluation of a system of the kind drive.
+
+    sources, results, targets: (N, C, R, R) uint8
+    points: (N, K, 2) float32, the landmarks of the targets in pixels of R
+    """
 
     result = "result"
 
     def __init__(self, model: Trained, dataset: ImageSet, *, limit: int, batch_size: int):
         groups = group_images(dataset, 2)
         samples = spread_indices(groups.count, limit)
-        chosen = groups(samples, fixed_words(len(samples)))[:2].T
+        pairs = groups(samples, fixed_words(len(samples)))[:2].T
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for batch in in_batches(chosen, batch_size, "driving"):
+        for batch in in_batches(pairs, batch_size, "driving"):
             parts.append(drive(model, dataset, batch))
         self.sources, self.results, self.targets, self.points = map(torch.cat, zip(*parts, strict=True))
         self._data = dataset
 
-    def measure(self, means: Means) -> Measures:
-        """ "result", "source" (as if it were the result) and "target"."""
+    def measure(self, tools: Tools) -> Measures:
+        """The measures of "result", of "source" (as if it were the result) and of "target"."""
         sets = {"result": self.results, "source": self.sources, "target": self.targets}
-        found: Measures = {name: {} for name in sets}
+        measures: Measures = {name: {} for name in sets}
         for name in ("result", "source"):
-            found[name] |= compare(sets[name], self.targets)
-        found["result"]["swd"] = distribution_distance(self.results, self.targets, means.seed)
-        for name, rate in detection_rates(sets, means.finder).items():
-            found[name]["detection_rate"] = rate
-        found["result"]["identity"] = identity(self.results, self.sources) or SKIPPED
+            measures[name] |= compare(sets[name], self.targets)
+        measures["result"]["swd"] = distribution_distance(self.results, self.targets, tools.seed)
+        for name, rate in detection_rates(sets, tools.finder).items():
+            measures[name]["detection_rate"] = rate
+        measures["result"]["identity"] = identity(self.results, self.sources) or SKIPPED
         if self.points.shape[1] != POINTS:
-            found["result"]["landmark_error"] = NO_DETECTOR
+            measures["result"]["landmark_error"] = NO_DETECTOR
         else:
             for name, images in sets.items():
                 error = landmark_error(images, self.points)
                 if error is None:
-                    found["result"]["landmark_error"] = SKIPPED
+                    measures["result"]["landmark_error"] = SKIPPED
                     break
-                found[name]["landmark_error"] = error
-        found["result"] |= inception_measures(
-            self.results, self.targets, means.inception, means.device, means.batch_size
+                measures[name]["landmark_error"] = error
+        measures["result"] |= inception_measures(
+            self.results, self.targets, tools.inception, tools.device, tools.batch_size
         )
-        return found
+        return measures
 
     def rows(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Source and target."""
+        """The sources and the targets of these results."""
         return {"source": self.sources[chosen], "target": self.targets[chosen]}
 
     def about(self) -> dict[str, Any]:
@@ -79,9 +83,13 @@ class Driven(Evaluation):
         atomic_files.write_bytes(out / "heatmaps.png", maps)
 
 
-def drive(model: Trained, dataset: ImageSet, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """chosen (B, 2): source and target -> sources, results, targets uint8, points of the targets float32 (B, K, 2)."""
-    pairs = list(read(dataset, chosen.reshape(-1), model.config))
+def drive(model: Trained, dataset: ImageSet, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Move the sources of a batch of pairs to the points of their targets.
+
+    indices: (B, 2), the source and the target of each pair in the data set
+    Returns sources, results and targets (B, C, R, R) uint8, and the points of the targets (B, K, 2) float32.
+    """
+    pairs = list(read(dataset, indices.reshape(-1), model.config))
     pixels = np.stack([pixels for pixels, _ in pairs])
     sources, targets = pixels[0::2], pixels[1::2]
     points = torch.from_numpy(np.stack([points for _, points in pairs[1::2]]))

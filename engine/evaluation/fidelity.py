@@ -1,7 +1,7 @@
-"""Inception Score and Fréchet Inception Distance by torch-fidelity, with Inception weights from a local file.
+"""Computes Inception Score and Fréchet Inception Distance by torch-fidelity, with Inception weights from a local file.
 
-Nothing is downloaded: without the file, or where torch-fidelity cannot be imported, the measures are skipped and say
-how to get them. A file that was asked for and is missing, or another one, is an error.
+Nothing is downloaded. Without the file, or where torch-fidelity cannot be imported, the measures are skipped and say
+how to get them. A file that the user names and that is missing or not the known file is an error.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ from engine.host.environment import attempt
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-SPLITS = 10  # of the Inception Score, as Salimans et al. 2016
+SPLITS = 10  # of the Inception Score, as in Salimans et al. 2016
 NO_WEIGHTS = f"skipped: no Inception weights; download {URL} and give it with --inception-weights"
 
 
 def check_weights(path: Path) -> None:
-    """Raises InputError unless `path` is torch-fidelity's Inception file."""
+    """Raise InputError unless `path` is torch-fidelity's file of Inception weights."""
     try:
         with path.open("rb") as file:
-            found = hashlib.sha256()
+            digest = hashlib.sha256()
             while block := file.read(1 << 20):
-                found.update(block)
+                digest.update(block)
     except OSError as error:
         raise InputError(f"--inception-weights {path}: {error.strerror}; the file is at {URL}") from None
-    if found.hexdigest() != DIGEST:
+    if digest.hexdigest() != DIGEST:
         raise InputError(
-            f"--inception-weights {path} is not the known file (its SHA-256 begins with {found.hexdigest()[:8]}, not "
+            f"--inception-weights {path} is not the known file (its SHA-256 begins with {digest.hexdigest()[:8]}, not "
             f"{DIGEST[:8]}); download {URL}"
         )
 
@@ -43,12 +43,12 @@ def usable() -> tuple[ModuleType | None, str | None]:
     module, problem = attempt("torch_fidelity")
     if module is not None:
         return module, None
-    cure = TORCHVISION if "torchvision" in problem else "pip install kiln-engine[fid]"
-    return None, f"skipped: torch-fidelity is not usable ({problem}); {cure}"
+    fix = TORCHVISION if "torchvision" in problem else "pip install kiln-engine[fid]"
+    return None, f"skipped: torch-fidelity is not usable ({problem}); {fix}"
 
 
 class _Images(Dataset):
-    """(N, 3, R, R) uint8, one by one, as torch-fidelity reads."""
+    """A tensor (N, C, R, R) uint8 as torch-fidelity reads images: one by one, with 3 channels."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
@@ -65,9 +65,10 @@ def inception_measures(
 ) -> dict[str, dict[str, float] | float | str]:
     """{"inception_score": {"mean", "std"}, "fid": value}, or why each was skipped.
 
-    results, reals: (N, C, R, R) and (M, C, R, R) uint8; grey is repeated. weights: a file that check_weights accepts.
-    The score is that of `results`, over 10 splits (fewer images: as many splits as images). With few images the FID is
-    biased upwards and the score downwards: compare only values of equal numbers.
+    results, reals: (N, C, R, R) and (M, C, R, R) uint8; a grey channel is repeated three times
+    weights:        a file that check_weights accepts, or None
+    The score is that of `results`, over 10 splits, or over as many splits as there are images when these are fewer.
+    With few images the FID is biased upwards and the score downwards: compare only values of equally many images.
     """
     module, why = usable() if weights is not None else (None, NO_WEIGHTS)
     if module is None:
@@ -75,7 +76,7 @@ def inception_measures(
     if min(len(results), len(reals)) < 2:
         why = "skipped: at least two images are needed"
         return {"inception_score": why, "fid": why}
-    found = module.calculate_metrics(
+    metrics = module.calculate_metrics(
         input1=_Images(results),
         input2=_Images(reals),
         isc=True,
@@ -85,8 +86,8 @@ def inception_measures(
         cuda=device.type == "cuda",
         feature_extractor_weights_path=str(weights),
         cache=False,
-        save_cpu_ram=True,  # no worker processes
+        save_cpu_ram=True,  # reads without worker processes
         verbose=False,
     )
-    score = {"mean": float(found["inception_score_mean"]), "std": float(found["inception_score_std"])}
-    return {"inception_score": score, "fid": float(found["frechet_inception_distance"])}
+    score = {"mean": float(metrics["inception_score_mean"]), "std": float(metrics["inception_score_std"])}
+    return {"inception_score": score, "fid": float(metrics["frechet_inception_distance"])}

@@ -1,4 +1,4 @@
-"""The figures of `evaluate` and `ablate`: error heatmaps, bars, comparisons."""
+"""Draws the figures of `kiln evaluate` and `kiln ablate`: error heatmaps, bars, comparisons."""
 
 import io
 import textwrap
@@ -11,21 +11,27 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-FULL_ERROR = 96  # of 255: what is this far off, or further, has the last colour
+FULL_ERROR = 96  # of 255: an error of this size or more has the last colour of a heatmap
 _COLOURS = ("#b4451f", "#8d99a6", "#2b6a99", "#d9a441", "#5b8c5a", "#7a5c86", "#3f4a54")
 _STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "font.family": "sans-serif"}
 
 
 def error_maps(results: Tensor, originals: Tensor) -> np.ndarray:
-    """(N, C, H, W) uint8 twice -> (N, H, W) float: absolute error in 0..255, averaged over the channels."""
+    """The absolute error of each pixel, averaged over the channels.
+
+    results, originals: (N, C, H, W) uint8. Returns (N, H, W) float32 in 0..255.
+    """
     return (results.float() - originals.float()).abs().mean(dim=1).numpy()
 
 
 def heatmaps(rows: Mapping[str, Tensor], result: str, results: Tensor, wanted: Tensor) -> bytes:
-    """PNG: the rows, the results and the errors between results and what was wanted, a column for each sample.
+    """A PNG of the rows, the results, and the errors of the results, with a column for each sample.
 
-    rows: label -> (N, C, H, W) uint8, such as source and target; result: the label of the results. Errors in viridis:
-    0 is blue, 96 of 255 and more is yellow; below each its mean.
+    rows:    label -> (N, C, H, W) uint8, such as source and target
+    result:  the label of the results
+    results: (N, C, H, W) uint8
+    wanted:  (N, C, H, W) uint8, which the results are compared to
+    Errors have the colours of viridis, from blue for 0 to yellow for 96 of 255 and more; below each is its mean.
     """
     rows = {**rows, result: results}
     count, height = len(results), len(rows) + 1
@@ -49,20 +55,21 @@ def heatmaps(rows: Mapping[str, Tensor], result: str, results: Tensor, wanted: T
 
 
 def show(ax: Any, image: Tensor) -> None:
-    """Draw (C, H, W) uint8 without axes."""
+    """Draw an image (C, H, W) uint8 without axes."""
     ax.imshow(image.permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=255)
     _bare(ax)
 
 
 def _bare(ax: Any) -> None:
+    """Remove ticks and frame."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
 
 def bars(panels: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG: one small bar chart for each measure.
+    """A PNG with one small bar chart for each measure.
 
-    panels: {"title": str, "bars": {label: (value, deviation or None)}}; the order of the labels gives the colours.
+    panels: each {"title": str, "bars": {label: (value, deviation or None)}}; the order of the labels gives the colours
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -74,9 +81,10 @@ def bars(panels: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def comparison(images: Mapping[str, Tensor], panels: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG of an ablation: rows of images for the same inputs, and the bars of the measures below.
+    """A PNG of an ablation: rows of images for the same inputs, and below them the bars of the measures.
 
-    images: label -> (N, C, H, W) uint8, the same N in each. panels: as in bars.
+    images: label -> (N, C, H, W) uint8, with the same N in each
+    panels: as for `bars`
     """
     count, columns = len(next(iter(images.values()))), 3
     below = -(-len(panels) // columns)
@@ -97,6 +105,7 @@ def comparison(images: Mapping[str, Tensor], panels: Sequence[Mapping[str, Any]]
 
 
 def _panels(axes: Any, panels: Sequence[Mapping[str, Any]]) -> None:
+    """Draw a bar chart on each of the axes, and hide the axes that are left."""
     labels = list(dict.fromkeys(label for panel in panels for label in panel["bars"]))
     for ax, panel in zip(axes.flat, panels, strict=False):
         _panel(ax, panel, labels)
@@ -105,6 +114,7 @@ def _panels(axes: Any, panels: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _panel(ax: Any, panel: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """Draw one bar chart; the place of a bar's label in `labels` gives its colour."""
     names = list(panel["bars"])
     values = [panel["bars"][name][0] for name in names]
     spread = [panel["bars"][name][1] or 0.0 for name in names]
@@ -116,7 +126,7 @@ def _panel(ax: Any, panel: Mapping[str, Any], labels: Sequence[str]) -> None:
         ax.annotate(f"{value:.3g}", (position, value + deviation), ha="center", va="bottom", xytext=(0, 2),
                     textcoords="offset points")  # fmt: skip
     if len(names) > 3:
-        # so many names do not fit side by side
+        # more than three names fit side by side only in small letters and several lines
         wrapped = [textwrap.fill(name, max(6, 36 // len(names)), break_long_words=False) for name in names]
         ax.set_xticks(range(len(names)), wrapped, fontsize=7)
     if len(names) == 1:

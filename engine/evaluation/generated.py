@@ -1,4 +1,4 @@
-"""How good a face generator is: began, dcgan, wgan. Images from noise, beside real ones and the training images."""
+"""Measures how good a face generator is (began, dcgan, wgan), against real images and its training images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +10,7 @@ from torch import Tensor
 
 from engine.data import ImageSet
 from engine.data.pixel_values import from_uint8, result_pixels
-from engine.evaluation.base import (
-    Evaluation,
-    Means,
-    chunks,
-    in_batches,
-    read_all,
-    spread_indices,
-)
+from engine.evaluation.base import Evaluation, Tools, chunks, in_batches, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, package, recognition
 from engine.evaluation.measures import Measures, detection_rates, distribution_distance
@@ -27,7 +20,13 @@ from engine.inference.trained import Trained
 
 
 class Generated(Evaluation):
-    """results: `count` images from noise of the seed; reals: as many of the data set; training: to find copies in."""
+    """The evaluation of a system of the kind generate.
+
+    results:  (count, C, R, R) uint8, made from the noise of the seed
+    reals:    (M, C, R, R) uint8, up to `limit` images of the data set
+    training: the images that the generator was trained on, in which copies are looked for
+    nearest:  (count, C, R, R) uint8, the training image nearest to each result; None before `measure`
+    """
 
     result = "generated"
 
@@ -45,26 +44,29 @@ class Generated(Evaluation):
         self._known = spread_indices(len(training), limit)
         self.nearest: Tensor | None = None
 
-    def measure(self, means: Means) -> Measures:
-        """ "generated" and "real"."""
+    def measure(self, tools: Tools) -> Measures:
+        """The measures of "generated" and "real"."""
         sets = {"generated": self.results, "real": self.reals}
-        found: Measures = {"generated": {}, "real": {}}
-        found["generated"]["swd"] = distribution_distance(self.results, self.reals, means.seed)
-        found["generated"] |= inception_measures(
-            self.results, self.reals, means.inception, means.device, means.batch_size
+        measures: Measures = {"generated": {}, "real": {}}
+        measures["generated"]["swd"] = distribution_distance(self.results, self.reals, tools.seed)
+        measures["generated"] |= inception_measures(
+            self.results, self.reals, tools.inception, tools.device, tools.batch_size
         )
-        for name, rate in detection_rates(sets, means.finder).items():
-            found[name]["detection_rate"] = rate
+        for name, rate in detection_rates(sets, tools.finder).items():
+            measures[name]["detection_rate"] = rate
         if package() is None:
-            found["generated"]["recognition"] = SKIPPED
+            measures["generated"]["recognition"] = SKIPPED
         else:
             training = chunks(self.training, self._known, self._config, "recognising faces")
-            found["generated"]["recognition"] = recognition(self.results, training)
-        self._find_copies(found)
-        return found
+            measures["generated"]["recognition"] = recognition(self.results, training)
+        self._find_copies(measures)
+        return measures
 
-    def _find_copies(self, found: Measures) -> None:
-        """The nearest training image of every generated one; of the real ones too, as the scale to read it by."""
+    def _find_copies(self, measures: Measures) -> None:
+        """Add "nearest" to the measures: how far each image is from its nearest training image.
+
+        Real images are measured too, for comparison. The images nearest to the generated ones are kept for the figures.
+        """
         of_results = nearest(self.results, self._all("finding neighbours"))
         itself = torch.from_numpy(self.real_indices) if self.training.digest == self._data.digest else None
         self.nearest = of_results.images
@@ -72,17 +74,18 @@ class Generated(Evaluation):
         if itself is None or len(self.training) > 1:
             distances["real"] = nearest(self.reals, self._all("for the scale"), leave_out=itself).distance
         for name, values in distances.items():
-            found[name]["nearest"] = {
+            measures[name]["nearest"] = {
                 "mean": float(values.mean()),
                 "std": float(values.std(correction=0)),
                 "least": float(values.min()),
             }
 
     def _all(self, what: str) -> Iterator[Tensor]:
+        """All training images in pieces."""
         return chunks(self.training, np.arange(len(self.training)), self._config, what)
 
     def rows(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Nothing: they came from noise."""
+        """No rows: generated images come from noise."""
         return {}
 
     def about(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Faces as the face_recognition package sees them, where it is installed: who it is, and the 68 landmarks."""
+"""Measures identity and landmark errors with the face_recognition package, where it is installed."""
 
 from collections.abc import Iterable
 from types import ModuleType
@@ -10,9 +10,9 @@ from engine.host.environment import attempt
 
 SKIPPED = "not measured: face_recognition is not installed (pip install face_recognition)"
 SAME_PERSON = 0.6  # the package's own threshold
-_WORKING_SIDE = 256  # the detector wants faces of about 80 pixels
+_WORKING_SIDE = 256  # images are enlarged to about this side, because the detector needs faces of about 80 pixels
 
-# the package names the 68 points by part, some of them twice; this is the place of each named point in the iBUG order
+# face_recognition gives the 68 points by part, and some of them twice: part -> places of its points in the iBUG order
 _PARTS = {
     "chin": range(17),
     "left_eyebrow": range(17, 22),
@@ -28,14 +28,16 @@ _OUTER_EYES = (36, 45)
 
 
 def package() -> ModuleType | None:
-    """face_recognition, or None where it is not installed."""
+    """The module face_recognition, or None where it is not installed."""
     return attempt("face_recognition")[0]
 
 
 def identity(results: Tensor, originals: Tensor) -> dict[str, float] | None:
-    """Mean distance of the face embeddings, the share of pairs closer than 0.6, and how many pairs had two faces.
+    """How alike the faces of results and originals are, pair by pair; None where face_recognition is missing.
 
-    results, originals: (N, 3, R, R) uint8. None where the package is missing.
+    results, originals: (N, C, R, R) uint8
+    Returns "distance", the mean distance of the face embeddings, "same_person", the share of pairs closer than 0.6, and
+    "pairs", the number of pairs in which both images have a face; only "pairs" when there is none.
     """
     module = package()
     if module is None:
@@ -52,10 +54,11 @@ def identity(results: Tensor, originals: Tensor) -> dict[str, float] | None:
 
 
 def recognition(generated: Tensor, training: Iterable[Tensor]) -> dict[str, int] | None:
-    """How many generated images have no face that the package detects, and how many show a person of the training set.
+    """How many generated images show no face or a person of the training set; None where face_recognition is missing.
 
-    generated: (N, 3, R, R) uint8; training: the same in pieces. "identified": closer than 0.6 to any training face.
-    None where the package is missing. Source: the face generator's paper, section 4 (1,000 images).
+    generated: (N, C, R, R) uint8; training: the training images in such pieces
+    Returns "images", "not_detected" (images without a face), "identified" (images closer than 0.6 to a training face)
+    and "training_faces". Source: the face generator's paper, section 4 (1,000 images).
     """
     module = package()
     if module is None:
@@ -78,21 +81,21 @@ def recognition(generated: Tensor, training: Iterable[Tensor]) -> dict[str, int]
 
 
 def landmark_error(results: Tensor, points: Tensor) -> dict[str, float] | None:
-    """How far the landmarks found in the results lie from where they should be.
+    """How far the landmarks in the results lie from the wanted points; None where face_recognition is missing.
 
-    results: (N, C, R, R) uint8; points: (N, 68, 2) x, y in pixels of R (NaN: unknown).
-    "pixels": mean distance; "percent": of the distance between the wanted outer corners of the eyes; "images": how many
-    had a face. None where the package is missing.
+    results: (N, C, R, R) uint8; points: (N, 68, 2) x, y in pixels of R (NaN is an unknown point)
+    Returns "pixels", the mean distance, "percent", the same in percent of the distance between the outer corners of the
+    eyes in `points`, and "images", the number of results with a face; only "images" when there is none.
     """
     module = package()
     if module is None:
         return None
     pixels, percent = [], []
     for image, wanted in zip(results, points.double().numpy(), strict=True):
-        found = _landmarks(module, image)
-        if found is None or not np.isfinite(wanted[list(_OUTER_EYES)]).all():
+        detected = _landmarks(module, image)
+        if detected is None or not np.isfinite(wanted[list(_OUTER_EYES)]).all():
             continue
-        error = float(np.nanmean(np.linalg.norm(found - wanted, axis=1)))
+        error = float(np.nanmean(np.linalg.norm(detected - wanted, axis=1)))
         pixels.append(error)
         percent.append(100 * error / float(np.linalg.norm(wanted[_OUTER_EYES[0]] - wanted[_OUTER_EYES[1]])))
     if not pixels:
@@ -101,7 +104,7 @@ def landmark_error(results: Tensor, points: Tensor) -> dict[str, float] | None:
 
 
 def _enlarged(image: Tensor) -> tuple[np.ndarray, int]:
-    """(C, R, R) -> (S, S, 3) uint8, pixels repeated by a whole factor, and that factor."""
+    """An image (C, R, R) uint8 as (S, S, 3) uint8, with pixels repeated by a whole factor, and that factor."""
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
@@ -110,12 +113,13 @@ def _enlarged(image: Tensor) -> tuple[np.ndarray, int]:
 
 
 def _embed(module: ModuleType, image: Tensor) -> np.ndarray | None:
-    found = module.face_encodings(_enlarged(image)[0])
-    return found[0] if found else None
+    """The embedding (128,) of the first face, or None without a face."""
+    embeddings = module.face_encodings(_enlarged(image)[0])
+    return embeddings[0] if embeddings else None
 
 
 def _landmarks(module: ModuleType, image: Tensor) -> np.ndarray | None:
-    """(68, 2) in pixels of the image, or None without a face."""
+    """The landmarks (68, 2) of the first face in pixels of the image, or None without a face."""
     pixels, factor = _enlarged(image)
     faces = module.face_landmarks(pixels)
     if not faces:

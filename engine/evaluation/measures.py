@@ -1,7 +1,7 @@
-"""What is measured, in which unit, and how it reads as a table and as bars.
+"""Names the measures and their units, lays them out as a table and as bars, and measures whole sets of images.
 
-The measures of an evaluation are {set of images: {measure: value}}: a number, {"mean": ..., "std": ...}, another dict
-of numbers, or a string that says why it was not measured.
+The measures of an evaluation are {set of images: {measure: value}}. A value is a number, {"mean": ..., "std": ...},
+another dict of numbers, or a string that says why it was not measured.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,12 @@ NO_FACES = "not measured: face_recognition finds no face to compare"
 class Measure:
     """One line of the table.
 
-    key, part  where its number stands in a set's measures: measures[key] or measures[key][part]
-    title      of its bars; None: no bars
+    key, part: the place of its number in the measures of a set, measures[key] or measures[key][part]
+    label:     its name in the table
+    unit:      its unit, and how it is measured
+    title:     of its bar chart; None draws no bars
+    form:      how the number is printed
+    percent:   the number is a share that figures and ablations show in percent
     """
 
     key: str
@@ -67,7 +71,7 @@ UNITS = {measure.key: measure.unit for measure in reversed(MEASURES)}
 
 
 def number(measures: Mapping[str, Any], measure: Measure) -> tuple[float, float | None] | None:
-    """(value, deviation or None) of one set of images; None where it was not measured."""
+    """(value, deviation or None) of a measure of one set of images; None where it was not measured."""
     value = measures.get(measure.key)
     if isinstance(value, Mapping):
         deviation = value.get("std") if measure.part == "mean" else None
@@ -78,11 +82,11 @@ def number(measures: Mapping[str, Any], measure: Measure) -> tuple[float, float 
 
 
 def skipped(measures: Measures) -> list[str]:
-    """A line for each reason why something was not measured (of any set)."""
+    """A line for each reason why measures are missing, of any set: the labels of the measures and the reason."""
     reasons: dict[str, list[str]] = {}
     labels = {measure.key: measure.label for measure in reversed(MEASURES)}
-    for found in measures.values():
-        for key, value in found.items():
+    for of_set in measures.values():
+        for key, value in of_set.items():
             why = NO_FACES if isinstance(value, dict) and 0 in (value.get("pairs"), value.get("images")) else value
             if isinstance(why, str) and labels[key] not in reasons.setdefault(why, []):
                 reasons[why].append(labels[key])
@@ -90,7 +94,7 @@ def skipped(measures: Measures) -> list[str]:
 
 
 def table(measures: Measures) -> str:
-    """The measures for the terminal: a column for each set of images; what was skipped, and why, below."""
+    """The measures for the terminal: a column for each set of images, and below them what was skipped and why."""
     lines = [f"{'':<16}" + "".join(f"{name:>12}" for name in measures)]
     for measure in MEASURES:
         lines += _lines(measures, measure)
@@ -98,13 +102,15 @@ def table(measures: Measures) -> str:
 
 
 def _lines(measures: Measures, measure: Measure) -> list[str]:
+    """The lines of one measure; of the sliced Wasserstein distance, one for each level of the pyramid and the mean."""
+
     def line(label: str, values: list[float | None]) -> str:
         return f"{label:<16}" + "".join(f"{'' if v is None else format(v, measure.form):>12}" for v in values)
 
-    found = [number(values, measure) for values in measures.values()]
-    if not any(found):
+    numbers = [number(values, measure) for values in measures.values()]
+    if not any(numbers):
         return []
-    lines = [line(measure.label, [value and value[0] for value in found])]
+    lines = [line(measure.label, [value and value[0] for value in numbers])]
     if measure.key == "swd":
         levels = [values.get("swd") if isinstance(values.get("swd"), dict) else {} for values in measures.values()]
         sides = [side for side in max(levels, key=len) if side != "mean"]
@@ -113,37 +119,38 @@ def _lines(measures: Measures, measure: Measure) -> list[str]:
 
 
 def panels(measures: Measures) -> list[dict[str, Any]]:
-    """What figures.bars draws."""
-    found = []
+    """The bar charts of the measures, as `figures.bars` draws them."""
+    charts = []
     for measure in MEASURES:
         values = {name: number(values, measure) for name, values in measures.items()}
         bars = {name: value for name, value in values.items() if value is not None}
         if measure.title and bars:
             scale = 100 if measure.percent else 1
             bars = {name: (scale * value, deviation) for name, (value, deviation) in bars.items()}
-            found.append({"title": measure.title, "bars": bars})
-    return found
+            charts.append({"title": measure.title, "bars": bars})
+    return charts
 
 
 # measures of whole sets
 
 
 def compare(results: Tensor, wanted: Tensor) -> dict[str, dict[str, float | None]]:
-    """L1, PSNR and SSIM of (N, C, R, R) uint8 image by image: mean and deviation.
+    """Mean and deviation of L1, PSNR and SSIM over the pairs of images; results, wanted: (N, C, R, R) uint8.
 
-    The PSNR of equal images is infinite: they are counted ("equal") and left out; with no others there is no mean.
+    The PSNR of equal images is infinite: these pairs are counted as "equal" and left out of the mean, which is None
+    when all pairs are equal.
     """
-    found: dict[str, dict[str, float | None]] = {}
+    measures: dict[str, dict[str, float | None]] = {}
     for key, values in likeness(results, wanted).items():
         finite = values[values.isfinite()]
         some = len(finite) > 0
-        found[key] = {
+        measures[key] = {
             "mean": float(finite.mean()) if some else None,
             "std": float(finite.std(correction=0)) if some else None,
         }
         if len(finite) < len(values):
-            found[key]["equal"] = float(len(values) - len(finite))
-    return found
+            measures[key]["equal"] = float(len(values) - len(finite))
+    return measures
 
 
 def spread(images: Tensor, count: int) -> Tensor:
@@ -152,13 +159,13 @@ def spread(images: Tensor, count: int) -> Tensor:
 
 
 def distribution_distance(results: Tensor, reals: Tensor, seed: int) -> dict[str, float]:
-    """The sliced Wasserstein distance of as many images as both sets have."""
+    """The sliced Wasserstein distance of two sets (N, C, R, R) uint8; the larger one is thinned to equal size."""
     count = min(len(results), len(reals))
     return sliced_wasserstein.distance(spread(results, count), spread(reals, count), seed=seed)
 
 
 def detection_rates(sets: Mapping[str, Tensor], finder: FaceFinder) -> dict[str, float]:
-    """Set -> share of its images (N, C, R, R) uint8 in which the cascade finds a face."""
+    """Name of a set -> share of its images (N, C, R, R) uint8 in which the cascade finds a face."""
     rates = {}
     total = sum(map(len, sets.values()))
     with tqdm(total=total, unit=" images", desc="finding faces", disable=None, dynamic_ncols=True) as progress:

@@ -1,4 +1,4 @@
-"""The nearest images of a set, so that a generator that memorises its training images shows."""
+"""Finds the nearest images of a set, which shows whether a generator has memorised its training images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,30 +11,33 @@ from engine.data.pixel_values import from_uint8
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each query: the nearest image's number in the set, (N,) int64, whether mirrored, and how far, (N,) float32.
+    """The nearest image of a set for each of N queries.
 
-    The distance is the root mean square over pixels and channels, with images in [-1, 1].
+    index:    (N,) int64, its number in the set
+    mirrored: (N,) bool, whether its mirror image is the nearest
+    distance: (N,) float32, the root mean square difference over pixels and channels, with images in [-1, 1]
+    images:   (N, C, R, R) uint8, the nearest images, mirrored where the mirror image is nearer
     """
 
     index: Tensor
     mirrored: Tensor
     distance: Tensor
-    images: Tensor  # (N, C, R, R) uint8, as they look best (mirrored where that is nearer)
+    images: Tensor
 
 
 def nearest(queries: Tensor, chunks: Iterable[Tensor], *, leave_out: Tensor | None = None) -> Nearest:
-    """The nearest image of a set, or mirror image of one, for every query.
+    """The nearest image, or mirror image, of a set for every query.
 
-    queries:   (N, C, R, R) uint8.
-    chunks:    the set in order, in pieces (M, C, R, R) uint8.
-    leave_out: (N,) the number of an image that is not the query's neighbour (itself), or None.
+    queries:   (N, C, R, R) uint8
+    chunks:    the set in order, in pieces (M, C, R, R) uint8
+    leave_out: (N,) int64, for each query the number of an image that does not count (the query itself), or None
     Raises ValueError for an empty set.
     """
     flat = _flat(queries)
     rows = torch.arange(len(queries))
     best = torch.full((len(queries),), float("inf"))
     index, mirrored = torch.zeros(len(queries), dtype=torch.int64), torch.zeros(len(queries), dtype=torch.bool)
-    kept, start = torch.zeros_like(queries), 0
+    nearest_images, start = torch.zeros_like(queries), 0
     for chunk in chunks:
         for flipped in (False, True):
             images = chunk.flip(3) if flipped else chunk
@@ -45,11 +48,11 @@ def nearest(queries: Tensor, chunks: Iterable[Tensor], *, leave_out: Tensor | No
             values, places = squared.min(1)
             better = values < best
             best[better], index[better] = values[better], start + places[better]
-            mirrored[better], kept[better] = flipped, images[places[better]]
+            mirrored[better], nearest_images[better] = flipped, images[places[better]]
         start += len(chunk)
     if not start:
         raise ValueError("the set is empty")
-    return Nearest(index, mirrored, best.sqrt() / queries[0].numel() ** 0.5, kept)
+    return Nearest(index, mirrored, best.sqrt() / queries[0].numel() ** 0.5, nearest_images)
 
 
 def _flat(images: Tensor) -> Tensor:
@@ -58,6 +61,9 @@ def _flat(images: Tensor) -> Tensor:
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(N, D), (M, D) -> (N, M); exact zeros for equal rows would need cdist's slow way, so tiny negatives are cut."""
+    """The squared distances (N, M) of the rows of a (N, D) and b (M, D).
+
+    Rounding can make the distance of equal rows slightly negative, which is cut to 0; cdist's exact way is slow.
+    """
     squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
     return squared.clamp_min(0)

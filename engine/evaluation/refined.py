@@ -1,9 +1,10 @@
-"""How good a refiner is: refiner, simgan, cyclegan.
+"""Measures how good a refiner is: refiner, simgan, cyclegan.
 
-The refiner makes each image anew from its own shrunken copies and is compared with it; "input" is what it saw, its
-sharpest copy enlarged bilinearly, and a refiner has to be better than that. The others refine synthetic images: L1,
-PSNR, SSIM and identity then say how much of the input stays (the paper's likeness and |x - R(x)|), and the sliced
-Wasserstein distance, FID and detection rate how much like photos it has become.
+The system refiner makes each image anew from shrunken copies of it, and the result is compared with the image. "input"
+is the sharpest of these copies, enlarged bilinearly; the result has to be better than the input.
+The systems simgan and cyclegan refine synthetic images. L1, PSNR, SSIM and identity then say how much of the input
+stays (the paper's likeness and |x - R(x)|); sliced Wasserstein distance, FID and detection rate say how much like
+photos the result has become.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from engine.data import ImageSet
 from engine.data.pixel_values import network_input, result_pixels
 from engine.evaluation import figures
-from engine.evaluation.base import Evaluation, Means, in_batches, read, read_all, spread_indices
+from engine.evaluation.base import Evaluation, Tools, in_batches, read, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
@@ -28,7 +29,13 @@ NO_REAL = "skipped: needs real photos to compare to; give them with --real"
 
 
 class Refined(Evaluation):
-    """inputs, results, originals: what the model saw (enlarged), its results, the images; reals: photos, or None."""
+    """The evaluation of a system of the kind refine; all images are (N, C, R, R) uint8.
+
+    inputs:    what the model saw, enlarged
+    results:   what the model made of it
+    originals: the images of the data set
+    reals:     photos to compare with as a set, or None
+    """
 
     result = "refined"
 
@@ -56,31 +63,31 @@ class Refined(Evaluation):
             self.reals = read_all(real, spread_indices(len(real), len(indices)), config)
         self._data, self._real = dataset, real
 
-    def measure(self, means: Means) -> Measures:
-        """ "refined", "input", and what they are compared to: "original" or "real" or both."""
+    def measure(self, tools: Tools) -> Measures:
+        """The measures of "refined", "input", and of the sets that they are compared to: "original", "real" or both."""
         sets = {"refined": self.results, "input": self.inputs}
         if self.inject:
             sets["original"] = self.originals
         if self.reals is not None:
             sets["real"] = self.reals
-        found: Measures = {name: {} for name in sets}
-        found["refined"] |= compare(self.results, self.originals)
+        measures: Measures = {name: {} for name in sets}
+        measures["refined"] |= compare(self.results, self.originals)
         if self.inject:
-            found["input"] |= compare(self.inputs, self.originals)
+            measures["input"] |= compare(self.inputs, self.originals)
         photos = self.reals if self.reals is not None else self.originals if self.inject else None
         for name in ("refined", "input"):
-            found[name]["swd"] = NO_REAL if photos is None else distribution_distance(sets[name], photos, means.seed)
-        for name, rate in detection_rates(sets, means.finder).items():
-            found[name]["detection_rate"] = rate
-        found["refined"]["identity"] = identity(self.results, self.originals) or SKIPPED
+            measures[name]["swd"] = NO_REAL if photos is None else distribution_distance(sets[name], photos, tools.seed)
+        for name, rate in detection_rates(sets, tools.finder).items():
+            measures[name]["detection_rate"] = rate
+        measures["refined"]["identity"] = identity(self.results, self.originals) or SKIPPED
         if photos is None:
-            return found | {"refined": found["refined"] | {"fid": NO_REAL, "inception_score": NO_REAL}}
-        inception = inception_measures(self.results, photos, means.inception, means.device, means.batch_size)
-        found["refined"] |= inception
-        return found
+            return measures | {"refined": measures["refined"] | {"fid": NO_REAL, "inception_score": NO_REAL}}
+        inception = inception_measures(self.results, photos, tools.inception, tools.device, tools.batch_size)
+        measures["refined"] |= inception
+        return measures
 
     def rows(self, chosen: Tensor) -> dict[str, Tensor]:
-        """What the model saw at each size, and the image."""
+        """The copies that the model saw, each enlarged, and the images."""
         images = self.originals[chosen]
         if not self.inject:
             return {"input": images}
@@ -92,12 +99,12 @@ class Refined(Evaluation):
         return {**copies, "original": images}
 
     def about(self) -> dict[str, Any]:
-        found = {"data_digest": self._data.digest, "images": len(self.results)}
+        data = {"data_digest": self._data.digest, "images": len(self.results)}
         if self.inject:
-            found["inject"] = list(self.inject)
+            data["inject"] = list(self.inject)
         if self._real is not None:
-            found |= {"real": str(self._real.root), "real_digest": self._real.digest, "real_images": len(self.reals)}
-        return found
+            data |= {"real": str(self._real.root), "real_digest": self._real.digest, "real_images": len(self.reals)}
+        return data
 
     def draw(self, measures: Measures, out: Path) -> None:
         super().draw(measures, out)
@@ -108,10 +115,13 @@ class Refined(Evaluation):
 
 
 def seen_by(images: Tensor, side: int) -> Tensor:
-    """The shrunken copy of `side` pixels, enlarged bilinearly to the images' size, pixel centres where they were."""
+    """The shrunken copy of side `side` that the model saw, enlarged bilinearly to the size of the images.
+
+    images: (N, C, R, R) in [-1, 1]. Each sample stays at the place of the pixel that it was taken from.
+    """
     factor = images.shape[-1] // side
     small = images[:, :, ::factor, ::factor]
-    # nearest keeps the first pixel of every block: sample i lies at i * factor, not at the centre of the block
+    # nearest-neighbour shrinking keeps the first pixel of every block: sample i lies at i * factor, not at the centre
     places = torch.arange(images.shape[-1], device=images.device, dtype=images.dtype) / factor
     places = (2 * places + 1) / side - 1
     grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), dim=-1).expand(len(images), -1, -1, -1)

@@ -1,4 +1,7 @@
-"""What this process runs on: versions, CPU, GPU, memory, operators. Reading it never fails: what is missing is None."""
+"""Reads what this process runs on: versions, CPU, GPU, memory, operators. Reading never fails; a missing part is None.
+
+`kiln doctor` uses this file on machines where torch is broken, so torch is imported only inside functions.
+"""
 
 import contextlib
 import importlib
@@ -17,7 +20,7 @@ from engine.version import __version__
 if TYPE_CHECKING:
     import torch
 
-# distribution -> what Kiln uses it for
+# distribution -> what it does for Kiln
 PACKAGES = {
     "torch": "tensors and autograd",
     "triton": "GPU kernels",
@@ -36,6 +39,7 @@ PACKAGES = {
     "opencv-python-headless": "face detection in `evaluate`",
     "face-recognition": "identity similarity in `evaluate`",
 }
+# instruction sets that matter to the operators or to torch, as /proc/cpuinfo names them
 _FLAGS = (
     "avx2",
     "fma",
@@ -60,15 +64,15 @@ def version_of(distribution: str) -> str | None:
 
 
 def attempt(module: str) -> tuple[Any, str | None]:
-    """Import a module: (module, None), or (None, why not in one line)."""
+    """Import a module; returns (module, None), or (None, one line that says why it cannot be imported)."""
     try:
         return importlib.import_module(module), None
-    except Exception as error:  # a broken installation raises anything from ImportError to OSError and RuntimeError
+    except Exception as error:  # a broken installation may raise ImportError, OSError, RuntimeError or anything else
         return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def cpu() -> dict[str, Any]:
-    """Model, cores this process may use, how its frequency is governed, and the instruction sets that matter here."""
+    """The processor: model, cores that this process may use, machine, frequency governor, flags (instruction sets)."""
     model, flags = platform.processor() or platform.machine(), set()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -80,19 +84,20 @@ def cpu() -> dict[str, Any]:
     except OSError:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"model": model, "cores": cores, "machine": platform.machine(), "governor": _governor()}
-    return found | {"flags": [f for f in _FLAGS if f in flags]}
+    about = {"model": model, "cores": cores, "machine": platform.machine(), "governor": _governor()}
+    return about | {"flags": [f for f in _FLAGS if f in flags]}
 
 
 def _governor() -> str | None:
+    """How Linux governs the frequency of the processor, or None."""
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
-    except OSError:  # virtual machines have none
+    except OSError:  # virtual machines have no such file
         return None
 
 
 def load() -> float | None:
-    """Cores that all processes together kept busy in the last minute."""
+    """How many cores all processes together kept busy in the last minute, or None."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -100,24 +105,24 @@ def load() -> float | None:
 
 
 def memory() -> dict[str, int | None]:
-    """Main memory in bytes: total and available."""
-    found: dict[str, int | None] = {"total": None, "available": None}
+    """Main memory in bytes: "total" and "available", None where unknown."""
+    sizes: dict[str, int | None] = {"total": None, "available": None}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             key, _, value = line.partition(":")
             if key in ("MemTotal", "MemAvailable"):
-                found["total" if key == "MemTotal" else "available"] = int(value.split()[0]) * 1024
+                sizes["total" if key == "MemTotal" else "available"] = int(value.split()[0]) * 1024
     except (OSError, ValueError):
         pass
-    return found
+    return sizes
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The CUDA devices torch sees: name, memory (bytes, total and free), compute capability."""
+    """The CUDA devices that torch sees: name, total "memory" and "free" memory in bytes, compute "capability"."""
     torch, _ = attempt("torch")
     if torch is None or not torch.cuda.is_available():
         return []
-    found = []
+    devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         try:
@@ -125,14 +130,17 @@ def gpus() -> list[dict[str, Any]]:
         except RuntimeError:
             free = None
         capability = f"{properties.major}.{properties.minor}"
-        found.append(
+        devices.append(
             {"name": properties.name, "memory": properties.total_memory, "free": free, "capability": capability}
         )
-    return found
+    return devices
 
 
 def pick_device(name: str) -> "torch.device":
-    """The torch device of "cpu", "cuda" or "auto" (cuda when there is one). Raises InputError without a CUDA device."""
+    """The torch device that "cpu", "cuda" or "auto" names; "auto" takes cuda when there is one.
+
+    Raises InputError for "cuda" without a CUDA device.
+    """
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -143,7 +151,7 @@ def pick_device(name: str) -> "torch.device":
 
 
 def driver() -> str | None:
-    """Version of the NVIDIA kernel driver, or None."""
+    """The version of the NVIDIA kernel driver, or None."""
     try:
         first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):
@@ -163,7 +171,7 @@ def operators() -> str | None:
 
 
 def snapshot() -> dict[str, Any]:
-    """Everything a report has to say about the machine, as plain JSON values."""
+    """Everything that a report says about the machine and its versions, as plain JSON values."""
     torch, _ = attempt("torch")
     return {
         "kiln": __version__,
@@ -181,7 +189,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def free_disk(path: Path) -> int | None:
-    """Free bytes on the file system of `path` (or of its nearest existing parent)."""
+    """Free bytes on the file system of `path`, or of its nearest existing parent; None where unknown."""
     for place in (path, *path.absolute().parents):
         try:
             return shutil.disk_usage(place).free
@@ -191,7 +199,7 @@ def free_disk(path: Path) -> int | None:
 
 
 def loaded_openmp() -> list[str] | None:
-    """Paths of the OpenMP runtimes mapped into this process, from /proc; None where there is no /proc."""
+    """The paths of the OpenMP runtimes that this process has loaded, from /proc; None without /proc."""
     if sys.platform != "linux":
         return None
     try:
@@ -204,7 +212,7 @@ def loaded_openmp() -> list[str] | None:
 
 @contextlib.contextmanager
 def variable(name: str, value: str) -> Iterator[None]:
-    """The environment variable has this value within the block, then what it had before."""
+    """Within the block the environment variable has this value; after the block it has its earlier value again."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

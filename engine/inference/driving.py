@@ -1,4 +1,4 @@
-"""The landmarks that drive a face: read from a data set, .pts files or an array, and laid into the network's square."""
+"""Reads the landmarks that drive a face from a data set, .pts files or an array, in pixels of the network's square."""
 
 import difflib
 from dataclasses import dataclass
@@ -15,25 +15,29 @@ from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
 from engine.inference import pictures
 
-_ANYWHERE = 1 << 30  # a frame so large that no crop leaves it
+_ANYWHERE = 1 << 30  # width and height of an assumed frame, so large that no crop reaches its border
 
 
 @dataclass(frozen=True)
 class Driving:
-    """Landmarks of the frames of one clip: (F, points, 2) float32 in pixels of the square; NaN: a missing key point."""
+    """The landmarks of one clip's frames.
+
+    name:   of the clip
+    points: (F, K, 2) float32, x and y in pixels of the network's square; NaN is a missing point
+    """
 
     name: str
     points: np.ndarray
 
 
 def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit: str) -> Driving:
-    """The landmarks of one clip.
+    """The landmarks of one clip, in pixels of the network's square.
 
-    path:   a data set with `points` landmarks (folder or zip) whose frames are placed by `fit` as images are; a folder
-            of .pts files, each framed around its landmarks as landmark videos are; or a .npy array (F, points, 2) in
-            pixels of a square of `resolution`.
-    clip:   which one of a folder; None: the longest.
-    Raises InputError, with the clips there are where `clip` is none of them.
+    path:   a data set (folder or zip) with `points` landmarks for each image, whose frames `fit` places in the square;
+            a folder of .pts files, each framed around its landmarks as landmark videos are; or a .npy array
+            (F, points, 2) in pixels of a square of side `resolution`
+    clip:   the name of a clip in `path`; None takes the longest
+    Raises InputError; for an unknown clip the error names clips that exist.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -49,8 +53,8 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
     files = source.files()
     annotations = [name for name in files if name.endswith(".pts")]
     if annotations and points == POINTS:
-        name, chosen = _choose(_folders(annotations), clip, path)
-        return Driving(name, np.stack([_framed(source, file, resolution) for file in chosen]))
+        name, frames = _choose(_by_video(annotations), clip, path)
+        return Driving(name, np.stack([_framed(source, file, resolution) for file in frames]))
     listing = list_images(source, files)
     if listing.points != points:
         raise InputError(f"{path} has {listing.points or 'no'} landmarks for its images; this model takes {points}")
@@ -60,12 +64,13 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
             clips.setdefault(_label(key), []).append((number, file))
     if not clips:
         raise InputError(f"{path} has no clips: its manifest.csv needs a column frame, and video or identity")
-    name, chosen = _choose({label: [file for _, file in sorted(frames)] for label, frames in clips.items()}, clip, path)
-    return Driving(name, np.stack([_placed(source, file, listing.landmarks[file], resolution, fit) for file in chosen]))
+    in_order = {label: [file for _, file in sorted(frames)] for label, frames in clips.items()}
+    name, frames = _choose(in_order, clip, path)
+    return Driving(name, np.stack([_placed(source, file, listing.landmarks[file], resolution, fit) for file in frames]))
 
 
 def read_array(path: Path, points: int) -> np.ndarray:
-    """(F, points, 2) float32 from a .npy file; (points, 2) is one frame. Raises InputError."""
+    """The landmarks in a .npy file as (F, points, 2) float32; an array (points, 2) is one frame. Raises InputError."""
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -83,15 +88,16 @@ def read_array(path: Path, points: int) -> np.ndarray:
 
 
 def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
-    """The landmarks (points, 2) of the source image in its pixels: from `file`, else from the data set it lies in.
+    """The landmarks (points, 2) of the source image, in pixels of that image.
 
-    file: .npy or .pts. Raises InputError when there are none.
+    file: a .npy or .pts file to read them from; None reads them from the data set that the image lies in
+    Raises InputError when there are none.
     """
     if file is not None and file.suffix.lower() == ".npy":
-        found = read_array(file, points)
-        if len(found) != 1:
-            raise InputError(f"--source-landmarks {file} has {len(found)} frames; the source is one image")
-        return found[0]
+        frames = read_array(file, points)
+        if len(frames) != 1:
+            raise InputError(f"--source-landmarks {file} has {len(frames)} frames; the source is one image")
+        return frames[0]
     if file is not None:
         try:
             text = file.read_text()
@@ -111,10 +117,11 @@ def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
 
 
 def align(driving: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Moves, turns and scales a clip (F, points, 2) as one, so that its mean shape lies on the source (points, 2).
+    """The clip moved, turned and scaled as a whole, so that its mean shape lies on the source's landmarks.
 
-    The similarity of the least squared distance. Points that are nowhere known count in neither. Source: Umeyama 1991.
-    Raises InputError when fewer than two points are known in both.
+    driving: (F, K, 2) and source: (K, 2), in the same pixels; NaN is a missing point. Returns (F, K, 2) float32.
+    The similarity transform minimises the squared distance over the points that at least one frame of the clip and the
+    source have. Source: Umeyama 1991. Raises InputError when the two share fewer than two points.
     """
     known = np.isfinite(driving).all(2)
     total = np.where(known[..., None], driving, 0).sum(0, dtype=np.float64)
@@ -124,7 +131,7 @@ def align(driving: np.ndarray, source: np.ndarray) -> np.ndarray:
     if len(np.unique(mean, axis=0)) < 2:
         raise InputError("the driving landmarks and those of the source share no two points; nothing to align")
     centre, towards = mean.mean(0), goal.mean(0)
-    # as complex numbers a turn and a scale are one factor, and the least squares are one quotient
+    # with points as complex numbers, turn and scale are one complex factor, and least squares give it as one quotient
     a, b = (v @ np.array([1, 1j]) for v in (mean - centre, goal - towards))
     factor = np.vdot(a, b) / np.vdot(a, a).real
     turn = np.array([[factor.real, factor.imag], [-factor.imag, factor.real]])
@@ -132,25 +139,26 @@ def align(driving: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def _choose(clips: dict[str, list[str]], clip: str | None, path: Path) -> tuple[str, list[str]]:
+    """The name and the frames of a clip; None takes the longest. Raises InputError for an unknown one."""
     if clip is None:
         name = max(sorted(clips), key=lambda one: len(clips[one]))
         return name, clips[name]
-    found = [name for name in sorted(clips) if clip in (name, name.split("/")[0], name.rsplit("/", 1)[-1])]
-    if clip in clips or found:
-        name = clip if clip in clips else found[0]
+    matches = [name for name in sorted(clips) if clip in (name, name.split("/")[0], name.rsplit("/", 1)[-1])]
+    if clip in clips or matches:
+        name = clip if clip in clips else matches[0]
         return name, clips[name]
     close = difflib.get_close_matches(clip, clips, n=3, cutoff=0.3) or sorted(clips)[:3]
     raise InputError(f"{path} has no clip {clip!r}; it has {len(clips)}, among them {', '.join(close)}")
 
 
-def _folders(annotations: list[str]) -> dict[str, list[str]]:
-    """.pts files by their video: the folder they lie in, without annot/ at its end."""
-    found: dict[str, list[str]] = {}
+def _by_video(annotations: list[str]) -> dict[str, list[str]]:
+    """.pts files by their video: the name of the folder that they lie in, without annot/ at its end."""
+    videos: dict[str, list[str]] = {}
     for file in sorted(annotations):
         folder = file.rpartition("/")[0]
         folder = folder.removesuffix("annot").rstrip("/") if folder.split("/")[-1] == "annot" else folder
-        found.setdefault(folder or "frames", []).append(file)
-    return found
+        videos.setdefault(folder or "frames", []).append(file)
+    return videos
 
 
 def _label(key: str) -> str:
@@ -159,7 +167,7 @@ def _label(key: str) -> str:
 
 
 def _framed(source: Source, file: str, resolution: int) -> np.ndarray:
-    """A .pts file in the square that a landmark video's frame is cropped to."""
+    """The points of a .pts file, in the square that a frame of a landmark video is cropped to."""
     points = parse_points(read_text(source, file), f"{source.root}: {file}")
     left, top, side = crop_square(points, _ANYWHERE, _ANYWHERE) if np.isfinite(points).all() else (0, 0, 0)
     if side < 2:
@@ -168,6 +176,7 @@ def _framed(source: Source, file: str, resolution: int) -> np.ndarray:
 
 
 def _placed(source: Source, file: str, points: np.ndarray, resolution: int, fit: str) -> np.ndarray:
+    """The landmarks of an image, in the square that `fit` places the image in."""
     try:
         header = inspect(source.read(file))
     except (UnreadableFile, BadImage) as error:

@@ -16,17 +16,17 @@ FORMAT = 1
 
 
 def is_exported(path: Path) -> bool:
-    """Whether `path` is a folder that `export` wrote (or a copy of one)."""
+    """Whether `path` is a folder that `kiln export` wrote, or a copy of such a folder."""
     return (path / WEIGHTS).is_file()
 
 
 def read(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """The configuration and the weights by name of an exported folder. Raises InputError when it is damaged."""
+    """The configuration, and the weights by name, of an exported folder. Raises InputError when it is damaged."""
     try:
-        found = json.loads((folder / CONFIG).read_text())
-        if found["format"] != FORMAT:
-            raise InputError(f"{folder}: its format is {found['format']}, this version reads {FORMAT}")
-        config = config_from_json({name: {"value": value} for name, value in found["config"].items()})
+        saved = json.loads((folder / CONFIG).read_text())
+        if saved["format"] != FORMAT:
+            raise InputError(f"{folder}: its format is {saved['format']}, this version reads {FORMAT}")
+        config = config_from_json({name: {"value": value} for name, value in saved["config"].items()})
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise InputError(f"{folder}: {Path(error.filename).name} is missing; export the model again") from None

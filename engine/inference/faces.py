@@ -1,4 +1,4 @@
-"""Frontal faces by OpenCV's bundled Haar cascade (opencv-python-headless below 5; nothing is downloaded)."""
+"""Finds frontal faces with the Haar cascade that OpenCV brings (opencv-python-headless below 5); downloads nothing."""
 
 import dataclasses
 import json
@@ -14,12 +14,16 @@ from engine.host.environment import attempt
 from engine.inference.pictures import Box
 
 _WORKING_SIDE = 640
-_FEWEST = 8  # faces that a framing is measured on, at least
+_FEWEST = 8  # a framing is measured on at least so many faces
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Where the cascade finds the face in a square picture: the box's share of the side, and its centre."""
+    """Where the cascade finds the face in a square picture; the defaults are those of an aligned portrait.
+
+    share: width of the face's box, as a share of the picture's side
+    x, y:  centre of the box, as shares of the picture's side
+    """
 
     share: float = 0.70
     x: float = 0.50
@@ -28,12 +32,12 @@ class Framing:
     FILE = "framing.json"
 
     def write(self, run_dir: Path) -> None:
-        """Keep it in the run folder, for refine. Raises OSError."""
+        """Save the framing in a run folder, for `kiln refine --face-crop`. Raises OSError."""
         atomic_files.write_text(run_dir / self.FILE, json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def of(cls, model: Path) -> "Framing":
-        """That of a run folder's (or its checkpoint's) photos; an aligned portrait's where it was not measured."""
+        """The framing of the photos that a run (or a checkpoint) was trained on; the default when none was kept."""
         for folder in (model, model.parent.parent):
             try:
                 return cls(**json.loads((folder / cls.FILE).read_text()))
@@ -43,16 +47,16 @@ class Framing:
 
     @classmethod
     def measure(cls, pictures: np.ndarray) -> "Framing | None":
-        """Medians over square pictures (N, R, R, 3) uint8; None without OpenCV or where few faces are found."""
+        """The median framing of square pictures (N, R, R, 3) uint8; None without OpenCV and for fewer than 8 faces."""
         try:
             finder = FaceFinder()
         except InputError:
             return None
-        found = [(boxes[0], len(p)) for p in pictures if (boxes := finder.boxes(p))]
-        if len(found) < _FEWEST:
+        faces = [(boxes[0], len(p)) for p in pictures if (boxes := finder.boxes(p))]
+        if len(faces) < _FEWEST:
             return None
-        rows = [((r - l) / n, (l + r) / 2 / n, (t + b) / 2 / n) for (l, t, r, b), n in found]  # noqa: E741
-        return cls(*(round(float(value), 4) for value in np.median(rows, 0)))
+        framings = [((r - l) / n, (l + r) / 2 / n, (t + b) / 2 / n) for (l, t, r, b), n in faces]  # noqa: E741
+        return cls(*(round(float(value), 4) for value in np.median(framings, 0)))
 
 
 class FaceFinder:
@@ -72,9 +76,10 @@ class FaceFinder:
         self._cascade = self._cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
 
     def boxes(self, pixels: np.ndarray) -> list[Box]:
-        """pixels (H, W) or (H, W, 3) uint8 -> left, top, right, bottom of each face, largest first.
+        """The box (left, top, right, bottom) of each face in pixels (H, W) or (H, W, 3) uint8, the largest first.
 
-        The image is brought to a working size first: the cascade's smallest face is 24 pixels wide.
+        The image is first brought to a working size, with a longer side of 128 to 640 pixels, because the cascade's
+        smallest face is 24 pixels wide.
         """
         cv2: Any = self._cv2
         grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -83,12 +88,12 @@ class FaceFinder:
         if scale != 1:
             method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
             grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=method)
-        found = self._cascade.detectMultiScale(grey, scaleFactor=1.05, minNeighbors=4, minSize=(24, 24))
-        boxes = [tuple(round(v / scale) for v in (x, y, x + w, y + h)) for x, y, w, h in found]
+        faces = self._cascade.detectMultiScale(grey, scaleFactor=1.05, minNeighbors=4, minSize=(24, 24))
+        boxes = [tuple(round(v / scale) for v in (x, y, x + w, y + h)) for x, y, w, h in faces]
         return sorted(boxes, key=lambda box: box[0] - box[2])
 
     def portrait(self, pixels: np.ndarray, framing: Framing) -> Box | None:
-        """The square that frames the largest face like that; it may reach beyond the image. None without a face."""
+        """The square that gives the largest face this framing; it may reach beyond the image. None without a face."""
         boxes = self.boxes(pixels)
         if not boxes:
             return None

@@ -1,8 +1,8 @@
-"""Saves generated images so that anyone can tell: every file says in its metadata that it is synthetic.
+"""Saves generated images with metadata that says that they are synthetic.
 
 XMP:  Iptc4xmpExt:DigitalSourceType = trainedAlgorithmicMedia, xmp:CreatorTool, dc:description
-EXIF: Software and ImageDescription; PNG files have them as tEXt chunks, GIF animations as a comment; MP4 films have the
-XMP packet alone
+EXIF: Software and ImageDescription; PNG files hold them as tEXt chunks, GIF animations as a comment
+MP4 films hold only the XMP packet.
 """
 
 import io
@@ -18,18 +18,18 @@ from engine.version import __version__
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 SOFTWARE = f"Kiln {__version__}"
-# suffix -> Pillow's format; formats that cannot carry the mark are not among them
+# suffix -> Pillow's format, for the formats whose metadata can say that an image is synthetic
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 _SOFTWARE_TAG, _DESCRIPTION_TAG, _XMP_TAG = 0x0131, 0x010E, 700
 _XMP_BOX = uuid.UUID("be7acfcb-97a9-42e8-9c71-999491e3afac").bytes  # XMP specification, part 3: MPEG-4
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-# how an XMP packet lies in a GIF (XMP specification, part 3): an application extension, then bytes that lead a reader
-# who takes the packet for sub-blocks to its end
+# what stands around the XMP packet of a GIF (XMP specification, part 3): before it an application extension, after it
+# bytes that lead a reader that takes the packet for sub-blocks to its end
 _GIF_XMP, _GIF_XMP_END = b"\x21\xff\x0bXMP DataXMP", b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
 
 
 def xmp_packet(description: str) -> bytes:
-    """The XMP packet (UTF-8) that names the digital source type."""
+    """The XMP packet (UTF-8) that says that an image is synthetic."""
     return f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -47,7 +47,7 @@ def xmp_packet(description: str) -> bytes:
 
 
 def encode(image: Image.Image, suffix: str, description: str) -> bytes:
-    """The file's bytes in the format of `suffix` (a key of FORMATS), marked as synthetic."""
+    """The bytes of an image file in the format of `suffix` (a key of FORMATS), marked as synthetic."""
     kind, xmp = FORMATS[suffix.lower()], xmp_packet(description)
     out = io.BytesIO()
     if kind == "PNG":
@@ -62,7 +62,7 @@ def encode(image: Image.Image, suffix: str, description: str) -> bytes:
     elif kind == "WEBP":
         image.save(out, kind, quality=95, exif=_exif(description), xmp=xmp)
     else:
-        # an APP1 segment of our own: Pillow has an option for it only since version 11
+        # the APP1 segment is made here, because Pillow has an option for XMP in JPEG only since version 11
         segment = _XMP_PREFIX + xmp
         extra = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
         image.save(out, kind, quality=95, subsampling=0, exif=_exif(description), extra=extra)
@@ -70,7 +70,7 @@ def encode(image: Image.Image, suffix: str, description: str) -> bytes:
 
 
 def encode_animation(frames: Sequence[Image.Image], milliseconds: int, description: str) -> bytes:
-    """An endless GIF of frames of one size, each shown for so long, marked as synthetic."""
+    """The bytes of an endless GIF, marked as synthetic; frames have one size, each is shown for `milliseconds`."""
     out = io.BytesIO()
     comment = f"{SOFTWARE}. {description}".encode()
     first, *others = frames
@@ -80,18 +80,19 @@ def encode_animation(frames: Sequence[Image.Image], milliseconds: int, descripti
 
 
 def _exif(description: str) -> Image.Exif:
+    """The EXIF tags Software and ImageDescription."""
     exif = Image.Exif()
     exif[_SOFTWARE_TAG], exif[_DESCRIPTION_TAG] = SOFTWARE, description
     return exif
 
 
 def save(image: Image.Image, path: Path, description: str) -> None:
-    """Write a marked file atomically, in the format of its suffix. Raises OSError where it cannot be written."""
+    """Write an image marked as synthetic, in the format of the suffix, atomically. Raises OSError when that fails."""
     atomic_files.write_bytes(path, encode(image, path.suffix, description))
 
 
 def mark_film(path: Path, description: str) -> None:
-    """Append the XMP packet to an MP4 file. Raises OSError where it cannot be written."""
+    """Append the XMP packet to an MP4 file. Raises OSError when that fails."""
     content = _XMP_BOX + xmp_packet(description)
     with path.open("ab") as file:
         file.write((8 + len(content)).to_bytes(4, "big") + b"uuid" + content)

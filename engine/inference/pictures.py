@@ -1,8 +1,9 @@
-"""One picture's way into the network and back: read, placed in the square of the resolution, and taken out of it again.
+"""Reads a picture, places it in the square that a network takes, and takes the result out of the square again.
 
-Reading is that of the data sets (engine.data.decoding.plain_images): EXIF rotation applied, 16-bit and float grey
-scaled to 8 bits, palette and CMYK converted, transparency laid over mid-grey, the first frame of an animation.
-Shrinking is antialiased and linear, as the loaders shrink; the nearest pyramid is made from the result, by the network.
+Pictures are read as in data sets (engine.data.decoding.plain_images): EXIF rotation applied, 16-bit and float grey
+scaled to 8 bits, palette and CMYK converted, transparency laid over mid-grey, only the first frame of an animation.
+Pictures are shrunk as the loaders shrink them, with antialiased linear interpolation; the network makes its pyramid of
+nearest-neighbour copies from the shrunken square.
 """
 
 import io
@@ -21,29 +22,30 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a part of a picture lies in the network's square.
+    """Which part of a picture lies where in the network's square.
 
-    window:  left, top, right, bottom of the part, in pixels of the picture; it may reach beyond the picture.
-    content: left, top, right, bottom of its copy, in pixels of the square; padding lies around it.
+    window:  left, top, right, bottom of the part, in pixels of the picture; it may reach beyond the picture
+    content: left, top, right, bottom of the part's copy, in pixels of the square; padding lies around the copy
     """
 
     window: Box
     content: Box
 
     def landmarks(self, points: np.ndarray) -> np.ndarray:
-        """(68, 2) x, y in pixels of the picture -> in pixels of the square (0 = centre of the first pixel)."""
+        """Points (K, 2), x and y in pixels of the picture -> in pixels of the square; 0 is the centre of pixel 0."""
         window, content = np.array(self.window, np.float64), np.array(self.content, np.float64)
         scale = (content[2:] - content[:2]) / (window[2:] - window[:2])
         return ((points - window[:2] + 0.5) * scale - 0.5 + content[:2]).astype(np.float32)
 
 
 def read(data: bytes) -> tuple[Image.Image, str]:
-    """The picture as displayed, RGB or L with 8 bits, and a remark when not all of the file is in it ("" otherwise).
+    """The picture in a file's bytes as it is displayed, and a remark.
 
-    Raises engine.data.decoding.plain_images.BadImage with the reason in a few words.
+    The picture is RGB or L with 8 bits. The remark says which part of the file was left out, such as further frames; it
+    is "" when nothing was. Raises engine.data.decoding.plain_images.BadImage with the reason in a few words.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks about large files and odd EXIF blocks
+        warnings.simplefilter("ignore")  # Pillow warns about large files and odd EXIF blocks
         header = inspect(data)
         image = Image.open(io.BytesIO(plain_bytes(data)))
         image.load()
@@ -51,10 +53,10 @@ def read(data: bytes) -> tuple[Image.Image, str]:
 
 
 def place(size: tuple[int, int], resolution: int, fit: str, window: Box | None = None) -> Placement:
-    """How a picture of `size` (width, height) goes into the square.
+    """The placement of a picture of `size` (width, height) in a square of side `resolution`.
 
-    fit:    "crop" its central square, "pad" it to a square, or "stretch" it.
-    window: take this part instead of the whole picture.
+    fit:    "crop" takes the central square, "pad" pads to a square, "stretch" squeezes into a square
+    window: the part of the picture to place; None places the whole picture
     """
     left, top, right, bottom = window or (0, 0, *size)
     width, height = right - left, bottom - top
@@ -72,7 +74,7 @@ def place(size: tuple[int, int], resolution: int, fit: str, window: Box | None =
 
 
 def to_square(image: Image.Image, placement: Placement, resolution: int, channels: int) -> np.ndarray:
-    """(channels, R, R) uint8: the placed part of the picture; its border repeats beyond it and in the padding."""
+    """The placed part as (channels, R, R) uint8; beyond the picture and in the padding its border is repeated."""
     image, window = _reaching(image.convert("RGB" if channels == 3 else "L"), placement.window)
     left, top, right, bottom = placement.content
     part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=window)
@@ -82,7 +84,7 @@ def to_square(image: Image.Image, placement: Placement, resolution: int, channel
 
 
 def _reaching(image: Image.Image, window: Box) -> tuple[Image.Image, Box]:
-    """The picture with its border repeated as far as the window needs, and the window in its pixels."""
+    """The picture with its border repeated as far as the window reaches, and the window in pixels of that picture."""
     left, top, right, bottom = window
     beyond = max(0, -left, -top, right - image.width, bottom - image.height)
     if not beyond:
@@ -94,7 +96,10 @@ def _reaching(image: Image.Image, window: Box) -> tuple[Image.Image, Box]:
 
 
 def from_square(pixels: np.ndarray, placement: Placement, *, original_size: bool) -> Image.Image:
-    """The picture of (channels, R, R) uint8 without its padding; original_size brings it to the size of its part."""
+    """The picture in a square (channels, R, R) uint8, without padding.
+
+    original_size: resize it to the size of the part that was placed
+    """
     square = pixels.transpose(1, 2, 0)
     image = Image.fromarray(square if square.shape[2] == 3 else square[:, :, 0])
     image = image.crop(placement.content)

@@ -1,4 +1,4 @@
-"""A face image takes on the landmarks of a clip: frames, film, animation and a sheet, as files."""
+"""Moves a face image with the landmarks of a clip, and writes frames, film, animation and a sheet."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from engine.inference.trained import load_trained
 from engine.systems.kinds import DRIVE
 from engine.systems.registry import system_class
 
-IN_SHEET = 8
-# runs of points that are one line, and whether it closes; iBUG order
+IN_SHEET = 8  # frames on the sheet, at most
+# the lines through the 68 landmarks in iBUG order: (the points of a line, whether it closes)
 LINES = (
     (range(0, 17), False),
     (range(17, 22), False),
@@ -41,7 +41,7 @@ LINES = (
 
 @dataclass
 class ReenactOptions:
-    """What `kiln reenact` takes."""
+    """The options of `kiln reenact`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run folder (its newest good checkpoint) or checkpoint folder."""
@@ -53,16 +53,16 @@ class ReenactOptions:
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write; new or empty."""
     clip: str | None = None
-    """Which clip of DRIVING: person/video, or identity, or the folder of .pts files; without it, the longest."""
+    """Which clip of DRIVING: person/video, identity, or the folder of .pts files; default the longest."""
     frames: int = 0
-    """Only so many of its first frames; 0 = all."""
+    """How many frames of the clip, from its first; 0 = all."""
     align: tyro.conf.FlagCreatePairsOff[bool] = False
     """Move, turn and scale the clip's landmarks so that their mean shape lies on the source's face."""
     source_landmarks: Path | None = None
-    """Landmarks of the source in its pixels (.npy or .pts), for --align; without it, from the data set it lies in."""
+    """For --align: landmarks of SOURCE in its pixels (.npy or .pts); default those of the data set SOURCE lies in."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """Source and frames that are not square: crop takes the central square (as in training), pad the whole image,
-    stretch the whole image squeezed."""
+    """For a source and frames that are not square: crop takes the central square (as in training), pad takes the whole
+    image and pads it, stretch squeezes the whole image."""
     face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
     """Frame the source's largest face as in the model's photos (needs OpenCV)."""
     size: int = 0
@@ -70,7 +70,7 @@ class ReenactOptions:
     fps: int = 25
     """Frames per second of the film and the animation."""
     weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the generator's weights, or the last ones."""
+    """ema: the moving average of the generator's weights; raw: the last weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes cuda when there is one."""
     batch_size: int = 16
@@ -95,7 +95,7 @@ def check(options: ReenactOptions) -> None:
 
 
 def read_source(options: ReenactOptions, resolution: int, channels: int) -> tuple[np.ndarray, pictures.Placement]:
-    """The source in the network's square, (C, R, R) uint8, and where it lies. Raises InputError."""
+    """The source image in the network's square, (C, R, R) uint8, and its placement there. Raises InputError."""
     path = options.source
     try:
         image, _ = pictures.read(path.read_bytes())
@@ -113,7 +113,10 @@ def read_source(options: ReenactOptions, resolution: int, channels: int) -> tupl
 def drive(
     model: torch.nn.Module, source: np.ndarray, points: np.ndarray, device: torch.device, batch_size: int
 ) -> np.ndarray:
-    """The source (C, R, R) uint8 with each frame's points (F, K, 2): (F, C, R, R) uint8."""
+    """The source moved to each frame's points.
+
+    source: (C, R, R) uint8; points: (F, K, 2) float32 in pixels of R. Returns (F, C, R, R) uint8.
+    """
     image, results = network_input(source[None], device), []
     with torch.inference_mode():
         for start in range(0, len(points), batch_size):
@@ -124,7 +127,10 @@ def drive(
 
 
 def draw_points(points: np.ndarray, resolution: int, scale: int = 4) -> Image.Image:
-    """Landmarks (K, 2) in pixels of the square, drawn `scale` times as large: lines for 68, dots for others."""
+    """A grey picture of landmarks, `scale` times as large as the square: lines for 68 points, else dots.
+
+    points: (K, 2) in pixels of the square; a missing point is NaN.
+    """
     picture = Image.new("L", (resolution * scale,) * 2)
     pen = ImageDraw.Draw(picture)
     places = (points + 0.5) * scale - 0.5
@@ -139,21 +145,21 @@ def draw_points(points: np.ndarray, resolution: int, scale: int = 4) -> Image.Im
 
 
 def sheet(source: np.ndarray, points: np.ndarray, results: np.ndarray) -> Image.Image:
-    """Source, driving landmarks and result of up to 8 frames, spread over the clip."""
+    """A picture of source, driving landmarks and result, for up to 8 frames spread over the clip."""
     resolution = source.shape[-1]
-    chosen = sorted({round(i) for i in np.linspace(0, len(points) - 1, IN_SHEET)})
-    drawn = np.stack([np.asarray(draw_points(points[i], resolution)) for i in chosen])
+    shown = sorted({round(i) for i in np.linspace(0, len(points) - 1, IN_SHEET)})
+    drawn = np.stack([np.asarray(draw_points(points[i], resolution)) for i in shown])
 
     def row(pixels: np.ndarray) -> torch.Tensor:
         images = from_uint8(torch.from_numpy(np.ascontiguousarray(pixels)))
         return torch.nn.functional.interpolate(images, size=4 * resolution, mode="nearest")
 
-    rows = {"source": row(np.repeat(source[None], len(chosen), 0)), "driving": row(drawn[:, None])}
-    return draw_grid(rows | {"result": row(results[chosen])})
+    rows = {"source": row(np.repeat(source[None], len(shown), 0)), "driving": row(drawn[:, None])}
+    return draw_grid(rows | {"result": row(results[shown])})
 
 
 def to_images(results: Iterable[np.ndarray], size: int) -> list[Image.Image]:
-    """(C, R, R) uint8 each, enlarged or shrunk to `size`; 0 leaves them."""
+    """Results (C, R, R) uint8 as pictures, resized to side `size`; 0 keeps their size."""
     images = []
     for pixels in results:
         image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
@@ -162,13 +168,16 @@ def to_images(results: Iterable[np.ndarray], size: int) -> list[Image.Image]:
 
 
 def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: int) -> str | None:
-    """Write a marked MP4; returns why not, where that cannot be done. Raises OSError where the disk refuses."""
+    """Write an MP4 marked as synthetic; returns None, or why OpenCV cannot. Raises OSError when the disk fails.
+
+    OpenCV is imported here because it is optional: everything else works without it.
+    """
     try:
         import cv2
     except ImportError:
         return "it needs OpenCV (pip install opencv-python-headless)"
     with atomic_files.replacing(path) as temporary:
-        # the codec takes even sides
+        # the codec needs even sides
         width, height = (side + side % 2 for side in images[0].size)
         film = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
         works = film.isOpened()
@@ -185,7 +194,7 @@ def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: 
 
 
 def reenact_files(options: ReenactOptions) -> str:
-    """Drive the source image and write the results; returns lines that say what was written. Raises InputError."""
+    """Drive the source image, write the results, and return lines that say what was written. Raises InputError."""
     check(options)
     device = pick_device(options.device)
     fused, ema = not options.eager, options.weights == "ema"

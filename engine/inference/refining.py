@@ -1,4 +1,4 @@
-"""A trained refiner applied to images of any size and format: read, placed in the network's square, refined, saved."""
+"""Refines images of any size and format: reads each, places it in the network's square, refines it, and saves it."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,32 +21,32 @@ from engine.errors import InputError
 from engine.host.environment import pick_device
 from engine.inference import marking, pictures
 from engine.inference.faces import FaceFinder, Framing
-from engine.inference.trained import load_trained
+from engine.inference.trained import Trained, load_trained
 from engine.systems.kinds import REFINE
 
 
 @dataclass
 class RefineOptions:
-    """What `kiln refine` takes."""
+    """The options of `kiln refine`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run folder (its newest good checkpoint) or checkpoint folder."""
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """Image, folder of images or zip of images."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
-    """Folder to write; for a single image also a file name."""
+    """Folder to write; for a single image, a folder or a file name."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """Images that are not square: crop takes the central square (as in training), pad the whole image with its border
-    repeated (and cut off again), stretch the whole image squeezed (--original-size pulls it back)."""
+    """For images that are not square: crop takes the central square (as in training), pad takes the whole image and
+    repeats its border (cut off again in the result), stretch squeezes the whole image (--original-size undoes it)."""
     face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Frame the largest face as in the model's photos, repeating the border where the square reaches beyond the image
-    (needs OpenCV); images without a face are treated by --fit."""
+    """Frame the largest face as in the model's photos, and repeat the border where the frame reaches beyond the image
+    (needs OpenCV); --fit applies to images without a face."""
     original_size: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Enlarge the result, which has the network's resolution, to the size of the part of the image it was made of."""
+    """Resize the result from the network's resolution to the size of the part of the image that was refined."""
     format: Literal["keep", "png", "jpg", "webp"] = "keep"
     """Format of the results; keep turns formats without metadata (bmp, gif, ppm ...) into png."""
     weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the generator's weights, or the last ones."""
+    """ema: the moving average of the generator's weights; raw: the last weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes cuda when there is one."""
     batch_size: int = 16
@@ -65,7 +65,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image ready for the network: (C, R, R) uint8, its placement, its landmarks in pixels of R, a remark or ""."""
+    """An image ready for the network.
+
+    pixels:    (C, R, R) uint8
+    placement: which part of the image lies where in the square
+    landmarks: (68, 2) float32 in pixels of R, for a model that needs them
+    remark:    what the user should know about this image, or ""
+    """
 
     pixels: np.ndarray
     placement: pictures.Placement
@@ -78,7 +84,7 @@ class Skipped(Exception):
 
 
 def list_input(path: Path, output: Path) -> tuple[Source, list[str]]:
-    """Where the images are, and their names. Raises InputError when there is none."""
+    """The source that INPUT names, and the names of its images. Raises InputError when there is no image."""
     if is_single(path):
         return FolderSource(path.parent), [path.name]
     source = open_source(path)
@@ -95,14 +101,15 @@ def list_input(path: Path, output: Path) -> tuple[Source, list[str]]:
 
 
 def is_single(path: Path) -> bool:
-    """Whether INPUT is one image (whatever its suffix) rather than a folder or a zip."""
+    """Whether INPUT is one image, whatever its suffix, and neither a folder nor a zip."""
     return path.is_file() and path.suffix.lower() != ".zip"
 
 
 def plan(source: Source, names: Sequence[str], single: bool, output: Path, kind: str) -> list[Item]:
-    """The file of each image: its own name below `output`, with the suffix of the format.
+    """Each image with the file to write: the image's name below `output`, with the suffix of the format.
 
-    Where two images would get one name (a.bmp and a.png), the converted one keeps its old suffix too (a.bmp.png).
+    single: INPUT is one image, and `output` may be a file name. kind: the option --format.
+    Where two images would get the same name (a.bmp and a.png), the converted one keeps its old suffix too (a.bmp.png).
     Raises InputError when an output would overwrite an input.
     """
     if single and output.suffix and not output.is_dir():
@@ -133,34 +140,39 @@ def plan(source: Source, names: Sequence[str], single: bool, output: Path, kind:
 
 
 def _suffix(name: str, kind: str) -> str:
+    """The suffix of an image's result in the format `kind`."""
     own = PurePosixPath(name).suffix
     if kind != "keep":
-        # .jpeg stays .jpeg
+        # for the format jpg, .jpeg stays .jpeg
         return own if marking.FORMATS.get(own.lower()) == marking.FORMATS[f".{kind}"] else f".{kind}"
     return own if own.lower() in marking.FORMATS else ".png"
 
 
 def find_landmarks(source: Source) -> dict[str, np.ndarray]:
-    """Name -> (68, 2) from manifest.csv and landmarks_68.npy. Raises InputError when there are none."""
-    found = _face_landmarks(source)
-    if not found and isinstance(source, FolderSource) and source.root.resolve().name == "images":
+    """Name of an image -> its landmarks (68, 2), from manifest.csv and landmarks_68.npy.
+
+    For a folder named images, the files may lie in the folder above. Raises InputError when there are no landmarks.
+    """
+    landmarks = _face_landmarks(source)
+    if not landmarks and isinstance(source, FolderSource) and source.root.resolve().name == "images":
         above = _face_landmarks(FolderSource(source.root.resolve().parent))
-        found = {name.removeprefix("images/"): points for name, points in above.items()}
-    if not found:
+        landmarks = {name.removeprefix("images/"): points for name, points in above.items()}
+    if not landmarks:
         raise InputError(
             f"this model was trained with landmarks: {source.root} needs a manifest.csv with the column landmarks_row "
             "and a landmarks_68.npy beside the images"
         )
-    return found
+    return landmarks
 
 
 def _face_landmarks(source: Source) -> dict[str, np.ndarray]:
+    """The landmarks that the source lists; none unless they are the 68 of a face."""
     listing = list_images(source)
     return listing.landmarks if listing.points == POINTS else {}
 
 
 class Preparer:
-    """Reads images and lays them into the network's square."""
+    """Reads images and places them in the network's square."""
 
     def __init__(self, source: Source, options: RefineOptions, resolution: int, channels: int, landmarks: bool) -> None:
         self._source, self._fit = source, options.fit
@@ -171,7 +183,7 @@ class Preparer:
             self._finder, self._framing = FaceFinder(), Framing.of(options.model)
 
     def __call__(self, name: str) -> Prepared:
-        """Raises Skipped with the reason."""
+        """The image of that name, ready for the network. Raises Skipped when it cannot be refined."""
         if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
             raise Skipped("its name leads out of the output folder")
         try:
@@ -195,7 +207,7 @@ class Preparer:
 
 
 def batches(items: Sequence[Item], prepare: Preparer, size: int) -> Iterator[list[tuple[Item, Prepared | Skipped]]]:
-    """Prepared images in lists of up to `size`, read one list ahead of the network."""
+    """The prepared images in lists of up to `size`; a thread prepares the next list while the caller refines one."""
 
     def attempt(item: Item) -> tuple[Item, Prepared | Skipped]:
         try:
@@ -216,7 +228,7 @@ def batches(items: Sequence[Item], prepare: Preparer, size: int) -> Iterator[lis
 
 
 def refine(model: torch.nn.Module, prepared: Sequence[Prepared], device: torch.device) -> np.ndarray:
-    """The results of a batch, (B, C, R, R) uint8."""
+    """The refined images of a batch, (B, C, R, R) uint8."""
     images = network_input(np.stack([one.pixels for one in prepared]), device)
     landmarks = None
     if prepared[0].landmarks is not None:
@@ -228,45 +240,62 @@ def refine(model: torch.nn.Module, prepared: Sequence[Prepared], device: torch.d
 def refine_files(options: RefineOptions) -> str:
     """Refine what the options name, file by file; returns one line that says what was done.
 
-    Raises InputError for options that cannot work, and after the last image where some could not be refined.
+    Raises InputError for options that cannot work, and after the last image when some could not be refined.
     """
+    check(options)
+    device = pick_device(options.device)
+    source, items = list_work(options)
+    fused, ema = not options.eager, options.weights == "ema"
+    trained = load_trained(options.model, device, fused, ema, kind=REFINE)
+    config = trained.config
+    prepare = Preparer(source, options, config.resolution, config.channels, trained.module.needs_landmarks)
+    skipped = 0
+    with tqdm(total=len(items), unit=" images", disable=None, dynamic_ncols=True) as progress:
+        for batch in batches(items, prepare, options.batch_size):
+            skipped += refine_batch(batch, trained, options.original_size)
+            progress.update(len(batch))
+    done = len(items) - skipped
+    if skipped:
+        rest = f"the other {done} are in {options.output}" if done else "nothing was written"
+        raise InputError(f"{skipped} of {len(items)} images could not be refined (named above); {rest}")
+    side = config.resolution
+    return f"{done} image{'s' if done > 1 else ''} refined at {side}x{side}: {options.output}"
+
+
+def check(options: RefineOptions) -> None:
+    """Raise InputError for a batch size or an INPUT that cannot work."""
     if options.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
     if not options.input.exists():
         raise InputError(f"{options.input}: no such file or folder")
-    device = pick_device(options.device)
+
+
+def list_work(options: RefineOptions) -> tuple[Source, list[Item]]:
+    """The source of the images, and each image with the file to write. Raises InputError for paths that cannot work."""
     source, names = list_input(options.input, options.output)
     single = is_single(options.input)
     items = plan(source, names, single, options.output, options.format)
     if not single and options.output.exists() and not options.output.is_dir():
         raise InputError(f"{options.output} is a file; give a folder for the results")
-    fused, ema = not options.eager, options.weights == "ema"
-    trained = load_trained(options.model, device, fused, ema, kind=REFINE)
-    model, config = trained.module, trained.config
-    prepare = Preparer(source, options, config.resolution, config.channels, model.needs_landmarks)
-    description = f"Synthetic image: generated by a neural network (Kiln {config.system}) from an input image"
-    failed = 0
-    with tqdm(total=len(items), unit=" images", disable=None, dynamic_ncols=True) as progress:
-        for batch in batches(items, prepare, options.batch_size):
-            ready = [(item, result) for item, result in batch if isinstance(result, Prepared)]
-            for item, result in batch:
-                if isinstance(result, Skipped):
-                    failed += 1
-                    _say(f"kiln refine: skipped {item.name}: {result}")
-                elif result.remark:
-                    _say(f"kiln refine: note: {item.name}: {result.remark}")
-            results = refine(model, [result for _, result in ready], device) if ready else ()
-            for (item, one), pixels in zip(ready, results, strict=True):
-                image = pictures.from_square(pixels, one.placement, original_size=options.original_size)
-                marking.save(image, item.target, description)
-            progress.update(len(batch))
-    done = len(items) - failed
-    if failed:
-        kept = f"the other {done} are in {options.output}" if done else "nothing was written"
-        raise InputError(f"{failed} of {len(items)} images could not be refined (named above); {kept}")
-    side = config.resolution
-    return f"{done} image{'s' if done > 1 else ''} refined at {side}x{side}: {options.output}"
+    return source, items
+
+
+def refine_batch(batch: Sequence[tuple[Item, Prepared | Skipped]], trained: Trained, original_size: bool) -> int:
+    """Refine and save the images of a list that `batches` gave; returns how many of them were skipped."""
+    for item, result in batch:
+        if isinstance(result, Skipped):
+            _say(f"kiln refine: skipped {item.name}: {result}")
+        elif result.remark:
+            _say(f"kiln refine: note: {item.name}: {result.remark}")
+    ready = [(item, result) for item, result in batch if isinstance(result, Prepared)]
+    refined = refine(trained.module, [image for _, image in ready], trained.device) if ready else ()
+    description = f"Synthetic image: generated by a neural network (Kiln {trained.config.system}) from an input image"
+    for (item, image), pixels in zip(ready, refined, strict=True):
+        picture = pictures.from_square(pixels, image.placement, original_size=original_size)
+        marking.save(picture, item.target, description)
+    return len(batch) - len(ready)
 
 
 def _say(line: str) -> None:
+    """Print a line on standard error above the progress bar."""
     tqdm.write(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Sample grids: one labelled row per kind of image, one column per fixed input."""
+"""Draws sample grids: one labelled row per kind of image, one column per fixed input."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from engine.data.pixel_values import picture_pixels
 from engine.host import atomic_files
 
-_SMALL_SIDE = 128  # smaller images are enlarged to about this, by a whole factor
-_GAP = 2
+_SMALL_SIDE = 128  # pixels; a smaller image is enlarged to about this side, by a whole factor
+_GAP = 2  # pixels between two images
 
 
 def save_grid(rows: dict[str, Tensor], path: Path) -> None:
@@ -23,7 +23,7 @@ def save_grid(rows: dict[str, Tensor], path: Path) -> None:
 
 
 def draw_grid(rows: dict[str, Tensor]) -> Image.Image:
-    """The grid as an RGB image, labels at its left."""
+    """The grid of the rows as an RGB image, with the labels at its left; rows: as for `save_grid`."""
     first = next(iter(rows.values()))
     count, side = len(first), first.shape[-1]
     factor = max(1, _SMALL_SIDE // side)

@@ -1,4 +1,4 @@
-"""Images from a trained generator's noise, interpolations between two noises, and a contact sheet, as files."""
+"""Writes images that a trained generator makes from noise, interpolations between two noises, and a contact sheet."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ from engine.inference.trained import load_trained
 from engine.systems.generation import TrainedGenerator
 from engine.systems.kinds import GENERATE
 
-SHEET = 400  # images on the contact sheet at most
-GAP = 2  # pixels between them
-MILLISECONDS = 80  # of a frame
+SHEET = 400  # images on the contact sheet, at most
+GAP = 2  # pixels between two images of a sheet
+MILLISECONDS = 80  # that an animation shows each frame
 
 
 @dataclass
 class SampleOptions:
-    """What `kiln sample` takes."""
+    """The options of `kiln sample`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run folder (its newest good checkpoint) or checkpoint folder."""
@@ -37,22 +37,22 @@ class SampleOptions:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """How many images."""
     interpolations: int = 0
-    """How many ways between two noises, each as a strip and as an animation."""
+    """How many interpolations between two noises; each becomes a strip and an animation."""
     frames: int = 12
-    """Images of each of them, both ends included."""
+    """Images of an interpolation, including both ends."""
     seed: int = 0
-    """Of the noise: the same seed gives the same images."""
+    """Seed of the noise; the same seed gives the same images."""
     weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the generator's weights, or the last ones."""
+    """ema: the moving average of the generator's weights; raw: the last weights."""
     batch_size: int = 64
-    """Images per pass; it changes no image."""
+    """Images per pass; the images do not depend on it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes cuda when there is one."""
     eager: tyro.conf.FlagCreatePairsOff[bool] = False
     """Run the plain PyTorch references instead of the fused operators."""
 
     def check(self) -> None:
-        """Raise InputError for values that make no sense."""
+        """Raise InputError for values that cannot work."""
         for name, least in (("n", 0), ("interpolations", 0), ("frames", 2), ("seed", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
@@ -65,21 +65,24 @@ class SampleOptions:
 
 
 def stream(seed: int, which: int) -> torch.Generator:
-    """The noise of the images (0) or of the interpolations' ends (1): different for all seeds and both."""
+    """The random generator of the images' noise (which=0) or of the interpolations' ends (1).
+
+    No two pairs of seed and `which` share a generator seed.
+    """
     return torch.Generator().manual_seed(2 * seed + which)
 
 
 def images(model: TrainedGenerator, noise: Tensor, batch_size: int, device: torch.device) -> Iterator[Image.Image]:
-    """The picture of each row of noise (N, h)."""
+    """The picture that the model makes of each row of noise (N, h)."""
     for part in noise.split(batch_size):
-        made = model(part.to(device))
-        for pixels in picture_pixels(finite(made)):
+        generated = model(part.to(device))
+        for pixels in picture_pixels(finite(generated)):
             picture = Image.fromarray(pixels)
-            yield picture.convert("L") if made.shape[1] == 1 else picture
+            yield picture.convert("L") if generated.shape[1] == 1 else picture
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures of one size side by side, `columns` in a row, with white between them."""
+    """One picture of many pictures of one size: `columns` in a row, with white between them."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     size = (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP)
@@ -90,10 +93,10 @@ def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def write_samples(model: TrainedGenerator, options: SampleOptions, device: torch.device, description: str) -> None:
-    """sample_00000.png, ... and grid.png with the first SHEET of them."""
+    """Write sample_00000.png, ... and grid.png, the contact sheet of the first SHEET samples."""
     noise, shown = model.noise(options.n, stream(options.seed, 0)), []
-    made = images(model, noise, options.batch_size, device)
-    for index, picture in enumerate(tqdm(made, total=options.n, unit=" images", disable=None, dynamic_ncols=True)):
+    samples = images(model, noise, options.batch_size, device)
+    for index, picture in enumerate(tqdm(samples, total=options.n, unit=" images", disable=None, dynamic_ncols=True)):
         marking.save(picture, options.output / f"sample_{index:05d}.png", description)
         if index < SHEET:
             shown.append(picture)
@@ -104,7 +107,7 @@ def write_samples(model: TrainedGenerator, options: SampleOptions, device: torch
 def write_interpolations(
     model: TrainedGenerator, options: SampleOptions, device: torch.device, description: str
 ) -> None:
-    """interpolation_00.png, a strip of the frames, and interpolation_00.gif, there and back; and so on."""
+    """Write each interpolation as a strip of frames (interpolation_00.png) and as a GIF that runs there and back."""
     ends = model.noise(2 * options.interpolations, stream(options.seed, 1))
     for index, (first, last) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
         way = model.between(first, last, options.frames)

@@ -1,4 +1,4 @@
-"""A trained model as a module, ready for batches: `engine.load`, and what the commands use."""
+"""Loads a trained model as a module that takes batches: `engine.load`, and `load_trained` for the commands."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from engine.systems.registry import system_class
 class Trained:
     """A trained model, ready for use.
 
-    module: System.trained of its system, with the weights, in eval mode and without gradients
-    config: that of its training
+    module: what System.trained of its system makes, with the weights, in eval mode and without gradients
+    config: the configuration that it was trained with
     device: where the module is
     path:   the checkpoint folder or the exported folder that it was read from
-    step:   training steps of the checkpoint; None for an exported folder, which does not say
+    step:   training steps of the checkpoint; None for an exported folder, which does not record them
     """
 
     module: nn.Module
@@ -38,15 +38,16 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = Tr
     """The trained model of a run, a checkpoint or a folder of `kiln export`, in eval mode and without gradients.
 
     path:  run folder (its newest good checkpoint), checkpoint folder, or exported folder
-    ema:   the moving average of the generator's weights, or the last ones; an exported folder holds one of them
-    fused: Kiln's operators, or their plain PyTorch references
+    ema:   take the moving average of the generator's weights, else the last weights; an exported folder holds only one
+           of them, which is taken
+    fused: run Kiln's operators, else their plain PyTorch references
 
-    Returns a module whose forward depends on what the system is for; images are (B, C, R, R) in [-1, 1]:
+    Returns a module whose forward depends on the kind of the system; images are (B, C, R, R) in [-1, 1]:
       refiner, simgan, cyclegan   forward(images, landmarks=None); landmarks (B, 68, 2) where needs_landmarks is True
-      began, dcgan, wgan          forward(noise); noise(count, generator) makes some
+      began, dcgan, wgan          forward(noise); the module's noise(count, generator) draws noise
       ggb, reenact                forward(images, points); points (B, K, 2) in pixels of R
-    The first call of each layer folds and packs its weights for the CPU's kernels, and keeps them: later calls only
-    compute. Raises InputError for what is no trained model.
+    The first call of each layer folds and packs its weights for the CPU's kernels and keeps them; later calls only
+    compute. Raises InputError when `path` holds no trained model.
     """
     return load_trained(path, device, fused, ema).module
 
@@ -60,9 +61,9 @@ def load_trained(
 ) -> Trained:
     """The trained model of a run, a checkpoint or an exported folder; its files are read once.
 
-    ema:  the moving average of the generator, or its last weights; an exported folder has one of them
-    kind: what the model has to be for; None takes any
-    Raises InputError for what is no good checkpoint, or one of another kind.
+    path, ema, fused: as for `load`
+    kind: the kind that the system must have; None accepts every kind
+    Raises InputError when `path` holds no good checkpoint, or a model of another kind.
     """
     path, part, step = Path(path), "ema" if ema else "generator", None
     if exported.is_exported(path):

@@ -1,4 +1,4 @@
-"""Figures as inline SVG whose colours follow the page (light or dark) through CSS variables; training curves."""
+"""Draws training curves and other figures as inline SVG, whose colours follow the page (light or dark)."""
 
 import contextlib
 import io
@@ -16,10 +16,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from engine.pages.panels import Curve
 
-# colours that matplotlib writes, exchanged afterwards for the page's own
+# colours that matplotlib writes; `inline` exchanges them for the CSS variables of the page
 INK, GRID = "#010203", "#010204"
 SERIES = ("#0102a1", "#0102a2", "#0102a3", "#0102a4", "#0102a5", "#0102a6")
-_POINTS = 400
+_POINTS = 400  # of a curve, at most
 
 
 def thin(steps: np.ndarray, values: np.ndarray, points: int = _POINTS) -> tuple[np.ndarray, np.ndarray]:
@@ -34,14 +34,14 @@ def thin(steps: np.ndarray, values: np.ndarray, points: int = _POINTS) -> tuple[
 
 
 def smooth(values: np.ndarray, width: float) -> np.ndarray:
-    """Mean over about `width` neighbours with exponential weights to both sides, so that the curve does not lag."""
+    """The mean over about `width` neighbours; exponential weights to both sides keep the curve from lagging."""
     distance = np.abs(np.arange(len(values))[:, None] - np.arange(len(values)))
     weights = np.exp(-2 * distance / max(width, 1e-6))
     return weights @ values / weights.sum(axis=1)
 
 
 def series(records: Sequence[Mapping[str, float]], curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a curve; records without a finite value are left out."""
+    """The steps and the values of a curve, each (N,) float64; records without a finite value are left out."""
     pairs = [(r["step"], r[curve.key] * curve.scale) for r in records if _finite(r.get(curve.key))]
     steps, values = (np.array(column, dtype=float) for column in zip(*pairs, strict=True)) if pairs else ([], [])
     return np.asarray(steps), np.asarray(values)
@@ -56,7 +56,9 @@ def draw(
 ) -> str | None:
     """An <svg> of up to three curves over the steps, or None when no record has a finite value for them.
 
-    zero: the axis starts at zero where no value is negative; noisy: show the local mean in front of the values.
+    name:  seeds the ids in the SVG
+    zero:  start the axis at zero when no value is negative
+    noisy: show the local mean in front of the values
     """
     drawn = [(index, *series(records, curve)) for index, curve in enumerate(curves)]
     drawn = [entry for entry in drawn if len(entry[1])]
@@ -82,7 +84,10 @@ def draw(
 
 @contextlib.contextmanager
 def styled(name: str) -> Iterator[None]:
-    """matplotlib as the pages need it, for making a figure and `inline`. name: other ones give other ids."""
+    """Within the block matplotlib makes figures as the pages need them.
+
+    name: seeds the ids in the SVG; figures of different names can stand on one page
+    """
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -100,7 +105,7 @@ def styled(name: str) -> Iterator[None]:
 
 
 def inline(figure: Figure) -> str:
-    """The figure as an <svg>. Its INK, GRID and SERIES become the page's --soft, --line and --series-N."""
+    """The figure as an <svg>; its colours INK, GRID and SERIES become the page's --soft, --line and --series-N."""
     FigureCanvasSVG(figure)
     page = io.StringIO()
     figure.savefig(page, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -108,6 +113,7 @@ def inline(figure: Figure) -> str:
 
 
 def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, noisy: bool) -> None:
+    """Draw a curve; a long noisy one pale, with its local mean in front."""
     x, y = thin(steps, values)
     if len(x) < 60 or not noisy:
         axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if len(x) == 1 else None, markersize=4)
@@ -117,7 +123,7 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, noisy:
 
 
 def _adapt(svg: str) -> str:
-    """Cut the XML prologue and the fixed size off, and hand colours and fonts over to the page."""
+    """The <svg> without XML prologue and fixed size, with the colours and fonts of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)

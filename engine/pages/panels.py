@@ -1,11 +1,16 @@
-"""What a system's report shows: panels of curves, by their keys in metrics.jsonl."""
+"""Describes the panels of curves that a system's report shows, by their keys in metrics.jsonl."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: a key of metrics.jsonl ("rapd_*": every key of this beginning) and the name it is given."""
+    """One line of a chart.
+
+    key:   a key of metrics.jsonl; "rapd_*" stands for every key that starts with "rapd_"
+    label: its name in the legend
+    scale: factor of the values
+    """
 
     key: str
     label: str
@@ -14,7 +19,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A panel of the report: at most three curves, what they mean, and how to draw them."""
+    """A panel of the report.
+
+    curves: at most three
+    note:   a sentence that says what the curves mean
+    zero, noisy: as for `charts.draw`
+    """
 
     title: str
     curves: tuple[Curve, ...]
@@ -24,5 +34,5 @@ class Chart:
 
 
 def chart(title: str, note: str = "", *, zero: bool = True, noisy: bool = True, **curves: str) -> Chart:
-    """A panel from key=label."""
+    """A panel with the curves key=label."""
     return Chart(title, tuple(Curve(key, label) for key, label in curves.items()), note, zero, noisy)

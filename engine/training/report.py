@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run, which the training loop and `kiln report` write.
+"""Writes report.html, one self-contained page about a run, for the training loop and `kiln report`.
 
 The page needs no server and no other file: curves are inline SVG, samples are data URIs. It is written atomically, so a
 browser that reloads it during training always finds a whole page.
@@ -30,10 +30,9 @@ from engine.systems.registry import system_class
 from engine.version import __version__
 
 ENVIRONMENT = "environment.json"
+# largest file of the latest sample grid and of each earlier one, and how many earlier ones the page shows
 _LATEST_BYTES, _EARLIER_BYTES, _EARLIER_COUNT = 3_000_000, 300_000, 15
-
-
-# of every run; those of its system come first
+# the charts of every run; the charts of its system stand before them
 GENERAL = (
     Chart("Learning rate", (Curve("lr", "lr"),), noisy=False),
     Chart("Speed", (Curve("images_per_s", "images/s"),)),
@@ -44,9 +43,10 @@ _NOT_CURVES = {"step", "time", "epoch", "seconds", "eta"}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl by step.
+    """The records of a metrics.jsonl in the order of their steps.
 
-    A cut last line is left out; where a resumed run went back, what had been written beyond that point goes.
+    A last line that is cut off is left out. Where a resumed run went back to an earlier step, the records that an
+    earlier run had written beyond that step are left out.
     """
     records: list[dict[str, Any]] = []
     if not path.is_file():
@@ -65,7 +65,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_config(path: Path) -> list[dict[str, str]]:
-    """Rows {name, value, origin} of a run's config.json: what was chosen first, the defaults after it."""
+    """The rows {name, value, origin} of a run's config.json: first the values that were chosen, then the defaults."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -79,6 +79,7 @@ def read_config(path: Path) -> list[dict[str, str]]:
 
 
 def _show(value: Any) -> str:
+    """A value of config.json as the page shows it."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_show, value)) or "none"
     if value is None:
@@ -89,15 +90,15 @@ def _show(value: Any) -> str:
 
 
 def figures(records: Sequence[Mapping[str, Any]], charts: Sequence[Chart]) -> list[dict[str, Any]]:
-    """The panels that have something to show, with the last value of each curve; unknown numbers get a panel too.
+    """The panels of charts that have values, with the last value of each curve.
 
-    charts: of the run's system.
+    charts: the charts of the run's system. A key of the records that no chart shows gets a panel of its own.
     """
     keys = {key for record in records for key in record}
     charts = [dataclasses.replace(chart, curves=_expanded(chart.curves, keys)) for chart in (*charts, *GENERAL)]
     others = sorted(keys - {curve.key for chart in charts for curve in chart.curves} - _NOT_CURVES)
     unknown = (Chart(key.replace("_", " "), (Curve(key, key),), zero=False) for key in others)
-    found = []
+    panels = []
     for chart in (*charts, *unknown):
         svg = draw(chart.title, records, chart.curves, zero=chart.zero, noisy=chart.noisy)
         if svg is None:
@@ -107,25 +108,26 @@ def figures(records: Sequence[Mapping[str, Any]], charts: Sequence[Chart]) -> li
             for curve in chart.curves
             if (value := _last(records, curve)) is not None
         ]
-        found.append({"title": chart.title, "note": chart.note, "svg": svg, "legend": legend})
-    return found
+        panels.append({"title": chart.title, "note": chart.note, "svg": svg, "legend": legend})
+    return panels
 
 
 def _expanded(curves: Sequence[Curve], keys: set[str]) -> tuple[Curve, ...]:
-    """Curves of "name_*" as one for each key of that beginning, the smaller numbers first."""
-    found = []
+    """The curves; a curve "name_*" becomes one for each key that starts with "name_", smaller numbers first."""
+    expanded = []
     for curve in curves:
         if curve.key.endswith("*"):
-            beginning = curve.key[:-1]
-            ends = [key[len(beginning) :] for key in keys if key.startswith(beginning)]
+            start = curve.key[:-1]
+            ends = [key[len(start) :] for key in keys if key.startswith(start)]
             ends = sorted(ends, key=lambda end: (len(end), end))
-            found += [Curve(beginning + end, f"{curve.label} {end}", curve.scale) for end in ends]
+            expanded += [Curve(start + end, f"{curve.label} {end}", curve.scale) for end in ends]
         else:
-            found.append(curve)
-    return tuple(found)
+            expanded.append(curve)
+    return tuple(expanded)
 
 
 def _last(records: Sequence[Mapping[str, Any]], curve: Curve) -> str | None:
+    """The last finite value of a curve, or None."""
     for record in reversed(records):
         value = record.get(curve.key)
         if isinstance(value, int | float) and math.isfinite(value):
@@ -134,29 +136,36 @@ def _last(records: Sequence[Mapping[str, Any]], curve: Curve) -> str | None:
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """Sample grids by step as {step, uri, width, height}: the last one, and some earlier ones in smaller files."""
+    """The sample grids in the order of their steps, as {step, uri, width, height}: the last one and some earlier ones.
+
+    Earlier grids are shrunk to smaller files than the last one.
+    """
     paths = sorted(folder.glob("*.png"), key=lambda path: (_step_of(path), path.name))
     if len(paths) > _EARLIER_COUNT + 1:
         gap = (len(paths) - 1) / _EARLIER_COUNT
         paths = [paths[round(index * gap)] for index in range(_EARLIER_COUNT)] + [paths[-1]]
-    found = []
+    grids = []
     for path in paths:
         limit = _LATEST_BYTES if path == paths[-1] else _EARLIER_BYTES
         try:
             uri, size = _embed(path, limit)
         except (OSError, ValueError):
             continue  # a grid that is being written right now
-        found.append({"step": _step_of(path), "uri": uri, "width": size[0], "height": size[1]})
-    return found
+        grids.append({"step": _step_of(path), "uri": uri, "width": size[0], "height": size[1]})
+    return grids
 
 
 def _step_of(path: Path) -> int:
+    """The last number in a file's name; 0 without one."""
     numbers = re.findall(r"\d+", path.stem)
     return int(numbers[-1]) if numbers else 0
 
 
 def _embed(path: Path, limit: int) -> tuple[str, tuple[int, int]]:
-    """A PNG as a data URI (halved in size until it has at most `limit` bytes), and its size on the disk in pixels."""
+    """A PNG as a data URI of at most about `limit` bytes, and the width and height of the file's image.
+
+    The image is halved in size until its file has at most `limit` bytes or a side has at most 64 pixels.
+    """
     content = path.read_bytes()
     with Image.open(io.BytesIO(content)) as image:
         image.load()
@@ -172,7 +181,10 @@ def _embed(path: Path, limit: int) -> tuple[str, tuple[int, int]]:
 def summary(
     records: Sequence[Mapping[str, Any]], config: Mapping[str, str], headline: Sequence[str]
 ) -> list[dict[str, str]]:
-    """The numbers at the top of the page. headline: the losses that the system shows first."""
+    """The tiles {name, value, unit} at the top of the page.
+
+    headline: the keys of the losses that the system shows there
+    """
     if not records:
         return []
     last = records[-1]
@@ -208,13 +220,17 @@ def _whole(text: str | None) -> bool:
 
 
 def _duration(seconds: float) -> str:
+    """A time in words, as "1 h 05 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _environment(run_dir: Path, record: bool) -> dict[str, Any] | None:
-    """What the run was trained on: the first report of a training writes it down, later ones only read it."""
+    """The machine and versions that the run was trained with, from its environment.json; None when that is missing.
+
+    record: write this machine's description first when there is no such file
+    """
     path = run_dir / ENVIRONMENT
     if record and not path.is_file():
         atomic_files.write_text(path, json.dumps(environment.snapshot(), indent=2) + "\n")
@@ -225,7 +241,7 @@ def _environment(run_dir: Path, record: bool) -> dict[str, Any] | None:
 
 
 def render(run_dir: Path, *, record_environment: bool = False) -> str:
-    """The page as text."""
+    """The page as text; record_environment: as for `write`."""
     rows = read_config(run_dir / "config.json")
     config = {row["name"]: row["value"] for row in rows}
     records = read_metrics(run_dir / "metrics.jsonl")
@@ -250,9 +266,9 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
 
 
 def write(run_dir: Path, *, record_environment: bool = True) -> Path:
-    """Write RUN/report.html from the run's files, whatever of them exists, and return its path.
+    """Write RUN/report.html from those files of the run that exist, and return its path.
 
-    record_environment: keep this machine's description in RUN/environment.json when there is none yet.
+    record_environment: write this machine's description to RUN/environment.json when there is none yet
     """
     run_dir = Path(run_dir)
     path = run_dir / "report.html"

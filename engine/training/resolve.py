@@ -1,6 +1,7 @@
-"""From a command line to the complete configuration of a run.
+"""Turns a command line into the complete configuration of a run.
 
-Precedence: default < preset < checkpoint (with --resume) < command line.
+A value of the command line wins over that of the checkpoint (with --resume), which wins over that of the preset, which
+wins over the default.
 """
 
 import dataclasses
@@ -21,9 +22,8 @@ from engine.systems.registry import SYSTEMS, config_class
 def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     """The configuration of a command line, complete and checked, and the origin of each value.
 
-    origins: "default", "preset quick", "preset paper", "checkpoint", "launcher" or "command line".
-    Raises InputError for wrong usage. With --resume, and after a restart by the launcher, the
-    newest good checkpoint of --out is read.
+    An origin is "default", "preset quick", "preset paper", "checkpoint", "launcher" or "command line". With --resume,
+    and after a restart by torchrun, the newest good checkpoint of --out is read. Raises InputError for wrong usage.
     """
     out = _word(argv, "out")
     if out is not None and "--resume" not in argv and torchrun.restarted(Path(out)):
@@ -31,15 +31,17 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     kind, saved = _class_and_saved(argv)
     parsed = parse(kind, argv, prog="kiln train", description=_description(kind))
     fields = [f.name for f in dataclasses.fields(kind)]
-    kept = saved_fields(kind)
+    of_checkpoint = saved_fields(kind)
     given = _given(argv, fields)
     config, origins = kind(), dict.fromkeys(fields, "default")
     preset = parsed.preset if saved is None or "preset" in given else saved.preset
     config = dataclasses.replace(config, preset=preset, **kind.PRESETS[preset])
     origins |= dict.fromkeys(kind.PRESETS[preset], f"preset {preset}")
     if saved is not None:
-        config = dataclasses.replace(saved, **{name: getattr(config, name) for name in fields if name not in kept})
-        origins |= dict.fromkeys(kept, "checkpoint")
+        config = dataclasses.replace(
+            saved, **{name: getattr(config, name) for name in fields if name not in of_checkpoint}
+        )
+        origins |= dict.fromkeys(of_checkpoint, "checkpoint")
     config = dataclasses.replace(config, **{name: getattr(parsed, name) for name in given})
     origins |= dict.fromkeys(given, "command line")
     config = _count_ranks(config, origins)
@@ -54,14 +56,14 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
 
 
 def _class_and_saved(argv: Sequence[str]) -> tuple[type[TrainConfig], TrainConfig | None]:
-    """The class that a command line is parsed with, and the configuration of the checkpoint that --resume goes on from.
+    """The configuration class of a command line's system, and the configuration of the checkpoint that --resume reads.
 
-    The system is --system, else that of the checkpoint, else the refiner.
+    The system is --system, else that of the checkpoint, else the refiner. Raises InputError where they contradict.
     """
     system, out = _word(argv, "system"), _word(argv, "out")
-    asking = {"-h", "--help"} & set(argv)
+    asks_for_help = {"-h", "--help"} & set(argv)
     saved = None
-    if "--resume" in argv and not asking:
+    if "--resume" in argv and not asks_for_help:
         if out is None:
             raise InputError("--resume needs the run folder: add --out RUN")
         saved = _saved_config(Path(out))
@@ -71,7 +73,7 @@ def _class_and_saved(argv: Sequence[str]) -> tuple[type[TrainConfig], TrainConfi
 
 
 def _word(argv: Sequence[str], option: str) -> str | None:
-    """The value of --option in a command line that is not parsed yet."""
+    """The value of --option in a command line that tyro has not parsed yet, or None."""
     for word, following in zip(argv, [*argv[1:], None], strict=False):
         if word == f"--{option}":
             return following
@@ -81,17 +83,19 @@ def _word(argv: Sequence[str], option: str) -> str | None:
 
 
 def _given(argv: Sequence[str], fields: Sequence[str]) -> set[str]:
-    """The fields named on the command line."""
+    """The fields that the command line names, as --name or --no-name."""
     words = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
     return {name for name in fields if name in words or f"no_{name}" in words}
 
 
 def _saved_config(out: Path) -> TrainConfig | None:
+    """The configuration of the newest good checkpoint of a run folder, or None."""
     newest = checkpoint.latest(out)
     return None if newest is None else checkpoint.read_config(newest)
 
 
 def _choose_mode(config: TrainConfig, given: set[str], origins: Origins) -> TrainConfig:
+    """The configuration with `fused` and `eager` set. Raises InputError unless exactly one of them is chosen."""
     if {"fused", "eager"} <= given:
         raise InputError("--fused and --eager exclude each other; give one")
     if not {"fused", "eager"} & given and origins["fused"] != "checkpoint":
@@ -103,7 +107,11 @@ def _choose_mode(config: TrainConfig, given: set[str], origins: Origins) -> Trai
 
 
 def _count_ranks(config: TrainConfig, origins: Origins) -> TrainConfig:
-    """With as many ranks as there are; threads that another number of ranks shared the cores among are chosen anew."""
+    """The configuration with the number of ranks that torchrun started.
+
+    When a checkpoint had another number of ranks, the threads of each rank are chosen anew, because they share the
+    cores with another number of ranks; --threads of the command line stays.
+    """
     if (ranks := torchrun.size()) == config.ranks:
         return config
     origins["ranks"] = "launcher"
@@ -112,9 +120,9 @@ def _count_ranks(config: TrainConfig, origins: Origins) -> TrainConfig:
 
 
 def _fill(config: TrainConfig) -> TrainConfig:
-    """Replace the values that depend on the machine by what they mean here."""
+    """The configuration with the values that depend on the machine and the time filled in."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # a launcher sets OMP_NUM_THREADS=1, whatever the machine
+    # torchrun sets OMP_NUM_THREADS=1 on every machine, so torch's number of threads says nothing under it
     threads = config.threads or (torchrun.cores() if torchrun.local_size() > 1 else torch.get_num_threads())
     if config.out is None and torchrun.may_restart():
         raise InputError("torchrun may start this run again (--max-restarts): add --out RUN, so that it goes on")
@@ -123,6 +131,7 @@ def _fill(config: TrainConfig) -> TrainConfig:
 
 
 def _description(kind: type[TrainConfig]) -> str:
+    """The head of `kiln train --help`: what the command does, the systems, the presets."""
     head = f"Train a system on a folder of images. Systems: {', '.join(SYSTEMS)} (--system S --help for its options)."
     presets = (
         f"--preset {name}: {', '.join(f'{field} {show(value)}' for field, value in values.items())}."

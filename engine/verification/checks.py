@@ -1,8 +1,9 @@
-"""Every check of `kiln verify`: operators, training steps, trained operators, captured steps; one row for each."""
+"""Makes the rows of `kiln verify`: operators, training steps, operators on trained tensors, captured steps."""
 
 import contextlib
 import copy
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -34,23 +35,29 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class VerifyOptions:
-    """What `kiln verify` takes."""
+    """The options of `kiln verify`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to verify; auto takes cuda when there is one."""
     steps: int = 10
-    """Training steps to compare; 0 leaves them out."""
+    """How many training steps to compare; 0 compares none."""
     system: str = "all"
-    """Only the training steps of this system, or of all."""
+    """The system whose training steps to compare, or all."""
     operator: str | None = None
-    """Only this operator (and no training steps)."""
+    """Check only this operator, and no training steps."""
     all_isa: tyro.conf.FlagCreatePairsOff[bool] = False
-    """On the CPU: every instruction set of this machine, not only the one in use."""
+    """On the CPU, check every instruction set of this machine, not only the one in use."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of the table."""
 
+    def check(self) -> None:
+        """Raise InputError for values that cannot work."""
+        self.systems()
+        if self.steps < 0:
+            raise InputError(f"--steps must not be negative, got {self.steps}")
+
     def systems(self) -> list[str]:
-        """Raises InputError for an unknown name."""
+        """The names of the systems to compare. Raises InputError for an unknown system."""
         return list(SYSTEMS) if self.system == "all" else [system_class(self.system).name]
 
 
@@ -58,10 +65,14 @@ class VerifyOptions:
 class Row:
     """One line of the table.
 
-    subject, variant:        operator and dtype (and instruction set), or "training" and what ran
-    checks, failed:          comparisons made and those outside the tolerance
-    error, reference_error:  the worst one's error and that of eager PyTorch; allowed: its limit
-    worst:                   where that was, or why nothing could run
+    subject:         an operator, or "training", "trained" or "captured" and a system
+    variant:         dtype and instruction set of an operator, or the steps that ran
+    checks, failed:  number of comparisons, and how many of them are outside the tolerance
+    error:           relative error of the worst comparison; None where nothing could run
+    reference_error: error of eager PyTorch in that comparison; None where there is no such error
+    allowed:         limit of the error in that comparison
+    worst:           what the worst comparison compared, or why nothing could run
+    seconds:         time that the row took
     """
 
     subject: str
@@ -80,7 +91,7 @@ class Row:
 
 
 def verify_operator(name: str, dtype_name: str, device: str, isa: str = "") -> Row:
-    """Every sample of an operator in one dtype. A sample that raises counts as failed."""
+    """Check every sample of an operator in one dtype; a sample that raises an error counts as failed."""
     spec, dtype = _spec.specs()[name], DTYPES[dtype_name]
     variant = f"{dtype_name} {isa}".strip()
     checks = failed = 0
@@ -89,27 +100,27 @@ def verify_operator(name: str, dtype_name: str, device: str, isa: str = "") -> R
     for sample in spec.samples:
         try:
             errors = _spec.compare(spec, sample, dtype, device)
-        except Exception as error:  # any refusal is a failed check here, and the table has to show the others too
-            reason = f"{sample.name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        except Exception as problem:  # any error is a failed check, and the table has to show the other operators too
+            reason = f"{sample.name}: {type(problem).__name__}: {' '.join(str(problem).split())}"
             seconds = time.perf_counter() - began
             return Row(name, variant, checks + 1, failed + 1, None, None, None, reason, seconds)
-        for found in errors:
+        for error in errors:
             checks += 1
-            failed += not found.passed
-            share = found.fused / found.allowed if found.allowed else float(found.fused > 0)
+            failed += not error.passed
+            share = error.fused / error.allowed if error.allowed else float(error.fused > 0)
             if worst is None or share > worst[0]:
-                worst = (share, found, f"{found.result}, {sample.name}")
+                worst = (share, error, f"{error.result}, {sample.name}")
     seconds = time.perf_counter() - began
     if worst is None:
         return Row(name, variant, 0, 0, None, None, None, "no samples", seconds)
-    _, found, where = worst
-    return Row(name, variant, checks, failed, found.fused, found.eager, found.allowed, where, seconds)
+    _, error, where = worst
+    return Row(name, variant, checks, failed, error.fused, error.eager, error.allowed, where, seconds)
 
 
 def verify_training(steps: int, device: torch.device, system: str = "refiner") -> tuple[Row, Row]:
-    """The same steps of a system, fused and eager, and the operators' errors where these steps have led.
+    """Check the same steps of a system fused and eager, then the operators on the tensors that these steps lead to.
 
-    returns: the row "training": the largest relative difference of a loss or a gradient; the row "trained".
+    Returns the row "training", with the largest relative difference of a loss or a gradient, and the row "trained".
     """
     config = training_config(system)
     fused, eager = (build(dataclasses.replace(config, fused=mode), device) for mode in (True, False))
@@ -118,7 +129,7 @@ def verify_training(steps: int, device: torch.device, system: str = "refiner") -
     for step in range(1, steps + 1):
         for name, difference in step_differences(fused, eager, step, steps).items():
             checks += 1
-            # written so that NaN fails
+            # "not <=" instead of ">", so that NaN fails
             failed += not difference <= LOSS_TOLERANCE
             if difference > largest or math.isnan(difference):
                 largest, where = difference, f"{name} at step {step}"
@@ -128,7 +139,7 @@ def verify_training(steps: int, device: torch.device, system: str = "refiner") -
 
 
 def verify_trained(fused: System, eager: System, steps: int) -> Row:
-    """One more step from eager's state, and each operator call in it: fused and eager in float32 against float64."""
+    """Check each operator call of one more step from eager's state: fused and eager in float32 against float64."""
     began = time.perf_counter()
     fused.load_weights(eager.weights())
     fused.load_state_dict(copy.deepcopy(eager.state_dict()))
@@ -149,9 +160,9 @@ def verify_trained(fused: System, eager: System, steps: int) -> Row:
 
 
 def verify_captured(steps: int, device: torch.device, recorder: Recorder | None = None, system: str = "refiner") -> Row:
-    """Fused steps from the same start, launched kernel by kernel and as a CUDA graph: every loss, then the weights.
+    """Check that fused steps are the same kernel by kernel and as a CUDA graph: every loss, then the weights.
 
-    recorder: of the graph; None records on the GPU. The learning rate changes with every step.
+    recorder: records the graph; None records on the GPU. The learning rate changes with every step.
     """
     config = training_config(system)
     plain, recorded = (build(dataclasses.replace(config, fused=True), device) for _ in range(2))
@@ -160,16 +171,16 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
     differences = {}
     for step in range(1, WARM_UP + steps + 1):
         data = training_batch(config, step, device)
-        found = []
+        both = []
         for one, take in ((plain, plain.step), (recorded, graphed)):
             one.set_learning_rate(config.lr / step)
             torch.manual_seed(step)
-            found.append(take(data))
-        exact, losses = found
+            both.append(take(data))
+        exact, losses = both
         differences |= {f"{name} at step {step}": _difference(losses[name], value) for name, value in exact.items()}
     weights = recorded.weights()
     differences |= {f"the weights {name}": _difference(weights[name], value) for name, value in plain.weights().items()}
-    # written so that NaN fails
+    # "not <=" instead of ">", so that NaN fails
     failed = [name for name, difference in differences.items() if not difference <= LOSS_TOLERANCE]
     where = failed[0] if failed else max(differences, key=differences.get)
     figures = (differences[where], None, LOSS_TOLERANCE, where)
@@ -178,11 +189,12 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
 
 
 def _difference(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """The relative difference of a loss or of weights."""
     return _spec.relative_error(value, exact, LEAST_NORM)
 
 
 def call_errors(call: Call) -> list[_spec.Error]:
-    """The dtype rule in float32 on one call's tensors."""
+    """The errors of one call's outputs and gradients, judged by the rule of the operators in float32."""
     operator, floor = ops.OPERATORS[call.operator], _spec.specs()[call.operator].floor[torch.float32]
     truth = call.results(operator.reference, torch.float64)
     plain, ours = (call.results(function, torch.float32) for function in (operator.reference, operator.function))
@@ -191,7 +203,7 @@ def call_errors(call: Call) -> list[_spec.Error]:
 
 @contextlib.contextmanager
 def limited(isa: str) -> Iterator[None]:
-    """Run with this instruction set."""
+    """Within the block the operators use this instruction set."""
     native = _native.load()
     before = native.isa()
     native.limit_isa(isa)
@@ -202,7 +214,10 @@ def limited(isa: str) -> Iterator[None]:
 
 
 def instruction_sets(device: torch.device, every: bool) -> list[str]:
-    """The sets to verify, best first; [""] where there is no choice (GPU, extension missing)."""
+    """The instruction sets to check, the best first; [""] where there is no choice (on a GPU, without the extension).
+
+    every: all sets of this machine, not only the one in use
+    """
     if device.type != "cpu":
         return [""]
     try:
@@ -214,7 +229,7 @@ def instruction_sets(device: torch.device, every: bool) -> list[str]:
 
 
 def verify(options: VerifyOptions, device: torch.device) -> list[Row]:
-    """Every row asked for."""
+    """Make every row that the options ask for. Raises InputError for an unknown operator."""
     names = list(_spec.specs())
     if options.operator is not None:
         if options.operator not in names:
@@ -238,7 +253,7 @@ def verify(options: VerifyOptions, device: torch.device) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows for the terminal, each with its worst case."""
+    """The rows for the terminal, each with its worst comparison."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.1e}"
@@ -251,3 +266,18 @@ def table(rows: list[Row]) -> str:
         lines.append((state, row.subject, row.variant, checks, *errors, row.worst))
     widths = [max(len(line[i]) for line in lines) for i in range(7)]
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[7]]) for line in lines)
+
+
+def page(rows: list[Row], device: torch.device) -> str:
+    """The table and the verdict for the terminal."""
+    failed = sum(not row.passed for row in rows)
+    verdict = f"{failed} of {len(rows)} rows FAILED" if failed else "all PASSED"
+    return f"{table(rows)}\n\n{sum(row.checks for row in rows)} checks on {device}: {verdict}"
+
+
+def as_json(rows: list[Row], device: torch.device) -> str:
+    """The rows and the verdict as JSON."""
+    entries = [{**dataclasses.asdict(row), "passed": row.passed} for row in rows]
+    passed = all(row.passed for row in rows)
+    about = {"device": str(device), "torch": torch.__version__, "passed": passed}
+    return json.dumps({**about, "rows": entries}, indent=2)

@@ -1,9 +1,11 @@
-"""What is installed and working on this machine, as `kiln doctor` tells it: one finding a line, with its cure.
+"""Finds out what is installed and works on this machine, for `kiln doctor`: one finding a line, and how to fix it.
 
-It looks at everything even where half of it is broken: torch, the extension, DALI and Triton are only tried, and what
-needs them is imported where it is used.
+Every check runs even where half of the installation is broken. So this module imports no torch, DALI, Triton or
+extension, and nothing that imports one of them: `environment.attempt` tries an import, and functions that need one of
+them import it themselves.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from engine.host import environment
 from engine.version import __version__
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
+# distributions without which training does not work
 NEEDED = ("numpy", "pillow", "safetensors", "tyro", "tqdm", "matplotlib", "jinja2")
+# distribution -> (its module, what does not work without it, how to install it)
 EXTRAS = {
     "tensorboard": ("tensorboard", "no TensorBoard events are written", "pip install 'kiln-engine[tensorboard]'"),
     "torchmetrics": ("torchmetrics", "`evaluate` cannot run", "pip install 'kiln-engine[eval]'"),
@@ -27,27 +31,39 @@ EXTRAS = {
     "face-recognition": ("face_recognition", "`evaluate` skips identity similarity", "pip install face_recognition"),
 }
 _IMPORT_NAMES = {"pillow": "PIL"}
-_LOW_MEMORY, _LOW_DISK = 2 << 30, 2 << 30
+_LOW_MEMORY, _LOW_DISK = 2 << 30, 2 << 30  # bytes; less is a note
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, its state (ok, note or BROKEN), what was found, and what to do about it ("")."""
+    """One line of the page.
+
+    subject: what was examined
+    state:   "ok", "note" or "BROKEN"
+    found:   what was found
+    fix:     what to do about it, or ""
+    """
 
     subject: str
     state: str
     found: str
-    mend: str = ""
+    fix: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The finding for `kiln doctor --json`, whose key for `fix` is "mend" in every version."""
+        return {"subject": self.subject, "state": self.state, "found": self.found, "mend": self.fix}
 
 
 def check_python() -> list[Finding]:
+    """The version of Python, and whether Kiln is tested with it."""
     version = ".".join(map(str, sys.version_info[:3]))
     supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    mend = "" if supported else "Kiln is tested with Python 3.10 to 3.13; use one of them if something fails"
-    return [Finding("python", OK if supported else NOTE, f"{version} ({sys.executable}), kiln {__version__}", mend)]
+    fix = "" if supported else "Kiln is tested with Python 3.10 to 3.13; use one of them if something fails"
+    return [Finding("python", OK if supported else NOTE, f"{version} ({sys.executable}), kiln {__version__}", fix)]
 
 
 def check_cpu() -> list[Finding]:
+    """The processor, its cores, and the instruction sets that matter to Kiln."""
     cpu = environment.cpu()
     return [
         Finding("processor", OK, f"{cpu['model']}, {cpu['cores']} cores; {' '.join(cpu['flags']) or cpu['machine']}")
@@ -55,78 +71,77 @@ def check_cpu() -> list[Finding]:
 
 
 def check_torch() -> list[Finding]:
+    """The version of torch, and how many threads it uses."""
     torch, problem = environment.attempt("torch")
     if torch is None:
         return [Finding("torch", BROKEN, f"cannot be imported: {problem}", "pip install 'torch>=2.11,<2.14'")]
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2] if part.isdigit())
     tested = (2, 11) <= version <= (2, 13)
-    mend = "" if tested else "Kiln is tested with torch 2.11 to 2.13; install one of them if something fails"
+    fix = "" if tested else "Kiln is tested with torch 2.11 to 2.13; install one of them if something fails"
     found = f"{torch.__version__}, vector kernels {torch.backends.cpu.get_cpu_capability()}"
-    findings = [Finding("torch", OK if tested else NOTE, found, mend)]
-    threads, cores = torch.get_num_threads(), environment.cpu()["cores"]
+    return [Finding("torch", OK if tested else NOTE, found, fix), _threads(torch.get_num_threads())]
+
+
+def _threads(threads: int) -> Finding:
+    """Whether torch uses as many threads as this process may use cores."""
+    cores = environment.cpu()["cores"]
     if threads > cores:
-        mend = f"set OMP_NUM_THREADS={cores}: more threads than cores slow everything down"
-        findings.append(Finding("threads", NOTE, f"torch uses {threads} threads on {cores} cores", mend))
-    elif threads < cores:
-        why = (
-            f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else "torch's choice"
-        )
-        findings.append(
-            Finding(
-                "threads",
-                NOTE,
-                f"torch uses {threads} of {cores} cores ({why})",
-                f"train with --threads {cores} to use all",
-            )
-        )
-    else:
-        findings.append(Finding("threads", OK, f"torch uses {threads} on {cores} cores"))
-    return findings
+        fix = f"set OMP_NUM_THREADS={cores}: more threads than cores slow everything down"
+        return Finding("threads", NOTE, f"torch uses {threads} threads on {cores} cores", fix)
+    if threads < cores:
+        setting = os.environ.get("OMP_NUM_THREADS")
+        why = "torch's choice" if setting is None else f"OMP_NUM_THREADS={setting}"
+        found = f"torch uses {threads} of {cores} cores ({why})"
+        return Finding("threads", NOTE, found, f"train with --threads {cores} to use all")
+    return Finding("threads", OK, f"torch uses {threads} on {cores} cores")
 
 
 def check_extension() -> list[Finding]:
-    # torch first: the extension takes its OpenMP symbols from torch's runtime
+    """Whether the extension loads, and which instruction set it uses."""
+    # torch is imported first, because the extension takes its OpenMP symbols from torch's runtime
     if environment.attempt("torch")[0] is None:
-        return [Finding("extension", NOTE, "not looked at: it needs torch")]
+        return [Finding("extension", NOTE, "not checked: it needs torch")]
     kernels, problem = environment.attempt("engine.kernels._native")
     if kernels is None:
         return [Finding("extension", BROKEN, f"engine.kernels cannot be imported: {problem}", "install Kiln again")]
     try:
         native = kernels.load()
     except ImportError as error:
-        mend = "pip install . (in a checkout: python setup.py build_ext --inplace); until then only --eager works"
+        fix = "pip install . (in a checkout: python setup.py build_ext --inplace); until then only --eager works"
         if "KILN_ISA" in str(error):
-            mend = "unset KILN_ISA, or name one of these"
-        return [Finding("extension", BROKEN, " ".join(str(error).split()), mend)]
+            fix = "unset KILN_ISA, or name one of these"
+        return [Finding("extension", BROKEN, " ".join(str(error).split()), fix)]
     used, best = native.isa(), native.machine_isa()
     why = "the best of this machine" if used == best else f"KILN_ISA caps this machine's {best}"
     built = f"{len(native.functions())} functions, compiled by {getattr(native, 'compiler', 'an unknown compiler')}"
-    mend = "" if used == best else f"unset KILN_ISA to use {best}"
-    return [Finding("extension", OK, f"engine._native loaded: {built}; uses {used}, {why}", mend)]
+    fix = "" if used == best else f"unset KILN_ISA to use {best}"
+    return [Finding("extension", OK, f"engine._native loaded: {built}; uses {used}, {why}", fix)]
 
 
 def check_openmp() -> list[Finding]:
+    """How many OpenMP runtimes this process has loaded."""
     runtimes = environment.loaded_openmp()
     if runtimes is None:
         return []
     if len({os.path.realpath(path) for path in runtimes}) > 1:
-        mend = "keep one: each has threads of its own and they get in each other's way"
-        return [Finding("openmp", NOTE, f"{len(runtimes)} runtimes loaded: {', '.join(runtimes)}", mend)]
+        fix = "keep one: each has threads of its own and they get in each other's way"
+        return [Finding("openmp", NOTE, f"{len(runtimes)} runtimes loaded: {', '.join(runtimes)}", fix)]
     return [Finding("openmp", OK, f"one runtime: {Path(runtimes[0]).name}" if runtimes else "none loaded")]
 
 
 def check_gpu() -> list[Finding]:
+    """The GPUs, and whether torch and Triton can use them."""
     torch, _ = environment.attempt("torch")
     if torch is None:
         return []
     driver, cards = environment.driver(), environment.gpus()
     if not cards:
         if driver and torch.version.cuda is None:
-            mend = "install torch's CUDA build (pytorch.org, 'Get started')"
-            return [Finding("gpu", NOTE, f"NVIDIA driver {driver} is there, but this torch is built for the CPU", mend)]
+            fix = "install torch's CUDA build (pytorch.org, 'Get started')"
+            return [Finding("gpu", NOTE, f"NVIDIA driver {driver} is there, but this torch is built for the CPU", fix)]
         if driver:
-            mend = "update the driver, or install the torch build that fits it"
-            return [Finding("gpu", NOTE, f"driver {driver} and CUDA {torch.version.cuda}: torch finds no device", mend)]
+            fix = "update the driver, or install the torch build that fits it"
+            return [Finding("gpu", NOTE, f"driver {driver} and CUDA {torch.version.cuda}: torch finds no device", fix)]
         return [Finding("gpu", OK, "none; training runs on the CPU")]
     findings = []
     for card in cards:
@@ -144,30 +159,35 @@ def check_gpu() -> list[Finding]:
 
 
 def check_distributed() -> list[Finding]:
+    """Whether torchrun can train in several processes."""
     torch, _ = environment.attempt("torch")
     if torch is None:
         return []
     if not torch.distributed.is_available():
         return [Finding("distributed", NOTE, "this torch is built without torch.distributed: one process trains")]
     gloo, nccl = torch.distributed.is_gloo_available(), torch.distributed.is_nccl_available()
-    there = [name for name, found in (("gloo (CPUs)", gloo), ("NCCL (GPUs)", nccl)) if found]
-    lacking = not gloo or (torch.cuda.is_available() and not nccl)  # gloo carries flags also where NCCL carries tensors
-    mend = "install a torch build of pytorch.org to train with torchrun" if lacking else ""
-    found = f"torchrun, {' and '.join(there) or 'neither gloo nor NCCL'}"
-    return [Finding("distributed", NOTE if lacking else OK, found, mend)]
+    backends = [name for name, usable in (("gloo (CPUs)", gloo), ("NCCL (GPUs)", nccl)) if usable]
+    incomplete = not gloo or (
+        torch.cuda.is_available() and not nccl
+    )  # flags go through gloo even where tensors go through NCCL
+    fix = "install a torch build of pytorch.org to train with torchrun" if incomplete else ""
+    found = f"torchrun, {' and '.join(backends) or 'neither gloo nor NCCL'}"
+    return [Finding("distributed", NOTE if incomplete else OK, found, fix)]
 
 
 def check_loading() -> list[Finding]:
+    """Whether DALI can read images."""
     version = environment.version_of("nvidia-dali-cuda130") or environment.version_of("nvidia-dali-cuda120")
-    # `import nvidia.dali` alone may find an empty namespace package
+    # nvidia.dali.fn is tried, because `import nvidia.dali` alone may find an empty namespace package
     dali, problem = environment.attempt("nvidia.dali.fn")
     if dali is None:
-        mend = "pip install 'kiln-engine[dali-cu13]' (or [dali-cu12]); both work without a GPU"
-        return [Finding("dali", BROKEN, f"images cannot be read: {problem}", mend)]
+        fix = "pip install 'kiln-engine[dali-cu13]' (or [dali-cu12]); both work without a GPU"
+        return [Finding("dali", BROKEN, f"images cannot be read: {problem}", fix)]
     return [Finding("dali", OK, f"{version or 'installed'}; decodes images")]
 
 
 def check_packages() -> list[Finding]:
+    """The packages that training needs."""
     findings, good = [], []
     for name in NEEDED:
         module, problem = environment.attempt(_IMPORT_NAMES.get(name, name))
@@ -179,8 +199,9 @@ def check_packages() -> list[Finding]:
 
 
 def check_extras() -> list[Finding]:
+    """The optional packages, and what does not work without each."""
     findings = []
-    for name, (module, without, mend) in EXTRAS.items():
+    for name, (module, without, fix) in EXTRAS.items():
         found, problem = environment.attempt(module)
         if name.startswith("opencv") and found is not None and not hasattr(found, "CascadeClassifier"):
             found, problem = None, "it has no Haar cascades; versions below 5 have"
@@ -188,18 +209,19 @@ def check_extras() -> list[Finding]:
             findings.append(Finding(name, OK, environment.version_of(name) or "installed"))
         else:
             state = "not installed" if environment.version_of(name) is None else f"broken: {problem}"
-            findings.append(Finding(name, NOTE, f"{state}; {without}", mend))
+            findings.append(Finding(name, NOTE, f"{state}; {without}", fix))
     return findings
 
 
 def check_room() -> list[Finding]:
+    """Free memory and disk space, and whether Kiln's folders can be written."""
     findings = []
     memory = environment.memory()
     if memory["available"] is not None:
         low = memory["available"] < _LOW_MEMORY
         found = f"{memory['available'] / 2**30:.1f} GiB of {(memory['total'] or 0) / 2**30:.1f} GiB available"
-        mend = "close other programs or lower --batch-size and --filters" if low else ""
-        findings.append(Finding("memory", NOTE if low else OK, found, mend))
+        fix = "close other programs or lower --batch-size and --filters" if low else ""
+        findings.append(Finding("memory", NOTE if low else OK, found, fix))
     places = {"disk (here)": Path.cwd()}
     cache, _ = environment.attempt("engine.data.cache")
     if cache is not None:
@@ -208,17 +230,17 @@ def check_room() -> list[Finding]:
         free = environment.free_disk(place)
         if free is None:
             continue
-        mend = "free some space: a run writes checkpoints and samples" if free < _LOW_DISK else ""
-        findings.append(Finding(subject, NOTE if mend else OK, f"{free / 2**30:.1f} GiB free at {place}", mend))
+        fix = "free some space: a run writes checkpoints and samples" if free < _LOW_DISK else ""
+        findings.append(Finding(subject, NOTE if fix else OK, f"{free / 2**30:.1f} GiB free at {place}", fix))
         parent = next((p for p in (place, *place.parents) if p.exists()), place)
         if not os.access(parent, os.W_OK):
-            remedy = "set KILN_CACHE to a folder of yours" if "cache" in subject else "give --out a folder of yours"
-            findings.append(Finding(subject, NOTE, f"{parent} cannot be written", remedy))
+            fix = "set KILN_CACHE to a folder of yours" if "cache" in subject else "give --out a folder of yours"
+            findings.append(Finding(subject, NOTE, f"{parent} cannot be written", fix))
     return findings
 
 
 def check_training() -> list[Finding]:
-    """A small fused step on each device, on a GPU also as a CUDA graph: the only proof that training works."""
+    """Take a small fused step on each device, on a GPU also as a CUDA graph: only a step proves that training works."""
     torch, _ = environment.attempt("torch")
     if torch is None:
         return [Finding("training", BROKEN, "cannot work without torch", "see torch above")]
@@ -229,15 +251,16 @@ def check_training() -> list[Finding]:
             works = "one fused step of a small refiner works"
             works += ", also as a CUDA graph" if device == "cuda" else ""
             findings.append(Finding(f"training ({device})", OK, works))
-        except Exception as error:  # whatever it is, it belongs on the page
+        except Exception as error:  # any error belongs on the page
             found = f"a fused step fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            mend = "see above; --eager may still work" if device == "cpu" else "use --device cpu, or --eager"
+            fix = "see above; --eager may still work" if device == "cpu" else "use --device cpu, or --eager"
             # a machine whose CPU path works can train
-            findings.append(Finding(f"training ({device})", BROKEN if device == "cpu" else NOTE, found, mend))
+            findings.append(Finding(f"training ({device})", BROKEN if device == "cpu" else NOTE, found, fix))
     return findings
 
 
 def _one_step(device: Any) -> None:
+    """Take one fused step of a small refiner. Raises whatever goes wrong."""
     import torch
 
     from engine.data import Batch
@@ -275,28 +298,39 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
 
 
 def examine() -> list[Finding]:
-    """Every finding. A check that itself breaks becomes a finding, never an exception."""
+    """Run every check and return the findings; a check that raises an error becomes a finding."""
     findings = []
     for check in CHECKS:
         try:
             findings += check()
-        except Exception as error:  # the doctor has to see the other patients too
+        except Exception as error:  # the other checks have to run too
             name = check.__name__.removeprefix("check_")
-            findings.append(Finding(name, BROKEN, f"looking at it failed: {type(error).__name__}: {error}"))
+            findings.append(Finding(name, BROKEN, f"this check failed: {type(error).__name__}: {error}"))
     return findings
 
 
+def works(findings: list[Finding]) -> bool:
+    """Whether training works on this machine: nothing is broken."""
+    return all(finding.state != BROKEN for finding in findings)
+
+
+def as_json(findings: list[Finding], operators: str | None) -> str:
+    """The findings and the table of the operators as JSON."""
+    entries = [finding.to_json() for finding in findings]
+    return json.dumps({"works": works(findings), "findings": entries, "operators": operators}, indent=2)
+
+
 def page(findings: list[Finding], operators: str | None) -> str:
-    """The findings for the terminal."""
+    """The findings and the table of the operators for the terminal."""
     width = max(len(finding.subject) for finding in findings)
     lines = []
     for finding in findings:
         lines.append(f"{finding.state:<6}  {finding.subject:<{width}}  {finding.found}")
-        if finding.mend:
-            lines.append(f"{'':<6}  {'':<{width}}  -> {finding.mend}")
+        if finding.fix:
+            lines.append(f"{'':<6}  {'':<{width}}  -> {finding.fix}")
     lines += ["", "operators:" if operators else "operators: cannot be listed (see above)"]
     if operators:
         lines += [f"  {line}" for line in operators.splitlines()]
     broken = [finding.subject for finding in findings if finding.state == BROKEN]
-    verdict = f"Training does not work here yet; mend: {', '.join(broken)}." if broken else "Training works here."
+    verdict = f"Training does not work here yet; fix: {', '.join(broken)}." if broken else "Training works here."
     return "\n".join([*lines, "", verdict])

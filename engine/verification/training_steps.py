@@ -1,4 +1,4 @@
-"""The same training steps fused and eager, each from the same state: losses, and the gradients that optimisers take."""
+"""Takes the same training steps fused and eager, each from the same state, and compares losses and gradients."""
 
 import contextlib
 import copy
@@ -17,14 +17,18 @@ from engine.systems.base import System
 from engine.systems.registry import config_class, system_class
 
 LOSS_TOLERANCE = 1e-4
-LEAST_NORM = 1e-6  # of a loss or gradient, that a difference is divided by
-# |v - D(v)| and ReLU have no derivative at 0: where rounding decides an element's sign, a gradient may differ by this
-# much. It has to agree on the same weights and other images then; what is wrong is wrong on those too
+LEAST_NORM = 1e-6  # a difference is divided by the norm of the loss or gradient, but by no less than this
+# |v - D(v)| and ReLU have no derivative at 0. Where rounding decides the sign of an element, a gradient may differ by
+# up to KINK_TOLERANCE; it then has to agree in one of so many attempts, on other images with the same weights. A wrong
+# gradient is wrong on every image.
 KINK_TOLERANCE, ATTEMPTS = 5e-2, 3
 
 
 def training_images(count: int, channels: int, resolution: int, step: int, device: torch.device) -> torch.Tensor:
-    """(count, channels, R, R) in [-1, 1], channels_last: smooth shapes with a little noise, from the step's number."""
+    """Images (count, channels, R, R) float32 in [-1, 1], channels_last: smooth shapes with a little noise.
+
+    step: seed of the images
+    """
     generator = torch.Generator().manual_seed(step)
     coarse = torch.randn(count, channels, 4, 4, generator=generator)
     smooth = F.interpolate(coarse, size=resolution, mode="bicubic", align_corners=False)
@@ -33,13 +37,13 @@ def training_images(count: int, channels: int, resolution: int, step: int, devic
 
 
 def training_config(system: str) -> TrainConfig:
-    """A small run of a system with the values of its quick preset; k and the game count from step 1."""
+    """The quick preset of a system, made small (SMALL), so that every part of it works from the first step."""
     kind = config_class(system)
     return kind(**kind.PRESETS["quick"] | kind.SMALL)
 
 
 def training_batch(config: TrainConfig, step: int, device: torch.device) -> Batch:
-    """What a step of the system takes, from the step's number."""
+    """The batch of a step of the system; step: its number, which seeds the images and points."""
     parts = []
     for need in system_class(config.system).needs(config):
         for _ in range(need.members):
@@ -53,27 +57,27 @@ def training_batch(config: TrainConfig, step: int, device: torch.device) -> Batc
 
 @contextlib.contextmanager
 def first_gradients(system: System) -> Iterator[dict[str, torch.Tensor]]:
-    """By optimiser: the gradients, flat, that its first step within the block takes."""
-    found: dict[str, torch.Tensor] = {}
+    """Keep, by the name of each optimiser, the flat gradients that its first step within the block takes."""
+    gradients: dict[str, torch.Tensor] = {}
 
     def keep(name: str, optimiser: torch.optim.Optimizer) -> None:
-        if name not in found:
+        if name not in gradients:
             parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-            found[name] = torch.cat([parameter.grad.flatten() for parameter in parameters])
+            gradients[name] = torch.cat([parameter.grad.flatten() for parameter in parameters])
 
     hooks = [
         optimiser.register_step_pre_hook(lambda optimiser, *_, name=name: keep(name, optimiser))
         for name, optimiser in system.optimisers.items()
     ]
     try:
-        yield found
+        yield gradients
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def results(system: System, batch: Batch, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The losses of one step, and the first gradients of each optimiser. seed: of what the step draws by chance."""
+    """The losses of one step, and the first gradients of each optimiser; seed: of the random numbers of the step."""
     torch.manual_seed(seed)
     with first_gradients(system) as gradients:
         losses = system.step(batch)
@@ -81,27 +85,28 @@ def results(system: System, batch: Batch, seed: int) -> tuple[dict[str, torch.Te
 
 
 def step_differences(fused: System, eager: System, step: int, steps: int) -> dict[str, float]:
-    """One step of both from eager's state: the relative difference of each loss and each optimiser's gradient."""
+    """Take one step of both systems from eager's state; returns the relative difference of each loss and gradient.
+
+    step:  number of the step; steps: how many steps are compared in total
+    """
     before = {name: tensor.clone() for name, tensor in eager.weights().items()}, copy.deepcopy(eager.state_dict())
     smallest: dict[str, float] = {}
     for attempt in range(ATTEMPTS):
         for system in (fused, eager):
             system.load_weights(before[0])
             system.load_state_dict(before[1])
-        # further attempts take images of no other step
+        # the images of a further attempt belong to no other step
         number = step + attempt * 1000 * steps
         data = training_batch(eager.config, number, eager.device)
-        (losses, given), (exact, wanted) = (results(system, data, number) for system in (fused, eager))
+        (losses, ours), (exact, wanted) = (results(system, data, number) for system in (fused, eager))
         of_losses = {name: relative_error(losses[name], exact[name], LEAST_NORM) for name in exact}
-        gradients = {
-            f"gradient of the {name}": relative_error(given[name], wanted[name], LEAST_NORM) for name in wanted
-        }
+        gradients = {f"gradient of the {name}": relative_error(ours[name], wanted[name], LEAST_NORM) for name in wanted}
         for name, difference in {**of_losses, **gradients}.items():
-            # a loss is continuous: the worst attempt counts; of a gradient, the best
+            # of a loss, which is continuous, the worst attempt counts; of a gradient, the best
             take = min if name in gradients else max
             smallest[name] = take(smallest[name], difference) if name in smallest else difference
         at_kinks = any(LOSS_TOLERANCE < difference <= KINK_TOLERANCE for difference in gradients.values())
-        # what is not a number is wrong, whatever other images say
+        # a gradient with NaN has an infinite difference and is wrong, whatever other images say
         if not at_kinks or any(map(math.isinf, gradients.values())):
             break
     return smallest

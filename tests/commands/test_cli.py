@@ -1,4 +1,4 @@
-"""Exit statuses and the one line of the user's mistakes."""
+"""Commands exit with the right status, and tell a mistake of the user in one line."""
 
 import errno
 import os
@@ -98,7 +98,7 @@ def outcome(error: BaseException, capsys) -> tuple[int, str]:
         (NotImplementedError("kiln::op has no CUDA kernel yet: use --eager"), ["kiln::op", "--eager"]),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_status_2(error, parts, capsys):
+def test_what_the_user_can_fix_is_one_line_and_status_2(error, parts, capsys):
     status, printed = outcome(error, capsys)
     assert status == 2
     assert printed.startswith("kiln test: error: ") and printed.count("\n") == 1

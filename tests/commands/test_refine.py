@@ -66,7 +66,7 @@ def test_shrinking_is_that_of_the_training_loader(tmp_path, size, channels):
     read, _ = pictures.read((tmp_path / "in" / "a.png").read_bytes())
     square = pictures.to_square(read, pictures.place(read.size, 32, "crop"), 32, channels)
     difference = np.abs(square - trained_on)
-    # two implementations round differently, at the borders most; a shift by half a pixel would give 5 and more
+    # two implementations round differently, most at the borders; a shift by half a pixel would give 5 and more
     assert difference.max() <= 12 and difference.mean() < 0.7
 
 
@@ -307,7 +307,7 @@ def test_landmark_models_need_landmarks(tmp_path, capsys):
 
 
 def damage(run, how: str):
-    """A copy of the run whose only checkpoint is spoilt."""
+    """A copy of the run whose only checkpoint is damaged."""
     copy = run.parent / how.replace(" ", "-")
     shutil.copytree(run, copy)
     folder = copy / "checkpoints" / "step_00000007"

@@ -204,18 +204,18 @@ def doctor_without(*names: str, arguments: tuple[str, ...] = ()) -> subprocess.C
 
 
 @pytest.mark.parametrize(
-    ("names", "broken", "cure"),
+    ("names", "broken", "fix"),
     [
         (("torch", "triton", "nvidia"), ["torch", "dali", "training"], "pip install 'torch"),
         (("engine._native", "tyro"), ["extension", "tyro", "training (cpu)"], "build_ext --inplace"),
     ],
 )
-def test_the_doctor_works_where_things_are_missing(names, broken, cure):
+def test_the_doctor_works_where_things_are_missing(names, broken, fix):
     done = doctor_without(*names)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
-    assert f"mend: {', '.join(broken)}." in done.stdout
-    assert cure in done.stdout
+    assert f"fix: {', '.join(broken)}." in done.stdout
+    assert fix in done.stdout
 
 
 def test_a_check_that_breaks_is_a_finding(monkeypatch):
@@ -233,6 +233,7 @@ def test_json(monkeypatch, capsys):
     assert command(doctor.main, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["works"] and [one["subject"] for one in found["findings"]] == ["python", "processor"]
+    assert [list(one) for one in found["findings"]] == [["subject", "state", "found", "mend"]] * 2
     assert command(doctor.main, "--jsn") == 2
 
 
@@ -242,4 +243,4 @@ def test_a_capped_instruction_set_is_told(monkeypatch):
         pytest.skip("this machine has one instruction set")
     with checks.limited("baseline"):
         (finding,) = machine.check_extension()
-    assert "uses baseline, KILN_ISA caps" in finding.found and "unset KILN_ISA" in finding.mend
+    assert "uses baseline, KILN_ISA caps" in finding.found and "unset KILN_ISA" in finding.fix

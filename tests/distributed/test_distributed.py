@@ -69,7 +69,7 @@ def test_losses_are_those_of_one_process(ranks: list[dict], case: str) -> None:
     for a, b in list(zip(one, two, strict=True))[: DRIFTING.get(case.rsplit(" ", 1)[0])]:
         assert a.keys() == b.keys()
         for name in a:
-            # untrained judges of face parts give logits that are equal but for rounding: who is ahead means nothing
+            # untrained judges of face parts give logits that differ only by rounding: their accuracy means nothing
             if not name.startswith("accuracy"):
                 assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-6), name
 
@@ -210,14 +210,14 @@ def test_a_restart_goes_on_only_with_the_run_of_its_launch(tmp_path: Path, monke
     assert not resolve(flags)[0].resume  # this is the first start
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert resolve(flags)[0].resume
-    # the first start was refused: whatever the folder says, its restart is refused too
+    # a folder that the first start refused is refused after a restart too
     with pytest.raises(InputError, match="not empty"):
         prepare_folder(replace(resolve(flags)[0], resume=False))
     assert not resolve(flags)[0].resume
     torchrun.mark(tmp_path / "run")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another's")
     assert not resolve(flags)[0].resume
-    # torchrun counts no restart when machines come or go: its store knows the launch
+    # torchrun counts no restart when machines come or go, but its store keeps the word of the launch
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     monkeypatch.setattr(torchrun, "_token", "word")
     torchrun.mark(tmp_path / "run")

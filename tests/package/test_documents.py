@@ -60,7 +60,7 @@ def broken_links(page: Path, text: str) -> Iterator[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as hosts of code and the site make them."""
+    """The anchors of a page's headings, as code hosts and the site make them."""
     titles = (re.sub(r"[^\w\- ]", "", title.lower()) for title in HEADING.findall(FENCE.sub("", text)))
     return {title.strip().replace(" ", "-") for title in titles}
 
@@ -153,7 +153,7 @@ def options_of(name: str, rest: str) -> set[str] | None:
 
 
 def options_of_benchmarks(module: str, rest: str) -> set[str] | None:
-    """Of python -m benchmarks SUITE, of what stands in place of a suite, and of a module of its own."""
+    """The long options of python -m benchmarks with or without a suite, and of modules such as benchmarks.gpu."""
     if module != "benchmarks":
         place = ROOT / module.replace(".", "/")
         return set() if place.with_suffix(".py").is_file() or (place / "__main__.py").is_file() else None
@@ -166,7 +166,7 @@ def options_of_benchmarks(module: str, rest: str) -> set[str] | None:
 
 
 def options_of_engine(command: str, *first: str) -> set[str]:
-    """Of kiln COMMAND."""
+    """The long options of kiln COMMAND."""
     module = importlib.import_module(cli.COMMANDS[command][0])
     return help_of(module.main, *first)
 
@@ -183,7 +183,7 @@ def help_of(main: object, *first: str) -> set[str]:
 
 @functools.cache
 def all_options() -> set[str]:
-    """Of all commands."""
+    """The long options of all commands."""
     found = [options_of(f"kiln {command}", "") for command in cli.COMMANDS if command != "data"]
     found += [options_of_engine("data", action) for action in ("validate", "avatars")]
     found += [help_of(benchmark.main), *(help_of(benchmark.main, name) for name in benchmark.COMMANDS)]
@@ -192,7 +192,7 @@ def all_options() -> set[str]:
 
 @functools.cache
 def options_of_torchrun() -> set[str]:
-    """Of torchrun, from its own parser."""
+    """The long options of torchrun, from its own parser."""
     return {option.replace("_", "-") for action in get_args_parser()._actions for option in action.option_strings}
 
 

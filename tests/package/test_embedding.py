@@ -31,7 +31,7 @@ NEEDS = {
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """name of a file -> what its commands print; each is run once, on one thread, where the page's files lie."""
+    """Name of a file -> what its commands print; each is run once, on one thread, in a folder with the page's files."""
     folder = tmp_path_factory.mktemp("embedding")
     for name, text in FILES.items():
         (folder / name).write_text(f"# {name}\n{text}")

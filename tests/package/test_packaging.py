@@ -178,7 +178,7 @@ print(len(names), "engine.kernels.gram" in names, "engine.data.decoding.dali" in
     ],
 )
 def test_commands_without_what_is_optional(words, status, says, tmp_path):
-    """Help works, the doctor names every cure, and what needs something says in one line how to get it."""
+    """Help works, the doctor names every fix, and a command that lacks something says in one line how to get it."""
     code = f"{MISSING}\nfrom engine.cli import main\nmain({words!r})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.md", "*.svg"))
@@ -201,7 +201,7 @@ except ImportError as error:
 
 
 def test_missing_extension_says_what_to_do(tmp_path):
-    """Without the compiled module everything imports; a fused call names the cure."""
+    """Without the compiled module everything imports; a fused call names the fix."""
     code = """
 import sys
 sys.modules["engine._native"] = None

@@ -11,7 +11,7 @@ from tests.support.training_fakes import smooth_images, tiny_config
 
 
 def kept_by_autograd(network: torch.nn.Module, inputs: tuple, count: int) -> float:
-    """Elements kept for the backward pass, for each sample; parameters and inputs are not counted."""
+    """How many elements autograd keeps for the backward pass of a sample, without parameters and inputs."""
     given = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages = {}
 

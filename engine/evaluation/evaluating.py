@@ -1,4 +1,4 @@
-"""What is measured of a trained model, by what it is for: refined, generated, driven; and the files that say it."""
+"""Measures a trained model on a data set and writes metrics.json and figures: the work of `kiln evaluate`."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from engine.config import TrainConfig
 from engine.data import ImageSet, open_dataset
 from engine.errors import InputError
 from engine.evaluation import fidelity
-from engine.evaluation.base import Evaluation, Means
+from engine.evaluation.base import Evaluation, Tools
 from engine.evaluation.driven import Driven
 from engine.evaluation.generated import Generated
 from engine.evaluation.likeness import require_torchmetrics
@@ -30,22 +30,22 @@ from engine.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
-    """What an evaluation and an ablation have in common."""
+class MeasureOptions:
+    """The options that `kiln evaluate` and `kiln ablate` share."""
 
     real: Path | None = None
-    """Real photos that refined images are compared to as a set (for the refiner, --data itself by default)."""
+    """Real photos to compare refined images with, as a set; default for the refiner: the images of --data."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000
-    """Images that a generator makes."""
+    """How many images a generator makes."""
     limit: int = 0
-    """Take this many images or samples of a data set, spread evenly over it; 0 = all."""
+    """How many images or samples of a data set to take, spread evenly over it; 0 = all."""
     inception_weights: Path | None = None
-    """torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for the Inception Score and the FID."""
+    """File weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for the Inception Score and the FID."""
     weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the generator's weights, or the last ones."""
+    """ema: the moving average of the generator's weights; raw: the last weights."""
 
     def check(self) -> None:
-        """Raises InputError for values and files that cannot be used."""
+        """Raise InputError for values and files that cannot be used."""
         if self.limit < 0 or self.n < 1:
             raise InputError("--limit must not be negative and -n at least 1")
         if self.inception_weights is not None:
@@ -54,31 +54,36 @@ class Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Choices):
-    """What `kiln evaluate` takes."""
+class EvaluateOptions(MeasureOptions):
+    """The options of `kiln evaluate`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run folder (its newest good checkpoint) or checkpoint folder."""
     data: Path
-    """Folder or zip of images that were not trained on (pairs or clips for ggb and reenact)."""
+    """Folder or zip of images that were not trained on; pairs or clips for ggb and reenact."""
     split: str = ""
-    """Only the images of this split of --data, for example test."""
+    """Measure only on the images of this split of --data, for example test."""
     training: Path | None = None
-    """The images a generator was trained on, to find copies of them; default the run's own data."""
+    """The images that a generator was trained on, to look for copies of them; default the data of the run."""
     out: Path | None = None
-    """Folder to write; default evaluation/ in the run folder, in a folder named after the data and the step."""
+    """Folder to write; default a folder named after the data and the step, in evaluation/ of the run folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes cuda when there is one."""
     batch_size: int = 32
     """Images per pass."""
     seed: int = 0
-    """Of the noise, and of the patches and directions of the sliced Wasserstein distance."""
+    """Seed of the noise, and of the patches and directions of the sliced Wasserstein distance."""
     eager: tyro.conf.FlagCreatePairsOff[bool] = False
     """Run the plain PyTorch references instead of the fused operators."""
 
 
 def open_set(config: TrainConfig, path: Path | None, split: str = "", *, single: bool = False) -> ImageSet:
-    """The images at `path` (None: embedded) with what using the system needs; single: any images. Raises InputError."""
+    """The images at `path` that a trained system can be measured on: with landmarks or in pairs where it needs them.
+
+    path:   None takes the embedded avatars
+    single: accept images without landmarks and pairs
+    Raises InputError.
+    """
     system = system_class(config.system)
     need = system.needs(config)[0]
     points, members = 0, 1
@@ -91,7 +96,11 @@ def open_set(config: TrainConfig, path: Path | None, split: str = "", *, single:
 
 
 def training_set(config: TrainConfig, given: Path | None, fallback: ImageSet) -> ImageSet:
-    """What a generator was trained on: what was given, the run's own data, or (where that is gone) `fallback`."""
+    """The images that a generator was trained on.
+
+    given:    the option --training; None takes the data of the run
+    fallback: taken where the data of the run no longer exist
+    """
     if given is None and config.data is not None and not config.data.exists():
         print(f"kiln evaluate: note: {config.data} is gone: copies are looked for in --data; or give --training",
               file=sys.stderr)  # fmt: skip
@@ -99,23 +108,23 @@ def training_set(config: TrainConfig, given: Path | None, fallback: ImageSet) ->
     return open_set(config, given or config.data, config.split if given is None else "")
 
 
-def evaluate(model: Trained, dataset: ImageSet, choices: Choices, *, training: Path | None = None,
-             batch_size: int = 32, seed: int = 0) -> Evaluation:  # fmt: skip
-    """The results of a model on a data set, by what its system does. Raises InputError."""
+def apply_model(model: Trained, dataset: ImageSet, options: MeasureOptions, *, training: Path | None = None,
+                batch_size: int = 32, seed: int = 0) -> Evaluation:  # fmt: skip
+    """The evaluation of a model on a data set; the kind of its system decides which. Raises InputError."""
     kind = system_class(model.config.system).kind
-    if choices.real is not None and kind is not REFINE:
+    if options.real is not None and kind is not REFINE:
         raise InputError(f"--real is for systems that refine images, not for {model.config.system}")
     if kind is REFINE:
-        real = None if choices.real is None else open_set(model.config, choices.real, single=True)
-        return Refined(model, dataset, real=real, limit=choices.limit, batch_size=batch_size)
+        real = None if options.real is None else open_set(model.config, options.real, single=True)
+        return Refined(model, dataset, real=real, limit=options.limit, batch_size=batch_size)
     if kind is GENERATE:
         known = training_set(model.config, training, dataset)
-        return Generated(model, dataset, known, count=choices.n, limit=choices.limit, batch_size=batch_size, seed=seed)
-    return Driven(model, dataset, limit=choices.limit, batch_size=batch_size)
+        return Generated(model, dataset, known, count=options.n, limit=options.limit, batch_size=batch_size, seed=seed)
+    return Driven(model, dataset, limit=options.limit, batch_size=batch_size)
 
 
 def describe(model: Trained, evaluation: Evaluation) -> dict[str, Any]:
-    """What metrics.json says before the measures."""
+    """What metrics.json says about the model, before the measures."""
     config = model.config
     return {
         "model": str(model.path),
@@ -130,7 +139,7 @@ def describe(model: Trained, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def write(out: Path, about: dict[str, Any], measures: Measures) -> Path:
-    """metrics.json: about, the units of what was measured, the measures."""
+    """Write metrics.json: `about`, the units of the measures, and the measures; returns its path."""
     measured = {key for values in measures.values() for key in values}
     units = {key: unit for key, unit in UNITS.items() if key in measured}
     path = out / "metrics.json"
@@ -138,31 +147,28 @@ def write(out: Path, about: dict[str, Any], measures: Measures) -> Path:
     return path
 
 
-def evaluate_model(arguments: EvaluateOptions) -> str:
-    """Measure a trained model, write metrics.json and the figures; returns the table. Raises InputError."""
-    if arguments.batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    arguments.check()
-    finder, device = FaceFinder(), pick_device(arguments.device)
-    if is_exported(arguments.model):
-        raise InputError(f"{arguments.model} holds no checkpoint; give a run folder or one of its checkpoints")
-    model = load_trained(arguments.model, device, fused=not arguments.eager, ema=arguments.weights == "ema")
-    dataset = open_set(model.config, arguments.data, arguments.split)
+def evaluate_model(options: EvaluateOptions) -> str:
+    """Measure a trained model, write metrics.json and the figures, and return the table. Raises InputError."""
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
+    options.check()
+    finder, device = FaceFinder(), pick_device(options.device)
+    if is_exported(options.model):
+        raise InputError(f"{options.model} holds no checkpoint; give a run folder or one of its checkpoints")
+    model = load_trained(options.model, device, fused=not options.eager, ema=options.weights == "ema")
+    dataset = open_set(model.config, options.data, options.split)
     run_dir = model.path.absolute().parent.parent
-    name = "-".join(filter(None, (Path(dataset.name).stem, arguments.split)))
-    out = arguments.out or run_dir / "evaluation" / f"{name}-step_{model.step:08d}"
+    name = "-".join(filter(None, (Path(dataset.name).stem, options.split)))
+    out = options.out or run_dir / "evaluation" / f"{name}-step_{model.step:08d}"
     print(f"data    {dataset.summary()}", flush=True)
-    evaluation = evaluate(model, dataset, arguments, training=arguments.training, batch_size=arguments.batch_size,
-                          seed=arguments.seed)  # fmt: skip
+    evaluation = apply_model(model, dataset, options, training=options.training, batch_size=options.batch_size,
+                             seed=options.seed)  # fmt: skip
     atomic_files.make_folder(out)
     # an earlier evaluation must not look like the result of this one
     (out / "metrics.json").unlink(missing_ok=True)
-    measures = evaluation.measure(
-        Means(finder, arguments.inception_weights, device, arguments.seed, arguments.batch_size)
-    )
+    tools = Tools(finder, options.inception_weights, device, options.seed, options.batch_size)
+    measures = evaluation.measure(tools)
     evaluation.draw(measures, out)
     about = describe(model, evaluation)
-    about |= {"weights": arguments.weights, "data": str(arguments.data), "split": arguments.split}
-    about["seed"] = arguments.seed
-    written = write(out, about, measures)
-    return f"{table(measures)}\n{written}"
+    about |= {"weights": options.weights, "data": str(options.data), "split": options.split, "seed": options.seed}
+    return f"{table(measures)}\n{write(out, about, measures)}"

@@ -1,4 +1,4 @@
-"""Writes a trained generator as a folder to publish, in the layout of model hubs (engine.inference.exported reads it).
+"""Writes a trained generator as a folder to publish, in the layout of model hubs; engine.inference.exported reads it.
 
 The folder holds config.json (the system and its values, no paths of this machine), model.safetensors (the weights of
 the module that `engine.load` gives), README.md (a model card) and framing.json (where faces lie in the photos, for
@@ -20,7 +20,7 @@ from engine.systems.registry import system_class
 from engine.version import __version__
 
 CARD = "README.md"
-# what describes the run rather than the model
+# fields of the configuration that describe the run, not the model
 _LEFT_OUT = ("data", "synthetic", "out", "device", "threads")
 _CARD = """---
 library_name: kiln-engine
@@ -45,10 +45,10 @@ and marks its results as synthetic in their metadata. `config.json` has every va
 
 
 def export(path: Path | str, folder: Path | str, *, ema: bool = True) -> Path:
-    """Write the trained generator of a run or checkpoint to `folder`, which must be new or empty; returns it.
+    """Write the trained generator of a run or checkpoint to `folder`, which must be new or empty; returns the folder.
 
-    ema: the moving average of the generator's weights, or the last ones. Raises InputError for what is no trained model
-    and for a folder that holds something, OSError where it cannot be written.
+    ema: export the moving average of the generator's weights, else the last weights.
+    Raises InputError when `path` holds no trained model or `folder` is not empty, OSError when it cannot be written.
     """
     path, folder = Path(path), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -73,6 +73,6 @@ def export(path: Path | str, folder: Path | str, *, ema: bool = True) -> Path:
     atomic_files.write_text(folder / CONFIG, json.dumps(head | {"config": saved}, indent=1) + "\n")
     atomic_files.write_text(folder / CARD, card)
     Framing.of(path).write(folder)
-    # last: what makes the folder an exported one
+    # written last, because a folder with this file counts as an exported one
     atomic_files.write_bytes(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
     return folder
