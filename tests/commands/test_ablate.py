@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -20,6 +21,7 @@ from engine.evaluation import ablation, ablation_table
 from engine.systems import registry
 from engine.systems.registry import config_class
 from engine.training.loop import Trainer
+from tests.support.checkpoint_reads import count_reads
 from tests.support.data_images import write_manifest_set, write_pictures
 from tests.support.evaluation_fakes import SYSTEMS as FAKES
 from tests.support.tiny_run import command
@@ -106,6 +108,12 @@ def test_rows_that_are_done_are_not_trained_again(done, monkeypatch, capsys):
 
     before = table_of(done, "done")
     monkeypatch.setattr(ablation, "train", refuse)
+    moved = done / "moved"  # in this place no checkpoint has been hashed yet
+    shutil.copytree(done / "done", moved)
+    counts = count_reads(monkeypatch)
+    assert command(ablate.main, *words(done, "moved")) == 0
+    assert counts == {"hashed": 3 * len(checkpoint.FILES), "weights": 3, "state": 3}
+    assert capsys.readouterr().out.count("done before") == 3
     assert command(ablate.main, *words(done, "done")) == 0
     assert table_of(done, "done") == before
     assert capsys.readouterr().out.count("done before") == 3

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from engine import evaluate, refine
+from engine import checkpoint, evaluate, refine
 from engine.evaluation import figures, refined
 from engine.evaluation import sliced_wasserstein as swd
 from engine.evaluation.identity import SKIPPED
 from engine.evaluation.likeness import likeness
+from tests.support.checkpoint_reads import count_reads
 from tests.support.data_images import picture, write_manifest_set, write_pictures
 from tests.support.tiny_run import command, make_run
 
@@ -300,3 +302,10 @@ def test_identity_is_measured_where_the_package_is(monkeypatch):
 def test_nearest_copies_are_those_of_pytorch():
     x = images(1).float()
     torch.testing.assert_close(x[:, :, ::4, ::4], F.interpolate(x, size=8, mode="nearest"))
+
+
+def test_the_checkpoint_is_read_once(measured, tmp_path, monkeypatch):
+    shutil.copytree(measured / "run", tmp_path / "run")  # in this place no checkpoint has been hashed yet
+    counts = count_reads(monkeypatch)
+    assert command(evaluate.main, tmp_path / "run", "--data", measured / "data", "--out", tmp_path / "out") == 0
+    assert counts == {"hashed": len(checkpoint.FILES), "weights": 1, "state": 1}

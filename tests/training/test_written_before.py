@@ -13,6 +13,7 @@ import torch
 
 import engine
 from engine import checkpoint, train
+from tests.support.checkpoint_reads import count_reads
 from tests.support.places import ROOT
 from tests.support.tiny_run import command
 
@@ -38,10 +39,14 @@ def test_configuration():
 
 
 def test_resume(tmp_path, monkeypatch):
+    """The run goes on to the losses that version 0.2.0 had, and its checkpoint is hashed and loaded once."""
     for name in ("run", "pictures"):
         shutil.copytree(WRITTEN / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    counts = count_reads(monkeypatch)
+    monkeypatch.setattr(checkpoint, "save", lambda run_dir, *_: checkpoint.latest(run_dir))
     assert command(train.main, "--resume", "--out", "run", "--steps", 3) == 0
     *_, last = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert last["step"] == 3
     assert {name: last[name] for name in THIRD_STEP} == pytest.approx(THIRD_STEP, rel=1e-4)
+    assert counts == {"hashed": len(checkpoint.FILES), "weights": 1, "state": 1}
