@@ -25,10 +25,9 @@ EXPECTED = {
 
 
 # importing one of these takes longer than all that the other architectures do
-LARGE_LIBRARIES = ("diffusers", "transformers", "MONAI")
+LARGE_LIBRARIES = ("diffusers", "transformers", "monai")
 CASES = [
-    pytest.param(a, id=a.name, marks=pytest.mark.slow if a.name.startswith(LARGE_LIBRARIES) else ())
-    for a in ARCHITECTURES
+    pytest.param(a, id=a.name, marks=pytest.mark.slow if a.needs in LARGE_LIBRARIES else ()) for a in ARCHITECTURES
 ]
 
 

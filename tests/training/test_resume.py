@@ -153,13 +153,13 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
     while parts.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 7):
         time.sleep(0.01)
     parts.send_signal(signal.SIGTERM)
-    text, _ = parts.communicate(timeout=60)
+    text, _ = parts.communicate(timeout=300)
     assert parts.returncode == 143, text
     assert "--resume" in text and "stopped by SIGTERM after step" in text
-    text, _ = whole.communicate(timeout=60)
+    text, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, text
     again = command("parts", "--resume")
-    text, _ = again.communicate(timeout=60)
+    text, _ = again.communicate(timeout=300)
     assert again.returncode == 0, text
     assert "going on from step" in text
     a, b = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "parts")
