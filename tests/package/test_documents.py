@@ -12,6 +12,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import benchmarks.__main__ as benchmark
+from benchmarks.catalogue import SUITES
 from engine import cli
 from engine.systems import SYSTEMS
 from tests.support.places import ROOT
@@ -160,7 +161,7 @@ def options_of_benchmarks(module: str, rest: str) -> set[str] | None:
     suite = next((word for word in rest.split() if word.islower() and not word.startswith("-")), "")
     if suite in benchmark.COMMANDS:
         return help_of(benchmark.main, suite)
-    if suite not in ("", "all", *benchmark.SUITES, *benchmark.WITHOUT_LIMITS) and not rest.lstrip().startswith("-"):
+    if suite not in ("", "all", *SUITES) and not rest.lstrip().startswith("-"):
         return None
     return help_of(benchmark.main)
 
