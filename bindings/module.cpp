@@ -162,6 +162,32 @@ class Function {
     std::vector<Argument> arguments_;
 };
 
+// Calls the Function in the capsule `self` with a number of threads and a dictionary: the shortest way from Python.
+PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+    try {
+        if (count != 2 || !PyDict_Check(given[1])) throw py::type_error("takes a number of threads and a dictionary");
+        const auto function = static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr));
+        (*function)(int(PyLong_AsLong(given[0])), py::reinterpret_borrow<py::dict>(given[1]));
+        Py_RETURN_NONE;
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const py::builtin_exception& error) {
+        error.set_error();
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+py::object function(const std::string& name) {
+    static PyMethodDef definition = {"native_function", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call)),
+                                     METH_FASTCALL, nullptr};
+    const py::capsule self(new Function(name), [](void* held) { delete static_cast<Function*>(held); });
+    return py::reinterpret_steal<py::object>(PyCFunction_New(&definition, self.ptr()));
+}
+
 std::vector<std::string> functions() {
     std::vector<std::string> names;
     for (auto at = __start_kiln_entries; at != __stop_kiln_entries; ++at)
@@ -173,14 +199,9 @@ std::vector<std::string> functions() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Kiln's C++ operators on raw addresses; engine.kernels checks every argument before it calls.";
-    m.def(
-        "function",
-        [](const std::string& name) {
-            const auto function = std::make_shared<Function>(name);
-            return py::cpp_function([function](int threads, const py::dict& given) { (*function)(threads, given); });
-        },
-        "The native function of this name: takes a number of threads and its arguments by name; runs without the GIL. A "
-        "pointer is given as what has data_ptr(), or None.");
+    m.def("function", &function,
+          "The native function of this name: takes a number of threads and a dictionary of its arguments; runs without "
+          "the GIL. A pointer is given as what has data_ptr(), or None.");
     m.def("functions", &functions, "Names of the native functions.");
     m.def("machine_isa", [] { return ISA_NAMES[machine_isa()]; }, "The best instruction set of this machine.");
     m.def("isa", [] { return ISA_NAMES[std::min(machine_isa(), limit)]; }, "The instruction set in use.");

@@ -157,25 +157,33 @@ def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Aut
         Function.backward = staticmethod(backward)
         Function.__name__ = f"{overload._opname}_direct"
 
+    is_compiling = torch.compiler.is_compiling
+
     def call(*args: object) -> object:
-        if torch.compiler.is_compiling() or not _only_autograd_listens([args[i] for i in tensors]):
+        if is_compiling() or not _only_autograd_listens([args[i] for i in tensors]):
             return overload(*args)
-        if autograd is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
             return Function.apply(*args)
         return cpu(*args)
 
     return call
 
 
+# plain C functions, bound once: they run at every call
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transforms, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
+_autocast_enabled, _profiler_enabled = torch.is_autocast_enabled, torch.autograd._profiler_enabled
+_grad_enabled, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+
+
 def _only_autograd_listens(tensors: list[Tensor | None]) -> bool:
-    c = torch._C  # plain C functions only: this runs at every call
     if (
-        c._len_torch_dispatch_stack()
-        or c._len_torch_function_stack()
-        or c._are_functorch_transforms_active()
-        or torch.is_autocast_enabled("cpu")
-        or c._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
+        _dispatch_modes()
+        or _function_modes()
+        or _transforms()
+        or _autocast_enabled("cpu")
+        or _tracing_state() is not None
+        or _profiler_enabled()
     ):
         return False
     for tensor in tensors:

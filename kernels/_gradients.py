@@ -45,7 +45,7 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
     names = [argument.name for argument in arguments]
     tensors = [i for i, argument in enumerate(arguments) if argument.is_tensor]
     options = [i for i, argument in enumerate(arguments) if not argument.is_tensor]
-    count, several = len(gradients.inputs), len(gradients.results) > 1
+    count, several, fused = len(gradients.inputs), len(gradients.results) > 1, gradients.backward
     if names[:count] != list(gradients.inputs):
         raise ValueError(f"{gradients.inputs} are not the first arguments {names}")
 
@@ -65,49 +65,66 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
     fuses = _is_one_of(gradients.fused_for, [names[i] for i in options])
     only_if = [(names.index(i), [names[j] for j in options].index(o)) for i, o in gradients.only_if.items()]
     rest = (None,) * (len(names) - count)
+    is_grad_enabled = torch.is_grad_enabled
 
     def setup_context(ctx, inputs, output):
-        results = output if several else (output,)
-        # a result that backward does not read is not kept: it may be written to
-        ctx.save_for_backward(*of_tensors(inputs), *(of_kept(results) if keeps(inputs) else nothing))
-        ctx.options = of_options(inputs)
+        saved = of_tensors(inputs)
+        if kept:
+            # a result that backward does not read is not kept: it may be written to
+            reads = keeps is None or keeps(inputs)
+            saved += of_kept(output if several else (output,)) if reads else nothing
+        ctx.save_for_backward(*saved)
+        if options:
+            ctx.options = of_options(inputs)
         if several:
-            ctx.mark_non_differentiable(*of_constant(results))
+            ctx.mark_non_differentiable(*of_constant(output))
             ctx.set_materialize_grads(False)
 
     def backward(ctx, *grads):
-        need = list(ctx.needs_input_grad[:count])
+        need, given = list(ctx.needs_input_grad[:count]), ctx.options if options else ()
         for position, option in only_if:
-            need[position] = need[position] and ctx.options[option]
-        if not any(need) or (several and all(grad is None for grad in grads)):
+            need[position] = need[position] and given[option]
+        if (only_if and not any(need)) or (several and _are_none(grads)):
             return (None,) * len(names)
-        values = (*ctx.saved_tensors, *ctx.options, *grads, need)
-        if torch.is_grad_enabled() or not fuses(ctx.options):
+        values = (*ctx.saved_tensors, *given, *grads, need)
+        if is_grad_enabled() or not (fuses is None or fuses(given)):
             return *_of_reference(reference, for_reference(values), need, grads), *rest
         taken = for_backward(values)
         if hollow is not None and taken[hollow] is None:
             taken = (*taken[:hollow], grads[0][:0], *taken[hollow + 1 :])
-        computed = gradients.backward(*taken)
+        computed = fused(*taken)
         if count == 1:
             return computed, *rest
-        return *[gradient if needed else None for gradient, needed in zip(computed, need, strict=True)], *rest
+        if not all(need):
+            computed = [gradient if needed else None for gradient, needed in zip(computed, need, strict=True)]
+        return *computed, *rest
 
     return Autograd(setup_context, backward)
 
 
 def _picked(positions: list[int]) -> Callable[[Sequence], tuple]:
     """What takes the values at these positions out of a sequence, as a tuple."""
-    if len(positions) > 1:
-        return itemgetter(*positions)
-    return lambda values: tuple(values[position] for position in positions)
+    if not positions:
+        return lambda values: ()
+    if len(positions) == 1:
+        (only,) = positions
+        return lambda values: (values[only],)
+    return itemgetter(*positions)
 
 
-def _is_one_of(rule: tuple[str, Collection[object]] | None, names: list[str]) -> Callable[[Sequence], bool]:
+def _is_one_of(rule: tuple[str, Collection[object]] | None, names: list[str]) -> Callable[[Sequence], bool] | None:
     """Whether the option that a rule names, among values in the order of `names`, is one of the rule's."""
     if rule is None:
-        return lambda values: True
+        return None
     position, accepted = names.index(rule[0]), frozenset(rule[1])
     return lambda values: values[position] in accepted
+
+
+def _are_none(values: Sequence[object]) -> bool:
+    for value in values:  # noqa: SIM110, a generator takes longer than the few steps
+        if value is not None:
+            return False
+    return True
 
 
 def _of_reference(
@@ -132,15 +149,13 @@ def _of_reference(
 def empty_gradients(
     tensors: Sequence[Tensor | None], need: Sequence[bool], orders: Sequence[torch.memory_format]
 ) -> list[Tensor]:
-    """A gradient to be written for each tensor, dense in its order; what is not needed has no elements.
+    """A gradient to be written for each tensor, dense in its order; one not needed has no elements.
 
-    A schema has no optional results: a gradient that nobody asks for is an empty tensor.
+    A schema has no optional results: a gradient that nobody asks for is an empty tensor. The first tensor is not None.
     """
-    like = next(tensor for tensor in tensors if tensor is not None)
+    like = tensors[0]
     return [
-        torch.empty_like(tensor, memory_format=order)
-        if tensor is not None and needed
-        else torch.empty(0, dtype=like.dtype, device=like.device)
+        torch.empty_like(tensor, memory_format=order) if needed and tensor is not None else like.new_empty(0)
         for tensor, needed, order in zip(tensors, need, orders, strict=True)
     ]
 

@@ -16,5 +16,7 @@ def dense_order(features: Tensor) -> torch.memory_format:
 
 
 def float32(tensor: Tensor | None) -> Tensor | None:
-    """The values in float32, dense and without gradient: the tensor itself where it lies so; None stays None."""
-    return None if tensor is None else tensor.detach().float().contiguous()
+    """The tensor itself where it is float32 and contiguous, else a copy that is; None stays None."""
+    if tensor is None or (tensor.dtype is torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().float().contiguous()

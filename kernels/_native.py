@@ -41,16 +41,17 @@ def native_function(name: str) -> Callable[..., None]:
     operator still imports, and that call raises NativeMissing. Raises TypeError when a name is missing or unknown.
     """
     run: Callable[[int, dict[str, Any]], None] | None = None
+    threads = torch.get_num_threads
 
     def call(**arguments: Any) -> None:
         nonlocal run
         if run is None:
             run = load().function(name)
         if not observers:
-            run(torch.get_num_threads(), arguments)
+            run(threads(), arguments)
             return
         start = perf_counter()
-        run(torch.get_num_threads(), arguments)
+        run(threads(), arguments)
         seconds = perf_counter() - start
         tensors = {key: v for key, v in arguments.items() if v is None or isinstance(v, torch.Tensor)}
         pointers = {key: 0 if v is None else v.data_ptr() for key, v in tensors.items()}

@@ -39,8 +39,8 @@ def check(features: Tensor) -> None:
 
 
 def output(features: Tensor) -> Tensor:
-    batch, channels = features.shape[:2]
-    return torch.empty((batch, channels, channels), dtype=torch.float32, device=features.device)
+    batch, channels, _, _ = features.shape
+    return features.new_empty((batch, channels, channels), dtype=torch.float32)
 
 
 def _sizes(features: Tensor, order: torch.memory_format) -> dict[str, int]:

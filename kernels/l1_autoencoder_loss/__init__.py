@@ -70,8 +70,14 @@ def _forward_cpu(target, reconstruction, with_signs):
     per_sample, mean, signs = outputs(reconstruction, with_signs)
     dense = order(reconstruction)
     target, reconstruction = target.contiguous(memory_format=dense), reconstruction.contiguous(memory_format=dense)
-    results = {"per_sample": per_sample, "mean": mean, "signs": signs if with_signs else None}
-    _native_forward(target=target, reconstruction=reconstruction, **results, **_sizes(target))
+    _native_forward(
+        target=target,
+        reconstruction=reconstruction,
+        per_sample=per_sample,
+        mean=mean,
+        signs=signs if with_signs else None,
+        **_sizes(target),
+    )
     return per_sample, mean, signs
 
 
@@ -86,12 +92,16 @@ def gradients(like: Tensor, need: list[bool]) -> list[Tensor]:
 
 
 def _backward_cpu(signs, like, grad_per_sample, grad_mean, need):
-    results = gradients(like, need)
-    dtarget, dreconstruction = (gradient if needed else None for gradient, needed in zip(results, need, strict=True))
-    upstream = {"grad_per_sample": float32(grad_per_sample), "grad_mean": float32(grad_mean)}
-    written = {"dtarget": dtarget, "dreconstruction": dreconstruction}
-    _native_backward(signs=signs.contiguous(), **upstream, **written, **_sizes(like))
-    return tuple(results)
+    dtarget, dreconstruction = gradients(like, need)
+    _native_backward(
+        signs=signs.contiguous(),
+        grad_per_sample=float32(grad_per_sample),
+        grad_mean=float32(grad_mean),
+        dtarget=dtarget if need[0] else None,
+        dreconstruction=dreconstruction if need[1] else None,
+        **_sizes(like),
+    )
+    return dtarget, dreconstruction
 
 
 def _backward_fake(signs, like, grad_per_sample, grad_mean, need):

@@ -81,16 +81,23 @@ def _forward_fake(a, b, squared, with_difference):
 
 def gradients(a: Tensor, b: Tensor, need: list[bool]) -> list[Tensor]:
     """Empty gradients of a and b; one not needed has no elements."""
-    return empty_gradients([a, b], need, [dense_order(a), dense_order(b)])
+    orders = [dense_order(t) if n else torch.contiguous_format for t, n in zip((a, b), need, strict=True)]
+    return empty_gradients([a, b], need, orders)
 
 
 def _backward_cpu(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
-    results = gradients(a, b, need)
-    da, db = (gradient if needed else None for gradient, needed in zip(results, need, strict=True))
-    kept = {"difference": difference.contiguous(), "per_sample": per_sample.contiguous()}
-    upstream = {"grad_per_sample": float32(grad_per_sample), "grad_mean": float32(grad_mean)}
-    _native_backward(**_dense(a, b), **kept, **upstream, da=da, db=db, squared=squared)
-    return tuple(results)
+    da, db = gradients(a, b, need)
+    _native_backward(
+        **_dense(a, b),
+        difference=difference.contiguous(),
+        per_sample=per_sample.contiguous(),
+        grad_per_sample=float32(grad_per_sample),
+        grad_mean=float32(grad_mean),
+        da=da if need[0] else None,
+        db=db if need[1] else None,
+        squared=squared,
+    )
+    return da, db
 
 
 def _backward_fake(a, b, difference, per_sample, grad_per_sample, grad_mean, squared, need):
