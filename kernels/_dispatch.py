@@ -5,9 +5,10 @@ to change.
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -134,6 +135,16 @@ def _expose_kernels(
 # the short way of ordinary calls
 
 
+def picked(positions: list[int]) -> Callable[[Sequence], tuple]:
+    """What takes the values at these positions out of a sequence, as a tuple."""
+    if not positions:
+        return lambda values: ()
+    if len(positions) == 1:
+        (only,) = positions
+        return lambda values: (values[only],)
+    return itemgetter(*positions)
+
+
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
@@ -157,10 +168,10 @@ def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Aut
         Function.backward = staticmethod(backward)
         Function.__name__ = f"{overload._opname}_direct"
 
-    is_compiling = torch.compiler.is_compiling
+    is_compiling, of_tensors = torch.compiler.is_compiling, picked(tensors)
 
     def call(*args: object) -> object:
-        if is_compiling() or not _only_autograd_listens([args[i] for i in tensors]):
+        if is_compiling() or not _only_autograd_listens(of_tensors(args)):
             return overload(*args)
         if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
             return Function.apply(*args)
@@ -176,7 +187,7 @@ _autocast_enabled, _profiler_enabled = torch.is_autocast_enabled, torch.autograd
 _grad_enabled, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
 
 
-def _only_autograd_listens(tensors: list[Tensor | None]) -> bool:
+def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
     if (
         _dispatch_modes()
         or _function_modes()

@@ -3,12 +3,11 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 
 import torch
 from torch import Tensor
 
-from ._dispatch import Argument, Autograd
+from ._dispatch import Argument, Autograd, picked
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class Gradients:
                 returns for one that is not wanted is dropped
     inputs:     names of the operator's first arguments: those that have a gradient
     results:    names of what the operator returns. One of several is differentiable if backward takes its gradient
+    renamed:    parameter of backward -> what it takes, where the names differ
     only_if:    input -> the option without which it has no gradient
     kept_for:   an option and its values for which backward reads the result: it is kept for these only; None: always
     takes_none: whether backward takes None for a result that is not kept; if not, it takes an empty tensor
@@ -30,6 +30,7 @@ class Gradients:
     backward: Callable
     inputs: Sequence[str]
     results: Sequence[str] = ("y",)
+    renamed: Mapping[str, str] = field(default_factory=dict)
     only_if: Mapping[str, str] = field(default_factory=dict)
     kept_for: tuple[str, Collection[object]] | None = None
     takes_none: bool = True
@@ -49,17 +50,17 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
     if names[:count] != list(gradients.inputs):
         raise ValueError(f"{gradients.inputs} are not the first arguments {names}")
 
-    wanted = list(inspect.signature(gradients.backward).parameters)
+    wanted = [gradients.renamed.get(name, name) for name in inspect.signature(gradients.backward).parameters]
     upstream = [f"grad_{name}" for name in gradients.results] if several else ["grad"]
     kept = [i for i, name in enumerate(gradients.results) if name in wanted]
     # the values that backward has at hand, in this order
     at_hand = [names[i] for i in tensors] + [gradients.results[i] for i in kept]
     at_hand += [*(names[i] for i in options), *upstream, "need"]
 
-    of_tensors, of_options, of_kept = _picked(tensors), _picked(options), _picked(kept)
-    of_constant = _picked([i for i, name in enumerate(upstream) if name not in wanted])
-    for_backward = _picked([at_hand.index(name) for name in wanted])
-    for_reference = _picked([at_hand.index(name) for name in names])
+    of_tensors, of_options, of_kept = picked(tensors), picked(options), picked(kept)
+    of_constant = picked([i for i, name in enumerate(upstream) if name not in wanted])
+    for_backward = picked([at_hand.index(name) for name in wanted])
+    for_reference = picked([at_hand.index(name) for name in names])
     keeps, nothing = _is_one_of(gradients.kept_for, names), (None,) * len(kept)
     hollow = None if gradients.takes_none else wanted.index(gradients.results[0])
     fuses = _is_one_of(gradients.fused_for, [names[i] for i in options])
@@ -100,16 +101,6 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
         return *computed, *rest
 
     return Autograd(setup_context, backward)
-
-
-def _picked(positions: list[int]) -> Callable[[Sequence], tuple]:
-    """What takes the values at these positions out of a sequence, as a tuple."""
-    if not positions:
-        return lambda values: ()
-    if len(positions) == 1:
-        (only,) = positions
-        return lambda values: (values[only],)
-    return itemgetter(*positions)
 
 
 def _is_one_of(rule: tuple[str, Collection[object]] | None, names: list[str]) -> Callable[[Sequence], bool] | None:

@@ -122,16 +122,16 @@ _backward = define(
 )
 
 
-def _gradients(signs, reconstruction, grad_per_sample, grad_mean, need):
-    # the reconstruction tells shape and order
-    return _backward(signs, reconstruction, grad_per_sample, grad_mean, need)
-
-
 _forward = define(
     f"{NAME}(Tensor target, Tensor reconstruction, bool with_signs) -> (Tensor, Tensor, Tensor)",
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
-    gradients=Gradients(_gradients, ["target", "reconstruction"], ["per_sample", "mean", "signs"]),
+    gradients=Gradients(
+        _backward,
+        ["target", "reconstruction"],
+        ["per_sample", "mean", "signs"],
+        renamed={"like": "reconstruction"},  # it tells shape and order
+    ),
 )
