@@ -38,6 +38,7 @@ def test_strong_is_the_reference(spec, sample):
         )
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_an_operator_against_every_baseline():
     timings, failed = operators.measure(conv("up"), "cpu", rounds=2)

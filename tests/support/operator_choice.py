@@ -12,11 +12,12 @@ def always(monkeypatch: pytest.MonkeyPatch, way: str, *names: str) -> None:
 
     What `ops.pick` gave to the modules of the engine is replaced in each of them.
     """
-    picks = {ops.pick(name): ops.pick(name)[way == "operator"] for name in names}
-    changed = set()
+    picks = [ops.pick(name) for name in names]
+    replaced = []
     for module in [m for name, m in sys.modules.items() if name.startswith("engine.")]:
         for attribute, value in list(vars(module).items()):
-            if isinstance(value, tuple) and value in picks:
-                monkeypatch.setattr(module, attribute, (picks[value], picks[value]))
-                changed.add(value)
-    assert changed == set(picks), "an operator that no module has picked"
+            if type(value) is tuple and value in picks:
+                function = value[way == "operator"]
+                monkeypatch.setattr(module, attribute, (function, function))
+                replaced.append(value)
+    assert all(pick in replaced for pick in picks), "an operator that no module has picked"
