@@ -14,13 +14,13 @@ from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import float32
 from .._native import native_function
-from .reference import skeleton as reference
+from . import reference
 
 NAME = "skeleton"
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
-@publish(reference)
+@publish(reference.skeleton)
 def skeleton(x: Tensor, scale: Tensor) -> Tensor:
     """y[b] = scale[b] x[b].
 
@@ -93,6 +93,6 @@ _forward = define(
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
-    reference=reference,
+    reference=reference.skeleton,
     gradients=Gradients(_backward, ["x", "scale"]),
 )

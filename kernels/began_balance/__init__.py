@@ -8,14 +8,14 @@ from .._checks import require, require_device, require_dtype
 from .._contract import define, publish
 from .._layout import float32
 from .._native import native_function
+from . import reference
 from .reference import Balance
-from .reference import began_balance as reference
 
 NAME = "began_balance"
 _native_forward = native_function(f"{NAME}_forward")
 
 
-@publish(reference)
+@publish(reference.began_balance)
 def began_balance(
     per_sample: Tensor, content: Tensor, k: Tensor, *, gamma: float, lambda_k: float, lambda_r: float
 ) -> Balance:
@@ -74,7 +74,9 @@ def _forward_fake(per_sample, content, k, gamma, lambda_k, lambda_r):
 
 
 def _reference(per_sample, content, k, gamma, lambda_k, lambda_r):
-    return torch.stack(reference(per_sample, content, k, gamma=gamma, lambda_k=lambda_k, lambda_r=lambda_r))
+    return torch.stack(
+        reference.began_balance(per_sample, content, k, gamma=gamma, lambda_k=lambda_k, lambda_r=lambda_r)
+    )
 
 
 _forward = define(

@@ -9,13 +9,13 @@ from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import dense_order
 from .._native import native_function
-from .reference import gram as reference
+from . import reference
 
 NAME = "gram"
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
-@publish(reference)
+@publish(reference.gram)
 def gram(features: Tensor) -> Tensor:
     """Gram matrix of each image's features: G = F F^T / (C H W).
 
@@ -91,6 +91,6 @@ _forward = define(
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
-    reference=reference,
+    reference=reference.gram,
     gradients=Gradients(_backward, ["features"]),
 )

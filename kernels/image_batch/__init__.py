@@ -7,13 +7,13 @@ from .._availability import gpu_function
 from .._checks import DTYPES, require, require_device, require_dtype
 from .._contract import define, publish
 from .._native import native_function
-from .reference import image_batch as reference
+from . import reference
 
 NAME = "image_batch"
 _native_forward = native_function(f"{NAME}_forward")
 
 
-@publish(reference)
+@publish(reference.image_batch)
 def image_batch(
     store: Tensor,
     rows: Tensor,
@@ -90,5 +90,5 @@ _forward = define(
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
-    reference=reference,
+    reference=reference.image_batch,
 )

@@ -9,14 +9,14 @@ from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
 from .._layout import float32
 from .._native import native_function
-from .reference import l1_autoencoder_loss as reference
+from . import reference
 
 NAME = "l1_autoencoder_loss"
 SIGNS_OF, IN_BYTES = 64, 16  # elements whose signs are packed together, and the bytes they take
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
-@publish(reference)
+@publish(reference.l1_autoencoder_loss)
 def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
     """L(v) = mean |v - D(v)| of each sample, and its mean over the batch.
 
@@ -110,7 +110,7 @@ def _backward_fake(signs, like, grad_per_sample, grad_mean, need):
 
 def _reference(target, reconstruction, with_signs):
     # the signs are for this operator's own backward only
-    return *reference(target, reconstruction), target.new_empty((len(target), 0), dtype=torch.uint8)
+    return *reference.l1_autoencoder_loss(target, reconstruction), target.new_empty((len(target), 0), dtype=torch.uint8)
 
 
 _backward = define(

@@ -11,14 +11,14 @@ from .._layout import channels_last, float32
 from .._native import native_function
 from ..landmark_heatmap import check_landmarks
 from ..resize_conv_act import FROM_OUTPUT, READS_OUTPUT
-from .reference import landmark_conv as reference
+from . import reference
 
 NAME = "landmark_conv"
 MAX_KERNEL = 7
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
-@publish(reference)
+@publish(reference.landmark_conv)
 def landmark_conv(
     landmarks: Tensor,
     weight: Tensor,
@@ -188,7 +188,7 @@ _forward = define(
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
-    reference=reference,
+    reference=reference.landmark_conv,
     gradients=Gradients(
         _backward,
         ["landmarks", "weight", "bias", "image"],

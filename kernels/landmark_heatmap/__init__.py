@@ -9,14 +9,14 @@ from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import float32
 from .._native import native_function
-from .reference import landmark_heatmap as reference
+from . import reference
 
 NAME = "landmark_heatmap"
 MAX_RADIUS = 1 << 20
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
-@publish(reference)
+@publish(reference.landmark_heatmap)
 def landmark_heatmap(
     landmarks: Tensor,
     height: int,
@@ -120,7 +120,7 @@ def _backward_fake(grad, landmarks, sigma, radius):
 def _reference(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
     order = torch.channels_last if channels_last else torch.contiguous_format
     options = {"sigma": sigma, "radius": radius, "subpixel": subpixel, "dtype": dtype, "memory_format": order}
-    return reference(landmarks, height, width, **options)
+    return reference.landmark_heatmap(landmarks, height, width, **options)
 
 
 _backward = define(

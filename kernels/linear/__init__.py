@@ -7,7 +7,7 @@ from .._availability import Implementation
 from .._checks import require
 from .._contract import define, publish
 from .._gradients import Gradients
-from .reference import linear as reference
+from . import reference
 
 NAME = "linear"
 
@@ -20,7 +20,7 @@ def _implementations() -> list[Implementation]:
     return rows
 
 
-@publish(reference, _implementations)
+@publish(reference.linear, _implementations)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, grad_scale: Tensor | None = None) -> Tensor:
     """x weight^T + bias.
 
@@ -65,7 +65,7 @@ _forward = define(
     cpu=_forward_any,
     cuda=_forward_any,
     fake=_forward_fake,
-    reference=reference,
+    reference=reference.linear,
     gradients=Gradients(_backward, ["x", "weight", "bias"]),
     autocast=(),
     triton=False,

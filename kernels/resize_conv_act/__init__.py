@@ -12,9 +12,8 @@ from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
 from .._native import native_function
-from . import packed_weights
+from . import packed_weights, reference
 from .reference import ACTIVATIONS
-from .reference import resize_conv_act as reference
 
 RESIZES = {"none": 0, "up": 1, "down": 2}
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
@@ -26,7 +25,7 @@ NAME = "resize_conv_act"
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
-@publish(reference)
+@publish(reference.resize_conv_act)
 def resize_conv_act(
     x: Tensor,
     weight: Tensor,
@@ -216,7 +215,7 @@ _forward = define(
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
-    reference=reference,
+    reference=reference.resize_conv_act,
     gradients=Gradients(
         _backward,
         ["x", "weight", "bias", "second"],

@@ -9,13 +9,13 @@ from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
 from .._layout import dense_order, float32
 from .._native import native_function
-from .reference import style_loss as reference
+from . import reference
 
 NAME = "style_loss"
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
-@publish(reference)
+@publish(reference.style_loss)
 def style_loss(a: Tensor, b: Tensor, *, squared: bool = False) -> tuple[Tensor, Tensor]:
     """||Gram(a) - Gram(b)||_F of each image, and its mean over the batch; Gram as in `gram`.
 
@@ -106,7 +106,7 @@ def _backward_fake(a, b, difference, per_sample, grad_per_sample, grad_mean, squ
 
 def _reference(a, b, squared, with_difference):
     # the difference is for this operator's own backward only
-    return *reference(a, b, squared=squared), a.new_empty((len(a), 0, 0), dtype=torch.float32)
+    return *reference.style_loss(a, b, squared=squared), a.new_empty((len(a), 0, 0), dtype=torch.float32)
 
 
 _backward = define(
