@@ -1,0 +1,47 @@
+"""Runs tests of the operators in a process that interprets Triton (TRITON_INTERPRET=1).
+
+There every CPU tensor goes through the Triton kernels.
+"""
+
+import os
+import subprocess
+import sys
+
+from engine.kernels import _spec
+from tests.support.places import ROOT
+
+OPERATORS = "tests/kernels/test_operators.py"
+LARGE = "resize_conv_act"  # its samples take longer than all others together
+SMALL = [name for name in _spec.specs_with_skeleton() if name not in (LARGE, "linear")]  # linear has no Triton kernel
+DTYPES = ["float32", "bfloat16", "float16"]
+KERNELS = "tests/gpu/test_gpu_kernels.py"
+
+
+def small(spec: _spec.Spec, sample: _spec.Sample) -> bool:
+    """Few operations on few pixels: the interpreter runs one program after another."""
+    sides = [side for shape in sample.shapes.values() for side in shape[2:]]
+    return spec.flops(sample) < 2e7 and max(sides, default=1) <= 25
+
+
+def cases(operators: list[str], dtype: str, few: bool = False) -> list[str]:
+    """The names of test_dtype_rule on samples of operators; few: every eighth of the small ones."""
+    found = []
+    for name in operators:
+        spec = _spec.specs_with_skeleton()[name]
+        samples = [sample for sample in spec.samples if small(spec, sample)][::8] if few else spec.samples
+        found += [f"{OPERATORS}::test_dtype_rule[{name}: {sample.name}-torch.{dtype}]" for sample in samples]
+    return found
+
+
+def named(*words: str) -> list[str]:
+    """The tests of operators, and of what the Triton kernels share, whose names have all words of one of the texts."""
+    return [OPERATORS, KERNELS, "-k", " or ".join(f"({' and '.join(text.split())})" for text in words)]
+
+
+def run_interpreted(selection: list[str]) -> None:
+    """Run tests in a process that interprets Triton; they have to pass, and at least one of them has to run."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *selection]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
