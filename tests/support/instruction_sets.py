@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from engine.kernels import _native
+from engine.verification.checks import limited
 
 INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 
@@ -13,11 +14,7 @@ INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]
 @contextmanager
 def limited_to(name: str) -> Iterator[None]:
     """Within the block native operators run with this instruction set; a test is skipped where the machine lacks it."""
-    native = _native.load()
-    native.limit_isa(name)
-    try:
-        if native.isa() != name:
+    with limited(name):
+        if _native.load().isa() != name:
             pytest.skip(f"this machine has no {name}")
         yield
-    finally:
-        native.limit_isa(INSTRUCTION_SETS[-1])
