@@ -45,9 +45,9 @@ STEP_MODES = {"float32": "fp32", "tf32": "tf32", "bfloat16": "bf16"}
 
 def specs() -> dict[str, _spec.Spec]:
     """The specs of the operators that have GPU kernels, the skeleton among them."""
-    found = _spec.specs_with_skeleton()
-    package = {name: find(name).function.__module__ for name in found}
-    return {name: spec for name, spec in found.items() if importlib.util.find_spec(f"{package[name]}.gpu")}
+    every = _spec.specs_with_skeleton()
+    package = {name: find(name).function.__module__ for name in every}
+    return {name: spec for name, spec in every.items() if importlib.util.find_spec(f"{package[name]}.gpu")}
 
 
 def modes(spec: _spec.Spec) -> dict[str, Mode]:

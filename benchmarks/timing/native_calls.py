@@ -38,9 +38,9 @@ def launched(call: Callable[[], object]) -> "list[Launch]":
     from engine.kernels._gpu.launch import noted  # loads Triton
 
     # launches are noted by thread: without this, autograd runs backward passes on a GPU in another
-    with torch.autograd.set_multithreading_enabled(False), noted() as found:
+    with torch.autograd.set_multithreading_enabled(False), noted() as launches:
         call()
-    return found
+    return launches
 
 
 def flops(calls: list[NativeCall]) -> float | None:

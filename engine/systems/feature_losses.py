@@ -18,22 +18,22 @@ def wanted_layers(perceptual: bool, identity: str | None) -> tuple[str, ...]:
 
 
 def feature_losses(
-    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, perceptual: bool, identity: str | None, fused: bool
+    target: Mapping[str, Tensor], result: Mapping[str, Tensor], *, perceptual: bool, identity: str | None, fused: bool
 ) -> dict[str, Tensor]:
     """Compute L_pp and L_id of the reenactment paper, Kassapis, Verdenius and Ondrag.
 
-    wanted, found: layer -> features (B, C, H, W), of the target and of the result
-    perceptual:    whether l_pp is computed: the sum of the mean absolute differences at relu1_2, relu2_2, relu3_3 and
-                   relu4_3, plus the Frobenius norm of the difference of the Gram matrices at relu3_3, which is taken
-                   of each image and averaged over the batch
-    identity:      the layer of l_id, the mean absolute difference there; None: l_id is left out
-    returns:       "l_pp" and "l_id", () float32 each
+    target, result: layer -> features (B, C, H, W), of the images
+    perceptual:     whether l_pp is computed: the sum of the mean absolute differences at relu1_2, relu2_2, relu3_3 and
+                    relu4_3, plus the Frobenius norm of the difference of the Gram matrices at relu3_3, which is taken
+                    of each image and averaged over the batch
+    identity:       the layer of l_id, the mean absolute difference there; None: l_id is left out
+    returns:        "l_pp" and "l_id", () float32 each
     """
     layers = wanted_layers(perceptual, identity)
-    distance = {name: l1_autoencoder_loss(wanted[name], found[name], fused=fused)[1] for name in layers}
+    distance = {name: l1_autoencoder_loss(target[name], result[name], fused=fused)[1] for name in layers}
     losses = {}
     if perceptual:
-        _, style = STYLE_LOSS[fused](wanted[STYLE], found[STYLE])
+        _, style = STYLE_LOSS[fused](target[STYLE], result[STYLE])
         losses["l_pp"] = sum(distance[name] for name in CONTENT) + style
     if identity:
         losses["l_id"] = distance[identity]

@@ -100,9 +100,9 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
             raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
         start = None
         if config.resume:
-            found = checkpoint.latest(out, tell=False)  # engine.training.resolve has named the damaged ones
-            if found is not None:
-                start = checkpoint.load(found)
+            newest = checkpoint.latest(out, tell=False)  # engine.training.resolve has named the damaged ones
+            if newest is not None:
+                start = checkpoint.load(newest)
             elif content and "config.json" not in content:
                 raise InputError(f"{out} is not the folder of a run; choose another --out")
             else:

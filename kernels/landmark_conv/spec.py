@@ -43,7 +43,7 @@ def _sample(
 
 
 def _samples() -> list[Sample]:
-    found = [
+    samples = [
         _sample(2, 5, 3, 12, 14, 8, padding=1, activation="elu", grad_scale=True),
         _sample(1, 4, 0, 9, 9, 3, (2, 5), subpixel=False),
         _sample(0, 4, 3, 8, 8, 8, padding=1),
@@ -58,11 +58,11 @@ def _samples() -> list[Sample]:
         _sample(1, 2, 3, 5, 5, 5, 1, stride=2, padding=3),
         _sample(2, 4, 4, 70, 40, 40, 7, padding=4, subpixel=False, image_gradient=False),
     ]
-    found += [
+    samples += [
         _sample(2, 4, 2, 10, 11, 12, padding=1, activation=activation, subpixel=activation < "l", negative_slope=0.1)
         for activation in FROM_OUTPUT
     ]
-    return found
+    return samples
 
 
 def strong(

@@ -37,11 +37,11 @@ def _sample(
 
 
 def _samples() -> list[Sample]:
-    found = []
+    samples = []
     for resize in ("none", "up", "down"):
         for activation in ACTIVATIONS:
-            found.append(_sample(2, 16, 6, 8, 24, resize, activation, grad_scale=True))
-        found += [
+            samples.append(_sample(2, 16, 6, 8, 24, resize, activation, grad_scale=True))
+        samples += [
             _sample(1, 3, 9, 7, 24, resize, "elu", bias=False),
             _sample(3, 71, 5, 6, 3, resize, "elu", second=3),
             _sample(2, 24, 16, 12, 64, resize, "elu", second=3, grad_scale=True),
@@ -60,7 +60,7 @@ def _samples() -> list[Sample]:
             _sample(2, 4, 12, 10, 3, resize, "elu", grad_scale=True),
             _sample(2, 16, 70, 30, 2, resize, "none", grad_scale=True),
         ]
-    return found
+    return samples
 
 
 def _sizes(s: Sample) -> tuple[int, int, int, int]:
@@ -123,14 +123,14 @@ _CROSSING = (
 
 
 def _benchmarks() -> list[Sample]:
-    found = []
+    samples = []
     for resize in ("none", "up", "down"):
         crossing = _CROSSING if resize == "up" else (*_CROSSING, (25, 128, 8))
         for batch, channels, side in crossing:
             x_side = side // 2 if resize == "up" else side
-            found.append(_sample(batch, channels, x_side, x_side, channels, resize, "elu"))
+            samples.append(_sample(batch, channels, x_side, x_side, channels, resize, "elu"))
     return [
-        *found,
+        *samples,
         _sample(25, 3, 64, 64, 64, "none", "elu"),
         _sample(25, 64, 64, 64, 3, "none", "none"),
         _sample(25, 64, 8, 8, 64, "up", "elu", second=3),

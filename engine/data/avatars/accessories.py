@@ -105,7 +105,7 @@ def earrings(
     """Of each earring that shows, a small ball: its pixels (P,), their coverage (P,) and unit normals (P, 3)."""
     if not traits.earrings:
         return []
-    size, found = depth.shape[0], []
+    size, balls = depth.shape[0], []
     w, _, _ = p.at(np.array([-40.0]))
     for side in (-1.0, 1.0):
         lobe = place.points(
@@ -120,5 +120,5 @@ def earrings(
         dx, dy = (uu - u).ravel() / radius, (v - vv).ravel() / radius
         r = np.hypot(dx, dy)
         normal = np.stack([dx, dy, np.sqrt(np.clip(1 - r * r, 0.05, 1))], 1)
-        found.append(((vv * size + uu).ravel(), np.clip((1 - r) * radius + 0.5, 0, 1), normal))
-    return found
+        balls.append(((vv * size + uu).ravel(), np.clip((1 - r) * radius + 0.5, 0, 1), normal))
+    return balls
