@@ -65,7 +65,7 @@ def through_activation(
         return grad, grad, None
     pixels, bn = height * width, min(64, max(16, triton.next_power_of_2(channels)))
     # rows that are not whole words take more addresses: fewer elements leave registers for them
-    bp = (1024 if n % 16 == 0 else 512) // bn
+    bp = tuning.block(pixels, (1024 if n % 16 == 0 else 512) // bn)
     # a few programs for each multiprocessor; no part is smaller than a block
     parts = max(1, min(triton.cdiv(pixels, bp), triton.cdiv(4 * tuning.processors(), batch)))
     part_pixels = triton.cdiv(triton.cdiv(pixels, parts), bp) * bp

@@ -24,6 +24,7 @@ ELEMENTS = 1 << 14 if INTERPRETED else 256
 ROUNDS = 7  # times that a candidate is measured
 H100_PROCESSORS = 132  # streaming multiprocessors of an H100: sizes are chosen for them where there is no GPU to ask
 INTERPRETED_PROCESSORS = 4  # the interpreter runs programs one after another: a few large ones take the least time
+INTERPRETED_BLOCKS = 4  # an operation of the interpreter takes as long on few elements as on thousands
 
 
 @cache
@@ -34,6 +35,11 @@ def processors() -> int:
     if not torch.cuda.is_available():
         return H100_PROCESSORS
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+def block(count: int, size: int) -> int:
+    """How many of `count` pixels a block holds: `size`, or under the interpreter so many that a few blocks hold all."""
+    return max(size, triton.next_power_of_2(triton.cdiv(count, INTERPRETED_BLOCKS))) if INTERPRETED else size
 
 
 def run_best(kernel: str, problem: tuple, candidates: Sequence[T], run: Callable[[T], None]) -> None:

@@ -222,6 +222,7 @@ def forward(
         return Cost(flops, size(points, image, packed, bias, y), gathered, matrix=True)
 
     def run(tile: dict[str, int]) -> None:
+        tile = tile | {"BH": tuning.block(g.out_height, tile["BH"]), "BW": tuning.block(g.out_width, tile["BW"])}
         grid = (batch * triton.cdiv(g.out_height, tile["BH"]) * triton.cdiv(g.out_width, tile["BW"]) * blocks,)
         launch(
             landmark_conv_kernel, grid, landmarks=points, packed=packed, unusual=unusual,

@@ -126,7 +126,7 @@ def image_weight_gradient(
     """
     g, (batch, channels) = geometry, image.shape[:2]
     rows, pixels = channels * g.taps, g.out_height * g.out_width
-    bj, bn, bp = power(rows, 16, 64), power(n, 16, 128), 64 if image.element_size() == 2 else 32
+    bj, bn, bp = power(rows, 16, 64), power(n, 16, 128), tuning.block(pixels, 64 if image.element_size() == 2 else 32)
     steps = batch * triton.cdiv(pixels, bp)
     blocks, n_blocks = triton.cdiv(rows, bj), triton.cdiv(n, bn)
     # a few programs for each multiprocessor, and at least eight steps for each program

@@ -196,7 +196,8 @@ def conv_tiles(pixels: int, phases: int, n: int, dtype: torch.dtype, exact: bool
     def tile(bm: int, bn: int) -> dict[str, int]:
         # a float32 product is three products whose factors' parts stay in registers: a thread has half the elements
         warps = 8 if bm * bn >= (128 * 128 if half else 64 * 128) else 4
-        return {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": 4 if half and bm + bn < 320 else 3}
+        stages = 4 if half and bm + bn < 320 else 3
+        return {"BM": tuning.block(pixels, bm), "BN": bn, "num_warps": warps, "num_stages": stages}
 
     # the wider a tile, the fewer reads of pixels; the higher a tile, the fewer reads of weights
     if half:

@@ -243,7 +243,7 @@ def _splits(steps: int, tiles: int, rounds: int) -> tuple[int, int]:
 def _products_by_square(dz: Tensor, x: Tensor, precision: str) -> Tensor:
     batch, channels, height, width = x.shape
     n = dz.shape[1]
-    bc, bn, bp = 64, min(64, max(16, triton.next_power_of_2(n))), 64
+    bc, bn, bp = 64, min(64, max(16, triton.next_power_of_2(n))), tuning.block(height * (width + 2), 64)
     steps = batch * triton.cdiv(height * (width + 2), bp)
     blocks = triton.cdiv(channels, bc), triton.cdiv(n, bn)
     splits, per_split = _splits(steps, blocks[0] * blocks[1], 1)  # a multiprocessor holds one program
@@ -275,6 +275,7 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
     widest = 64 if fold or flat else 128 if half else 32
     bn = min(widest, max(16, triton.next_power_of_2(n)))
     bp = min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(grid[0] * grid[1])))
+    bp = tuning.block(grid[0] * grid[1], bp)
     steps = batch * triton.cdiv(grid[0] * grid[1], bp)
     rows = triton.cdiv(9 * channels, bc) if flat else taps // together * triton.cdiv(channels, bc)
     tiles = rows * triton.cdiv(n, bn)
