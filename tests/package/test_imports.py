@@ -3,6 +3,9 @@
 `pytest -s tests/package/test_imports.py` prints the rooms, bottom up, and who imports whom.
 """
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from tests.support.import_graph import Graph, circles, import_graph, modules, room_of, upward
@@ -105,6 +108,37 @@ def test_rooms_and_arrows(graph, package, rooms):
         print(f"{room:<24} -> {', '.join(sorted(arrows - {room, ''}, key=lambda name: rooms[name])) or 'nothing'}")
     empty = [room for room in rooms if room != "engine._native" and not any(room_of(n, rooms) == room for n in graph)]
     assert not empty
+
+
+def hidden(init: Path) -> set[str]:
+    """The submodules of a package whose names its `__init__.py` gives to something else."""
+    submodules = {path.stem for path in init.parent.glob("*.py")} | {
+        path.parent.name for path in init.parent.glob("*/*")
+    }
+    given = set()
+    for node in ast.parse(init.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            given.add(node.name)
+        elif isinstance(node, ast.Assign):
+            given |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom) and node.module:  # `from . import name` hands out the submodule itself
+            given |= {alias.asname or alias.name for alias in node.names}
+    return submodules & given
+
+
+def test_no_package_hides_a_submodule():
+    """A function that is handed out under the name of a submodule would stand in its place."""
+    folders = ("engine", "kernels", "benchmarks", "tests")
+    names = {str(init): hidden(init) for folder in folders for init in (ROOT / folder).rglob("__init__.py")}
+    assert len(names) > 30 and not {init: found for init, found in names.items() if found}
+
+
+def test_a_hidden_submodule_is_found(tmp_path):
+    (tmp_path / "gram.py").touch()
+    (tmp_path / "loss.py").touch()
+    init = tmp_path / "__init__.py"
+    init.write_text("from . import loss\nfrom .gram import product, gram\n")
+    assert hidden(init) == {"gram"}
 
 
 def test_a_circle_and_an_upward_import_are_found(tmp_path):
