@@ -4,7 +4,6 @@ Nothing is downloaded. Without the file, or where torch-fidelity cannot be impor
 how to get them. A file that the user names and that is missing or not the known file is an error.
 """
 
-import hashlib
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 from engine.errors import InputError
 from engine.evaluation.likeness import TORCHVISION
 from engine.host.environment import attempt
+from engine.host.file_digest import sha256
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -25,15 +25,12 @@ NO_WEIGHTS = f"skipped: no Inception weights; download {URL} and give it with --
 def check_weights(path: Path) -> None:
     """Raise InputError unless `path` is torch-fidelity's file of Inception weights."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
+        digest = sha256(path)
     except OSError as error:
         raise InputError(f"--inception-weights {path}: {error.strerror}; the file is at {URL}") from None
-    if digest.hexdigest() != DIGEST:
+    if digest != DIGEST:
         raise InputError(
-            f"--inception-weights {path} is not the known file (its SHA-256 begins with {digest.hexdigest()[:8]}, not "
+            f"--inception-weights {path} is not the known file (its SHA-256 begins with {digest[:8]}, not "
             f"{DIGEST[:8]}); download {URL}"
         )
 

@@ -3,7 +3,6 @@
 Source: Simonyan and Zisserman, Very Deep Convolutional Networks, 2015, configuration E.
 """
 
-import hashlib
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
+from engine.host.file_digest import sha256
 from engine.networks.initialisation import initialise
 from engine.networks.layers import Conv
 
@@ -126,13 +126,9 @@ def check_digest(path: Path, expected: str | None = None) -> str:
     if len(expected) < 8 or set(expected) - set("0123456789abcdef"):
         raise InputError(f"--vgg-digest {expected} does not begin a SHA-256; give at least 8 hexadecimal digits")
     try:
-        with path.open("rb") as file:
-            running = hashlib.sha256()
-            while block := file.read(1 << 20):
-                running.update(block)
+        digest = sha256(path)
     except OSError as error:
         raise InputError(f"--vgg {path} cannot be read: {error.strerror}; give torchvision's vgg19 file") from None
-    digest = running.hexdigest()
     if not digest.startswith(expected):
         raise InputError(
             f"--vgg {path} is not the file that is meant: its SHA-256 begins with {digest[:8]}, not {expected}; give "
