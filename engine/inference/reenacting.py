@@ -78,20 +78,24 @@ class ReenactOptions:
     eager: tyro.conf.FlagCreatePairsOff[bool] = False
     """Run the plain PyTorch references instead of the fused operators."""
 
-
-def check(options: ReenactOptions) -> None:
-    """Raise InputError for values that cannot work."""
-    for name, least, most in (("batch_size", 1, 1 << 20), ("fps", 1, 50), ("frames", 0, 1 << 30), ("size", 0, 4096)):
-        value = getattr(options, name)
-        if not least <= value <= most:
-            raise InputError(f"--{name.replace('_', '-')} must be between {least} and {most}, got {value}")
-    if not options.source.is_file():
-        raise InputError(f"{options.source}: no such image; SOURCE is one image file")
-    out = options.output
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder for the results")
-    if options.source_landmarks and not options.align:
-        raise InputError("--source-landmarks is for --align; add it, or leave both out")
+    def check(self) -> None:
+        """Raise InputError for values that cannot work."""
+        for name, least, most in (
+            ("batch_size", 1, 1 << 20),
+            ("fps", 1, 50),
+            ("frames", 0, 1 << 30),
+            ("size", 0, 4096),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise InputError(f"--{name.replace('_', '-')} must be between {least} and {most}, got {value}")
+        if not self.source.is_file():
+            raise InputError(f"{self.source}: no such image; SOURCE is one image file")
+        out = self.output
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder for the results")
+        if self.source_landmarks and not self.align:
+            raise InputError("--source-landmarks is for --align; add it, or leave both out")
 
 
 def read_source(options: ReenactOptions, resolution: int, channels: int) -> tuple[np.ndarray, pictures.Placement]:
@@ -195,7 +199,7 @@ def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: 
 
 def reenact_files(options: ReenactOptions) -> str:
     """Drive the source image, write the results, and return lines that say what was written. Raises InputError."""
-    check(options)
+    options.check()
     device = pick_device(options.device)
     fused, ema = not options.eager, options.weights == "ema"
     trained = load_trained(options.model, device, fused, ema, kind=DRIVE)

@@ -54,6 +54,13 @@ class RefineOptions:
     eager: tyro.conf.FlagCreatePairsOff[bool] = False
     """Run the plain PyTorch references instead of the fused operators."""
 
+    def check(self) -> None:
+        """Raise InputError for a batch size or an INPUT that cannot work."""
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if not self.input.exists():
+            raise InputError(f"{self.input}: no such file or folder")
+
 
 @dataclass(frozen=True)
 class Item:
@@ -242,7 +249,7 @@ def refine_files(options: RefineOptions) -> str:
 
     Raises InputError for options that cannot work, and after the last image when some could not be refined.
     """
-    check(options)
+    options.check()
     device = pick_device(options.device)
     source, items = list_work(options)
     fused, ema = not options.eager, options.weights == "ema"
@@ -260,14 +267,6 @@ def refine_files(options: RefineOptions) -> str:
         raise InputError(f"{skipped} of {len(items)} images could not be refined (named above); {rest}")
     side = config.resolution
     return f"{done} image{'s' if done > 1 else ''} refined at {side}x{side}: {options.output}"
-
-
-def check(options: RefineOptions) -> None:
-    """Raise InputError for a batch size or an INPUT that cannot work."""
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
-    if not options.input.exists():
-        raise InputError(f"{options.input}: no such file or folder")
 
 
 def list_work(options: RefineOptions) -> tuple[Source, list[Item]]:
