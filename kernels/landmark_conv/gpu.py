@@ -191,12 +191,17 @@ def packed_weights(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
     return packed, unusual
 
 
-def tiles(pixels: int, n_blocks: int, half: bool) -> list[dict[str, int]]:
+def tiles(batch: int, geometry: Geometry, n_blocks: int, half: bool) -> list[dict[str, int]]:
     """Gives the tiles worth trying, the likely best first: larger tiles read a landmark's weights less often."""
+    height, width = geometry.out_height, geometry.out_width
+
+    def tile(columns: int, num_warps: int) -> dict[str, int]:
+        return {"BH": tuning.block(height, 8), "BW": tuning.block(width, columns), "num_warps": num_warps}
+
     if not half:  # a float32 product is three products, and the parts of its factors stay in registers
-        return [{"BH": 8, "BW": 8, "num_warps": 8}]
-    small, large = {"BH": 8, "BW": 8, "num_warps": 4}, {"BH": 8, "BW": 16, "num_warps": 8}
-    return [large, small] if pixels * n_blocks >= 128 * 4 * tuning.processors() else [small, large]
+        return [tile(8, 8)]
+    small, large = tile(8, 4), tile(16, 8)
+    return [large, small] if batch * height * width * n_blocks >= 128 * 4 * tuning.processors() else [small, large]
 
 
 def forward(
@@ -222,7 +227,6 @@ def forward(
         return Cost(flops, size(points, image, packed, bias, y), gathered, matrix=True)
 
     def run(tile: dict[str, int]) -> None:
-        tile = tile | {"BH": tuning.block(g.out_height, tile["BH"]), "BW": tuning.block(g.out_width, tile["BW"])}
         grid = (batch * triton.cdiv(g.out_height, tile["BH"]) * triton.cdiv(g.out_width, tile["BW"]) * blocks,)
         launch(
             landmark_conv_kernel, grid, landmarks=points, packed=packed, unusual=unusual,
@@ -238,7 +242,7 @@ def forward(
     tuning.run_best(
         "landmark_conv",
         (*problem, precision(y.dtype, False)),
-        tiles(pixels, blocks, weight.dtype != torch.float32),
+        tiles(batch, g, blocks, weight.dtype != torch.float32),
         run,
     )
     return y

@@ -274,9 +274,9 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
     # a float32 product is three products, and each of its factors is held in two parts
     widest = 64 if fold or flat else 128 if half else 32
     bn = min(widest, max(16, triton.next_power_of_2(n)))
-    bp = min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(grid[0] * grid[1])))
-    bp = tuning.block(grid[0] * grid[1], bp)
-    steps = batch * triton.cdiv(grid[0] * grid[1], bp)
+    area = grid[0] * grid[1]  # pixels that a sample counts
+    bp = tuning.block(area, min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(area))))
+    steps = batch * triton.cdiv(area, bp)
     rows = triton.cdiv(9 * channels, bc) if flat else taps // together * triton.cdiv(channels, bc)
     tiles = rows * triton.cdiv(n, bn)
     splits, per_split = _splits(steps, tiles, 2)
@@ -286,10 +286,9 @@ def _products_by_row(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor
         x_reads, z_reads = taps * channels * triton.cdiv(n, bn), rows * n  # channels read for each pixel
         if fold:  # x is read once for the taps of a program, dz for each of them
             x_reads, z_reads = x_reads // together, z_reads * together
-        counted = batch * grid[0] * grid[1]
-        gathered = counted * (x_reads + z_reads) * x.element_size() + size(partial)
+        gathered = batch * area * (x_reads + z_reads) * x.element_size() + size(partial)
         return Cost(
-            2.0 * counted * taps * channels * n, size(x, dz, partial), gathered, matrix=precision != "ieee" or half
+            2.0 * batch * area * taps * channels * n, size(x, dz, partial), gathered, matrix=precision != "ieee" or half
         )
 
     sums = bc * bn * (1 if flat else together)
