@@ -112,9 +112,8 @@ def test_rooms_and_arrows(graph, package, rooms):
 
 def hidden(init: Path) -> set[str]:
     """The submodules of a package whose names its `__init__.py` gives to something else."""
-    submodules = {path.stem for path in init.parent.glob("*.py")} | {
-        path.parent.name for path in init.parent.glob("*/*")
-    }
+    folder = init.parent
+    submodules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
     given = set()
     for node in ast.parse(init.read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -25,12 +25,12 @@ def small(spec: _spec.Spec, sample: _spec.Sample) -> bool:
 
 def cases(operators: list[str], dtype: str, few: bool = False) -> list[str]:
     """The names of test_dtype_rule on samples of operators; few: every eighth of the small ones."""
-    found = []
+    names = []
     for name in operators:
         spec = _spec.specs_with_skeleton()[name]
         samples = [sample for sample in spec.samples if small(spec, sample)][::8] if few else spec.samples
-        found += [f"{OPERATORS}::test_dtype_rule[{name}: {sample.name}-torch.{dtype}]" for sample in samples]
-    return found
+        names += [f"{OPERATORS}::test_dtype_rule[{name}: {sample.name}-torch.{dtype}]" for sample in samples]
+    return names
 
 
 def named(*words: str) -> list[str]:
