@@ -302,13 +302,13 @@ class Trainer:
         """The error of a diverged run, which all ranks raise: what happened and what to try."""
         config = self.config
         lower = f"--lr {config.lr / 4:g}"
-        cure = f"try a lower learning rate, {lower}"
+        fix = f"try a lower learning rate, {lower}"
         if config.precision == "bf16":
-            cure += ", or --precision fp32"
+            fix += ", or --precision fp32"
         if self.saved is None:
-            return SharedError(f"{what}, before the first checkpoint; {cure}, with another --out")
+            return SharedError(f"{what}, before the first checkpoint; {fix}, with another --out")
         kept = f"the last good checkpoint is {self.saved}"
-        return SharedError(f"{what}; {kept}; {cure}: {self._resume_command()} {lower}")
+        return SharedError(f"{what}; {kept}; {fix}: {self._resume_command()} {lower}")
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -319,5 +319,5 @@ class Trainer:
             if error.errno not in _NO_PLACE:
                 raise
             kept = f"earlier checkpoints are intact, the last is {self.saved}" if self.saved else "no checkpoint yet"
-            cure = f"make room or set the rights, then {self._resume_command()}"
-            raise InputError(f"{what} could not be written ({error.strerror}); {kept}; {cure}") from error
+            fix = f"make room or set the rights, then {self._resume_command()}"
+            raise InputError(f"{what} could not be written ({error.strerror}); {kept}; {fix}") from error

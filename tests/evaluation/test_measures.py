@@ -80,13 +80,13 @@ def test_inception_measures_say_why_they_are_skipped(monkeypatch):
     without = fidelity.inception_measures(images, images, None, cpu)
     assert without["fid"] == without["inception_score"] and "--inception-weights" in without["fid"]
     assert fidelity.URL in without["fid"]
-    for problem, cure in [
+    for problem, fix in [
         ("ModuleNotFoundError: No module named 'torch_fidelity'", "pip install kiln-engine[fid]"),
         ("RuntimeError: operator torchvision::nms does not exist", "torchvision does not fit this PyTorch"),
     ]:
         monkeypatch.setattr(fidelity, "attempt", lambda name, problem=problem: (None, problem))
         found = fidelity.inception_measures(images, images, Path("file.pth"), cpu)
-        assert found["fid"].startswith("skipped:") and cure in found["fid"]
+        assert found["fid"].startswith("skipped:") and fix in found["fid"]
     monkeypatch.setattr(fidelity, "attempt", lambda name: (FakeFidelity(), None))
     assert "two images" in fidelity.inception_measures(images[:1], images, Path("file.pth"), cpu)["fid"]
 
