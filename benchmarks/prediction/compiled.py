@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from benchmarks.prediction import devices, launches
 from benchmarks.suites import step
 from engine.errors import InputError
-from engine.kernels._gpu.launch import INTERPRETED, OLDEST, Launch, register_bound
+from engine.kernels._gpu.launch import INTERPRETED, OLDEST, Launch, register_bound, settle_key
 
 PARKED = 32  # bytes of a thread that may spill outside of loops
 CAPABILITIES = tuple(devices.OF_CAPABILITY)
@@ -184,6 +184,7 @@ def warm(kernel: Any, wanted: Variant, capability: int = CAPABILITIES[0]) -> Any
     """
     options = {"num_warps": wanted.num_warps, "num_stages": wanted.num_stages}
     options |= register_bound(wanted.arguments, lambda: capability)
+    settle_key(kernel)
     return kernel.warmup(grid=(1,), **options, **wanted.arguments)
 
 

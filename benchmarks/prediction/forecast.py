@@ -16,13 +16,14 @@ from benchmarks.prediction.devices import Device
 from benchmarks.prediction.roofline import Operation, Prediction
 from benchmarks.suites import operators, step
 from benchmarks.timing import native_calls
-from benchmarks.timing.measure import captured, gpu_seconds, tf32_allowed
+from benchmarks.timing.measure import captured, tf32_allowed
 from benchmarks.timing.table import Table
 from engine.errors import InputError
-from engine.kernels._gpu.launch import Cost, Launch
+from engine.kernels._gpu.launch import Cost, Launch, capability, register_bound
+from engine.kernels._gpu.tuning import gpu_milliseconds
 
 MODES = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}
-REPEATS = 20  # of one launch in a CUDA graph
+REPEATS, ROUNDS = 20, 10  # launches in a CUDA graph, and its replays
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,11 @@ def _started(
 
 
 def measure(launch: Launch) -> float:
-    """Seconds of one launch: REPEATS of it in a CUDA graph, the median of ten replays."""
+    """Seconds of one launch: REPEATS of it in a CUDA graph, the median of ROUNDS replays."""
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-
-    def repeated() -> None:
-        for _ in range(REPEATS):
-            launch.kernel[launch.grid](**launch.arguments, **options)
-
-    return gpu_seconds(captured(repeated)) / REPEATS
+    options |= register_bound(launch.arguments, capability)
+    replay = captured(lambda: launch.kernel[launch.grid](**launch.arguments, **options), REPEATS)
+    return statistics.median(gpu_milliseconds(replay, ROUNDS)) / 1e3 / REPEATS
 
 
 # results

@@ -22,6 +22,7 @@ from engine.kernels import _spec
 # by 8 % in one round and by 1.5 % in 16 rounds (standard deviations, where caches are not the limit). Other programs
 # that use the last-level cache change a speed-up by up to a third for as long as they run, so the calmer pass counts.
 PASSES, IN_ALL = 2, 2.0
+CALLS = 10  # in a CUDA graph: to start one takes longer than the kernels of a small shape
 Measured = tuple[dict[str, Timing], list[str]]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -143,11 +144,11 @@ def names(case: Case, compiled: bool) -> tuple[str, ...]:
 
 
 def _as_graphs(competitors: dict[str, Callable]) -> dict[str, Callable]:
-    """Each as a CUDA graph; a baseline that cannot be captured is left out, and named."""
+    """Each as a CUDA graph of CALLS; a baseline that cannot be captured is left out, and named."""
     graphs = {}
     for name, call in competitors.items():
         try:
-            graphs[name] = captured(call)
+            graphs[name] = captured(call, CALLS)
         except RuntimeError as error:
             if name == "fused":
                 raise

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from engine.host.allocator import keep_freed_memory
+from engine.training.cuda_graph import recording, waiting_raises
 
 WARM_UP = 5  # samples
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # of PyTorch
@@ -72,7 +73,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times every competitor once per round, after untimed calls as long as five samples.
 
-    A sample is the mean of as many calls as last at least `least_seconds`; the order alternates between rounds.
+    A sample is the mean of as many calls as last at least `least_seconds`; the order alternates between rounds. A Replay
+    counts as all the calls that it runs.
 
     rounds:      how many at the least; more follow until `in_all` seconds are sampled
     after_round: called with the number of each of the first `rounds` rounds, from 1
@@ -81,7 +83,7 @@ def interleaved(
     repeats = {}
     for name, call in competitors.items():
         call()
-        seconds = _time(call, 1)
+        seconds = _time(call, 1) * (call.times if isinstance(call, Replay) else 1)
         repeats[name] = max(1, round(least_seconds / seconds + 0.5)) if seconds < least_seconds else 1
         _warm_up(call, WARM_UP * least_seconds - seconds)
     samples: dict[str, list[float]] = {name: [] for name in competitors}
@@ -130,7 +132,8 @@ def _time(call: Callable[[], object], repeats: int) -> float:
         call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    calls = repeats * (call.times if isinstance(call, Replay) else 1)
+    return (time.perf_counter() - start) / calls
 
 
 @dataclass(frozen=True)
@@ -246,34 +249,37 @@ def profiled(**options: bool) -> Iterator[torch.profiler.profile]:
         os.close(standard_error)
 
 
-def captured(call: Callable[[], object]) -> Callable[[], object]:
-    """A call that replays the kernels of `call` as a CUDA graph, so that no Python is timed.
+class Replay:
+    """A call as a CUDA graph that runs it `times` times, so that kernels are timed and not how Python starts them.
 
-    `call` must not wait for the GPU.
+    The graph reads the call's tensors at their addresses: they live as long as the Replay, which keeps the call.
+    """
+
+    def __init__(self, call: Callable[[], object], graph: torch.cuda.CUDAGraph, times: int):
+        self._call, self._graph, self.times = call, graph, times
+
+    def __call__(self) -> None:
+        """Start the graph."""
+        self._graph.replay()
+
+
+def captured(call: Callable[[], object], times: int = 1) -> Replay:
+    """Records `times` calls as one CUDA graph, after three that compile and tune.
+
+    Raises RuntimeError, before anything is recorded, for a call that waits for the GPU.
     """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        for _ in range(3):  # compiles and tunes
+        for _ in range(2):
+            call()
+        torch.cuda.synchronize()
+        with waiting_raises():
             call()
     torch.cuda.current_stream().wait_stream(aside)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def gpu_seconds(call: Callable[[], object], rounds: int = 10) -> float:
-    """Median seconds between two GPU events around the call, after two untimed calls."""
-    for _ in range(2):
-        call()
-    seconds = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(seconds)
+    with recording(graph):
+        for _ in range(times):
+            call()
+    return Replay(call, graph, times)

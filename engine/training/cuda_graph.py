@@ -58,14 +58,41 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Losses]) -> Losses:
         gc.collect()  # tensors in reference cycles must free their memory before the recording, not during it
-        # thread_local: other threads, such as the loader's, may use the device during the recording
-        with torch.cuda.device(self._device):
-            recording = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
-            with recording:
-                return work()
+        with torch.cuda.device(self._device), recording(self._graph, self._stream):
+            return work()
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+@contextlib.contextmanager
+def recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
+    """Record what the block launches into a graph with a memory pool of its own, as torch.cuda.graph does.
+
+    stream: that the block runs on; None: one of PyTorch's
+
+    Where the block fails, its error is raised, and the current stream, the memory pool and the random generator are as
+    before, so that later work is not spoilt: PyTorch 2.11 to 2.13 leave all three in the recording.
+    """
+    device, pool, current = torch.cuda.current_device(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+    generator = torch.cuda.default_generators[device]
+    numbers = generator.clone_state()
+    cause: Exception | None = None
+    try:
+        # thread_local: other threads, such as the loader's, may use the device during the recording
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            try:
+                yield
+            except Exception as error:
+                cause = error
+                raise
+    except Exception as error:
+        torch.cuda.set_stream(current)
+        generator.graphsafe_set_state(numbers)
+        with contextlib.suppress(RuntimeError):  # it has ended where ending the recording came so far
+            torch._C._cuda_endAllocateToPool(device, pool)
+        # the error of the work tells more than the error of ending a recording that the work has broken
+        raise (cause or error) from None
 
 
 class GraphedStep:
@@ -158,16 +185,14 @@ def _kind(batch: Batch) -> str:
 
 
 def no_waiting(device: torch.device) -> contextlib.AbstractContextManager:
-    """A block in which a call that makes the host wait for the device raises, on a GPU with KILN_SYNC_DEBUG=1.
-
-    Elsewhere the block changes nothing. PyTorch's switch holds for all threads of the process.
-    """
+    """`waiting_raises` on a GPU with KILN_SYNC_DEBUG=1; elsewhere a block that changes nothing."""
     wanted = device.type == "cuda" and os.environ.get("KILN_SYNC_DEBUG", "") == "1"
-    return _waiting_raises() if wanted else contextlib.nullcontext()
+    return waiting_raises() if wanted else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _waiting_raises() -> Iterator[None]:
+def waiting_raises() -> Iterator[None]:
+    """A block in which a call that makes the host wait for the GPU raises RuntimeError, in every thread."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,5 +1,6 @@
 """How a Triton kernel is started: run, interpreted on the CPU, traced by torch.compile, or only noted."""
 
+import ast
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -117,6 +118,7 @@ def _in_order(kernel: Any, arguments: Mapping[str, Any]) -> tuple:
     """
     order = _orders.get(kernel.fn)
     if order is None:
+        settle_key(kernel)
         order = _orders[kernel.fn] = itemgetter(*kernel.arg_names)
     try:
         values = order(arguments)
@@ -127,6 +129,31 @@ def _in_order(kernel: Any, arguments: Mapping[str, Any]) -> tuple:
     missing = [name for name in kernel.arg_names if name not in arguments]
     unknown = [name for name in arguments if name not in kernel.arg_names]
     raise TypeError(f"{kernel.__name__}: parameters without a value: {missing}, values without a parameter: {unknown}")
+
+
+def settle_key(kernel: Any) -> None:
+    """Makes the key of a kernel in Triton's cache independent of what else this process has compiled.
+
+    Triton takes the constants that a helper reads into the key of the kernel that calls it, but only where the helper's
+    own key was made before. Then the first kernel of a process has another key than the same kernel later, and each
+    process compiles again what others compiled. So the keys of all helpers are made first, the innermost before others.
+    """
+    _settle(kernel, set())
+
+
+def _settle(function: Any, begun: set[int]) -> None:
+    if getattr(function, "hash", "") is not None or id(function) in begun:
+        return  # it has its key, or is the interpreter's, which has none, or calls itself
+    begun.add(id(function))
+    for node in ast.walk(function.parse()):
+        helper = None
+        if isinstance(node, ast.Name):
+            helper = function.__globals__.get(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            helper = getattr(function.__globals__.get(node.value.id), node.attr, None)
+        if hasattr(type(helper), "cache_key"):  # of the type: reading it makes it
+            _settle(helper, begun)
+    function.cache_key  # noqa: B018
 
 
 def register_bound(arguments: Mapping[str, Any], of_gpu: Callable[[], int]) -> dict[str, int]:

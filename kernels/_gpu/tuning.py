@@ -8,6 +8,8 @@ import json
 import os
 import statistics
 import tempfile
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,8 @@ T = TypeVar("T")
 # elements of a program of an elementwise kernel; the interpreter has no threads to share them, so programs are larger
 ELEMENTS = 1 << 14 if INTERPRETED else 256
 ROUNDS = 7  # times that a candidate is measured
+SLEEP_CYCLES_PER_S = 2e9  # no slower than the clock of any GPU: what sleeps longer costs nothing
+LEAST_SLEEP = 5e-4  # seconds, in which the events are recorded
 H100_PROCESSORS = 132  # streaming multiprocessors of an H100: sizes are chosen for them where there is no GPU to ask
 INTERPRETED_PROCESSORS = 4  # the interpreter runs programs one after another: a few large ones take the least time
 INTERPRETED_BLOCKS = 4  # an operation of the interpreter takes as long on few elements as on thousands
@@ -68,16 +72,29 @@ def _may_measure() -> bool:
 
 
 def _measure(run: Callable[[T], None], candidate: T) -> float:
+    """Milliseconds that the GPU takes for a candidate: the median of ROUNDS."""
     run(candidate)  # compiles
-    times = []
-    for _ in range(ROUNDS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    return statistics.median(gpu_milliseconds(lambda: run(candidate), ROUNDS))
+
+
+def gpu_milliseconds(call: Callable[[], object], rounds: int) -> list[float]:
+    """What the GPU takes for each of so many calls, without the time that Python takes to start them.
+
+    An idle GPU waits for each launch, and the wait counts. So the GPU first sleeps for as long as it takes to start all
+    calls; then it runs them one after another. `call` must not wait for the GPU.
+    """
+    started = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - started  # to start one
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(int(SLEEP_CYCLES_PER_S * (2 * rounds * seconds + LEAST_SLEEP)))
+    for start, end in events:
         start.record()
-        run(candidate)
+        call()
         end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
 
 
 def choices_file() -> Path:
@@ -89,6 +106,10 @@ def choices_file() -> Path:
 
 @cache
 def _choices() -> dict[str, int]:
+    return _kept_choices()
+
+
+def _kept_choices() -> dict[str, int]:
     try:
         choices = json.loads(choices_file().read_text())
     except (OSError, ValueError):
@@ -97,12 +118,21 @@ def _choices() -> dict[str, int]:
 
 
 def _keep(choices: dict[str, int]) -> None:
-    """Writes the choices to their file; if that fails, the next process measures again."""
+    """Adds the choices to their file; warns once where that fails, because each process measures again then."""
     path = choices_file()
+    choices = _kept_choices() | choices  # other processes measure too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
             json.dump(choices, file, indent=1)
         os.replace(file.name, path)
-    except OSError:
-        pass
+    except OSError as error:
+        _warn_once(
+            f"the choices of tiles cannot be kept in {path.parent} ({error.strerror}), so every process measures them "
+            "again; set KILN_CACHE to a folder that can be written"
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -5,6 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .._constants import constant
 from .._spec import Sample, Spec
 
 
@@ -40,7 +41,7 @@ def strong(
 ) -> Tensor:
     """All stamps at once, added into zeros by one scatter: no exponential and no product outside of the windows."""
     at = landmarks.float() if landmarks.dtype.itemsize < 4 else landmarks
-    size = at.new_tensor([width, height])
+    size = constant((width, height), at)
     pixel = at.detach().round() if subpixel else at.detach().trunc()
     reaches = ((pixel >= -radius) & (pixel <= size - 1 + radius)).all(-1, keepdim=True)
     pixel, centre = (torch.where(reaches, t, 0) for t in (pixel, at if subpixel else pixel))

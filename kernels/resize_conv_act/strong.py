@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._constants import constant
 from .._grad_scale import weigh_samples
 from .reference import gradient_from
 
@@ -58,6 +59,6 @@ def _convolution(resize: str, x: Tensor, second: Tensor | None, weight: Tensor, 
 
 def folded(weight: Tensor) -> Tensor:
     """(Cout, C, 3, 3) -> (C, Cout, 4, 4): nearest x2, then conv3x3, as a transposed convolution."""
-    fold = weight.new_tensor(FOLD)
+    fold = constant(FOLD, weight)
     taps = torch.kron(fold, fold)
     return (weight.transpose(0, 1).flatten(2) @ taps.T).unflatten(2, (4, 4))

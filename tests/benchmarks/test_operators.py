@@ -13,6 +13,7 @@ from benchmarks.timing.measure import Timing
 from engine import ops
 from engine.kernels import _spec
 from tests.support.benchmark_cases import conv, needs_compiler, tiny
+from tests.support.tape import NoWaiting
 from tests.support.tiny_run import command
 
 STRONG = [
@@ -36,6 +37,21 @@ def test_strong_is_the_reference(spec, sample):
         torch.testing.assert_close(
             results[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: name + text
         )
+
+
+@pytest.mark.parametrize("competitor", ["reference", "strong"])
+@pytest.mark.parametrize("spec", _spec.specs().values(), ids=_spec.specs())
+def test_no_baseline_makes_the_host_wait(spec, competitor):
+    """Waiting would slow a baseline on a GPU, and a CUDA graph refuses it."""
+    function = spec.strong if competitor == "strong" else ops.OPERATORS[spec.operator].reference
+    if function is None:
+        pytest.skip("the reference is the strongest baseline")
+    for sample in spec.samples:
+        if all(0 not in shape for shape in sample.shapes.values()):
+            call = operators.both_passes(function, _spec.tensors(sample, torch.float32), sample)
+            call()
+            with NoWaiting():
+                call()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from benchmarks.suites import step
 from benchmarks.suites.strong import StrongConv, StrongRefiner
 from engine.systems.refiner import RefinerSystem
 from tests.support.benchmark_cases import TINY, needs_compiler
+from tests.support.tape import NoWaiting, rates_on_device
 
 
 def test_the_shared_step_is_the_textbook_step():
@@ -27,6 +28,15 @@ def test_the_shared_step_is_the_textbook_step():
     for name, network in eager.networks().items():
         for (key, a), b in zip(network.named_parameters(), strong.networks()[name].parameters(), strict=True):
             torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-12, msg=lambda text, key=key: key + text)
+
+
+@pytest.mark.parametrize("competitor", ["fused", "strong", "eager channels_last"])
+def test_no_step_makes_the_host_wait(competitor):
+    """On a GPU fused and strong are recorded as CUDA graphs, which refuse it; the host's waiting would slow eager."""
+    system, batch = step.build(competitor, TINY, "cpu")
+    rates_on_device(system).step(batch)
+    with NoWaiting():
+        system.step(batch)
 
 
 @needs_compiler

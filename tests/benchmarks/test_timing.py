@@ -1,8 +1,10 @@
 """How a time is taken, what the machine allows, and how rows and tables are made. No timing is asserted."""
 
+import gc
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from benchmarks.timing import measure, rows
 from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.table import Table
 from tests.support.places import ROOT
+from tests.support.pretended_cuda import PretendedCuda
 
 ASKS_FOR_HUGE_PAGES = """
 import os, torch
@@ -65,6 +68,34 @@ def test_limits_of_this_machine():
         patch.setattr(measure, "_floats", lambda device: 1 << 16)
         limits = measure.measure_limits("cpu", "bf16")
     assert min(vars(limits).values()) > 0
+
+
+def test_a_graph_keeps_what_it_reads(monkeypatch):
+    PretendedCuda().install(monkeypatch)
+    tensor = torch.ones(3)
+    still_there = weakref.ref(tensor)
+    replay = measure.captured(lambda tensor=tensor: tensor.sum(), times=4)
+    del tensor
+    gc.collect()
+    assert still_there() is not None and replay.times == 4
+    del replay
+    gc.collect()
+    assert still_there() is None
+
+
+def test_a_call_that_waits_is_refused_before_it_is_recorded(monkeypatch):
+    cuda = PretendedCuda().install(monkeypatch)
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        measure.captured(cuda.wait)
+    assert cuda.recordings == 0 and not cuda.waiting_is_an_error
+
+
+def test_a_replay_counts_as_all_its_calls(monkeypatch):
+    PretendedCuda().install(monkeypatch)
+    replay, clock = measure.captured(lambda: None, times=10), [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.Replay, "__call__", lambda self: clock.__setitem__(0, clock[0] + 0.5))
+    assert interleaved({"a": replay}, rounds=3)["a"].samples == pytest.approx([0.05] * 3)
 
 
 def test_tf32_is_as_before():

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from engine import ops
 from engine.kernels import _availability, _dispatch, _spec
 from engine.kernels._gpu import launch, tuning
+from tests.support.places import ROOT
 
 compiled_only = pytest.mark.skipif(_availability.INTERPRETED, reason="the interpreter has no kernels to trace")
 interpreted_only = pytest.mark.skipif(
@@ -161,6 +164,86 @@ def test_tuning_keeps_the_fastest(pretended_gpu, monkeypatch):
     tuning._choices.cache_clear()
     tuning.run_best("conv", (1, 2), ["wide", "tall"], ran.append)
     assert ran[-1] == "tall" and len(measured) == 4
+
+
+def test_choices_of_other_processes_stay(pretended_gpu, monkeypatch):
+    monkeypatch.setattr(tuning, "_measure", lambda run, candidate: 1.0)
+    tuning.run_best("conv", (1,), ["wide", "tall"], print)
+    file = tuning.choices_file()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"of another": 1}))
+    tuning.run_best("conv", (2,), ["wide", "tall"], print)
+    assert json.loads(file.read_text()).keys() == {"conv 1 of 2", "conv 2 of 2", "of another"}
+
+
+def test_choices_that_cannot_be_kept_are_named(pretended_gpu, monkeypatch, empty_cache):
+    monkeypatch.setattr(tuning, "_measure", lambda run, candidate: 1.0)
+    empty_cache.write_text("a file, not a folder")
+    tuning._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="set KILN_CACHE to a folder that can be written"):
+        tuning.run_best("conv", (1,), ["wide", "tall"], print)
+
+
+class PretendedTime:
+    """torch.cuda's events, synchronize and _sleep for a GPU that takes 2 ms a call, started by a host that takes 5."""
+
+    def __init__(self):
+        self.host = self.gpu = 0.0  # milliseconds: where each is
+
+    def call(self):
+        self.host += 5
+        self.gpu = max(self.gpu, self.host) + 2
+
+    def sleep(self, cycles):
+        self.gpu = max(self.gpu, self.host) + cycles / tuning.SLEEP_CYCLES_PER_S * 1e3
+
+    def synchronize(self):
+        self.host = self.gpu = max(self.host, self.gpu)
+
+    def event(self, enable_timing):
+        pretended = self
+
+        class Event:
+            def record(self):
+                self.at = pretended.gpu = max(pretended.gpu, pretended.host)
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        return Event()
+
+
+def test_tuning_measures_the_gpu_and_not_the_host(monkeypatch):
+    pretended = PretendedTime()
+    monkeypatch.setattr(torch.cuda, "Event", pretended.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", pretended.synchronize)
+    monkeypatch.setattr(torch.cuda, "_sleep", pretended.sleep, raising=False)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: pretended.host / 1e3)
+    assert tuning.gpu_milliseconds(pretended.call, rounds=5) == pytest.approx([2.0] * 5)
+
+
+KEYS = """
+import importlib, sys
+from engine.kernels._gpu.launch import settle_key
+
+kernels = []
+for module, name in [words.split(":") for words in sys.argv[1:]]:
+    kernel = getattr(importlib.import_module(module), name)
+    settle_key(kernel)
+    kernels.append(f"{module}:{name} {kernel.cache_key}")
+print(*sorted(kernels), sep=chr(10))
+"""
+
+
+@compiled_only
+def test_a_kernel_s_key_does_not_depend_on_what_was_compiled_before():
+    kernels = [f"engine.kernels.resize_conv_act.gpu:{name}" for name in ("pack_weights_kernel", "conv_kernel")]
+    keys = [
+        subprocess.run(
+            [sys.executable, "-c", KEYS, *order], check=True, capture_output=True, text=True, cwd=ROOT
+        ).stdout
+        for order in (kernels, kernels[::-1])
+    ]
+    assert keys[0] == keys[1] and keys[0].count("\n") == len(kernels)
 
 
 def test_nothing_is_measured_during_capture(pretended_gpu, monkeypatch):

@@ -174,7 +174,9 @@ def test_silu_with_and_without_gradient(resize):
         torch.testing.assert_close(ops.resize_conv_act(x, weight, resize=resize, activation="silu"), y)
     direct = torch.ops.kiln.resize_conv_act(x, weight, None, None, None, resize, "silu", 0.2, False, 0)
     wanted = torch.autograd.grad(y.square().sum(), (x, weight))
-    torch.testing.assert_close(torch.autograd.grad(direct.square().sum(), (x, weight)), wanted, rtol=1e-4, atol=1e-4)
+    # a gradient's element may be a small difference of large sums, so the error is judged against the whole gradient
+    for gradient, expected in zip(torch.autograd.grad(direct.square().sum(), (x, weight)), wanted, strict=True):
+        assert _spec.relative_error(gradient, expected) < 2e-6
 
 
 def test_compiles_in_one_graph():

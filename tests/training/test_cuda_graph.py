@@ -16,13 +16,14 @@ from engine.data import Batch
 from engine.errors import InputError
 from engine.systems.base import System, approach
 from engine.systems.registry import build
-from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
+from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting, recording
 from engine.training.loop import Trainer
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
 from engine.training.schedule import learning_rate
 from engine.training.setup import mode, prepare_folder
 from engine.verification import checks
+from tests.support.pretended_cuda import PretendedCuda
 from tests.support.tape import NoWaiting, Tape, rates_on_device
 from tests.support.training_fakes import FakeLoader, assert_same, batch_of, everything, tiny_config
 
@@ -292,6 +293,17 @@ def test_a_graph_needs_a_gpu() -> None:
     with pytest.raises(InputError, match="--cuda-graph needs an NVIDIA GPU"):
         resolve(["--fused", "--device", "cpu", "--cuda-graph"])
     assert resolve(["--fused", "--device", "cpu", "--no-cuda-graph"])[0].cuda_graph is False
+
+
+def test_a_failed_recording_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own error is raised, and stream, memory pool and random numbers are as before."""
+    cuda = PretendedCuda().install(monkeypatch)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), recording(torch.cuda.CUDAGraph()):
+        cuda.wait()
+    assert (cuda.stream, cuda.pools, cuda.random_state) == ("default", [], "outside")
+    with recording(torch.cuda.CUDAGraph()):
+        assert cuda.pools and cuda.stream == "recording"
+    assert (cuda.stream, cuda.pools, cuda.random_state) == ("default", [], "outside")
 
 
 def test_waiting_raises_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
