@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def constant(values: tuple, like: Tensor) -> Tensor:
-    """`values`, numbers in nested tuples, as a tensor of the dtype and on the device of `like`; nobody may change it."""
+    """`values`, numbers in nested tuples, as a tensor of the dtype and device of `like`; nobody may change it."""
     return _made(values, like.dtype, like.device)
 
 

@@ -73,8 +73,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times every competitor once per round, after untimed calls as long as five samples.
 
-    A sample is the mean of as many calls as last at least `least_seconds`; the order alternates between rounds. A Replay
-    counts as all the calls that it runs.
+    A sample is the mean of as many calls as last at least `least_seconds`, of which a Replay makes several at once; the
+    order alternates between rounds.
 
     rounds:      how many at the least; more follow until `in_all` seconds are sampled
     after_round: called with the number of each of the first `rounds` rounds, from 1

@@ -21,8 +21,8 @@ from engine.systems.base import System
 from engine.systems.registry import SYSTEMS, build, system_class
 from engine.training.cuda_graph import WARM_UP, GraphedStep, Recorder
 from engine.verification.operator_calls import Call, captured
+from engine.verification.recorded_steps import recorded_differences
 from engine.verification.training_steps import (
-    LEAST_NORM,
     LOSS_TOLERANCE,
     results,
     step_differences,
@@ -160,7 +160,7 @@ def verify_trained(fused: System, eager: System, steps: int) -> Row:
 
 
 def verify_captured(steps: int, device: torch.device, recorder: Recorder | None = None, system: str = "refiner") -> Row:
-    """Check that fused steps are the same kernel by kernel and as a CUDA graph: every loss, then the weights.
+    """Check that fused steps are the same kernel by kernel and as a CUDA graph, each from the same state.
 
     recorder: records the graph; None records on the GPU. The learning rate changes with every step.
     """
@@ -168,29 +168,17 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
     plain, recorded = (build(dataclasses.replace(config, fused=True), device) for _ in range(2))
     graphed = GraphedStep(recorded, recorder)
     began = time.perf_counter()
-    differences = {}
+    differences = []
     for step in range(1, WARM_UP + steps + 1):
-        data = training_batch(config, step, device)
-        both = []
-        for one, take in ((plain, plain.step), (recorded, graphed)):
+        for one in (plain, recorded):
             one.set_learning_rate(config.lr / step)
-            torch.manual_seed(step)
-            both.append(take(data))
-        exact, losses = both
-        differences |= {f"{name} at step {step}": _difference(losses[name], value) for name, value in exact.items()}
-    weights = recorded.weights()
-    differences |= {f"the weights {name}": _difference(weights[name], value) for name, value in plain.weights().items()}
-    # "not <=" instead of ">", so that NaN fails
-    failed = [name for name, difference in differences.items() if not difference <= LOSS_TOLERANCE]
-    where = failed[0] if failed else max(differences, key=differences.get)
-    figures = (differences[where], None, LOSS_TOLERANCE, where)
+        found = recorded_differences(plain, recorded, graphed, training_batch(config, step, device), step)
+        differences += [dataclasses.replace(one, what=f"{one.what} at step {step}") for one in found]
+    failed = [one for one in differences if not one.passed]
+    worst = failed[0] if failed else max(differences, key=lambda one: one.relative / one.allowed)
+    figures = (worst.relative, None, worst.allowed, worst.what)
     variant = f"{WARM_UP} + {steps} steps"
     return Row(f"captured {system}", variant, len(differences), len(failed), *figures, time.perf_counter() - began)
-
-
-def _difference(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """The relative difference of a loss or of weights."""
-    return _spec.relative_error(value, exact, LEAST_NORM)
 
 
 def call_errors(call: Call) -> list[_spec.Error]:
