@@ -9,6 +9,7 @@ import torch
 import tyro
 
 from benchmarks import catalogue
+from engine import ops
 from engine.errors import InputError
 
 LEAST_ROUNDS = 10
@@ -66,8 +67,10 @@ def check(arguments: Arguments) -> None:
     """Raises InputError with what to do when the arguments do not fit."""
     if arguments.rounds < LEAST_ROUNDS:
         raise InputError(f"--rounds must be at least {LEAST_ROUNDS}: medians of fewer say little")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device here; use --device cpu")
+    if arguments.device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("no CUDA device here; use --device cpu")
+        ops.require("cuda")
     timed = any(suite.stopwatch for suite in arguments.suites)
     precision = arguments.precision or "fp32"
     cuda_alone = {"--autotune": arguments.autotune, f"--precision {precision}": precision != "fp32"}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from engine.distributed import torchrun
-from engine.errors import InputError, LostRank, SharedError
+from engine.errors import InputError, LostRank, SharedError, gpu_failure
 from engine.host.environment import variable
 from engine.version import __version__
 
@@ -178,6 +178,8 @@ def _fixable(error: Exception) -> str | None:
         if phrase in text:
             problem, fix = _PLACE_ERRORS[number]
             return f"{problem}; {fix}"
+    if failure := gpu_failure(error):
+        return failure
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _MEMORY_TEXTS):
         return "out of memory; lower --batch-size, --filters or --resolution"
     return None

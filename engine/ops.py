@@ -1,10 +1,11 @@
 """The public operators: every folder of kernels/ by its name, and `explain`, which tells what runs them here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine.errors import InputError, gpu_failure
 from engine.kernels import _contract
 from engine.kernels._availability import Implementation
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 OPERATORS = _contract.discover()
 globals().update({name: operator.function for name, operator in OPERATORS.items()})
-__all__ = ["OPERATORS", "Explanation", "decompositions", "explain", "pick", "picked", *OPERATORS]
+__all__ = ["OPERATORS", "Explanation", "decompositions", "explain", "pick", "picked", "require", *OPERATORS]
 picked: list[str] = []
 """The operators that networks, losses and loaders run either way: those that `pick` was asked for."""
 
@@ -58,6 +59,27 @@ def explain(operator: str | None = None) -> Explanation:
     """
     chosen = OPERATORS.values() if operator is None else [OPERATORS[operator]]
     return Explanation(row for op in chosen for row in op.implementations())
+
+
+def require(device: str, names: Collection[str] | None = None) -> None:
+    """Raises InputError, with what to do, where operators cannot run on a device ("cpu" or "cuda") of this machine.
+
+    names: of the operators; None: all
+
+    On a GPU one small kernel is compiled and run, so that a driver that is too old or a missing compiler shows before
+    any work. It takes a second or two the first time; later Triton has it in its cache.
+    """
+    for row in explain():
+        if row.device == device and row.kind == "none" and (names is None or row.operator in names):
+            raise InputError(f"{row.operator} cannot run on {device}: {row.why}")
+    if device == "cuda":
+        try:
+            OPERATORS["gram"].function(torch.ones(1, 2, 2, 2, device=device))
+            torch.cuda.synchronize()
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), "")
+            other = f"the GPU kernels cannot run here: a small one fails with {type(error).__name__}: {first}"
+            raise InputError(gpu_failure(error) or other) from error
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:

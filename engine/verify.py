@@ -10,6 +10,7 @@ Captured (on cuda): the same fused steps, launched kernel by kernel and as a CUD
 The exit status is 1 when anything fails.
 """
 
+from engine import ops
 from engine.cli import parse, run
 from engine.host.environment import pick_device
 from engine.verification.checks import VerifyOptions, as_json, page, verify
@@ -20,6 +21,8 @@ def main(argv: list[str]) -> int:
     options = parse(VerifyOptions, argv, prog="kiln verify", description="Check the operators against the references.")
     options.check()
     device = pick_device(options.device)
+    if device.type == "cuda":
+        ops.require("cuda")
     rows = verify(options, device)
     print(as_json(rows, device) if options.json else page(rows, device))
     return 0 if all(row.passed for row in rows) else 1

@@ -1,6 +1,7 @@
 """What runs each operator on this machine, and why: the rows of `explain`, and the GPU kernels where Triton is."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from . import _native
 
 # Triton's own switch for its interpreter: CPU tensors go through the GPU kernels then, slowly, to try and debug them
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "") == "1"
+OLDEST_TRITON = (3, 6)
 NO_TRITON = "the GPU kernels need Triton, which is not installed: pip install triton"
 
 
@@ -31,6 +33,8 @@ def gpu_function(package: str, function: str) -> Callable:
 
     @cache
     def imported() -> Callable:
+        if torch.cuda.is_available() and (why := _why_no_gpu()):
+            raise _native.NativeMissing(why)
         try:
             module = importlib.import_module(".gpu", package)
         except ModuleNotFoundError as error:
@@ -83,7 +87,18 @@ def _why_no_gpu() -> str:
         return f"Triton kernels need an NVIDIA GPU (compute capability 8.0 or newer): {built}"
     if importlib.util.find_spec("triton") is None:
         return NO_TRITON
+    if (version := _triton_version()) and version < OLDEST_TRITON:
+        needed, found = (".".join(map(str, numbers)) for numbers in (OLDEST_TRITON, version))
+        return f"the GPU kernels need Triton {needed} or newer, not {found}: pip install 'triton>={needed}'"
     oldest = min(map(torch.cuda.get_device_capability, _devices()))
     if oldest < (8, 0):
         return f"the GPU has compute capability {oldest[0]}.{oldest[1]}; the Triton kernels need 8.0 (Ampere) or newer"
     return ""
+
+
+def _triton_version() -> tuple[int, ...]:
+    """The installed Triton's version, two numbers; () where nothing says it. Triton is not imported."""
+    try:
+        return tuple(int(number) for number in importlib.metadata.version("triton").split(".")[:2])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return ()

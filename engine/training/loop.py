@@ -29,6 +29,7 @@ from engine.systems.base import System
 from engine.systems.registry import build
 from engine.training import random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
+from engine.training.memory import require_memory
 from engine.training.metrics import LossMeter, MetricsLog
 from engine.training.progress import Progress, memory_mb
 from engine.training.schedule import learning_rate
@@ -65,6 +66,7 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
     device = distributed.prepare(config.device, own.batch_size)
     with distributed.together():
         require_fused(config)
+        require_memory(config)
     set_machine(config)
     print(configuration.table(config, origins), flush=True)
     datasets = distributed.one_by_machine(lambda: [open_set(own, path, need) for path, need in image_sets(own)])

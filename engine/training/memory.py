@@ -1,4 +1,4 @@
-"""What `kiln train --dry-run` prints: what a configuration would train, and the memory that one step takes."""
+"""The memory that one training step takes, and what `kiln train --dry-run` prints of a configuration."""
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,18 @@ def step_bytes(config: TrainConfig) -> dict[str, int]:
         "activations": size * kept,
         "in flight": size * in_flight,
     }
+
+
+def require_memory(config: TrainConfig) -> None:
+    """Raise InputError where one step of a rank needs more memory than its GPU has free."""
+    if config.device != "cuda":
+        return
+    needed, free = sum(step_bytes(config).values()), torch.cuda.mem_get_info()[0]
+    if needed > free:
+        raise InputError(
+            f"a step needs {needed / 2**30:.1f} GiB of the GPU's memory at the least and {free / 2**30:.1f} GiB are "
+            "free; lower --batch-size, --filters or --resolution, or end what else uses the GPU"
+        )
 
 
 def saved_by(network: nn.Module, inputs: tuple) -> tuple[int, int]:

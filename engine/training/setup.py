@@ -60,10 +60,10 @@ def require_fused(config: TrainConfig) -> None:
     """Raise InputError where --fused cannot run an operator of the networks on this machine: it never falls back."""
     if not config.fused:
         return
-    missing = [row for row in ops.explain() if row.device == config.device and row.kind == "none"]
-    for row in missing:
-        if row.operator in ops.picked:
-            raise InputError(f"--fused: {row.operator} cannot run on {config.device}: {row.why}")
+    try:
+        ops.require(config.device, ops.picked)
+    except InputError as error:
+        raise InputError(f"--fused: {error}") from None
 
 
 def mode(config: TrainConfig) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import ops
-from engine.kernels import _contract, _dispatch, _native, _spec
+from engine.kernels import _availability, _contract, _dispatch, _native, _spec
 from engine.kernels._gradients import Gradients
 from engine.kernels._observers import OperatorCall, observed, observers
 
@@ -126,3 +126,27 @@ def test_the_contract_refuses_what_does_not_fit_a_schema():
             "unfit_inputs(Tensor x, Tensor factor) -> Tensor",
             cpu=cpu, cuda=cpu, fake=cpu, reference=cpu, gradients=gradients,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "says"),
+    [
+        ("3.6.0", (8, 0), ""),
+        ("3.6.0+git123", (9, 0), ""),
+        ("3.4.1", (9, 0), "need Triton 3.6 or newer, not 3.4: pip install 'triton>=3.6'"),
+        ("3.7.1", (7, 5), "compute capability 7.5; the Triton kernels need 8.0 (Ampere) or newer"),
+    ],
+)
+def test_gpus_that_the_kernels_cannot_use(triton, capability, says, monkeypatch):
+    """explain() says why, and a call on such a GPU says the same before it loads Triton."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(_availability.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(_availability.importlib.metadata, "version", lambda name: triton)
+    row = next(row for row in ops.explain("gram") if row.device == "cuda")
+    assert (row.kind == "none") == bool(says) and says in row.why
+    if says:
+        with pytest.raises(_native.NativeMissing) as caught:
+            _availability.gpu_function("engine.kernels.gram", "forward")()
+        assert str(caught.value) == row.why

@@ -1,5 +1,6 @@
 """What a run leaves in its folder, and how it ends when something is wrong."""
 
+import contextlib
 import errno
 import importlib
 import io
@@ -18,12 +19,15 @@ from engine.config import TrainConfig
 from engine.data.pixel_values import picture_pixels
 from engine.errors import InputError
 from engine.inference.sample_grid import draw_grid
+from engine.systems.refiner import RefinerConfig
 from engine.systems.registry import build
 from engine.train import main
 from engine.training import random_state
 from engine.training.loop import Trainer
+from engine.training.memory import require_memory, step_bytes
 from engine.training.metrics import LossMeter, MetricsLog, cut_after
 from engine.training.setup import prepare_folder, require_fused, set_machine
+from tests.support.tiny_run import command
 from tests.support.training_fakes import FakeLoader, tiny_config
 
 FLAGS = ("--steps", "12", "--log-every", "5", "--sample-every", "6", "--checkpoint-every", "4", "--keep", "2")
@@ -233,6 +237,47 @@ def test_fused_is_strict(tmp_path: Path, monkeypatch, capsys) -> None:
         main(["--fused", "--device", "cpu", "--out", str(out)])
     assert not out.exists()
     require_fused(tiny_config(mode="--eager"))
+
+
+GPU_FAILURES = [
+    ("Triton Error [CUDA]: the provided PTX was compiled with an unsupported toolchain.", "update the driver"),
+    ("CUDA error: no kernel image is available for execution on the device", "the torch build that has"),
+    ("Failed to find C compiler. Please specify via CC environment variable", "install gcc or clang"),
+    ("ptxas fatal: Value 'sm_120' is not defined for option 'gpu-name'", "pip install --upgrade triton"),
+    ("something new", "a small one fails with RuntimeError: something new"),
+]
+
+
+@pytest.mark.parametrize(("raised", "says"), GPU_FAILURES)
+def test_a_gpu_that_runs_no_kernel_is_found_before_any_work(raised: str, says: str, monkeypatch) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise RuntimeError(f"{raised}\nand more")
+
+    monkeypatch.setattr("engine.ops.explain", lambda: [])
+    monkeypatch.setattr(torch, "ones", fails)
+    with pytest.raises(InputError, match="--fused: the GPU kernels cannot run here") as caught:
+        require_fused(TrainConfig(fused=True, device="cuda"))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("raised", "says"), GPU_FAILURES[:-1])
+def test_a_kernel_that_fails_later_is_one_line_too(raised: str, says: str, capsys) -> None:
+    def fails(argv: list[str]) -> int:
+        raise RuntimeError(raised)
+
+    assert command(fails) == 2
+    complaint = capsys.readouterr().err
+    assert says in complaint and complaint.count("\n") == 1
+
+
+def test_a_gpu_with_too_little_memory_is_found_before_any_work(monkeypatch) -> None:
+    config = RefinerConfig(fused=True, device="cuda", filters=64, batch_size=64)
+    needed = sum(step_bytes(config).values())
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="GiB are free; lower --batch-size"):
+            require_memory(config)
+    require_memory(TrainConfig(device="cpu"))
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])
