@@ -271,7 +271,7 @@ def test_a_kernel_that_fails_later_is_one_line_too(raised: str, says: str, capsy
 
 
 def test_a_gpu_with_too_little_memory_is_found_before_any_work(monkeypatch) -> None:
-    config = RefinerConfig(fused=True, device="cuda", filters=64, batch_size=64)
+    config = RefinerConfig(fused=True, device="cuda", filters=64, batch_size=64, inject=(8, 16))
     needed = sum(step_bytes(config).values())
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
