@@ -222,12 +222,12 @@ def shipped(only: str = "", samples: bool = False, tick: Callable[[str], None] =
         for mode_name, mode in launches.modes(spec).items():
             tick(f"{name} {mode_name}")
             for sample in [*spec.benchmarks, *(spec.samples if samples else [])]:
-                recorded = launches.of_operator(spec, sample, mode, every_choice=True)
+                recorded = launches.of_operator(spec, sample, mode, choices="all")
                 everything.add(recorded, name, mode_name)
     if only in PAPER:
         for mode_name in launches.STEP_MODES:
             tick(f"{PAPER} {mode_name}")
-            recorded = launches.of_step(step.SETTINGS[PAPER], mode_name, every_choice=True)
+            recorded = launches.of_step(step.SETTINGS[PAPER], mode_name, choices="all")
             everything.add(recorded, "refiner step", mode_name)
     return everything
 

@@ -17,7 +17,7 @@ from benchmarks.timing.measure import tf32_allowed
 from engine.kernels import _spec
 from engine.kernels._contract import find
 from engine.kernels._dispatch import gpu_kernels_on_cpu
-from engine.kernels._gpu.launch import H100, Launch, noted
+from engine.kernels._gpu.launch import H100, Choices, Launch, noted
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,28 @@ def modes(spec: _spec.Spec) -> dict[str, Mode]:
 
 
 @contextlib.contextmanager
-def only_noted(tf32: bool, every_choice: bool = False, capability: int = H100) -> Iterator[list[Launch]]:
+def only_noted(tf32: bool, choices: Choices = "likely", capability: int = H100) -> Iterator[list[Launch]]:
     """Records the launches of the block's calls on CPU tensors, for GPUs of a capability; none of them runs."""
-    with tf32_allowed(tf32), gpu_kernels_on_cpu(), noted(False, every_choice, capability) as recorded:
+    with tf32_allowed(tf32), gpu_kernels_on_cpu(), noted(False, choices, capability) as recorded:
         yield recorded
 
 
 def of_operator(
-    spec: _spec.Spec, sample: _spec.Sample, mode: Mode, every_choice: bool = False, capability: int = H100
+    spec: _spec.Spec, sample: _spec.Sample, mode: Mode, choices: Choices = "likely", capability: int = H100
 ) -> list[Launch]:
     """Launches of forward and backward on one sample."""
     function = find(spec.operator).function
     fixed = {"exact": True} if mode.exact else {}
     call = operators.both_passes(lambda **inputs: function(**inputs, **fixed), blank(spec, sample, mode), sample)
-    with only_noted(mode.tf32, every_choice, capability) as recorded:
+    with only_noted(mode.tf32, choices, capability) as recorded:
         call()
     return recorded
 
 
-def of_step(setting: dict, mode: str, every_choice: bool = False) -> list[Launch]:
+def of_step(setting: dict, mode: str, choices: Choices = "likely") -> list[Launch]:
     """Launches of one fused training step in a mode of STEP_MODES."""
     system, batch = step.build("fused", setting, "cpu", STEP_MODES[mode])
-    with only_noted(MODES[mode].tf32, every_choice) as recorded:
+    with only_noted(MODES[mode].tf32, choices) as recorded:
         system.step(batch)
     return recorded
 

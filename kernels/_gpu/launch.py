@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -55,6 +55,10 @@ class Launch:
         return self.kernel.__name__
 
 
+# which candidates of tuning are noted: the first, those that this GPU measures, or those of every GPU
+Choices = Literal["likely", "measured", "all"]
+
+
 class _Tracing(threading.local):
     on = False
 
@@ -68,7 +72,7 @@ class _Noting:
 
     launches: list[Launch] | None = None
     run: bool = True
-    every_choice: bool = False
+    choices: Choices = "likely"
     capability: int = H100
 
 
@@ -167,15 +171,15 @@ def register_bound(arguments: Mapping[str, Any], of_gpu: Callable[[], int]) -> d
 
 
 @contextlib.contextmanager
-def noted(run: bool = True, every_choice: bool = False, capability: int = H100) -> Iterator[list[Launch]]:
+def noted(run: bool = True, choices: Choices = "likely", capability: int = H100) -> Iterator[list[Launch]]:
     """Notes every launch within the block in the list that it yields.
 
-    run:          False: launches are noted and not started, outputs stay unset
-    every_choice: every candidate of tuning is launched, for every GPU
-    capability:   of the GPU that the launches are meant for, times ten, where the machine has none
+    run:        False: launches are noted and not started, outputs stay unset
+    choices:    which candidates of tuning are launched
+    capability: of the GPU that the launches are meant for, times ten, where the machine has none
     """
     global _noting
-    before, _noting = _noting, _Noting([], run, every_choice, capability)
+    before, _noting = _noting, _Noting([], run, choices, capability)
     try:
         yield _noting.launches
     finally:
@@ -197,9 +201,9 @@ def is_noted() -> bool:
     return _noting.launches is not None
 
 
-def notes_every_choice() -> bool:
-    """Whether launches are noted with every candidate of tuning now."""
-    return _noting.launches is not None and _noting.every_choice
+def noted_choices() -> Choices:
+    """Which candidates of tuning are launched to be noted now; "likely" where nothing is noted."""
+    return "likely" if _noting.launches is None else _noting.choices
 
 
 def capability() -> int:

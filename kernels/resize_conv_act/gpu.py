@@ -17,7 +17,7 @@ from torch import Tensor
 from .._gpu import tuning
 from .._gpu.activation_backward import through_activation
 from .._gpu.blocks import activate, dot, rounded
-from .._gpu.launch import Cost, capability, launch, notes_every_choice, size, wide
+from .._gpu.launch import Cost, capability, launch, noted_choices, size, wide
 from .._layout import channels_last
 from . import ACTIVATION_NUMBERS, check, gradients, output
 from .gpu_band import applies, convolve_in_bands
@@ -297,7 +297,7 @@ def _convolve(
     tiles = conv_tiles(pixels, phases, n, x.dtype, exact)
     if form in (SAME.value, SAME_T.value) and second is None and applies(channels, x.dtype, capability()):
         tiles = [{}, *tiles]  # an empty tile stands for conv_band_kernel
-    tuning.run_best("conv", problem, tiles if notes_every_choice() else tiles[:2], run)
+    tuning.run_best("conv", problem, tiles if noted_choices() == "all" else tiles[:2], run)
 
 
 def forward(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._gpu import tuning
 from .._gpu.blocks import dot, pixels, rounded
-from .._gpu.launch import H100, Cost, capability, launch, notes_every_choice, size, wide
+from .._gpu.launch import H100, Cost, capability, launch, noted_choices, size, wide
 
 # the forms of a forward pass, by the numbers that gpu.py gives them
 SAME, DOWN, UP = (tl.constexpr(number) for number in range(3))
@@ -223,7 +223,7 @@ def weight_gradient(
 def _partial_products(dz: Tensor, x: Tensor, form: int, precision: str) -> Tensor:
     """Forms (splits, taps, C, N) float32, whose sum over the splits is the gradient of the weights of x."""
     square = form == SAME.value and x.dtype != torch.float32 and x.shape[1] >= 64
-    if not square or capability() < H100 or notes_every_choice():
+    if not square or capability() < H100 or noted_choices() == "all":
         partial = _products_by_row(dz, x, form, precision)
     if square and capability() >= H100:
         partial = _products_by_square(dz, x, precision)

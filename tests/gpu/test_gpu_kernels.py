@@ -57,16 +57,16 @@ def test_every_choice_is_noted():
     sample = next(s for s in CONV.benchmarks if s.name.startswith("25x64x64x64->64 none"))
     made = _spec.tensors(sample, torch.bfloat16)
 
-    def count(every_choice: bool) -> int:
+    def count(choices: launch.Choices) -> int:
         with (
             _dispatch.gpu_kernels_on_cpu(),
-            launch.noted(run=False, every_choice=every_choice) as launches,
+            launch.noted(run=False, choices=choices) as launches,
             torch.no_grad(),
         ):
             ops.resize_conv_act(**made, **sample.options)
         return sum(noted.name in ("conv_kernel", "conv_band_kernel") for noted in launches)
 
-    assert count(False) == 1 and count(True) > 2
+    assert count("likely") == 1 and count("all") > count("measured") == 2
 
 
 @compiled_only
