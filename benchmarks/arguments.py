@@ -33,6 +33,8 @@ class Arguments:
     quick: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=_QUICK)] = False
     json: Path | None = None
     """Write every sample to this file, with machine, versions and commit."""
+    rows: Path | None = None
+    """Append each row to this file as JSON as soon as it is measured, so that a run that is ended keeps its rows."""
     markdown: Path | None = None
     """Write the tables to this file."""
     html: Path | None = None
@@ -78,11 +80,18 @@ def check(arguments: Arguments) -> None:
         if given and arguments.device != "cuda" and timed:
             raise InputError(f"{option} needs --device cuda")
     for suite in arguments.suites:
+        if precision != "fp32" and not suite.precisions:
+            raise InputError(f"{suite.name} is measured in fp32 alone; leave --precision {precision} out")
         if arguments.device not in suite.devices:
             raise InputError(f"{suite.name} is measured on the CPU alone; leave --device cuda out")
     if arguments.html and not timed:
         raise InputError(f"{arguments.suite} has no page; leave --html out, or give --markdown")
-    files = {"--json": arguments.json, "--markdown": arguments.markdown, "--html": arguments.html}
+    files = {
+        "--json": arguments.json,
+        "--rows": arguments.rows,
+        "--markdown": arguments.markdown,
+        "--html": arguments.html,
+    }
     for option, path in files.items():
         if path and not path.parent.is_dir():
             raise InputError(f"{path.parent} is not a folder; create it or give {option} another")

@@ -25,6 +25,7 @@ class Suite:
     stopwatch:  whether it measures times. One that does not needs no limits of the machine and no GPU for --precision,
                 does not mind other work on the machine, and has no page
     heading:    of its bars of speed-ups on the page; "" where it has none
+    precisions: whether --precision chooses its arithmetic; else it is measured in fp32
     """
 
     name: str
@@ -37,6 +38,7 @@ class Suite:
     devices: tuple[str, ...] = ("cpu", "cuda")
     stopwatch: bool = True
     heading: str = ""
+    precisions: bool = False
 
 
 def _suite(module: str, name: str, **facts: Any) -> Suite:
@@ -63,6 +65,7 @@ SUITES = {
             measures="operators, forward and backward",
             quick="a few shapes",
             holds=SPEED,
+            precisions=True,
             all_on=BOTH,
             heading="Operators, forward + backward",
         ),
@@ -72,6 +75,7 @@ SUITES = {
             measures="training steps of the refiner, and their memory",
             quick="the small step",
             holds=SPEED,
+            precisions=True,
             all_on=BOTH,
             heading="Training steps of the refiner",
         ),
@@ -130,6 +134,7 @@ SUITES = {
             "compiled",
             measures="every GPU kernel compiled ahead of time: registers, spills, matrix instructions",
             quick="what the tests compile",
+            precisions=True,
             all_on=(),
             stopwatch=False,
         ),
@@ -138,6 +143,7 @@ SUITES = {
             "predict",
             measures="what a roofline says GPU kernels take; with --device cuda also what they take",
             quick="a few shapes, and the small step",
+            precisions=True,
             all_on=(),
             stopwatch=False,
         ),

@@ -12,6 +12,7 @@ from benchmarks.catalogue import Suite
 from benchmarks.checkout import commit
 from benchmarks.reports import page, saved
 from benchmarks.timing.measure import Limits, measure_limits, steady_memory
+from benchmarks.timing.rows import keep, kept
 from benchmarks.timing.table import Table
 from engine.errors import InputError
 from engine.host import atomic_files, environment
@@ -60,7 +61,9 @@ def measured(
     rows: list[dict] = []
     tables: list[Table] = []
     for suite in suites:
+        before = kept(arguments.rows)
         more_rows, more_tables = suite.run(arguments, limits)
+        keep(arguments.rows, more_rows[kept(arguments.rows) - before :])  # of a suite that keeps none by itself
         rows, tables = rows + more_rows, tables + more_tables
         if rows:
             yield limits, rows, tables

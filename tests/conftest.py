@@ -1,5 +1,6 @@
 """What holds in every test: the same random numbers in every run, memory that nobody wrote is NaN, caches apart."""
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 
 # where Kiln keeps faces, verdicts and tile choices; where Triton and torch.compile keep what they compiled
 CACHES = ("KILN_CACHE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+# names a folder of kernels compiled before, which the tests are to use: Triton's key of a kernel holds all that it
+# depends on
+COMPILED_BEFORE = "KILN_TEST_TRITON_CACHE"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,6 +25,8 @@ def caches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         for name in CACHES:
             patch.setenv(name, str(session / name.lower()))
+        if folder := os.environ.get(COMPILED_BEFORE):
+            patch.setenv("TRITON_CACHE_DIR", folder)
         yield
 
 

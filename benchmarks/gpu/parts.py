@@ -1,98 +1,36 @@
 """The parts of `python -m benchmarks.gpu`: what each runs, and what it comes to.
 
-Every part is a function of its Place and returns its Outcome. What it runs is a process of its own, ended when the
-part's seconds are over.
+Every part is a function of its Place and returns its Outcome. What it runs are processes of their own, ended when the
+part's seconds are over; what they find is in rows.jsonl and failures.txt as it comes.
 """
 
 import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from benchmarks.checkout import ROOT
+from benchmarks.gpu.kit import Kit
+from benchmarks.gpu.place import FAILED, NOT_RUN, OK, Outcome, Part, Place
+from benchmarks.suites import step
 from engine import ops
 from engine.host import environment
-from engine.kernels import _native
+from engine.kernels import _native, _spec
 
+PYTHON = sys.executable
 PACKAGES = ("triton", "tyro", "tqdm", "safetensors", "PIL", "matplotlib", "jinja2")  # that the parts below import
-OK, FAILED, NOT_RUN = "ok", "FAILED", "not run"
-
-
-@dataclass
-class Outcome:
-    """What a part came to.
-
-    status:  OK, FAILED or NOT_RUN
-    line:    one line about it
-    figures: rows for the table of speed-ups
-    results: everything for gpu.json
-    """
-
-    status: str
-    line: str
-    figures: list[list[str]] = field(default_factory=list)
-    results: object = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a part works: the user's folder, a folder that is deleted afterwards, and the seconds that it has."""
-
-    out: Path
-    scratch: Path
-    seconds: float
-
-    def run(self, *command: str, env: dict[str, str] | None = None) -> str:
-        """Runs a command in the root of the checkout; what it prints goes to gpu.log and is returned.
-
-        A command that outlasts `seconds` is ended, with every process that it started. Raises RuntimeError with the
-        last printed line if the command fails or is ended.
-        """
-        with (self.out / "gpu.log").open("a+") as log:
-            log.write(f"\n$ {' '.join(command)}\n")
-            log.flush()
-            start = log.tell()
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | (env or {}),
-                start_new_session=True,
-            )
-            try:
-                status = child.wait(self.seconds)
-            except subprocess.TimeoutExpired:
-                status = None
-            finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-            log.seek(start)
-            printed = log.read()
-        if status != 0:
-            last = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "")
-            why = f"ended after {self.seconds:.0f} s" if status is None else f"exit status {status}"
-            raise RuntimeError(f"{why}: {last[:200]}")
-        return printed
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part: its name, the seconds that it may take, and the function that does it."""
-
-    name: str
-    seconds: float
-    run: Callable[[Place], Outcome]
+PAPER = next(iter(step.SETTINGS))
+STEP_SECONDS = 60.0  # of one competitor alone, compiling included
+TEST_SECONDS = 90  # after which a test hangs
+NCU_SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "MemoryWorkloadAnalysis")
+NCU_KERNELS = "regex:conv|grad|activation|pack|l1_|balance|sum|image_batch|landmark|gram|style"
+NCU_LAUNCHES = 130
 
 
 def machine(place: Place) -> Outcome:
@@ -111,72 +49,212 @@ def machine(place: Place) -> Outcome:
     return Outcome(OK, line, results=results)
 
 
+def compiling(*groups: str) -> Callable[[Place], Outcome]:
+    """Compiles what other parts launch, in parallel, or finds that the kit's kernels fit here."""
+
+    def run(place: Place) -> Outcome:
+        if carried := Kit.here().kernels_that_fit():
+            return Outcome(OK, f"{carried:,} kernels came with the kit and fit this machine")
+        seconds = ["--seconds", f"{max(1.0, place.left - 15):.0f}"]
+        ended = place.attempt(PYTHON, "-m", "benchmarks.gpu.compiling", *seconds, "--groups", *groups)
+        return Outcome(OK if ended.status == 0 else FAILED, ended.last_line if ended.status == 0 else ended.why)
+
+    return run
+
+
+def smoke(place: Place) -> Outcome:
+    """Every operator in a process of its own, on a few samples, against float64."""
+    rows_file = str(place.out / "rows.jsonl")
+    programs = {name: (PYTHON, "-m", "benchmarks.gpu.one_operator", name, rows_file) for name in _spec.specs()}
+    ended = place.together(programs, at_once=len(programs), seconds=place.left, env={"OMP_NUM_THREADS": "2"})
+    rows = [row for row in _rows(place.out / "rows.jsonl") if row["part"] == "smoke"]
+    good = sum(row["passed"] for row in rows)
+    unfinished = [name for name, program in ended.items() if program.status not in (0, 1)]
+    wrong = sorted({row["operator"] for row in rows if not row["passed"]} | {*unfinished, *programs.keys() - ended})
+    line = f"{good} of {len(rows)} results right"
+    if wrong:
+        return Outcome(FAILED, f"{line}; not: {', '.join(wrong)}", results=rows)
+    return Outcome(OK, line, results=rows)
+
+
 def tests(place: Place) -> Outcome:
-    """The tests of tests/gpu/."""
+    """The tests of tests/gpu/, in several processes if pytest-xdist is there."""
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "gpu").glob("test_*.py"))
     if not files:
         return Outcome(NOT_RUN, "there is no folder tests/gpu")
     if importlib.util.find_spec("pytest") is None:
         return Outcome(NOT_RUN, "pytest is not installed")
-    printed = place.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", *files)
-    return Outcome(OK, printed.strip().splitlines()[-1].strip("= "))
+    command = [PYTHON, "-m", "pytest", "-p", "benchmarks.gpu.pytest_plugin", "-p", "no:cacheprovider", "-rs"]
+    together = importlib.util.find_spec("xdist") is not None
+    if together:
+        processes = max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+        # one test at a time is handed out, so that a process that ends takes no other test with it
+        command += ["-n", str(processes), "--dist", "load", "--maxschedchunk", "1", "--max-worker-restart", "100"]
+    if importlib.util.find_spec("pytest_timeout") is not None:
+        command += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]
+    env = {"KILN_GPU_OUT": str(place.out), "OMP_NUM_THREADS": "2"}
+    if cache := os.environ.get("TRITON_CACHE_DIR"):
+        env["KILN_TEST_TRITON_CACHE"] = cache
+    before = len(_rows(place.out / "rows.jsonl"))
+    ended = place.attempt(*command, *files, env=env, fails=())
+    rows = _rows(place.out / "rows.jsonl")[before:]
+    counts = {outcome: sum(row["outcome"] == outcome for row in rows) for outcome in ("passed", "failed", "skipped")}
+    line = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    if not together:
+        line += ", in one process: pytest-xdist is not installed"
+    if ended.status == 0:
+        return Outcome(OK, line, results=counts)
+    failed = [row["test"].rpartition("::")[2] for row in rows if row["outcome"] == "failed"]
+    why = "" if ended.status == 1 else f"{ended.why}; "
+    return Outcome(FAILED, f"{line}; {why}{', '.join(failed[:5])}", results=counts | {"names": failed})
 
 
-def sanitizer() -> str | None:
-    """The path of compute-sanitizer; None if there is none."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    folders = [
-        f"{home}/{inner}" for home in [*homes, "/usr/local/cuda"] if home for inner in ("bin", "compute-sanitizer")
-    ]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *folders]))
+def verify(place: Place) -> Outcome:
+    """`kiln verify --device cuda`: operators, training steps of every system, recorded steps."""
+    ended = place.attempt(PYTHON, "-m", "engine.verify", "--device", "cuda", "--json", fails=())
+    start = ended.printed.find("{\n")
+    if ended.status is None or start < 0:
+        place.failure("kiln verify", f"{ended.why}\n{ended.printed}")
+        return Outcome(FAILED, ended.why)
+    result = json.loads(ended.printed[start : ended.printed.rindex("}") + 1])
+    wrong = [row for row in result["rows"] if not row["passed"]]
+    for row in result["rows"]:
+        place.row(row)
+    for row in wrong:
+        place.failure(row["subject"], json.dumps(row, indent=1))
+    line = f"{len(result['rows']) - len(wrong)} of {len(result['rows'])} rows pass"
+    names = ", ".join(f"{row['subject']} {row['variant']}" for row in wrong[:4])
+    return Outcome(FAILED, f"{line}; not: {names}", results=result) if wrong else Outcome(OK, line, results=result)
 
 
-def sanitized(tool: str) -> Callable[[Place], Outcome]:
-    """Every operator's smallest samples under one tool of compute-sanitizer."""
+def steps(precision: str, *, autotuned: bool = False) -> Callable[[Place], Outcome]:
+    """Each competitor of the paper's step in a process of its own, fused first, then all of them interleaved."""
 
     def run(place: Place) -> Outcome:
-        path = sanitizer()
-        if path is None:
-            return Outcome(NOT_RUN, "compute-sanitizer is neither on PATH nor in CUDA_HOME")
-        options = ["--tool", tool, "--error-exitcode", "9"]
-        command = [path, *options, sys.executable, "-m", "benchmarks.gpu.sanitize"]
-        # one allocation for each tensor, so that an access beyond its end does not fall into another tensor
-        printed = place.run(*command, env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-        summary = [line for line in printed.splitlines() if "SUMMARY" in line]
-        if not summary:
-            return Outcome(FAILED, "it printed no summary")
-        return Outcome(OK, summary[-1].strip("= "))
+        wanted = ["fused", "eager channels_last", "strong", "compile", *([step.AUTOTUNED] if autotuned else [])]
+        alone: dict[str, dict] = {}
+        for name in wanted:
+            if place.left < 10:
+                break
+            seconds = place.left if name == step.AUTOTUNED else STEP_SECONDS
+            command = (PYTHON, "-m", "benchmarks.gpu.one_step", name, precision, PAPER)
+            row = place.attempt(*command, seconds=seconds).last_json()
+            if row:
+                alone[name] = row
+                place.row(row)
+        figures = [_alone(alone, precision)] if "fused" in alone else []
+        line = "us a step, each alone: " + ", ".join(f"{n} {r['seconds'] * 1e6:.0f}" for n, r in alone.items())
+        missing = [name for name in wanted if name not in alone]
+        interleaved: list[dict] = []
+        if not autotuned and place.left > 40 and "fused" in alone:
+            interleaved = suite_rows(place, "step", precision, "--filter", PAPER)
+            figures += [_figures(row, precision) for row in interleaved if "speedup" in row]
+        results = {"alone": list(alone.values()), "interleaved": interleaved}
+        if missing:
+            return Outcome(FAILED, f"{line}; not: {', '.join(missing)}", figures, results)
+        return Outcome(OK, line, figures, results)
 
     return run
 
 
-def benchmark(suite: str, precision: str, *options: str, share: float = 0.6) -> Callable[[Place], Outcome]:
+def profile(place: Place) -> Outcome:
+    """The kernels of a fused step by GPU time, in bf16 and fp32."""
+    shown = []
+    for precision in ("bf16", "fp32"):
+        command = (PYTHON, "-m", "benchmarks.gpu.one_step", "fused", precision, PAPER, "profile")
+        ended = place.attempt(*command, seconds=place.left if precision == "fp32" else 0.6 * place.seconds)
+        if ended.status == 0:
+            place.write("profile.txt", f"\nfused step, {precision}, {step.CHECKED} steps\n{ended.printed}\n")
+            shown.append(precision)
+    if not shown:
+        return Outcome(FAILED, "no kernels were profiled; failures.txt says why")
+    return Outcome(OK if len(shown) == 2 else FAILED, f"profile.txt has the kernels of {' and '.join(shown)}")
+
+
+def ncu(place: Place) -> Outcome:
+    """What Nsight Compute says of each kernel of one fused step in bf16."""
+    path = cuda_tool("ncu")
+    if path is None:
+        return Outcome(NOT_RUN, "ncu is neither on PATH nor in CUDA_HOME")
+    sections = [word for section in NCU_SECTIONS for word in ("--section", section)]
+    options = ["--profile-from-start", "off", "--clock-control", "none", *sections, "-k", NCU_KERNELS]
+    command = [path, *options, "--launch-count", str(NCU_LAUNCHES), PYTHON, "-m", "benchmarks.gpu.one_step"]
+    ended = place.attempt(*command, "fused", "bf16", PAPER, "ncu")
+    place.write("profile.txt", f"\nncu\n{ended.printed}\n")
+    kernels = ended.printed.count("Duration")
+    return Outcome(OK if kernels else FAILED, f"{kernels} kernels in profile.txt" if kernels else ended.why)
+
+
+def cuda_tool(name: str) -> str | None:
+    """The path of a tool of the CUDA toolkit; None if it is not there."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [f"{home}/{inner}" for home in homes if home for inner in ("bin", "compute-sanitizer")]
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *folders]))
+
+
+def sanitized(tool: str) -> Callable[[Place], Outcome]:
+    """Every operator's smallest samples under one tool of compute-sanitizer, a process for each operator."""
+
+    def run(place: Place) -> Outcome:
+        path = cuda_tool("compute-sanitizer")
+        if path is None:
+            return Outcome(NOT_RUN, "compute-sanitizer is neither on PATH nor in CUDA_HOME")
+        names = [row.operator for row in ops.explain() if row.device == "cuda" and row.kind == "Triton"]
+        watch = (path, "--tool", tool, "--error-exitcode", "9", PYTHON, "-m", "benchmarks.gpu.sanitize")
+        programs = {name: (*watch, name) for name in names}
+        # one allocation for each tensor, so that an access beyond its end does not fall into another tensor
+        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
+        ended = place.together(programs, at_once=4, seconds=place.left, env=env)
+        clean, wrong = [], []
+        for name in names:
+            program = ended.get(name)
+            summary = "" if program is None else next((x for x in program.printed.splitlines() if "SUMMARY" in x), "")
+            said = "no time was left" if program is None else summary.strip("= ") or program.why
+            ran = 0 if program is None else sum(line.startswith(f"{name} ") for line in program.printed.splitlines())
+            place.row({"tool": tool, "operator": name, "says": said, "samples": ran})
+            good = program is not None and program.status == 0 and bool(summary) and ran > 0
+            (clean if good else wrong).append(name)
+        line = f"{len(clean)} of {len(names)} operators clean"
+        if wrong:
+            return Outcome(FAILED, f"{line}; not: {', '.join(wrong)}")
+        return Outcome(OK, line)
+
+    return run
+
+
+def benchmark(suite: str, precision: str, *options: str, share: float = 0.7) -> Callable[[Place], Outcome]:
     """A suite of `python -m benchmarks`, which begins no further case when `share` of the seconds is spent."""
 
     def run(place: Place) -> Outcome:
-        rows = _rows(place, suite, "--precision", precision, "--budget", f"{share * place.seconds:.0f}", *options)
+        rows = suite_rows(place, suite, precision, "--budget", f"{share * place.seconds:.0f}", *options)
         measured = [row for row in rows if "speedup" in row]
         different = [f"{row['name']}: {row['failed'][0]}" for row in rows if "failed" in row]
         figures = [_figures(row, precision) for row in measured]
         line = f"{len(measured)} of {len(rows)} cases measured"
         if different:
-            return Outcome(FAILED, f"{line}; {'; '.join(different)}", figures, rows)
+            place.failure(suite, "\n".join(different))
+            return Outcome(FAILED, f"{line}; {'; '.join(different)[:600]}", figures, rows)
         return Outcome(OK if measured else FAILED, line, figures, rows)
 
     return run
 
 
-def _rows(place: Place, suite: str, *options: str) -> list[dict]:
-    file = place.scratch / "result.json"
+def suite_rows(place: Place, suite: str, precision: str, *options: str) -> list[dict]:
+    """The rows of a suite on the GPU, those that it had when its time was over too."""
+    file = place.scratch / "suite.jsonl"
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks", suite, "--device", "cuda", "--json", str(file), *options]
-    try:
-        place.run(*command)
-    except RuntimeError:
-        # exit status 1 says that a result differs, and the rows say which
-        if not file.is_file():
-            raise
-    return json.loads(file.read_text())["rows"]
+    arithmetic = [] if precision == "fp32" else ["--precision", precision]
+    command = (PYTHON, "-m", "benchmarks", suite, "--device", "cuda", "--rows", str(file), *arithmetic, *options)
+    # exit status 1 says that a result differs, and the rows say which
+    place.attempt(*command, fails=(2, *range(-64, 0)))
+    rows = _rows(file)
+    for row in rows:
+        place.row(row)
+    return rows
+
+
+def _rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _figures(row: dict, precision: str) -> list[str]:
@@ -187,30 +265,82 @@ def _figures(row: dict, precision: str) -> list[str]:
     return [row["name"].removesuffix(" channels_last"), precision, f"{fused * 1e6:.0f}", *against, of_eager]
 
 
+def _alone(alone: dict[str, dict], precision: str) -> list[str]:
+    """The row of competitors that ran in processes of their own."""
+    fused = alone["fused"]
+    best = {}
+    for name, row in alone.items():
+        baseline = name.split()[0]
+        best[baseline] = min(row["seconds"], best.get(baseline, row["seconds"]))
+    against = [f"{best[n] / fused['seconds']:.2f}" if n in best else "-" for n in ("eager", "compile", "strong")]
+    eager = alone.get("eager channels_last")
+    memory = f"{fused['allocated'] / eager['allocated']:.0%}" if eager else ""
+    return [f"{PAPER}, each alone", precision, f"{fused['seconds'] * 1e6:.0f}", *against, memory]
+
+
 def roofline(place: Place) -> Outcome:
     """How far measured launches are from predicted ones."""
     from benchmarks.prediction import forecast  # loads Triton: if that fails, the other parts still run
 
-    rows = _rows(place, "predict", "--quick", "--precision", "bf16")
+    # the PTX is read, which kernels of a kit come without: a cache of its own
+    file = place.scratch / "predicted.jsonl"
+    words = ("predict", "--quick", "--precision", "bf16", "--device", "cuda", "--rows", str(file))
+    ended = place.attempt(
+        PYTHON, "-m", "benchmarks", *words, env={"TRITON_CACHE_DIR": str(place.scratch / "triton")}, fails=(2,)
+    )
+    rows = _rows(file)
+    for row in rows:
+        place.row(row)
     error = forecast.error(rows)
     if error is None:
-        return Outcome(FAILED, "nothing was measured", results=rows)
+        return Outcome(FAILED, f"nothing was measured: {ended.why}", results=rows)
     factors = f"median factor {error['median_factor']:.2f}, worst {error['worst_factor']:.2f}"
     line = f"measured against predicted, {error['launches']} launches: {factors}"
     return Outcome(OK, line, results={"error": error, "rows": rows})
 
 
 def training(place: Place) -> Outcome:
-    """A real training run of the refiner at the paper's setting."""
-    seconds = max(10.0, 0.6 * place.seconds)
+    """A real training run of the refiner at the paper's setting: its samples, its curve and its weights."""
+    seconds = max(10.0, place.seconds - 40)
     folder = place.scratch / "training"
     folder.mkdir(exist_ok=True)
-    printed = place.run(sys.executable, "-m", "benchmarks.gpu.train", str(folder), f"{seconds:.0f}", "bf16")
-    trained = json.loads(printed.strip().splitlines()[-1])
-    shutil.copy(trained.pop("samples"), place.out / "samples.png")
-    shutil.copy(folder / "run" / "metrics.jsonl", place.out / "metrics.jsonl")
+    pictures = Kit.here().pictures
+    data = [str(pictures)] if pictures else []
+    ended = place.attempt(PYTHON, "-m", "benchmarks.gpu.train", str(folder), f"{seconds:.0f}", "bf16", *data)
+    for path in sorted((folder / "run").glob("samples/step_*.png"))[-1:]:
+        shutil.copy(path, place.out / "samples.png")
+    for name, kept in (("metrics.jsonl", "metrics.jsonl"), ("generator.safetensors", "refiner.safetensors")):
+        if (folder / "run" / name).exists():
+            shutil.copy(folder / "run" / name, place.out / kept)
+    trained = ended.last_json()
+    if ended.status != 0 or not trained:
+        return Outcome(FAILED, ended.why)
     line = (
         f"{trained['images_per_s']:,.0f} images/s over {trained['steps']:,} steps, a million steps in "
         f"{trained['million_steps_minutes']:.1f} min, {trained['peak_memory_mib']:.0f} MiB; {trained['loader']}"
     )
     return Outcome(OK, line, results=trained)
+
+
+# those that tell most first. Kernels are compiled before the parts that launch them
+PARTS = (
+    Part("machine", 20, "the GPU, the versions, and what runs each operator", machine),
+    Part("compile", 120, "kernels of the next two parts, compiled on every core", compiling("smoke", "quick", "steps")),
+    Part("smoke", 75, "every operator against float64 in three dtypes", smoke),
+    Part("steps-bf16", 260, "the refiner's step at the paper's setting against PyTorch", steps("bf16")),
+    Part("profile", 60, "the kernels of that step by GPU time", profile),
+    Part("compile-tests", 240, "kernels of the tests", compiling("training", "shapes", "samples", "exact")),
+    Part("tests", 200, "the GPU tests", tests),
+    Part("train", 120, "a real training run: samples, curve, weights", training),
+    Part("ops-bf16", 120, "operators, forward and backward, against PyTorch", benchmark("ops", "bf16", "--quick")),
+    Part("memcheck", 80, "every operator under compute-sanitizer", sanitized("memcheck")),
+    Part("racecheck", 80, "every operator under compute-sanitizer", sanitized("racecheck")),
+    Part("systems", 150, "a training step of every other system", benchmark("systems", "fp32")),
+    Part("verify", 150, "`kiln verify --device cuda`", verify),
+    Part("steps-fp32", 200, "the refiner's step in fp32", steps("fp32")),
+    Part("ops-fp32", 120, "operators in fp32", benchmark("ops", "fp32", "--quick")),
+    Part("roofline", 90, "how far the predictions are off", roofline),
+    Part("ncu", 90, "what Nsight Compute says of each kernel", ncu),
+    # last, because it compiles longest
+    Part("steps-autotune", 240, "the step against torch.compile in mode max-autotune", steps("bf16", autotuned=True)),
+)

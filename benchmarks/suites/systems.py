@@ -4,18 +4,19 @@ eager:   the plain PyTorch form, channels_last
 compile: the same with every network through torch.compile; absent for a step that needs second derivatives, because
          torch.compile has none
 
-The refiner has a suite of its own (step.py), with stronger baselines and memory.
+On a GPU the fused step is one CUDA graph, as it is in training. The refiner has a suite of its own (step.py), with
+stronger baselines and memory.
 """
 
 import contextlib
 import dataclasses
-import functools
 import io
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.arguments import Arguments
+from benchmarks.suites.step import stepper
 from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.rows import by_config
 from benchmarks.timing.table import Table
@@ -57,7 +58,7 @@ def measure(
         for network in competitors["compile"].networks().values():
             network.compile(dynamic=False)
     batch = training_batch(config, 1, torch.device(device))
-    steps = {name: functools.partial(system.step, batch) for name, system in competitors.items()}
+    steps = {name: stepper(name, system, batch) for name, system in competitors.items()}
     return interleaved(steps, rounds=rounds, after_round=tick), []
 
 

@@ -1,7 +1,9 @@
 """Rows of a result and cells of its tables: what the suites share that compare fused with baselines."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -55,8 +57,11 @@ def shares(entry: dict, limits: Limits, flops: float | None, moved: float | None
 
 
 def within(arguments: Arguments, cases: list, name: Callable[[object], str], rows: list[dict], suite: str) -> Iterator:
-    """Yields cases until the budget of seconds is spent; enters a row for each that is left out, and prints it."""
-    started = time.monotonic()
+    """Yields cases until the budget of seconds is spent; enters a row for each that is left out, and prints it.
+
+    The rows that a case has added are appended to --rows before the next case begins.
+    """
+    started, saved = time.monotonic(), len(rows)
     for case in cases:
         if time.monotonic() - started > arguments.budget:
             why = f"the budget of {arguments.budget:g} s was spent"
@@ -64,6 +69,20 @@ def within(arguments: Arguments, cases: list, name: Callable[[object], str], row
             tqdm.write(f"{name(case)}: not run, {why}")
         else:
             yield case
+        saved += keep(arguments.rows, rows[saved:])
+
+
+def keep(file: Path | None, rows: list[dict]) -> int:
+    """Appends rows to a file of JSON lines (None: to no file), and returns how many these are."""
+    if file:
+        with file.open("a") as stream:
+            stream.writelines(json.dumps(entry) + "\n" for entry in rows)
+    return len(rows)
+
+
+def kept(file: Path | None) -> int:
+    """How many rows a file holds that `keep` writes."""
+    return len(file.read_text().splitlines()) if file and file.exists() else 0
 
 
 def comparison(title: str) -> Table:

@@ -13,6 +13,7 @@ from benchmarks import catalogue
 from benchmarks.arguments import Arguments
 from benchmarks.reports import saved
 from benchmarks.suites import operators
+from benchmarks.timing.measure import Timing
 from tests.support.places import ROOT
 from tests.support.tiny_run import command
 
@@ -55,6 +56,25 @@ def test_a_spent_budget_names_what_was_left_out(small, tmp_path, capsys):
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert len(rows) == 3 and all("budget" in row["not_run"] for row in rows)
     assert "not run" in capsys.readouterr().out
+
+
+def test_rows_are_kept_as_they_come(small, monkeypatch, tmp_path):
+    file, measured = tmp_path / "rows.jsonl", []
+
+    def measure(case, *rest, **more):
+        measured.append(case)
+        assert len(file.read_text().splitlines() if file.exists() else []) == len(measured) - 1
+        if len(measured) == 3:
+            raise KeyboardInterrupt  # a user has seen enough
+        return {name: Timing([1.0, 1.0, 1.0]) for name in ("fused", "eager")}, []
+
+    monkeypatch.setattr(operators, "measure", measure)
+    assert command(bench.main, "ops", "--quick", "--rows", file) == 130
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["name"] for row in rows] == [case.label for case in measured[:2]]
+    # a suite that keeps none by itself has its rows there too
+    assert command(bench.main, "profile", "--rows", file, "--quick") == 0
+    assert json.loads(file.read_text().splitlines()[2])["suite"] == "profile"
 
 
 def test_what_needs_a_gpu(small, capsys):
