@@ -143,7 +143,8 @@ def steps(precision: str, *, autotuned: bool = False) -> Callable[[Place], Outco
                 alone[name] = row
                 place.row(row)
         figures = [_alone(alone, precision)] if "fused" in alone else []
-        line = "us a step, each alone: " + ", ".join(f"{n} {r['seconds'] * 1e6:.0f}" for n, r in alone.items())
+        taken = ", ".join(f"{name} {row['seconds'] * 1e6:.0f}" for name, row in alone.items())
+        line = f"us a step, each alone: {taken or 'none ran, and failures.txt says why'}"
         missing = [name for name in wanted if name not in alone]
         interleaved: list[dict] = []
         if not autotuned and place.left > 40 and "fused" in alone:
@@ -164,7 +165,7 @@ def profile(place: Place) -> Outcome:
         command = (PYTHON, "-m", "benchmarks.gpu.one_step", "fused", precision, PAPER, "profile")
         ended = place.attempt(*command, seconds=place.left if precision == "fp32" else 0.6 * place.seconds)
         if ended.status == 0:
-            place.write("profile.txt", f"\nfused step, {precision}, {step.CHECKED} steps\n{ended.printed}\n")
+            place.write("profile.txt", f"\nfused step, {precision}\n{ended.printed}\n")
             shown.append(precision)
     if not shown:
         return Outcome(FAILED, "no kernels were profiled; failures.txt says why")
@@ -230,7 +231,7 @@ def benchmark(suite: str, precision: str, *options: str, share: float = 0.7) -> 
         measured = [row for row in rows if "speedup" in row]
         different = [f"{row['name']}: {row['failed'][0]}" for row in rows if "failed" in row]
         figures = [_figures(row, precision) for row in measured]
-        line = f"{len(measured)} of {len(rows)} cases measured"
+        line = f"{len(measured)} of {len(rows)} cases measured" if rows else "no case ran; failures.txt says why"
         if different:
             place.failure(suite, "\n".join(different))
             return Outcome(FAILED, f"{line}; {'; '.join(different)[:600]}", figures, rows)
@@ -274,7 +275,7 @@ def _alone(alone: dict[str, dict], precision: str) -> list[str]:
         best[baseline] = min(row["seconds"], best.get(baseline, row["seconds"]))
     against = [f"{best[n] / fused['seconds']:.2f}" if n in best else "-" for n in ("eager", "compile", "strong")]
     eager = alone.get("eager channels_last")
-    memory = f"{fused['allocated'] / eager['allocated']:.0%}" if eager else ""
+    memory = f"{fused['allocated'] / eager['allocated']:.0%}" if eager and eager["allocated"] else ""
     return [f"{PAPER}, each alone", precision, f"{fused['seconds'] * 1e6:.0f}", *against, memory]
 
 

@@ -156,14 +156,23 @@ def options_of(name: str, rest: str) -> set[str] | None:
 def options_of_benchmarks(module: str, rest: str) -> set[str] | None:
     """The long options of python -m benchmarks with or without a suite, and of modules such as benchmarks.gpu."""
     if module != "benchmarks":
-        place = ROOT / module.replace(".", "/")
-        return set() if place.with_suffix(".py").is_file() or (place / "__main__.py").is_file() else None
+        return options_of_program(module)
     suite = next((word for word in rest.split() if word.islower() and not word.startswith("-")), "")
     if suite in benchmark.COMMANDS:
         return help_of(benchmark.main, suite)
     if suite not in ("", "all", *SUITES) and not rest.lstrip().startswith("-"):
         return None
     return help_of(benchmark.main)
+
+
+def options_of_program(module: str) -> set[str] | None:
+    """The long options of a module of benchmarks; None where it is no program."""
+    place = ROOT / module.replace(".", "/")
+    program = module if place.with_suffix(".py").is_file() else f"{module}.__main__"
+    if not (ROOT / f"{program.replace('.', '/')}.py").is_file():
+        return None
+    loaded = importlib.import_module(program)
+    return help_of(loaded.main) if hasattr(loaded, "Options") else set()
 
 
 def options_of_engine(command: str, *first: str) -> set[str]:
@@ -188,6 +197,7 @@ def all_options() -> set[str]:
     found = [options_of(f"kiln {command}", "") for command in cli.COMMANDS if command != "data"]
     found += [options_of_engine("data", action) for action in ("validate", "avatars")]
     found += [help_of(benchmark.main), *(help_of(benchmark.main, name) for name in benchmark.COMMANDS)]
+    found += [options_of_program(module) for module in ("benchmarks.gpu", "benchmarks.gpu.kit")]
     return set().union(*found)
 
 
