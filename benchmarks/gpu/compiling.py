@@ -6,6 +6,7 @@ What the parts will launch is recorded on CPU tensors, and compiled for the GPU 
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import importlib
 import multiprocessing
@@ -24,11 +25,12 @@ from triton.runtime.cache import get_cache_manager
 from benchmarks.gpu.samples import smallest
 from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import Shipped, Variant
-from benchmarks.suites import operators, step
+from benchmarks.suites import operators, step, systems
 from engine import cli, ops
 from engine.data import Batch
 from engine.errors import InputError
 from engine.kernels import _spec
+from engine.kernels._contract import find
 from engine.kernels._gpu.launch import H100, Launch
 from engine.systems.refiner import RefinerConfig
 from engine.systems.registry import SYSTEMS, build
@@ -43,7 +45,7 @@ class Options:
     """Options of the compilation."""
 
     groups: tuple[str, ...] = ()
-    """Which kernels, in this order; without a name all: steps smoke quick training shapes samples exact."""
+    """Which kernels, in this order; without a name all: steps smoke quick training shapes samples exact systems."""
     capability: int = H100
     """Compute capability, times ten, of the GPU to compile for where none is here."""
     seconds: float = float("inf")
@@ -61,11 +63,19 @@ Recorded = Iterator[tuple[str, str, list[Launch]]]  # operator or step, mode of 
 
 
 def _operator(spec: _spec.Spec, samples: list[_spec.Sample], modes: tuple[str, ...], capability: int) -> Recorded:
+    """Launches of an operator as it is measured, and as it is compared, with gradients of all outputs."""
+    function = find(spec.operator).function
     for sample in samples:
-        for mode in (mode for mode in modes if mode in launches.modes(spec)):
-            arithmetic = launches.MODES[mode]
-            recorded = launches.of_operator(spec, sample, arithmetic, choices="measured", capability=capability)
-            yield spec.operator, mode, recorded
+        for name in (name for name in modes if name in launches.modes(spec)):
+            mode = launches.MODES[name]
+            yield spec.operator, name, launches.of_operator(spec, sample, mode, "measured", capability)
+            call = functools.partial(function, exact=True) if mode.exact else function
+            tensors = launches.blank(spec, sample, mode)
+
+            def compare(call=call, sample=sample, tensors=tensors, mode=mode) -> None:
+                _spec.run(call, sample, tensors, mode.dtype)
+
+            yield spec.operator, name, _noted(compare, mode.tf32, capability)
 
 
 def _noted(work: Callable[[], object], tf32: bool, capability: int) -> list[Launch]:
@@ -82,7 +92,8 @@ def _steps(capability: int) -> Recorded:
 
         def work(system=system, batch=batch) -> None:
             system.step(batch)
-            system.sample(batch.part(0, 8))
+            for count in (8, 16):
+                system.sample(batch.part(0, count))
 
         yield setting, mode, _noted(work, launches.MODES[mode].tf32, capability)
     images = launches.specs()["image_batch"]
@@ -128,6 +139,14 @@ def _training(capability: int) -> Recorded:
     yield "calls", "float32", _noted(_calls, False, capability)
 
 
+def _systems(capability: int) -> Recorded:
+    """Steps of the suite `systems`."""
+    for label, config in systems.cases("", quick=False).items():
+        config = dataclasses.replace(config, fused=True)
+        system, batch = build(config, "cpu"), training_batch(config, 1, torch.device("cpu"))
+        yield label, "float32", _noted(lambda system=system, batch=batch: system.step(batch), False, capability)
+
+
 def _calls() -> None:
     """The calls of tests/gpu/test_gpu_operators.py that are no sample of an operator."""
     x = torch.zeros(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
@@ -170,6 +189,7 @@ GROUPS: dict[str, Callable[[int], Recorded]] = {
     "shapes": _shapes,
     "samples": _samples,
     "exact": _exact,
+    "systems": _systems,
 }
 
 

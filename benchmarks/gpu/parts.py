@@ -323,6 +323,7 @@ def training(place: Place) -> Outcome:
     return Outcome(OK, line, results=trained)
 
 
+REST = ("training", "shapes", "samples", "exact", "systems")
 # those that tell most first. Kernels are compiled before the parts that launch them
 PARTS = (
     Part("machine", 20, "the GPU, the versions, and what runs each operator", machine),
@@ -330,7 +331,7 @@ PARTS = (
     Part("smoke", 75, "every operator against float64 in three dtypes", smoke),
     Part("steps-bf16", 260, "the refiner's step at the paper's setting against PyTorch", steps("bf16")),
     Part("profile", 60, "the kernels of that step by GPU time", profile),
-    Part("compile-tests", 240, "kernels of the tests", compiling("training", "shapes", "samples", "exact")),
+    Part("compile-rest", 240, "kernels of the parts below, compiled on every core", compiling(*REST)),
     Part("tests", 200, "the GPU tests", tests),
     Part("train", 120, "a real training run: samples, curve, weights", training),
     Part("ops-bf16", 120, "operators, forward and backward, against PyTorch", benchmark("ops", "bf16", "--quick")),

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.gpu import compiling, kit, parts
 from benchmarks.gpu.kit import Kit, Options
 from benchmarks.gpu.place import OK, Place
 from engine.errors import InputError
-from engine.kernels import _availability
+from engine.kernels import _availability, _spec
 from tests.support.tiny_run import command
 
 compiled_only = pytest.mark.skipif(_availability.INTERPRETED, reason="the interpreter compiles nothing")
@@ -43,6 +44,20 @@ def test_each_group_has_kernels(group):
         if recorded:
             return
     pytest.fail("no launch was recorded")
+
+
+@compiled_only
+@pytest.mark.parametrize("spec", compiling.launches.specs().values(), ids=compiling.launches.specs())
+def test_nothing_that_the_tests_launch_is_missing(spec, monkeypatch):
+    """As it is compared in tests/gpu: each output with a gradient of its own, and its layout."""
+    sample = next(s for s in spec.samples if all(0 not in shape for shape in s.shapes.values()))
+    few = {"some": lambda capability: compiling._operator(spec, [sample], ("float32",), capability)}
+    monkeypatch.setattr(compiling, "GROUPS", few)
+    known = {variant.key for variant in compiling.variants(("some",), 90)["some"]}
+    function, made = compiling.find(spec.operator).function, _spec.tensors(sample, torch.float32)
+    with compiling.launches.only_noted(False, "likely", 90) as recorded:
+        _spec.run(function, sample, made, torch.float32)
+    assert recorded and {*compiling.Shipped().add(recorded, "", "float32")} <= known
 
 
 @compiled_only
