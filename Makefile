@@ -49,7 +49,7 @@ RESULT ?= benchmarks/results/amd-epyc-2-cores_5e9df41.json
 readme-figures: $(VENV)/installed  ## the README's measured table and plot, from the saved result RESULT=file
 	$(RUN) -m benchmarks readme $(RESULT)
 
-gpu: $(VENV)/installed  ## everything that a GPU can show, half an hour at most; results in OUT=folder
+gpu: $(VENV)/installed  ## everything that a GPU can show, in 40 minutes at most; results in OUT=folder
 	$(RUN) -m benchmarks.gpu $(OUT) $(ARGS)
 
 lint: $(VENV)/installed  ## formatting, lint, and the types of the public API as it is installed

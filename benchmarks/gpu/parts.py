@@ -34,12 +34,14 @@ NCU_LAUNCHES = 130
 
 
 def machine(place: Place) -> Outcome:
-    """The GPU, the versions, and which implementation runs each operator."""
+    """The GPU, the versions, which implementation runs each operator, and what `kiln doctor` says."""
     _native.load()
+    doctor = place.attempt(PYTHON, "-m", "engine.doctor", fails=())
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     rows = [row for row in ops.explain() if row.device == "cuda"]
     missing = [f"{row.operator}: {row.why}" for row in rows if row.kind == "none"]
     results = {"snapshot": environment.snapshot(), "operators": [asdict(row) for row in rows]}
+    results["doctor"] = doctor.printed
     gpu = torch.cuda.get_device_properties(0)
     line = f"{gpu.name}, {gpu.multi_processor_count} SMs, {gpu.total_memory / 2**30:.0f} GiB, torch {torch.__version__}"
     if absent:
@@ -326,7 +328,7 @@ def training(place: Place) -> Outcome:
 REST = ("training", "shapes", "samples", "exact", "systems")
 # those that tell most first. Kernels are compiled before the parts that launch them
 PARTS = (
-    Part("machine", 20, "the GPU, the versions, and what runs each operator", machine),
+    Part("machine", 40, "the GPU, the versions, and what runs each operator", machine),
     Part("compile", 120, "kernels of the next two parts, compiled on every core", compiling("smoke", "quick", "steps")),
     Part("smoke", 75, "every operator against float64 in three dtypes", smoke),
     Part("steps-bf16", 260, "the refiner's step at the paper's setting against PyTorch", steps("bf16")),
