@@ -11,4 +11,5 @@ pytest_plugin  what leads the GPU tests in several processes
 train          `python -m benchmarks.gpu.train`: the training run that one part starts
 sanitize       `python -m benchmarks.gpu.sanitize`: the program that compute-sanitizer watches
 samples        the few samples that an operator is tried with first
+rehearsal/     `python -m benchmarks.gpu.rehearsal`: all of this on a CUDA runtime that computes nothing
 """
