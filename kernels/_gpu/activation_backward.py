@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .blocks import derivative, rounded
+from .blocks import derivative, rounded, single
 from .launch import Cost, launch, size, wide
 
 
@@ -21,6 +21,7 @@ def activation_backward_kernel(
     WRITE: dz is stored. WEIGHTED: weighted = dz times the sample's scale is stored too. WITH_BIAS: partial
     (batch * parts, N) float32 takes the sum of dz over a part of a sample's pixels, times the sample's scale.
     """
+    slope = single(slope)
     part, sample = tl.program_id(0) % parts, tl.program_id(0) // parts
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     total = tl.zeros((BN,), tl.float32)

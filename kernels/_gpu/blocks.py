@@ -38,6 +38,12 @@ def pixels(source, start, y, x, H, W, C, c, valid):
 
 
 @triton.jit
+def single(number):
+    """A number of the host as float32, which a launch makes of it; torch.compile passes it as float64."""
+    return tl.cast(number, tl.float32)
+
+
+@triton.jit
 def rounded(value, DTYPE: tl.constexpr):
     """Rounds float32 `value` to the nearest of DTYPE."""
     if _INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 (the interpreter itself would cut the value off)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .._gpu.blocks import single
 from .._gpu.launch import Cost, launch, size
 from . import check, output
 
@@ -17,6 +18,7 @@ def began_balance_forward_kernel(
 
     Each lane sums every BLOCK-th value, then the lanes are summed as a tree: the order is always the same.
     """
+    gamma, lambda_k, lambda_r = single(gamma), single(lambda_k), single(lambda_r)
     real, fake = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n, BLOCK):
         at = start + tl.arange(0, BLOCK)

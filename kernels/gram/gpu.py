@@ -6,6 +6,7 @@ import triton.language as tl
 
 from .._gpu import gram as products
 from .._gpu import tuning
+from .._gpu.blocks import single
 from .._gpu.gram import gradient_tile, store_symmetric, sum_of_splits, symmetric_tile, tile_of_products, triangle
 from .._gpu.launch import Cost, launch, size
 from .._layout import dense_order
@@ -22,6 +23,7 @@ def gram_forward_kernel(
 
     result: partial sums (batch, splits, tiles, SIDE, SIDE), or where DIRECT the matrices (batch, channels, channels).
     """
+    scale = single(scale)
     number = tl.program_id(0)
     i, j = triangle(number % tiles)
     split, image = (number // tiles) % splits, number // tiles // splits
@@ -57,6 +59,7 @@ def gram_backward_kernel(
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """gradient = (dG + dG^T) F scale, where dG is `matrix` (batch, channels, channels); a program takes a tile."""
+    scale = single(scale)
     tiles = tl.cdiv(channels, CHANNELS) * tl.cdiv(pixels, PIXELS)
     tile, image = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     gradient_tile(

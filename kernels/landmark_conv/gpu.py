@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._gpu import tuning
 from .._gpu.activation_backward import through_activation
-from .._gpu.blocks import activate, dot, rounded
+from .._gpu.blocks import activate, dot, rounded, single
 from .._gpu.launch import Cost, launch, size
 from .._layout import channels_last
 from ..landmark_heatmap.gpu import exponent, window
@@ -120,6 +120,7 @@ def landmark_conv_kernel(
     image:           (batch, H, W, C), read where HAS_IMAGE
     scale:           the factor of a squared distance in the exponent of 2
     """
+    scale, slope = single(scale), single(slope)
     TAPS: tl.constexpr = KH * KW
     CHUNK: tl.constexpr = 32  # landmarks tested at once; those that reach the tile are the bits of one number
     n_blocks, tiles_y, tiles_x = tl.cdiv(N, BN), tl.cdiv(out_height, BH), tl.cdiv(out_width, BW)

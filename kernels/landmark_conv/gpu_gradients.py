@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._gpu import tuning
-from .._gpu.blocks import dot, rounded
+from .._gpu.blocks import dot, rounded, single
 from .._gpu.launch import Cost, launch, size
 from ..landmark_heatmap.gpu import exponent, window
 from .gpu_geometry import Geometry, power
@@ -31,6 +31,7 @@ def landmark_conv_weight_grad_kernel(
     A program takes a landmark and BN channels of dz (batch, out_height, out_width, NP). factors: (batch,) float32, the
     samples' weights where SCALED. scale: the factor of a squared distance in the exponent of 2.
     """
+    scale = single(scale)
     TAPS: tl.constexpr = KH * KW
     n_blocks = tl.cdiv(N, BN)
     n = tl.program_id(0) % n_blocks * BN + tl.arange(0, BN)
@@ -74,6 +75,7 @@ def landmark_conv_landmark_grad_kernel(
     A program takes a landmark of a sample; centres are subpixel. packed (C + count, taps, N): the weights. scale: the
     factor of a squared distance in the exponent of 2. steepness: 1 / sigma^2.
     """
+    scale, steepness = single(scale), single(steepness)
     TAPS: tl.constexpr = KH * KW
     place = tl.cast(tl.program_id(0), tl.int64)
     sample, landmark = place // count, place % count

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._gpu.blocks import rounded
+from .._gpu.blocks import rounded, single
 from .._gpu.launch import Cost, launch, size
 from . import check, gradient, output
 
@@ -55,6 +55,7 @@ def landmark_heatmap_rows_kernel(
 
     scale: the factor of a squared distance in the exponent of 2.
     """
+    scale = single(scale)
     blocks = tl.cdiv(row, BE)
     bands = tl.cdiv(H, ROWS)
     e = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE)
@@ -84,6 +85,7 @@ def landmark_heatmap_planes_kernel(
 
     scale: the factor of a squared distance in the exponent of 2.
     """
+    scale = single(scale)
     blocks = tl.cdiv(pixels, BE)
     groups = tl.cdiv(N, COUNT)
     e = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE)
@@ -110,6 +112,7 @@ def landmark_heatmap_backward_kernel(
 
     Centres are subpixel. scale: the factor of a squared distance in the exponent of 2; steepness: 1 / sigma^2.
     """
+    scale, steepness = single(scale), single(steepness)
     plane = tl.cast(tl.program_id(0), tl.int64)
     at_x, at_y = tl.load(landmarks + plane * 2), tl.load(landmarks + plane * 2 + 1)
     first_x, last_x, centre_x = window(at_x, W, radius, True)

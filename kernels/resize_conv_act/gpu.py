@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._gpu import tuning
 from .._gpu.activation_backward import through_activation
-from .._gpu.blocks import activate, dot, rounded
+from .._gpu.blocks import activate, dot, rounded, single
 from .._gpu.launch import Cost, capability, launch, noted_choices, size, wide
 from .._layout import channels_last
 from . import ACTIVATION_NUMBERS, check, gradients, output
@@ -120,6 +120,7 @@ def conv_kernel(
     second holds further channels, at the size the convolution runs at: (batch, height, width, C2), or (batch, H, W, C2)
     for DOWN. WIDE: offsets take 64 bits.
     """
+    slope = single(slope)
     pid = tl.program_id(0)
     n_blocks = tl.cdiv(N, BN)
     n = (pid % n_blocks) * BN + tl.arange(0, BN)

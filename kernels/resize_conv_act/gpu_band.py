@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._gpu import tuning
-from .._gpu.blocks import activate, dot, pixels, rounded
+from .._gpu.blocks import activate, dot, pixels, rounded, single
 from .._gpu.launch import H100, Cost, launch, size, wide
 
 COLUMNS = 64  # columns of pixels that a program has; they may belong to several images
@@ -36,6 +36,7 @@ def conv_band_kernel(
     The columns are those of neighbouring images, side by side. weights (N, 9, C), C at most BK; tap t takes matrix
     first + t by_tap. WIDE: offsets take 64 bits.
     """
+    slope = single(slope)
     n_blocks = tl.cdiv(N, BN)
     n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
     rest = tl.program_id(0) // n_blocks

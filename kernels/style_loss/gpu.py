@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._gpu import gram as products
 from .._gpu import tuning
+from .._gpu.blocks import single
 from .._gpu.gram import (
     gradient_tile,
     squares_of_tile,
@@ -35,6 +36,7 @@ def style_loss_forward_kernel(
     result: partial sums (batch, splits, tiles, SIDE, SIDE). DIRECT, with one split: squares (batch, tiles) takes the
     sums of the difference's squares and, WITH_DIFFERENCE, result (batch, channels, channels) the difference itself.
     """
+    scale = single(scale)
     number = tl.program_id(0)
     i, j = triangle(number % tiles)
     split, image = (number // tiles) % splits, number // tiles // splits
@@ -86,6 +88,7 @@ def style_loss_backward_kernel(
     D: `matrix` (batch, channels, channels), Gram(a) - Gram(b). of_samples, of_mean: the gradients of the loss's
     per-sample values and of their mean, read where HAS_SAMPLES and HAS_MEAN.
     """
+    scale = single(scale)
     tiles = tl.cdiv(channels, CHANNELS) * tl.cdiv(pixels, PIXELS)
     tile, image = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     upstream = tl.cast(0.0, tl.float32)

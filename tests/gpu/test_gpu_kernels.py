@@ -2,12 +2,17 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
+from benchmarks.prediction import compiled, launches
 from engine import ops
 from engine.kernels import _availability, _dispatch, _spec
 from engine.kernels._gpu import launch, tuning
@@ -181,6 +186,34 @@ def test_choices_that_cannot_be_kept_are_named(pretended_gpu, monkeypatch, empty
     tuning._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="set KILN_CACHE to a folder that can be written"):
         tuning.run_best("conv", (1,), ["wide", "tall"], print)
+
+
+def kernels_with_floats() -> dict[str, compiled.Variant]:
+    """One variant of each kernel, by name, that takes a Python float, which a launch makes float32."""
+    found = compiled.Shipped()
+    for spec in launches.specs().values():
+        mode = launches.MODES["float32"]
+        for sample in spec.samples:
+            found.add(launches.of_operator(spec, sample, mode, "all"), spec.operator, "float32")
+    return {v.name: v for v in found.variants.values() if any(isinstance(a, float) for a in v.arguments.values())}
+
+
+@pytest.mark.slow
+@compiled_only
+def test_floats_of_the_host_are_float32_under_torch_compile_too():
+    """Inductor passes Python floats as float64: every kernel takes them, and computes nothing in float64."""
+    kernels = kernels_with_floats()
+    assert {"style_loss_forward_kernel", "conv_kernel", "landmark_conv_kernel"} <= kernels.keys()
+    for variant in kernels.values():
+        kernel = getattr(importlib.import_module(variant.module), variant.name)
+        floats = {name for name, value in variant.arguments.items() if isinstance(value, float)}
+        signature = {name: "fp64" if name in floats else kind for name, kind in variant.signature.items()}
+        constants = {name: variant.arguments[name] for name, kind in signature.items() if kind == "constexpr"}
+        source = ASTSource(kernel, signature, constants)
+        options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+        ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+        arithmetic = re.findall(r"\b(?:add|sub|mul|fma|div|ex2|setp)\S*\.f64", ptx)
+        assert not arithmetic, (variant.name, arithmetic[:3])
 
 
 class PretendedTime:

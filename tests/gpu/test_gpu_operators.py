@@ -5,6 +5,7 @@ import torch
 
 from engine import ops
 from engine.kernels import _spec
+from engine.kernels._contract import find
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 CASES = [
@@ -54,7 +55,7 @@ def test_exact_form_and_tf32(sample):
 
 @pytest.mark.parametrize("spec, sample", CASES)
 def test_bits_repeat(spec, sample):
-    function = ops.OPERATORS[spec.operator].function
+    function = find(spec.operator).function
     made = _spec.tensors(sample, torch.bfloat16, "cuda")
     once, again = (_spec.run(function, sample, made, torch.bfloat16) for _ in range(2))
     assert all(torch.equal(once[name], again[name]) for name in once)
@@ -64,7 +65,7 @@ def test_bits_repeat(spec, sample):
 def test_fake_strides_are_true(spec, sample):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    function = ops.OPERATORS[spec.operator].function
+    function = find(spec.operator).function
     made = _spec.tensors(sample, torch.float32, "cuda")
     with torch.no_grad():
         real = function(**made, **sample.options)

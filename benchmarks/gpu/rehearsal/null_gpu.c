@@ -252,7 +252,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which, int de
 }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
     memset(properties, 0, sizeof *properties);
-    strcpy(properties->name, "Null GPU");
+    strcpy(properties->name, "Null H100");  // the predictions know an H100
     properties->major = MAJOR, properties->minor = MINOR;
     properties->multiProcessorCount = MULTIPROCESSORS;
     properties->totalGlobalMem = MEMORY;
