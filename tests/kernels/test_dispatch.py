@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import ops
-from engine.kernels import _contract, _dispatch, _native, _spec
+from engine.kernels import _availability, _contract, _dispatch, _native, _spec
 from engine.kernels._gradients import Gradients
 from engine.kernels._observers import OperatorCall, observed, observers
 
@@ -126,3 +126,18 @@ def test_the_contract_refuses_what_does_not_fit_a_schema():
             "unfit_inputs(Tensor x, Tensor factor) -> Tensor",
             cpu=cpu, cuda=cpu, fake=cpu, reference=cpu, gradients=gradients,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "triton, numpy, works", [("3.6.0", "2.5.0", False), ("3.6.0", "2.4.6", True), ("3.7.0", "2.5.0", True)]
+)
+def test_the_interpreter_says_where_it_cannot_work(triton, numpy, works, monkeypatch):
+    monkeypatch.setattr(_availability, "INTERPRETED", True)
+    monkeypatch.setattr("triton.__version__", triton)
+    monkeypatch.setattr("numpy.__version__", numpy)
+    assert (_availability.why_not_interpreted() == "") == works
+    row = _availability.own_implementations("gram")[0]
+    assert (row.kind, "numpy<2.5" in row.why) == (("Triton, interpreted", False) if works else ("none", True))
+    if not works:
+        with pytest.raises(ImportError, match=r"numpy<2\.5"):
+            _availability.gpu_function("engine.kernels.gram", "forward")()
