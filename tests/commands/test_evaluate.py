@@ -17,11 +17,10 @@ from engine.evaluation.identity import SKIPPED
 from engine.evaluation.likeness import likeness
 from tests.support.checkpoint_reads import count_reads
 from tests.support.data_images import picture, write_manifest_set, write_pictures
+from tests.support.packages import needs
 from tests.support.tiny_run import command, make_run
 
-needs_extras = pytest.mark.skipif(
-    any(not __import__("importlib").util.find_spec(name) for name in ("torchmetrics", "cv2")), reason="needs [eval]"
-)
+needs_extras = needs("torchmetrics", "cv2")
 
 
 def gaussian(count: int, size: int, seed: int) -> torch.Tensor:

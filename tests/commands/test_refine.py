@@ -18,6 +18,7 @@ from engine.data import open_dataset, open_loader
 from engine.inference import marking, pictures, refining
 from engine.networks.refiner import RefinerGenerator
 from tests.support.data_images import bomb, encoded, picture, write_manifest_set, write_pictures
+from tests.support.packages import needs
 from tests.support.tiny_run import command, make_run
 
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
@@ -52,6 +53,7 @@ def test_the_pixels_are_those_of_the_network(run, tmp_path, words, prefix):
         assert np.abs(found - refined(run, picture(seed, 32, 32), prefix=prefix)).max() <= 1
 
 
+@needs("nvidia.dali")
 @pytest.mark.parametrize("size", [(128, 128), (200, 90), (67, 301), (1500, 1100), (20, 12)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shrinking_is_that_of_the_training_loader(tmp_path, size, channels):
