@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test test-all sanitize bench readme-figures gpu lint docs dist check-dist clean
+.PHONY: train test test-all test-oldest sanitize bench readme-figures gpu lint docs dist check-dist clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -21,6 +21,11 @@ test: $(VENV)/installed  ## run the tests, all but the slow sweeps
 
 test-all: $(VENV)/installed  ## run every test, as CI does
 	$(PYTEST) $(ARGS)
+
+OLDEST_VENV ?= .venv-oldest
+test-oldest: RUN = $(OLDEST_VENV)/bin/python
+test-oldest: $(OLDEST_VENV)/installed  ## run the tests with the oldest Python and packages that pyproject.toml admits
+	$(PYTEST) -m "not slow" $(ARGS)
 
 # its own copy of the sources, so that the normal build stays; the first finding of either sanitizer ends the tests
 SANITIZED := build/sanitize
@@ -68,6 +73,23 @@ $(VENV)/installed: $(SOURCES)
 HEADERS := import os, sysconfig; print(os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))
 PYTHONS ?= $(foreach version,3.10 3.11 3.12 3.13,$(if $(filter True,$(shell python$(version) -c '$(HEADERS)' 2>/dev/null)),python$(version)))
 
+# torch for TORCH_BACKEND (cpu, cu130 ...) is in PyTorch's own index; with none it is what pip would take. It is installed by
+# itself, because uv would look for Triton in that index too
+TORCH_BACKEND ?= cpu
+OLDEST_PYTHON = $(if $(filter file,$(origin PYTHON)),$(firstword $(PYTHONS) $(PYTHON)),$(PYTHON))
+UV = $(OLDEST_VENV)/bin/uv pip
+LOWEST = --resolution lowest-direct --no-deps --extra dali-cu13 --extra tensorboard --extra eval --extra test
+
+$(OLDEST_VENV)/installed: $(SOURCES)
+	$(OLDEST_PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint constraints.txt uv
+	$(UV) compile --quiet --python $(OLDEST_VENV) $(LOWEST) pyproject.toml >$(OLDEST_VENV)/lowest.txt
+	grep "^torch==" $(OLDEST_VENV)/lowest.txt >$(OLDEST_VENV)/torch.txt
+	$(UV) install --quiet --python $(OLDEST_VENV) $(addprefix --torch-backend=,$(TORCH_BACKEND)) -r $(OLDEST_VENV)/torch.txt
+	$(UV) install --quiet --python $(OLDEST_VENV) -r $(OLDEST_VENV)/lowest.txt
+	$(UV) install --quiet --python $(OLDEST_VENV) --no-deps --no-build-isolation --editable .
+	touch $@
+
 docs: $(VENV)/installed  ## the documentation site with the API reference, in build/docs
 	$(RUN) docs/build_site.py
 
@@ -90,4 +112,4 @@ check-dist: dist  ## the wheel in an empty environment, in an empty folder: doct
 		&& kiln refine run faces/game refined && ls refined
 
 clean:  ## remove what was built and installed
-	rm -rf $(VENV) build dist *.egg-info engine/_native*.so
+	rm -rf $(VENV) $(OLDEST_VENV) build dist *.egg-info engine/_native*.so

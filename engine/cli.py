@@ -108,6 +108,8 @@ def condense(boxed: str) -> str:
     first = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"expected a whole number, got \1", first)
     first = re.sub(r"could not convert string to float: ('.*')", r"expected a number, got \1", first)
     first = re.sub(r"Could not find valid parse for arguments: \[(.*)\]", r"cannot use \1 here", first)
+    # tyro before 1.0.14 writes ('--steps',) for --steps
+    first = re.sub(r"\('(-[^)]*)',?\)", lambda names: names[1].replace("', '", "/"), first)
     first = re.sub(r"\. Expected 1 values\.?", "", first)
     first = re.sub(r"\. Expected one of \((.*)\)", r"; expected one of \1", first)
     first = (first[:1].lower() + first[1:]).rstrip(".")

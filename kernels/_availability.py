@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -33,7 +34,8 @@ def gpu_function(package: str, function: str) -> Callable:
 
     @cache
     def imported() -> Callable:
-        if torch.cuda.is_available() and (why := _why_no_gpu()):
+        why = why_not_interpreted() if INTERPRETED else _why_no_gpu() if torch.cuda.is_available() else ""
+        if why:
             raise _native.NativeMissing(why)
         try:
             module = importlib.import_module(".gpu", package)
@@ -49,6 +51,25 @@ def gpu_function(package: str, function: str) -> Callable:
     return run
 
 
+def why_not_interpreted() -> str:
+    """Why Triton cannot interpret kernels here; "" where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return NO_TRITON
+    import numpy
+    import triton
+
+    # Triton 3.6 takes an index out of an array of one element as NumPy 2.5 no longer allows
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 5):
+        return "Triton 3.6 interprets no kernel beside NumPy 2.5 or newer: pip install 'numpy<2.5'"
+    return ""
+
+
+def _release(package: ModuleType) -> tuple[int, int]:
+    """Major and minor version of an imported package."""
+    major, minor = package.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def own_implementations(operator: str) -> list[Implementation]:
     """The rows of explain() of an operator written in C++ for the CPU and in Triton for NVIDIA GPUs."""
     return [_cpu_row(operator), _cuda_row(operator)]
@@ -56,6 +77,8 @@ def own_implementations(operator: str) -> list[Implementation]:
 
 def _cpu_row(operator: str) -> Implementation:
     if INTERPRETED:
+        if why := why_not_interpreted():
+            return Implementation(operator, "cpu", "none", why)
         why = "TRITON_INTERPRET=1: the GPU kernels, interpreted; correct and slow, for debugging"
         return Implementation(operator, "cpu", "Triton, interpreted", why)
     try:

@@ -129,7 +129,7 @@ def exchange(module: nn.Module, plans: list[Plan]) -> None:
 
     @functools.wraps(original.forward)
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
-        if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        if not (_exporting() or torch.jit.is_tracing()):
             for plan in plans:
                 if (tensors := plan.tensors(args, kwargs)) is not None and plan.holds(self):
                     return plan.run(self, *tensors)
@@ -138,6 +138,14 @@ def exchange(module: nn.Module, plans: list[Plan]) -> None:
     space = {"forward": forward, "__deepcopy__": _deepcopy, "__reduce_ex__": _reduce, "_fused_from": original}
     space |= {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
     module.__class__ = type(original.__name__, (original,), space)
+
+
+def _exporting() -> bool:
+    """Whether torch.export traces, through Dynamo or without it: the flag behind torch.compiler.is_exporting().
+
+    Dynamo of PyTorch 2.11 takes that function itself for True within torch.compile too.
+    """
+    return torch.compiler._is_exporting_flag
 
 
 def is_fused(module: nn.Module) -> bool:

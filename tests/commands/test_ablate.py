@@ -24,9 +24,11 @@ from engine.training.loop import Trainer
 from tests.support.checkpoint_reads import count_reads
 from tests.support.data_images import write_manifest_set, write_pictures
 from tests.support.evaluation_fakes import SYSTEMS as FAKES
+from tests.support.packages import needs
 from tests.support.tiny_run import command
 
-pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
+needs_measures = needs("torchmetrics", "cv2")
+needs_all = needs("torchmetrics", "cv2", "nvidia.dali")
 
 TINY = ("--eager", "--steps", 2, "--batch-size", 2, "--filters", 2, "--hidden", 4, "--threads", 1, "--sample-every", 0)
 
@@ -66,6 +68,7 @@ def weights(run):
     return safetensors.torch.load_file(checkpoint.latest(run) / "weights.safetensors")
 
 
+@needs_all
 def test_every_row_is_the_run_that_train_makes(done):
     for label in "abc":
         alone = done / f"alone-{label}"
@@ -80,6 +83,7 @@ def test_every_row_is_the_run_that_train_makes(done):
     assert [config.inject for config in configs] == [(8,), (8, 16), (8, 16, 32)]
 
 
+@needs_all
 def test_the_table_has_what_evaluate_measures(done):
     found = table_of(done, "done")
     assert list(found["measures"]) == list(found["rows"]) == ["A", "B", "C"]
@@ -102,6 +106,7 @@ def test_the_table_has_what_evaluate_measures(done):
         assert image.width > 800 and image.height > 800
 
 
+@needs_all
 def test_rows_that_are_done_are_not_trained_again(done, monkeypatch, capsys):
     def refuse(*args):
         raise AssertionError("trained again")
@@ -119,6 +124,7 @@ def test_rows_that_are_done_are_not_trained_again(done, monkeypatch, capsys):
     assert capsys.readouterr().out.count("done before") == 3
 
 
+@needs_all
 def test_interrupted_it_goes_on_to_the_same_result(done, monkeypatch):
     """After Ctrl-C in the second row the same command, given again, ends with the table of an unbroken run."""
     real, steps = Trainer._one_step, []
@@ -137,6 +143,7 @@ def test_interrupted_it_goes_on_to_the_same_result(done, monkeypatch):
     assert table_of(done, "halted")["measures"] == table_of(done, "done")["measures"]
 
 
+@needs_all
 def test_more_steps_go_on_and_fewer_are_refused(done, capsys):
     assert command(ablate.main, *words(done, "more", "--rows", "B")) == 0
     assert command(ablate.main, *words(done, "more", "--rows", "B", "--steps", 3)) == 0
@@ -147,6 +154,7 @@ def test_more_steps_go_on_and_fewer_are_refused(done, capsys):
     assert "has done 3 steps" in capsys.readouterr().err
 
 
+@needs_all
 def test_bad_input(done, capsys, tmp_path):
     (tmp_path / "other" / "a").mkdir(parents=True)
     (tmp_path / "other" / "a" / "file").write_text("x")
@@ -173,6 +181,7 @@ def test_bad_input(done, capsys, tmp_path):
     assert (done / "done" / "table.json").exists()  # the refused command has removed nothing
 
 
+@needs_measures
 def test_a_system_without_an_ablation_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(registry.SYSTEMS, "fake_noise", FAKES["fake_noise"])
     monkeypatch.delattr("tests.support.evaluation_fakes.ABLATION")
@@ -196,6 +205,7 @@ def test_the_rows_of_the_papers_differ_in_their_fields_alone(name, rows, tmp_pat
                 assert getattr(row.config, field) == getattr(planned[0].config, field), field
 
 
+@needs_all
 def test_generators_are_compared_on_the_same_noise(done, monkeypatch):
     monkeypatch.setitem(registry.SYSTEMS, "fake_noise", FAKES["fake_noise"])
     given = ("--system", "fake_noise", "--data", done / "data", "--eval-data", done / "eval", "--out", done / "noise")
@@ -208,6 +218,7 @@ def test_generators_are_compared_on_the_same_noise(done, monkeypatch):
     assert found["training"] == str(done / "data") and found["images"] == 4
 
 
+@needs_all
 def test_the_test_split_is_measured_on_where_the_training_split_is_trained_on(tmp_path, capsys, monkeypatch):
     """Clips of a manifest with splits: two test clips of three frames make six samples."""
     monkeypatch.setitem(registry.SYSTEMS, "fake_drive", FAKES["fake_drive"])
@@ -229,6 +240,7 @@ def test_the_test_split_is_measured_on_where_the_training_split_is_trained_on(tm
     assert checkpoint.load(tmp_path / "out" / "plain").config.split == "train"
 
 
+@needs_measures
 def test_without_data_other_avatars_are_measured_on(tmp_path, monkeypatch):
     """The test images are avatars of other people, several frames of each where a system needs pairs; rendered once."""
     monkeypatch.setattr(ablation, "HELD_OUT", 4)

@@ -17,11 +17,11 @@ from engine.evaluation.identity import SKIPPED
 from engine.evaluation.likeness import likeness
 from tests.support.checkpoint_reads import count_reads
 from tests.support.data_images import picture, write_manifest_set, write_pictures
+from tests.support.packages import needs
 from tests.support.tiny_run import command, make_run
 
-needs_extras = pytest.mark.skipif(
-    any(not __import__("importlib").util.find_spec(name) for name in ("torchmetrics", "cv2")), reason="needs [eval]"
-)
+needs_extras = needs("torchmetrics", "cv2")
+needs_all = needs("torchmetrics", "cv2", "nvidia.dali")
 
 
 def gaussian(count: int, size: int, seed: int) -> torch.Tensor:
@@ -160,7 +160,6 @@ def test_error_maps_average_the_channels():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
     folder = tmp_path_factory.mktemp("evaluate")
     run = make_run(folder / "run")
     data = write_pictures(folder / "data", 6, width=50, height=40)
@@ -168,6 +167,7 @@ def measured(tmp_path_factory):
     return folder
 
 
+@needs_all
 def test_the_measures_are_those_of_what_refine_writes(measured):
     found = json.loads((measured / "out" / "metrics.json").read_text())
     assert command(refine.main, measured / "run", measured / "data", measured / "refined") == 0
@@ -184,6 +184,7 @@ def test_the_measures_are_those_of_what_refine_writes(measured):
     assert found["refined"]["identity"] == SKIPPED or "pairs" in found["refined"]["identity"]
 
 
+@needs_all
 def test_the_figures_are_images(measured):
     for name in ("examples", "heatmaps", "bars"):
         with Image.open(measured / "out" / f"{name}.png") as image:
@@ -192,7 +193,7 @@ def test_the_figures_are_images(measured):
     assert not [path for path in (measured / "out").iterdir() if path.name.startswith(".")]
 
 
-@needs_extras
+@needs_all
 def test_limit_spreads_over_the_set_and_the_default_place_is_the_run(measured, capsys):
     assert command(evaluate.main, measured / "run", "--data", measured / "data", "--limit", 2) == 0
     place = measured / "run" / "evaluation" / "data-step_00000007"
@@ -200,7 +201,7 @@ def test_limit_spreads_over_the_set_and_the_default_place_is_the_run(measured, c
     assert str(place / "metrics.json") in capsys.readouterr().out
 
 
-@needs_extras
+@needs_all
 def test_landmark_models(tmp_path, capsys):
     run = make_run(tmp_path / "run", landmarks=True)
     points = np.random.default_rng(0).uniform(5, 35, (2, 68, 2))
@@ -230,7 +231,7 @@ def test_bad_input(tmp_path, capsys):
         assert message in printed and printed.count("error:") == 1, printed
 
 
-@needs_extras
+@needs_all
 def test_an_interrupted_evaluation_leaves_no_old_result(measured, monkeypatch, tmp_path):
     words = (measured / "run", "--data", measured / "data", "--out", tmp_path / "out")
     assert command(evaluate.main, *words) == 0
@@ -304,6 +305,7 @@ def test_nearest_copies_are_those_of_pytorch():
     torch.testing.assert_close(x[:, :, ::4, ::4], F.interpolate(x, size=8, mode="nearest"))
 
 
+@needs_all
 def test_the_checkpoint_is_read_once(measured, tmp_path, monkeypatch):
     shutil.copytree(measured / "run", tmp_path / "run")  # in this place no checkpoint has been hashed yet
     counts = count_reads(monkeypatch)

@@ -14,6 +14,7 @@ from engine.kernels._observers import observers
 from engine.systems.registry import SYSTEMS
 from engine.verification import checks, machine
 from engine.verification.training_steps import ATTEMPTS
+from tests.support.packages import needs
 from tests.support.places import ROOT
 from tests.support.tiny_run import command
 
@@ -175,6 +176,7 @@ def test_bad_arguments(capsys):
 # doctor
 
 
+@needs("nvidia.dali")
 def test_a_healthy_machine(capsys):
     assert command(doctor.main) == 0
     printed = capsys.readouterr().out
@@ -207,7 +209,7 @@ def doctor_without(*names: str, arguments: tuple[str, ...] = ()) -> subprocess.C
     ("names", "broken", "fix"),
     [
         (("torch", "triton", "nvidia"), ["torch", "dali", "training"], "pip install 'torch"),
-        (("engine._native", "tyro"), ["extension", "tyro", "training (cpu)"], "build_ext --inplace"),
+        (("engine._native", "nvidia", "tyro"), ["extension", "dali", "tyro", "training (cpu)"], "build_ext --inplace"),
     ],
 )
 def test_the_doctor_works_where_things_are_missing(names, broken, fix):

@@ -25,10 +25,11 @@ from tests.support.evaluation_fakes import (
     FakeRefineConfig,
     make_run,
 )
+from tests.support.packages import needs
 from tests.support.tiny_run import command
 from tests.support.training_fakes import tiny_config
 
-pytest.importorskip("torchmetrics"), pytest.importorskip("cv2")
+pytestmark = needs("torchmetrics", "cv2", "nvidia.dali")
 
 SHAPE = {"resolution": 16, "fused": False, "device": "cpu"}
 

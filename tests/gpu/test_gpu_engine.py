@@ -23,10 +23,11 @@ from engine.training.setup import set_machine
 from engine.verification import checks
 from engine.verification import machine as examined
 from tests.support.data_images import picture, write_manifest_set
+from tests.support.packages import needs
 from tests.support.training_fakes import batch_of
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
     pytest.mark.unpoisoned("waits for the GPU, its memory and bits are looked at as users have them"),
 ]
 GPU = torch.device("cuda")
@@ -150,10 +151,10 @@ def test_uploads_from_pinned_memory() -> None:
             assert torch.equal(getattr(sent, name).cpu(), getattr(wanted, name))
 
 
+@needs("nvidia.dali")
 @pytest.mark.parametrize("kind", ["resident", "dali"])
 def test_loaders_on_the_gpu(faces: ImageSet, kind: str) -> None:
     """The CPU's batches, but for the rounding of the resize; no upload waits."""
-    pytest.importorskip("nvidia.dali")
     settings = {"batch_size": 6, "resolution": 32, "channels": 3, "seed": 3, "crop": "random", "loader": kind}
     there, here = (open_loader(faces, device=device, **settings) for device in ("cuda", "cpu"))
     for _ in range(9):
@@ -167,6 +168,7 @@ def test_loaders_on_the_gpu(faces: ImageSet, kind: str) -> None:
     here.close()
 
 
+@needs("nvidia.dali")
 @pytest.mark.parametrize("kind", ["resident", "dali"])
 @pytest.mark.parametrize("graph", ["--cuda-graph", "--no-cuda-graph"])
 def test_the_command_without_waiting(
@@ -178,7 +180,6 @@ def test_the_command_without_waiting(
     graph: str,
 ) -> None:
     """The whole loop from files, then resumed; any wait of the host from the fourth step on raises."""
-    pytest.importorskip("nvidia.dali")
     monkeypatch.setenv("KILN_SYNC_DEBUG", "1")
     monkeypatch.setattr("engine.training.report.write", lambda run_dir: None)
     out = tmp_path / "run"

@@ -150,3 +150,18 @@ def test_gpus_that_the_kernels_cannot_use(triton, capability, says, monkeypatch)
         with pytest.raises(_native.NativeMissing) as caught:
             _availability.gpu_function("engine.kernels.gram", "forward")()
         assert str(caught.value) == row.why
+
+
+@pytest.mark.parametrize(
+    "triton, numpy, works", [("3.6.0", "2.5.0", False), ("3.6.0", "2.4.6", True), ("3.7.0", "2.5.0", True)]
+)
+def test_the_interpreter_says_where_it_cannot_work(triton, numpy, works, monkeypatch):
+    monkeypatch.setattr(_availability, "INTERPRETED", True)
+    monkeypatch.setattr("triton.__version__", triton)
+    monkeypatch.setattr("numpy.__version__", numpy)
+    assert (_availability.why_not_interpreted() == "") == works
+    row = _availability.own_implementations("gram")[0]
+    assert (row.kind, "numpy<2.5" in row.why) == (("Triton, interpreted", False) if works else ("none", True))
+    if not works:
+        with pytest.raises(ImportError, match=r"numpy<2\.5"):
+            _availability.gpu_function("engine.kernels.gram", "forward")()

@@ -21,7 +21,10 @@ ABLATION = {"plain": {"scale": 1.0}, "half": {"scale": 0.5}}
 class FakeConfig(TrainConfig):
     """The options that every fake system has."""
 
-    PRESETS: ClassVar = {"quick": {"steps": 3, "batch_size": 2, "resolution": 16, "sample_every": 0}, "paper": {}}
+    PRESETS: ClassVar[dict[str, dict[str, int]]] = {
+        "quick": {"steps": 3, "batch_size": 2, "resolution": 16, "sample_every": 0},
+        "paper": {},
+    }
 
     scale: float = 1.0
     """Factor of the loss."""

@@ -27,6 +27,7 @@ from engine.training.loop import Trainer
 from engine.training.memory import require_memory, step_bytes
 from engine.training.metrics import LossMeter, MetricsLog, cut_after
 from engine.training.setup import prepare_folder, require_fused, set_machine
+from tests.support.packages import needs
 from tests.support.tiny_run import command
 from tests.support.training_fakes import FakeLoader, tiny_config
 
@@ -199,8 +200,8 @@ def test_training_without_tensorboard(tmp_path: Path, monkeypatch, capsys) -> No
     assert "TensorBoard is not installed" in capsys.readouterr().out
 
 
+@needs("tensorboard")
 def test_tensorboard_events(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(tiny_config(*FLAGS, out=tmp_path))
@@ -209,6 +210,7 @@ def test_tensorboard_events(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("l_real")] == [5, 10, 12]
 
 
+@needs("nvidia.dali")
 def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     images = tmp_path / "images"
     images.mkdir()

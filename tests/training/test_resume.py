@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from engine import checkpoint
+from tests.support.packages import needs
 from tests.support.training_fakes import FakeLoader, tiny_config
 
 STEPS = 60
@@ -129,6 +130,7 @@ def test_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
     assert "stopped at once" in done.stderr
 
 
+@needs("nvidia.dali")
 def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> None:
     """The real command with the real reader, two threads, random crops and mirroring."""
     images = tmp_path / "images"

@@ -14,6 +14,7 @@ import torch
 import engine
 from engine import checkpoint, train
 from tests.support.checkpoint_reads import count_reads
+from tests.support.packages import needs
 from tests.support.places import ROOT
 from tests.support.tiny_run import command
 
@@ -38,6 +39,7 @@ def test_configuration():
     assert checkpoint.read_config(WRITTEN / "run") == saved.config
 
 
+@needs("nvidia.dali")
 def test_resume(tmp_path, monkeypatch):
     """The run goes on to the losses that version 0.2.0 had, and its checkpoint is hashed and loaded once."""
     for name in ("run", "pictures"):
