@@ -17,11 +17,12 @@ import torch
 
 from benchmarks.checkout import ROOT
 from benchmarks.gpu.kit import Kit
-from benchmarks.gpu.place import FAILED, NOT_RUN, OK, Outcome, Part, Place
+from benchmarks.gpu.place import FAILED, NOT_RUN, OK, Ended, Outcome, Part, Place
 from benchmarks.suites import step
 from engine import ops
 from engine.host import environment
 from engine.kernels import _native, _spec
+from engine.systems.registry import SYSTEMS
 
 PYTHON = sys.executable
 PACKAGES = ("triton", "tyro", "tqdm", "safetensors", "PIL", "matplotlib", "jinja2")  # that the parts below import
@@ -112,21 +113,31 @@ def tests(place: Place) -> Outcome:
 
 
 def verify(place: Place) -> Outcome:
-    """`kiln verify --device cuda`: operators, training steps of every system, recorded steps."""
-    ended = place.attempt(PYTHON, "-m", "engine.verify", "--device", "cuda", "--json", fails=())
-    start = ended.printed.find("{\n")
-    if ended.status is None or start < 0:
-        place.failure("kiln verify", f"{ended.why}\n{ended.printed}")
-        return Outcome(FAILED, ended.why)
-    result = json.loads(ended.printed[start : ended.printed.rindex("}") + 1])
-    wrong = [row for row in result["rows"] if not row["passed"]]
-    for row in result["rows"]:
-        place.row(row)
-    for row in wrong:
-        place.failure(row["subject"], json.dumps(row, indent=1))
-    line = f"{len(result['rows']) - len(wrong)} of {len(result['rows'])} rows pass"
-    names = ", ".join(f"{row['subject']} {row['variant']}" for row in wrong[:4])
-    return Outcome(FAILED, f"{line}; not: {names}", results=result) if wrong else Outcome(OK, line, results=result)
+    """`kiln verify --device cuda`, a process for each operator and for the training steps of each system."""
+    command = (PYTHON, "-m", "engine.verify", "--device", "cuda", "--json")
+    programs = {name: (*command, "--no-operators", "--steps", "5", "--system", name) for name in SYSTEMS}
+    programs |= {name: (*command, "--operator", name) for name in _spec.specs()}
+    rows, wrong = [], []
+
+    def keep(name: str, ended: Ended) -> None:
+        start = ended.printed.find("{\n")
+        if ended.status not in (0, 1) or start < 0:
+            wrong.append(f"{name} ({ended.why})")
+            return
+        for row in json.loads(ended.printed[start : ended.printed.rindex("}") + 1])["rows"]:
+            rows.append(row)
+            place.row(row)
+            if not row["passed"]:
+                wrong.append(f"{row['subject']} {row['variant']}")
+                place.failure(wrong[-1], json.dumps(row, indent=1))
+
+    env = {"OMP_NUM_THREADS": "2"}
+    ended = place.together(programs, at_once=4, seconds=place.left, env=env, fails=(2,), then=keep)
+    wrong += [f"{name} (no time was left)" for name in programs if name not in ended]
+    line = f"{sum(row['passed'] for row in rows)} of {len(rows)} rows pass"
+    if wrong:
+        return Outcome(FAILED, f"{line}; not: {', '.join(wrong)[:600]}", results=rows)
+    return Outcome(OK, line, results=rows)
 
 
 def steps(precision: str, *, autotuned: bool = False) -> Callable[[Place], Outcome]:
@@ -207,16 +218,17 @@ def sanitized(tool: str) -> Callable[[Place], Outcome]:
         programs = {name: (*watch, name) for name in names}
         # one allocation for each tensor, so that an access beyond its end does not fall into another tensor
         env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "2"}
-        ended = place.together(programs, at_once=4, seconds=place.left, env=env)
-        clean, wrong = [], []
-        for name in names:
-            program = ended.get(name)
-            summary = "" if program is None else next((x for x in program.printed.splitlines() if "SUMMARY" in x), "")
-            said = "no time was left" if program is None else summary.strip("= ") or program.why
-            ran = 0 if program is None else sum(line.startswith(f"{name} ") for line in program.printed.splitlines())
-            place.row({"tool": tool, "operator": name, "says": said, "samples": ran})
-            good = program is not None and program.status == 0 and bool(summary) and ran > 0
-            (clean if good else wrong).append(name)
+        clean: list[str] = []
+
+        def keep(name: str, ended: Ended) -> None:
+            summary = next((line.strip("= ") for line in ended.printed.splitlines() if "SUMMARY" in line), "")
+            ran = sum(line.startswith(f"{name} ") for line in ended.printed.splitlines())
+            place.row({"tool": tool, "operator": name, "says": summary or ended.why, "samples": ran})
+            if ended.status == 0 and summary and ran:
+                clean.append(name)
+
+        place.together(programs, at_once=4, seconds=place.left, env=env, then=keep)
+        wrong = [name for name in names if name not in clean]
         line = f"{len(clean)} of {len(names)} operators clean"
         if wrong:
             return Outcome(FAILED, f"{line}; not: {', '.join(wrong)}")
@@ -340,7 +352,7 @@ PARTS = (
     Part("memcheck", 80, "every operator under compute-sanitizer", sanitized("memcheck")),
     Part("racecheck", 80, "every operator under compute-sanitizer", sanitized("racecheck")),
     Part("systems", 300, "a training step of every other system", benchmark("systems", "fp32")),
-    Part("verify", 150, "`kiln verify --device cuda`", verify),
+    Part("verify", 240, "`kiln verify --device cuda`", verify),
     Part("steps-fp32", 200, "the refiner's step in fp32", steps("fp32")),
     Part("ops-fp32", 120, "operators in fp32", benchmark("ops", "fp32", "--quick")),
     Part("roofline", 90, "how far the predictions are off", roofline),

@@ -150,14 +150,25 @@ class Place:
         return ended
 
     def together(
-        self, programs: Mapping[str, Sequence[str]], at_once: int, seconds: float, **options: object
+        self,
+        programs: Mapping[str, Sequence[str]],
+        at_once: int,
+        seconds: float,
+        then: Callable[[str, Ended], None] = lambda name, ended: None,
+        **options: object,
     ) -> dict[str, Ended]:
-        """Runs programs by name, so many at once, each for so many seconds; those not begun in time are left out."""
+        """Runs programs by name, so many at once, each for so many seconds; those not begun in time are left out.
+
+        then: called with each as it ends, one at a time; options: of `attempt`
+        """
         ended: dict[str, Ended] = {}
+        telling = threading.Lock()
 
         def one(name: str) -> None:
             if self.left > 1:
                 ended[name] = self.attempt(*programs[name], seconds=seconds, tag=name, **options)
+                with telling:
+                    then(name, ended[name])
 
         with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
             list(pool.map(one, programs))

@@ -45,6 +45,8 @@ class VerifyOptions:
     """The system whose training steps to compare, or all."""
     operator: str | None = None
     """Check only this operator, and no training steps."""
+    operators: bool = True
+    """Check the operators on the samples of their specs; without it only training steps are compared."""
     all_isa: tyro.conf.FlagCreatePairsOff[bool] = False
     """On the CPU, check every instruction set of this machine, not only the one in use."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -53,6 +55,8 @@ class VerifyOptions:
     def check(self) -> None:
         """Raise InputError for values that cannot work."""
         self.systems()
+        if not self.operators and (self.operator is not None or self.steps == 0):
+            raise InputError("--no-operators leaves training steps alone, so it goes without --operator and --steps 0")
         if self.steps < 0:
             raise InputError(f"--steps must not be negative, got {self.steps}")
 
@@ -224,7 +228,7 @@ def verify(options: VerifyOptions, device: torch.device) -> list[Row]:
             raise InputError(f"unknown operator {options.operator!r}; the operators are {', '.join(names)}")
         names = [options.operator]
     sets = instruction_sets(device, options.all_isa)
-    plan = [(name, dtype, isa) for isa in sets for name in names for dtype in DTYPES]
+    plan = [(name, dtype, isa) for isa in sets for name in names for dtype in DTYPES if options.operators]
     rows = []
     for name, dtype, isa in tqdm(plan, desc="operators", disable=None, leave=False):
         with limited(isa) if isa else contextlib.nullcontext():

@@ -21,6 +21,7 @@ from engine.data import avatars
 from engine.errors import InputError
 from engine.kernels import _spec
 from engine.systems.refiner import RefinerConfig
+from engine.verification.checks import VerifyOptions
 from tests.support.benchmark_cases import TINY
 from tests.support.tiny_run import command
 
@@ -329,6 +330,26 @@ def test_tests_without_xdist(monkeypatch, place):
     )
     assert "in one process: pytest-xdist is not installed" in parts.tests(place).line
     assert "-n" not in commands[0] and "--timeout" not in commands[0] and commands[0][-1].startswith("tests/gpu/")
+
+
+def test_verify_in_processes(monkeypatch, place):
+    """A row for each operator and each system as it ends; what has ended without rows is named."""
+
+    def attempt(self, *words, **options):
+        cli.parse(VerifyOptions, words[3:], prog="verify", description="").check()
+        name = words[-1]
+        if name == "ggb":
+            return Ended(None, "half", 9.0)
+        passed = name != "gram"
+        row = {"subject": name, "variant": "fp32", "passed": passed}
+        return Ended(0 if passed else 1, f"a warning\n{json.dumps({'rows': [row]}, indent=2)}\n", 1.0)
+
+    monkeypatch.setattr(Place, "attempt", attempt)
+    outcome = parts.verify(place)
+    count = len(parts.SYSTEMS) + len(_spec.specs())
+    assert outcome.status == FAILED and outcome.line.startswith(f"{count - 2} of {count - 1} rows pass; not: ")
+    assert "gram fp32" in outcome.line and "ggb (ended after 9 s: half)" in outcome.line
+    assert len(rows(place)) == count - 1 and "gram fp32" in (place.out / "failures.txt").read_text()
 
 
 def test_missing_tools(monkeypatch, place):

@@ -32,6 +32,14 @@ def test_every_operator_and_dtype_has_a_row(monkeypatch):
     assert _native.load().isa() == isa
 
 
+def test_training_steps_alone(monkeypatch, capsys):
+    monkeypatch.setattr(checks, "verify_training", lambda steps, device, system: (steps, system))
+    assert checks.verify(checks.VerifyOptions(steps=2, system="refiner", operators=False), CPU) == [2, "refiner"]
+    for words in (("--operator", "gram"), ("--steps", "0")):
+        assert command(verify.main, "--no-operators", *words) == 2
+        assert "--no-operators leaves training steps alone" in capsys.readouterr().err
+
+
 def test_verify_passes_here(capsys):
     assert command(verify.main, "--device", "cpu", "--operator", "linear") == 0
     printed = capsys.readouterr().out

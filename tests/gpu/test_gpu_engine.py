@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from engine.verification import checks
 from engine.verification import machine as examined
 from tests.support.data_images import picture, write_manifest_set
 from tests.support.packages import needs
+from tests.support.places import ROOT
 from tests.support.training_fakes import batch_of
 
 pytestmark = [
@@ -198,6 +201,44 @@ def test_the_command_without_waiting(
 def test_recorded_steps_of_every_system(system: str) -> None:
     row = checks.verify_captured(5, GPU, system=system)
     assert row.passed, row
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_fused_steps_are_the_eager_steps_of_every_system(system: str) -> None:
+    for row in checks.verify_training(3, GPU, system):
+        assert row.passed, row
+
+
+FAILED_RECORDING = """
+import torch
+from engine.training.cuda_graph import recording
+
+x = torch.ones(8, device="cuda")
+for _ in range(2):
+    try:
+        with recording(torch.cuda.CUDAGraph()):
+            (x * 2).sum().item()
+    except RuntimeError as error:
+        assert "captur" in str(error), error
+    else:
+        raise AssertionError("the host waited while a graph was recorded")
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.randn(4, device="cuda").isfinite().all()
+graph = torch.cuda.CUDAGraph()
+with recording(graph):
+    y = x + torch.randn(8, device="cuda")
+graph.replay()
+first = y.clone()
+graph.replay()
+assert not torch.equal(first, y), "each replay draws new numbers"
+print("good")
+"""
+
+
+def test_a_failed_recording_spoils_nothing() -> None:
+    """In a process of its own, because a recording that fails otherwise than expected spoils what comes later."""
+    done = subprocess.run([sys.executable, "-c", FAILED_RECORDING], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "good", done.stderr[-2000:]
 
 
 def test_doctor_records_a_step() -> None:
