@@ -183,6 +183,11 @@ def check_loading() -> list[Finding]:
     if dali is None:
         fix = "pip install 'kiln-engine[dali-cu13]' (or [dali-cu12]); both work without a GPU"
         return [Finding("dali", BROKEN, f"images cannot be read: {problem}", fix)]
+    from engine.data.decoding.dali import too_old
+
+    if why := too_old(version or ""):
+        found, _, fix = why.partition(": ")
+        return [Finding("dali", BROKEN, found, fix)]
     return [Finding("dali", OK, f"{version or 'installed'}; decodes images")]
 
 

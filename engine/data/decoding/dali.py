@@ -19,10 +19,23 @@ if TYPE_CHECKING:
     import torch
 
 _PIXELS_AT_ONCE = 48_000_000
+OLDEST_DALI = (2, 2)  # older ones show JPEG files of three of the eight EXIF orientations unturned
+
+
+def too_old(version: str) -> str:
+    """Why this version of DALI is not used, and what to do; "" where it is new enough."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not numbers or numbers >= OLDEST_DALI:
+        return ""
+    oldest = ".".join(map(str, OLDEST_DALI))
+    return (
+        f"NVIDIA DALI {version} shows some turned JPEG files unturned: "
+        f"pip install --upgrade kiln-engine[dali-cu13] (or kiln-engine[dali-cu12]), for {oldest} or newer"
+    )
 
 
 def require_dali() -> ModuleType:
-    """The package nvidia.dali. Raises InputError that says what to install when it is missing."""
+    """The package nvidia.dali. Raises InputError that says what to install when it is missing or too old."""
     try:  # here, for DALI is optional and heavy
         from nvidia import dali
         from nvidia.dali import fn, types  # noqa: F401 (makes dali.fn and dali.types exist)
@@ -31,6 +44,8 @@ def require_dali() -> ModuleType:
             "image files are read through NVIDIA DALI, which is not installed here: "
             "pip install kiln-engine[dali-cu13] (or kiln-engine[dali-cu12]; both work without a GPU)"
         ) from error
+    if why := too_old(dali.__version__):
+        raise InputError(why)
     return dali
 
 
