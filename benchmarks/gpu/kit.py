@@ -71,9 +71,12 @@ class Kit:
         return Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton" / "cache"
 
     def unpack(self) -> None:
-        """Unpacks the kernels into TRITON_CACHE_DIR, once."""
+        """Unpacks the kernels into TRITON_CACHE_DIR, once for each kit."""
         archive, cache = self.folder / "triton.tar.xz", Path(os.environ.get("TRITON_CACHE_DIR") or self.triton_cache)
-        if not archive.exists() or (cache / "unpacked").exists():
+        if not archive.exists():
+            return
+        mark, this_kit = cache / "unpacked", f"{self._facts()} {archive.stat().st_size} bytes"
+        if mark.exists() and mark.read_text() == this_kit:
             return
         with tarfile.open(archive) as file:
             file.extractall(cache, filter="data")
@@ -82,7 +85,7 @@ class Kit:
             files = json.loads(group.read_text())["child_paths"]
             here = {name: str(group.parent / name) for name in files if (group.parent / name).exists()}
             group.write_text(json.dumps({"child_paths": here}))
-        (cache / "unpacked").touch()
+        mark.write_text(this_kit)
 
     def kernels_that_fit(self) -> int:
         """How many of its kernels this machine's Triton finds and this GPU runs; 0 where they were made for others."""

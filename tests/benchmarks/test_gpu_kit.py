@@ -114,7 +114,12 @@ def test_kernels_are_unpacked_where_triton_finds_them(packed, tmp_path):
     assert group == {name: str(tmp_path / "cache" / "ABC" / name) for name in ("gram.cubin", "gram.json")}
     (tmp_path / "cache" / "ABC" / "gram.cubin").write_bytes(b"newer")
     packed.unpack()
-    assert (tmp_path / "cache" / "ABC" / "gram.cubin").read_bytes() == b"newer"
+    assert (tmp_path / "cache" / "ABC" / "gram.cubin").read_bytes() == b"newer", "it is unpacked once"
+    facts = json.loads((packed.folder / "triton.json").read_text())
+    (packed.folder / "triton.json").write_text(json.dumps(facts | {"commit": "def"}))
+    packed.unpack()
+    assert (tmp_path / "cache" / "ABC" / "gram.cubin").read_bytes() == b"code", "another kit is unpacked over it"
+    (packed.folder / "triton.json").write_text(json.dumps(facts))
     assert packed.commit == "abc" and packed.triton_cache.name == "kiln-gpu-triton"
 
 
