@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
-from benchmarks.timing.measure import Limits, Timing
+from benchmarks.timing.measure import Limits, Timing, tf32_allowed
 from benchmarks.timing.table import Table, ms, percent
 from engine.config import TrainConfig
 
@@ -137,7 +137,8 @@ def by_config(
         with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
             compiled = arguments.can_compile and not arguments.quick
             more = (config, arguments.device, arguments.rounds, tick(bar), compiled)
-            timings, failed = guarded(arguments, measure, *more)
+            with tf32_allowed(False):
+                timings, failed = guarded(arguments, measure, *more)
         entry = row(suite, name, timings, failed)
         rows.append(entry if failed else shares(entry, limits, None, None))
         tqdm.write(table.add(cells(rows[-1])))

@@ -106,6 +106,18 @@ def test_tf32_is_as_before():
     assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 
+def test_steps_of_systems_are_measured_without_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+
+    def look(*rest):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return {}, ["different"]
+
+    rows.by_config("systems", "Steps", {"a": None}, look, Arguments(), None)
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_an_error_on_a_gpu_is_the_case_s_failure():
     arguments = Arguments(device="cuda")
     assert rows.guarded(arguments, lambda x: 1 / x, 0) == ({}, ["ZeroDivisionError: division by zero"])

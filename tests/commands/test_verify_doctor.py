@@ -32,6 +32,24 @@ def test_every_operator_and_dtype_has_a_row(monkeypatch):
     assert _native.load().isa() == isa
 
 
+def test_float32_is_verified_without_tf32(monkeypatch):
+    """PyTorch starts with TF32 allowed for convolutions: on a GPU fused and eager steps would differ by 1e-3."""
+    seen, places = [], (torch.backends.cudnn, torch.backends.cuda.matmul)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+    def look(*rest):
+        seen.append([place.allow_tf32 for place in places])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checks, "build", look)
+    monkeypatch.setattr(checks._spec, "compare", look)
+    for check in (lambda: checks.verify_training(1, CPU), lambda: checks.verify_captured(1, CPU)):
+        with pytest.raises(ZeroDivisionError):
+            check()
+    assert not checks.verify_operator("gram", "fp32", "cpu").passed
+    assert seen == [[False, False]] * 3 and torch.backends.cudnn.allow_tf32
+
+
 def test_training_steps_alone(monkeypatch, capsys):
     monkeypatch.setattr(checks, "verify_training", lambda steps, device, system: (steps, system))
     assert checks.verify(checks.VerifyOptions(steps=2, system="refiner", operators=False), CPU) == [2, "refiner"]
