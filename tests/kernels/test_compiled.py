@@ -34,7 +34,10 @@ def outside_the_interpreter(what: str) -> object:
 SUBSETS = {"few": ["sm_90"], "subset": ["sm_80", "sm_90", "sm_100"]}
 
 
-@pytest.fixture(scope="module", params=["few", pytest.param("subset", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("few", marks=pytest.mark.covered), pytest.param("subset", marks=pytest.mark.slow)],
+)
 def subset(request: pytest.FixtureRequest) -> str:
     """A name in SUBSETS; for all three targets about 700 variants are compiled, a tenth of that for sm_90 alone."""
     return request.param

@@ -21,6 +21,10 @@ THOROUGH["registration"] = named("test_opcheck")
 THOROUGH["what the kernels share"] = named("test_gpu_kernels")
 
 
-@pytest.mark.parametrize("part", [*QUICK, *(pytest.param(part, marks=pytest.mark.slow) for part in THOROUGH)])
+# the sweeps over all samples have these too
+FEW = pytest.param("few samples in float32", marks=pytest.mark.covered)
+
+
+@pytest.mark.parametrize("part", [FEW, "contract", *(pytest.param(part, marks=pytest.mark.slow) for part in THOROUGH)])
 def test_gpu_kernels_interpreted(part: str):
     run_interpreted((QUICK | THOROUGH)[part])
