@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.arguments import Arguments
 from benchmarks.suites import operators, step
-from benchmarks.timing.measure import PRECISIONS, tf32_allowed
+from benchmarks.timing.measure import PRECISIONS
+from engine.host.tf32 import tf32_allowed
 
 Prepare = Callable[[], tuple[dict[str, Callable], list[str]]]
 

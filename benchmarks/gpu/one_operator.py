@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.gpu.samples import DTYPES, smallest
 from benchmarks.suites import operators
+from engine.host.tf32 import allow_tf32
 from engine.kernels import _spec
 
 LOST = ("CUDA error", "Triton Error")  # after these no later result of the process means anything
@@ -26,7 +27,7 @@ def check(name: str, device: str, tell: Callable[[dict], None]) -> int:
     spec = _spec.specs()[name]
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    allow_tf32(False)
     quick = [case.sample for case in operators.cases(name, quick=True) if case.spec is spec]
     failed = 0
     for sample in [*smallest(spec), *quick]:

@@ -14,7 +14,8 @@ import time
 import torch
 
 from benchmarks.suites import step
-from benchmarks.timing.measure import PRECISIONS, allocation_peak, interleaved, tf32_allowed
+from benchmarks.timing.measure import PRECISIONS, allocation_peak, interleaved
+from engine.host.tf32 import tf32_allowed
 
 ROWS = 45  # of the table of kernels
 STEPS = 3  # that the table is of

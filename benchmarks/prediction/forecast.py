@@ -16,9 +16,10 @@ from benchmarks.prediction.devices import Device
 from benchmarks.prediction.roofline import Operation, Prediction
 from benchmarks.suites import operators, step
 from benchmarks.timing import native_calls
-from benchmarks.timing.measure import captured, tf32_allowed
+from benchmarks.timing.measure import captured
 from benchmarks.timing.table import Table
 from engine.errors import InputError
+from engine.host.tf32 import tf32_allowed
 from engine.kernels._gpu.launch import Cost, Launch, capability, register_bound
 from engine.kernels._gpu.tuning import gpu_milliseconds
 

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.suites import operators, step
-from benchmarks.timing.measure import tf32_allowed
+from engine.host.tf32 import tf32_allowed
 from engine.kernels import _spec
 from engine.kernels._contract import find
 from engine.kernels._dispatch import gpu_kernels_on_cpu

@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
 from benchmarks.timing import native_calls
-from benchmarks.timing.measure import PRECISIONS, Limits, Timing, captured, interleaved, tf32_allowed
+from benchmarks.timing.measure import PRECISIONS, Limits, Timing, captured, interleaved
 from benchmarks.timing.rows import cells, comparison, guarded, row, shares, within
 from benchmarks.timing.table import Table
 from engine import ops
+from engine.host.tf32 import tf32_allowed
 from engine.kernels import _spec
 
 # On a CPU every row is sampled in so many passes, minutes apart, each for so many seconds at least. A speed-up is off

@@ -25,10 +25,11 @@ from benchmarks.arguments import Arguments
 from benchmarks.checkout import ROOT
 from benchmarks.suites.strong import StrongRefiner
 from benchmarks.timing import native_calls
-from benchmarks.timing.measure import PRECISIONS, Limits, Timing, interleaved, tf32_allowed
+from benchmarks.timing.measure import PRECISIONS, Limits, Timing, interleaved
 from benchmarks.timing.rows import BASELINES, cells, comparison, guarded, row, shares, tick, within
 from benchmarks.timing.table import Table, percent
 from engine.data import Batch
+from engine.host.tf32 import tf32_allowed
 from engine.systems import registry
 from engine.systems.base import System
 from engine.systems.refiner import RefinerConfig

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from engine.host.allocator import keep_freed_memory
+from engine.host.tf32 import tf32_allowed
 from engine.training.cuda_graph import recording, waiting_raises
 
 WARM_UP = 5  # samples
@@ -83,7 +84,7 @@ def interleaved(
     repeats = {}
     for name, call in competitors.items():
         call()
-        seconds = _time(call, 1) * (call.times if isinstance(call, Replay) else 1)
+        seconds = _time(call, 1) * _calls(call)
         repeats[name] = max(1, round(least_seconds / seconds + 0.5)) if seconds < least_seconds else 1
         _warm_up(call, WARM_UP * least_seconds - seconds)
     samples: dict[str, list[float]] = {name: [] for name in competitors}
@@ -132,8 +133,12 @@ def _time(call: Callable[[], object], repeats: int) -> float:
         call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    calls = repeats * (call.times if isinstance(call, Replay) else 1)
-    return (time.perf_counter() - start) / calls
+    return (time.perf_counter() - start) / (repeats * _calls(call))
+
+
+def _calls(call: Callable[[], object]) -> int:
+    """How many calls are made where this one is."""
+    return call.times if isinstance(call, Replay) else 1
 
 
 @dataclass(frozen=True)
@@ -157,18 +162,6 @@ PRECISIONS = {
     "tf32": Precision(torch.float32, True, 5e-3, 5e-3),
     "bf16": Precision(torch.bfloat16, False, 2e-2, 2e-2),
 }
-
-
-@contextlib.contextmanager
-def tf32_allowed(allowed: bool) -> Iterator[None]:
-    """float32 convolutions and products with (or without) TF32 within the block, fused and PyTorch's own."""
-    conv, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = conv.allow_tf32, products.allow_tf32
-    conv.allow_tf32 = products.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        conv.allow_tf32, products.allow_tf32 = before
 
 
 def measure_limits(device: str, precision: str) -> Limits:

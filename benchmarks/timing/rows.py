@@ -8,9 +8,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
-from benchmarks.timing.measure import Limits, Timing, tf32_allowed
+from benchmarks.timing.measure import Limits, Timing
 from benchmarks.timing.table import Table, ms, percent
 from engine.config import TrainConfig
+from engine.host.tf32 import tf32_allowed
 
 BASELINES = ("eager", "compile", "strong")
 

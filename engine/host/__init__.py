@@ -2,5 +2,5 @@
 
 environment.py reads versions, devices and memory for reports and `kiln doctor`; atomic_files.py writes files that are
 whole or absent; file_digest.py tells a file's SHA-256; free_memory.py says how much memory is left; allocator.py tells
-the C library to keep freed memory.
+the C library to keep freed memory; tf32.py says whether float32 products may take TF32.
 """

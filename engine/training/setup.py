@@ -11,6 +11,7 @@ from engine.data import ImageSet, Loader, Needs, Together, open_dataset, open_lo
 from engine.distributed import torchrun
 from engine.errors import InputError
 from engine.host import allocator
+from engine.host.tf32 import allow_tf32
 from engine.systems.registry import system_class
 from engine.training import random_state
 
@@ -81,9 +82,7 @@ def set_machine(config: TrainConfig) -> None:
     torch.set_num_threads(config.threads)
     if config.device == "cpu":
         allocator.keep_freed_memory()
-    tf32 = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    allow_tf32(config.precision == "tf32")
     random_state.seed_all(config.seed)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from engine import ops
 from engine.errors import InputError
+from engine.host.tf32 import tf32_allowed
 from engine.kernels import _native, _spec
 from engine.systems.base import System
 from engine.systems.registry import SYSTEMS, build, system_class
@@ -94,19 +95,7 @@ class Row:
         return self.checks > 0 and not self.failed
 
 
-@contextlib.contextmanager
-def plain_float32() -> Iterator[None]:
-    """float32 is float32 within the block: PyTorch lets cuDNN take TF32 for it, whose errors are 1e-3."""
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
-
-
-@plain_float32()
+@tf32_allowed(False)
 def verify_operator(name: str, dtype_name: str, device: str, isa: str = "") -> Row:
     """Check every sample of an operator in one dtype; a sample that raises an error counts as failed."""
     spec, dtype = _spec.specs()[name], DTYPES[dtype_name]
@@ -134,7 +123,7 @@ def verify_operator(name: str, dtype_name: str, device: str, isa: str = "") -> R
     return Row(name, variant, checks, failed, error.fused, error.eager, error.allowed, where, seconds)
 
 
-@plain_float32()
+@tf32_allowed(False)
 def verify_training(steps: int, device: torch.device, system: str = "refiner") -> tuple[Row, Row]:
     """Check the same steps of a system fused and eager, then the operators on the tensors that these steps lead to.
 
@@ -177,7 +166,7 @@ def verify_trained(fused: System, eager: System, steps: int) -> Row:
     return Row(f"trained {eager.config.system}", f"after {steps} steps", len(errors), len(failed), *figures, seconds)
 
 
-@plain_float32()
+@tf32_allowed(False)
 def verify_captured(steps: int, device: torch.device, recorder: Recorder | None = None, system: str = "refiner") -> Row:
     """Check that fused steps are the same kernel by kernel and as a CUDA graph, each from the same state.
 

@@ -14,6 +14,7 @@ from benchmarks.arguments import Arguments
 from benchmarks.timing import measure, rows
 from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.table import Table
+from engine.host.tf32 import tf32_allowed
 from tests.support.places import ROOT
 from tests.support.pretended_cuda import PretendedCuda
 
@@ -100,7 +101,7 @@ def test_a_replay_counts_as_all_its_calls(monkeypatch):
 
 def test_tf32_is_as_before():
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    with pytest.raises(ZeroDivisionError), measure.tf32_allowed(not before[0]):
+    with pytest.raises(ZeroDivisionError), tf32_allowed(not before[0]):
         assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is not before[0]
         1 / 0  # noqa: B018
     assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)

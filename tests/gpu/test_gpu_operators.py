@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine import ops
+from engine.host.tf32 import tf32_allowed
 from engine.kernels import _spec
 from engine.kernels._contract import find
 
@@ -19,10 +20,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def plain_float32():
     """float32 is float32: no TF32 in PyTorch's own products, and none in ours."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with tf32_allowed(False):
+        yield
 
 
 def check(errors: list[_spec.Error]) -> None:
