@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test test-all test-oldest sanitize bench readme-figures gpu lint docs dist check-dist clean
+.PHONY: train test test-all test-oldest sanitize fuzz bench readme-figures gpu lint docs dist check-dist clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -33,6 +33,9 @@ SANITIZED := build/sanitize
 SANITIZERS := -O1 -g1 -fno-omit-frame-pointer -fno-wrapv -fsanitize=address,undefined -fno-sanitize-recover=all
 PRELOAD = $(foreach library,libasan.so libubsan.so libstdc++.so.6,$(shell $(CXX) -print-file-name=$(library)))
 
+SANITIZING = LD_PRELOAD="$(PRELOAD)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1
+
 $(SANITIZED)/built: $(VENV)/installed
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE bindings kernels engine \
@@ -42,10 +45,14 @@ $(SANITIZED)/built: $(VENV)/installed
 
 sanitize: $(SANITIZED)/built  ## the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC)
 	tar -c --exclude='*.so' --exclude=__pycache__ kernels engine tests | tar -x -C $(SANITIZED)
-	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" PYTHONMALLOC=malloc \
-		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1 \
-		$(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys tests/kernels/test_sanitized.py \
-		tests/kernels/test_operators.py $(ARGS)
+	cd $(SANITIZED) && $(SANITIZING) $(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys \
+		tests/kernels/test_sanitized.py tests/kernels/test_operators.py $(ARGS)
+
+fuzz: $(SANITIZED)/built  ## random files, models, tables and operator calls for minutes; the calls also under the sanitizers
+	KILN_FUZZ=1 $(PYTEST) --dist load tests/fuzz $(ARGS)
+	tar -c --exclude='*.so' --exclude=__pycache__ kernels engine tests | tar -x -C $(SANITIZED)
+	cd $(SANITIZED) && KILN_FUZZ=1 $(SANITIZING) $(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys \
+		tests/fuzz/test_operators.py $(ARGS)
 
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
