@@ -11,8 +11,7 @@ FULL = os.environ.get("KILN_FUZZ") == "1"
 
 
 def examples(short: int, full: int) -> Callable[[Test], Test]:
-    """Settings of Hypothesis for a test that tries `full` examples in `make fuzz`, and the same `short` ones in every run
-    of `make test`.
+    """Settings of Hypothesis for a test: `full` random examples in `make fuzz`, else the same `short` ones in every run.
 
     A failure is shrunk to the smallest input that fails, and printed; `make fuzz` prints the seed that gives it again.
     """
