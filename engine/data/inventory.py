@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.data.dataset import ImageSet
 from engine.data.landmarks import MIRROR_ORDERS
+from engine.host.terminal import printable
 
 _SHOWN = 20  # names listed before "... and N more"
 
@@ -70,7 +71,7 @@ def as_text(facts: dict[str, Any]) -> str:
         lines += _listed([f"{entry['file']}: {entry['reason']}" for entry in facts["quarantined"]])
     if facts["digest"]:
         lines.append(f"  digest       {facts['digest']}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # a line end in a name would make it two lines
 
 
 def _sizes(sizes: np.ndarray) -> dict[str, Any]:
