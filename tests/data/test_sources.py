@@ -18,8 +18,7 @@ from engine.data.__main__ import main
 from engine.data.layouts.sources import FolderSource, open_source
 from engine.data.reading import read_set
 from engine.errors import InputError
-from tests.host.test_input_files import POINTER
-from tests.support.data_images import encoded, picture, write_manifest_set, write_pictures, zip_of
+from tests.support.data_images import LFS_POINTER, encoded, picture, write_manifest_set, write_pictures, zip_of
 
 pytest.importorskip("nvidia.dali")
 
@@ -128,7 +127,7 @@ def test_what_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
         (lambda path: path.symlink_to("/dev/stdin"), "not a file|more than|cannot be read"),
         (lambda path: path.symlink_to("/proc/self/maps"), "it holds more than the 0 bytes"),
-        (lambda path: path.write_bytes(POINTER), "a Git LFS pointer"),
+        (lambda path: path.write_bytes(LFS_POINTER), "a Git LFS pointer"),
     ],
 )
 @pytest.mark.parametrize("name", ["images/x.png", "manifest.csv", "landmarks_68.npy"])
@@ -147,7 +146,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda p: p.write_bytes(POINTER)]
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda p: p.write_bytes(LFS_POINTER)]
 )
 @pytest.mark.parametrize("name", ["set.zip", "set"])
 def test_what_is_no_zip_is_not_waited_for(tmp_path: Path, name: str, make) -> None:

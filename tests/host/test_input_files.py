@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.host.input_files import UnreadableFile, check_input, open_input, read_input, read_start
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 12345\n" % 7
+from tests.support.data_images import LFS_POINTER
 
 
 def pipe(path: Path) -> None:
@@ -33,7 +32,7 @@ def unix_socket(path: Path) -> None:
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
         (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file or directory"),
         (lambda path: None, "cannot be read: No such file or directory"),
-        (lambda path: path.write_bytes(POINTER), "a Git LFS pointer .*: run `git lfs pull`"),
+        (lambda path: path.write_bytes(LFS_POINTER), "a Git LFS pointer .*: run `git lfs pull`"),
         (lambda path: path.write_bytes(bytes(1001)), r"too large \(0 MB; Kiln reads up to 0 MB"),
     ],
 )
