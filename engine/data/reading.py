@@ -23,7 +23,7 @@ def read_set(path: Path, *, name: str | None = None, progress: bool = True, fres
     source = open_source(path)
     name, files = name or source.name, source.files()
     left_aside = source.passed_over
-    videos = find_videos(source, files)
+    videos = find_videos(files)
     if videos:
         source = prepare_videos(source, videos, progress)
         files, left_aside = source.files(), left_aside + left_out(source)
