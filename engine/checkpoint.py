@@ -24,6 +24,7 @@ from torch import Tensor
 
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError
+from engine.host.input_files import refusal
 from engine.systems.registry import config_from_json
 
 FOLDER = "checkpoints"
@@ -106,7 +107,7 @@ def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
         if tell:
             print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
     if checkpoints:
-        raise InputError(f"every checkpoint in {run_dir} is damaged; start a new run in another folder")
+        raise InputError(f"every checkpoint in {run_dir} is damaged ({wrong}); start a new run in another folder")
     return None
 
 
@@ -127,6 +128,9 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
 @lru_cache(maxsize=256)
 def _verdict(path: Path, stamps: tuple[tuple[int, ...] | None, ...]) -> str | None:
     """What is wrong with a checkpoint folder whose files have these stamps; None when it is intact."""
+    for name in ("manifest.json", *FILES):
+        if wrong := refusal(path / name):
+            return f"{name}: {wrong}"
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         files = manifest["files"]
@@ -152,6 +156,8 @@ def read_config(folder: Path) -> TrainConfig:
 
     Raises InputError when the file is not the configuration of a run, OSError when it cannot be read.
     """
+    if wrong := refusal(folder / "config.json"):
+        raise InputError(f"{folder / 'config.json'}: {wrong}")
     try:
         saved = json.loads((folder / "config.json").read_text())
     except ValueError:

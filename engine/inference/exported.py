@@ -9,9 +9,10 @@ import safetensors.torch
 
 from engine.config import TrainConfig
 from engine.errors import InputError
+from engine.host.input_files import refusal
 from engine.systems.registry import config_from_json
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, FRAMING = "model.safetensors", "config.json", "framing.json"
 FORMAT = 1
 
 
@@ -22,6 +23,9 @@ def is_exported(path: Path) -> bool:
 
 def read(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration, and the weights by name, of an exported folder. Raises InputError when it is damaged."""
+    for name in (CONFIG, WEIGHTS, FRAMING):
+        if wrong := refusal(folder / name):
+            raise InputError(f"{folder}: {name}: {wrong}")
     try:
         saved = json.loads((folder / CONFIG).read_text())
         if saved["format"] != FORMAT:
