@@ -67,7 +67,7 @@ class ResidentLoader(Loader):
                 try:
                     encoded = [read.result() for read in reads]
                     rows = slice(run.start, run.stop)
-                    self._store[rows] = claim(decoder(encoded, self._corners[rows], self._sides[rows]))
+                    self._store[rows] = claim(decoder(encoded, *self._squares_in_files(rows)))
                 except DecodingError as error:
                     raise self._undecodable(run, error) from error
                 bar.update(len(encoded))

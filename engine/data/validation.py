@@ -16,11 +16,13 @@ from tqdm import tqdm
 from engine.data.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
+from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
 from engine.host.atomic_files import write_bytes
 
-_VERSION = 1  # of the verdicts: raise it when the rules below change
+_VERSION = 2  # of the verdicts: raise it when the rules below change
 _CHUNK = 32  # files decoded together
+_OF_HEADER = ("format", "mode", "width", "height", "orientation", "convert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class FileRecord:
     size:              in bytes.
     modified, changed: its times, as Stamp has them.
     sha256:            of its content.
-    format, mode, width, height, convert: as plain_images.Header has them.
+    format, mode, width, height, orientation, convert: as plain_images.Header has them.
     problem:           why the file is quarantined; "" when it can be used.
     """
 
@@ -44,6 +46,7 @@ class FileRecord:
     mode: str = ""
     width: int = 0
     height: int = 0
+    orientation: int = 1
     convert: str = ""
     problem: str = ""
 
@@ -170,7 +173,13 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
         header = inspect(data)
     except (UnreadableFile, BadImage) as error:
         return replace(record, problem=str(error)), None
-    return replace(record, **asdict(header)), data
+    return replace(record, **{name: getattr(header, name) for name in _OF_HEADER}), data
+
+
+def _stored_size(record: FileRecord) -> tuple[int, int]:
+    """Width and height of a file's pixels as they are stored."""
+    size = record.width, record.height
+    return size[::-1] if record.orientation >= FIRST_SIDEWAYS else size
 
 
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:
@@ -182,7 +191,7 @@ def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iter
     others = [(record, data) for record, data in group if record.convert]
     probes = prober.probe([data for _, data in direct]) if direct else []
     for (record, data), probe in zip(direct, probes, strict=True):
-        if probe == Probe((record.width, record.height)):
+        if probe == Probe(_stored_size(record)):
             yield record
         else:  # converted, because DALI's codec would print its complaint in every epoch, and Pillow's prints none
             others.append((replace(record, convert=probe.complaint or "not read by DALI"), data))
