@@ -18,7 +18,7 @@ _AT_ONCE = 2 * PIXELS_AT_ONCE  # pixels decoded together: eight photos of 12 mil
 
 
 class StreamingLoader(Loader):
-    """Several threads read files, one more thread runs DALI on whole batches, or parts of them where files are large."""
+    """Several threads read files, one more runs DALI on whole batches, or on parts of them where files are large."""
 
     def __init__(self, images: ImageSet, options: LoaderOptions, reason: str) -> None:
         super().__init__(images, options, reason)

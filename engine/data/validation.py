@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from engine.data.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
-from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
+from engine.data.decoding.plain_images import BadImage, inspect, plain_image
 from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
 from engine.host.atomic_files import write_bytes
@@ -185,7 +185,7 @@ def _stored_size(record: FileRecord) -> tuple[int, int]:
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:
     """The verdict on each of a group of files: used as it is, converted by Pillow, or quarantined with the reason.
 
-    A file is used as it is when DALI reads it without complaint, and converted when DALI reads Pillow's rendition.
+    A file is used as it is when DALI reads it without complaint, and converted when Pillow reads it.
     """
     direct = [(record, data) for record, data in group if not record.convert]
     others = [(record, data) for record, data in group if record.convert]
@@ -197,7 +197,7 @@ def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iter
             others.append((replace(record, convert=probe.complaint or "not read by DALI"), data))
     for record, data in others:
         try:
-            if prober.probe([plain_bytes(data)])[0].size != (record.width, record.height):
+            if plain_image(data).size != (record.width, record.height):
                 raise BadImage("damaged (its size is not the one in its header)")
             yield record
         except BadImage as error:

@@ -84,13 +84,13 @@ def inspect(data: bytes) -> Header:
     Raises BadImage.
     """
     with _open(data) as image:
-        stored, orientation = _stored_size(image), _orientation(image, data)
+        stored, storage, orientation = _stored_size(image), _storage(image), _orientation(image, data)
         width, height = stored[::-1] if orientation >= 5 else stored
         if min(width, height) < MIN_SIDE:
             raise BadImage(f"too small ({width}x{height}; at least {MIN_SIDE}x{MIN_SIDE})")
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         profile = _profile(image)
-        convert = _why_convert(image, frames, profile)
+        convert = _why_convert(image, storage, frames, profile)
         _needed_bytes(image, rendered=bool(convert))
         return Header(image.format or "?", image.mode, width, height, orientation, convert, frames, profile)
 
@@ -125,8 +125,9 @@ def _plain(data: bytes) -> Iterator[tuple[str, tuple[int, int], Iterator[Image.I
     with _open(data) as image, MEMORY.reserved(_needed_bytes(image, rendered=True)):
         image.load()
         profile, white = _profile(image), _white(image)
-        if turn := _UPRIGHT.get(_orientation(image, b"")):  # a TIFF file has turned itself when it was loaded
-            turned = image.transpose(turn)
+        orientation = _orientation(image, b"")  # a TIFF file has turned itself when it was loaded
+        if orientation > 1:
+            turned = image.transpose(_UPRIGHT[orientation])
             image.close()  # frees the pixels, which the block above still refers to
             image = turned
         mode = "L" if _colours(image) == "L" and not _may_be_transparent(image) else "RGB"
@@ -200,14 +201,14 @@ def _profile(image: Image.Image) -> Profile | None:
     return read_profile(data if isinstance(data, bytes) else b"", _colours(image))
 
 
-def _why_convert(image: Image.Image, frames: int, profile: Profile | None) -> str:
+def _why_convert(image: Image.Image, storage: str, frames: int, profile: Profile | None) -> str:
     """Why DALI must be given Pillow's rendition of this image; "" when DALI reads the file as people see it."""
     reasons = []
     if frames > 1:
         reasons.append(f"first of {frames} frames")
     elif image.format not in _AS_IS:
         reasons.append(f"{image.format} file")
-    elif (image.mode, storage := _storage(image)) not in _AS_IS[image.format]:
+    elif (image.mode, storage) not in _AS_IS[image.format]:
         reasons.append(f"mode {image.mode}" if storage.startswith(image.mode) else f"mode {image.mode} from {storage}")
     elif _may_be_transparent(image) and not _is_opaque(image):
         reasons.append("transparent pixels")
@@ -219,9 +220,14 @@ def _why_convert(image: Image.Image, frames: int, profile: Profile | None) -> st
 
 
 def _storage(image: Image.Image) -> str:
-    """How the file holds the pixels: Pillow's raw mode, or the name of a decoder that does more than unpack them."""
+    """How the file holds the pixels: Pillow's raw mode, or the name of a decoder that does more than unpack them.
+
+    Ask before the image is decoded; "" for a format whose images do not tell.
+    """
     if image.format == "WEBP":
         return image.rawmode
+    if not getattr(image, "tile", None):
+        return ""
     codec, _, _, arguments = image.tile[0]
     if codec not in _PLAIN_CODECS:
         return codec
