@@ -68,9 +68,17 @@ class StreamingLoader(Loader):
 
     def _prepare(self, indices: np.ndarray) -> Future[list[Tensor]]:
         """Begin to read and decode these images."""
-        pixels = self.images.sizes[indices].prod(axis=1).tolist()
-        parts = [indices[run.start : run.stop] for run in runs_that_fit(pixels, len(pixels), _AT_ONCE)]
-        return self._decoding.submit(self._decode, parts, self._read(parts[0]))
+        runs = runs_that_fit(self._pixels(indices).tolist(), len(indices), _AT_ONCE)
+        parts = [indices[run.start : run.stop] for run in runs]
+        return self._decoding.submit(self._decode, parts, self._read_ahead(parts[0]))
+
+    def _pixels(self, indices: np.ndarray) -> np.ndarray:
+        """(B,) how many pixels these images have."""
+        return self.images.sizes[indices].prod(axis=1)
+
+    def _read_ahead(self, part: np.ndarray | None) -> list[Future[bytes | bytearray]]:
+        """Begin to read a part of a batch before its turn; nothing where it is one picture too large to lie waiting."""
+        return [] if part is None or self._pixels(part).sum() > _AT_ONCE else self._read(part)
 
     def _read(self, indices: np.ndarray) -> list[Future[bytes | bytearray]]:
         """Begin to read these images."""
@@ -80,12 +88,12 @@ class StreamingLoader(Loader):
         """The stored squares of a batch, (B, S, S, C) uint8 for each of its parts.
 
         parts: indices of the images that are decoded together.
-        reads: of the first part. The next part is read while one is decoded, so that no more lies in memory.
+        reads: of the first part, where they have begun. While a part is decoded, only the next one is read.
         """
         squares = []
         for part, following in zip_longest(parts, parts[1:]):
-            encoded = [read.result() for read in reads]
-            reads = [] if following is None else self._read(following)
+            encoded = [read.result() for read in reads or self._read(part)]
+            reads = self._read_ahead(following)
             try:
                 squares.append(self._decoder(encoded, *self._squares_in_files(part)))
             except DecodingError as error:

@@ -200,7 +200,7 @@ class Preparer:
             image, header = pictures.read(self._source.read(name))
         except (BadImage, UnreadableFile) as error:
             raise Skipped(str(error)) from error
-        remarks = [f"first of {header.frames} frames refined"] if header.frames > 1 else []
+        remarks = [f"{header.frame} refined"] if header.frame else []
         window = None
         if self._finder:
             window = self._finder.portrait(np.asarray(image), self._framing)

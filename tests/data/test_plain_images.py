@@ -214,8 +214,8 @@ def test_commands_show_what_pillow_shows(pictures_set) -> None:
         ("L", "p3", ""),  # grey looks the same in it
         ("L", "grey", "colour profile grey"),
         ("L", "prophoto", "unusable colour profile"),
-        ("CMYK", "inks", "mode CMYK from CMYK;I, colour profile inks"),
-        ("CMYK", "srgb", "mode CMYK from CMYK;I, unusable colour profile"),
+        ("CMYK", "inks", "mode CMYK, colour profile inks"),
+        ("CMYK", "srgb", "mode CMYK, unusable colour profile"),
     ],
 )
 def test_only_profiles_that_change_colours_cost_time(mode: str, icc: str, said: str) -> None:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from engine.data.decoding.colour_profiles import Profile, read_profile
 from engine.data.decoding.decoding_memory import LIMIT, MEMORY
+from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 
 MIN_SIDE = 8
 BACKDROP = 128  # mid-grey behind transparent pixels
@@ -28,6 +29,7 @@ _AS_IS = {
     "WEBP": {("RGB", "RGB"), ("RGB", "RGBX"), ("RGBA", "RGBA")},
     "PPM": {("1", "1;I"), ("L", "L"), ("RGB", "RGB")},
 }
+_UNCOUNTED, _COUNTED_BYTES = {"GIF", "TIFF"}, 4 << 20  # a file tells how many frames it has only when it is read whole
 _PLAIN_CODECS = {"jpeg", "raw", "zip"}  # Pillow's decoders that store pixels as they find them
 # Ghostscript, a program, draws EPS files; the others hold pictures of their own, whose sizes their headers do not tell
 _REFUSED = {"EPS", "ICNS", "ICO", "CUR"}
@@ -64,7 +66,7 @@ class Header:
     width, height: in pixels as displayed (after EXIF rotation).
     orientation:   1 to 8, as EXIF counts: how the pixels that are stored must be turned.
     convert:       why DALI must be given Pillow's rendition instead of the file; "" when DALI reads the file itself.
-    frames:        how many there are; only the first is used.
+    frame:         which frame is used, "first of 3 frames"; "" where there is one only.
     profile:       what the embedded colour profile means; None where there is none.
     """
 
@@ -74,7 +76,7 @@ class Header:
     height: int
     orientation: int
     convert: str
-    frames: int
+    frame: str
     profile: Profile | None
 
 
@@ -84,15 +86,16 @@ def inspect(data: bytes) -> Header:
     Raises BadImage.
     """
     with _open(data) as image:
-        stored, storage, orientation = _stored_size(image), _storage(image), _orientation(image, data)
-        width, height = stored[::-1] if orientation >= 5 else stored
-        if min(width, height) < MIN_SIDE:
-            raise BadImage(f"too small ({width}x{height}; at least {MIN_SIDE}x{MIN_SIDE})")
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        profile = _profile(image)
-        convert = _why_convert(image, storage, frames, profile)
+        stored, storage = _stored_size(image), _storage(image)
+        if min(stored) < MIN_SIDE:
+            raise BadImage(f"too small ({image.width}x{image.height}; at least {MIN_SIDE}x{MIN_SIDE})")
+        _read_late_words(image, data)
+        orientation = _orientation(image)
+        width, height = stored[::-1] if orientation >= FIRST_SIDEWAYS else stored
+        frame, profile = _frame(image, data), _profile(image)
+        convert = _why_convert(image, storage, frame, profile)
         _needed_bytes(image, rendered=bool(convert))
-        return Header(image.format or "?", image.mode, width, height, orientation, convert, frames, profile)
+        return Header(image.format or "?", image.mode, width, height, orientation, convert, frame, profile)
 
 
 def plain_bytes(data: bytes) -> bytearray:
@@ -125,7 +128,7 @@ def _plain(data: bytes) -> Iterator[tuple[str, tuple[int, int], Iterator[Image.I
     with _open(data) as image, MEMORY.reserved(_needed_bytes(image, rendered=True)):
         image.load()
         profile, white = _profile(image), _white(image)
-        orientation = _orientation(image, b"")  # a TIFF file has turned itself when it was loaded
+        orientation = _orientation(image)  # a TIFF file has turned itself when it was loaded
         if orientation > 1:
             turned = image.transpose(_UPRIGHT[orientation])
             image.close()  # frees the pixels, which the block above still refers to
@@ -169,28 +172,31 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def _orientation(image: Image.Image, data: bytes) -> int:
-    """1 to 8, as Pillow finds it in EXIF or XMP; 1 where nothing (or nothing legible) is said.
-
-    data: the bytes of the file, for an image that is not decoded.
-    """
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as Pillow finds it in EXIF or XMP; 1 where nothing (or nothing legible) is said."""
     try:
-        if image.format == "PNG" and _speaks_late(data):
-            with MEMORY.reserved(_needed_bytes(image, rendered=True)):
-                image.load()
-        # the method of PNG images decodes the whole file first
+        # the method of PNG images would decode the whole file first
         value = Image.Image.getexif(image).get(_ORIENTATION)
-    except BadImage:
-        raise
     except _DAMAGE:
         return 1
     return value if value in _UPRIGHT else 1
 
 
-def _speaks_late(data: bytes) -> bool:
-    """Whether a PNG file may have EXIF or XMP behind its pixels, where Pillow reads it only when it decodes them."""
-    pixels = data.find(b"IDAT")
-    return pixels >= 0 and any(data.find(name, pixels) >= 0 for name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
+def _read_late_words(image: Image.Image, data: bytes) -> None:
+    """Decode a PNG file that may have EXIF or XMP behind its pixels: Pillow reads them only then."""
+    pixels = data.find(b"IDAT") if image.format == "PNG" else -1
+    if pixels >= 0 and any(data.find(name, pixels) >= 0 for name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
+        with MEMORY.reserved(_needed_bytes(image, rendered=True)):
+            image.load()
+
+
+def _frame(image: Image.Image, data: bytes) -> str:
+    """Which frame of the file is used, in words; "" where there is one only, as in a phone's MPO file of many sizes."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return ""
+    if image.format in _UNCOUNTED and len(data) > _COUNTED_BYTES:
+        return "first of several frames"
+    return f"first of {image.n_frames} frames"
 
 
 def _profile(image: Image.Image) -> Profile | None:
@@ -201,11 +207,11 @@ def _profile(image: Image.Image) -> Profile | None:
     return read_profile(data if isinstance(data, bytes) else b"", _colours(image))
 
 
-def _why_convert(image: Image.Image, storage: str, frames: int, profile: Profile | None) -> str:
+def _why_convert(image: Image.Image, storage: str, frame: str, profile: Profile | None) -> str:
     """Why DALI must be given Pillow's rendition of this image; "" when DALI reads the file as people see it."""
     reasons = []
-    if frames > 1:
-        reasons.append(f"first of {frames} frames")
+    if frame:
+        reasons.append(frame)
     elif image.format not in _AS_IS:
         reasons.append(f"{image.format} file")
     elif (image.mode, storage) not in _AS_IS[image.format]:
