@@ -31,9 +31,9 @@ from engine.training import random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.memory import require_memory
 from engine.training.metrics import LossMeter, MetricsLog
-from engine.training.progress import Progress, memory_mb
+from engine.training.progress import Progress, lasting_output, memory_mb
 from engine.training.schedule import learning_rate
-from engine.training.setup import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
+from engine.training.setup import claimed_folder, image_sets, mode, open_loaders, open_set, require_fused, set_machine
 from engine.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -49,16 +49,13 @@ def train(config: TrainConfig, origins: Origins) -> int:
 
     Raises InputError for bad input, a loss that is not finite, and a disk that cannot be written.
     """
-    start = distributed.from_first(lambda: prepare_folder(config))
-    if start is not None and start.step >= config.steps:
-        print(f"{config.out} has already done {start.step} of {config.steps} steps; raise --steps to go on")
-        return 0
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lasting_output())
+        start = distributed.from_first(lambda: stack.enter_context(claimed_folder(config)))
+        if start is not None and start.step >= config.steps:
+            print(f"{config.out} has already done {start.step} of {config.steps} steps; raise --steps to go on")
+            return 0
         return _train(config, origins, start)
-    finally:
-        with contextlib.suppress(OSError):
-            if distributed.rank() == 0:
-                config.out.rmdir()  # removes the folder only if it is empty: then nothing was trained
 
 
 def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint | None) -> int:
@@ -118,11 +115,12 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._writing("the run folder"))
             distributed.require_same(self.system.weights().values())
+            # from here on a signal finds a run that can be saved
+            stop = stack.enter_context(StopRequest(silent=distributed.rank() > 0))
             distributed.from_first(lambda: self._open_records(stack))
             print(f"run     {self.run_dir}" + (f", going on from step {self.step}" if self.step else ""), flush=True)
             self.progress = Progress(self.step, config.steps)
             stack.callback(self.progress.close)
-            stop = stack.enter_context(StopRequest(silent=distributed.rank() > 0))
             self._began = time.monotonic()
             self._open_interval()
             distributed.from_first(self._first_samples)
