@@ -52,10 +52,8 @@ def _take(run_dir: Path) -> int | None:
         except OSError as error:
             with os.fdopen(handle, "rb") as file:
                 if error.errno in _HELD:
-                    raise InputError(
-                        f"{_holder(file.read(400))} trains in {run_dir}; wait until it ends, stop it, or choose another "
-                        "--out"
-                    ) from None
+                    fix = "wait until it ends, stop it, or choose another --out"
+                    raise InputError(f"{_holder(file.read(400))} trains in {run_dir}; {fix}") from None
             what = f"no lock can be had in {run_dir} ({error.strerror})"
             print(f"kiln: {what}: see to it that no other process trains there", file=sys.stderr)
             return None
