@@ -33,7 +33,16 @@ from engine.training.memory import require_memory
 from engine.training.metrics import LossMeter, MetricsLog
 from engine.training.progress import Progress, lasting_output, memory_mb
 from engine.training.schedule import learning_rate
-from engine.training.setup import claimed_folder, image_sets, mode, open_loaders, open_set, require_fused, set_machine
+from engine.training.setup import (
+    claimed_folder,
+    image_sets,
+    mode,
+    open_loaders,
+    open_set,
+    require_fused,
+    require_same_data,
+    set_machine,
+)
 from engine.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -82,6 +91,7 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
     set_machine(config)
     print(configuration.table(config, origins), flush=True)
     datasets = distributed.one_by_machine(lambda: [open_set(own, path, need) for path, need in image_sets(own)])
+    require_same_data(datasets)
     with distributed.together():
         loader = open_loaders(own, datasets, device)
     try:

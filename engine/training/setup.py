@@ -30,6 +30,18 @@ def open_set(config: TrainConfig, path: Path | None, need: Needs) -> ImageSet:
     return open_dataset(path, **shape, points=need.points, members=need.members, split=split, look=need.look)
 
 
+def require_same_data(datasets: Sequence[ImageSet]) -> None:
+    """Raise a SharedError, which names the set and the ranks, unless all ranks have opened the same images.
+
+    Names, contents, landmarks, clips and pairs are compared, of the images that are used.
+    """
+    for images in datasets:
+        distributed.require_alike(
+            f"{len(images):,} images in the data set {images.name} (digest {images.digest[:12]})",
+            f"give all machines the same files in {images.root}",
+        )
+
+
 def open_loaders(config: TrainConfig, datasets: Sequence[ImageSet], device: torch.device) -> Loader | Together:
     """Open the loader of this rank's batches.
 
