@@ -105,15 +105,20 @@ def _meet(store: "dist.Store", world: _World) -> "dist.Store":
     new part. Every other rank asks for the name with a random word of its own, and says so when it has the name.
     Raises LostRank when a rank does not come within PATIENCE.
     """
+    last = time.monotonic() + PATIENCE.total_seconds()
     if world.rank:
         mine = uuid.uuid4().hex
         store.set(f"kiln/asks/{world.rank}", mine)
-        name = store.get(f"kiln/answer/{mine}").decode()  # waits for the answer
+        # store.get would wait too, but no signal is heeded meanwhile
+        while not store.check([f"kiln/answer/{mine}"]):
+            if time.monotonic() > last:
+                raise LostRank("rank 0 has not come")
+            time.sleep(0.05)
+        name = store.get(f"kiln/answer/{mine}").decode()
         store.set(f"{name}/{world.rank}", "here")
         return dist.PrefixStore(name, store)
     torchrun.know(store.compare_set("kiln/launch", "", uuid.uuid4().hex).decode())  # a word that is already there stays
     name, missing = f"kiln/{uuid.uuid4().hex}", set(range(1, world.size))
-    last = time.monotonic() + PATIENCE.total_seconds()
     while missing:
         for other in sorted(missing):
             if store.check([f"{name}/{other}"]):
@@ -196,11 +201,12 @@ def require_alike(mine: str, fix: str) -> None:
     mine: what this rank has, as in "torch 2.13.0"
     fix:  what to do when they differ
     """
-    first, *others = of_all(mine)
-    unlike = [(number, theirs) for number, theirs in enumerate(others, start=1) if theirs != first]
+    first, *rest = of_all(mine)
+    unlike = [(number, theirs) for number, theirs in enumerate(rest, start=1) if theirs != first]
     if unlike:
         (number, theirs), *more = unlike
-        also = f" (and {len(more)} more ranks differ from rank 0)" if more else ""
+        others = ", ".join(str(number) for number, _ in more[:8]) + ", ..." * (len(more) > 8)
+        also = f" (ranks {others} differ from rank 0 too)" if more else ""
         raise SharedError(f"rank 0 has {first}, but rank {number} has {theirs}{also}: {fix}")
 
 
