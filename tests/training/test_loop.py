@@ -195,7 +195,8 @@ def test_a_report_that_cannot_be_drawn_ends_nothing(tmp_path: Path, monkeypatch,
 
 
 def test_training_without_tensorboard(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(importlib.sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(importlib.sys.modules, "engine.training.events", raising=False)
+    monkeypatch.setitem(importlib.sys.modules, "tensorboard.summary.writer.record_writer", None)
     assert train(tiny_config(*FLAGS, out=tmp_path))[0] == 0
     assert "TensorBoard is not installed" in capsys.readouterr().out
 
