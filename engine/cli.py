@@ -1,7 +1,7 @@
 """Parses command lines and ends commands, for every `python -m engine.X` and the console script `kiln`.
 
-Exit status: 0 for success; 2 for wrong usage or input, with one line on standard error; 130 for an interruption; 1 for
-anything else, which is a bug and keeps its traceback.
+Exit status: 0 for success; 2 for wrong usage or input, with one line on standard error; 128 + N for an end by signal N,
+130 for Ctrl-C; 1 for anything else, which is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError, gpu_failure
 from engine.host.environment import variable
+from engine.host.stop_signals import ending_in_order
 from engine.host.terminal import escaped_output, plain
 from engine.version import __version__
 
@@ -137,13 +138,13 @@ def _unknown(match: re.Match) -> str:
 
 def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; a mistake of the user becomes one line on standard error."""
-    with escaped_output():
+    with ending_in_order(), escaped_output():
         try:
             status = status_of(command, main, sys.argv[1:] if argv is None else argv)
         except Exception:
             traceback.print_exc()  # here, for the text of an error may hold a file's name too
             status = 1
-    sys.exit(status)
+        sys.exit(status)
 
 
 @escaped_output()

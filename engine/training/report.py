@@ -27,6 +27,7 @@ from engine.pages.panels import Chart, Curve
 from engine.pages.template import fill
 from engine.systems.base import System
 from engine.systems.registry import system_class
+from engine.training.metrics import missing, missing_text, read_metrics
 from engine.version import __version__
 
 ENVIRONMENT = "environment.json"
@@ -39,29 +40,7 @@ GENERAL = (
     Chart("Waiting for data", (Curve("data_wait", "% of the time", 100.0),)),
     Chart("Memory", (Curve("memory_mb", "MB"),), noisy=False),
 )
-_NOT_CURVES = {"step", "time", "epoch", "seconds", "eta"}
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl in the order of their steps.
-
-    A last line that is cut off is left out. Where a resumed run went back to an earlier step, the records that an
-    earlier run had written beyond that step are left out.
-    """
-    records: list[dict[str, Any]] = []
-    if not path.is_file():
-        return records
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int | float):
-            continue
-        while records and records[-1]["step"] >= record["step"]:
-            records.pop()
-        records.append(record)
-    return records
+_NOT_CURVES = {"step", "since", "time", "epoch", "seconds", "eta"}
 
 
 def read_config(path: Path) -> list[dict[str, str]]:
@@ -255,6 +234,7 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
         config=config,
         changed=[row for row in rows if row["origin"] not in ("default", "")],
         defaults=[row for row in rows if row["origin"] in ("default", "")],
+        gaps=missing_text(missing(records)),
         tiles=summary(records, config, system.headline if system else ()),
         charts=figures(records, system.charts if system else ()),
         uses=system.kind.next_steps if system else (),
