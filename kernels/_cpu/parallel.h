@@ -29,7 +29,7 @@ template <Sharing SHARING = Sharing::EVENLY, class Body> static void for_parts(i
 // sums[i] += the sums of parts 1 ... parts - 1, in this order; each part has `size` floats, a multiple of VL, after those
 // of the part before.
 static inline void add_up(float* sums, int64_t size, int parts) {
-    constexpr int64_t BLOCK = 1024;
+    constexpr int64_t BLOCK = 8192;  // added up by one thread sooner than another one is woken
     if (parts == 1) return;
     for_parts((size + BLOCK - 1) / BLOCK, [=](int64_t block) {
         const int64_t last = (block + 1) * BLOCK < size ? (block + 1) * BLOCK : size;
