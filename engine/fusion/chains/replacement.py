@@ -34,7 +34,9 @@ def run_chain(
     direction = resize if resize in ("none", "up") else "down"
     y = ops.resize_conv_act(x, weight, bias, resize=direction, activation=activation, negative_slope=slope)
     if resize == "nearest /2" and (compiling or x.shape[2] % 2 or x.shape[3] % 2):
-        y = y[:, :, : x.shape[2] // 2, : x.shape[3] // 2]  # torch drops the last row and column, the operator keeps them
+        y = y[
+            :, :, : x.shape[2] // 2, : x.shape[3] // 2
+        ]  # torch drops the last row and column, the operator keeps them
     return y.contiguous() if planar and not _channels_last(weight) else y
 
 
