@@ -61,12 +61,12 @@ def define(
     names = [argument.name for argument in arguments]
     if list(inspect.signature(cpu).parameters) != names:
         raise TypeError(f"kiln::{name} has the arguments {names}; {cpu.__qualname__} takes others")
-    autograd = None
+    plain, autograd = None, None
     if reference is not None:
-        _decompositions[name] = by_position = _taking_positions(reference, names)
-        autograd = autograd_of(gradients, arguments, by_position) if gradients else None
+        _decompositions[name] = plain = _taking_positions(reference, names)
+        autograd = autograd_of(gradients, arguments, plain) if gradients else None
     call = _dispatch.register(
-        name, arguments, cpu=cpu, cuda=cuda, fake=fake, autograd=autograd, autocast=autocast, triton=triton
+        name, arguments, cpu=cpu, cuda=cuda, fake=fake, plain=plain, autograd=autograd, autocast=autocast, triton=triton
     )
     return functools.wraps(cpu)(call)  # whoever calls it, reads its parameters: Gradients does
 

@@ -50,11 +50,15 @@ def register(
     cpu: Callable,
     cuda: Callable,
     fake: Callable,
+    plain: Callable | None,
     autograd: Autograd | None,
     autocast: Collection[str] | None,
     triton: bool,
 ) -> Callable:
-    """Registers what runs a declared operator, as `_contract.define` says, and returns what calls it."""
+    """Registers what runs a declared operator, as `_contract.define` says, and returns what calls it.
+
+    plain: the operator in plain PyTorch, its arguments by position; None for a backward pass
+    """
     overload = _overload(name)
 
     def on_cpu(*args: object) -> object:
@@ -63,9 +67,8 @@ def register(
     LIBRARY.impl(name, on_cpu, "CPU")
     LIBRARY.impl(name, _on_its_device(cuda), "CUDA")
     torch.library.register_fake(f"kiln::{name}", fake, lib=LIBRARY)
-    if triton:
-        rule = functools.partial(_expose_kernels, cuda)
-        torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
+    rule = functools.partial(_written_out, cuda if triton else None, plain)
+    torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
     if autograd is not None:
         setup_context, backward = autograd
         torch.library.register_autograd(f"kiln::{name}", backward, setup_context=setup_context, lib=LIBRARY)
@@ -73,7 +76,7 @@ def register(
         kept = [argument.name in (*autocast, *NEVER_CAST) for argument in arguments]
         for device in ("CPU", "CUDA"):
             LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device}")
-    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, autograd)
+    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, plain, autograd)
 
 
 def _overload(name: str) -> torch._ops.OpOverload:
@@ -113,17 +116,28 @@ def _on_its_device(cuda: Callable) -> Callable:
     return run
 
 
-def _expose_kernels(
-    cuda: Callable, mode: FunctionalTensorMode, overload: Callable, types: tuple, args: tuple, kwargs: dict
+def _written_out(
+    cuda: Callable | None,
+    plain: Callable | None,
+    mode: FunctionalTensorMode,
+    overload: Callable,
+    types: tuple,
+    args: tuple,
+    kwargs: dict,
 ) -> object:
-    """Under torch.compile, on CUDA tensors: the operator's Triton kernels and allocations instead of one opaque call.
+    """What compilers and exporters record of a call where one opaque call would not do; else that call.
 
-    The rule of torch.library.triton_op for an operator that has a CPU implementation too. torch.export keeps the call.
+    For ONNX, which knows no operator of Kiln: the plain PyTorch. Under torch.compile, on CUDA tensors: the operator's
+    Triton kernels and allocations, which is the rule of torch.library.triton_op for an operator that has a CPU
+    implementation too. torch.export keeps the call.
     """
     from torch.export._trace import custom_triton_ops_decomposition_disabled
 
+    if plain is not None and torch.onnx.is_in_onnx_export():
+        with mode:
+            return plain(*args, **kwargs)
     on_gpu = all(a.is_cuda for a in args if isinstance(a, Tensor))
-    visible = (on_gpu or _gpu_kernels_on_cpu) and not INTERPRETED
+    visible = cuda is not None and (on_gpu or _gpu_kernels_on_cpu) and not INTERPRETED
     if not visible or custom_triton_ops_decomposition_disabled():
         return mode.__torch_dispatch__(overload, types, args, kwargs)
     from ._gpu.launch import traced
@@ -148,12 +162,15 @@ def picked(positions: list[int]) -> Callable[[Sequence], tuple]:
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
-def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Autograd | None) -> Callable:
+def _direct(
+    overload: Callable, tensors: list[int], cpu: Callable, plain: Callable | None, autograd: Autograd | None
+) -> Callable:
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
     transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, on another device)
-    still go through it. tensors: positions of tensors among the arguments.
+    still go through it; the older ONNX exporter, which traces TorchScript, gets `plain`. tensors: positions of tensors
+    among the arguments.
     """
     if autograd is not None:
         setup_context, backward = autograd
@@ -172,7 +189,8 @@ def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Aut
 
     def call(*args: object) -> object:
         if is_compiling() or not _only_autograd_listens(of_tensors(args)):
-            return overload(*args)
+            to_onnx = plain is not None and _tracing_state() is not None and torch.onnx.is_in_onnx_export()
+            return plain(*args) if to_onnx else overload(*args)
         if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
             return Function.apply(*args)
         return cpu(*args)

@@ -83,7 +83,7 @@ def check(landmarks, weight, bias, image, grad_scale, height, width, stride, pad
     channels = count + (0 if image is None else image.shape[1])
     kernel = tuple(weight.shape)
     fits = len(kernel) == 4 and kernel[0] > 0 and kernel[1] == channels
-    fits = fits and 1 <= min(kernel[2:]) <= max(kernel[2:]) <= MAX_KERNEL
+    fits = fits and all(1 <= side <= MAX_KERNEL for side in kernel[2:])
     wanted = f"(Cout, {channels}, KH, KW) with kernels from 1 to {MAX_KERNEL}"
     require(fits, NAME, f"weight is {kernel}; it must be {wanted}")
     require(stride in (1, 2), NAME, f"stride is {stride}; it must be 1 or 2")

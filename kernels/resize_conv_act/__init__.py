@@ -123,10 +123,10 @@ def check(
     kernel = tuple(weight.shape)
     fits = len(kernel) == 4 and kernel[1:] == (channels, 3, 3)
     require(fits, NAME, f"weight is {kernel}; it must be (Cout, {channels}, 3, 3)")
-    require(min(x.shape[1:]) > 0 and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
+    require(0 not in x.shape[1:] and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
     require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
-    inside = 0 <= input_grad_from <= len(x)
-    require(inside, NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {len(x)}")
+    inside = 0 <= input_grad_from <= x.shape[0]  # len(x) would fix a free batch size
+    require(inside, NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {x.shape[0]}")
     require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
     for name, tensor in (("weight", weight), ("bias", bias), ("second", second)):
         if tensor is not None:
@@ -202,7 +202,7 @@ def _backward_fake(grad, y, x, weight, bias, second, *options):
 
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
-    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, int input_grad_from, "
+    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, SymInt input_grad_from, "
     "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=_backward_cpu,
@@ -211,7 +211,7 @@ _backward = define(
 )
 _forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
-    "float negative_slope, bool exact, int input_grad_from) -> Tensor",
+    "float negative_slope, bool exact, SymInt input_grad_from) -> Tensor",
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
