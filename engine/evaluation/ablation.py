@@ -140,11 +140,11 @@ def _words(name: str, value: Any) -> list[str]:
 def steps_done(row: Row) -> int:
     """The steps that the row's folder has already trained. Raises InputError when the folder holds another run."""
     folder = row.config.out
-    if not folder.exists() or not any(folder.iterdir()):
+    if not atomic_files.contents(folder):
         return 0
     try:
         saved = checkpoint.read_config(folder)
-    except (OSError, InputError):
+    except InputError:
         raise InputError(f"{folder} is not the folder of a run; choose another --out") from None
     if type(saved) is not type(row.config):
         raise InputError(f"{folder} holds a run of the system {saved.system}; choose another --out")
@@ -172,7 +172,7 @@ def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
         if steps == row.config.steps:
             print(f"done before: {row.config.out}")
             continue
-        started = row.config.out.exists() and any(row.config.out.iterdir())
+        started = bool(atomic_files.contents(row.config.out))
         status = train(dataclasses.replace(row.config, resume=started), row.origins)
         _free_memory()
         if status:

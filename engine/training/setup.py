@@ -10,7 +10,7 @@ from engine.config import TrainConfig
 from engine.data import ImageSet, Loader, Needs, Together, open_dataset, open_loader
 from engine.distributed import torchrun
 from engine.errors import InputError
-from engine.host import allocator
+from engine.host import allocator, atomic_files
 from engine.host.tf32 import allow_tf32
 from engine.systems.registry import system_class
 from engine.training import random_state
@@ -92,8 +92,7 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
     try:
         if out.exists() and not out.is_dir():
             raise InputError(f"--out {out} is a file; name a folder")
-        names = {path.name for path in out.iterdir()} if out.exists() else set()
-        content = {name for name in names if not name.startswith(".writing-")}  # left by a process that was killed
+        content = set(atomic_files.contents(out))
         if content and not config.resume:
             torchrun.unmark(out)
             raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
