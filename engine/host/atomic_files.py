@@ -1,8 +1,8 @@
 """Writes files and folders that are either whole or absent: under a temporary name, flushed to the disk, then renamed.
 
-What a killed process was writing stays behind as a rest. This file alone knows a rest's name; no reader lists rests, and
-the next writer in the same folder removes those whose writers are gone. A writer holds a lock on its rest, which ends
-with its process, whatever ends it.
+What a killed process was writing stays behind as a rest. This file alone knows the names of rests; no reader lists
+them, and the next writer in the same folder removes those whose writers are gone. A writer holds a lock on its rest,
+which ends with its process, whatever ends it.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Writes a trained generator as a folder to publish, in the layout of model hubs; engine.inference.exported reads it.
 
 The folder holds config.json (the system and its values, no paths of this machine, and the SHA-256 of the weights),
-model.safetensors (the weights of the module that `engine.load` gives), README.md (a model card) and framing.json (where faces lie in the photos, for
-`kiln refine --face-crop`).
+model.safetensors (the weights of the module that `engine.load` gives), README.md (a model card) and framing.json (where
+faces lie in the photos, for `kiln refine --face-crop`).
 """
 
 import json

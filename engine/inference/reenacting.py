@@ -1,5 +1,7 @@
 """Moves a face image with the landmarks of a clip, and writes frames, film, animation and a sheet."""
 
+import contextlib
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
