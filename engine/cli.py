@@ -1,7 +1,7 @@
 """Parses command lines and ends commands, for every `python -m engine.X` and the console script `kiln`.
 
-Exit status: 0 for success; 2 for wrong usage or input, with one line on standard error; 130 for an interruption; 1 for
-anything else, which is a bug and keeps its traceback.
+Exit status: 0 for success; 2 for wrong usage or input, with one line on standard error; 128 + N for an end by signal N,
+130 for Ctrl-C; 1 for anything else, which is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError, gpu_failure
 from engine.host.environment import variable
+from engine.host.stop_signals import ending_in_order
 from engine.version import __version__
 
 Config = TypeVar("Config")
@@ -158,7 +159,8 @@ def _unknown(match: re.Match) -> str:
 
 def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; a mistake of the user becomes one line on standard error."""
-    sys.exit(status_of(command, main, sys.argv[1:] if argv is None else argv))
+    with ending_in_order():
+        sys.exit(status_of(command, main, sys.argv[1:] if argv is None else argv))
 
 
 def status_of(command: str, main: Main, argv: Sequence[str]) -> int:

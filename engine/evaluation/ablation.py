@@ -28,6 +28,7 @@ from engine.systems.kinds import DRIVE
 from engine.systems.registry import SYSTEMS, config_class, system_class
 from engine.training.loop import train
 from engine.training.resolve import resolve
+from engine.training.setup import contents
 from engine.version import __version__
 
 # without a data set, rows are measured on so many avatars, of a seed whose people nobody is trained on
@@ -140,7 +141,7 @@ def _words(name: str, value: Any) -> list[str]:
 def steps_done(row: Row) -> int:
     """The steps that the row's folder has already trained. Raises InputError when the folder holds another run."""
     folder = row.config.out
-    if not atomic_files.contents(folder):
+    if not contents(folder):
         return 0
     try:
         saved = checkpoint.read_config(folder)
@@ -172,8 +173,7 @@ def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
         if steps == row.config.steps:
             print(f"done before: {row.config.out}")
             continue
-        started = bool(atomic_files.contents(row.config.out))
-        status = train(dataclasses.replace(row.config, resume=started), row.origins)
+        status = train(dataclasses.replace(row.config, resume=bool(contents(row.config.out))), row.origins)
         _free_memory()
         if status:
             print("the same command goes on from there", flush=True)

@@ -28,6 +28,7 @@ from engine.pages.panels import Chart, Curve
 from engine.pages.template import fill
 from engine.systems.base import System
 from engine.systems.registry import system_class
+from engine.training.metrics import missing, missing_text, read_metrics
 from engine.version import __version__
 
 ENVIRONMENT = "environment.json"
@@ -41,34 +42,7 @@ GENERAL = (
     Chart("Waiting for data", (Curve("data_wait", "% of the time", 100.0),)),
     Chart("Memory", (Curve("memory_mb", "MB"),), noisy=False),
 )
-_NOT_CURVES = {"step", "time", "epoch", "seconds", "eta"}
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl in the order of their steps, with those of their values that are finite numbers.
-
-    A last line that is cut off is left out; other lines that are no records are named on standard error. Where a
-    resumed run went back to an earlier step, the records that an earlier run had written beyond that step are left out.
-    Raises OSError where the file cannot be read.
-    """
-    records: list[dict[str, Any]] = []
-    if not path.is_file():
-        return records
-    lines, bad = read_bytes(path).decode("utf-8", "replace").splitlines(), []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            record = {name: value for name, value in record.items() if _is_number(value)}
-            step = record["step"]
-        except (ValueError, KeyError, AttributeError, RecursionError):
-            bad.append(number)
-            continue
-        while records and records[-1]["step"] >= step:
-            records.pop()
-        records.append(record)
-    if bad := [number for number in bad if number < len(lines)]:
-        print(f"{path}: {len(bad)} of {len(lines)} lines are no records, the first is line {bad[0]}", file=sys.stderr)
-    return records
+_NOT_CURVES = {"step", "since", "time", "epoch", "seconds", "eta"}
 
 
 def _is_number(value: Any) -> bool:
@@ -295,6 +269,7 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
         config=config,
         changed=[row for row in rows if row["origin"] not in ("default", "")],
         defaults=[row for row in rows if row["origin"] in ("default", "")],
+        gaps=missing_text(missing(records)),
         tiles=summary(records, config, system.headline if system else ()),
         charts=figures(records, system.charts if system else ()),
         uses=system.kind.next_steps if system else (),

@@ -58,7 +58,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert status == 0
     records = lines(run)
     assert [record["step"] for record in records] == [5, 10, 12]
-    names = {"step", "time", "loss_d", "loss_g", "l_real", "l_fake", "l_content", "k", "measure", "lr"}
+    names = {"step", "since", "time", "loss_d", "loss_g", "l_real", "l_fake", "l_content", "k", "measure", "lr"}
     assert names | {"images_per_s", "data_wait", "memory_mb"} == set(records[0])
     assert all(np.isfinite(value) for record in records for value in record.values())
     assert sorted(os.listdir(run / "checkpoints")) == ["step_00000008", "step_00000012"]
