@@ -26,12 +26,14 @@ from torch import Tensor
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError
 from engine.host import atomic_files
-from engine.host.reading import read_bytes, read_json
+from engine.host.input_files import UnreadableFile, read_input
+from engine.host.reading import read_json
 from engine.systems.registry import config_from_json
 
 FOLDER = "checkpoints"
 FORMAT = 1
 FILES = ("weights.safetensors", "state.pt", "config.json")
+FILE_BYTES = 1 << 36  # of a file, at most
 _DTYPES = (torch.float32, torch.int64)  # of weights: parameters and buffers, and BatchNorm's counts
 
 
@@ -170,12 +172,13 @@ def _check_file(file: Path, size: int, sha256: str) -> None:
 
 
 def _content(file: Path) -> bytes:
+    """The bytes of a file of a checkpoint. Raises _Damaged."""
+    if not file.exists():
+        raise _Damaged(f"{file.name} is missing")
     try:
-        return read_bytes(file)
-    except FileNotFoundError:
-        raise _Damaged(f"{file.name} is missing") from None
-    except OSError as error:
-        raise _Damaged(f"{file.name} cannot be read ({error.strerror})") from None
+        return read_input(file, FILE_BYTES)
+    except UnreadableFile as error:
+        raise _Damaged(f"{file.name}: {error}") from None
 
 
 def read_config(folder: Path) -> TrainConfig:

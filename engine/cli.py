@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +20,7 @@ from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError, gpu_failure
 from engine.host.environment import variable
 from engine.host.stop_signals import ending_in_order
+from engine.host.terminal import escaped_output, plain
 from engine.version import __version__
 
 Config = TypeVar("Config")
@@ -92,7 +94,9 @@ def parse(config: type[Config], argv: Sequence[str], *, prog: str, description: 
 
     complaint = io.StringIO()
     with contextlib.ExitStack() as stack:
-        if not {"-h", "--help"} & set(argv):
+        if {"-h", "--help"} & set(argv):
+            stack.enter_context(contextlib.redirect_stdout(plain(sys.stdout)))
+        else:
             # on a page this wide tyro does not break a sentence over two lines
             stack.enter_context(variable("COLUMNS", "10000"))
             stack.enter_context(contextlib.redirect_stderr(complaint))
@@ -159,14 +163,20 @@ def _unknown(match: re.Match) -> str:
 
 def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; a mistake of the user becomes one line on standard error."""
-    with ending_in_order():
-        sys.exit(status_of(command, main, sys.argv[1:] if argv is None else argv))
+    with ending_in_order(), escaped_output():
+        try:
+            status = status_of(command, main, sys.argv[1:] if argv is None else argv)
+        except Exception:
+            traceback.print_exc()  # here, for the text of an error may hold a file's name too
+            status = 1
+        sys.exit(status)
 
 
+@escaped_output()
 def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
     """Run `main(argv)` and return its exit status; prints one line for a failure that the user can fix.
 
-    Raises every other exception: it is a bug.
+    What it prints is shown escaped. Raises every other exception: it is a bug.
     """
     name = f"kiln {command}" if command else "kiln"
     try:
@@ -253,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
-        sys.exit(_complain("kiln", f"unknown command {command!r}; {hint}"))
+        with escaped_output():
+            sys.exit(_complain("kiln", f"unknown command {command!r}; {hint}"))
     run(command, lambda rest: importlib.import_module(COMMANDS[command][0]).main(rest), argv[1:])
 
 

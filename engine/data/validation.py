@@ -6,8 +6,9 @@ import io
 import json
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -16,14 +17,19 @@ from tqdm import tqdm
 from engine.data.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
-from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
+from engine.data.layouts.sources import Source, Stamp, UnreadableFile
 from engine.errors import InputError
 from engine.host.atomic_files import write_bytes
+from engine.host.input_files import megabytes
 from engine.host.reading import read_json
 
 _VERSION = 1  # of the verdicts: raise it when the rules below change
 _VERDICT_BYTES = 1 << 30  # of the file with the verdicts on a source, at most
 _CHUNK = 32  # files decoded together
+_HELD_BYTES = 1 << 28  # of files that are held at once, whatever their number; a single file may have more
+_ANY_PICTURE_BYTES = 1 << 26  # a file of so many bytes is read whatever it holds
+_PIXEL_BYTES = 16  # of a larger file, for each pixel of its picture
+_HEADER_BYTES = 1 << 20  # in which the header of a picture stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,20 +154,45 @@ def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRec
     by_content: sha256 -> an earlier verdict on the same content.
     """
     prober = Prober(_CHUNK)
-    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    for looked in _read_ahead(source, names, by_content):
+        yield from (record for record, data in looked if data is None)
+        undecided = [(record, data) for record, data in looked if data is not None]
+        for run in runs_that_fit([record.width * record.height for record, _ in undecided], _CHUNK):
+            yield from _try_decoding(prober, undecided[run.start : run.stop])
+        del looked, undecided  # before more is read
+
+
+Looked = list[tuple[FileRecord, bytes | None]]
+
+
+def _read_ahead(source: Source, names: Sequence[str], by_content: dict[str, FileRecord]) -> Iterator[Looked]:
+    """What `_look` tells of each chunk of files. The next chunk is read meanwhile where both may be held at once."""
+    reading: deque[tuple[int, list[Future]]] = deque()
     with ThreadPoolExecutor(worker_threads()) as pool:
+        for size, chunk in _chunks(source, names):
+            while reading and (len(reading) == 2 or size + sum(held for held, _ in reading) > _HELD_BYTES):
+                yield [future.result() for future in reading.popleft()[1]]
+            reading.append((size, [pool.submit(_look, source, name, by_content) for name in chunk]))
+        while reading:
+            yield [future.result() for future in reading.popleft()[1]]
 
-        def start(chunk: Sequence[str]) -> list:
-            return [pool.submit(_look, source, name, by_content) for name in chunk]
 
-        ahead = start(chunks[0])
-        for following in [*chunks[1:], []]:
-            looked = [future.result() for future in ahead]
-            ahead = start(following)
-            yield from (record for record, data in looked if data is None)
-            undecided = [(record, data) for record, data in looked if data is not None]
-            for run in runs_that_fit([record.width * record.height for record, _ in undecided], _CHUNK):
-                yield from _try_decoding(prober, undecided[run.start : run.stop])
+def _chunks(source: Source, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The files that are held together, and how many bytes they have: _CHUNK files, or fewer where those are large."""
+    chunk: list[str] = []
+    held = 0
+    for name in names:
+        try:
+            size = source.stamp(name).size
+        except UnreadableFile:  # reported where the file is read
+            size = 0
+        if chunk and (len(chunk) == _CHUNK or held + size > _HELD_BYTES // 2):
+            yield held, chunk
+            chunk, held = [], 0
+        chunk.append(name)
+        held += size
+    if chunk:
+        yield held, chunk
 
 
 def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple[FileRecord, bytes | None]:
@@ -170,8 +201,7 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
     try:
         stamp = source.stamp(name)
         record = replace(record, size=stamp.size, modified=stamp.modified, changed=stamp.changed)
-        if stamp.size > MAX_FILE_BYTES:
-            return replace(record, problem=f"too large ({stamp.size / 1e9:.1f} GB file)"), None
+        _check_size(source, name, stamp.size)
         data = source.read(name)
         record = replace(record, size=len(data), sha256=hashlib.sha256(data).hexdigest())
         if same := by_content.get(record.sha256):
@@ -181,6 +211,18 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
     except (UnreadableFile, BadImage) as error:
         return replace(record, problem=str(error)), None
     return replace(record, **asdict(header)), data
+
+
+def _check_size(source: Source, name: str, size: int) -> None:
+    """Raise BadImage for a file with far more bytes than its picture can have: a few MB of a zip hold GB of zeros."""
+    if size <= _ANY_PICTURE_BYTES:
+        return
+    try:
+        header = inspect(source.read_start(name, _HEADER_BYTES))
+    except BadImage:  # the header may stand elsewhere, as at the end of a TIFF
+        return
+    if size > _ANY_PICTURE_BYTES + _PIXEL_BYTES * header.width * header.height:
+        raise BadImage(f"too large ({megabytes(size)} for {header.width}x{header.height} pixels)")
 
 
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:

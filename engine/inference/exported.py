@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint import digest, parse_weights
+from engine.checkpoint import FILE_BYTES, digest, parse_weights
 from engine.config import TrainConfig
 from engine.errors import InputError
-from engine.host.reading import read_bytes, read_json
+from engine.host.input_files import UnreadableFile, read_input
+from engine.host.reading import read_json
 from engine.systems.registry import config_from_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -31,7 +32,7 @@ def read(folder: Path) -> tuple[TrainConfig, dict[str, Tensor]]:
     try:
         saved = read_json(folder / CONFIG)
         config = _config(saved)
-        data = read_bytes(folder / WEIGHTS)
+        data = read_input(folder / WEIGHTS, FILE_BYTES)
         if saved.get(DIGEST, digest(data)) != digest(data):
             raise InputError(f"{WEIGHTS} was altered (its SHA-256 differs from that in {CONFIG})")
         weights = parse_weights(data)
@@ -40,8 +41,8 @@ def read(folder: Path) -> tuple[TrainConfig, dict[str, Tensor]]:
     except InputError as error:
         wrong = str(error).removeprefix(f"{folder}/")
         raise InputError(f"{folder} is no exported model: {wrong}; export it again") from None
-    except OSError as error:
-        raise InputError(f"{folder / WEIGHTS} cannot be read ({error.strerror})") from None
+    except UnreadableFile as error:
+        raise InputError(f"{folder}: {WEIGHTS}: {error}") from None
     return config, weights
 
 

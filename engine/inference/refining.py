@@ -19,6 +19,7 @@ from engine.data.layouts.which_layout import list_images
 from engine.data.pixel_values import network_input, result_pixels
 from engine.errors import InputError
 from engine.host.environment import pick_device
+from engine.host.terminal import printable
 from engine.inference import marking, pictures
 from engine.inference.faces import FaceFinder, Framing
 from engine.inference.trained import Trained, load_trained
@@ -297,4 +298,4 @@ def refine_batch(batch: Sequence[tuple[Item, Prepared | Skipped]], trained: Trai
 
 def _say(line: str) -> None:
     """Print a line on standard error above the progress bar."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)

@@ -22,7 +22,8 @@ from PIL import Image
 
 from engine.errors import InputError
 from engine.host import atomic_files, environment
-from engine.host.reading import read_bytes, read_json
+from engine.host.input_files import UnreadableFile, read_input
+from engine.host.reading import read_json
 from engine.pages.charts import draw
 from engine.pages.panels import Chart, Curve
 from engine.pages.template import fill
@@ -134,7 +135,7 @@ def samples(folder: Path) -> list[dict[str, Any]]:
         limit = _LATEST_BYTES if path == paths[-1] else _EARLIER_BYTES
         try:
             uri, size = _embed(path, limit)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (UnreadableFile, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             print(f"{path} is left out of the report: {error}", file=sys.stderr)
             continue
         grids.append({"step": _step_of(path), "uri": uri, "width": size[0], "height": size[1]})
@@ -151,9 +152,10 @@ def _embed(path: Path, limit: int) -> tuple[str, tuple[int, int]]:
     """A PNG as a data URI of at most about `limit` bytes, and the width and height of the file's image.
 
     The image is halved in size until its file has at most `limit` bytes or a side has at most 64 pixels.
-    Raises OSError, ValueError, SyntaxError or DecompressionBombError for a file that is no picture of bearable size.
+    Raises UnreadableFile, OSError, ValueError, SyntaxError or DecompressionBombError for what is no picture of
+    bearable size.
     """
-    content = read_bytes(path, _GRID_BYTES)
+    content = read_input(path, _GRID_BYTES)
     with Image.open(io.BytesIO(content)) as image:
         size = image.size
         if size[0] * size[1] > _GRID_PIXELS:

@@ -22,6 +22,7 @@ class Listing:
     missing     (name, reason) of what the layout names and cannot be used
     ignored     how many files are neither images nor tables of the layout
     nested      folders inside that hold sets of their own
+    archives    zips inside, which are not opened
     """
 
     names: list[str]
@@ -38,3 +39,4 @@ class Listing:
     missing: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     nested: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)

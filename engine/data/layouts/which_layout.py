@@ -26,4 +26,5 @@ def list_images(source: Source, files: list[str] | None = None) -> Listing:
     if listing.pairs is None:
         add_plain_pairs(listing, source, every_file)
     listing.ignored = len(files) - len(listing.names)
+    listing.archives = [name for name in files if name.lower().endswith(".zip")]
     return listing
