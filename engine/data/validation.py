@@ -19,10 +19,13 @@ from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threa
 from engine.data.decoding.plain_images import BadImage, inspect, plain_image
 from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 from engine.data.layouts.sources import Source, Stamp, UnreadableFile
+from engine.errors import InputError
 from engine.host.atomic_files import write_bytes
 from engine.host.input_files import megabytes
+from engine.host.reading import read_json
 
 _VERSION = 2  # of the verdicts: raise it when the rules below change
+_VERDICT_BYTES = 1 << 30  # of the file with the verdicts on a source, at most
 _CHUNK = 32  # files decoded together
 _HELD_BYTES = 1 << 28  # of files that are held at once, whatever their number; a single file may have more
 _ANY_PICTURE_BYTES = 1 << 26  # a file of so many bytes is read whatever it holds
@@ -96,14 +99,21 @@ def validate(source: Source, names: Sequence[str], *, progress: bool = True, fre
 
 def load_verdicts(source: Source) -> dict[str, FileRecord]:
     """The verdicts of an earlier validation of this source, by name; {} where this version cannot read them."""
-    columns = [field.name for field in fields(FileRecord)]
+    columns = {field.name: field.type for field in fields(FileRecord)}
     try:
-        stored = json.loads(_verdict_file(source).read_text("utf-8"))
-        if stored["version"] != _VERSION or stored["columns"] != columns:
+        stored = read_json(_verdict_file(source), _VERDICT_BYTES)
+        if stored["version"] != _VERSION or stored["columns"] != list(columns):
             return {}
-        return {row[0]: FileRecord(*row) for row in stored["rows"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {row[0]: _record(row, list(columns.values())) for row in stored["rows"]}
+    except (InputError, KeyError, TypeError, ValueError):
         return {}
+
+
+def _record(row: Sequence[object], types: Sequence[object]) -> FileRecord:
+    """The verdict in a row of the cache. Raises ValueError for one that this version does not write."""
+    if [type(value) for value in row] != types or any(abs(v) >= 1 << 63 for v in row if isinstance(v, int)):
+        raise ValueError("a value of another type")
+    return FileRecord(*row)
 
 
 def forget_verdicts(source: Source) -> None:

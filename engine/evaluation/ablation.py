@@ -145,7 +145,7 @@ def steps_done(row: Row) -> int:
         return 0
     try:
         saved = checkpoint.read_config(folder)
-    except (OSError, InputError):
+    except InputError:
         raise InputError(f"{folder} is not the folder of a run; choose another --out") from None
     if type(saved) is not type(row.config):
         raise InputError(f"{folder} holds a run of the system {saved.system}; choose another --out")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine import checkpoint
 from engine.config import TrainConfig
 from engine.errors import InputError
 from engine.inference import exported
-from engine.systems.base import load_part
+from engine.systems.base import load_part, require_part
 from engine.systems.kinds import Kind
 from engine.systems.registry import system_class
 
@@ -68,7 +68,7 @@ def load_trained(
     path, part, step = Path(path), "ema" if ema else "generator", None
     if exported.is_exported(path):
         saved, weights = exported.read(path)
-        part = "generator"
+        part = exported.PART
     else:
         stored = checkpoint.load(path)
         path, saved, weights, step = stored.path, stored.config, stored.weights, stored.step
@@ -77,7 +77,22 @@ def load_trained(
         name, does = system.name, system.kind.does
         raise InputError(f"{path} is of the system {name}, which {does} (kiln {system.kind.command})")
     config = dataclasses.replace(saved, fused=fused)
+    try:
+        _require_fit(config, weights, part)
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
     module = system.trained(config)
     load_part(module.get_submodule("generator"), weights, part)
     module = module.requires_grad_(False).to(device).eval()
     return Trained(module, config, torch.device(device), path, step)
+
+
+def _require_fit(config: TrainConfig, weights: dict[str, Tensor], part: str) -> None:
+    """Raise InputError where a model of this configuration has other weights; takes no memory for a wrong, huge one."""
+    dataclasses.replace(config, device="cpu", precision="fp32").check()
+    try:
+        with torch.device("meta"):
+            generator = system_class(config.system).trained(config).get_submodule("generator")
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"its config.json describes no model ({error})") from None
+    require_part(generator, weights, part)

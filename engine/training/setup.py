@@ -11,7 +11,7 @@ from engine.config import TrainConfig
 from engine.data import ImageSet, Loader, Needs, Together, open_dataset, open_loader
 from engine.distributed import torchrun
 from engine.errors import InputError
-from engine.host import allocator
+from engine.host import allocator, atomic_files
 from engine.host.tf32 import allow_tf32
 from engine.systems.registry import system_class
 from engine.training import random_state, run_lock
@@ -101,8 +101,7 @@ def set_machine(config: TrainConfig) -> None:
 
 def contents(run_dir: Path) -> set[str]:
     """The names in a run folder, without what a killed process leaves; empty where there is no folder."""
-    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    return {name for name in names if name != run_lock.FILE and not name.startswith(".writing-")}
+    return set(atomic_files.contents(run_dir)) - {run_lock.FILE}
 
 
 @contextlib.contextmanager

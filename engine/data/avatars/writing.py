@@ -7,11 +7,9 @@ import csv
 import errno
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from tqdm import tqdm
 from engine.data.avatars import record
 from engine.data.avatars.picture import LOOKS, draw, paint_look
 from engine.errors import InputError
+from engine.host import atomic_files
 
 _SMALL = 24  # pictures: fewer are drawn in less time than it takes to start processes
 _PATIENCE = 600  # seconds without a picture after which a process hangs; a picture takes less than one
@@ -50,12 +49,10 @@ def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress
         raise InputError("avatars need at least 1 identity, 1 frame and a seed of 0 or more")
     if not 16 <= size <= 1024:
         raise InputError(f"avatars are drawn at 16 to 1024 pixels, not {size}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder: name a new one or remove it")
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
-    try:
+    atomic_files.require_free(out)
+    if os.path.ismount(out):
+        raise InputError(f"{out} is a mount, which cannot be written as a whole; name a new folder inside it")
+    with atomic_files.whole_folder(out.absolute()) as temporary:
         for look in LOOKS:
             (temporary / look / "images").mkdir(parents=True)
         jobs = [(identity, frame) for identity in range(count) for frame in range(frames)]
@@ -66,15 +63,6 @@ def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress
                 advance(1)
         for look in LOOKS:
             _write_tables(temporary / look, jobs, landmarks)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)  # the rights of any new folder, for mkdtemp gives 0700
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-        _sync_folder(parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def file_name(identity: int, frame: int) -> str:
@@ -190,36 +178,17 @@ def _save(path: Path, picture: np.ndarray, what: str) -> None:
     exif = image.getexif()
     exif[0x010E] = f"Synthetic face, not a real person (kiln avatars, {what})"  # ImageDescription
     exif[0x0131] = "kiln avatars"  # Software
-    with path.open("wb") as stream:
-        image.save(stream, "JPEG", quality=95, subsampling=0, exif=exif)
-        stream.flush()
-        os.fsync(stream.fileno())
+    image.save(path, "JPEG", quality=95, subsampling=0, exif=exif)
 
 
 def _write_tables(folder: Path, jobs: list[tuple[int, int]], landmarks: np.ndarray) -> None:
-    with (folder / "landmarks_68.npy").open("wb") as stream:
-        np.save(stream, landmarks)
-        stream.flush()
-        os.fsync(stream.fileno())
+    np.save(folder / "landmarks_68.npy", landmarks)
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["file", "landmarks_row", "identity", "frame"])
         table.writerows(
             (file_name(identity, frame), row, identity, frame) for row, (identity, frame) in enumerate(jobs)
         )
-        stream.flush()
-        os.fsync(stream.fileno())
-    _sync_folder(folder / "images")
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some platforms do not open folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager
