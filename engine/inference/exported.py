@@ -12,7 +12,7 @@ from engine.host.input_files import UnreadableFile, read_input
 from engine.host.reading import read_json
 from engine.systems.registry import config_from_json
 
-WEIGHTS, CONFIG, FRAMING = "model.safetensors", "config.json", "framing.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 DIGEST = "weights_sha256"  # the key of config.json that holds the SHA-256 of the file of weights
 PART = "generator"  # what the names of all weights begin with
