@@ -177,9 +177,9 @@ def _orientation(image: Image.Image) -> int:
     try:
         # the method of PNG images would decode the whole file first
         value = Image.Image.getexif(image).get(_ORIENTATION)
+        return int(value) if value in _UPRIGHT else 1
     except _DAMAGE:
         return 1
-    return value if value in _UPRIGHT else 1
 
 
 def _read_late_words(image: Image.Image, data: bytes) -> None:
