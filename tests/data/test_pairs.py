@@ -153,7 +153,7 @@ FASHION_FAULTS = {
     "fasion-resize-pairs-test.csv has the columns x, y; expected source and target, or from and to": lambda f: replace(
         f / "fasion-resize-pairs-test.csv", "from,to", "x,y"
     ),
-    "fasion-resize-annotation-train.csv line 1 is 'name'; expected name:keypoints_y:keypoints_x": lambda f: replace(
+    "fasion-resize-annotation-train.csv has the columns name; expected name:keypoints_y:keypoints_x": lambda f: replace(
         f / "fasion-resize-annotation-train.csv", "name:keypoints_y:keypoints_x", "name"
     ),
     "fasion-resize-annotation-train.csv line 2 is not name:keypoints_y:keypoints_x with two lists": lambda f: replace(

@@ -11,7 +11,8 @@ from PIL import Image
 from engine import cli
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
-from engine.data.layouts.landmark_video import SPLITS, crop_square, parse_points
+from engine.data.layouts.landmark_video import SPLITS, crop_square
+from engine.data.layouts.pts import parse_points
 from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import zip_of
