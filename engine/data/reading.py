@@ -27,7 +27,7 @@ def read_set(path: Path, *, name: str | None = None, progress: bool = True, fres
         files, uncropped = source.files(), left_out(source)
     listing = list_images(source, files)
     if videos:
-        listing.layout, listing.ignored = "landmark videos", 0
+        listing.layout, listing.ignored, listing.unused = "landmark videos", 0, []
     if not listing.names and not listing.missing:
         content = f"{listing.ignored} other files" if listing.ignored else "it is empty"
         raise InputError(f"no image file in {path} ({content}); expected .jpg, .png, .webp, .bmp, .tif, .gif ...")

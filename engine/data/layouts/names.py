@@ -28,7 +28,7 @@ def frame_order(names: Iterable[str], place: str) -> list[str]:
     place: of the files, for messages.
     Raises InputError for two files with one number, and for a negative number.
     """
-    ordered = sorted(names, key=natural_order)
+    ordered = sorted(sorted(names), key=natural_order)
     for name in ordered:
         if _NEGATIVE.fullmatch(_stem(last_part(name))):
             raise InputError(f"{place}: {name} has a negative number: number the frames from 0 or 1")

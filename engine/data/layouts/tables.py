@@ -136,8 +136,8 @@ def read_table(source: Source, name: str, needed: Collection[tuple[str, ...]], e
     place = f"{source.root}: {name}"
     text, skipped, separator = _without_separator_line(read_text(source, name))
     text = _unwrapped(text)
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    separator = separator or max((*_SEPARATORS, _BLANKS), key=lambda one: _fit(header, one))
+    header = next((line for line in text.splitlines() if _squeezed(line)), "")
+    separator = separator or _separator_of(header)
     (_, columns), *lines = list(_fields(text, separator, place, skipped)) or [(1, [])]
     titles = _titles(columns, place)
     there = ", ".join(columns)[:200]
@@ -253,16 +253,21 @@ def _titles(columns: list[str], place: str) -> dict[str, str]:
     return titles
 
 
-def _fit(header: str, separator: str) -> tuple[int, bool, int]:
-    """How well a separator fits a header: by the columns that are known, and by the number of columns.
+def _separator_of(header: str) -> str:
+    """What separates a header's fields: the separator that gives the most columns that are known, then the most columns.
 
-    Blanks come last, because they stand in the names of columns too.
+    Blanks stand in the names of columns too, so they separate only a header that has no other separator.
     """
-    try:
-        _, columns = next(_fields(header, separator, ""))
-    except (InputError, StopIteration):
-        return 0, False, 0
-    return len({meaning(column) for column in columns} - {""}), separator != _BLANKS, len(columns)
+    there = [separator for separator in _SEPARATORS if separator in header]
+
+    def fit(separator: str) -> tuple[int, bool, int]:
+        try:
+            _, columns = next(_fields(header, separator, ""))
+        except (InputError, StopIteration):
+            return 0, False, 0
+        return len({meaning(column) for column in columns} - {""}), separator != _BLANKS, len(columns)
+
+    return max(there or (",", _BLANKS), key=fit)
 
 
 def _without_separator_line(text: str) -> tuple[str, int, str]:
