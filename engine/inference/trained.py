@@ -1,6 +1,8 @@
 """Loads a trained model as a module that takes batches: `engine.load`, and `load_trained` for the commands."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +48,26 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = Tr
       refiner, simgan, cyclegan   forward(images, landmarks=None); landmarks (B, 68, 2) where needs_landmarks is True
       began, dcgan, wgan          forward(noise); the module's noise(count, generator) draws noise
       ggb, reenact                forward(images, points); points (B, K, 2) in pixels of R
+    Its weights are float32 and on `device`, whatever the default dtype, device and mode of the process are.
     The first call of each layer folds and packs its weights for the CPU's kernels and keeps them; later calls only
     compute. Raises InputError when `path` holds no trained model.
     """
     return load_trained(path, device, fused, ema).module
 
 
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Within the block torch makes tensors as in a new process: float32, on the CPU, outside inference mode."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@_plain_defaults()
 def load_trained(
     path: Path | str,
     device: str | torch.device = "cpu",
