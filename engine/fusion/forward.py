@@ -14,6 +14,7 @@ from engine.fusion.chains.matching import Chain
 from engine.fusion.chains.replacement import rewrite
 from engine.fusion.tracing.module_state import ABSENT
 from engine.fusion.tracing.tracer import Traced
+from engine.kernels._dispatch import transformed
 
 # torch's hooks on the calls of every module
 GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
@@ -122,14 +123,14 @@ def _compiled(graph: fx.Graph) -> Callable:
 def exchange(module: nn.Module, plans: list[Plan]) -> None:
     """Gives this one instance a subclass of its class, whose forward runs the first plan that holds.
 
-    Where none holds, and while the module is exported or traced, it runs the module's own forward: what is exported
-    needs no Kiln.
+    Where none holds, it runs the module's own forward; so it does while the module is exported or traced, as what is
+    exported needs no Kiln, and within a transform of torch.func or forward-mode differentiation.
     """
     original = type(module)
 
     @functools.wraps(original.forward)
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
-        if not (_exporting() or torch.jit.is_tracing()):
+        if not (_exporting() or torch.jit.is_tracing() or transformed()):
             for plan in plans:
                 if (tensors := plan.tensors(args, kwargs)) is not None and plan.holds(self):
                     return plan.run(self, *tensors)
