@@ -162,7 +162,7 @@ def transformed() -> bool:
 
     The operators run as their references then, on whose operations all of them compose.
     """
-    return _transforms() or forward_ad._current_level >= 0
+    return under_torch_func() or forward_ad._current_level >= 0
 
 
 def gradients_transformed() -> bool:
@@ -198,7 +198,7 @@ def _without_derivative(overload: Callable) -> Callable:
     record = make_autograd_impl(overload, Info(refuse, None))
 
     def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-        if _has_tangent(args) or (_transforms() and _grad_enabled() and _any_requires_grad(*args)):
+        if _has_tangent(args) or (under_torch_func() and _grad_enabled() and _any_requires_grad(*args)):
             refuse()
         return record(keyset, *args)
 
@@ -261,7 +261,7 @@ def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Aut
 
 # plain C functions, bound once: they run at every call
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_transforms, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
+under_torch_func, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
 _autocast_enabled, _profiler_enabled = torch.is_autocast_enabled, torch.autograd._profiler_enabled
 _grad_enabled, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
 _strided = torch.strided
@@ -274,7 +274,7 @@ def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
     if (
         _dispatch_modes()
         or _function_modes()
-        or _transforms()
+        or under_torch_func()
         or forward_ad._current_level >= 0
         or _older_vmap()
         or _autocast_enabled("cpu")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ._dispatch import Argument, Autograd, gradients_transformed, picked, without_autocast
+from ._dispatch import Argument, Autograd, gradients_transformed, picked, under_torch_func, without_autocast
 
 
 @dataclass(frozen=True)
@@ -116,22 +116,29 @@ def _are_none(values: Sequence[object]) -> bool:
 def _of_reference(
     reference: Callable, arguments: tuple, need: list[bool], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The gradients of the first len(need) arguments of the reference, themselves differentiable where grad mode is on.
+    """The gradients of the first len(need) arguments of the reference, themselves differentiable where grad mode is on."""
+    wanted = [i for i, needed in enumerate(need) if needed]
 
-    These arguments are taken as fresh views, so that only this call lies between them and the results, not what made
-    them.
-    """
+    def differentiated(*values: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(wanted, values, strict=True))
+        results = reference(*(given.get(i, argument) for i, argument in enumerate(arguments)))
+        results = results if isinstance(results, tuple) else (results,)
+        return tuple(r for r, grad in zip(results, upstream, strict=True) if grad is not None)
+
+    grads = tuple(grad for grad in upstream if grad is not None)
+    gradients = iter(_pulled_back(differentiated, [arguments[i] for i in wanted], grads))
+    return [next(gradients) if needed else None for needed in need]
+
+
+def _pulled_back(function: Callable, values: Sequence[Tensor], grads: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    """The gradients of a function's arguments at these values from those of its results."""
+    if under_torch_func():
+        return torch.func.vjp(function, *values)[1](grads)
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        views = [None if tensor is None else tensor.view_as(tensor) for tensor in arguments[: len(need)]]
-        results = reference(*views, *arguments[len(need) :])
-        results = results if isinstance(results, tuple) else (results,)
-        pairs = [(result, grad) for result, grad in zip(results, upstream, strict=True) if grad is not None]
-        wanted = [view for view, needed in zip(views, need, strict=True) if needed]
-        results, grads = zip(*pairs, strict=True)
-        gradients = torch.autograd.grad(results, wanted, grads, create_graph=differentiable)
-    given = iter(gradients)
-    return [next(given) if needed else None for needed in need]
+        # fresh views: only this call lies between them and the results, not what made the values
+        views = [value.view_as(value) for value in values]
+        return torch.autograd.grad(function(*views), views, grads, create_graph=differentiable)
 
 
 def empty_gradients(
