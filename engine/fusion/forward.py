@@ -138,8 +138,8 @@ def _compiled(graph: fx.Graph) -> Callable:
 def exchange(module: nn.Module, plans: list[Plan]) -> None:
     """Gives this one instance a subclass of its class, whose forward runs the first plan that holds.
 
-    Where none holds, under modes and transforms of torch.func, and while the module is exported or traced, it runs the
-    module's own forward: what is exported needs no Kiln.
+    Where none holds, under modes and transforms (torch.func, forward-mode differentiation), and while the module is
+    exported or traced, it runs the module's own forward: what is exported needs no Kiln.
     """
     original = type(module)
 

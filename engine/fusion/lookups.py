@@ -4,7 +4,7 @@ A fused forward computes what calls of layers would compute, without calling the
 up, the fused forward looks at instead, and where anything is replaced the module's own forward runs. `layer(x)` asks:
 
     who                  asks                                                        looked at by
-    torch                modes, transforms of torch.func                             only_autograd_listens
+    torch                modes, transforms (torch.func, forward mode)                only_autograd_listens
     the interpreter      type(layer), its __call__, __getattribute__, __getattr__    Layer, Lookups
     nn.Module.__call__   layer._compiled_call_impl, layer._call_impl                 Layer, Lookups
     _call_impl           hooks of the layer and of every module (HOOKS,              Layer, GLOBAL_HOOKS
@@ -33,6 +33,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from engine.kernels._dispatch import transformed
+
 ABSENT = "<absent>"  # the value of an attribute that was asked for and does not exist
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = tuple(
@@ -57,16 +59,15 @@ class Onlooker(TorchDispatchMode):
 
 def only_autograd_listens() -> bool:
     """Whether no mode and no transform would see, and might change, the operations of a plain call."""
-    if not (_function_modes() or _dispatch_modes() or _transforms()):
+    if not (_function_modes() or _dispatch_modes() or transformed()):
         return True
     harmless = all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
     harmless = harmless and all(isinstance(mode, Onlooker) for mode in _get_current_dispatch_mode_stack())
-    return harmless and not _transforms()
+    return harmless and not transformed()
 
 
 # plain C functions, bound once: they run at every call
 _function_modes, _dispatch_modes = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
-_transforms = torch._C._are_functorch_transforms_active
 
 
 def replaced(module: nn.Module) -> str:
