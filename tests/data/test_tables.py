@@ -136,6 +136,8 @@ MESSAGES = {
     ),
     "one column twice": ("file,File\n000.png,001.png\n", "manifest.csv has two columns file; its columns: file, File"),
     "an open quote": ('file,split\n"000.png,train\n001.png,val\n', "line 3 is not CSV (unexpected end of data)"),
+    "a line in quotes": ('file,split\n"000.png\n",train\n\n"001\n.png",val\n', "line 6: a field in quotes goes over"),
+    "a header in quotes": ('"a\nb",c\n', "manifest.csv has the columns a b, c; expected file"),
     "Latin-1": ("file\ncafé.png\n".encode("latin-1"), "manifest.csv cannot be read ("),
     "UTF-16 without a mark": (
         "file\n000.png\n".encode("utf-16-le"),

@@ -10,7 +10,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -139,6 +139,7 @@ def read_table(source: Source, name: str, needed: Collection[tuple[str, ...]], e
     header = next((line for line in text.splitlines() if _squeezed(line)), "")
     separator = separator or _separator_of(header)
     (_, columns), *lines = list(_fields(text, separator, place, skipped)) or [(1, [])]
+    columns = [" ".join(column.split()) for column in columns]
     titles = _titles(columns, place)
     there = ", ".join(columns)[:200]
     if not any(all(column in titles for column in columns) for columns in needed):
@@ -149,7 +150,9 @@ def read_table(source: Source, name: str, needed: Collection[tuple[str, ...]], e
         if len(fields) > len(columns):
             raise InputError(f"{place} line {line} has {len(fields)} fields, the header {len(columns)}: {there}")
         by_title = dict(zip(columns, fields, strict=False))
-        rows.append((line, {what: _known(by_title.get(title, "")) for what, title in titles.items()}))
+        row = {what: _known(by_title.get(title, "")) for what, title in titles.items()}
+        _check_one_line(row.values(), place, line)
+        rows.append((line, row))
     return Table(place, titles, rows)
 
 
@@ -161,7 +164,10 @@ def read_lines(source: Source, name: str) -> Lines:
     text, skipped, separator = _without_separator_line(read_text(source, name))
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     separator = separator or next((one for one in (";", "\t", ",", "|") if one in last), _BLANKS)
-    return list(_fields(text, separator, f"{source.root}: {name}", skipped))
+    lines = list(_fields(text, separator, f"{source.root}: {name}", skipped))
+    for line, fields in lines:
+        _check_one_line(fields, f"{source.root}: {name}", line)
+    return lines
 
 
 def whole_number(text: str) -> int | None:
@@ -249,12 +255,18 @@ def _titles(columns: list[str], place: str) -> dict[str, str]:
             continue
         titles[what] = columns[squeezed.index(name)]
         if squeezed.count(name) > 1:
-            raise InputError(f"{place} has two columns {titles[what]}; its columns: {', '.join(columns)[:200]}")
+            raise InputError(f"{place} has two columns {titles[what][:100]}; its columns: {', '.join(columns)[:200]}")
     return titles
 
 
+def _check_one_line(fields: Iterable[str], place: str, line: int) -> None:
+    """Raise InputError for a field that goes on in the next line, as after a quote that nothing closes."""
+    if any("\n" in field or "\r" in field for field in fields):
+        raise InputError(f"{place} line {line}: a field in quotes goes over the line's end: close its quotes")
+
+
 def _separator_of(header: str) -> str:
-    """What separates a header's fields: the separator that gives the most columns that are known, then the most columns.
+    """What separates a header's fields: what gives the most columns that are known, then the most columns.
 
     Blanks stand in the names of columns too, so they separate only a header that has no other separator.
     """
