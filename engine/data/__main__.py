@@ -51,8 +51,6 @@ def validate(arguments: Validate) -> int:
     from engine.data.reading import read_set
     from engine.data.validation import default_quarantine_file
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold any bytes
     images = read_set(arguments.path, fresh=arguments.fresh)
     facts = inventory(images)
     print(as_text(facts))

@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.data.dataset import ImageSet
 from engine.data.landmarks import MIRROR_ORDERS
+from engine.host.terminal import printable
 
 _SHOWN = 20  # names listed before "... and N more"
 
@@ -37,6 +38,7 @@ def inventory(images: ImageSet) -> dict[str, Any]:
         "ignored_files": images.listing.ignored,
         "unused_tables": [{"file": name, "reason": reason} for name, reason in images.listing.unused],
         "sets_inside": images.listing.nested,
+        "zips_inside": images.listing.archives,
     }
 
 
@@ -68,12 +70,16 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"  not used     {unused_text([tuple(entry.values()) for entry in facts['unused_tables']])}")
     if facts["sets_inside"]:
         lines.append(f"  note         for landmarks give one of the sets inside: {', '.join(facts['sets_inside'])}")
+    if facts["zips_inside"]:
+        first, *others = facts["zips_inside"]
+        rest = f" and {len(others):,} more" if others else ""
+        lines.append(f"  note         zips inside are not opened: {first}{rest}")
     if facts["quarantined"]:
         lines.append(f"  quarantined  {len(facts['quarantined']):,} files, left out of training:")
         lines += _listed([f"{entry['file']}: {entry['reason']}" for entry in facts["quarantined"]])
     if facts["digest"]:
         lines.append(f"  digest       {facts['digest']}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # a line end in a name would make it two lines
 
 
 def unused_text(unused: list[tuple[str, str]]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from engine.data.dataset import ImageSet
 from engine.data.layouts.landmark_video import find_videos, left_out, prepare_videos
+from engine.data.layouts.listing import Listing
 from engine.data.layouts.sources import open_source
 from engine.data.layouts.which_layout import list_images
 from engine.data.validation import validate
@@ -20,18 +21,29 @@ def read_set(path: Path, *, name: str | None = None, progress: bool = True, fres
     Raises InputError when there is nothing to validate.
     """
     source = open_source(path)
-    name, files, uncropped = name or source.name, source.files(), []
+    name, files = name or source.name, source.files()
+    left_aside = source.passed_over
     videos = find_videos(source, files)
     if videos:
         source = prepare_videos(source, videos, progress)
-        files, uncropped = source.files(), left_out(source)
+        files, left_aside = source.files(), left_aside + left_out(source)
     listing = list_images(source, files)
     if videos:
         listing.layout, listing.ignored, listing.unused = "landmark videos", 0, []
     if not listing.names and not listing.missing:
-        content = f"{listing.ignored} other files" if listing.ignored else "it is empty"
+        content = _content(listing, left_aside)
         raise InputError(f"no image file in {path} ({content}); expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
     records = validate(source, listing.names, progress=progress, fresh=fresh)
     bad = [(record.name, record.problem) for record in records if record.problem]
     usable = [record for record in records if not record.problem]
-    return ImageSet(source, listing, usable, bad + listing.missing + uncropped, name=name, root=path)
+    return ImageSet(source, listing, usable, bad + listing.missing + left_aside, name=name, root=path)
+
+
+def _content(listing: Listing, left_aside: list[tuple[str, str]]) -> str:
+    """What there is in a place without images, for messages."""
+    if left_aside:
+        name, why = left_aside[0]
+        return f"{len(left_aside):,} left out, the first: {name}: {why}"
+    if listing.archives:
+        return f"but the zip {listing.archives[0]}: give that one"
+    return f"{listing.ignored} other files" if listing.ignored else "it is empty"

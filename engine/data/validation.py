@@ -6,8 +6,9 @@ import io
 import json
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -15,12 +16,22 @@ from tqdm import tqdm
 
 from engine.data.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
-from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
-from engine.data.layouts.sources import MAX_FILE_BYTES, Source, Stamp, UnreadableFile
+from engine.data.decoding.plain_images import BadImage, inspect, plain_image
+from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
+from engine.data.layouts.sources import Source, Stamp, UnreadableFile
+from engine.errors import InputError
 from engine.host.atomic_files import write_bytes
+from engine.host.input_files import megabytes
+from engine.host.reading import read_json
 
-_VERSION = 1  # of the verdicts: raise it when the rules below change
+_VERSION = 2  # of the verdicts: raise it when the rules below change
+_VERDICT_BYTES = 1 << 30  # of the file with the verdicts on a source, at most
 _CHUNK = 32  # files decoded together
+_HELD_BYTES = 1 << 28  # of files that are held at once, whatever their number; a single file may have more
+_ANY_PICTURE_BYTES = 1 << 26  # a file of so many bytes is read whatever it holds
+_PIXEL_BYTES = 16  # of a larger file, for each pixel of its picture
+_HEADER_BYTES = 1 << 20  # in which the header of a picture stands
+_OF_HEADER = ("format", "mode", "width", "height", "orientation", "convert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class FileRecord:
     size:              in bytes.
     modified, changed: its times, as Stamp has them.
     sha256:            of its content.
-    format, mode, width, height, convert: as plain_images.Header has them.
+    format, mode, width, height, orientation, convert: as plain_images.Header has them.
     problem:           why the file is quarantined; "" when it can be used.
     """
 
@@ -44,6 +55,7 @@ class FileRecord:
     mode: str = ""
     width: int = 0
     height: int = 0
+    orientation: int = 1
     convert: str = ""
     problem: str = ""
 
@@ -87,14 +99,21 @@ def validate(source: Source, names: Sequence[str], *, progress: bool = True, fre
 
 def load_verdicts(source: Source) -> dict[str, FileRecord]:
     """The verdicts of an earlier validation of this source, by name; {} where this version cannot read them."""
-    columns = [field.name for field in fields(FileRecord)]
+    columns = {field.name: field.type for field in fields(FileRecord)}
     try:
-        stored = json.loads(_verdict_file(source).read_text("utf-8"))
-        if stored["version"] != _VERSION or stored["columns"] != columns:
+        stored = read_json(_verdict_file(source), _VERDICT_BYTES)
+        if stored["version"] != _VERSION or stored["columns"] != list(columns):
             return {}
-        return {row[0]: FileRecord(*row) for row in stored["rows"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {row[0]: _record(row, list(columns.values())) for row in stored["rows"]}
+    except (InputError, KeyError, TypeError, ValueError):
         return {}
+
+
+def _record(row: Sequence[object], types: Sequence[object]) -> FileRecord:
+    """The verdict in a row of the cache. Raises ValueError for one that this version does not write."""
+    if [type(value) for value in row] != types or any(abs(v) >= 1 << 63 for v in row if isinstance(v, int)):
+        raise ValueError("a value of another type")
+    return FileRecord(*row)
 
 
 def forget_verdicts(source: Source) -> None:
@@ -138,20 +157,45 @@ def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRec
     by_content: sha256 -> an earlier verdict on the same content.
     """
     prober = Prober(_CHUNK)
-    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    for looked in _read_ahead(source, names, by_content):
+        yield from (record for record, data in looked if data is None)
+        undecided = [(record, data) for record, data in looked if data is not None]
+        for run in runs_that_fit([record.width * record.height for record, _ in undecided], _CHUNK):
+            yield from _try_decoding(prober, undecided[run.start : run.stop])
+        del looked, undecided  # before more is read
+
+
+Looked = list[tuple[FileRecord, bytes | None]]
+
+
+def _read_ahead(source: Source, names: Sequence[str], by_content: dict[str, FileRecord]) -> Iterator[Looked]:
+    """What `_look` tells of each chunk of files. The next chunk is read meanwhile where both may be held at once."""
+    reading: deque[tuple[int, list[Future]]] = deque()
     with ThreadPoolExecutor(worker_threads()) as pool:
+        for size, chunk in _chunks(source, names):
+            while reading and (len(reading) == 2 or size + sum(held for held, _ in reading) > _HELD_BYTES):
+                yield [future.result() for future in reading.popleft()[1]]
+            reading.append((size, [pool.submit(_look, source, name, by_content) for name in chunk]))
+        while reading:
+            yield [future.result() for future in reading.popleft()[1]]
 
-        def start(chunk: Sequence[str]) -> list:
-            return [pool.submit(_look, source, name, by_content) for name in chunk]
 
-        ahead = start(chunks[0])
-        for following in [*chunks[1:], []]:
-            looked = [future.result() for future in ahead]
-            ahead = start(following)
-            yield from (record for record, data in looked if data is None)
-            undecided = [(record, data) for record, data in looked if data is not None]
-            for run in runs_that_fit([record.width * record.height for record, _ in undecided], _CHUNK):
-                yield from _try_decoding(prober, undecided[run.start : run.stop])
+def _chunks(source: Source, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The files that are held together, and how many bytes they have: _CHUNK files, or fewer where those are large."""
+    chunk: list[str] = []
+    held = 0
+    for name in names:
+        try:
+            size = source.stamp(name).size
+        except UnreadableFile:  # reported where the file is read
+            size = 0
+        if chunk and (len(chunk) == _CHUNK or held + size > _HELD_BYTES // 2):
+            yield held, chunk
+            chunk, held = [], 0
+        chunk.append(name)
+        held += size
+    if chunk:
+        yield held, chunk
 
 
 def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple[FileRecord, bytes | None]:
@@ -160,8 +204,7 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
     try:
         stamp = source.stamp(name)
         record = replace(record, size=stamp.size, modified=stamp.modified, changed=stamp.changed)
-        if stamp.size > MAX_FILE_BYTES:
-            return replace(record, problem=f"too large ({stamp.size / 1e9:.1f} GB file)"), None
+        _check_size(source, name, stamp.size)
         data = source.read(name)
         record = replace(record, size=len(data), sha256=hashlib.sha256(data).hexdigest())
         if same := by_content.get(record.sha256):
@@ -170,25 +213,43 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
         header = inspect(data)
     except (UnreadableFile, BadImage) as error:
         return replace(record, problem=str(error)), None
-    return replace(record, **asdict(header)), data
+    return replace(record, **{name: getattr(header, name) for name in _OF_HEADER}), data
+
+
+def _stored_size(record: FileRecord) -> tuple[int, int]:
+    """Width and height of a file's pixels as they are stored."""
+    size = record.width, record.height
+    return size[::-1] if record.orientation >= FIRST_SIDEWAYS else size
+
+
+def _check_size(source: Source, name: str, size: int) -> None:
+    """Raise BadImage for a file with far more bytes than its picture can have: a few MB of a zip hold GB of zeros."""
+    if size <= _ANY_PICTURE_BYTES:
+        return
+    try:
+        header = inspect(source.read_start(name, _HEADER_BYTES))
+    except BadImage:  # the header may stand elsewhere, as at the end of a TIFF
+        return
+    if size > _ANY_PICTURE_BYTES + _PIXEL_BYTES * header.width * header.height:
+        raise BadImage(f"too large ({megabytes(size)} for {header.width}x{header.height} pixels)")
 
 
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:
     """The verdict on each of a group of files: used as it is, converted by Pillow, or quarantined with the reason.
 
-    A file is used as it is when DALI reads it without complaint, and converted when DALI reads Pillow's rendition.
+    A file is used as it is when DALI reads it without complaint, and converted when Pillow reads it.
     """
     direct = [(record, data) for record, data in group if not record.convert]
     others = [(record, data) for record, data in group if record.convert]
     probes = prober.probe([data for _, data in direct]) if direct else []
     for (record, data), probe in zip(direct, probes, strict=True):
-        if probe == Probe((record.width, record.height)):
+        if probe == Probe(_stored_size(record)):
             yield record
         else:  # converted, because DALI's codec would print its complaint in every epoch, and Pillow's prints none
             others.append((replace(record, convert=probe.complaint or "not read by DALI"), data))
     for record, data in others:
         try:
-            if prober.probe([plain_bytes(data)])[0].size != (record.width, record.height):
+            if plain_image(data).size != (record.width, record.height):
                 raise BadImage("damaged (its size is not the one in its header)")
             yield record
         except BadImage as error:

@@ -1,6 +1,7 @@
 """Reads the landmarks that drive a face from a data set, .pts files or an array, in pixels of the network's square."""
 
 import difflib
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from engine.data.layouts.manifest import MANIFEST
 from engine.data.layouts.names import frame_order
 from engine.data.layouts.pts import is_pts_name, parse_points
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, open_source
-from engine.data.layouts.tables import as_text, is_table_name, parse_array, read_text
+from engine.data.layouts.tables import MAX_TABLE_BYTES, as_text, is_table_name, parse_array, read_text
 from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
+from engine.host.input_files import read_input
+from engine.host.terminal import printable
 from engine.inference import pictures
 
 _ANYWHERE = 1 << 30  # width and height of an assumed frame, so large that no crop reaches its border
@@ -57,6 +60,8 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
         )
     source = open_source(path)
     files = source.files()
+    for name, why in source.passed_over:
+        print(f"kiln reenact: note: {printable(name)}: {why}", file=sys.stderr)
     annotations = [name for name in files if is_pts_name(name)]
     if annotations and points == POINTS:
         name, frames = _choose(_by_video(annotations), clip, path)
@@ -92,9 +97,9 @@ def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
         return frames[0]
     if file is not None:
         try:
-            data = file.read_bytes()
-        except OSError:
-            raise InputError(f"--source-landmarks {file} cannot be read; give a .npy or a .pts file") from None
+            data = read_input(file, MAX_TABLE_BYTES)
+        except UnreadableFile as error:
+            raise InputError(f"--source-landmarks {file}: {error}; give a .npy or a .pts file") from None
         return parse_points(as_text(data, str(file)), str(file)).astype(np.float32)
     folder = image.resolve().parent
     for root, name in ((folder, image.name), (folder.parent, f"{folder.name}/{image.name}")):

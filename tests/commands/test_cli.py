@@ -161,3 +161,32 @@ def test_a_reader_that_leaves_is_no_error():
     line = f'{sys.executable} -c "{code}" | head -1'
     done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "0\n" and done.stderr == ""
+
+
+NAME = "\x1b]0;title\x07\x1b[31m\u202e\udcff.png"
+
+
+@pytest.mark.parametrize("error", [InputError(f"{NAME}: damaged"), OSError(errno.ENOSPC, "full", NAME)])
+def test_a_name_in_an_error_does_not_steer_the_terminal(error, capsys):
+    status, printed = outcome(error, capsys)
+    assert status == 2 and r"\x1b]0;title\x07\x1b[31m\u202e\udcff.png" in printed and printed.strip().isprintable()
+
+
+def test_what_a_command_prints_does_not_steer_the_terminal(capfd):
+    code = f"name = {NAME!r}\nfrom engine.cli import run\nimport sys, warnings\ndef main(argv):\n    print(name)\n"
+    code += "    print(name, file=sys.stderr)\n    warnings.warn(name)\n    raise KeyError(name)\nrun('test', main, [])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 1 and b"Traceback" in done.stderr and b"KeyError" in done.stderr
+    assert not {0x1B, 0x07, 0xFF} & {*done.stdout, *done.stderr} and done.stdout.count(rb"\x1b]0;title\x07") == 1
+
+
+def test_a_help_page_is_left_as_it_is(capsys):
+    def main(argv):
+        parse("--help")
+
+    with pytest.raises(SystemExit):
+        cli.status_of("test", main, [])
+    with_cli = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert with_cli == capsys.readouterr().out

@@ -1,15 +1,24 @@
 """Folders, zips and the manifest layout."""
 
+import csv
+import errno
+import json
+import os
+import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.data import open_dataset, open_loader
+from engine import cli
+from engine.data import open_dataset, open_loader, validation
+from engine.data.__main__ import main
+from engine.data.layouts.sources import FolderSource, open_source
 from engine.data.reading import read_set
 from engine.errors import InputError
-from tests.support.data_images import encoded, picture, write_manifest_set, write_pictures, zip_of
+from tests.support.data_images import LFS_POINTER, encoded, picture, write_manifest_set, write_pictures, zip_of
 
 pytest.importorskip("nvidia.dali")
 
@@ -78,6 +87,119 @@ def test_symbolic_link_loops_end(tmp_path: Path) -> None:
     elsewhere = write_pictures(tmp_path / "elsewhere", 1, width=64)
     (folder / "linked").symlink_to(elsewhere, target_is_directory=True)
     assert read_set(folder).paths == ["000.png", "001.png", "linked/000.png"]
+
+
+@pytest.mark.parametrize("link", ["a link", "z link", "deep/link"])
+def test_a_folder_with_links_to_it_has_its_own_name(tmp_path: Path, link: str) -> None:
+    folder = tmp_path / "set"
+    write_pictures(folder / "m" / "real", 1)
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(folder / "m", target_is_directory=True)
+    assert FolderSource(folder).files() == ["m/real/000.png"]
+
+
+def test_what_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pictures(tmp_path / "set", 1)
+    write_pictures(folder / "closed", 1)
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    (folder / "round").symlink_to(folder / "round")
+    scandir = os.scandir
+
+    def refuse(path: Path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert read_set(folder).quarantined == [
+        ("closed", "a folder that cannot be listed (Permission denied): check its rights"),
+        ("gone", "cannot be read: No such file or directory"),
+        ("round", "cannot be read: Too many levels of symbolic links"),
+    ]
+    with pytest.raises(InputError, match=r"closed cannot be listed \(Permission denied\)"):
+        read_set(folder / "closed")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "a named pipe, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
+        (lambda path: path.symlink_to("/dev/stdin"), "not a file|more than|cannot be read"),
+        (lambda path: path.symlink_to("/proc/self/maps"), "it holds more than the 0 bytes"),
+        (lambda path: path.write_bytes(LFS_POINTER), "a Git LFS pointer"),
+    ],
+)
+@pytest.mark.parametrize("name", ["images/x.png", "manifest.csv", "landmarks_68.npy"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, name: str, make, reason: str) -> None:
+    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(2)], np.zeros((2, 68, 2)))
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    if name.endswith(".png"):
+        with open(folder / "manifest.csv", "a") as file:
+            file.write("x.png,\n")
+        ((left_out, why),) = read_set(folder).quarantined
+        assert left_out == name and re.search(reason, why)
+    else:
+        with pytest.raises(InputError, match=rf"{name} .*({reason})"):
+            read_set(folder)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda p: p.write_bytes(LFS_POINTER)]
+)
+@pytest.mark.parametrize("name", ["set.zip", "set"])
+def test_what_is_no_zip_is_not_waited_for(tmp_path: Path, name: str, make) -> None:
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name}: a (named pipe, not a file|device, not a file|Git LFS pointer)"):
+        open_source(tmp_path / name)
+
+
+def test_names_that_are_no_text(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = write_pictures(tmp_path / "set", 1)
+    for number, name in enumerate((b"\xff.png", b"line\nend.png", b"\x1b[31m.png", b"bad\xfe\n.png")):
+        content = b"x" if name.startswith(b"bad") else encoded(picture(number + 1), "PNG")
+        (folder / os.fsdecode(name)).write_bytes(content)
+    for _ in range(2):  # decoded, then from the cache
+        words = ["validate", str(folder), "--json", str(tmp_path / "a.json"), "--quarantine", str(tmp_path / "a.csv")]
+        assert cli.status_of("data", main, words) == 0
+        out, err = capfd.readouterr()
+        assert r"    bad\udcfe\n.png: not an image" in out.splitlines()[-3] and not {"\x1b", "\udcff"} & {*out, *err}
+    facts = json.loads((tmp_path / "a.json").read_text())
+    assert facts["count"] == 4 and facts["quarantined"][0]["file"] == os.fsdecode(b"bad\xfe\n.png")
+    ((_, row),) = [list(csv.reader((tmp_path / "a.csv").open(newline="")))]
+    assert row[0] == "bad\\udcfe\n.png"
+
+
+def test_a_few_large_files_are_read_ahead_not_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_HELD_BYTES", 1000)
+    source = FolderSource(tmp_path)
+    for number, size in enumerate((400, 200, 5000, 10, 10, 499)):
+        (tmp_path / f"{number}.png").write_bytes(bytes(size))
+    chunks = [[int(name[0]) for name in chunk] for _, chunk in validation._chunks(source, source.files())]
+    assert chunks == [[0], [1], [2], [3, 4], [5]]
+    assert len(validation.validate(source, source.files())) == 6
+
+
+def test_a_picture_followed_by_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_ANY_PICTURE_BYTES", 1 << 16)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", encoded(picture(1), "PNG") + bytes(5 << 20))
+        archive.writestr("b.png", encoded(picture(2), "PNG") + bytes(1 << 10))
+        archive.writestr("c.png", encoded(picture(3, 700, 700), "PNG", compress_level=0))
+    images = read_set(tmp_path / "set.zip")
+    assert images.paths == ["b.png", "c.png"]
+    assert images.quarantined == [("a.png", "too large (5 MB for 48x40 pixels)")]
+
+
+def test_zips_inside_are_said_and_not_opened(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = write_pictures(tmp_path / "set", 1)
+    zip_of(folder, tmp_path / "inner.zip").rename(folder / "inner.zip")
+    assert cli.status_of("data", main, ["validate", str(folder)]) == 0
+    assert "zips inside are not opened: inner.zip" in capfd.readouterr().out
+    (folder / "000.png").unlink()
+    with pytest.raises(InputError, match=r"no image file in .*but the zip inner.zip: give that one"):
+        read_set(folder)
 
 
 def test_manifest(tmp_path: Path) -> None:

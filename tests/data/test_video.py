@@ -1,5 +1,6 @@
 """Landmark videos, the layout of 300VW: crops, splits, and what is wrong with them."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from engine.data.__main__ import main
 from engine.data.layouts.landmark_video import SPLITS, crop_square
 from engine.data.reading import read_set
 from engine.errors import InputError
-from tests.support.data_images import zip_of
+from tests.support.data_images import LFS_POINTER, encoded, zip_of
+from tests.support.raw_zip import Member, raw_zip
 
 pytest.importorskip("nvidia.dali")
 WIDTH, HEIGHT = 160, 120
@@ -197,11 +199,11 @@ def spoil(video: Path, what: str) -> None:
     ("what", "message"),
     [
         ("five", "a/annot/000001.pts line 2: it has 5 points"),
-        ("frames", "a has landmarks in annot/, but neither frames/000001.jpg ... nor vid.avi"),
+        ("frames", "a: it has landmarks in annot/, but neither frames/000001.jpg ... nor vid.avi"),
         ("name", "a/annot/first.pts is not named after its frame's number"),
         (
             "outside",
-            "no frame can be used: all 2 are left out, the first: a/frames/000001.png: 68 landmarks lie outside",
+            "no frame can be used: all 2 frames are left out, the first: a/frames/000001.png: 68 landmarks lie outside",
         ),
         ("movie", "a/vid.avi is not a video that OpenCV can read: extract its frames"),
     ],
@@ -217,6 +219,81 @@ def test_videos_that_cannot_be_used(
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("kiln data: error: ") and message in last
     assert not [path for path in empty_cache.rglob("*") if path.suffix == ".jpg"], "all or nothing"
+
+
+def break_film(video: Path, what: str) -> None:
+    """Spoil one video of a set; `what` is the name of the way."""
+    if what == "no frames":
+        shutil.rmtree(video / "frames")
+    elif what == "bad points":
+        (video / "annot" / "000002.pts").write_text("version: 1\n")
+    elif what == "pointer":
+        (video / "annot" / "000001.pts").write_bytes(LFS_POINTER)
+    elif what == "one frame twice":
+        shutil.copy(video / "annot" / "000001.pts", video / "annot" / "1.pts")
+    elif what == "no number":
+        (video / "frames" / "000001.png").rename(video / "frames" / f"{'1' * 200}.png")
+    else:
+        shutil.rmtree(video / "frames")
+        if what == "pipe":
+            os.mkfifo(video / "vid.avi")
+        elif what == "endless":
+            (video / "vid.avi").symlink_to("/dev/zero")
+        else:
+            (video / "vid.avi").write_bytes({"film pointer": LFS_POINTER, "no film": b"RIFF" + bytes(999)}[what])
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("no frames", "it has landmarks in annot/, but neither frames/000001.jpg ... nor vid.avi beside them"),
+        ("bad points", "bad/annot/000002.pts line 2: expected `n_points: 68`"),
+        ("pointer", "bad/annot/000001.pts cannot be used (a Git LFS pointer"),
+        ("one frame twice", "bad/annot/1.pts have one frame number"),
+        ("no number", "is not named after its frame's number"),
+        ("pipe", "bad/vid.avi: a named pipe, not a file"),
+        ("endless", "bad/vid.avi: a device, not a file"),
+        ("film pointer", "bad/vid.avi: a Git LFS pointer"),
+        ("no film", "bad/vid.avi is not a video that OpenCV can read: extract its frames"),
+    ],
+)
+def test_a_bad_film_is_set_aside_and_the_others_are_used(
+    tmp_path: Path, capfd: pytest.CaptureFixture, what: str, reason: str
+) -> None:
+    if what in ("pipe", "endless", "film pointer", "no film"):
+        pytest.importorskip("cv2")
+    folder = write_videos(tmp_path / "set", {"bad": [face(), face()], "good": [face(), face(82)]})
+    break_film(folder / "bad", what)
+    images = open_dataset(folder, channels=3, resolution=16, points=68, members=2)
+    assert images.paths == ["images/good/000001.jpg", "images/good/000002.jpg"]
+    ((name, why),) = images.quarantined
+    assert name == "bad" and reason in why
+    told = capfd.readouterr().err
+    assert "1 of 2 videos set aside, the first: bad: " in told and "1 files left out, 2 used" in told
+    assert open_dataset(folder, channels=3, resolution=16).quarantined == images.quarantined  # from the cache
+    shutil.rmtree(folder / "good")
+    with pytest.raises(InputError, match=r"no frame can be used: all 1 videos are left out, the first: bad: "):
+        read_set(folder)
+
+
+def test_a_zip_writes_no_crop_outside_the_cache(tmp_path: Path, empty_cache: Path) -> None:
+    outside = tmp_path / "outside" / "frames.jpg"
+    outside.parent.mkdir()
+    outside.write_text("the user's own")
+    picture = encoded(Image.fromarray(frame(face())), "PNG")
+    members = []
+    for film in (f"{tmp_path}/outside", "../outside", "a/../../outside", "x" * 300, "good", "\x1b[31m", "per%cent%d"):
+        for number in (1, 2):
+            members.append(Member(f"{film}/annot/{number:06d}.pts".encode(), pts(face()).encode()))
+            members.append(Member(f"{film}/frames/{number:06d}.png".encode(), picture))
+    (tmp_path / "set.zip").write_bytes(raw_zip(members))
+    images = read_set(tmp_path / "set.zip")
+    assert [Path(name).parts[1] for name in images.paths[::2]] == ["\x1b[31m", "good", "per%cent%d"]
+    reasons = [why for _, why in images.quarantined]
+    assert len(reasons) == 13 and "its name is too long for a folder" in reasons
+    assert sum("leads out" in why or "absolute" in why for why in reasons) == 12
+    assert {path.name for path in tmp_path.iterdir()} == {"outside", "set.zip", empty_cache.name}
+    assert list(outside.parent.iterdir()) == [outside] and outside.read_text() == "the user's own"
 
 
 def test_movies(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# what Git LFS leaves in the place of a file that it has not fetched
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 12345\n" % 7
+
 
 def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
     """A smooth colour image that differs for each seed and has no symmetry."""

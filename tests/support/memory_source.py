@@ -22,7 +22,7 @@ class MemorySource:
     def stamp(self, name: str) -> Stamp:
         return Stamp(len(self._files[name]), 0, 0)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = 0) -> bytes:
         if name not in self._files:
             raise UnreadableFile("cannot be read: No such file or directory")
         return self._files[name]

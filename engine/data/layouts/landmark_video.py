@@ -7,6 +7,7 @@ challenge, by the names of the videos.
 """
 
 import csv
+import errno
 import hashlib
 import io
 import itertools
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -35,6 +37,8 @@ from engine.data.layouts.pts import parse_points
 from engine.data.layouts.sources import FolderSource, Source, Stamp, UnreadableFile, is_image_name
 from engine.data.layouts.tables import is_table_name, read_text
 from engine.errors import InputError
+from engine.host.contained_paths import contained
+from engine.host.input_files import check_input
 
 SPLITS = {
     "train": "001 002 003 004 007 009 010 011 013 015 016 017 018 019 020 022 025 027 028 029 031 033 034 035 037 "
@@ -57,6 +61,7 @@ _ANNOTATION = re.compile(r"(?:(?P<video>.+)/)?annot/[^/]+\.pts", re.IGNORECASE)
 _FRAME = re.compile(r"(?:(?P<video>.+)/)?frames/[^/]+", re.IGNORECASE)
 _MOVIES = ("vid.avi", "vid.mp4", "vid.mov", "vid.mkv")
 _LEFT_OUT = "left_out.csv"
+_EXTRACT = "extract its frames into frames/000001.jpg ..."
 
 
 @dataclass
@@ -67,12 +72,14 @@ class Video:
     annotations: frame number -> .pts file.
     frames:      frame number -> image file.
     movie:       the file that holds all frames where `frames` is empty; "" for none.
+    problem:     why the video is set aside; "" for one that can be tried.
     """
 
     name: str
     annotations: dict[int, str] = field(default_factory=dict)
     frames: dict[int, str] = field(default_factory=dict)
     movie: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +92,12 @@ class _Crop:
     landmarks: np.ndarray
 
 
+class _BadFilm(Exception):
+    """A video that cannot be used; the message says why. The others still can."""
+
+
 def find_videos(source: Source, files: list[str]) -> list[Video]:
-    """The videos of a source, sorted by name; [] where the source has another layout. Raises InputError."""
+    """The videos of a source, sorted by name; [] where the source has another layout."""
     if any(is_table_name(name, MANIFEST) for name in files):
         return []
     annotations: dict[str, list[str]] = defaultdict(list)
@@ -96,29 +107,36 @@ def find_videos(source: Source, files: list[str]) -> list[Video]:
             annotations[match["video"] or ""].append(name)
         elif is_image_name(name) and (match := _FRAME.fullmatch(name)):
             frames[match["video"] or ""].append(name)
-    place = str(source.root)
-    videos = {
-        name: Video(name, frame_numbers(annotations[name], place), frame_numbers(frames[name], place))
-        for name in sorted(annotations)
-    }
+    videos = {name: _numbered(source, name, annotations[name], frames[name]) for name in sorted(annotations)}
     for name in files:
         folder, _, file = name.rpartition("/")
         if file.lower() in _MOVIES and folder in videos:
             videos[folder].movie = videos[folder].movie or name
     for video in videos.values():
         if not video.frames and not video.movie:
-            raise InputError(
-                f"{source.root}: {video.name or 'it'} has landmarks in annot/, but neither frames/000001.jpg ... "
-                "nor vid.avi beside them"
+            video.problem = video.problem or (
+                "it has landmarks in annot/, but neither frames/000001.jpg ... nor vid.avi beside them"
             )
     return list(videos.values())
+
+
+def _numbered(source: Source, name: str, annotations: list[str], frames: list[str]) -> Video:
+    """The video of that name, its files by the numbers in their names; a wrong number is its problem."""
+    try:
+        return Video(name, frame_numbers(annotations, source.name), frame_numbers(frames, source.name))
+    except InputError as error:
+        return Video(name, problem=str(error))
 
 
 def prepare_videos(source: Source, videos: list[Video], progress: bool) -> FolderSource:
     """The crops of all frames with usable landmarks, as a folder in the manifest layout, made on first use.
 
-    Raises InputError for .pts files that cannot be understood, and where a movie needs OpenCV and that is missing.
+    A video that cannot be used is set aside: named on standard error and in `left_out`. Raises InputError where none
+    remains, and where a movie needs OpenCV and that is missing.
     """
+    for video in videos:
+        if not video.frames and not video.problem:
+            _require_opencv(f"{source.root}: {video.movie}")
     folder = cache_folder() / "videos" / _key(source, videos)
 
     def make(out: Path) -> None:
@@ -130,7 +148,7 @@ def prepare_videos(source: Source, videos: list[Video], progress: bool) -> Folde
 
 
 def left_out(prepared: FolderSource) -> list[tuple[str, str]]:
-    """(name, reason) of the frames that were not cropped."""
+    """(name, reason) of the frames that were not cropped, and of the videos that were set aside."""
     with (prepared.root / _LEFT_OUT).open(newline="", encoding="utf-8") as file:
         return [(row["file"], row["reason"]) for row in csv.DictReader(file)]
 
@@ -170,6 +188,7 @@ def _write(out: Path, source: Source, videos: list[Video], progress: bool) -> No
     hidden = None if progress else True  # None: shown on a terminal only
     crops: list[_Crop] = []
     bad: list[tuple[str, str]] = []
+    aside: list[tuple[str, str]] = []
     with (
         tqdm(total=total, desc="cropping", unit="frame", file=sys.stderr, delay=0.5, disable=hidden) as bar,
         ThreadPoolExecutor(worker_threads()) as pool,
@@ -177,8 +196,12 @@ def _write(out: Path, source: Source, videos: list[Video], progress: bool) -> No
         stop = threading.Event()
         work = [pool.submit(_crop_video, out / "images", source, video, bar, stop) for video in videos]
         try:
-            for video_done in work:
-                cropped, unusable = video_done.result()
+            for video, done in zip(videos, work, strict=True):
+                try:
+                    cropped, unusable = done.result()
+                except _BadFilm as error:
+                    aside.append((video.name or source.name, str(error)))
+                    continue
                 crops += cropped
                 bad += unusable
         except BaseException:
@@ -186,14 +209,17 @@ def _write(out: Path, source: Source, videos: list[Video], progress: bool) -> No
             pool.shutdown(cancel_futures=True)
             raise
     if not crops:
-        name, reason = bad[0]
-        raise InputError(
-            f"{source.root}: no frame can be used: all {len(bad)} are left out, the first: {name}: {reason}"
-        )
+        name, reason = (aside + bad)[0]
+        what = f"{len(bad)} frames" if bad else f"{len(aside)} videos"
+        raise InputError(f"{source.root}: no frame can be used: all {what} are left out, the first: {name}: {reason}")
+    if aside:
+        name, reason = aside[0]
+        first = f"{len(aside):,} of {len(videos):,} videos set aside, the first: {name}: {reason}"
+        print(f"kiln: {source.name}: {first}", file=sys.stderr)
     np.save(out / "landmarks_68.npy", np.stack([crop.landmarks for crop in crops]))
     rows = [(crop.file, row, crop.video, crop.frame, _split(crop.video)) for row, crop in enumerate(crops)]
     _write_csv(out / "manifest.csv", ["file", "landmarks_row", "video", "frame", "split"], rows)
-    _write_csv(out / _LEFT_OUT, ["file", "reason"], bad)
+    _write_csv(out / _LEFT_OUT, ["file", "reason"], aside + bad)
 
 
 def _write_csv(path: Path, columns: list[str], rows: list[tuple]) -> None:
@@ -214,9 +240,13 @@ def _crop_video(
 
     images:  folder to write into. stop: set when another video has failed, so that this one ends early.
     returns: the crops, and (name, reason) of the frames left out.
+    Raises _BadFilm where the video cannot be used, OSError where its crops cannot be written.
     """
+    if video.problem:
+        raise _BadFilm(video.problem)
     name = (video.name or source.name).encode("utf-8", "backslashreplace").decode()
-    (images / name).mkdir(parents=True, exist_ok=True)
+    points = {number: _points(source, file) for number, file in video.annotations.items()}
+    _make_folder(contained(images, name))
     crops, bad = [], []
     with _open_frames(source, video) as frames:
         numbers = set()
@@ -224,21 +254,38 @@ def _crop_video(
             if stop.is_set():
                 return [], []
             numbers.add(number)
-            if number not in video.annotations:
+            if number not in points:
                 bad.append((file, f"no landmarks: there is no annot/{number:06d}.pts"))
                 continue
             bar.update()
-            points = parse_points(
-                read_text(source, video.annotations[number]), f"{source.root}: {video.annotations[number]}"
-            )
             target = f"{name}/{number:06d}.jpg"
-            landmarks = _save_crop(image, points, images / target)
+            landmarks = _save_crop(image, points[number], contained(images, target))
             if isinstance(landmarks, str):
                 bad.append((file, landmarks))
             else:
                 crops.append(_Crop(target, name, number, landmarks))
+    if not numbers:
+        raise _BadFilm(f"{video.movie} holds no frame that OpenCV can read: {_EXTRACT}")
     bad += [(video.annotations[i], "there is no frame for it") for i in sorted(video.annotations.keys() - numbers)]
     return crops, bad
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of a video's crops. Raises _BadFilm for a name that no folder can have, and OSError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise _BadFilm("its name is too long for a folder") from error
+
+
+def _points(source: Source, file: str) -> np.ndarray:
+    """The landmarks of a .pts file, (68, 2) in pixels of its frame. Raises _BadFilm."""
+    try:
+        return parse_points(read_text(source, file), file)
+    except InputError as error:
+        raise _BadFilm(str(error)) from error
 
 
 def _save_crop(image: Image.Image | str, points: np.ndarray, path: Path) -> np.ndarray | str:
@@ -272,16 +319,19 @@ def _open_frames(source: Source, video: Video) -> Iterator[Iterator[tuple[int, s
     if video.frames:
         yield ((number, name, _read_frame(source, name)) for number, name in sorted(video.frames.items()))
         return
-    with tempfile.NamedTemporaryFile(suffix=os.path.splitext(video.movie)[1]) as file:
-        path = source.root / video.movie
-        if not isinstance(source, FolderSource):
-            try:
-                file.write(source.read(video.movie))
-            except UnreadableFile as error:
-                raise InputError(f"{source.root}: {video.movie}: {error}") from error
-            file.flush()
-            path = Path(file.name)
-        yield _decode(path, f"{source.root}: {video.movie}", video.movie)
+    with tempfile.TemporaryDirectory() as folder:
+        # OpenCV gets a name of our own: it prints names as they are, and takes digits in them for a series of pictures
+        path = Path(folder, "film" + os.path.splitext(video.movie)[1])
+        try:
+            if isinstance(source, FolderSource):
+                film = contained(source.root, video.movie)
+                check_input(film)
+                path.symlink_to(film.resolve())
+            else:
+                path.write_bytes(source.read(video.movie))
+        except UnreadableFile as error:
+            raise _BadFilm(f"{video.movie}: {error}") from error
+        yield _decode(path, video.movie)
 
 
 def _read_frame(source: Source, name: str) -> Image.Image | str:
@@ -291,11 +341,8 @@ def _read_frame(source: Source, name: str) -> Image.Image | str:
         return str(error)
 
 
-def _decode(path: Path, place: str, name: str) -> Iterator[tuple[int, str, Image.Image]]:
-    """The frames of a movie file, as `_open_frames` gives them.
-
-    path: of the file. place and name: of the movie, for error messages and for frames.
-    """
+def _require_opencv(place: str) -> ModuleType:
+    """OpenCV. Raises InputError where it is missing; place: the movie that needs it."""
     try:
         import cv2  # heavy and optional: only movies need it
     except ImportError as error:
@@ -303,16 +350,25 @@ def _decode(path: Path, place: str, name: str) -> Iterator[tuple[int, str, Image
             f"{place}: OpenCV decodes it, which is not installed: pip install opencv-python-headless, or extract its "
             "frames into frames/000001.jpg ... beside annot/"
         ) from error
+    return cv2
+
+
+def _decode(path: Path, name: str) -> Iterator[tuple[int, str, Image.Image]]:
+    """The frames of a movie file, as `_open_frames` gives them.
+
+    path: of the file. name: of the movie, for messages. Raises _BadFilm.
+    """
+    cv2 = _require_opencv(name)
     movie = cv2.VideoCapture(str(path))
     try:
         if not movie.isOpened():
-            raise InputError(
-                f"{place} is not a video that OpenCV can read: extract its frames into frames/000001.jpg ..."
-            )
+            raise _BadFilm(f"{name} is not a video that OpenCV can read: {_EXTRACT}")
         for number in itertools.count(1):
             there, picture = movie.read()
             if not there:
                 return
             yield number, f"{name} frame {number}", Image.fromarray(np.ascontiguousarray(picture[..., ::-1]))
+    except cv2.error as error:
+        raise _BadFilm(f"{name}: OpenCV fails on it: {_EXTRACT}") from error
     finally:
         movie.release()

@@ -24,6 +24,7 @@ class Listing:
     unused      (name, reason) of tables and arrays that are there and tell nothing
     ignored     how many files are neither images nor tables of the layout
     nested      folders inside that hold sets of their own
+    archives    zips inside, which are not opened
     """
 
     names: list[str]
@@ -42,3 +43,4 @@ class Listing:
     unused: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     nested: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)

@@ -8,6 +8,7 @@ the header decides. Capitals, blanks and underscores in column names do not coun
 import codecs
 import csv
 import io
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
@@ -45,6 +46,7 @@ _UNKNOWN = frozenset({
     "-NaN", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN",
 })  # fmt: skip
 """What programs write into an empty field."""
+MAX_TABLE_BYTES = 1 << 27  # of a table or a text, which takes many times as much memory when it is read
 _MISSING = -1  # a coordinate of a missing point, in key point files
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*|,0{1,2})?(?:[eE][+-]?[0-9]{1,4})?")
 _WRAPPED = re.compile(r'\s*"(?:[^"]|"")*"[,;\t ]*')
@@ -108,9 +110,9 @@ def is_table_name(name: str, table: str) -> bool:
 def read_text(source: Source, name: str) -> str:
     """The file as text. Raises InputError."""
     try:
-        data = source.read(name)
+        data = source.read(name, MAX_TABLE_BYTES)
     except UnreadableFile as error:
-        raise InputError(f"{source.root}: {name} cannot be read ({error}): save it as UTF-8, or remove it") from error
+        raise InputError(f"{source.root}: {name} cannot be used ({error}): replace it, or remove it") from error
     return as_text(data, f"{source.root}: {name}")
 
 
@@ -205,6 +207,7 @@ def parse_array(data: bytes, place: str) -> np.ndarray:
     if data.startswith(b"PK"):
         raise InputError(f"{place} is a .npz archive; expected one array, as numpy.save writes it")
     try:
+        _require_whole(data)
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # a parser that meets arbitrary bytes may raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
@@ -215,6 +218,16 @@ def parse_array(data: bytes, place: str) -> np.ndarray:
         raise InputError(f"{place} holds {array.dtype} {array.shape}; expected floats")
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(array, np.float32)
+
+
+def _require_whole(data: bytes) -> None:
+    """Raise ValueError where the header of a .npy file tells of more than follows: numpy would take memory for all."""
+    form, file = np.lib.format, io.BytesIO(data)
+    version = form.read_magic(file)
+    shape, _, dtype = (form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0)(file)
+    there = len(data) - file.tell()
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > there:
+        raise ValueError(f"its header tells of {dtype} {shape}, but only {there:,} bytes follow")
 
 
 def mark_missing(keypoints: np.ndarray) -> np.ndarray:
@@ -266,7 +279,7 @@ def _check_one_line(fields: Iterable[str], place: str, line: int) -> None:
 
 
 def _separator_of(header: str) -> str:
-    """What separates a header's fields: what gives the most columns that are known, then the most columns.
+    """What separates a header's fields: the one that gives the most known columns, then the most columns.
 
     Blanks stand in the names of columns too, so they separate only a header that has no other separator.
     """

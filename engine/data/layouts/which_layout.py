@@ -33,6 +33,7 @@ def list_images(source: Source, files: list[str] | None = None) -> Listing:
         add_plain_pairs(listing, source, every_file)
     listing.unused = [(name, _why_unused(name)) for name in files if _may_tell(name) and name not in listing.tables]
     listing.ignored = len(files) - len(listing.names)
+    listing.archives = [name for name in files if name.lower().endswith(".zip")]
     return listing
 
 
