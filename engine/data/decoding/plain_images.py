@@ -17,15 +17,14 @@ from engine.data.decoding.colour_profiles import Profile, read_profile
 from engine.data.decoding.decoding_memory import LIMIT, MEMORY
 from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 
-MIN_SIDE = 8
+MIN_SIDE, MAX_SIDE = 8, 1 << 20  # DALI decodes no larger side
 BACKDROP = 128  # mid-grey behind transparent pixels
-# Format -> (mode, storage), both in Pillow's names, of the files that DALI shows as Pillow does. Of TIFF there are too
-# many kinds; DALI 2.4 crashes on damaged JPEG 2000 files, and shows PPM files of another maximum than 255 too dark.
+# Format -> (mode, storage), both in Pillow's names, of the files that DALI shows as Pillow does. Of TIFF and BMP there
+# are too many kinds; DALI 2.4 crashes on damaged JPEG 2000 files, and shows PPM of another maximum than 255 too dark.
 _AS_IS = {
     "JPEG": {("L", "L"), ("RGB", "RGB")},
     "MPO": {("L", "L"), ("RGB", "RGB")},
     "PNG": {(mode, mode) for mode in ("1", "L", "P", "RGB", "LA", "RGBA")},
-    "BMP": {("L", "L"), ("P", "P"), ("RGB", "BGR")},
     "WEBP": {("RGB", "RGB"), ("RGB", "RGBX"), ("RGBA", "RGBA")},
     "PPM": {("1", "1;I"), ("L", "L"), ("RGB", "RGB")},
 }
@@ -87,8 +86,7 @@ def inspect(data: bytes) -> Header:
     """
     with _open(data) as image:
         stored, storage = _stored_size(image), _storage(image)
-        if min(stored) < MIN_SIDE:
-            raise BadImage(f"too small ({image.width}x{image.height}; at least {MIN_SIDE}x{MIN_SIDE})")
+        _check_sides(image)
         _read_late_words(image, data)
         orientation = _orientation(image)
         width, height = stored[::-1] if orientation >= FIRST_SIDEWAYS else stored
@@ -170,6 +168,15 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
         return image.size
     width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIZE)
     return width, height
+
+
+def _check_sides(image: Image.Image) -> None:
+    """Raises BadImage for a picture of which nothing can be made because it is too small or too long."""
+    sides = f"{image.width}x{image.height}"
+    if min(image.size) < MIN_SIDE:
+        raise BadImage(f"too small ({sides}; at least {MIN_SIDE}x{MIN_SIDE})")
+    if max(image.size) > MAX_SIDE:
+        raise BadImage(f"too large to decode ({sides}; at most {MAX_SIDE} pixels a side)")
 
 
 def _orientation(image: Image.Image) -> int:
