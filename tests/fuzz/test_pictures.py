@@ -23,7 +23,7 @@ pytest.importorskip("nvidia.dali")
 
 TOGETHER = 20  # pictures of an example: one image set
 MOST_MEMORY = 2_500_000_000  # bytes that the process may grow by: a picture may take 1 GB, DALI's copies of it the rest
-FILES = [*depths(), *(file for file in product() if not file[0].startswith("TIFF-") or "-1-" in file[0])]
+FILES = [*depths(), *product(every=7)]
 EXTREMES = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 PLACE = st.one_of(st.floats(0, 1), st.integers(0, 64))  # a share of the file, or a place in its header
 
@@ -82,7 +82,7 @@ def right_sums(data: bytes) -> bytes:
 def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
     """(name, bytes) of a file, mutated once to four times."""
     name, data = FILES[draw(st.integers(0, len(FILES) - 1))]
-    for mutation, *arguments in draw(st.lists(MUTATIONS, min_size=1, max_size=4)):
+    for mutation, *arguments in draw(st.lists(MUTATIONS, min_size=1, max_size=3)):
         data = mutation(data, *arguments)
     return name, right_sums(data) if draw(st.booleans()) else data
 
