@@ -49,7 +49,7 @@ _UPRIGHT = {  # orientation -> the way to upright
 }
 _STRIP = 1 << 20  # pixels that are brought into the plain form together
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}  # per pixel in Pillow's memory; 4 in every other mode
-_CODEC_BYTES = {"AVIF": 12, "JPEG2000": 16, "WEBP": 12}  # per pixel in the codec's own memory
+_CODEC_BYTES = {"AVIF": 12, "JPEG2000": 16, "WEBP": 12, "PPM": 8}  # per pixel in the codec's own memory
 _PROGRESSIVE_BYTES = 6  # per pixel: the coefficients of a progressive JPEG file
 
 
@@ -222,7 +222,8 @@ def _why_convert(image: Image.Image, storage: str, frame: str, profile: Profile 
     elif image.format not in _AS_IS:
         reasons.append(f"{image.format} file")
     elif (image.mode, storage) not in _AS_IS[image.format]:
-        reasons.append(f"mode {image.mode}" if storage.startswith(image.mode) else f"mode {image.mode} from {storage}")
+        known = any(mode == image.mode for mode, _ in _AS_IS[image.format])
+        reasons.append(f"stored as {storage}" if known else f"mode {image.mode}")
     elif _may_be_transparent(image) and not _is_opaque(image):
         reasons.append("transparent pixels")
     if profile and profile.transform:
