@@ -172,3 +172,27 @@ def test_large_pictures_are_decoded_in_parts(tmp_path: Path, monkeypatch: pytest
         loader.close()
     for other in batches[1:]:
         assert all((a == b).all() for a, b in zip(batches[0], other, strict=True))
+
+
+DAMAGED_WEBP = bytes.fromhex(
+    "5249464626000000574542505650384c190000002f17c003000f30011330"
+    "01f31f78100824ed6f3e4144040001000000100000000201030002000000"
+)
+
+
+@needs("nvidia.dali")
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("long.png", lambda: encoded(Image.new("1", (8, plain_images.MAX_SIDE + 1)), "PNG"), "at most 1048576 pixels"),
+        ("forgiven.webp", lambda: DAMAGED_WEBP, "truncated or damaged"),
+        ("cut.bmp", lambda: encoded(picture(1), "BMP")[:-1], "truncated or damaged"),
+        ("named.png", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n", "not an image"),
+    ],
+)
+def test_training_takes_no_file_that_refine_refuses(tmp_path: Path, name: str, make, reason: str) -> None:
+    (tmp_path / name).write_bytes(make())
+    ((_, said),) = read_set(tmp_path).quarantined
+    with pytest.raises(BadImage) as raised:
+        pictures.read(make())
+    assert reason in said and str(raised.value) == said

@@ -304,7 +304,7 @@ def _colours(image: Image.Image) -> str:
 
 def _alpha(image: Image.Image) -> Image.Image:
     """The alpha channel, in the mode L, of an image that may be transparent."""
-    if image.mode.startswith("I;16"):
+    if image.mode in _DEEP_MODES:
         return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
     return (image if image.mode in _ALPHA_MODES else image.convert("RGBA")).getchannel("A")
 
