@@ -58,7 +58,7 @@ READABLE = {  # name: (file, part of what `validate` says about its conversion; 
     "grey16.tif": (lambda: encoded(Image.fromarray(grey(1).astype(np.uint16) * 201 + 99), "TIFF"), "TIFF file"),
     "float.tif": (lambda: encoded(Image.fromarray(grey(1) / np.float32(255)), "TIFF"), "TIFF file"),
     "colour.tif": (lambda: encoded(picture(1), "TIFF"), "TIFF file"),
-    "colour.bmp": (lambda: encoded(picture(1), "BMP"), ""),
+    "colour.bmp": (lambda: encoded(picture(1), "BMP"), "BMP file"),
     "colour.ppm": (lambda: encoded(picture(1), "PPM"), ""),
     "colour.jp2": (lambda: encoded(picture(1), "JPEG2000"), "JPEG2000 file"),
     "colour.webp": (lambda: encoded(picture(1), "WEBP", lossless=True), ""),
