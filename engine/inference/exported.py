@@ -18,7 +18,7 @@ FORMAT = 1
 
 def is_exported(path: Path) -> bool:
     """Whether `path` is a folder that `kiln export` wrote, or a copy of such a folder."""
-    return (path / WEIGHTS).is_file()
+    return (path / WEIGHTS).exists()
 
 
 def read(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
