@@ -53,5 +53,5 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a whole UTF-8 text file, atomically."""
-    write_bytes(path, content.encode())
+    """Write a whole UTF-8 text file, atomically; what is no UTF-8 in the names of files becomes an escape."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))

@@ -112,4 +112,7 @@ def _open_tensorboard(run_dir: Path, start: int) -> tuple[Any, str]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None, "TensorBoard is not installed: metrics.jsonl only (pip install 'kiln-engine[tensorboard]')"
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None), ""
+    try:
+        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None), ""
+    except UnicodeEncodeError:
+        return None, "TensorBoard writes into no folder whose name is not UTF-8: metrics.jsonl only"
