@@ -11,7 +11,7 @@ from engine.data.decoding.plain_images import BadImage, inspect
 from engine.data.landmarks import POINTS
 from engine.data.layouts.landmark_video import crop_square, parse_points
 from engine.data.layouts.sources import Source, UnreadableFile, open_source
-from engine.data.layouts.tables import MAX_TABLE_BYTES, parse_array, read_text
+from engine.data.layouts.tables import MAX_ARRAY_BYTES, MAX_TABLE_BYTES, parse_array, read_text
 from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
 from engine.host.input_files import read_input
@@ -77,7 +77,7 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
 def read_array(path: Path, points: int) -> np.ndarray:
     """The landmarks in a .npy file as (F, points, 2) float32; an array (points, 2) is one frame. Raises InputError."""
     try:
-        array = parse_array(read_input(path))
+        array = parse_array(read_input(path, MAX_ARRAY_BYTES))
     except (UnreadableFile, ValueError) as error:
         raise InputError(f"{path} is not a readable .npy array ({error})") from None
     if array.ndim == 2:

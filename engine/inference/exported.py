@@ -12,7 +12,7 @@ from engine.errors import InputError
 from engine.host.input_files import refusal
 from engine.systems.registry import config_from_json
 
-WEIGHTS, CONFIG, FRAMING = "model.safetensors", "config.json", "framing.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 
 
@@ -23,7 +23,7 @@ def is_exported(path: Path) -> bool:
 
 def read(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration, and the weights by name, of an exported folder. Raises InputError when it is damaged."""
-    for name in (CONFIG, WEIGHTS, FRAMING):
+    for name in (CONFIG, WEIGHTS):
         if wrong := refusal(folder / name):
             raise InputError(f"{folder}: {name}: {wrong}")
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import attempt
+from engine.host.input_files import refusal
 from engine.inference.pictures import Box
 
 _WORKING_SIDE = 640
@@ -37,8 +38,13 @@ class Framing:
 
     @classmethod
     def of(cls, model: Path) -> "Framing":
-        """The framing of the photos that a run (or a checkpoint) was trained on; the default when none was kept."""
+        """The framing of the photos that a run (or a checkpoint) was trained on; the default when none was kept.
+
+        Raises InputError where something else than a file has its name.
+        """
         for folder in (model, model.parent.parent):
+            if wrong := refusal(folder / cls.FILE):
+                raise InputError(f"{folder}: {cls.FILE}: {wrong}")
             try:
                 return cls(**json.loads((folder / cls.FILE).read_text()))
             except (OSError, ValueError, TypeError):

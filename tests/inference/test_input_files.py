@@ -12,6 +12,7 @@ from engine.checkpoint import FILES
 from engine.errors import InputError
 from engine.inference.driving import read_array, read_driving, source_points
 from engine.inference.exporting import export
+from engine.inference.faces import Framing
 from engine.inference.reenacting import ReenactOptions, read_source
 from engine.networks.resnet_features import ResnetFeatures
 from engine.networks.vgg import VGG19, check_digest
@@ -38,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "file",
     [
         *(f"run/checkpoints/step_00000007/{name}" for name in ("manifest.json", *FILES)),
-        *(f"exported/{name}" for name in ("config.json", "model.safetensors", "framing.json")),
+        *(f"exported/{name}" for name in ("config.json", "model.safetensors")),
     ],
 )
 def test_models(folders: Path, tmp_path: Path, file: str, spoil, reason: str) -> None:
@@ -58,11 +59,12 @@ def test_models(folders: Path, tmp_path: Path, file: str, spoil, reason: str) ->
         lambda path: source_points(Path("a.png"), path, 68),
         lambda path: read_driving(path, None, 68, 64, "crop"),
         lambda path: read_source(ReenactOptions(Path("run"), path, Path("clip"), Path("out")), 32, 3),
+        lambda path: Framing.of(path.rename(path.parent / Framing.FILE).parent),
         lambda path: check_digest(path),
         lambda path: VGG19(["relu1_1"], width=1).load(path),
         lambda path: ResnetFeatures(path),
     ],
-    ids=["array", "points", "driving", "picture", "vgg's digest", "vgg", "resnet"],
+    ids=["array", "points", "driving", "picture", "framing", "vgg's digest", "vgg", "resnet"],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".pts", ".zip", ".safetensors", ".pth"])
 def test_what_is_named_on_the_command_line(tmp_path: Path, read, suffix: str, spoil, reason: str) -> None:

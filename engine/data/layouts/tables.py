@@ -11,6 +11,7 @@ from engine.data.layouts.sources import Source, UnreadableFile
 from engine.errors import InputError
 
 MAX_TABLE_BYTES = 1 << 27  # of a table or a text, which takes many times as much memory when it is read
+MAX_ARRAY_BYTES = 1 << 32
 Rows = list[tuple[int, dict[str, str]]]
 _MISSING = -1  # a coordinate of a missing point, in key point files
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -51,7 +52,7 @@ def read_points(source: Source, name: str, shape: tuple[int, ...]) -> np.ndarray
     """The array in a .npy file, (N, *shape) float32. Raises InputError."""
     place = f"{source.root}: {name}"
     try:
-        array = parse_array(source.read(name))
+        array = parse_array(source.read(name, MAX_ARRAY_BYTES))
     except (UnreadableFile, ValueError) as error:
         raise InputError(f"{place} is not a readable .npy array ({error})") from error
     if array.shape[1:] != shape or array.dtype.kind not in "fiu":
