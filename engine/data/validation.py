@@ -21,7 +21,7 @@ from engine.data.layouts.sources import Source, Stamp, UnreadableFile
 from engine.host.atomic_files import write_bytes
 from engine.host.input_files import megabytes
 
-_VERSION = 1  # of the verdicts: raise it when the rules below change
+_VERSION = 2  # of the verdicts: raise it when the rules below change
 _CHUNK = 32  # files decoded together
 _HELD_BYTES = 1 << 28  # of files that are held at once, whatever their number; a single file may have more
 _ANY_PICTURE_BYTES = 1 << 26  # a file of so many bytes is read whatever it holds

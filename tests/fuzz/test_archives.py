@@ -110,7 +110,7 @@ def members(draw: st.DrawFn, place: Path) -> Member:
     )
 
 
-@examples(short=60, full=4000)
+@examples(short=25, full=4000)
 @given(data=st.data())
 def test_zips(place: Path, data: st.DataObject) -> None:
     content = bytearray(raw_zip(data.draw(st.lists(members(place), max_size=12))))
@@ -131,7 +131,7 @@ KINDS = ["file", "file", "file", "folder", "folder", "link", "pipe"]
 TARGETS = ["..", ".", "a", "/dev/zero", "/dev/stdin", "/proc/self/maps", "nowhere", "../mine", "../../..//dev/null"]
 
 
-@examples(short=30, full=1000)
+@examples(short=12, full=1000)
 @given(data=st.data())
 def test_folders(place: Path, data: st.DataObject) -> None:
     root = place / "set"
