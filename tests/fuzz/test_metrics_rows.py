@@ -27,7 +27,7 @@ lines = (
 
 
 @given(st.lists(lines, max_size=12), st.integers(0, 60))
-@examples(short=120, full=20_000)
+@examples(short=40, full=20_000)
 def test_any_lines(content: list[bytes], step: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
