@@ -6,7 +6,6 @@ checkpoint_every a checkpoint and the report are written.
 """
 
 import contextlib
-import errno
 import shlex
 import time
 from collections.abc import Iterator
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 8
 FRAMED = 32  # how many photos the framing of faces is measured on
-_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 
 
 def train(config: TrainConfig, origins: Origins) -> int:
@@ -138,7 +136,6 @@ class Trainer:
         """Train to the last step or until a signal; returns the exit status."""
         config = self.config
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._writing("the run folder"))
             distributed.require_same(self.system.weights().values())
             # from here on a signal finds a run that can be saved
             stop = stack.enter_context(StopRequest(silent=distributed.rank() > 0))
@@ -167,9 +164,13 @@ class Trainer:
             configuration.write(self.config, self.origins, self.run_dir / "config.json")
             completion.remove_later_grids(self.run_dir, self.step)
             self.log = MetricsLog(self.run_dir, self.step, self._recorded)
-        stack.callback(self.log.close)
+        stack.callback(self._close_records)
         for note in self.log.notes:
             print(note)
+
+    def _close_records(self) -> None:
+        with self._writing("metrics.jsonl"):
+            self.log.close()
 
     def _first_samples(self) -> None:
         config = self.config
@@ -356,8 +357,6 @@ class Trainer:
         try:
             yield
         except OSError as error:
-            if error.errno not in _NO_PLACE:
-                raise
             kept = f"earlier checkpoints are intact, the last is {self.saved}" if self.saved else "no checkpoint yet"
             fix = f"make room or set the rights, then {self._resume_command()}"
-            raise InputError(f"{what} could not be written ({error.strerror}); {kept}; {fix}") from error
+            raise InputError(f"{what} could not be written ({error.strerror or error}); {kept}; {fix}") from error
