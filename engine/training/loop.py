@@ -29,7 +29,7 @@ from engine.systems.registry import build
 from engine.training import completion, random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.memory import require_memory
-from engine.training.metrics import LossMeter, MetricsLog
+from engine.training.metrics import LossMeter, MetricsLog, missing, missing_text, read_metrics
 from engine.training.progress import Progress, lasting_output, memory_mb
 from engine.training.schedule import learning_rate
 from engine.training.setup import (
@@ -74,6 +74,9 @@ def _complete(config: TrainConfig, start: checkpoint.Checkpoint) -> bool:
             line += "; its report.html was missing or old, and is written now"
         except OSError as error:
             line += f"; its report.html is missing or old, and cannot be written ({error.strerror})"
+    rows = read_metrics(config.out / "metrics.jsonl")
+    if gaps := missing_text(missing(rows, start.state.get("recorded", 0))):
+        line += f"; {gaps}"
     if lacks_grid := completion.lacks_grid(config, start.step):
         line += f"; its sample grid of step {start.step} is missing, and is drawn now without training"
     print(line, flush=True)
