@@ -72,8 +72,8 @@ def _complete(config: TrainConfig, start: checkpoint.Checkpoint) -> bool:
         try:
             report.write(config.out)
             line += "; its report.html was missing or old, and is written now"
-        except OSError as error:
-            line += f"; its report.html is missing or old, and cannot be written ({error.strerror})"
+        except Exception as error:  # a report that cannot be drawn is no failure of the training
+            line += f"; its report.html is missing or old, and cannot be written ({type(error).__name__}: {error})"
     rows = read_metrics(config.out / "metrics.jsonl")
     if gaps := missing_text(missing(rows, start.state.get("recorded", 0))):
         line += f"; {gaps}"
