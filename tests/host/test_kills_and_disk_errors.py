@@ -137,14 +137,20 @@ class Lab:
             recorded = losses((root / "run" / "metrics.jsonl").read_bytes())
             assert set(range(1, checkpoint.load(path).step + 1)) <= set(recorded)
 
+    def is_done(self, name: str, root: Path) -> bool:
+        """Whether a command came to its end before it died; some commands then refuse the folder, which is full."""
+        return name != "train" and files(root) == self.whole[name] and not rests(root)
+
     def finish(self, name: str, root: Path) -> None:
         """The same command, undisturbed, ends with what it writes when nothing was disturbed before."""
-        if name != "train" and files(root) == self.whole[name] and not rests(root):
-            return  # all was done; some commands refuse a folder that is full
+        if self.is_done(name, root):
+            return
         outcome = self.command(name, root)
         assert outcome.status == 0, outcome.output
         self.check(name, root)
-        assert files(root).keys() == self.whole[name].keys() and not rests(root), rests(root)
+        # an old checkpoint that could not be removed stays, and is told
+        others = [place for place in files(root).keys() ^ self.whole[name].keys() if "checkpoints" not in place]
+        assert not others and not rests(root), (others, rests(root))
         if name == "train":
             assert_same(state(root), self.state)
             assert losses(files(root)["run/metrics.jsonl"]) == losses(self.whole[name]["run/metrics.jsonl"])
@@ -173,7 +179,7 @@ def kill(lab: Lab, name: str, root: Path, draw: random.Random) -> str:
         return f"after {seconds:.3f} s"
     at, share = draw.randrange(len(lab.calls[name])), draw.choice(SHARES)
     outcome = lab.command(name, root, KILL, at, share=share)
-    assert outcome.status in (0, -9), outcome.output
+    assert outcome.status in (0, -9) or lab.is_done(name, root), outcome.output
     return f"at call {at} ({outcome.calls[-5:]}), {share} %"
 
 
@@ -195,7 +201,7 @@ def test_many_kills(lab: Lab) -> None:
     """KILN_KILLS random kills (300 without it) of all writers, in chains that run to their end."""
     draw, done = random.Random(KILLS), 0
     while done < KILLS:
-        name = draw.choice(list(WRITERS))
+        name = draw.choices(list(WRITERS), [4, 2, 2, 2, 1, 1, 0.3])[0]
         lab.learn(name)
         root, before = lab.fresh(name), 0
         for _ in range(min(KILLS - done, draw.randrange(1, 12))):
@@ -207,17 +213,18 @@ def test_many_kills(lab: Lab) -> None:
         lab.finish(name, root)
 
 
-def refuse(lab: Lab, name: str, root: Path, draw: random.Random, *, reads: bool = False) -> None:
-    """Run a command of which a call fails, as drawn; it ends in order, with one line where it does not go on."""
-    calls = lab.command(name, root, reads=True).calls if reads else lab.calls[name]
-    if not calls:
-        return
-    at, number = draw.randrange(len(calls)), draw.choice(READING if reads else REFUSED)
-    options = {"share": draw.choice((0, 0, 50)), "lasting": draw.random() < 0.3, "reads": reads}
-    outcome = lab.command(name, root, FAIL, at, errno=number, **options)
-    said = (name, at, outcome.calls[at : at + 1], os.strerror(number), options, outcome.output[-3000:])
-    assert outcome.status in (0, 2) and "Traceback" not in outcome.output, said
-    assert outcome.status == 0 or outcome.output.count(": error: ") == 1, said
+def refuse(lab: Lab, name: str, root: Path, draw: random.Random, at: int | None = None) -> None:
+    """Run a command of which a call that changes something fails, as drawn."""
+    at = draw.randrange(len(lab.calls[name])) if at is None else at
+    number, share, lasting = draw.choice(REFUSED), draw.choice((0, 0, 50)), draw.random() < 0.3
+    outcome = lab.command(name, root, FAIL, at, errno=number, share=share, lasting=lasting)
+    in_order(outcome, name, at, os.strerror(number), share, lasting)
+
+
+def in_order(outcome: Outcome, *about: object) -> None:
+    """A command goes on without what a disk refused, or ends with one line."""
+    assert outcome.status in (0, 2) and "Traceback" not in outcome.output, (about, outcome)
+    assert outcome.status == 0 or outcome.output.count(": error: ") == 1, (about, outcome)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -234,13 +241,26 @@ def test_refused_writes(lab: Lab, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_refused_write(lab: Lab, name: str) -> None:
+def test_many_refused_writes(lab: Lab, name: str) -> None:
     lab.learn(name)
     draw, total = random.Random(name), len(lab.calls[name])
-    for at in range(0, total, max(1, total // 40)):
-        for number in draw.sample(REFUSED, 2):
-            root = lab.fresh(name)
-            outcome = lab.command(name, root, FAIL, at, errno=number, lasting=draw.random() < 0.3)
-            assert outcome.status in (0, 2) and "Traceback" not in outcome.output, (at, number, outcome)
-            lab.check(name, root)
-            lab.finish(name, root)
+    for at in draw.sample(range(total), min(total, 20)):
+        root = lab.fresh(name)
+        refuse(lab, name, root, draw, at=at)
+        lab.check(name, root)
+        lab.finish(name, root)
+
+
+@pytest.mark.parametrize("name", ["export", "refine", "sample", "verdicts"])
+def test_refused_reads(lab: Lab, name: str) -> None:
+    """A disk that cannot read a file: one line, or a line for a picture, and nothing wrong is written."""
+    lab.learn(name)
+    draw, root = random.Random(name), lab.fresh(name)
+    words = WRITERS[name].words(lab.given, root)
+    calls = lab.run(words, lab.given, reads=True).calls
+    for at in draw.sample(range(len(calls)), 3):
+        root, number = lab.fresh(name), draw.choice(READING)
+        in_order(lab.run(words, lab.given, FAIL, at, errno=number, reads=True), name, at, os.strerror(number))
+        lab.check(name, root)
+        lab.finish(name, root)
+    shutil.rmtree(lab.given / "cache", ignore_errors=True)
