@@ -105,7 +105,7 @@ def load_verdicts(source: Source) -> dict[str, FileRecord]:
         stored = read_json(_verdict_file(source), _VERDICT_BYTES)
         if stored["version"] != _VERSION or stored["columns"] != list(columns):
             return {}
-        return {row[0]: _record(row, list(columns.values())) for row in stored["rows"]}
+        return {(record := _record(row, list(columns.values()))).name: record for row in stored["rows"]}
     except (InputError, KeyError, TypeError, ValueError):
         return {}
 

@@ -128,6 +128,8 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
         newest = _newest(config)
         start = None if newest is None else checkpoint.load(newest)
         config.out.mkdir(parents=True, exist_ok=True)
+        for folder in (config.out, config.out / checkpoint.FOLDER, config.out / "samples"):
+            atomic_files.sweep(folder)
     except OSError as error:
         raise _cannot_write(config.out, error) from None
     if config.resume and start is None:
