@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.data.cache import cache_folder
-from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
+from engine.data.decoding.dali import Probe, Prober, native_stderr, runs_that_fit, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_image
 from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 from engine.data.layouts.sources import Source, Stamp, UnreadableFile
@@ -254,7 +254,9 @@ def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iter
             yield record
     for record, data in others:
         try:
-            if plain_image(data).size != (record.width, record.height):
+            with native_stderr():  # where libtiff speaks of damaged files, without their names
+                size = plain_image(data).size
+            if size != (record.width, record.height):
                 raise BadImage("damaged (its size is not the one in its header)")
             yield record
         except BadImage as error:

@@ -82,15 +82,18 @@ def to_square(image: Image.Image, placement: Placement, resolution: int, channel
 
 
 def _reaching(image: Image.Image, window: Box) -> tuple[Image.Image, Box]:
-    """The picture with its border repeated as far as the window reaches, and the window in pixels of that picture."""
+    """A picture that the window lies in, and the window in its pixels.
+
+    The picture itself, or where the window reaches beyond it, the window alone with the picture's border repeated.
+    """
     left, top, right, bottom = window
-    beyond = max(0, -left, -top, right - image.width, bottom - image.height)
-    if not beyond:
+    inside = max(0, left), max(0, top), min(image.width, right), min(image.height, bottom)
+    if inside == window:
         return image, window
-    around = ((beyond, beyond), (beyond, beyond), (0, 0))
-    pixels = np.pad(np.atleast_3d(np.asarray(image)), around, mode="edge")
-    larger = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-    return larger, (left + beyond, top + beyond, right + beyond, bottom + beyond)
+    around = ((inside[1] - top, bottom - inside[3]), (inside[0] - left, right - inside[2]), (0, 0))
+    pixels = np.pad(np.atleast_3d(np.asarray(image.crop(inside))), around, mode="edge")
+    filled = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    return filled, (0, 0, *filled.size)
 
 
 def from_square(pixels: np.ndarray, placement: Placement, *, original_size: bool) -> Image.Image:

@@ -143,7 +143,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
         (lambda p: p.mkdir(), r"no image file in .*it is empty"),
         (lambda p: (p.mkdir(), (p / "notes.txt").write_text("x")), r"no image file in .*1 other files"),
         (lambda p: p.write_bytes(encoded(picture(0), "PNG")), "is a file: give the folder"),
-        (write_bad, r"no usable image in .*: all 14 files are bad, the first: bomb.png: too large"),
+        (write_bad, r"no usable image in .*: all 15 files are bad, the first: bomb.png: too large"),
     ],
 )
 def test_nothing_to_train_on(tmp_path: Path, make, message: str) -> None:

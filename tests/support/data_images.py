@@ -74,11 +74,19 @@ def truncated(kind: str) -> bytes:
     return data[: len(data) // 2]
 
 
+def garbled_tiff() -> bytes:
+    """A TIFF file whose compressed pixels are no LZW codes, of which libtiff complains on standard error."""
+    data = bytearray(encoded(picture(1), "TIFF", compression="tiff_lzw"))
+    data[8:200] = b"\xff" * 192
+    return bytes(data)
+
+
 BAD = {  # name: (file, part of the reason for its quarantine)
     "truncated.jpg": (lambda: truncated("JPEG"), "truncated or damaged"),
     "truncated.png": (lambda: truncated("PNG"), "truncated or damaged"),
     "truncated.gif": (lambda: truncated("GIF"), "truncated or damaged"),
     "truncated.tif": (lambda: truncated("TIFF"), "damaged"),
+    "garbled.tif": (lambda: garbled_tiff(), "truncated or damaged"),
     "truncated.webp": (lambda: truncated("WEBP"), "truncated or damaged"),
     "header_only.jpg": (lambda: encoded(picture(1), "JPEG")[:200], "truncated or damaged"),
     "half_a_header.png": (lambda: encoded(picture(1), "PNG")[:20], ""),

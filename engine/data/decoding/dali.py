@@ -222,7 +222,7 @@ class Prober:
     def _decode(self, batch_size: int, encoded: Sequence[bytes]) -> tuple[list[tuple[int, int]], str]:
         """Width and height of each file ([] when DALI fails on one), and what codecs printed."""
         pipeline = self._pipelines.pop(batch_size, None) or self._build(batch_size)
-        with _native_stderr() as printed:
+        with native_stderr() as printed:
             try:
                 (images,) = pipeline.run(encoded=[np.frombuffer(data, np.uint8) for data in encoded])
             except RuntimeError:
@@ -246,7 +246,7 @@ class Prober:
 
 
 @contextlib.contextmanager
-def _native_stderr() -> Iterator[list[str]]:
+def native_stderr() -> Iterator[list[str]]:
     """Collect the first line that native code prints to standard error, where codecs complain of doubtful files."""
     printed: list[str] = []
     sys.stderr.flush()
