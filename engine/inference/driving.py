@@ -14,7 +14,7 @@ from engine.data.landmarks import POINTS
 from engine.data.layouts.landmark_video import crop_square
 from engine.data.layouts.listing import Listing
 from engine.data.layouts.manifest import MANIFEST
-from engine.data.layouts.names import frame_order
+from engine.data.layouts.names import frame_order, natural_order
 from engine.data.layouts.pts import is_pts_name, parse_points
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, open_source
 from engine.data.layouts.tables import MAX_TABLE_BYTES, as_text, is_table_name, parse_array, read_text
@@ -166,14 +166,15 @@ def _parsed(source: Source, file: str, points: int) -> np.ndarray:
 
 def _choose(clips: dict[str, list[str]], clip: str | None, path: Path) -> tuple[str, list[str]]:
     """The name and the frames of a clip; None takes the longest. Raises InputError for an unknown one."""
+    ordered = sorted(sorted(clips), key=natural_order)
     if clip is None:
-        name = max(sorted(clips), key=lambda one: len(clips[one]))
+        name = max(ordered, key=lambda one: len(clips[one]))
         return name, clips[name]
-    matches = [name for name in sorted(clips) if clip in (name, name.split("/")[0], name.rsplit("/", 1)[-1])]
+    matches = [name for name in ordered if clip in (name, name.split("/")[0], name.rsplit("/", 1)[-1])]
     if clip in clips or matches:
         name = clip if clip in clips else matches[0]
         return name, clips[name]
-    close = difflib.get_close_matches(clip, clips, n=3, cutoff=0.3) or sorted(clips)[:3]
+    close = difflib.get_close_matches(clip, clips, n=3, cutoff=0.3) or ordered[:3]
     raise InputError(f"{path} has no clip {clip!r}; it has {len(clips)}, among them {', '.join(close)}")
 
 
