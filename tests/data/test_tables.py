@@ -255,6 +255,22 @@ def test_landmarks_that_are_no_numbers() -> None:
     assert listing.unmarked == dict.fromkeys(PLAIN[1], "its landmarks are not all finite numbers")
 
 
+@pytest.mark.parametrize(
+    ("rows", "remarks"),
+    [
+        ("0 1 2", ["landmarks_68.npy has 4 rows, of which manifest.csv names 3"]),
+        ("0 1 0", ["1 rows of landmarks_68.npy are named more than once: row 0 by 000.png and 002.png", "names 2"]),
+        ("0 1", ["names 2"]),
+        ("3 2 1 0", []),
+    ],
+)
+def test_rows_that_are_named_twice_or_never(rows: str, remarks: list[str]) -> None:
+    table = "file,row\n" + "".join(f"{i:03d}.png,{row}\n" for i, row in enumerate(rows.split()))
+    listing = list_set(table, {"images/003.png": b""})
+    assert len(listing.landmarks) == len(rows.split())
+    assert all(remark in said for remark, said in zip(remarks, listing.remarks, strict=True))
+
+
 def test_rows_without_an_array() -> None:
     for extra, there in (({}, "not beside it"), ({"landmarks_68.npz": b""}, "(there is landmarks_68.npz)")):
         with pytest.raises(InputError, match=r"manifest.csv has the column row, but landmarks_68.npy or") as raised:
