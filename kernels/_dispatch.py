@@ -241,7 +241,7 @@ _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
 def _direct(
-    overload: Callable, tensors: list[int], cpu: Callable, plain: Callable | None, autograd: Autograd | None
+    overload: Callable, tensors: list[int], cpu: Callable, reference: Callable | None, autograd: Autograd | None
 ) -> Callable:
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 

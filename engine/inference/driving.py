@@ -17,7 +17,7 @@ from engine.data.layouts.manifest import MANIFEST
 from engine.data.layouts.names import frame_order, last_number, natural_order
 from engine.data.layouts.pts import is_pts_name, parse_points
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, open_source
-from engine.data.layouts.tables import MAX_TABLE_BYTES, as_text, is_table_name, parse_array, read_text
+from engine.data.layouts.tables import MAX_ARRAY_BYTES, MAX_TABLE_BYTES, as_text, is_table_name, parse_array, read_text
 from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
 from engine.host.input_files import read_input
@@ -148,7 +148,7 @@ def _parsed(source: Source, file: str, points: int) -> np.ndarray:
     """The landmarks in a .npy file of a source, as `read_array` gives them."""
     place = str(source.root / file)
     try:
-        array = parse_array(source.read(file), place)
+        array = parse_array(source.read(file, MAX_ARRAY_BYTES), place)
     except UnreadableFile as error:
         raise InputError(f"{place} is not a readable .npy array ({error})") from None
     if array.ndim == 2:

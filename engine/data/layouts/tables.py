@@ -48,6 +48,7 @@ _UNKNOWN = frozenset({
 })  # fmt: skip
 """What programs write into an empty field."""
 MAX_TABLE_BYTES = 1 << 27  # of a table or a text, which takes many times as much memory when it is read
+MAX_ARRAY_BYTES = 1 << 32
 _MISSING = -1  # a coordinate of a missing point, in key point files
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*|,0{1,2})?(?:[eE][+-]?[0-9]{1,4})?")
 _WRAPPED = re.compile(r'\s*"(?:[^"]|"")*"[,;\t ]*')
@@ -188,7 +189,7 @@ def read_points(source: Source, name: str, shape: tuple[int, ...]) -> np.ndarray
     """The array in a .npy file, (N, *shape) float32; (N, ..., 2, K) is read as (N, ..., K, 2). Raises InputError."""
     place = f"{source.root}: {name}"
     try:
-        data = source.read(name)
+        data = source.read(name, MAX_ARRAY_BYTES)
     except UnreadableFile as error:
         raise InputError(f"{place} is not a readable .npy array ({error})") from error
     array = parse_array(data, place)
