@@ -36,6 +36,7 @@ def inventory(images: ImageSet) -> dict[str, Any]:
         "duplicates": [names for names in by_content.values() if len(names) > 1],
         "quarantined": [{"file": name, "reason": reason} for name, reason in images.quarantined],
         "ignored_files": images.listing.ignored,
+        "remarks": images.listing.remarks,
         "unused_tables": [{"file": name, "reason": reason} for name, reason in images.listing.unused],
         "sets_inside": images.listing.nested,
         "zips_inside": images.listing.archives,
@@ -70,6 +71,7 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"  ignored      {facts['ignored_files']:,} other files")
     if facts["unused_tables"]:
         lines.append(f"  not used     {unused_text([tuple(entry.values()) for entry in facts['unused_tables']])}")
+    lines += [f"  note         {remark}" for remark in facts["remarks"]]
     if facts["sets_inside"]:
         lines.append(f"  note         for landmarks give one of the sets inside: {', '.join(facts['sets_inside'])}")
     if facts["zips_inside"]:

@@ -54,6 +54,8 @@ def open_dataset(
         images = read_set(folder / look, name="avatars" if look == "photo" else f"avatars ({look})", progress=progress)
     else:
         images = read_set(Path(path), progress=progress)
+        for remark in images.listing.remarks:
+            print(f"kiln: {images.name}: {remark}", file=sys.stderr)
         if images.listing.unused:
             print(f"kiln: {images.name}: not used: {unused_text(images.listing.unused)}", file=sys.stderr)
     images = of_split(images, split)

@@ -14,7 +14,7 @@ from engine.data.landmarks import POINTS
 from engine.data.layouts.landmark_video import crop_square
 from engine.data.layouts.listing import Listing
 from engine.data.layouts.manifest import MANIFEST
-from engine.data.layouts.names import frame_order
+from engine.data.layouts.names import frame_order, last_number, natural_order
 from engine.data.layouts.pts import is_pts_name, parse_points
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, open_source
 from engine.data.layouts.tables import MAX_ARRAY_BYTES, MAX_TABLE_BYTES, as_text, is_table_name, parse_array, read_text
@@ -66,17 +66,18 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
     annotations = [name for name in files if is_pts_name(name)]
     if annotations and points == POINTS:
         name, frames = _choose(_by_video(annotations), clip, path)
-        frames = frame_order(frames, str(path))
+        frames = _in_order(frames, path)
         return Driving(name, np.stack([_framed(source, file, resolution) for file in frames]))
     listing = list_images(source, files)
     arrays = [name for name in files if name.lower().endswith(".npy")]
     if arrays and not listing.names:
         name, frames = _choose(_by_video(arrays), clip, path)
-        frames = frame_order(frames, str(path))
+        frames = _in_order(frames, path)
         return Driving(name, np.concatenate([_parsed(source, file, points) for file in frames]))
     if listing.points != points:
         raise InputError(f"{path} has {listing.points or 'no'} landmarks for its images; this model takes {points}")
     name, frames = _choose(_clips(listing, path), clip, path)
+    _say_what_is_missing([listing.frames[file][1] for file in frames])
     return Driving(name, np.stack([_placed(source, file, listing.landmarks[file], resolution, fit) for file in frames]))
 
 
@@ -166,14 +167,15 @@ def _parsed(source: Source, file: str, points: int) -> np.ndarray:
 
 def _choose(clips: dict[str, list[str]], clip: str | None, path: Path) -> tuple[str, list[str]]:
     """The name and the frames of a clip; None takes the longest. Raises InputError for an unknown one."""
+    ordered = sorted(sorted(clips), key=natural_order)
     if clip is None:
-        name = max(sorted(clips), key=lambda one: len(clips[one]))
+        name = max(ordered, key=lambda one: len(clips[one]))
         return name, clips[name]
-    matches = [name for name in sorted(clips) if clip in (name, name.split("/")[0], name.rsplit("/", 1)[-1])]
+    matches = [name for name in ordered if clip in (name, name.split("/")[0], name.rsplit("/", 1)[-1])]
     if clip in clips or matches:
         name = clip if clip in clips else matches[0]
         return name, clips[name]
-    close = difflib.get_close_matches(clip, clips, n=3, cutoff=0.3) or sorted(clips)[:3]
+    close = difflib.get_close_matches(clip, clips, n=3, cutoff=0.3) or ordered[:3]
     raise InputError(f"{path} has no clip {clip!r}; it has {len(clips)}, among them {', '.join(close)}")
 
 
@@ -185,6 +187,24 @@ def _by_video(files: list[str]) -> dict[str, list[str]]:
         folder = folder[: -len("annot")].rstrip("/") if folder.split("/")[-1].lower() == "annot" else folder
         videos.setdefault(folder or "frames", []).append(file)
     return videos
+
+
+def _in_order(files: list[str], path: Path) -> list[str]:
+    """Files of frames in the order of the numbers in their names. Raises InputError where they have none."""
+    ordered = frame_order(files, str(path))
+    numbers = [last_number(file) for file in ordered]
+    if None not in numbers and sorted(set(numbers)) == numbers:
+        _say_what_is_missing(numbers)
+    return ordered
+
+
+def _say_what_is_missing(numbers: list[int]) -> None:
+    """Say on standard error that frames are missing in between, where their numbers tell it; numbers: in order."""
+    steps = np.diff(numbers)
+    if len(steps) and steps.max() > steps.min():
+        first, gaps = numbers[int(steps.argmax())], int((steps > steps.min()).sum())
+        what = f"frames are missing, {gaps} times, the most after frame {first}; the clip goes on with the next one"
+        print(f"kiln reenact: note: {what}", file=sys.stderr)
 
 
 def _clips(listing: Listing, path: Path) -> dict[str, list[str]]:

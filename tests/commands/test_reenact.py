@@ -188,6 +188,24 @@ def test_clips_with_numbers_in_the_names_of_their_folders(tmp_path: Path) -> Non
     assert plays_in_order(tmp_path / "set", "v2") and plays_in_order(tmp_path / "set", "v10")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ("1 2 3 4", ""),
+        ("10 15 20", ""),
+        ("1 2 5 6 8", "frames are missing, 2 times, the most after frame 2;"),
+        ("7", ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["{}.pts", "s1 f{}.npy"])
+def test_missing_frames_are_said(tmp_path: Path, capsys, numbers: str, said: str, name: str) -> None:
+    names = [name.format(number) for number in numbers.split()]
+    folder = flatter(tmp_path / "set", names, np.save if name.endswith("npy") else write_pts)
+    assert len(read_driving(folder, None, 68, SIDE, "crop").points) == len(names)
+    err = capsys.readouterr().err
+    assert said in err and bool(err) == bool(said) and err.count("\n") == bool(said)
+
+
 @pytest.mark.parametrize("names", ["1.pts 001.pts", "f2.pts F02.pts", "-1.pts 1.pts", "1.npy 01.npy"])
 def test_frames_that_have_no_order(tmp_path: Path, names: str) -> None:
     write = np.save if names.endswith("npy") else write_pts

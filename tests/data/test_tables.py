@@ -62,6 +62,7 @@ DIALECTS = {
     "blanks": table("  ", rows=[*ROWS[:3], ["002.png"]]),
     "sep=": "sep=;\n" + table(";"),
     "sep= of Excel": '"sep=,"\r\n' + table(end="\r\n"),
+    "sep= of another sign": "sep=^\n" + table("^"),
     "CRLF": table(end="\r\n"),
     "CR": table(end="\r"),
     "empty lines": "\n\n" + table(end="\n\n"),
@@ -128,6 +129,8 @@ MESSAGES = {
     ),
     "no header": ("000.png,0\n001.png,1\n", "manifest.csv has the columns 000.png, 0; expected file"),
     "another separator": ("file/landmarks_row\n", "manifest.csv has the columns file/landmarks_row; expected file"),
+    "a separator that cannot be": ("sep= \nfile\n", "manifest.csv has the columns sep=; expected file"),
+    "quotes that separate": ('sep="\nfile\n', 'manifest.csv has the columns sep="; expected file'),
     "nothing": ("", "manifest.csv has no line of column names; expected file"),
     "blanks only": (" \n,,\n", "manifest.csv has no line of column names"),
     "no rows": ("file,landmarks_row\n", "manifest.csv names no file"),
@@ -139,7 +142,7 @@ MESSAGES = {
     "one column twice": ("file,File\n000.png,001.png\n", "manifest.csv has two columns file; its columns: file, File"),
     "an open quote": ('file,split\n"000.png,train\n001.png,val\n', "line 3 is not CSV (unexpected end of data)"),
     "a line in quotes": ('file,split\n"000.png\n",train\n\n"001\n.png",val\n', "line 6: a field in quotes goes over"),
-    "a header in quotes": ('"a\nb",c\n', "manifest.csv has the columns a b, c; expected file"),
+    "a header in quotes": ('x,"a\nb",c\n', "manifest.csv has the columns x, a b, c; expected file"),
     "Latin-1": ("file\ncafé.png\n".encode("latin-1"), "manifest.csv cannot be read ("),
     "UTF-16 without a mark": (
         "file\n000.png\n".encode("utf-16-le"),
@@ -250,6 +253,22 @@ def test_landmarks_that_are_no_numbers() -> None:
     listing = list_set(table(), {"landmarks_68.npy": npy(points)})
     assert listing.landmarks == {}
     assert listing.unmarked == dict.fromkeys(PLAIN[1], "its landmarks are not all finite numbers")
+
+
+@pytest.mark.parametrize(
+    ("rows", "remarks"),
+    [
+        ("0 1 2", ["landmarks_68.npy has 4 rows, of which manifest.csv names 3"]),
+        ("0 1 0", ["1 rows of landmarks_68.npy are named more than once: row 0 by 000.png and 002.png", "names 2"]),
+        ("0 1", ["names 2"]),
+        ("3 2 1 0", []),
+    ],
+)
+def test_rows_that_are_named_twice_or_never(rows: str, remarks: list[str]) -> None:
+    table = "file,row\n" + "".join(f"{i:03d}.png,{row}\n" for i, row in enumerate(rows.split()))
+    listing = list_set(table, {"images/003.png": b""})
+    assert len(listing.landmarks) == len(rows.split())
+    assert all(remark in said for remark, said in zip(remarks, listing.remarks, strict=True))
 
 
 def test_rows_without_an_array() -> None:

@@ -10,9 +10,11 @@ from PIL import Image
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
 from engine.data.decoding.stored_squares import unlike_displayed
+from engine.data.layouts.sources import FolderSource
 from engine.data.reading import read_set
 from engine.errors import InputError
 from engine.inference.driving import read_driving
+from engine.inference.refining import Preparer, RefineOptions, Skipped
 
 pytest.importorskip("nvidia.dali")
 ORIENTATIONS = range(1, 9)
@@ -118,6 +120,19 @@ def test_landmarks_that_fit_only_the_stored_pixels(tmp_path: Path) -> None:
     assert [Path(name).stem for name, reason in images.quarantined if reason.startswith(why)] == ["5", "6", "7", "8"]
     with pytest.raises(InputError, match=rf"5.jpg cannot be used: {why} \(orientation 5\): give them"):
         read_driving(folder, None, 68, 64, "crop")
+
+
+def test_refining(tmp_path: Path) -> None:
+    folder, dots = write_turned(tmp_path / "set", "JPEG")
+    options = RefineOptions(tmp_path, folder, tmp_path / "out")
+    prepare = Preparer(FolderSource(folder), options, 64, 1, landmarks=True)
+    for orientation in ORIENTATIONS:
+        prepared = prepare(f"images/{orientation}.jpg")
+        np.testing.assert_allclose(brightest(prepared.pixels[0]), prepared.landmarks[0], atol=0.3)
+    np.save(folder / "landmarks_68.npy", np.repeat(dots[:, None] * 0 + [60, 40], 68, axis=1))
+    prepare = Preparer(FolderSource(folder), options, 64, 1, landmarks=True)
+    with pytest.raises(Skipped, match="its landmarks fit the 72x48 pixels of the file, not the 48x72 displayed"):
+        prepare("images/6.jpg")
 
 
 def test_what_fits() -> None:

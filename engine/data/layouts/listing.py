@@ -21,6 +21,7 @@ class Listing:
     attributes  name -> (A,) bool, whether it has each of attribute_names
     missing     (name, reason) of what the layout names and cannot be used
     tables      names of the tables and arrays that the layout has read
+    remarks     lines on what is usable and looks like a mistake
     unused      (name, reason) of tables and arrays that are there and tell nothing
     ignored     how many files are neither images nor tables of the layout
     nested      folders inside that hold sets of their own
@@ -40,6 +41,7 @@ class Listing:
     attribute_names: list[str] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
     tables: set[str] = field(default_factory=set)
+    remarks: list[str] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     ignored: int = 0
     nested: list[str] = field(default_factory=list)

@@ -9,6 +9,7 @@ An image whose video, identity or frame is negative or empty is in no clip.
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,10 +171,13 @@ def _add_landmarks(listing: Listing, rows: list[_Row], source: Source, name: str
     if count == KEYPOINTS:
         array = mark_missing(array)
     array = array.reshape(len(array), roles, count, 2)
+    named: dict[int, list[str]] = defaultdict(list)
     for row in rows:
         if not _names_landmarks(row):
             continue
-        for image, points in zip(row.names, array[_row_number(row, len(array), file)], strict=True):
+        number = _row_number(row, len(array), file)
+        named[number].append(row.fields["file" if roles == 1 else "source"])
+        for image, points in zip(row.names, array[number], strict=True):
             if image is None or image in listing.landmarks or image in listing.unmarked:
                 continue
             usable = np.isfinite(points)
@@ -183,6 +187,20 @@ def _add_landmarks(listing: Listing, rows: list[_Row], source: Source, name: str
                 listing.unmarked[image] = (
                     "no key point is known" if count == KEYPOINTS else "its landmarks are not all finite numbers"
                 )
+    _remark_on_rows(listing, named, len(array), file)
+
+
+def _remark_on_rows(listing: Listing, named: dict[int, list[str]], count: int, array: str) -> None:
+    """Remark on rows of the array that several images name, and on rows that none names.
+
+    named: row of the array -> the files that name it. count: how many rows the array has.
+    """
+    shared = {row: files for row, files in named.items() if len(set(files)) > 1}
+    for row, files in list(shared.items())[:1]:
+        both = f"{files[0][:100]} and {files[1][:100]}"
+        listing.remarks.append(f"{len(shared):,} rows of {array} are named more than once: row {row} by {both}")
+    if len(named) < count:
+        listing.remarks.append(f"{array} has {count:,} rows, of which {MANIFEST} names {len(named):,}")
 
 
 def _row_number(row: _Row, count: int, array: str) -> int:

@@ -45,14 +45,22 @@ def frame_numbers(names: Iterable[str], place: str) -> dict[int, str]:
     """
     numbered: dict[int, str] = {}
     for name in names:
-        stem = _stem(last_part(name))
-        digits = _DIGITS.findall(unicodedata.normalize("NFKC", stem))
-        if not digits or _NEGATIVE.fullmatch(stem) or len(digits[-1].lstrip("0")) > _MOST_DIGITS:
+        number = last_number(name)
+        if number is None:
             raise InputError(f"{place}: {name} is not named after its frame's number, such as 000001")
-        other = numbered.setdefault(int(digits[-1][-_MOST_DIGITS:]), name)
+        other = numbered.setdefault(number, name)
         if other != name:
             raise _same_frame(place, other, name)
     return numbered
+
+
+def last_number(name: str) -> int | None:
+    """The last number in a file's name without its suffix; None where there is none, and for -1 and the like."""
+    stem = _stem(last_part(name))
+    digits = _DIGITS.findall(unicodedata.normalize("NFKC", stem))
+    if not digits or _NEGATIVE.fullmatch(stem) or len(digits[-1].lstrip("0")) > _MOST_DIGITS:
+        return None
+    return int(digits[-1][-_MOST_DIGITS:])
 
 
 class FileFinder:

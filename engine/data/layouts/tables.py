@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 import numpy as np
 
@@ -54,7 +55,6 @@ _WRAPPED = re.compile(r'\s*"(?:[^"]|"")*"[,;\t ]*')
 _MOST_DIGITS = 18  # of a whole number: it stays below 2^63
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
-Lines = list[tuple[int, list[str]]]
 Rows = list[tuple[int, dict[str, str]]]
 
 
@@ -159,20 +159,21 @@ def read_table(source: Source, name: str, needed: Collection[tuple[str, ...]], e
     return Table(place, titles, rows)
 
 
-def read_lines(source: Source, name: str) -> Lines:
-    """The fields of each line of a table that may have no header, with the line's number. Raises InputError.
+def read_lines(source: Source, name: str) -> Iterator[tuple[int, list[str]]]:
+    """The number and the fields of each line of a table that may have no header. Raises InputError.
 
     The last line decides what separates the fields: the first ones may be a header, or the number of rows.
     """
     text, skipped, separator = _without_separator_line(read_text(source, name))
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     separator = separator or next((one for one in (";", "\t", ",", "|") if one in last), _BLANKS)
-    lines = list(_fields(text, separator, f"{source.root}: {name}", skipped))
-    for line, fields in lines:
-        _check_one_line(fields, f"{source.root}: {name}", line)
-    return lines
+    place = f"{source.root}: {name}"
+    for line, fields in _fields(text, separator, place, skipped):
+        _check_one_line(fields, place, line)
+        yield line, fields
 
 
+@lru_cache(maxsize=1 << 12)  # tables repeat the same few numbers by the million
 def whole_number(text: str) -> int | None:
     """The whole number that a field holds, also as 2.0 (pandas), 2,0 (with a decimal comma) or 2e3, else None."""
     text = text.strip()
@@ -276,7 +277,8 @@ def _titles(columns: list[str], place: str) -> dict[str, str]:
 
 def _check_one_line(fields: Iterable[str], place: str, line: int) -> None:
     """Raise InputError for a field that goes on in the next line, as after a quote that nothing closes."""
-    if any("\n" in field or "\r" in field for field in fields):
+    text = "".join(fields)
+    if "\n" in text or "\r" in text:
         raise InputError(f"{place} line {line}: a field in quotes goes over the line's end: close its quotes")
 
 
@@ -299,7 +301,7 @@ def _separator_of(header: str) -> str:
 
 def _without_separator_line(text: str) -> tuple[str, int, str]:
     """A text without the line `sep=;` that Excel reads, how many lines those are, and the separator or ""."""
-    match = re.match(r"\s*\"?sep=(?P<separator>[^\r\n])\"?[,;\t ]*(?:\r\n|\r|\n|$)", text, re.IGNORECASE)
+    match = re.match(r"\s*\"?sep=(?P<separator>\t|[^\s\w\"'])\"?[,;\t ]*(?:\r\n|\r|\n|$)", text, re.IGNORECASE)
     if match is None:
         return text, 0, ""
     return text[match.end() :], len(match.group().splitlines()), match["separator"]
@@ -321,7 +323,9 @@ def _fields(text: str, separator: str, place: str, skipped: int = 0) -> Iterator
     skipped: lines that stood in front of the text. Raises InputError.
     """
     if separator == _BLANKS:
-        text, separator = "\n".join(re.sub(r"[ \t]+", "\t", line.strip()) for line in text.splitlines()), "\t"
+        lines = enumerate((line.split() for line in text.splitlines()), start=1 + skipped)
+        yield from ((number, fields) for number, fields in lines if fields)
+        return
     text = re.sub(rf'" +(?=[{re.escape(separator)}\r\n]|\Z)', '"', text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     try:
