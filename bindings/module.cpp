@@ -5,9 +5,11 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <new>
 #include <set>
@@ -15,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/_cpu/parallel.h"
 #include "../kernels/_cpu/registry.h"
 #include "../kernels/_cpu/scratch.h"
 
@@ -33,16 +36,44 @@ float* scratch(Slot slot, int64_t floats) {
         float* data = nullptr;
         int64_t size = 0;
         ~Buffer() { std::free(data); }
+        void empty() {
+            std::free(data);
+            data = nullptr, size = 0;
+        }
     };
     static thread_local Buffer buffers[int(Slot::COUNT)];
     Buffer& buffer = buffers[int(slot)];
     if (buffer.size < floats) {
-        std::free(buffer.data);
+        buffer.empty();  // the memory may be needed; and where the new is not to be had, the next call finds no old size
+        if (floats > (INT64_MAX - 63) / 4) throw std::bad_alloc();
         buffer.data = static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64));
         if (!buffer.data) throw std::bad_alloc();
         buffer.size = floats;
     }
     return buffer.data;
+}
+
+int wanted_threads() { return omp_get_max_threads(); }
+
+void share_out(int64_t parts, Sharing sharing, void (*run)(const void*, int64_t, int64_t), const void* body) {
+    std::exception_ptr thrown;  // one that left a parallel region would end the process
+    std::atomic_flag is_thrown = ATOMIC_FLAG_INIT;
+    const auto guarded = [&](int64_t first, int64_t last) {
+        try {
+            run(body, first, last);
+        } catch (...) {
+            if (!is_thrown.test_and_set()) thrown = std::current_exception();
+        }
+    };
+#pragma omp parallel if (parts > 1)
+    if (sharing == Sharing::EVENLY) {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        guarded(parts * thread / threads, parts * (thread + 1) / threads);
+    } else {
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t part = 0; part < parts; ++part) guarded(part, part + 1);
+    }
+    if (thrown) std::rethrow_exception(thrown);
 }
 
 }  // namespace kiln
@@ -88,28 +119,38 @@ class Function {
         for (const Argument& argument : arguments_) {
             PyObject* value = PyDict_GetItemWithError(given.ptr(), argument.name.ptr());
             if (!value) refuse(given);
-            words[count++] = argument.word(value);
+            if (value == Py_None && argument.type != 'O') refuse(argument, "is None");
+            words[count] = argument.word(value);
+            if (words[count++] > argument.most())
+                refuse(argument, "is " + std::string(py::str(value)) + "; it must lie in 0 .. " + std::to_string(argument.most()));
         }
         if (given.size() != count) refuse(given);
+        if (threads < 1) throw py::value_error("native function " + name_ + ": no threads");
         const Entry* entry = code_[std::min(machine_isa(), limit)];
         py::gil_scoped_release release;
         if (omp_get_max_threads() != threads) omp_set_num_threads(threads);
         entry->function(words);
     }
 
+    const std::string& name() const { return name_; }
+
   private:
     static constexpr size_t MOST = 64;
 
     struct Argument {
         py::str name;  // interned, as are the keys of keyword arguments
-        char type;     // the first letter of Pointer, Integer, Real
+        char type;     // the first letter of Pointer, Optional, Integer, Size, Real
+
+        uint64_t most() const {
+            return type == 'S' ? kiln::Size::MOST : type == 'I' ? INT64_MAX : UINT64_MAX;
+        }
 
         uint64_t word(PyObject* value) const {
             uint64_t word = 0;
             if (type == 'R') {
                 const double real = PyFloat_AsDouble(value);
                 std::memcpy(&word, &real, sizeof word);
-            } else if (type == 'I') {
+            } else if (type == 'I' || type == 'S') {
                 word = static_cast<uint64_t>(PyLong_AsLongLong(value));
             } else if (value != Py_None) {
                 static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
@@ -140,6 +181,10 @@ class Function {
         if (arguments_.size() > MOST) throw std::logic_error(name_ + " has too many arguments");
     }
 
+    [[noreturn]] void refuse(const Argument& argument, const std::string& what) const {
+        throw py::value_error("native function " + name_ + ": " + std::string(argument.name) + " " + what);
+    }
+
     [[noreturn]] void refuse(const py::dict& given) const {
         std::string takes, missing, unknown;
         std::set<std::string> known;
@@ -164,9 +209,9 @@ class Function {
 
 // Calls the Function in the capsule `self` with a number of threads and a dictionary: the shortest way from Python.
 PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+    const auto function = static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr));
     try {
         if (count != 2 || !PyDict_Check(given[1])) throw py::type_error("takes a number of threads and a dictionary");
-        const auto function = static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr));
         (*function)(int(PyLong_AsLong(given[0])), py::reinterpret_borrow<py::dict>(given[1]));
         Py_RETURN_NONE;
     } catch (py::error_already_set& error) {
@@ -174,7 +219,7 @@ PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t count) {
     } catch (const py::builtin_exception& error) {
         error.set_error();
     } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
+        PyErr_Format(PyExc_MemoryError, "native function %s: no memory is left for its sums", function->name().c_str());
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
     }

@@ -2,16 +2,17 @@
 
 run/checkpoints/step_00001000/ holds weights.safetensors, state.pt (loadable with weights_only=True), config.json and
 manifest.json. The manifest is written last and holds the size and SHA-256 of the other files. The folder is written
-under a temporary name, synced and then renamed, so a crash at any moment leaves the earlier checkpoints intact and no
-unfinished folder that looks complete.
+under a temporary name, synced and then renamed (engine.host.atomic_files), so a crash at any moment leaves the earlier
+checkpoints intact and no unfinished folder that looks complete. A reader takes the newest checkpoint that is intact.
 """
 
 import hashlib
 import io
 import json
 import os
-import shutil
 import sys
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,13 +25,16 @@ from torch import Tensor
 
 from engine.config import Origins, TrainConfig
 from engine.errors import InputError
-from engine.host.input_files import refusal
+from engine.host import atomic_files
+from engine.host.input_files import UnreadableFile, read_input
+from engine.host.reading import read_json
 from engine.systems.registry import config_from_json
 
 FOLDER = "checkpoints"
 FORMAT = 1
 FILES = ("weights.safetensors", "state.pt", "config.json")
-_TEMPORARY = ".writing-"
+FILE_BYTES = 1 << 36  # of a file, at most
+_DTYPES = (torch.float32, torch.int64)  # of weights: parameters and buffers, and BatchNorm's counts
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,7 @@ def save(
     if final.exists():
         if problem(final) is None:
             return final
-        shutil.rmtree(final)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_by_a_crash in folder.glob(_TEMPORARY + "*"):
-        shutil.rmtree(left_by_a_crash, ignore_errors=True)
+        atomic_files.remove_folder(final)
     contents = {
         "weights.safetensors": safetensors.torch.save({name: _flat(tensor) for name, tensor in weights.items()}),
         "state.pt": _serialise(state),
@@ -76,20 +77,12 @@ def save(
         "format": FORMAT,
         "step": step,
         "system": config.system,
-        "files": {name: {"bytes": len(data), "sha256": _digest(data)} for name, data in contents.items()},
+        "files": {name: {"bytes": len(data), "sha256": digest(data)} for name, data in contents.items()},
     }
-    temporary = folder / f"{_TEMPORARY}{final.name}"
-    try:
-        temporary.mkdir()
+    with atomic_files.whole_folder(final) as temporary:
         for name, data in contents.items():
             _write(temporary / name, data)
         _write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-        _sync(temporary)
-        os.rename(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync(folder)
     _prune(folder, step, keep)
     return final
 
@@ -97,23 +90,40 @@ def save(
 def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
     """The newest checkpoint whose files all match its manifest, or None when the run has no checkpoint.
 
-    tell: print each damaged checkpoint that is skipped. Raises InputError when all are damaged.
+    tell: print each damaged checkpoint that is passed over. Raises InputError when all are damaged.
     """
-    checkpoints = sorted(Path(run_dir).glob(f"{FOLDER}/step_*"), key=_step_of, reverse=True)
-    for path in checkpoints:
+    damaged: list[str] = []
+    for path in _newest_first(Path(run_dir)):
         wrong = problem(path)
         if wrong is None:
             return path
+        damaged.append(f"{path.name}: {wrong}")
         if tell:
-            print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
-    if checkpoints:
-        raise InputError(f"every checkpoint in {run_dir} is damaged ({wrong}); start a new run in another folder")
+            _pass_over(path, wrong)
+    if damaged:
+        raise _all_damaged(run_dir, damaged[0])
     return None
 
 
 def problem(path: Path) -> str | None:
     """What is wrong with the checkpoint folder `path`; None when it is intact. Unchanged files are hashed only once."""
-    return _verdict(path, tuple(_stamp(path / name) for name in ("manifest.json", *FILES)))
+    try:
+        _manifest(path, tuple(_stamp(path / name) for name in ("manifest.json", *FILES)))
+    except _Damaged as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a manifest.json says that all files of its folder bear out."""
+
+    step: int
+    system: str
+
+
+class _Damaged(Exception):
+    """A file of a checkpoint is missing, cannot be read, or is not what the manifest lists; the message says which."""
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
@@ -126,85 +136,170 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=256)
-def _verdict(path: Path, stamps: tuple[tuple[int, ...] | None, ...]) -> str | None:
-    """What is wrong with a checkpoint folder whose files have these stamps; None when it is intact."""
-    for name in ("manifest.json", *FILES):
-        if wrong := refusal(path / name):
-            return f"{name}: {wrong}"
+def _manifest(path: Path, stamps: tuple[tuple[int, ...] | None, ...]) -> _Manifest:
+    """The manifest of a checkpoint folder whose files have these stamps, and match it. Raises _Damaged.
+
+    What raises is not kept: a file that could not be read may be readable the next time.
+    """
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        files = manifest["files"]
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, this version reads {FORMAT}"
+        manifest = read_json(path / "manifest.json")
+    except InputError as error:
+        raise _Damaged(str(error).removeprefix(f"{path}{os.sep}")) from None
+    try:
+        form, step, system, files = (manifest[name] for name in ("format", "step", "system", "files"))
+        if form != FORMAT:
+            raise _Damaged(f"its format is {str(form)[:40]}, this version reads {FORMAT}")
+        if type(step) is not int or not 0 <= step < 1 << 53 or type(system) is not str:
+            raise _Damaged("manifest.json is damaged: its step or its system is no such thing")
+        if others := sorted(set(files) - set(FILES)):
+            raise _Damaged(f"its manifest lists {others[0][:80]!r}, which no checkpoint has")
         if missing := [name for name in FILES if name not in files]:
-            return f"its manifest does not list {missing[0]}"
+            raise _Damaged(f"its manifest does not list {missing[0]}")
         for name in FILES:
-            data = (path / name).read_bytes()
-            if len(data) != files[name]["bytes"]:
-                return f"{name} is truncated ({len(data)} of {files[name]['bytes']} bytes)"
-            if _digest(data) != files[name]["sha256"]:
-                return f"{name} was altered (its SHA-256 differs from the manifest)"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError):
-        return "manifest.json is damaged"
-    return None
+            _check_file(path / name, files[name]["bytes"], files[name]["sha256"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _Damaged("manifest.json is damaged") from None
+    return _Manifest(step, system)
+
+
+def _check_file(file: Path, size: int, sha256: str) -> None:
+    """Raise _Damaged for a file that has not this size and digest, or cannot be read."""
+    data = _content(file)
+    if len(data) != size:
+        raise _Damaged(f"{file.name} is truncated ({len(data)} of {str(size)[:40]} bytes)")
+    if digest(data) != sha256:
+        raise _Damaged(f"{file.name} was altered (its SHA-256 differs from the manifest)")
+
+
+def _content(file: Path) -> bytes:
+    """The bytes of a file of a checkpoint. Raises _Damaged."""
+    if not file.exists():
+        raise _Damaged(f"{file.name} is missing")
+    try:
+        return read_input(file, FILE_BYTES)
+    except UnreadableFile as error:
+        raise _Damaged(f"{file.name}: {error}") from None
 
 
 def read_config(folder: Path) -> TrainConfig:
     """The configuration that config.json of a checkpoint folder or a run folder holds; no other file is read.
 
-    Raises InputError when the file is not the configuration of a run, OSError when it cannot be read.
+    Raises InputError when the file is not the configuration of a run, or cannot be read.
     """
-    if wrong := refusal(folder / "config.json"):
-        raise InputError(f"{folder / 'config.json'}: {wrong}")
+    file = folder / "config.json"
     try:
-        saved = json.loads((folder / "config.json").read_text())
-    except ValueError:
-        raise InputError(f"{folder / 'config.json'} is not the configuration of a Kiln run") from None
-    return config_from_json(saved)
+        return config_from_json(read_json(file))
+    except InputError as error:
+        raise InputError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
 
 
 def load(path: Path | str) -> Checkpoint:
     """Read a checkpoint folder, or the newest good checkpoint of a run folder, to the CPU.
 
-    Raises InputError when there is no checkpoint, or when it is truncated or altered.
+    Of a run folder, each checkpoint that is passed over is named on standard error.
+    Raises InputError when there is no checkpoint, or when it is damaged.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run folder or one of its checkpoints")
-    if not (path / "manifest.json").exists() and not path.name.startswith("step_"):
-        newest = latest(path)
-        if newest is None:
-            raise InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
-        path = newest
-    elif wrong := problem(path):
-        raise InputError(f"the checkpoint {path} cannot be used: {wrong}; use another one of the run")
-    manifest = json.loads((path / "manifest.json").read_text())
+    if (path / "manifest.json").exists() or path.name.startswith("step_"):
+        try:
+            return _read(path)
+        except _Damaged as error:
+            raise InputError(f"the checkpoint {path} cannot be used: {error}; use another one of the run") from None
+    damaged: list[str] = []
+    for folder in _newest_first(path):
+        try:
+            return _read(folder)
+        except _Damaged as error:
+            damaged.append(f"{folder.name}: {error}")
+            _pass_over(folder, str(error))
+    raise (
+        _all_damaged(path, damaged[0])
+        if damaged
+        else InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
+    )
+
+
+def _newest_first(run_dir: Path) -> Iterator[Path]:
+    """The checkpoint folders of a run, those of later steps first. Raises OSError where they cannot be listed."""
     try:
-        weights = safetensors.torch.load_file(path / "weights.safetensors")
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        names = atomic_files.contents(run_dir / FOLDER)
+    except NotADirectoryError:
+        return
+    folders = [run_dir / FOLDER / name for name in names if name.startswith("step_")]
+    yield from sorted(folders, key=_step_of, reverse=True)
+
+
+def _pass_over(path: Path, wrong: str) -> None:
+    print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
+
+
+def _all_damaged(run_dir: Path, newest: str) -> InputError:
+    """newest: what is wrong with the newest one."""
+    return InputError(f"every checkpoint in {run_dir} is damaged ({newest}); start a new run in another folder")
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a checkpoint folder whose files all match its manifest. Raises _Damaged."""
+    manifest = _manifest(path, tuple(_stamp(path / name) for name in ("manifest.json", *FILES)))
+    try:
+        weights = parse_weights(_content(path / "weights.safetensors"))
+        state = _parse_state(_content(path / "state.pt"))
         config = read_config(path)
-    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"the checkpoint {path} cannot be read: {error}") from None
-    if manifest["system"] != config.system:
-        names = f"{manifest['system']!r} in manifest.json, {config.system!r} in config.json"
-        raise InputError(f"the checkpoint {path} cannot be used: its system is {names}; use another one of the run")
-    return Checkpoint(path, manifest["step"], weights, state, config)
+    except InputError as error:
+        raise _Damaged(str(error).removeprefix(f"{path}{os.sep}")) from None
+    if manifest.system != config.system:
+        names = f"{manifest.system[:80]!r} in manifest.json, {config.system!r} in config.json"
+        raise _Damaged(f"its system is {names}")
+    return Checkpoint(path, manifest.step, weights, state, config)
+
+
+def parse_weights(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, of the dtypes that weights have, all finite. Raises InputError."""
+    try:
+        weights = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"the weights are no whole safetensors file ({' '.join(str(error).split())[:200]})") from None
+    for name, tensor in weights.items():
+        if tensor.dtype not in _DTYPES:
+            raise InputError(f"the weights {name} are {str(tensor.dtype).removeprefix('torch.')}, not float32")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"the weights {name} are not finite (NaN or infinite)")
+    return weights
+
+
+def _parse_state(data: bytes) -> dict[str, Any]:
+    """The content of a state.pt. Runs no code of it. Raises InputError for what `_serialise` did not write."""
+    try:
+        # torch.save compresses nothing: so what is read takes no more memory than the file
+        if any(member.compress_type != zipfile.ZIP_STORED for member in zipfile.ZipFile(io.BytesIO(data)).infolist()):
+            raise InputError("state.pt is compressed, which no checkpoint is")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception:  # bytes that torch.save has not written make it raise anything
+        raise InputError("state.pt is not the state of a Kiln run") from None
+    if not isinstance(state, dict):
+        raise InputError("state.pt is not the state of a Kiln run")
+    return state
 
 
 def _step_of(path: Path) -> int:
     """The step in a checkpoint folder's name; -1 when it holds no number."""
     digits = path.name.removeprefix("step_")
-    return int(digits) if digits.isdigit() else -1
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 20 else -1
 
 
 def _prune(folder: Path, newest: int, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints up to the step `newest`."""
+    """Remove all but the `keep` newest checkpoints up to the step `newest`; one line says where that fails."""
     # a checkpoint after `newest` can only be a damaged one that a resume skipped: it is neither counted nor removed
     old = sorted(path for path in folder.glob("step_*") if 0 <= _step_of(path) <= newest)
     for path in old[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            atomic_files.remove_folder(path)
+        except OSError as error:
+            print(f"the old checkpoint {path} could not be removed ({error.strerror})", file=sys.stderr)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -229,22 +324,11 @@ def _to_cpu(value: Any) -> Any:
     return value
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file, and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the names of the files in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with atomic_files.naming(path):
+        path.write_bytes(data)

@@ -1,7 +1,7 @@
 """Parses command lines and ends commands, for every `python -m engine.X` and the console script `kiln`.
 
-Exit status: 0 for success; 2 for wrong usage or input, with one line on standard error; 130 for an interruption; 1 for
-anything else, which is a bug and keeps its traceback.
+Exit status: 0 for success; 2 for wrong usage or input, with one line on standard error; 128 + N for an end by signal N,
+130 for Ctrl-C; 1 for anything else, which is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError, gpu_failure
 from engine.host.environment import variable
+from engine.host.stop_signals import ending_in_order
 from engine.host.terminal import escaped_output, plain
 from engine.version import __version__
 
@@ -40,20 +41,45 @@ COMMANDS = {
     "data": ("engine.data.__main__", "check a data set, or write the embedded one as files"),
 }
 
-# errno -> (what is wrong with the place that was written to, how to fix it)
+_DISK = "check the disk or the network, or choose another place; what was whole before still is"
+# errno -> (what is wrong with the place that was read or written, how to fix it)
 _PLACE_ERRORS = {
     errno.ENOSPC: ("no space left on the device", "free some space or write elsewhere"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or write elsewhere"),
+    errno.EFBIG: ("too large for this file system or limit", "write elsewhere, or give a smaller file"),
     errno.EROFS: ("the file system is read-only", "write elsewhere"),
     errno.EACCES: ("permission denied", "check the rights of this path or choose another one"),
+    errno.EPERM: ("operation not permitted", "check the rights of this path or choose another one"),
+    errno.ENOENT: ("no such file or folder", "check the path; another program may have removed it"),
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "choose another path"),
     errno.EEXIST: ("a file of this name is in the way", "choose another path"),
+    errno.ENOTEMPTY: ("this folder is not empty", "choose another path"),
     errno.EISDIR: ("this is a folder, not a file", "choose another path"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
-    errno.EPERM: ("operation not permitted", "check the rights of this path or choose another one"),
+    errno.ELOOP: ("too many links lead to each other", "check the links, or choose another path"),
+    errno.EXDEV: ("this is a mount of its own", "name a folder inside it"),
+    errno.EBUSY: ("this is in use, as the place of a mount is", "name a folder inside it"),
+    errno.ETXTBSY: ("another program uses this file", "end that program, or choose another path"),
+    errno.EMFILE: ("too many open files in this process", "raise the limit (ulimit -n)"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs"),
+    errno.ENOMEM: ("out of memory", "close other programs, or lower --batch-size, --filters or --resolution"),
+    errno.ENOTSUP: ("the file system cannot do this", "choose another place"),
+    errno.EOPNOTSUPP: ("the file system cannot do this", "choose another place"),
+    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.ENODEV), ("input/output error", _DISK)),
+    **dict.fromkeys((errno.ESTALE, errno.ETIMEDOUT, errno.ENOLCK), ("the network disk does not answer", _DISK)),
+    **dict.fromkeys((errno.EHOSTDOWN, errno.ENOTCONN), ("the network disk does not answer", _DISK)),
 }
-# libraries that raise no OSError name a full disk in their messages: (part of the message, its errno)
-_PLACE_TEXTS = ((f"(os error {errno.ENOSPC})", errno.ENOSPC), ("No space left on device", errno.ENOSPC))
+if sys.platform == "linux":
+    _PLACE_ERRORS |= {
+        errno.EREMOTEIO: ("input/output error", _DISK),
+        errno.EUCLEAN: ("the file system is damaged", _DISK),
+    }
+# libraries that raise no OSError name the error in their messages: Rust's by its number, others by words
+_PLACE_NUMBER = re.compile(r"\(os error (\d+)\)")
+_PLACE_WORDS = {os.strerror(n): n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)}
+_PLACE_WORDS |= dict.fromkeys(
+    ("PytorchStreamWriter failed writing", "iostream error", "encoder error -2 when writing image file"), errno.EIO
+)
 _MEMORY_TEXTS = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
 
 
@@ -137,13 +163,13 @@ def _unknown(match: re.Match) -> str:
 
 def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; a mistake of the user becomes one line on standard error."""
-    with escaped_output():
+    with ending_in_order(), escaped_output():
         try:
             status = status_of(command, main, sys.argv[1:] if argv is None else argv)
         except Exception:
             traceback.print_exc()  # here, for the text of an error may hold a file's name too
             status = 1
-    sys.exit(status)
+        sys.exit(status)
 
 
 @escaped_output()
@@ -177,25 +203,33 @@ def status_of(command: str, main: Main, argv: Sequence[str]) -> int:
 
 def _fixable(error: Exception) -> str | None:
     """One line for a failure that the user can fix (disk, rights, memory, missing build); None for any other."""
-    if isinstance(error, OSError) and error.errno in _PLACE_ERRORS:
-        problem, fix = _PLACE_ERRORS[error.errno]
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{problem}; {fix}"
+    if place := _place_error(error):
+        return place
     text = str(error)
     # engine.kernels raises these two where an operator cannot run; their text says what to do
     if type(error).__name__ == "NativeMissing" or (
         isinstance(error, NotImplementedError) and text.startswith("kiln::")
     ):
         return text
-    for phrase, number in _PLACE_TEXTS:
-        if phrase in text:
-            problem, fix = _PLACE_ERRORS[number]
-            return f"{problem}; {fix}"
     if failure := gpu_failure(error):
         return failure
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _MEMORY_TEXTS):
         return "out of memory; lower --batch-size, --filters or --resolution"
     return None
+
+
+def _place_error(error: Exception) -> str | None:
+    """One line for what a disk, its rights or its network refuse; None for any other error."""
+    text, number = str(error), getattr(error, "errno", None)
+    if not isinstance(error, OSError) or number is None:
+        match = _PLACE_NUMBER.search(text)
+        words = next((words for words in _PLACE_WORDS if words in text), "")
+        number = int(match[1]) if match else _PLACE_WORDS.get(words)
+    if number not in _PLACE_ERRORS:
+        return None
+    problem, fix = _PLACE_ERRORS[number]
+    where = f"{name}: " if (name := getattr(error, "filename", None)) else ""
+    return f"{where}{problem}; {fix}"
 
 
 def _complain(name: str, message: str, status: int = 2) -> int:

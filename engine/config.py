@@ -9,7 +9,8 @@ import json
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -150,16 +151,16 @@ class TrainConfig:
         }
 
     @classmethod
-    def from_json(cls, saved: dict[str, dict[str, Any]]) -> "TrainConfig":
+    def from_json(cls, saved: Any) -> "TrainConfig":
         """The configuration of this class that a config.json holds.
 
         saved: name -> {"value", "origin"}; the origins are ignored.
-        Raises InputError when it cannot be the configuration of a run.
+        Raises InputError, which names no file, for a value that is not of its field's type.
         """
-        try:
-            values = {name: _typed(cls, name, saved[name]["value"]) for name in saved_fields(cls) if name in saved}
-        except (TypeError, KeyError, ValueError, AttributeError):
-            raise InputError("config.json is not the configuration of a Kiln run") from None
+        hints = get_type_hints(cls)
+        values = {
+            name: _typed(name, saved_value(saved, name), hints[name]) for name in saved_fields(cls) if name in saved
+        }
         return cls(**values)
 
     def completed(self, given: set[str], origins: Origins) -> "TrainConfig":
@@ -174,6 +175,8 @@ class TrainConfig:
         level_sizes(self.resolution)
         self.at_least(1, "steps", "batch_size", "filters", "lr_every", "log_every", "checkpoint_every", "keep")
         self.at_least(0, "threads", "lr_warmup", "sample_every", "seed")
+        # a run file of a stranger with a number that no network has costs neither memory nor time
+        self.at_most(1 << 14, "filters")
         if self.batch_size % self.ranks:
             near = -(-self.batch_size // self.ranks) * self.ranks
             raise InputError(
@@ -212,6 +215,12 @@ class TrainConfig:
                 must = "be at least 1" if least else "not be negative"
                 raise InputError(f"{flag(name)} must {must}, got {getattr(self, name)}")
 
+    def at_most(self, most: int, *names: str) -> None:
+        """Raise InputError for the first of these fields that is larger than `most`."""
+        for name in names:
+            if getattr(self, name) > most:
+                raise InputError(f"{flag(name)} must be at most {most}, got {getattr(self, name)}")
+
     def between(self, low: float, high: float, *names: str) -> None:
         """Raise InputError for the first of these fields outside [low, high]."""
         for name in names:
@@ -229,11 +238,41 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-def _typed(kind: type[TrainConfig], name: str, value: Any) -> Any:
-    """A value of JSON as the field of that name has it."""
+def saved_value(saved: Any, name: str) -> Any:
+    """The value that a config.json holds for a field. Raises InputError where the file is of another kind."""
+    try:
+        return saved[name]["value"]
+    except (TypeError, KeyError):
+        raise InputError("this is not the configuration of a Kiln run") from None
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """A value of JSON as the field of that name and type has it. Raises InputError where it is of another type."""
+    if not _fits(value, hint):
+        raise InputError(f"{name} is {json.dumps(value)[:60]}, which no run has there")
     if isinstance(value, list):
         return tuple(value)
-    return Path(value) if value is not None and Path in get_args(get_type_hints(kind)[name]) else value
+    if hint is float:
+        return float(value)
+    return Path(value) if value is not None and Path in get_args(hint) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON can stand for one of the type `hint`, as the options have them."""
+    kind = get_origin(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if kind is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(hint))
+    if kind is tuple:
+        return isinstance(value, list) and len(value) < 100 and all(_fits(one, get_args(hint)[0]) for one in value)
+    if hint is Path:
+        return isinstance(value, str) and "\0" not in value
+    if hint is float and type(value) is float:
+        return True
+    if hint in (int, float):
+        return type(value) is int and abs(value) < 1 << 63
+    return type(value) is hint
 
 
 def flag(name: str) -> str:

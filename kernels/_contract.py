@@ -39,6 +39,7 @@ _decompositions: dict[str, Callable] = {}
 def define(
     schema: str,
     *,
+    check: Callable,
     cpu: Callable,
     cuda: Callable,
     fake: Callable,
@@ -49,6 +50,8 @@ def define(
 ) -> Callable:
     """Registers torch.ops.kiln.<name> and returns what calls it: its default overload, by a shorter way where one is.
 
+    check:      raises ValueError where arguments do not fit. It comes before all below, and is the last look before
+                addresses leave Python: C++ and Triton check nothing. All tensors are on one device by then
     cpu, cuda:  run on real tensors; cpu's parameters have the names of the schema
     fake:       gives empty results with the true strides
     reference:  the operator in plain PyTorch, its arguments by the schema's names; None for a backward pass
@@ -61,12 +64,21 @@ def define(
     names = [argument.name for argument in arguments]
     if list(inspect.signature(cpu).parameters) != names:
         raise TypeError(f"kiln::{name} has the arguments {names}; {cpu.__qualname__} takes others")
-    autograd = None
+    autograd = by_position = None
     if reference is not None:
-        _decompositions[name] = by_position = _taking_positions(reference, names)
-        autograd = autograd_of(gradients, arguments, by_position) if gradients else None
+        _decompositions[name] = plain = _taking_positions(reference, names)
+        autograd = autograd_of(gradients, arguments, plain) if gradients else None
     call = _dispatch.register(
-        name, arguments, cpu=cpu, cuda=cuda, fake=fake, autograd=autograd, autocast=autocast, triton=triton
+        name,
+        arguments,
+        check=check,
+        cpu=cpu,
+        cuda=cuda,
+        fake=fake,
+        reference=by_position,
+        autograd=autograd,
+        autocast=autocast,
+        triton=triton,
     )
     return functools.wraps(cpu)(call)  # whoever calls it, reads its parameters: Gradients does
 

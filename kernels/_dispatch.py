@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.autograd import forward_ad
 
 from ._availability import INTERPRETED
+from ._checks import require_one_device
 
 LIBRARY = torch.library.Library("kiln", "DEF")
 # these stay float32 under autocast: half precision holds neither the steps of the BEGAN balance k nor a part of a pixel
@@ -47,33 +50,54 @@ def register(
     name: str,
     arguments: list[Argument],
     *,
+    check: Callable,
     cpu: Callable,
     cuda: Callable,
     fake: Callable,
+    reference: Callable | None,
     autograd: Autograd | None,
     autocast: Collection[str] | None,
     triton: bool,
 ) -> Callable:
-    """Registers what runs a declared operator, as `_contract.define` says, and returns what calls it."""
-    overload = _overload(name)
+    """Registers what runs a declared operator, as `_contract.define` says, and returns what calls it.
+
+    reference: the operator in plain PyTorch, its arguments by position; None for a backward pass
+    """
+    overload, names = _overload(name), [argument.name for argument in arguments]
 
     def on_cpu(*args: object) -> object:
+        check(*args)
         return cuda(*args) if _gpu_kernels_on_cpu else cpu(*args)
 
+    def check_all(*args: object) -> None:
+        require_one_device(name, names, args)
+        check(*args)
+
+    checked_cuda = _after(check_all, cuda)
     LIBRARY.impl(name, on_cpu, "CPU")
-    LIBRARY.impl(name, _on_its_device(cuda), "CUDA")
-    torch.library.register_fake(f"kiln::{name}", fake, lib=LIBRARY)
-    if triton:
-        rule = functools.partial(_expose_kernels, cuda)
-        torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
-    if autograd is not None:
-        setup_context, backward = autograd
-        torch.library.register_autograd(f"kiln::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    LIBRARY.impl(name, _on_its_device(checked_cuda), "CUDA")
+    torch.library.register_fake(f"kiln::{name}", _after(check_all, fake), lib=LIBRARY)
+    rule = functools.partial(_written_out, checked_cuda if triton else None, reference)
+    torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
+    kept = [autocast is None or argument.name in (*autocast, *NEVER_CAST) for argument in arguments]
+    if reference is None:
+        LIBRARY.impl(name, _without_derivative(overload), "Autograd", with_keyset=True)
+    else:
+        plain = _after(check_all, _as_autocast_says(reference, kept))
+        LIBRARY.impl(name, plain, "FuncTorchDynamicLayerFrontMode")
+        LIBRARY.impl(name, _recorded(overload, autograd, plain), "Autograd", with_keyset=True)
     if autocast is not None:
-        kept = [argument.name in (*autocast, *NEVER_CAST) for argument in arguments]
-        for device in ("CPU", "CUDA"):
-            LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device}")
-    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, autograd)
+        for device in AUTOCAST:
+            LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device.upper()}")
+    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, reference, autograd)
+
+
+def _after(check: Callable, function: Callable) -> Callable:
+    def checked(*args: object) -> object:
+        check(*args)
+        return function(*args)
+
+    return checked
 
 
 def _overload(name: str) -> torch._ops.OpOverload:
@@ -113,23 +137,91 @@ def _on_its_device(cuda: Callable) -> Callable:
     return run
 
 
-def _expose_kernels(
-    cuda: Callable, mode: FunctionalTensorMode, overload: Callable, types: tuple, args: tuple, kwargs: dict
+def _written_out(
+    cuda: Callable | None,
+    plain: Callable | None,
+    mode: FunctionalTensorMode,
+    overload: Callable,
+    types: tuple,
+    args: tuple,
+    kwargs: dict,
 ) -> object:
-    """Under torch.compile, on CUDA tensors: the operator's Triton kernels and allocations instead of one opaque call.
+    """What compilers and exporters record of a call where one opaque call would not do; else that call.
 
-    The rule of torch.library.triton_op for an operator that has a CPU implementation too. torch.export keeps the call.
+    For ONNX, which knows no operator of Kiln: the plain PyTorch. Under torch.compile, on CUDA tensors: the operator's
+    Triton kernels and allocations, which is the rule of torch.library.triton_op for an operator that has a CPU
+    implementation too. torch.export keeps the call.
     """
     from torch.export._trace import custom_triton_ops_decomposition_disabled
 
+    if plain is not None and torch.onnx.is_in_onnx_export():
+        with mode:
+            return plain(*args, **kwargs)
     on_gpu = all(a.is_cuda for a in args if isinstance(a, Tensor))
-    visible = (on_gpu or _gpu_kernels_on_cpu) and not INTERPRETED
+    visible = cuda is not None and (on_gpu or _gpu_kernels_on_cpu) and not INTERPRETED
     if not visible or custom_triton_ops_decomposition_disabled():
         return mode.__torch_dispatch__(overload, types, args, kwargs)
     from ._gpu.launch import traced
 
     with mode, traced():
         return cuda(*args, **kwargs)
+
+
+# what differentiates or transforms
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or a level of forward-mode differentiation is active here.
+
+    The operators run as their references then, on whose operations all of them compose.
+    """
+    return under_torch_func() or forward_ad._current_level >= 0
+
+
+def gradients_transformed() -> bool:
+    """The same in a backward pass, which `is_grads_batched` and vectorised Jacobians run within torch's older vmap."""
+    return transformed() or _older_vmap()
+
+
+def _recorded(overload: Callable, autograd: Autograd | None, plain: Callable) -> Callable:
+    """What notes an operator for autograd. plain: its reference, which runs where an argument has a tangent."""
+    setup_context, backward = autograd or (_mark_constant, None)
+    record = make_autograd_impl(overload, Info(backward, setup_context))
+
+    def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
+        return plain(*args) if _has_tangent(args) else record(keyset, *args)
+
+    return run
+
+
+def _mark_constant(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.mark_non_differentiable(output)
+
+
+def _without_derivative(overload: Callable) -> Callable:
+    """What notes a backward pass for autograd: its results are values, and an error to whoever differentiates them."""
+    forward = overload._opname.removesuffix("_backward")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(
+            f"kiln::{overload._opname} has no derivative: differentiate kiln::{forward}, with create_graph=True or by "
+            "torch.func"
+        )
+
+    record = make_autograd_impl(overload, Info(refuse, None))
+
+    def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
+        if _has_tangent(args) or (under_torch_func() and _grad_enabled() and _any_requires_grad(*args)):
+            refuse()
+        return record(keyset, *args)
+
+    return run
+
+
+def _has_tangent(args: Sequence) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args)
 
 
 # the short way of ordinary calls
@@ -148,12 +240,15 @@ def picked(positions: list[int]) -> Callable[[Sequence], tuple]:
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
-def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Autograd | None) -> Callable:
+def _direct(
+    overload: Callable, tensors: list[int], cpu: Callable, reference: Callable | None, autograd: Autograd | None
+) -> Callable:
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
     transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, on another device)
-    still go through it. tensors: positions of tensors among the arguments.
+    still go through it; the older ONNX exporter, which traces TorchScript, gets `reference`. tensors: positions of
+    tensors among the arguments.
     """
     if autograd is not None:
         setup_context, backward = autograd
@@ -172,7 +267,8 @@ def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Aut
 
     def call(*args: object) -> object:
         if is_compiling() or not _only_autograd_listens(of_tensors(args)):
-            return overload(*args)
+            to_onnx = reference is not None and _tracing_state() is not None and torch.onnx.is_in_onnx_export()
+            return reference(*args) if to_onnx else overload(*args)
         if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
             return Function.apply(*args)
         return cpu(*args)
@@ -182,48 +278,87 @@ def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Aut
 
 # plain C functions, bound once: they run at every call
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
-_transforms, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
+under_torch_func, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
 _autocast_enabled, _profiler_enabled = torch.is_autocast_enabled, torch.autograd._profiler_enabled
 _grad_enabled, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+_strided = torch.strided
+_older_vmap = functools.partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode")
+)
 
 
 def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
     if (
         _dispatch_modes()
         or _function_modes()
-        or _transforms()
+        or under_torch_func()
+        or forward_ad._current_level >= 0
+        or _older_vmap()
         or _autocast_enabled("cpu")
         or _tracing_state() is not None
         or _profiler_enabled()
     ):
         return False
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu or tensor.is_neg()):
+        if tensor is not None and (
+            type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu or tensor.layout is not _strided or tensor.is_neg()
+        ):
             return False
     return True
 
 
 # autocast
 
+AUTOCAST = ("cpu", "cuda")
+
 
 @cache
 def _autocast_key(device: str) -> torch._C.DispatchKeySet:
-    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+    return torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
 
 
-def _cast_first(overload: Callable, device: str, kept: list[bool]) -> Callable:
-    """The overload on floating-point tensors in the autocast dtype. kept: which arguments stay as they are."""
-    kind = device.lower()
+def _cast(args: Sequence, device: str, kept: Sequence[bool]) -> list:
+    """Floating-point tensors in the autocast dtype. kept: which arguments stay as they are."""
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64 and not keep else a
+        for a, keep in zip(args, kept, strict=True)
+    ]
+
+
+def _cast_first(overload: Callable, device: str, kept: Sequence[bool]) -> Callable:
+    """The overload on arguments that are cast."""
 
     def with_autocast(*args: object) -> object:
-        dtype = torch.get_autocast_dtype(kind)
-        cast = [
-            a.to(dtype)
-            if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64 and not keep
-            else a
-            for a, keep in zip(args, kept, strict=True)
-        ]
         with torch._C._ExcludeDispatchKeyGuard(_autocast_key(device)):
-            return overload(*cast)
+            return overload(*_cast(args, device, kept))
 
     return with_autocast
+
+
+def _as_autocast_says(reference: Callable, kept: Sequence[bool]) -> Callable:
+    """The reference on arguments that autocast casts as it does the operator's."""
+    inside = without_autocast(reference)
+
+    def run(*args: object) -> object:
+        device = args[0].device.type
+        return inside(*(_cast(args, device, kept) if _autocasts(device) else args))
+
+    return run
+
+
+def without_autocast(function: Callable) -> Callable:
+    """The function, whose operations autocast leaves as they are. Its first argument is a tensor."""
+
+    def run(*args: object) -> object:
+        device = args[0].device.type
+        if not _autocasts(device):
+            return function(*args)
+        with torch.autocast(device, enabled=False):
+            return function(*args)
+
+    return run
+
+
+def _autocasts(device: str) -> bool:
+    return device in AUTOCAST and _autocast_enabled(device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ._dispatch import Argument, Autograd, picked
+from ._dispatch import Argument, Autograd, gradients_transformed, picked, under_torch_func, without_autocast
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Gradients:
     results:    names of what the operator returns. One of several is differentiable if backward takes its gradient
     renamed:    parameter of backward -> what it takes, where the names differ
     only_if:    input -> the option without which it has no gradient
-    kept_for:   an option and its values for which backward reads the result: it is kept for these only; None: always
-    takes_none: whether backward takes None for a result that is not kept; if not, it takes an empty tensor
+    kept_for:   an option and its values for which backward reads the result: it is kept for these only, and backward
+                takes None for it else; None: always
     fused_for:  an option and its values that backward knows; with others the gradients are the reference's
     """
 
@@ -33,17 +33,16 @@ class Gradients:
     renamed: Mapping[str, str] = field(default_factory=dict)
     only_if: Mapping[str, str] = field(default_factory=dict)
     kept_for: tuple[str, Collection[object]] | None = None
-    takes_none: bool = True
     fused_for: tuple[str, Collection[object]] | None = None
 
 
 def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Callable) -> Autograd:
     """The functions that torch registers. reference: the operator in plain PyTorch, on the schema's arguments.
 
-    Under create_graph=True the gradients are the reference's, for any order. Everything that depends on the operator
-    alone is found here, once: both functions run at every call.
+    Under create_graph=True and within transforms the gradients are the reference's, for any order. Everything that
+    depends on the operator alone is found here, once: both functions run at every call.
     """
-    names = [argument.name for argument in arguments]
+    names, reference = [argument.name for argument in arguments], without_autocast(reference)
     tensors = [i for i, argument in enumerate(arguments) if argument.is_tensor]
     options = [i for i, argument in enumerate(arguments) if not argument.is_tensor]
     count, several, fused = len(gradients.inputs), len(gradients.results) > 1, gradients.backward
@@ -62,7 +61,6 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
     for_backward = picked([at_hand.index(name) for name in wanted])
     for_reference = picked([at_hand.index(name) for name in names])
     keeps, nothing = _is_one_of(gradients.kept_for, names), (None,) * len(kept)
-    hollow = None if gradients.takes_none else wanted.index(gradients.results[0])
     fuses = _is_one_of(gradients.fused_for, [names[i] for i in options])
     only_if = [(names.index(i), [names[j] for j in options].index(o)) for i, o in gradients.only_if.items()]
     rest = (None,) * (len(names) - count)
@@ -85,15 +83,12 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
         need, given = list(ctx.needs_input_grad[:count]), ctx.options if options else ()
         for position, option in only_if:
             need[position] = need[position] and given[option]
-        if (only_if and not any(need)) or (several and _are_none(grads)):
+        if not any(need) or (several and _are_none(grads)):
             return (None,) * len(names)
         values = (*ctx.saved_tensors, *given, *grads, need)
-        if is_grad_enabled() or not (fuses is None or fuses(given)):
+        if is_grad_enabled() or gradients_transformed() or not (fuses is None or fuses(given)):
             return *_of_reference(reference, for_reference(values), need, grads), *rest
-        taken = for_backward(values)
-        if hollow is not None and taken[hollow] is None:
-            taken = (*taken[:hollow], grads[0][:0], *taken[hollow + 1 :])
-        computed = fused(*taken)
+        computed = fused(*for_backward(values))
         if count == 1:
             return computed, *rest
         if not all(need):
@@ -121,20 +116,29 @@ def _are_none(values: Sequence[object]) -> bool:
 def _of_reference(
     reference: Callable, arguments: tuple, need: list[bool], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The gradients of the first len(need) arguments of the reference, themselves differentiable.
+    """The gradients of the first len(need) arguments of the reference, differentiable where grad mode is on."""
+    wanted = [i for i, needed in enumerate(need) if needed]
 
-    These arguments are taken as fresh views, so that only this call lies between them and the results, not what made
-    them.
-    """
-    with torch.enable_grad():
-        views = [None if tensor is None else tensor.view_as(tensor) for tensor in arguments[: len(need)]]
-        results = reference(*views, *arguments[len(need) :])
+    def differentiated(*values: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(wanted, values, strict=True))
+        results = reference(*(given.get(i, argument) for i, argument in enumerate(arguments)))
         results = results if isinstance(results, tuple) else (results,)
-        pairs = [(result, grad) for result, grad in zip(results, upstream, strict=True) if grad is not None]
-        wanted = [view for view, needed in zip(views, need, strict=True) if needed]
-        gradients = torch.autograd.grad([r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=True)
-    given = iter(gradients)
-    return [next(given) if needed else None for needed in need]
+        return tuple(r for r, grad in zip(results, upstream, strict=True) if grad is not None)
+
+    grads = tuple(grad for grad in upstream if grad is not None)
+    gradients = iter(_pulled_back(differentiated, [arguments[i] for i in wanted], grads))
+    return [next(gradients) if needed else None for needed in need]
+
+
+def _pulled_back(function: Callable, values: Sequence[Tensor], grads: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    """The gradients of a function's arguments at these values from those of its results."""
+    if under_torch_func():
+        return torch.func.vjp(function, *values)[1](grads)
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # fresh views: only this call lies between them and the results, not what made the values
+        views = [value.view_as(value) for value in values]
+        return torch.autograd.grad(function(*views), views, grads, create_graph=differentiable)
 
 
 def empty_gradients(

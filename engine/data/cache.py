@@ -1,13 +1,11 @@
 """The cache folder: validation results, the rendered avatars, prepared videos. Safe to delete at any time."""
 
 import fcntl
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import InputError
+from engine.host import atomic_files
 from engine.kernels import _cache_folder
 
 
@@ -24,7 +22,7 @@ def make_once(folder: Path, make: Callable[[Path], None], what: str) -> Path:
     """A folder of the cache, made where it is not there: all of it or nothing. Concurrent processes wait for the first.
 
     folder:  its path.
-    make:    called with the path of a folder to create and fill.
+    make:    called with the path of an empty folder to fill.
     what:    the content, for messages.
     returns: folder.
     Raises InputError where the content cannot be written, and what `make` raises.
@@ -34,15 +32,10 @@ def make_once(folder: Path, make: Callable[[Path], None], what: str) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         with open(home / f".{folder.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            atomic_files.sweep(home)
             if not folder.is_dir():
-                for abandoned in home.glob(f".{folder.name}.*.part"):  # by a process that was killed
-                    shutil.rmtree(abandoned, ignore_errors=True)
-                temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=home))
-                try:
-                    make(temporary / "set")
-                    os.replace(temporary / "set", folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
+                with atomic_files.whole_folder(folder) as temporary:
+                    make(temporary)
     except OSError as error:
         raise InputError(
             f"{what} cannot be written to {home} ({error.strerror}): set KILN_CACHE to a folder with room"

@@ -24,6 +24,7 @@ class ImageSet:
     paths        list of names relative to the root
     records      list of FileRecord, one for each image
     sizes        (N, 2) int64, width and height as displayed
+    orientations (N,) int64, 1 to 8 as EXIF counts, how the pixels that `read` gives must be turned
     points       68 or 18, how many points each image has; 0: none, or other ones that nothing here uses
     landmarks    (N, points, 2) float32, x and y in pixels of each file as displayed; None unless every image has them.
                  A missing key point (of 18) is NaN
@@ -55,6 +56,8 @@ class ImageSet:
         self.records = _in_clip_order(records, listing.frames)
         self.paths = [record.name for record in self.records]
         self.sizes = np.array([(r.width, r.height) for r in self.records], np.int64).reshape(-1, 2)
+        # what is converted is upright
+        self.orientations = np.array([1 if r.convert else r.orientation for r in self.records], np.int64)
         points = [listing.landmarks.get(name) for name in self.paths]
         marked = listing.points in MIRROR_ORDERS and points and all(p is not None for p in points)
         self.points = listing.points if marked else 0
@@ -84,7 +87,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> bytes | bytearray:
         """The bytes that DALI is given for image `index`.
 
         Raises InputError when the file is no longer the one that was validated.

@@ -36,6 +36,7 @@ def inventory(images: ImageSet) -> dict[str, Any]:
         "duplicates": [names for names in by_content.values() if len(names) > 1],
         "quarantined": [{"file": name, "reason": reason} for name, reason in images.quarantined],
         "ignored_files": images.listing.ignored,
+        "unused_tables": [{"file": name, "reason": reason} for name, reason in images.listing.unused],
         "sets_inside": images.listing.nested,
         "zips_inside": images.listing.archives,
     }
@@ -65,6 +66,8 @@ def as_text(facts: dict[str, Any]) -> str:
         lines += _listed([" = ".join(group) for group in groups])
     if facts["ignored_files"]:
         lines.append(f"  ignored      {facts['ignored_files']:,} other files")
+    if facts["unused_tables"]:
+        lines.append(f"  not used     {unused_text([tuple(entry.values()) for entry in facts['unused_tables']])}")
     if facts["sets_inside"]:
         lines.append(f"  note         for landmarks give one of the sets inside: {', '.join(facts['sets_inside'])}")
     if facts["zips_inside"]:
@@ -77,6 +80,19 @@ def as_text(facts: dict[str, Any]) -> str:
     if facts["digest"]:
         lines.append(f"  digest       {facts['digest']}")
     return "\n".join(map(printable, lines))  # a line end in a name would make it two lines
+
+
+def unused_text(unused: list[tuple[str, str]]) -> str:
+    """(name, reason) of tables and arrays that are not used, as one line."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in unused:
+        by_reason[reason].append(name)
+    return "; ".join(f"{_some(names)}: {reason}" for reason, names in by_reason.items())
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _sizes(sizes: np.ndarray) -> dict[str, Any]:

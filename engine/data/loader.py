@@ -12,7 +12,13 @@ from torch import Tensor
 from engine.data.batch import Batch
 from engine.data.dataset import ImageSet
 from engine.data.decoding.assemble import assemble_images, assemble_landmarks
-from engine.data.decoding.stored_squares import central_square, check_resolution, place_landmarks, stored_size
+from engine.data.decoding.stored_squares import (
+    central_square,
+    check_resolution,
+    corners_in_file,
+    place_landmarks,
+    stored_size,
+)
 from engine.data.decoding.upload import DeviceDraw, Uploads, send
 from engine.data.groups import fixed_words, group_images
 from engine.data.shuffling import Draw, ShuffledStream
@@ -98,7 +104,8 @@ class Loader(ABC):
         self._check_batch_size()
         self._images_in_batch = options.members * options.batch_size
         self._stored = options.stored
-        self._corners, self._sides = central_square(images.sizes)
+        corners, self._sides = central_square(images.sizes)
+        self._corners = corners_in_file(corners, self._sides, images.sizes, images.orientations)
         self._stream = ShuffledStream(
             self._groups.count, options.seed, mirror=options.mirror, slack=self._stored - options.resolution
         )
@@ -183,6 +190,10 @@ class Loader(ABC):
     @abstractmethod
     def _squares_of(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """The stored squares of any images, outside the stream: a store (M, S, S, C) uint8, and its rows (B,)."""
+
+    def _squares_in_files(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Corners, sides and orientations, as Decoder takes them, of the images' squares in their files."""
+        return self._corners[rows], self._sides[rows], self.images.orientations[rows]
 
     def _restart(self) -> None:  # noqa: B027 (a loader that prepares nothing ahead has nothing to drop)
         """Drop what was prepared for the stream's next batches: the stream has jumped to another place."""

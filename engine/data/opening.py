@@ -7,6 +7,7 @@ from engine.data import avatars
 from engine.data.cache import cache_folder, make_once
 from engine.data.dataset import ImageSet
 from engine.data.decoding.stored_squares import check_resolution
+from engine.data.inventory import unused_text
 from engine.data.loader import Loader, LoaderOptions
 from engine.data.reading import read_set
 from engine.data.resident import ResidentLoader
@@ -53,6 +54,8 @@ def open_dataset(
         images = read_set(folder / look, name="avatars" if look == "photo" else f"avatars ({look})", progress=progress)
     else:
         images = read_set(Path(path), progress=progress)
+        if images.listing.unused:
+            print(f"kiln: {images.name}: not used: {unused_text(images.listing.unused)}", file=sys.stderr)
     images = of_split(images, split)
     if points:
         images = with_points(images, points)

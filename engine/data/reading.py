@@ -23,13 +23,13 @@ def read_set(path: Path, *, name: str | None = None, progress: bool = True, fres
     source = open_source(path)
     name, files = name or source.name, source.files()
     left_aside = source.passed_over
-    videos = find_videos(files)
+    videos = find_videos(source, files)
     if videos:
         source = prepare_videos(source, videos, progress)
         files, left_aside = source.files(), left_aside + left_out(source)
     listing = list_images(source, files)
     if videos:
-        listing.layout, listing.ignored = "landmark videos", 0
+        listing.layout, listing.ignored, listing.unused = "landmark videos", 0, []
     if not listing.names and not listing.missing:
         content = _content(listing, left_aside)
         raise InputError(f"no image file in {path} ({content}); expected .jpg, .png, .webp, .bmp, .tif, .gif ...")

@@ -2,6 +2,7 @@
 
 import sys
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +12,14 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.data.dataset import ImageSet
-from engine.data.decoding.dali import Decoder, DecodingError, claim, runs_that_fit, worker_threads
+from engine.data.decoding.dali import (
+    PIXELS_AT_ONCE,
+    Decoder,
+    DecodingError,
+    claim,
+    runs_that_fit,
+    worker_threads,
+)
 from engine.data.decoding.upload import DeviceDraw
 from engine.data.loader import Loader, LoaderOptions
 
@@ -51,7 +59,10 @@ class ResidentLoader(Loader):
         return self._store, torch.from_numpy(indices).to(self.device)
 
     def _decode(self, first: int, end: int) -> None:
-        """Fill rows first .. end - 1 of the store. Files are read in threads, up to two runs ahead of the decoding."""
+        """Fill rows first .. end - 1 of the store.
+
+        Files are read in threads, up to two runs ahead of the decoding, but nothing beside a single large picture.
+        """
         decoder = Decoder(_FILES, self._stored, self.options.channels, self.device)
         pixels = self.images.sizes[first:end].prod(axis=1).tolist()
         runs = (range(first + run.start, first + run.stop) for run in runs_that_fit(pixels, _FILES))
@@ -59,7 +70,7 @@ class ResidentLoader(Loader):
         with bar, ThreadPoolExecutor(worker_threads()) as pool:
             waiting: deque = deque()
             while True:
-                while len(waiting) < 2 and (run := next(runs, None)) is not None:
+                while len(waiting) < 2 and self._few_pixels(waiting) and (run := next(runs, None)) is not None:
                     waiting.append((run, [pool.submit(self.images.read, index) for index in run]))
                 if not waiting:
                     break
@@ -67,7 +78,11 @@ class ResidentLoader(Loader):
                 try:
                     encoded = [read.result() for read in reads]
                     rows = slice(run.start, run.stop)
-                    self._store[rows] = claim(decoder(encoded, self._corners[rows], self._sides[rows]))
+                    self._store[rows] = claim(decoder(encoded, *self._squares_in_files(rows)))
                 except DecodingError as error:
                     raise self._undecodable(run, error) from error
                 bar.update(len(encoded))
+
+    def _few_pixels(self, waiting: Iterable[tuple[range, list]]) -> bool:
+        """Whether the runs that wait leave room for another one."""
+        return sum(self.images.sizes[run.start : run.stop].prod(axis=1).sum() for run, _ in waiting) <= PIXELS_AT_ONCE

@@ -16,17 +16,22 @@ from tqdm import tqdm
 
 from engine.data.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, runs_that_fit, worker_threads
-from engine.data.decoding.plain_images import BadImage, inspect, plain_bytes
+from engine.data.decoding.plain_images import BadImage, inspect, plain_image
+from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 from engine.data.layouts.sources import Source, Stamp, UnreadableFile
+from engine.errors import InputError
 from engine.host.atomic_files import write_bytes
 from engine.host.input_files import megabytes
+from engine.host.reading import read_json
 
 _VERSION = 2  # of the verdicts: raise it when the rules below change
+_VERDICT_BYTES = 1 << 30  # of the file with the verdicts on a source, at most
 _CHUNK = 32  # files decoded together
 _HELD_BYTES = 1 << 28  # of files that are held at once, whatever their number; a single file may have more
 _ANY_PICTURE_BYTES = 1 << 26  # a file of so many bytes is read whatever it holds
 _PIXEL_BYTES = 16  # of a larger file, for each pixel of its picture
 _HEADER_BYTES = 1 << 20  # in which the header of a picture stands
+_OF_HEADER = ("format", "mode", "width", "height", "orientation", "convert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class FileRecord:
     size:              in bytes.
     modified, changed: its times, as Stamp has them.
     sha256:            of its content.
-    format, mode, width, height, convert: as plain_images.Header has them.
+    format, mode, width, height, orientation, convert: as plain_images.Header has them.
     problem:           why the file is quarantined; "" when it can be used.
     """
 
@@ -50,6 +55,7 @@ class FileRecord:
     mode: str = ""
     width: int = 0
     height: int = 0
+    orientation: int = 1
     convert: str = ""
     problem: str = ""
 
@@ -93,14 +99,21 @@ def validate(source: Source, names: Sequence[str], *, progress: bool = True, fre
 
 def load_verdicts(source: Source) -> dict[str, FileRecord]:
     """The verdicts of an earlier validation of this source, by name; {} where this version cannot read them."""
-    columns = [field.name for field in fields(FileRecord)]
+    columns = {field.name: field.type for field in fields(FileRecord)}
     try:
-        stored = json.loads(_verdict_file(source).read_text("utf-8"))
-        if stored["version"] != _VERSION or stored["columns"] != columns:
+        stored = read_json(_verdict_file(source), _VERDICT_BYTES)
+        if stored["version"] != _VERSION or stored["columns"] != list(columns):
             return {}
-        return {row[0]: FileRecord(*row) for row in stored["rows"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {row[0]: _record(row, list(columns.values())) for row in stored["rows"]}
+    except (InputError, KeyError, TypeError, ValueError):
         return {}
+
+
+def _record(row: Sequence[object], types: Sequence[object]) -> FileRecord:
+    """The verdict in a row of the cache. Raises ValueError for one that this version does not write."""
+    if [type(value) for value in row] != types or any(abs(v) >= 1 << 63 for v in row if isinstance(v, int)):
+        raise ValueError("a value of another type")
+    return FileRecord(*row)
 
 
 def forget_verdicts(source: Source) -> None:
@@ -135,8 +148,7 @@ def _store_verdicts(source: Source, records: dict[str, FileRecord]) -> None:
     try:
         write_bytes(_verdict_file(source), json.dumps(stored).encode())
     except OSError as error:
-        what_next = "the next start validates again; KILN_CACHE names another folder"
-        print(f"kiln: validation results not kept ({error}); {what_next}", file=sys.stderr)
+        print(f"kiln: validation results not kept ({error}); the next start validates again", file=sys.stderr)
 
 
 def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRecord]) -> Iterator[FileRecord]:
@@ -201,7 +213,13 @@ def _look(source: Source, name: str, by_content: dict[str, FileRecord]) -> tuple
         header = inspect(data)
     except (UnreadableFile, BadImage) as error:
         return replace(record, problem=str(error)), None
-    return replace(record, **asdict(header)), data
+    return replace(record, **{name: getattr(header, name) for name in _OF_HEADER}), data
+
+
+def _stored_size(record: FileRecord) -> tuple[int, int]:
+    """Width and height of a file's pixels as they are stored."""
+    size = record.width, record.height
+    return size[::-1] if record.orientation >= FIRST_SIDEWAYS else size
 
 
 def _check_size(source: Source, name: str, size: int) -> None:
@@ -219,19 +237,19 @@ def _check_size(source: Source, name: str, size: int) -> None:
 def _try_decoding(prober: Prober, group: list[tuple[FileRecord, bytes]]) -> Iterator[FileRecord]:
     """The verdict on each of a group of files: used as it is, converted by Pillow, or quarantined with the reason.
 
-    A file is used as it is when DALI reads it without complaint, and converted when DALI reads Pillow's rendition.
+    A file is used as it is when DALI reads it without complaint, and converted when Pillow reads it.
     """
     direct = [(record, data) for record, data in group if not record.convert]
     others = [(record, data) for record, data in group if record.convert]
     probes = prober.probe([data for _, data in direct]) if direct else []
     for (record, data), probe in zip(direct, probes, strict=True):
-        if probe == Probe((record.width, record.height)):
+        if probe == Probe(_stored_size(record)):
             yield record
         else:  # converted, because DALI's codec would print its complaint in every epoch, and Pillow's prints none
             others.append((replace(record, convert=probe.complaint or "not read by DALI"), data))
     for record, data in others:
         try:
-            if prober.probe([plain_bytes(data)])[0].size != (record.width, record.height):
+            if plain_image(data).size != (record.width, record.height):
                 raise BadImage("damaged (its size is not the one in its header)")
             yield record
         except BadImage as error:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError
+from engine.version import __version__
 
 T = TypeVar("T")
 # limit of a wait for other ranks that hang; a rank that dies breaks the connection at once
@@ -63,7 +64,8 @@ def joined() -> Iterator[None]:
     """Within the block the processes that torchrun started train together; only rank 0 prints.
 
     Tracebacks of every rank are printed. A process can enter such a block once; a block inside another one changes
-    nothing. Raises LostRank when another rank has died.
+    nothing. Raises LostRank when another rank has died, SharedError when the ranks have different versions of Kiln or
+    torch.
     """
     global _world
     if torchrun.size() == 1 or _world:
@@ -74,6 +76,7 @@ def joined() -> Iterator[None]:
         store = _meet(next(dist.rendezvous("env://", timeout=PATIENCE))[0], _world)
         dist.init_process_group("gloo", store=store, rank=_world.rank, world_size=_world.size, timeout=PATIENCE)
         with _silence() if _world.rank else contextlib.nullcontext():
+            _require_same_versions()
             yield
     except (SharedError, SystemExit):  # raised on all ranks, so that all of them can leave in order
         _leave()
@@ -102,15 +105,20 @@ def _meet(store: "dist.Store", world: _World) -> "dist.Store":
     new part. Every other rank asks for the name with a random word of its own, and says so when it has the name.
     Raises LostRank when a rank does not come within PATIENCE.
     """
+    last = time.monotonic() + PATIENCE.total_seconds()
     if world.rank:
         mine = uuid.uuid4().hex
         store.set(f"kiln/asks/{world.rank}", mine)
-        name = store.get(f"kiln/answer/{mine}").decode()  # waits for the answer
+        # store.get would wait too, but no signal is heeded meanwhile
+        while not store.check([f"kiln/answer/{mine}"]):
+            if time.monotonic() > last:
+                raise LostRank("rank 0 has not come")
+            time.sleep(0.05)
+        name = store.get(f"kiln/answer/{mine}").decode()
         store.set(f"{name}/{world.rank}", "here")
         return dist.PrefixStore(name, store)
     torchrun.know(store.compare_set("kiln/launch", "", uuid.uuid4().hex).decode())  # a word that is already there stays
     name, missing = f"kiln/{uuid.uuid4().hex}", set(range(1, world.size))
-    last = time.monotonic() + PATIENCE.total_seconds()
     while missing:
         for other in sorted(missing):
             if store.check([f"{name}/{other}"]):
@@ -178,6 +186,35 @@ def from_first(work: Callable[[], T]) -> T:
     return value
 
 
+def of_all(value: T) -> list[T]:
+    """The value of every rank, in the order of the ranks."""
+    if _world is None:
+        return [value]
+    values: list[Any] = [None] * _world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def require_alike(mine: str, fix: str) -> None:
+    """Raise a SharedError, which names the ranks, unless every rank says the same of itself as rank 0.
+
+    mine: what this rank has, as in "torch 2.13.0"
+    fix:  what to do when they differ
+    """
+    first, *rest = of_all(mine)
+    unlike = [(number, theirs) for number, theirs in enumerate(rest, start=1) if theirs != first]
+    if unlike:
+        (number, theirs), *more = unlike
+        others = ", ".join(str(number) for number, _ in more[:8]) + ", ..." * (len(more) > 8)
+        differ = f"ranks {others} differ" if more[1:] else f"rank {others} differs"
+        also = f" ({differ} from rank 0 too)" if more else ""
+        raise SharedError(f"rank 0 has {first}, but rank {number} has {theirs}{also}: {fix}")
+
+
+def _require_same_versions() -> None:
+    require_alike(f"Kiln {__version__} with torch {torch.__version__}", "install the same on every machine")
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """A block that every rank runs; an InputError in one of them is raised on every rank, as a SharedError."""
@@ -191,9 +228,7 @@ def together() -> Iterator[None]:
         raise
     except InputError as error:
         message = str(error)
-    messages: list[str | None] = [None] * _world.size
-    dist.all_gather_object(messages, message)
-    errors = [text for text in messages if text is not None]
+    errors = [text for text in of_all(message) if text is not None]
     if errors:
         raise SharedError(errors[0])
 

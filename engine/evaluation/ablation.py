@@ -28,6 +28,7 @@ from engine.systems.kinds import DRIVE
 from engine.systems.registry import SYSTEMS, config_class, system_class
 from engine.training.loop import train
 from engine.training.resolve import resolve
+from engine.training.setup import contents
 from engine.version import __version__
 
 # without a data set, rows are measured on so many avatars, of a seed whose people nobody is trained on
@@ -140,11 +141,11 @@ def _words(name: str, value: Any) -> list[str]:
 def steps_done(row: Row) -> int:
     """The steps that the row's folder has already trained. Raises InputError when the folder holds another run."""
     folder = row.config.out
-    if not folder.exists() or not any(folder.iterdir()):
+    if not contents(folder):
         return 0
     try:
         saved = checkpoint.read_config(folder)
-    except (OSError, InputError):
+    except InputError:
         raise InputError(f"{folder} is not the folder of a run; choose another --out") from None
     if type(saved) is not type(row.config):
         raise InputError(f"{folder} holds a run of the system {saved.system}; choose another --out")
@@ -172,8 +173,7 @@ def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
         if steps == row.config.steps:
             print(f"done before: {row.config.out}")
             continue
-        started = row.config.out.exists() and any(row.config.out.iterdir())
-        status = train(dataclasses.replace(row.config, resume=started), row.origins)
+        status = train(dataclasses.replace(row.config, resume=bool(contents(row.config.out))), row.origins)
         _free_memory()
         if status:
             print("the same command goes on from there", flush=True)

@@ -7,36 +7,46 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as torch_module
 
-from engine.fusion.chains.classify import classify_module, hooked
 from engine.fusion.chains.matching import Chain
 from engine.fusion.chains.replacement import rewrite
-from engine.fusion.tracing.module_state import ABSENT
+from engine.fusion.lookups import (
+    ABSENT,
+    GLOBAL_HOOKS,
+    PLAIN_TENSORS,
+    Called,
+    Layer,
+    Lookups,
+    methods_run,
+    only_autograd_listens,
+    reads_of_class,
+)
 from engine.fusion.tracing.tracer import Traced
-
-# torch's hooks on the calls of every module
-GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 
 class Plan:
     """What the fused forward of one traced module runs, and the conditions under which it may.
 
-    run:    the graph with one call for each chain, as a function of the module and the graph's inputs
-    parts:  (path, type, step) of the modules whose own calls it replaces
-    layout: (path, children, tensors) of the module and of the containers whose children it calls
-    inputs, order, defaults, values, globals, conditions, answers: as of Traced
+    run:     the graph with one call for each chain, as a function of the module and the graph's inputs
+    parts:   (path, Layer) of the modules whose own calls it replaces
+    layout:  (path, children, tensors) of the module and of the containers whose children it calls
+    lookups: the methods and functions that the module's own forward would run
+    inputs, order, defaults, values, conditions, answers: as of Traced
     """
 
     def __init__(self, traced: Traced, chains: list[Chain], module: nn.Module):
         self.inputs, self.order, self.defaults = traced.inputs, traced.order, traced.defaults
         paths = {n.target for chain in chains for n in chain.nodes if n.op == "call_module"} | traced.inlined
         replaced = [(path, module.get_submodule(path)) for path in sorted(paths)]
-        self.parts = [(_atoms(path), type(part), classify_module(part)) for path, part in replaced]
+        self.parts = [(_atoms(path), Layer(part)) for path, part in replaced]
         containers = [(path, _at(module, path)) for path in _containers(module, traced.inlined)]
         self.layout = [(path, _children(part), _tensors(part)) for path, part in containers]
         self.values = [(_atoms(path), name, value) for path, name, value in traced.values]
-        self.globals = traced.globals
+        called = {kind: Called.of(kind) for kind in {type(part) for _, part in replaced}}
+        methods = {kind: of_kind.methods for kind, of_kind in called.items()} | methods_run(type(module))
+        lookups = Lookups(methods, [*traced.globals, *(read for kind in called for read in reads_of_class(kind))])
+        # Dynamo takes the answer that it gets while it compiles
+        self.lookups_hold = torch.compiler.assume_constant_result(lambda: lookups.are_as_they_were())
         self.conditions, self.answers = _compiled(traced.conditions), tuple(traced.answers)
         rewrite(traced.graph, chains)
         self.run = _compiled(traced.graph)
@@ -53,7 +63,7 @@ class Plan:
             if name not in self.inputs and (name not in self.defaults or value is not self.defaults[name]):
                 return None
         tensors = [given.get(name) for name in self.inputs]
-        if not all(isinstance(value, Tensor) for value in tensors):
+        if not all(type(value) in PLAIN_TENSORS for value in tensors):
             return None
         if self.answers and tuple(map(bool, self.conditions(None, *tensors))) != self.answers:
             return None
@@ -61,27 +71,33 @@ class Plan:
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the module is still as it was traced, and nobody listens to the calls that fusing leaves out."""
-        if any(GLOBAL_HOOKS):
+        if any(GLOBAL_HOOKS) or not self.lookups_hold():
             return False
-        for path, kind, step in self.parts:
-            part = _at(module, path)
-            if type(part) is not kind or hooked(part) or classify_module(part) != step:
+        for path, layer in self.parts:
+            if not layer.is_as_it_was(_at(module, path)):
                 return False
         for path, children, tensors in self.layout:
             part = _at(module, path)
-            if _tensors(part) != tensors or part._modules.keys() != children.keys():
+            if part is None or _tensors(part) != tensors or list(part._modules) != list(children):
                 return False
             # a library that wraps a child, as fully_shard does, gives it a class derived from its own
             if not all(isinstance(part._modules[name], kind) for name, kind in children.items()):
                 return False
-        if any(space.get(name) != value for space, name, value in self.globals):
-            return False
-        return all(getattr(_at(module, path), name, ABSENT) == value for path, name, value in self.values)
+        return all(_is_still(getattr(_at(module, path), name, ABSENT), value) for path, name, value in self.values)
 
 
-def _at(module: nn.Module, path: tuple[str, ...]) -> nn.Module:
+def _is_still(now: object, value: object) -> bool:
+    """Whether an attribute has the value that it had; of a method, whether it is the same function."""
+    now = getattr(now, "__func__", now)
+    return type(now) is type(value) and now == value
+
+
+def _at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+    """The module at a path; None where there is none."""
     for name in path:
-        module = getattr(module, name)
+        if module is None:
+            return None
+        module = module._modules.get(name)
     return module
 
 
@@ -122,14 +138,15 @@ def _compiled(graph: fx.Graph) -> Callable:
 def exchange(module: nn.Module, plans: list[Plan]) -> None:
     """Gives this one instance a subclass of its class, whose forward runs the first plan that holds.
 
-    Where none holds, and while the module is exported or traced, it runs the module's own forward: what is exported
-    needs no Kiln.
+    Where none holds, under modes and transforms (torch.func, forward-mode differentiation), and while the module is
+    exported or traced, it runs the module's own forward: what is exported needs no Kiln.
     """
     original = type(module)
 
     @functools.wraps(original.forward)
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
-        if not (_exporting() or torch.jit.is_tracing()):
+        alone = torch.compiler.is_dynamo_compiling() or only_autograd_listens()
+        if alone and not (_exporting() or torch.jit.is_tracing()):
             for plan in plans:
                 if (tensors := plan.tensors(args, kwargs)) is not None and plan.holds(self):
                     return plan.run(self, *tensors)

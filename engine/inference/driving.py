@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import numpy as np
 
 from engine.data.decoding.plain_images import BadImage, inspect
 from engine.data.landmarks import POINTS
-from engine.data.layouts.landmark_video import crop_square, parse_points
-from engine.data.layouts.sources import Source, UnreadableFile, open_source
-from engine.data.layouts.tables import MAX_ARRAY_BYTES, MAX_TABLE_BYTES, parse_array, read_text
+from engine.data.layouts.landmark_video import crop_square
+from engine.data.layouts.listing import Listing
+from engine.data.layouts.manifest import MANIFEST
+from engine.data.layouts.names import frame_order
+from engine.data.layouts.pts import is_pts_name, parse_points
+from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, open_source
+from engine.data.layouts.tables import MAX_ARRAY_BYTES, MAX_TABLE_BYTES, as_text, is_table_name, parse_array, read_text
 from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
 from engine.host.input_files import read_input
@@ -37,8 +42,9 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
     """The landmarks of one clip, in pixels of the network's square.
 
     path:   a data set (folder or zip) with `points` landmarks for each image, whose frames `fit` places in the square;
-            a folder of .pts files, each framed around its landmarks as landmark videos are; or a .npy array
-            (F, points, 2) in pixels of a square of side `resolution`
+            a folder of .pts files, each framed around its landmarks as landmark videos are; a .npy array
+            (F, points, 2) in pixels of a square of side `resolution`, or a folder of .npy files of its frames.
+            Files are frames in the order of the numbers in their names
     clip:   the name of a clip in `path`; None takes the longest
     Raises InputError; for an unknown clip the error names clips that exist.
     """
@@ -56,40 +62,26 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
     files = source.files()
     for name, why in source.passed_over:
         print(f"kiln reenact: note: {printable(name)}: {why}", file=sys.stderr)
-    annotations = [name for name in files if name.endswith(".pts")]
+    annotations = [name for name in files if is_pts_name(name)]
     if annotations and points == POINTS:
         name, frames = _choose(_by_video(annotations), clip, path)
+        frames = frame_order(frames, str(path))
         return Driving(name, np.stack([_framed(source, file, resolution) for file in frames]))
     listing = list_images(source, files)
+    arrays = [name for name in files if name.lower().endswith(".npy")]
+    if arrays and not listing.names:
+        name, frames = _choose(_by_video(arrays), clip, path)
+        frames = frame_order(frames, str(path))
+        return Driving(name, np.concatenate([_parsed(source, file, points) for file in frames]))
     if listing.points != points:
         raise InputError(f"{path} has {listing.points or 'no'} landmarks for its images; this model takes {points}")
-    clips: dict[str, list[tuple[int, str]]] = {}
-    for file, (key, number) in listing.frames.items():
-        if file in listing.landmarks:
-            clips.setdefault(_label(key), []).append((number, file))
-    if not clips:
-        raise InputError(f"{path} has no clips: its manifest.csv needs a column frame, and video or identity")
-    in_order = {label: [file for _, file in sorted(frames)] for label, frames in clips.items()}
-    name, frames = _choose(in_order, clip, path)
+    name, frames = _choose(_clips(listing, path), clip, path)
     return Driving(name, np.stack([_placed(source, file, listing.landmarks[file], resolution, fit) for file in frames]))
 
 
 def read_array(path: Path, points: int) -> np.ndarray:
     """The landmarks in a .npy file as (F, points, 2) float32; an array (points, 2) is one frame. Raises InputError."""
-    try:
-        array = parse_array(read_input(path, MAX_ARRAY_BYTES))
-    except (UnreadableFile, ValueError) as error:
-        raise InputError(f"{path} is not a readable .npy array ({error})") from None
-    if array.ndim == 2:
-        array = array[None]
-    if array.ndim != 3 or array.shape[1:] != (points, 2) or not len(array) or array.dtype.kind not in "fiu":
-        shape = f"{array.dtype} {array.shape}"
-        raise InputError(
-            f"{path} holds {shape}; this model takes numbers of shape (frames, {points}, 2): x, y in pixels"
-        )
-    if not np.isfinite(array).any():
-        raise InputError(f"{path} holds no finite number; expected landmarks in pixels")
-    return array.astype(np.float32)
+    return _parsed(FolderSource(path.parent), path.name, points)
 
 
 def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
@@ -105,13 +97,13 @@ def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
         return frames[0]
     if file is not None:
         try:
-            text = read_input(file, MAX_TABLE_BYTES).decode()
-        except (UnreadableFile, UnicodeDecodeError) as error:
+            data = read_input(file, MAX_TABLE_BYTES)
+        except UnreadableFile as error:
             raise InputError(f"--source-landmarks {file}: {error}; give a .npy or a .pts file") from None
-        return parse_points(text, str(file)).astype(np.float32)
+        return parse_points(as_text(data, str(file)), str(file)).astype(np.float32)
     folder = image.resolve().parent
     for root, name in ((folder, image.name), (folder.parent, f"{folder.name}/{image.name}")):
-        if (root / "manifest.csv").is_file():
+        if _holds_manifest(root):
             listing = list_images(open_source(root))
             if listing.points == points and name in listing.landmarks:
                 return listing.landmarks[name]
@@ -143,6 +135,34 @@ def align(driving: np.ndarray, source: np.ndarray) -> np.ndarray:
     return ((driving - centre) @ turn + towards).astype(np.float32)
 
 
+def _holds_manifest(folder: Path) -> bool:
+    try:
+        return any(is_table_name(file.name, MANIFEST) for file in folder.iterdir())
+    except OSError:
+        return False
+
+
+def _parsed(source: Source, file: str, points: int) -> np.ndarray:
+    """The landmarks in a .npy file of a source, as `read_array` gives them."""
+    place = str(source.root / file)
+    try:
+        array = parse_array(source.read(file, MAX_ARRAY_BYTES), place)
+    except UnreadableFile as error:
+        raise InputError(f"{place} is not a readable .npy array ({error})") from None
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim == 3 and array.shape[1:] == (2, points):
+        array = array.swapaxes(1, 2)
+    if array.ndim != 3 or array.shape[1:] != (points, 2) or not len(array):
+        shape = f"{array.dtype} {array.shape}"
+        raise InputError(
+            f"{place} holds {shape}; this model takes numbers of shape (frames, {points}, 2): x, y in pixels"
+        )
+    if not np.isfinite(array).any():
+        raise InputError(f"{place} holds no finite number; expected landmarks in pixels")
+    return np.ascontiguousarray(array)
+
+
 def _choose(clips: dict[str, list[str]], clip: str | None, path: Path) -> tuple[str, list[str]]:
     """The name and the frames of a clip; None takes the longest. Raises InputError for an unknown one."""
     if clip is None:
@@ -156,19 +176,35 @@ def _choose(clips: dict[str, list[str]], clip: str | None, path: Path) -> tuple[
     raise InputError(f"{path} has no clip {clip!r}; it has {len(clips)}, among them {', '.join(close)}")
 
 
-def _by_video(annotations: list[str]) -> dict[str, list[str]]:
-    """.pts files by their video: the name of the folder that they lie in, without annot/ at its end."""
+def _by_video(files: list[str]) -> dict[str, list[str]]:
+    """Files of frames by their video: the name of the folder that they lie in, without annot/ at its end."""
     videos: dict[str, list[str]] = {}
-    for file in sorted(annotations):
+    for file in files:
         folder = file.rpartition("/")[0]
-        folder = folder.removesuffix("annot").rstrip("/") if folder.split("/")[-1] == "annot" else folder
+        folder = folder[: -len("annot")].rstrip("/") if folder.split("/")[-1].lower() == "annot" else folder
         videos.setdefault(folder or "frames", []).append(file)
     return videos
 
 
-def _label(key: str) -> str:
-    """The name of a clip: person/video, or identity."""
-    return "/".join(part for part in key.split("\0")[1:] if part) or key
+def _clips(listing: Listing, path: Path) -> dict[str, list[str]]:
+    """The images with landmarks of each clip, in frame order. Raises InputError where there is no clip.
+
+    A clip is called person/video or identity, and split/person/video where two splits have clips of one name.
+    """
+    frames: dict[str, list[tuple[int, str]]] = {}
+    for file, (key, number) in listing.frames.items():
+        if file in listing.landmarks:
+            frames.setdefault(key, []).append((number, file))
+    if not frames:
+        raise InputError(f"{path} has no clips: its manifest.csv needs a column frame, and video or identity")
+    clips = {}
+    short = {key: "/".join(filter(None, key.split("\0")[1:])) for key in frames}
+    names = Counter(short.values())
+    for key, label in short.items():
+        clips[label if names[label] == 1 else "/".join(filter(None, key.split("\0")))] = [
+            file for _, file in sorted(frames[key])
+        ]
+    return clips
 
 
 def _framed(source: Source, file: str, resolution: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import attempt
-from engine.host.input_files import refusal
+from engine.host.reading import read_json
 from engine.inference.pictures import Box
 
 _WORKING_SIDE = 640
@@ -40,16 +40,24 @@ class Framing:
     def of(cls, model: Path) -> "Framing":
         """The framing of the photos that a run (or a checkpoint) was trained on; the default when none was kept.
 
-        Raises InputError where something else than a file has its name.
+        Raises InputError for a file that is damaged.
         """
         for folder in (model, model.parent.parent):
-            if wrong := refusal(folder / cls.FILE):
-                raise InputError(f"{folder}: {cls.FILE}: {wrong}")
-            try:
-                return cls(**json.loads((folder / cls.FILE).read_text()))
-            except (OSError, ValueError, TypeError):
-                continue
+            if (folder / cls.FILE).exists():
+                return cls._read(folder / cls.FILE)
         return cls()
+
+    @classmethod
+    def _read(cls, file: Path) -> "Framing":
+        """The framing in a file. Raises InputError for anything else than shares that a face can have."""
+        saved = read_json(file)
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(saved, dict) or sorted(saved) != sorted(names):
+            raise InputError(f"{file} is damaged: it needs {', '.join(names)}, and nothing else")
+        for name, value in saved.items():
+            if type(value) not in (int, float) or not (0.01 if name == "share" else 0) <= value <= 1:
+                raise InputError(f"{file} is damaged: {name} is {str(value)[:40]}, not a share of the picture")
+        return cls(**saved)
 
     @classmethod
     def measure(cls, pictures: np.ndarray) -> "Framing | None":

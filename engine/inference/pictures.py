@@ -1,19 +1,19 @@
 """Reads a picture, places it in the square that a network takes, and takes the result out of the square again.
 
-Pictures are read as in data sets (engine.data.decoding.plain_images): EXIF rotation applied, 16-bit and float grey
-scaled to 8 bits, palette and CMYK converted, transparency laid over mid-grey, only the first frame of an animation.
+Pictures are read as in data sets (engine.data.decoding.plain_images): EXIF rotation applied, embedded colour profiles
+converted to sRGB, 16-bit and float grey scaled to 8 bits, palette and CMYK converted, transparency laid over mid-grey,
+only the first frame of an animation.
 Pictures are shrunk as the loaders shrink them, with antialiased linear interpolation; the network makes its pyramid of
 nearest-neighbour copies from the shrunken square.
 """
 
-import io
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from engine.data.decoding.plain_images import inspect, plain_bytes
+from engine.data.decoding.plain_images import Header, inspect, plain_image
 from engine.data.decoding.stored_squares import central_square
 
 FITS = ("crop", "pad", "stretch")
@@ -38,18 +38,15 @@ class Placement:
         return ((points - window[:2] + 0.5) * scale - 0.5 + content[:2]).astype(np.float32)
 
 
-def read(data: bytes) -> tuple[Image.Image, str]:
-    """The picture in a file's bytes as it is displayed, and a remark.
+def read(data: bytes) -> tuple[Image.Image, Header]:
+    """The picture in a file's bytes as it is displayed, RGB or L with 8 bits, and what the file's header says.
 
-    The picture is RGB or L with 8 bits. The remark says which part of the file was left out, such as further frames; it
-    is "" when nothing was. Raises engine.data.decoding.plain_images.BadImage with the reason in a few words.
+    Raises engine.data.decoding.plain_images.BadImage with the reason in a few words.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about large files and odd EXIF blocks
         header = inspect(data)
-        image = Image.open(io.BytesIO(plain_bytes(data)))
-        image.load()
-    return image, header.convert if "frames" in header.convert else ""
+        return plain_image(data), header
 
 
 def place(size: tuple[int, int], resolution: int, fit: str, window: Box | None = None) -> Placement:
@@ -75,7 +72,8 @@ def place(size: tuple[int, int], resolution: int, fit: str, window: Box | None =
 
 def to_square(image: Image.Image, placement: Placement, resolution: int, channels: int) -> np.ndarray:
     """The placed part as (channels, R, R) uint8; beyond the picture and in the padding its border is repeated."""
-    image, window = _reaching(image.convert("RGB" if channels == 3 else "L"), placement.window)
+    mode = "RGB" if channels == 3 else "L"
+    image, window = _reaching(image if image.mode == mode else image.convert(mode), placement.window)
     left, top, right, bottom = placement.content
     part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=window)
     pixels = np.atleast_3d(np.asarray(part))

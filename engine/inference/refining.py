@@ -12,6 +12,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from engine.data.decoding.colour_profiles import Profile
 from engine.data.decoding.plain_images import BadImage
 from engine.data.landmarks import POINTS
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
@@ -80,12 +81,14 @@ class Prepared:
     placement: which part of the image lies where in the square
     landmarks: (68, 2) float32 in pixels of R, for a model that needs them
     remark:    what the user should know about this image, or ""
+    profile:   the colour profile of the image's file; None where it has none
     """
 
     pixels: np.ndarray
     placement: pictures.Placement
     landmarks: np.ndarray | None
     remark: str
+    profile: Profile | None
 
 
 class Skipped(Exception):
@@ -196,10 +199,10 @@ class Preparer:
     def __call__(self, name: str) -> Prepared:
         """The image of that name, ready for the network. Raises Skipped when it cannot be refined."""
         try:
-            image, remark = pictures.read(self._source.read(name))
+            image, header = pictures.read(self._source.read(name))
         except (BadImage, UnreadableFile) as error:
             raise Skipped(str(error)) from error
-        remarks = [f"{remark} refined"] if remark else []
+        remarks = [f"{header.frame} refined"] if header.frame else []
         window = None
         if self._finder:
             window = self._finder.portrait(np.asarray(image), self._framing)
@@ -212,7 +215,7 @@ class Preparer:
                 raise Skipped("no landmarks in manifest.csv, which this model needs")
             points = placement.landmarks(self._landmarks[name])
         pixels = pictures.to_square(image, placement, self._resolution, self._channels)
-        return Prepared(pixels, placement, points, "; ".join(remarks))
+        return Prepared(pixels, placement, points, "; ".join(remarks), header.profile)
 
 
 def batches(items: Sequence[Item], prepare: Preparer, size: int) -> Iterator[list[tuple[Item, Prepared | Skipped]]]:
@@ -258,18 +261,20 @@ def refine_files(options: RefineOptions) -> str:
     trained = load_trained(options.model, device, fused, ema, kind=REFINE)
     config = trained.config
     prepare = Preparer(source, options, config.resolution, config.channels, trained.module.needs_landmarks)
-    skipped = len(source.passed_over)
+    skipped, profiles = len(source.passed_over), []
     with tqdm(total=len(items), unit=" images", disable=None, dynamic_ncols=True) as progress:
         for batch in batches(items, prepare, options.batch_size):
             skipped += refine_batch(batch, trained, options.original_size)
+            profiles += [image.profile for _, image in batch if isinstance(image, Prepared) and image.profile]
             progress.update(len(batch))
+    _say_profiles(profiles)
     total = len(items) + len(source.passed_over)
     done = total - skipped
     if skipped:
         rest = f"the other {done} are in {options.output}" if done else "nothing was written"
         raise InputError(f"{skipped} of {total} images could not be refined (named above); {rest}")
     side = config.resolution
-    return f"{done} image{'s' if done > 1 else ''} refined at {side}x{side}: {options.output}"
+    return f"{_images(done)} refined at {side}x{side}: {options.output}"
 
 
 def list_work(options: RefineOptions) -> tuple[Source, list[Item]]:
@@ -296,6 +301,18 @@ def refine_batch(batch: Sequence[tuple[Item, Prepared | Skipped]], trained: Trai
         picture = pictures.from_square(pixels, image.placement, original_size=original_size)
         marking.save(picture, item.target, description)
     return len(batch) - len(ready)
+
+
+def _say_profiles(profiles: Sequence[Profile]) -> None:
+    """Print how many images had a colour profile that leads to other colours, and how many one that cannot be used."""
+    if converted := sum(profile.transform is not None for profile in profiles):
+        _say(f"kiln refine: note: converted to sRGB from other colour profiles: {_images(converted)}")
+    if unusable := sum(not profile.usable for profile in profiles):
+        _say(f"kiln refine: note: read without their unusable colour profiles: {_images(unusable)}")
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' if count > 1 else ''}"
 
 
 def _say(line: str) -> None:

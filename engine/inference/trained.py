@@ -1,17 +1,19 @@
 """Loads a trained model as a module that takes batches: `engine.load`, and `load_trained` for the commands."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine import checkpoint
 from engine.config import TrainConfig
 from engine.errors import InputError
 from engine.inference import exported
-from engine.systems.base import load_part
+from engine.systems.base import load_part, require_part
 from engine.systems.kinds import Kind
 from engine.systems.registry import system_class
 
@@ -46,12 +48,26 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = Tr
       refiner, simgan, cyclegan   forward(images, landmarks=None); landmarks (B, 68, 2) where needs_landmarks is True
       began, dcgan, wgan          forward(noise); the module's noise(count, generator) draws noise
       ggb, reenact                forward(images, points); points (B, K, 2) in pixels of R
+    Its weights are float32 and on `device`, whatever the default dtype, device and mode of the process are.
     The first call of each layer folds and packs its weights for the CPU's kernels and keeps them; later calls only
     compute. Raises InputError when `path` holds no trained model.
     """
     return load_trained(path, device, fused, ema).module
 
 
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Within the block torch makes tensors as in a new process: float32, on the CPU, outside inference mode."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@_plain_defaults()
 def load_trained(
     path: Path | str,
     device: str | torch.device = "cpu",
@@ -68,7 +84,7 @@ def load_trained(
     path, part, step = Path(path), "ema" if ema else "generator", None
     if exported.is_exported(path):
         saved, weights = exported.read(path)
-        part = "generator"
+        part = exported.PART
     else:
         stored = checkpoint.load(path)
         path, saved, weights, step = stored.path, stored.config, stored.weights, stored.step
@@ -77,7 +93,22 @@ def load_trained(
         name, does = system.name, system.kind.does
         raise InputError(f"{path} is of the system {name}, which {does} (kiln {system.kind.command})")
     config = dataclasses.replace(saved, fused=fused)
+    try:
+        _require_fit(config, weights, part)
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
     module = system.trained(config)
     load_part(module.get_submodule("generator"), weights, part)
     module = module.requires_grad_(False).to(device).eval()
     return Trained(module, config, torch.device(device), path, step)
+
+
+def _require_fit(config: TrainConfig, weights: dict[str, Tensor], part: str) -> None:
+    """Raise InputError where a model of this configuration has other weights; takes no memory for a wrong, huge one."""
+    dataclasses.replace(config, device="cpu", precision="fp32").check()
+    try:
+        with torch.device("meta"):
+            generator = system_class(config.system).trained(config).get_submodule("generator")
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"its config.json describes no model ({error})") from None
+    require_part(generator, weights, part)

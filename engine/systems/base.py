@@ -259,8 +259,12 @@ def load_moments(optimiser: torch.optim.Optimizer, saved: dict[int, dict[str, Te
 
 def load_part(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
     """Load the weights whose keys begin with `name.` into `network`. Raises InputError when keys or shapes differ."""
-    part = {key[len(name) + 1 :]: tensor for key, tensor in weights.items() if key.startswith(name + ".")}
-    wanted = network.state_dict()
-    if part.keys() != wanted.keys() or any(part[key].shape != wanted[key].shape for key in wanted):
+    require_part(network, weights, name)
+    network.load_state_dict({key: weights[f"{name}.{key}"] for key in network.state_dict()})
+
+
+def require_part(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
+    """Raise InputError unless the weights whose keys begin with `name.` have the keys and shapes of `network`'s."""
+    part = {key[len(name) + 1 :]: tensor.shape for key, tensor in weights.items() if key.startswith(name + ".")}
+    if part != {key: tensor.shape for key, tensor in network.state_dict().items()}:
         raise InputError(f"the checkpoint's weights of {name!r} are of another configuration or system")
-    network.load_state_dict(part)

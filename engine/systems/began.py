@@ -110,6 +110,7 @@ class BeganConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(1, "hidden")
+        self.at_most(1 << 16, "hidden")
         self.at_least(0, "lambda_k")
         self.between(0, 1, "gamma")
         if not 0 <= self.beta1 < 1:

@@ -108,6 +108,7 @@ class CycleganConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(1, "blocks")
+        self.at_most(1 << 10, "blocks")
         self.at_least(0, "halvings", "lambda_cycle", "identity", "pool")
         if self.halvings > 3:
             raise InputError(f"--halvings must be at most 3, got {self.halvings}")

@@ -46,6 +46,7 @@ class DcganOptions(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(1, "noise")
+        self.at_most(1 << 16, "noise")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ def noise(distribution: Distribution, count: int, size: int, *, generator: torch
 
     Row i depends on the generator's seed and on i alone: a larger count leaves the first rows as they were.
     """
-    rows = [_draw(distribution, (size,), generator=generator) for _ in range(count)]
-    return torch.stack(rows) if rows else torch.empty(0, size)
+    kind = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults of the process are
+    rows = [_draw(distribution, (size,), generator=generator, **kind) for _ in range(count)]
+    return torch.stack(rows) if rows else torch.empty(0, size, **kind)
 
 
 def _draw(distribution: Distribution, shape: tuple[int, ...], **options) -> Tensor:

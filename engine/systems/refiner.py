@@ -130,6 +130,7 @@ class RefinerConfig(TrainConfig):
         super().check()
         check_inject(self.inject, self.resolution)
         self.at_least(1, "hidden")
+        self.at_most(1 << 16, "hidden")
         self.at_least(0, "lambda_k", "landmark_weight")
         self.between(0, 1, "gamma", "lambda_r")
 

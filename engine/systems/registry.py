@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.config import TrainConfig
+from engine.config import TrainConfig, saved_value
 from engine.errors import InputError
 from engine.networks.layers import lay_out_library_weights
 from engine.systems.base import System
@@ -24,8 +24,8 @@ SYSTEMS = {
 
 def system_class(name: str) -> type[System]:
     """Find the class of a system. Raises InputError for an unknown name."""
-    if name not in SYSTEMS:
-        raise InputError(f"unknown system {name!r}; choose from {', '.join(SYSTEMS)}")
+    if not isinstance(name, str) or name not in SYSTEMS:
+        raise InputError(f"unknown system {str(name)[:40]!r}; choose from {', '.join(SYSTEMS)}")
     module, attribute = SYSTEMS[name]
     return getattr(import_module(module), attribute)
 
@@ -43,14 +43,10 @@ def config_class(system: str) -> type[TrainConfig]:
     return system_class(system).config_class
 
 
-def config_from_json(saved: dict[str, dict[str, Any]]) -> TrainConfig:
+def config_from_json(saved: Any) -> TrainConfig:
     """Make the configuration, of its system's class, from the content of a config.json.
 
     saved: name of an option -> {"value", "origin"}
-    Raises InputError when `saved` cannot be the configuration of a run.
+    Raises InputError, which names no file, when `saved` cannot be the configuration of a run.
     """
-    try:
-        kind = config_class(saved["system"]["value"])
-    except (TypeError, KeyError):
-        raise InputError("config.json is not the configuration of a Kiln run") from None
-    return kind.from_json(saved)
+    return config_class(saved_value(saved, "system")).from_json(saved)

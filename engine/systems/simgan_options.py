@@ -78,6 +78,7 @@ class SimganConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(1, "blocks", "refiner_steps", "discriminator_steps")
+        self.at_most(1 << 10, "blocks")
         self.at_least(0, "pretrain_refiner", "pretrain_discriminator", "history")
         self.at_least(0, "lambda_reg", "cycle_weight", "part_weight")
         if self.history and self.history < self.batch_size:

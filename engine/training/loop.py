@@ -27,13 +27,22 @@ from engine.inference.sample_grid import save_grid
 from engine.networks.layers import parameter_count
 from engine.systems.base import System
 from engine.systems.registry import build
-from engine.training import random_state, report
+from engine.training import completion, random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.memory import require_memory
 from engine.training.metrics import LossMeter, MetricsLog
-from engine.training.progress import Progress, memory_mb
+from engine.training.progress import Progress, lasting_output, memory_mb
 from engine.training.schedule import learning_rate
-from engine.training.setup import image_sets, mode, open_loaders, open_set, prepare_folder, require_fused, set_machine
+from engine.training.setup import (
+    claimed_folder,
+    image_sets,
+    mode,
+    open_loaders,
+    open_set,
+    require_fused,
+    require_same_data,
+    set_machine,
+)
 from engine.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -49,16 +58,28 @@ def train(config: TrainConfig, origins: Origins) -> int:
 
     Raises InputError for bad input, a loss that is not finite, and a disk that cannot be written.
     """
-    start = distributed.from_first(lambda: prepare_folder(config))
-    if start is not None and start.step >= config.steps:
-        print(f"{config.out} has already done {start.step} of {config.steps} steps; raise --steps to go on")
-        return 0
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lasting_output())
+        start = distributed.from_first(lambda: stack.enter_context(claimed_folder(config)))
+        finished = start is not None and start.step >= config.steps
+        if finished and not distributed.from_first(lambda: _complete(config, start)):
+            return 0
         return _train(config, origins, start)
-    finally:
-        with contextlib.suppress(OSError):
-            if distributed.rank() == 0:
-                config.out.rmdir()  # removes the folder only if it is empty: then nothing was trained
+
+
+def _complete(config: TrainConfig, start: checkpoint.Checkpoint) -> bool:
+    """Say that a run is finished, and write the report that a kill left out; returns whether a grid is to be drawn."""
+    line = f"{config.out} has already done {start.step} of {config.steps} steps; raise --steps to go on"
+    if completion.lacks_report(config.out, start.path):
+        try:
+            report.write(config.out)
+            line += "; its report.html was missing or old, and is written now"
+        except OSError as error:
+            line += f"; its report.html is missing or old, and cannot be written ({error.strerror})"
+    if lacks_grid := completion.lacks_grid(config, start.step):
+        line += f"; its sample grid of step {start.step} is missing, and is drawn now without training"
+    print(line, flush=True)
+    return lacks_grid
 
 
 def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint | None) -> int:
@@ -70,6 +91,7 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
     set_machine(config)
     print(configuration.table(config, origins), flush=True)
     datasets = distributed.one_by_machine(lambda: [open_set(own, path, need) for path, need in image_sets(own)])
+    require_same_data(datasets)
     with distributed.together():
         loader = open_loaders(own, datasets, device)
     try:
@@ -106,7 +128,7 @@ class Trainer:
         self._train_on = GraphedStep(system, settle=loader.settle) if on_gpu and config.cuda_graph else system.step
         self.step = 0
         self.saved: Path | None = None
-        self._elapsed_before = 0.0
+        self._recorded, self._elapsed_before = 0, 0.0
         if start is not None:
             self._restore(start)
         self.first_step = self.step
@@ -118,11 +140,12 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._writing("the run folder"))
             distributed.require_same(self.system.weights().values())
+            # from here on a signal finds a run that can be saved
+            stop = stack.enter_context(StopRequest(silent=distributed.rank() > 0))
             distributed.from_first(lambda: self._open_records(stack))
             print(f"run     {self.run_dir}" + (f", going on from step {self.step}" if self.step else ""), flush=True)
             self.progress = Progress(self.step, config.steps)
             stack.callback(self.progress.close)
-            stop = stack.enter_context(StopRequest(silent=distributed.rank() > 0))
             self._began = time.monotonic()
             self._open_interval()
             distributed.from_first(self._first_samples)
@@ -130,6 +153,8 @@ class Trainer:
                 self._one_step()
             if self.step < config.steps:
                 return self._stopped(stop)
+            if self.step == self.first_step:
+                distributed.from_first(self._draw_last)
         print(f"done    {self.step} steps; {self.saved}")
         if self._report_works:
             print(f"        {self.run_dir / 'report.html'}")
@@ -140,10 +165,11 @@ class Trainer:
         with self._writing("the run folder"):
             torchrun.mark(self.run_dir)
             configuration.write(self.config, self.origins, self.run_dir / "config.json")
-            self.log = MetricsLog(self.run_dir, self.step)
+            completion.remove_later_grids(self.run_dir, self.step)
+            self.log = MetricsLog(self.run_dir, self.step, self._recorded)
         stack.callback(self.log.close)
-        if self.log.note:
-            print(self.log.note)
+        for note in self.log.notes:
+            print(note)
 
     def _first_samples(self) -> None:
         config = self.config
@@ -174,7 +200,7 @@ class Trainer:
         last = step == config.steps
         self.progress.show(step, self._read() if step % config.log_every == 0 or last else None)
         with self._pause():
-            if config.sample_every and (step % config.sample_every == 0 or last):
+            if completion.grid_due(config, step):
                 distributed.from_first(self._sample)
             if step % config.checkpoint_every == 0 or last:
                 self._save()
@@ -207,6 +233,7 @@ class Trainer:
         self._open_interval()
         record = {
             "step": self.step,
+            "since": self._recorded,
             "time": round(self._elapsed(), 3),
             **values,
             "lr": learning_rate(self.config, self.step),
@@ -215,6 +242,7 @@ class Trainer:
             "memory_mb": round(memory_mb(self.system.device), 1),
         }
         distributed.from_first(lambda: self._write(record))
+        self._recorded = self.step
         shown = " ".join(f"{name} {values[name]:.4g}" for name in self.system.headline if name in values)
         return f"{shown}, {speed:.4g} images/s, {record['memory_mb']:.0f} MB, data {100 * waiting:.0f} %"
 
@@ -233,7 +261,12 @@ class Trainer:
         if self._fixed is None:
             return
         with self._writing("a sample grid"):
-            save_grid(self.system.sample(self._fixed), self.run_dir / "samples" / f"step_{self.step:08d}.png")
+            save_grid(self.system.sample(self._fixed), completion.grid_path(self.run_dir, self.step))
+
+    def _draw_last(self) -> None:
+        """Draw the sample grid of a run that was finished before, and write its report with it."""
+        self._sample()
+        self._report()
 
     def _report(self) -> None:
         try:
@@ -251,6 +284,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "random": random_state.capture(),
             "meter": self.meter.state_dict(),
+            "recorded": self._recorded,
             "elapsed": self._elapsed(),
         }
 
@@ -261,6 +295,8 @@ class Trainer:
         self.loader.load_state_dict(start.state["loader"])
         random_state.restore(start.state["random"])
         self.meter.load_state_dict(start.state["meter"])
+        # version 0.2.0 did not save it; its meter counts the steps since then
+        self._recorded = start.state.get("recorded", self.step - self.meter.count)
         self._elapsed_before = start.state["elapsed"]
 
     def _save(self) -> None:
@@ -275,6 +311,8 @@ class Trainer:
         distributed.from_first(self._report)
 
     def _write_checkpoint(self, weights: dict[str, Tensor]) -> Path:
+        with self._writing("metrics.jsonl"):
+            self.log.sync()  # a checkpoint counts only with the rows before it
         with self._writing(f"the checkpoint of step {self.step}"):
             return checkpoint.save(
                 self.run_dir, self.step, weights, self._state(), self.config, self.origins, self.config.keep

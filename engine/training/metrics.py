@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from engine import distributed
 from engine.host import atomic_files
 
 NEVER = 2**31 - 1
+LARGEST = torch.finfo(torch.float32).max
 # values that are states, not losses: the last one is recorded, where a loss is averaged since the last reading
 STATES = ("k",)
 
@@ -68,23 +71,38 @@ class LossMeter:
 
 
 class MetricsLog:
-    """metrics.jsonl and, where it is installed, TensorBoard."""
+    """metrics.jsonl and, where it is installed, TensorBoard.
 
-    def __init__(self, run_dir: Path, start: int):
-        """start: the step that the run goes on from; records of later steps are cut off. Raises OSError."""
-        self.path = run_dir / "metrics.jsonl"
-        cut_after(self.path, start)
-        self._file = self.path.open("a", encoding="utf-8")
-        self.tensorboard, self.note = _open_tensorboard(run_dir, start)
+    notes: lines for the user: rows that are missing, what is not installed
+    """
+
+    def __init__(self, run_dir: Path, start: int, recorded: int = 0):
+        """Open the files, and cut off the rows after the step that the run goes on from. Raises OSError.
+
+        start:    that step
+        recorded: the step of the last row that had been written then
+        """
+        path = run_dir / "metrics.jsonl"
+        cut_after(path, start)
+        gaps = missing(read_metrics(path), recorded)
+        self._file = path.open("a", encoding="utf-8")
+        self.tensorboard, note = _open_tensorboard(run_dir, start)
+        self.notes = [text for text in (missing_text(gaps), note) if text]
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line and flush it. Raises OSError."""
+        """Append one row and flush it. Raises OSError."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self.tensorboard:
-            for name, value in record.items():
-                if name != "step" and math.isfinite(value):
-                    self.tensorboard.add_scalar(name, value, record["step"])
+            values = {name: value for name, value in record.items() if math.isfinite(value)}
+            self.tensorboard.write(values.pop("step"), {name: values[name] for name in values if name != "since"})
+
+    def sync(self) -> None:
+        """Wait until the rows and events are on the disk. Raises OSError."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self.tensorboard:
+            self.tensorboard.sync()
 
     def close(self) -> None:
         self._file.close()
@@ -93,26 +111,75 @@ class MetricsLog:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a line that a crash cut short. Raises OSError."""
+    """Drop the rows of later steps, and lines that are no rows, as one that a crash cut short. Raises OSError."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                continue
-        except (ValueError, KeyError, TypeError):
-            continue
-        kept.append(line + "\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line + "\n" for line in lines if (row := _row(line)) and row["step"] <= step]
     atomic_files.write_text(path, "".join(kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl in the order of their steps, with those of their values that are finite numbers.
+
+    Lines that are no rows are left out. Where a resumed run went back to an earlier step, the rows that an earlier run
+    had written beyond that step are left out. Raises OSError.
+    """
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if row := _row(line):
+            while rows and rows[-1]["step"] >= row["step"]:
+                rows.pop()
+            rows.append(row)
+    return rows
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The finite numbers of a line of metrics.jsonl; None for a line that is no row."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    row = {name: value for name, value in values.items() if _is_number(value)}
+    return row if _is_step(row.get("step")) and _is_step(row.get("since", 0)) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < NEVER
+
+
+def missing(rows: Sequence[Mapping[str, Any]], recorded: int = 0) -> list[tuple[int, int]]:
+    """The stretches of steps, each (first, last), whose rows are missing.
+
+    rows:     as `read_metrics` returns them. A row names as "since" the step of the row before it; rows of version
+              0.2.0 do not, and nothing is known to be missing before them
+    recorded: a step whose row was written
+    """
+    gaps, reached = [], 0
+    for row in rows:
+        if (since := row.get("since", 0)) > reached:
+            gaps.append((reached + 1, since))
+        reached = row["step"]
+    return gaps + ([(reached + 1, recorded)] if recorded > reached else [])
+
+
+def missing_text(gaps: Sequence[tuple[int, int]]) -> str:
+    """One line about the stretches that `missing` found; "" for none."""
+    steps = ", ".join(f"{first} to {last}" for first, last in gaps)
+    return f"metrics.jsonl lacks the rows of steps {steps}: a power cut took them, or they were removed" if gaps else ""
 
 
 def _open_tensorboard(run_dir: Path, start: int) -> tuple[Any, str]:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from engine.training.events import EventFile
     except ImportError:
         return None, "TensorBoard is not installed: metrics.jsonl only (pip install 'kiln-engine[tensorboard]')"
-    try:
-        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None), ""
-    except UnicodeEncodeError:
-        return None, "TensorBoard writes into no folder whose name is not UTF-8: metrics.jsonl only"
+    return EventFile(run_dir / "tensorboard", start), ""

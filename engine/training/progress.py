@@ -1,7 +1,12 @@
 """Shows how a run is doing: a progress bar in a terminal, one line every ten seconds in a log file."""
 
+import contextlib
+import errno
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -43,6 +48,40 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Within the block printing raises no OSError: a training outlives its terminal and who reads its output."""
+    with contextlib.redirect_stdout(_Lasting(sys.stdout)), contextlib.redirect_stderr(_Lasting(sys.stderr)):
+        yield
+
+
+class _Lasting:
+    """A text stream that leads nowhere once its terminal is closed or the program that reads it has ended."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EPIPE):
+                # what the stream still holds is written again when it is closed, and would fail again
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
 
 def memory_mb(device: torch.device) -> float:

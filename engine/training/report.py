@@ -8,10 +8,10 @@ import base64
 import dataclasses
 import io
 import json
-import math
 import re
 import shlex
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -22,16 +22,20 @@ from PIL import Image
 
 from engine.errors import InputError
 from engine.host import atomic_files, environment
+from engine.host.input_files import UnreadableFile, read_input
+from engine.host.reading import read_json
 from engine.pages.charts import draw
 from engine.pages.panels import Chart, Curve
 from engine.pages.template import fill
 from engine.systems.base import System
 from engine.systems.registry import system_class
+from engine.training.metrics import missing, missing_text, read_metrics
 from engine.version import __version__
 
 ENVIRONMENT = "environment.json"
 # largest file of the latest sample grid and of each earlier one, and how many earlier ones the page shows
 _LATEST_BYTES, _EARLIER_BYTES, _EARLIER_COUNT = 3_000_000, 300_000, 15
+_GRID_BYTES, _GRID_PIXELS = 1 << 28, 1 << 26  # of a file that is taken for a sample grid, at most
 # the charts of every run; the charts of its system stand before them
 GENERAL = (
     Chart("Learning rate", (Curve("lr", "lr"),), noisy=False),
@@ -39,39 +43,24 @@ GENERAL = (
     Chart("Waiting for data", (Curve("data_wait", "% of the time", 100.0),)),
     Chart("Memory", (Curve("memory_mb", "MB"),), noisy=False),
 )
-_NOT_CURVES = {"step", "time", "epoch", "seconds", "eta"}
+_NOT_CURVES = {"step", "since", "time", "epoch", "seconds", "eta"}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl in the order of their steps.
-
-    A last line that is cut off is left out. Where a resumed run went back to an earlier step, the records that an
-    earlier run had written beyond that step are left out.
-    """
-    records: list[dict[str, Any]] = []
-    if not path.is_file():
-        return records
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int | float):
-            continue
-        while records and records[-1]["step"] >= record["step"]:
-            records.pop()
-        records.append(record)
-    return records
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number that a page can compute with."""
+    return type(value) in (int, float) and abs(value) < 1e100
 
 
 def read_config(path: Path) -> list[dict[str, str]]:
-    """The rows {name, value, origin} of a run's config.json: first the values that were chosen, then the defaults."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    """The rows {name, value, origin} of a run's config.json: first the values that were chosen, then the defaults.
+
+    [] where there is no such file. Raises InputError for one that is damaged.
+    """
+    stored = read_json(path) if path.exists() else {}
+    if not isinstance(stored, dict):
+        raise InputError(f"{path} is damaged: it is not the configuration of a Kiln run")
     rows = []
-    for name, entry in stored.items() if isinstance(stored, dict) else ():
+    for name, entry in stored.items():
         whole = isinstance(entry, dict) and "value" in entry
         value, origin = (entry["value"], entry.get("origin", "")) if whole else (entry, "")
         rows.append({"name": name, "value": _show(value), "origin": str(origin)})
@@ -127,20 +116,17 @@ def _expanded(curves: Sequence[Curve], keys: set[str]) -> tuple[Curve, ...]:
 
 
 def _last(records: Sequence[Mapping[str, Any]], curve: Curve) -> str | None:
-    """The last finite value of a curve, or None."""
-    for record in reversed(records):
-        value = record.get(curve.key)
-        if isinstance(value, int | float) and math.isfinite(value):
-            return f"{value * curve.scale:.4g}"
-    return None
+    """The last value of a curve, or None."""
+    return next((f"{r[curve.key] * curve.scale:.4g}" for r in reversed(records) if curve.key in r), None)
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
     """The sample grids in the order of their steps, as {step, uri, width, height}: the last one and some earlier ones.
 
-    Earlier grids are shrunk to smaller files than the last one.
+    Earlier grids are shrunk to smaller files than the last one. Standard error names those that cannot be read.
     """
-    paths = sorted(folder.glob("*.png"), key=lambda path: (_step_of(path), path.name))
+    paths = [folder / name for name in atomic_files.contents(folder) if name.endswith(".png")]
+    paths.sort(key=lambda path: (_step_of(path), path.name))
     if len(paths) > _EARLIER_COUNT + 1:
         gap = (len(paths) - 1) / _EARLIER_COUNT
         paths = [paths[round(index * gap)] for index in range(_EARLIER_COUNT)] + [paths[-1]]
@@ -149,8 +135,9 @@ def samples(folder: Path) -> list[dict[str, Any]]:
         limit = _LATEST_BYTES if path == paths[-1] else _EARLIER_BYTES
         try:
             uri, size = _embed(path, limit)
-        except (OSError, ValueError):
-            continue  # a grid that is being written right now
+        except (UnreadableFile, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            print(f"{path} is left out of the report: {error}", file=sys.stderr)
+            continue
         grids.append({"step": _step_of(path), "uri": uri, "width": size[0], "height": size[1]})
     return grids
 
@@ -165,11 +152,15 @@ def _embed(path: Path, limit: int) -> tuple[str, tuple[int, int]]:
     """A PNG as a data URI of at most about `limit` bytes, and the width and height of the file's image.
 
     The image is halved in size until its file has at most `limit` bytes or a side has at most 64 pixels.
+    Raises UnreadableFile, OSError, ValueError, SyntaxError or DecompressionBombError for what is no picture of
+    bearable size.
     """
-    content = path.read_bytes()
+    content = read_input(path, _GRID_BYTES)
     with Image.open(io.BytesIO(content)) as image:
-        image.load()
         size = image.size
+        if size[0] * size[1] > _GRID_PIXELS:
+            raise ValueError(f"it has {size[0]} x {size[1]} pixels")
+        image.load()
         while len(content) > limit and min(image.size) > 64:
             image = image.convert("RGB").resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
             buffer = io.BytesIO()
@@ -190,19 +181,19 @@ def summary(
     last = records[-1]
     planned = config.get("steps")
     tiles = [{"name": "step", "value": f"{last['step']:,}", "unit": f"of {int(planned):,}" if _whole(planned) else ""}]
-    if isinstance(last.get("time"), int | float):
+    if "time" in last:
         tiles.append({"name": "training time", "value": _duration(last["time"]), "unit": ""})
-    speeds = [r["images_per_s"] for r in records if isinstance(r.get("images_per_s"), int | float)]
+    speeds = [r["images_per_s"] for r in records if "images_per_s" in r]
     if speeds:
         tiles.append({"name": "median speed", "value": f"{statistics.median(speeds):.4g}", "unit": "images/s"})
-    waits = [r["data_wait"] for r in records if isinstance(r.get("data_wait"), int | float)]
+    waits = [r["data_wait"] for r in records if "data_wait" in r]
     if waits:
         tiles.append({"name": "waiting for data", "value": f"{100 * statistics.fmean(waits):.1f}", "unit": "%"})
-    memory = [r["memory_mb"] for r in records if isinstance(r.get("memory_mb"), int | float)]
+    memory = [r["memory_mb"] for r in records if "memory_mb" in r]
     if memory:
         tiles.append({"name": "peak memory", "value": f"{max(memory):,.0f}", "unit": "MB"})
     for key in headline:
-        if isinstance(last.get(key), int | float):
+        if key in last:
             tiles.append({"name": key.replace("_", " "), "value": f"{last[key]:.4g}", "unit": ""})
     return tiles
 
@@ -216,7 +207,7 @@ def _system(config: Mapping[str, str]) -> type[System] | None:
 
 
 def _whole(text: str | None) -> bool:
-    return text is not None and text.isdigit()
+    return text is not None and text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def _duration(seconds: float) -> str:
@@ -230,14 +221,39 @@ def _environment(run_dir: Path, record: bool) -> dict[str, Any] | None:
     """The machine and versions that the run was trained with, from its environment.json; None when that is missing.
 
     record: write this machine's description first when there is no such file
+    Raises InputError for a file that is damaged.
     """
     path = run_dir / ENVIRONMENT
-    if record and not path.is_file():
+    if not path.exists():
+        if not record:
+            return None
         atomic_files.write_text(path, json.dumps(environment.snapshot(), indent=2) + "\n")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    machine = read_json(path)
+    if not _is_machine(machine):
+        raise InputError(f"{path} is damaged: it does not describe a machine; remove it to go without")
+    return machine
+
+
+def _is_machine(value: Any) -> bool:
+    """Whether a value of JSON has what the page shows of a machine, as engine.host.environment.snapshot gives it."""
+    if not isinstance(value, dict):
+        return False
+    parts = {"cpu": dict, "memory": dict, "gpus": list, "packages": dict}
+    if not all(isinstance(value.get(name), kind) for name, kind in parts.items()):
+        return False
+    cpu, gpus, memory = value["cpu"], value["gpus"], value["memory"]
+    return (
+        {"torch_threads", "platform", "python", "kiln", "operators"} <= value.keys()
+        and {"model", "cores", "flags"} <= cpu.keys()
+        and isinstance(cpu["flags"], list)
+        and all(isinstance(gpu, dict) and "name" in gpu and _is_count(gpu.get("memory")) for gpu in gpus)
+        and _is_count(memory.get("total"))
+    )
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value of JSON is a number of bytes, or unknown."""
+    return value is None or _is_number(value)
 
 
 def render(run_dir: Path, *, record_environment: bool = False) -> str:
@@ -255,6 +271,7 @@ def render(run_dir: Path, *, record_environment: bool = False) -> str:
         config=config,
         changed=[row for row in rows if row["origin"] not in ("default", "")],
         defaults=[row for row in rows if row["origin"] in ("default", "")],
+        gaps=missing_text(missing(records)),
         tiles=summary(records, config, system.headline if system else ()),
         charts=figures(records, system.charts if system else ()),
         uses=system.kind.next_steps if system else (),
@@ -269,6 +286,7 @@ def write(run_dir: Path, *, record_environment: bool = True) -> Path:
     """Write RUN/report.html from those files of the run that exist, and return its path.
 
     record_environment: write this machine's description to RUN/environment.json when there is none yet
+    Raises InputError for a file of the run that is damaged, OSError where one cannot be read or the page written.
     """
     run_dir = Path(run_dir)
     path = run_dir / "report.html"

@@ -1,6 +1,7 @@
 """Prepares a run: its folder, the settings of this process, its image sets and its loaders."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ from engine.config import TrainConfig
 from engine.data import ImageSet, Loader, Needs, Together, open_dataset, open_loader
 from engine.distributed import torchrun
 from engine.errors import InputError
-from engine.host import allocator
+from engine.host import allocator, atomic_files
 from engine.host.tf32 import allow_tf32
 from engine.systems.registry import system_class
-from engine.training import random_state
+from engine.training import random_state, run_lock
 
 
 def image_sets(config: TrainConfig) -> list[tuple[Path | None, Needs]]:
@@ -27,6 +28,18 @@ def open_set(config: TrainConfig, path: Path | None, need: Needs) -> ImageSet:
     shape = {"channels": config.channels, "resolution": config.resolution}
     split = config.split if path == config.data else ""
     return open_dataset(path, **shape, points=need.points, members=need.members, split=split, look=need.look)
+
+
+def require_same_data(datasets: Sequence[ImageSet]) -> None:
+    """Raise a SharedError, which names the set and the ranks, unless all ranks have opened the same images.
+
+    Names, contents, landmarks, clips and pairs are compared, of the images that are used.
+    """
+    for images in datasets:
+        distributed.require_alike(
+            f"{len(images):,} images in the data set {images.name} (digest {images.digest[:12]})",
+            f"give all machines the same files in {images.root}",
+        )
 
 
 def open_loaders(config: TrainConfig, datasets: Sequence[ImageSet], device: torch.device) -> Loader | Together:
@@ -86,27 +99,55 @@ def set_machine(config: TrainConfig) -> None:
     random_state.seed_all(config.seed)
 
 
+def contents(run_dir: Path) -> set[str]:
+    """The names in a run folder, without what a killed process leaves; empty where there is no folder."""
+    return set(atomic_files.contents(run_dir)) - {run_lock.FILE}
+
+
+@contextlib.contextmanager
+def claimed_folder(config: TrainConfig) -> Iterator[checkpoint.Checkpoint | None]:
+    """The run folder for this process alone; yields the checkpoint to go on from, None to start.
+
+    Raises InputError for a folder of something else, one in which another process trains, and one that cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            _newest(config)  # a folder of something else is refused before anything is written there
+            stack.enter_context(run_lock.locked(config.out))
+        except OSError as error:
+            raise _cannot_write(config.out, error) from None
+        yield prepare_folder(config)
+
+
 def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
     """Check and create the run folder; returns the checkpoint to go on from, None to start. Raises InputError."""
-    out = config.out
     try:
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out {out} is a file; name a folder")
-        names = {path.name for path in out.iterdir()} if out.exists() else set()
-        content = {name for name in names if not name.startswith(".writing-")}  # left by a process that was killed
-        if content and not config.resume:
+        newest = _newest(config)
+        start = None if newest is None else checkpoint.load(newest)
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(config.out, error) from None
+    if config.resume and start is None:
+        print(f"no checkpoint in {config.out} yet: starting at step 0")
+    return start
+
+
+def _newest(config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from, None to start. Raises InputError where --out is no place for this run."""
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    content = contents(out)
+    if not config.resume:
+        if content:
             torchrun.unmark(out)
             raise InputError(f"{out} is not empty; go on with --resume, or choose another --out")
-        start = None
-        if config.resume:
-            newest = checkpoint.latest(out, tell=False)  # engine.training.resolve has named the damaged ones
-            if newest is not None:
-                start = checkpoint.load(newest)
-            elif content and "config.json" not in content:
-                raise InputError(f"{out} is not the folder of a run; choose another --out")
-            else:
-                print(f"no checkpoint in {out} yet: starting at step 0")
-        out.mkdir(parents=True, exist_ok=True)
-        return start
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+        return None
+    newest = checkpoint.latest(out, tell=False)  # engine.training.resolve has named the damaged ones
+    if newest is None and content and "config.json" not in content:
+        raise InputError(f"{out} is not the folder of a run; choose another --out")
+    return newest
+
+
+def _cannot_write(out: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write to {out}: {error.strerror}; choose another --out")

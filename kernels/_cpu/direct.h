@@ -1,6 +1,7 @@
 // Convolution as a sum of shifted products: a table of taps describes every 3x3 pass, resized or not.
 #pragma once
 #include "gemm.h"
+#include "parallel.h"
 #include "tensors.h"
 
 namespace kiln {
@@ -82,8 +83,9 @@ static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
 // Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width].
 static void pack(const Weights& w, const float (*row)[3], int rows, const float (*column)[3], int columns, float* out) {
     const int depth = w.depth(), padded = w.padded();
-#pragma omp parallel for schedule(static)
-    for (int n = 0; n < padded; n += VL) {  // one vector of columns: the kernels are read in the order they lie in
+    // one vector of columns at a time: the kernels are read in the order they lie in
+    for_parts(padded / VL, [&](int64_t vector) {
+        const int n = int(vector) * VL;
         const int n0 = panel_start(n), width = panel_width(n0, padded);
         float* panel = out + int64_t(n0) * rows * columns * depth + (n - n0);
         for (int k = 0; k < depth; ++k) {
@@ -96,13 +98,13 @@ static void pack(const Weights& w, const float (*row)[3], int rows, const float 
                     store(panel + ((int64_t(r) * columns + c) * depth + k) * width, dot3(line, column[c]));
             }
         }
-    }
+    });
 }
 
 // Floats that packed weights take. A thin pass has the columns (tap, n) of all its taps side by side as one matrix,
 // padded to whole vectors.
 static int64_t packed_floats(const Weights& w, int products) {
-    return int64_t(w.depth()) * (w.thin() ? round_up(products * w.columns(), VL) : products * w.padded());
+    return int64_t(w.depth()) * (w.thin() ? round_up(products * w.columns(), VL) : int64_t(products) * w.padded());
 }
 
 // Packs the weights of a thin pass panel by panel, [panel][depth][panel width]; the taps in the order phase, row,
@@ -276,9 +278,9 @@ static void direct_rows(const Stencil& s, const Band& in, const Weights& w, cons
 }
 
 // Stores one float32 row of padded pixels as output row `row` of one image; does nothing past the image's last row.
-static void put_row(const Sink& sink, int image, int row, const float* from, int padded) {
+static void put_row(const Sink& sink, int64_t image, int row, const float* from, int padded) {
     if (row >= sink.height) return;
-    const int64_t pixel0 = (int64_t(image) * sink.height + row) * sink.width;
+    const int64_t pixel0 = (image * sink.height + row) * sink.width;
     if (sink.channels <= THIN && sink.dtype == F32 && sink.activation == NONE && sink.data && !sink.channels2) {
         float* to = static_cast<float*>(sink.data) + pixel0 * sink.channels;
         for (int column = 0; column < sink.width; ++column, from += padded)
@@ -348,8 +350,9 @@ static void unpack_gradient(const float* sums, const Sums& layout, const float (
     const bool by_output = layout.by_output();
     const int rows = layout.rows(), across = by_output ? layout.cout : layout.cin;
     const int64_t plane = layout.size(1);
-#pragma omp parallel for schedule(static)
-    for (int v = 0; v < layout.columns(); v += VL)  // a vector of outputs (or inputs) at a time
+    // a vector of outputs (or inputs) at a time
+    for_parts(layout.columns() / VL, [&](int64_t vector) {
+        const int v = int(vector) * VL;
         for (int m = 0; m < rows; ++m) {
             vf sum[9];
             for (int t = 0; t < 9; ++t) sum[t] = splat(0.0f);
@@ -367,6 +370,7 @@ static void unpack_gradient(const float* sums, const Sums& layout, const float (
                 for (int t = 0; t < 9; ++t) to[t] = sum[t][lane];
             }
         }
+    });
 }
 
 }  // namespace KILN_NAMESPACE

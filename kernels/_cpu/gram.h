@@ -1,8 +1,7 @@
 // Gram matrices of features, of which only the upper triangle is computed, and the product that is their backward.
 #pragma once
-#include <omp.h>
-
 #include "gemm.h"
+#include "parallel.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
@@ -130,20 +129,19 @@ static void add_products(const Features& f, int64_t image, int64_t k0, int64_t k
 
 // Into how many parts, at most `most`, each image is cut, so that all threads have equally much to do.
 static inline int64_t splits_of(int64_t batch, int64_t most) {
-    const int threads = omp_get_max_threads();
+    const int threads = wanted_threads();
     return batch % threads == 0 || batch >= 4 * threads ? 1 : threads < most ? threads : most;
 }
 
 // Calls finish(image, triangle) for each image, with the triangle of A^T A, or of A^T A - B^T B where b is not null.
-// The same number of threads gives the same sums.
+// The same number of wanted threads gives the same sums.
 template <class Finish>
 static void for_each_gram(const Features& a, const Features* b, int64_t batch, Finish finish) {
     const int64_t splits = splits_of(batch, a.pixels);
     const int64_t size = Triangle{a.channels, nullptr}.size();
     float* shared = splits > 1 ? scratch(Slot::SPLIT_SUMS, batch * splits * size) : nullptr;
 
-#pragma omp parallel for schedule(static)
-    for (int64_t unit = 0; unit < batch * splits; ++unit) {
+    for_parts(batch * splits, [&](int64_t unit) {
         const int64_t image = unit / splits, part = unit % splits;
         const int64_t k0 = a.pixels * part / splits, k1 = a.pixels * (part + 1) / splits;
         const Triangle sums{a.channels, shared ? shared + unit * size : scratch(Slot::TRIANGLE, size)};
@@ -153,16 +151,15 @@ static void for_each_gram(const Features& a, const Features* b, int64_t batch, F
         }
         add_products(a, image, k0, k1, sums, b != nullptr);
         if (!shared) finish(image, sums);
-    }
+    });
     if (!shared) return;
-#pragma omp parallel for schedule(static)
-    for (int64_t image = 0; image < batch; ++image) {
+    for_parts(batch, [&](int64_t image) {
         const Triangle sums{a.channels, shared + image * splits * size};
         for (int64_t part = 1; part < splits; ++part)
             for (int64_t i = 0; i < size; i += VL)
                 store(sums.data + i, load(sums.data + i) + load(sums.data + part * size + i));
         finish(image, sums);
-    }
+    });
 }
 
 // Writes both halves of the symmetric matrix, times `scale`, as (channels, channels).
@@ -273,8 +270,7 @@ static void gram_gradient(const Features& f, int64_t batch, const float* matrice
     const int64_t at_once = f.planar ? PANEL : 8 * MR, blocks = (f.pixels + at_once - 1) / at_once;
     const int64_t splits = splits_of(batch, blocks);
 
-#pragma omp parallel for schedule(static)
-    for (int64_t unit = 0; unit < batch * splits; ++unit) {
+    for_parts(batch * splits, [&](int64_t unit) {
         const int64_t image = unit / splits, part = unit % splits;
         const float* s = matrices + image * f.channels * f.channels;
         const float scale = factor(image);
@@ -290,7 +286,7 @@ static void gram_gradient(const Features& f, int64_t batch, const float* matrice
             (f.planar ? planar_gradient : pixel_gradient)(f, image, first, int(left < at_once ? left : at_once), packed,
                                                           result);
         }
-    }
+    });
 }
 
 }  // namespace KILN_NAMESPACE

@@ -5,15 +5,20 @@
 
 namespace kiln {
 
-// What a native function takes, each eight bytes: the address of a tensor's first element (null: no tensor), a size or
-// flag, a real-valued option.
-struct Pointer {
+// What a native function takes, each eight bytes. bindings/ refuses what a type does not admit.
+struct Pointer {  // the address of a tensor's first element; a tensor without elements may have none
     void* address;
     template <class T> operator T*() const { return static_cast<T*>(address); }
     explicit operator bool() const { return address; }
 };
-using Integer = int64_t;
-using Real = double;
+using Optional = Pointer;  // the same, or null: no tensor
+using Integer = int64_t;   // a count or flag, not negative
+struct Size {              // of an axis, from 0 to MOST, so that an int holds a hundred of them, or a band of such rows
+    static constexpr int64_t MOST = 1 << 23;
+    int64_t value;
+    operator int() const { return int(value); }
+};
+using Real = double;  // an option
 
 struct Entry {
     const char* name;

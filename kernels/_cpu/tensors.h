@@ -54,17 +54,18 @@ static inline void copy_square(const Band& view, int row, int column, int side, 
 
 // The consecutive images of a batch that one work item covers.
 struct Images {
-    int first, count;
+    int64_t first;
+    int count;
 };
 
 // PADDED: each pixel of a band is padded with zeros to whole vectors. DENSE: pixels lie as close as in the tensor, so
 // that those under neighbouring taps are one run of numbers.
 enum Spacing { DENSE, PADDED };
 
-static inline void fill_channels(float* to, const void* from, int64_t index, int n, Dtype dtype, float scale) {
-    int c = 0;
+static inline void fill_channels(float* to, const void* from, int64_t index, int64_t n, Dtype dtype, float scale) {
+    int64_t c = 0;
     for (; c + VL <= n; c += VL) store(to + c, load_as(dtype, from, index + c) * scale);
-    if (c < n) store(to + c, load_part(dtype, from, index + c, n - c) * scale);
+    if (c < n) store(to + c, load_part(dtype, from, index + c, int(n - c)) * scale);
 }
 
 template <Activation KIND> static inline void fill_gradient(float* to, const Source& s, int64_t index, float scale) {
@@ -117,7 +118,7 @@ static Band fill_band(Slot slot, const Source& s, Images images, const float* sc
     band.data = scratch(slot, images.count * band.image_step + 2 * VL);
     const int first = column0 < 0 ? 0 : column0, last = column1 < s.width ? column1 : s.width;
     for (int i = 0; i < images.count; ++i) {
-        const int image = images.first + i;
+        const int64_t image = images.first + i;
         for (int row = row0; row < row1; ++row) {
             float* line = band.data + i * band.image_step + int64_t(row - row0) * band.columns * channels;
             if (row < 0 || row >= s.height) {
@@ -125,7 +126,7 @@ static Band fill_band(Slot slot, const Source& s, Images images, const float* sc
                 continue;
             }
             std::memset(line, 0, sizeof(float) * (first - column0) * channels);
-            fill_pixels(line + int64_t(first - column0) * channels, s, (int64_t(image) * s.height + row) * s.width, first,
+            fill_pixels(line + int64_t(first - column0) * channels, s, (image * s.height + row) * s.width, first,
                         last, scale ? scale[image] : 1.0f, channels);
             if (column1 > last)
                 std::memset(line + int64_t(last - column0) * channels, 0, sizeof(float) * (column1 - last) * channels);

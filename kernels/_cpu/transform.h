@@ -174,7 +174,7 @@ static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int co
         const float* corner = band.at(row, column) + image * band.image_step;
         int64_t line = int64_t(band.columns) * band.channels;
         if (!band.holds(row, column, IN)) {
-            float* square = scratch(Slot::SQUARE, IN * IN * band.channels);
+            float* square = scratch(Slot::SQUARE, int64_t(IN) * IN * band.channels);
             copy_square(band.image(image), row, column, IN, square);
             corner = square;
             line = int64_t(IN) * band.channels;
@@ -234,7 +234,7 @@ static void transform_output(const float* m, int padded, const Tiles& tiles, int
             const int image = tiles.image(t0 + t);
             const int rows = sink.height - row0 < A::OUT ? sink.height - row0 : A::OUT;
             const int columns = sink.width - column0 < A::OUT ? sink.width - column0 : A::OUT;
-            const int64_t pixel0 = (int64_t(images.first + image) * sink.height + row0) * sink.width + column0;
+            const int64_t pixel0 = ((images.first + image) * sink.height + row0) * sink.width + column0;
             for (int c = 0; c < padded; c += VL) {
                 const float* from = m + int64_t(t) * padded + c;
                 vf part[A::OUT][A::P];
@@ -263,7 +263,7 @@ constexpr int64_t BLOCK_BYTES = 896 << 10;  // of the L2 cache, for a block's tr
 
 // Tiles of a block: as many as BLOCK_BYTES hold, from 28 to 112, in blocks of nearly equal size.
 static inline int block_tiles(int tiles, int products, int channels_in, int channels_out) {
-    const int fit = int(BLOCK_BYTES / (4 * products * (channels_in + channels_out)));
+    const int fit = int(BLOCK_BYTES / (int64_t(4) * products * (channels_in + channels_out)));
     const int most = fit < 28 ? 28 : fit > 112 ? 112 : fit, blocks = (tiles + most - 1) / most;
     return (tiles + blocks - 1) / blocks;
 }
@@ -272,7 +272,7 @@ static inline int block_tiles(int tiles, int products, int channels_in, int chan
 static void put_tiles(const float* m, int padded, const Tiles& tiles, int t0, int count, const Sink& sink, Images images) {
     with_put(sink, [&](auto put) {
         for (int t = 0; t < count; ++t) {
-            const int64_t row = int64_t(images.first + tiles.image(t0 + t)) * sink.height + tiles.row(t0 + t);
+            const int64_t row = (images.first + tiles.image(t0 + t)) * sink.height + tiles.row(t0 + t);
             for (int c = 0; c < padded; c += VL)
                 put(row * sink.width + tiles.column(t0 + t), c, load(m + int64_t(t) * padded + c));
         }

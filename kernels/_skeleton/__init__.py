@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import DTYPES, require, require_device, require_dtype
+from .._checks import DTYPES, require, require_dtype, require_like, require_need
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import float32
@@ -35,12 +35,18 @@ def skeleton(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def check(x: Tensor, scale: Tensor) -> None:
-    """The last look before addresses leave Python: C++ and Triton check nothing."""
+    """Whether the arguments of the forward pass fit: `define` has it called before every way to run the operator."""
     require(x.dim() >= 1, NAME, f"x must be (B, ...), not {tuple(x.shape)}")
     require_dtype(NAME, "x", x.dtype)
     require(scale.shape == x.shape[:1], NAME, f"scale is {tuple(scale.shape)}; it must be ({len(x)},)")
     require(scale.dtype == x.dtype, NAME, f"scale is {scale.dtype} but x is {x.dtype}")
-    require_device(NAME, "scale", scale, "x", x)
+
+
+def check_backward(grad: Tensor, x: Tensor, scale: Tensor, need: list[bool]) -> None:
+    """The same of the backward pass, which anybody can call as torch.ops.kiln.skeleton_backward."""
+    check(x, scale)
+    require_like(NAME, "grad", grad, x.shape, x.dtype)
+    require_need(NAME, need, [x, scale])
 
 
 def output(x: Tensor) -> Tensor:
@@ -58,14 +64,12 @@ def _sizes(x: Tensor) -> dict[str, int]:
 
 
 def _forward_cpu(x, scale):
-    check(x, scale)
     y = output(x)
     _native_forward(x=x.contiguous(), scale=float32(scale), y=y, **_sizes(x))
     return y
 
 
 def _forward_fake(x, scale):
-    check(x, scale)
     return output(x)
 
 
@@ -84,12 +88,14 @@ def _backward_fake(grad, x, scale, need):
 
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor x, Tensor scale, bool[] need) -> (Tensor, Tensor)",
+    check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor x, Tensor scale) -> Tensor",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

@@ -6,7 +6,7 @@ import triton.language as tl
 from .._gpu.blocks import rounded
 from .._gpu.launch import Cost, launch, size
 from .._gradients import float32_sums, round_sums
-from . import check, gradients, output
+from . import gradients, output
 
 BLOCK = 1024
 
@@ -42,7 +42,6 @@ def skeleton_backward_kernel(
 
 
 def forward(x, scale):
-    check(x, scale)
     y = output(x)
     elements = x.shape[1:].numel()
     parts = triton.cdiv(elements, BLOCK)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import require, require_device, require_dtype
+from .._checks import require, require_dtype
 from .._contract import define, publish
 from .._layout import float32
 from .._native import native_function
@@ -40,17 +40,15 @@ def began_balance(
     Source: Berthelot et al. 2017 (BEGAN), the objective with its control of k, and the global measure of convergence;
     loss_g: Nasser 2022, equation (4).
     """
-    tensors = (t.detach() for t in (per_sample, content, k))
-    return Balance(*_forward(*tensors, float(gamma), float(lambda_k), float(lambda_r)).unbind())
+    return Balance(*_forward(per_sample, content, k, float(gamma), float(lambda_k), float(lambda_r)).unbind())
 
 
-def check(per_sample: Tensor, content: Tensor, k: Tensor) -> None:
+def check(per_sample: Tensor, content: Tensor, k: Tensor, *dials: float) -> None:
     shape = tuple(per_sample.shape)
     pairs = len(shape) == 1 and shape[0] > 0 and shape[0] % 2 == 0
     require(pairs, NAME, f"per_sample must be (2n,), n > 0, not {shape}")
     for name, tensor in (("per_sample", per_sample), ("content", content), ("k", k)):
         require_dtype(NAME, name, tensor.dtype)
-        require_device(NAME, name, tensor, "per_sample", per_sample)
         require(tensor is per_sample or not tensor.shape, NAME, f"{name} must be (), not {tuple(tensor.shape)}")
 
 
@@ -60,7 +58,6 @@ def output(per_sample: Tensor) -> Tensor:
 
 
 def _forward_cpu(per_sample, content, k, gamma, lambda_k, lambda_r):
-    check(per_sample, content, k)
     results = output(per_sample)
     losses = {"per_sample": float32(per_sample), "content": float32(content), "k": float32(k)}
     dials = {"gamma": gamma, "lambda_k": lambda_k, "lambda_r": lambda_r}
@@ -69,7 +66,6 @@ def _forward_cpu(per_sample, content, k, gamma, lambda_k, lambda_r):
 
 
 def _forward_fake(per_sample, content, k, gamma, lambda_k, lambda_r):
-    check(per_sample, content, k)
     return output(per_sample)
 
 
@@ -81,6 +77,7 @@ def _reference(per_sample, content, k, gamma, lambda_k, lambda_r):
 
 _forward = define(
     f"{NAME}(Tensor per_sample, Tensor content, Tensor k, float gamma, float lambda_k, float lambda_r) -> Tensor",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import DTYPES, require, require_dtype
+from .._checks import DTYPES, require, require_dtype, require_like
 from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import dense_order
@@ -38,6 +38,12 @@ def check(features: Tensor) -> None:
     require(shape[1:].numel() > 0, NAME, f"no empty channels or sides: features is {tuple(shape)}")
 
 
+def check_backward(grad: Tensor, features: Tensor) -> None:
+    check(features)
+    batch, channels = features.shape[:2]
+    require_like(NAME, "grad", grad, (batch, channels, channels), torch.float32)
+
+
 def output(features: Tensor) -> Tensor:
     batch, channels, _, _ = features.shape
     return features.new_empty((batch, channels, channels), dtype=torch.float32)
@@ -55,7 +61,6 @@ def _sizes(features: Tensor, order: torch.memory_format) -> dict[str, int]:
 
 
 def _forward_cpu(features):
-    check(features)
     result = output(features)
     order = dense_order(features)
     dense = features.contiguous(memory_format=order)
@@ -64,13 +69,12 @@ def _forward_cpu(features):
 
 
 def _forward_fake(features):
-    check(features)
     return output(features)
 
 
 def _backward_cpu(grad, features):
     order = dense_order(features)
-    dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
+    dense, grad = features.contiguous(memory_format=order), grad.contiguous()
     result = torch.empty_like(dense, memory_format=order)
     _native_backward(features=dense, grad=grad, dfeatures=result, **_sizes(dense, order))
     return result
@@ -82,12 +86,14 @@ def _backward_fake(grad, features):
 
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor features) -> Tensor",
+    check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor features) -> Tensor",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

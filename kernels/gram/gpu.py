@@ -10,7 +10,7 @@ from .._gpu.blocks import single
 from .._gpu.gram import gradient_tile, store_symmetric, sum_of_splits, symmetric_tile, tile_of_products, triangle
 from .._gpu.launch import Cost, launch, size
 from .._layout import dense_order
-from . import check, output
+from . import output
 
 
 @triton.jit
@@ -69,7 +69,6 @@ def gram_backward_kernel(
 
 
 def forward(features):
-    check(features)
     result = output(features)
     order = dense_order(features)
     dense = features.contiguous(memory_format=order)
@@ -101,7 +100,7 @@ def forward(features):
 
 def backward(grad, features):
     order = dense_order(features)
-    dense, grad = features.contiguous(memory_format=order), grad.float().contiguous()
+    dense, grad = features.contiguous(memory_format=order), grad.contiguous()
     result = torch.empty_like(dense, memory_format=order)
     channels, pixels = features.shape[1], features.shape[2:].numel()
     products.launch_gradient(

@@ -1,5 +1,5 @@
 // image_batch on the CPU: rows of uint8 pixels, reversed where mirrored, as floating-point numbers in [-1, 1].
-#include "../_cpu/vector.h"
+#include "../_cpu/parallel.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
@@ -37,8 +37,7 @@ KILN_FUNCTION(image_batch_forward,
     const int64_t resolution = arguments.resolution, length = resolution * channels;
     const auto convert = dtype == F32 ? convert_row<F32> : dtype == BF16 ? convert_row<BF16> : convert_row<F16>;
 
-#pragma omp parallel for schedule(static)
-    for (int64_t line = 0; line < batch * resolution; ++line) {
+    for_parts(batch * resolution, [=](int64_t line) {
         const int64_t image = line / resolution, y = offsets[2 * image + 1] + line % resolution;
         const uint8_t* from = store + ((rows[image] * side + y) * side + offsets[2 * image]) * channels;
         if (mirror[image]) {
@@ -49,7 +48,7 @@ KILN_FUNCTION(image_batch_forward,
             from = reversed;
         }
         convert(from, length, images, line * length);
-    }
+    });
 }
 
 }  // namespace KILN_NAMESPACE

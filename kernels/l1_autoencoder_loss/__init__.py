@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import DTYPES, require, require_dtype
+from .._checks import DTYPES, require, require_dtype, require_like, require_need
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
 from .._layout import float32
@@ -33,10 +33,10 @@ def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor,
     return per_sample, mean
 
 
-def check(target: Tensor, reconstruction: Tensor) -> None:
+def check(target: Tensor, reconstruction: Tensor, with_signs: bool) -> None:
     shape = target.shape
     fits = shape == reconstruction.shape and target.dtype == reconstruction.dtype and target.dtype in DTYPES
-    if fits and target.numel() > 0 and target.device == reconstruction.device:
+    if fits and shape and target.numel() > 0:
         return
     shapes = f"target is {tuple(shape)} and reconstruction {tuple(reconstruction.shape)}"
     require(shape == reconstruction.shape, NAME, f"{shapes}; they must be equal")
@@ -44,7 +44,17 @@ def check(target: Tensor, reconstruction: Tensor) -> None:
     require_dtype(NAME, "target", target.dtype)
     same = target.dtype == reconstruction.dtype
     require(same, NAME, f"reconstruction is {reconstruction.dtype}, target {target.dtype}")
-    require(target.device == reconstruction.device, NAME, "target and reconstruction are on different devices")
+
+
+def check_backward(
+    signs: Tensor, like: Tensor, grad_per_sample: Tensor | None, grad_mean: Tensor | None, need: list[bool]
+) -> None:
+    check(like, like, True)
+    require_like(NAME, "signs", signs, signs_shape(like), torch.uint8)
+    for name, grad, shape in (("grad_per_sample", grad_per_sample, like.shape[:1]), ("grad_mean", grad_mean, ())):
+        if grad is not None:
+            require_like(NAME, name, grad, shape, torch.float32)
+    require_need(NAME, need, [like, like])
 
 
 def order(tensor: Tensor) -> torch.memory_format:
@@ -52,12 +62,17 @@ def order(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def signs_shape(reconstruction: Tensor) -> tuple[int, int]:
+    batch = reconstruction.shape[0]
+    return batch, -(-reconstruction.numel() // (SIGNS_OF * batch)) * IN_BYTES if batch else 0
+
+
 def outputs(reconstruction: Tensor, with_signs: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, device = reconstruction.shape[0], reconstruction.device
-    packed = -(-reconstruction.numel() // (SIGNS_OF * batch)) * IN_BYTES if with_signs and batch else 0
+    signs = signs_shape(reconstruction) if with_signs else (batch, 0)
     per_sample = torch.empty(batch, dtype=torch.float32, device=device)
     mean = torch.empty((), dtype=torch.float32, device=device)
-    return per_sample, mean, torch.empty((batch, packed), dtype=torch.uint8, device=device)
+    return per_sample, mean, torch.empty(signs, dtype=torch.uint8, device=device)
 
 
 def _sizes(tensor: Tensor) -> dict[str, int]:
@@ -66,7 +81,6 @@ def _sizes(tensor: Tensor) -> dict[str, int]:
 
 
 def _forward_cpu(target, reconstruction, with_signs):
-    check(target, reconstruction)
     per_sample, mean, signs = outputs(reconstruction, with_signs)
     dense = order(reconstruction)
     target, reconstruction = target.contiguous(memory_format=dense), reconstruction.contiguous(memory_format=dense)
@@ -82,7 +96,6 @@ def _forward_cpu(target, reconstruction, with_signs):
 
 
 def _forward_fake(target, reconstruction, with_signs):
-    check(target, reconstruction)
     return outputs(reconstruction, with_signs)
 
 
@@ -110,12 +123,14 @@ def _backward_fake(signs, like, grad_per_sample, grad_mean, need):
 
 def _reference(target, reconstruction, with_signs):
     # the signs are for this operator's own backward only
-    return *reference.l1_autoencoder_loss(target, reconstruction), target.new_empty((len(target), 0), dtype=torch.uint8)
+    signs = target.new_empty((target.shape[0], 0), dtype=torch.uint8)
+    return *reference.l1_autoencoder_loss(target, reconstruction), signs
 
 
 _backward = define(
     f"{NAME}_backward(Tensor signs, Tensor like, Tensor? grad_per_sample, Tensor? grad_mean, bool[] need) "
     "-> (Tensor, Tensor)",
+    check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
@@ -124,6 +139,7 @@ _backward = define(
 
 _forward = define(
     f"{NAME}(Tensor target, Tensor reconstruction, bool with_signs) -> (Tensor, Tensor, Tensor)",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

@@ -1,6 +1,6 @@
 // l1_autoencoder_loss on the CPU: per-sample mean |target - reconstruction|. Backward needs the signs of the differences
 // only, two bits each.
-#include "../_cpu/vector.h"
+#include "../_cpu/parallel.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
@@ -59,7 +59,7 @@ static double forward_chunk(const void* target, const void* reconstruction, int6
 // target, reconstruction: (batch, size), dense in the same order; per_sample (batch,) and mean (): float32;
 // signs: of reconstruction - target, or null.
 KILN_FUNCTION(l1_autoencoder_loss_forward,
-              Pointer target, reconstruction, per_sample, mean, signs;
+              Pointer target, reconstruction, per_sample, mean; Optional signs;
               Integer dtype, batch, size;) {
     const void *target = arguments.target, *reconstruction = arguments.reconstruction;
     float *per_sample = arguments.per_sample, *mean_of_all = arguments.mean;
@@ -69,12 +69,11 @@ KILN_FUNCTION(l1_autoencoder_loss_forward,
     double* partial = reinterpret_cast<double*>(scratch(Slot::CHUNK_SUMS, 2 * batch * chunks + 2));
     const auto chunk_of = dtype == F32 ? forward_chunk<F32> : dtype == BF16 ? forward_chunk<BF16> : forward_chunk<F16>;
 
-#pragma omp parallel for schedule(static)
-    for (int64_t item = 0; item < batch * chunks; ++item) {
+    for_parts(batch * chunks, [=](int64_t item) {
         const int64_t sample = item / chunks, start = item % chunks * CHUNK, left = size - start;
         partial[item] = chunk_of(target, reconstruction, sample * size + start, left < CHUNK ? left : CHUNK,
                                  signs ? signs + sample * signs_per_sample(size) + start / 4 : nullptr);
-    }
+    });
     double mean = 0;
     for (int64_t b = 0; b < batch; ++b) {
         double total = 0;
@@ -117,7 +116,7 @@ static void backward_chunk(const uint8_t* signs, float coefficient, void* for_ta
 
 // grad_per_sample, grad_mean: float32, or null; dtarget, dreconstruction: (batch, size), null where not needed.
 KILN_FUNCTION(l1_autoencoder_loss_backward,
-              Pointer signs, grad_per_sample, grad_mean, dtarget, dreconstruction;
+              Pointer signs; Optional grad_per_sample, grad_mean, dtarget, dreconstruction;
               Integer dtype, batch, size;) {
     const uint8_t* signs = arguments.signs;
     const float *of_samples = arguments.grad_per_sample, *of_mean = arguments.grad_mean;
@@ -126,13 +125,12 @@ KILN_FUNCTION(l1_autoencoder_loss_backward,
     const int64_t batch = arguments.batch, size = arguments.size, chunks = (size + CHUNK - 1) / CHUNK;
     const auto chunk_of = dtype == F32 ? backward_chunk<F32> : dtype == BF16 ? backward_chunk<BF16> : backward_chunk<F16>;
 
-#pragma omp parallel for schedule(static)
-    for (int64_t item = 0; item < batch * chunks; ++item) {
+    for_parts(batch * chunks, [=](int64_t item) {
         const int64_t sample = item / chunks, start = item % chunks * CHUNK, left = size - start;
         const float coefficient = (of_mean ? *of_mean / float(batch) : 0.0f) + (of_samples ? of_samples[sample] : 0.0f);
         chunk_of(signs + sample * signs_per_sample(size) + start / 4, coefficient / float(size), for_target,
                  for_reconstruction, sample * size + start, left < CHUNK ? left : CHUNK);
-    }
+    });
 }
 
 }  // namespace KILN_NAMESPACE

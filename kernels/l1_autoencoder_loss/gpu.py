@@ -7,7 +7,7 @@ from .._gpu import tuning
 from .._gpu.blocks import rounded
 from .._gpu.launch import Cost, launch, size
 from .._gpu.sums import per_sample_and_mean
-from . import check, gradients, order, outputs
+from . import gradients, order, outputs
 
 # elements of a program: 16 to a thread, which reads each tensor in four (float32) or two (half) accesses of 16 bytes
 LARGEST, SMALLEST = 4096, 1024
@@ -89,7 +89,6 @@ def _warps(block: int) -> int:
 
 
 def forward(target, reconstruction, with_signs):
-    check(target, reconstruction)
     per_sample, mean, signs = outputs(reconstruction, with_signs)
     batch = target.shape[0]
     dense = order(reconstruction)

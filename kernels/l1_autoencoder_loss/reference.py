@@ -8,5 +8,5 @@ def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor) -> tuple[Tensor,
     difference = target - reconstruction
     if difference.dtype.itemsize < 4:
         difference = difference.float()
-    per_sample = difference.abs().flatten(1).mean(1)
+    per_sample = difference.abs().unsqueeze(-1).flatten(1).mean(1)  # (B,) too, where a sample is one number
     return per_sample, per_sample.mean()

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import DTYPES, require, require_device, require_dtype
+from .._checks import DTYPES, refuse, require, require_activation, require_dtype, require_factors, require_need
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
 from .._native import native_function
 from ..landmark_heatmap import check_landmarks
-from ..resize_conv_act import FROM_OUTPUT, READS_OUTPUT
+from ..resize_conv_act import FROM_OUTPUT, READS_OUTPUT, check_result
 from . import reference
 
 NAME = "landmark_conv"
@@ -70,46 +70,61 @@ def landmark_conv(
     return _forward(landmarks, weight, bias, image, grad_scale, *options)
 
 
-def check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation):
-    known = ", ".join(FROM_OUTPUT)
-    require(activation in FROM_OUTPUT, NAME, f"activation is {activation!r}; it must be one of {known}")
+def check(
+    landmarks, weight, bias, image, grad_scale,
+    height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope,
+):  # fmt: skip
+    require_activation(NAME, activation, FROM_OUTPUT, negative_slope)
     check_landmarks(NAME, landmarks, height, width, sigma, radius)
     require_dtype(NAME, "weight", weight.dtype)
     batch, count = landmarks.shape[:2]
     if image is not None:
         shape = tuple(image.shape)
         fits = len(shape) == 4 and shape[0] == batch and shape[1] > 0 and shape[2:] == (height, width)
-        require(fits, NAME, f"image is {shape}; it must be ({batch}, C, {height}, {width})")
+        if not fits:
+            refuse(NAME, f"image is {shape}; it must be ({batch}, C, {height}, {width})")
     channels = count + (0 if image is None else image.shape[1])
     kernel = tuple(weight.shape)
     fits = len(kernel) == 4 and kernel[0] > 0 and kernel[1] == channels
-    fits = fits and 1 <= min(kernel[2:]) <= max(kernel[2:]) <= MAX_KERNEL
-    wanted = f"(Cout, {channels}, KH, KW) with kernels from 1 to {MAX_KERNEL}"
-    require(fits, NAME, f"weight is {kernel}; it must be {wanted}")
-    require(stride in (1, 2), NAME, f"stride is {stride}; it must be 1 or 2")
-    fits = padding >= 0 and height + 2 * padding >= kernel[2] and width + 2 * padding >= kernel[3]
-    sizes = f"{height}x{width} with a {kernel[2]}x{kernel[3]} kernel"
-    require(fits, NAME, f"padding {padding} leaves no output of {sizes}")
-    require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
-    require(grad_scale is None or grad_scale.shape == (batch,), NAME, f"grad_scale must be ({batch},)")
+    if not fits or not 1 <= min(kernel[2:]) <= max(kernel[2:]) <= MAX_KERNEL:
+        wanted = f"(Cout, {channels}, KH, KW) with kernels from 1 to {MAX_KERNEL}"
+        refuse(NAME, f"weight is {kernel}; it must be {wanted}")
+    if stride not in (1, 2):
+        refuse(NAME, f"stride is {stride}; it must be 1 or 2")
+    if not (padding >= 0 and height + 2 * padding >= kernel[2] and width + 2 * padding >= kernel[3]):
+        sizes = f"{height}x{width} with a {kernel[2]}x{kernel[3]} kernel"
+        refuse(NAME, f"padding {padding} leaves no output of {sizes}")
+    if bias is not None and bias.shape != kernel[:1]:
+        refuse(NAME, f"bias must be ({kernel[0]},)")
+    require_factors(NAME, grad_scale, batch)
     for name, tensor in (("bias", bias), ("image", image)):
-        if tensor is not None:
-            require(tensor.dtype == weight.dtype, NAME, f"{name} is {tensor.dtype} but weight is {weight.dtype}")
-    for name, tensor in (("weight", weight), ("bias", bias), ("image", image)):
-        if tensor is not None:
-            require_device(NAME, name, tensor, "landmarks", landmarks)
+        if tensor is not None and tensor.dtype != weight.dtype:
+            refuse(NAME, f"{name} is {tensor.dtype} but weight is {weight.dtype}")
 
 
-def output(landmarks: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
+def check_backward(
+    grad, y, landmarks, weight, bias, image, grad_scale,
+    height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope, need,
+):  # fmt: skip
+    options = (height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope)
+    check(landmarks, weight, bias, image, grad_scale, *options)
+    shape = output_shape(landmarks, weight, height, width, stride, padding)
+    check_result(NAME, grad, y, shape, weight.dtype, activation)
+    require_need(NAME, need, [landmarks, weight, bias, image])
+
+
+def output_shape(
+    landmarks: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int
+) -> tuple[int, ...]:
     rows, columns = (
         (n + 2 * padding - k) // stride + 1 for n, k in zip((height, width), weight.shape[2:], strict=True)
     )
-    return torch.empty(
-        (landmarks.shape[0], weight.shape[0], rows, columns),
-        dtype=weight.dtype,
-        device=weight.device,
-        memory_format=torch.channels_last,
-    )
+    return landmarks.shape[0], weight.shape[0], rows, columns
+
+
+def output(landmarks: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
+    shape = output_shape(landmarks, weight, height, width, stride, padding)
+    return torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
 
 
 def _sizes(landmarks, weight, image, y, height, width, stride, padding):
@@ -130,7 +145,6 @@ def _forward_cpu(
     landmarks, weight, bias, image, grad_scale,
     height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope,
 ):  # fmt: skip
-    check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
     y = output(landmarks, weight, height, width, stride, padding)
     read = {"landmarks": float32(landmarks), "weight": float32(weight), "bias": float32(bias)}
     sizes = _sizes(landmarks, weight, image, y, height, width, stride, padding)
@@ -143,7 +157,6 @@ def _forward_fake(
     landmarks, weight, bias, image, grad_scale,
     height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope,
 ):  # fmt: skip
-    check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
     return output(landmarks, weight, height, width, stride, padding)
 
 
@@ -158,6 +171,7 @@ def _backward_cpu(
 ):  # fmt: skip
     results = gradients([landmarks, weight, bias, image], need)
     sums = float32_sums(results[:3], need[:3])
+    y = y if activation in READS_OUTPUT else None
     read = {"landmarks": float32(landmarks), "weight": float32(weight), "grad_scale": float32(grad_scale)}
     read |= {"image": channels_last(image), "y": channels_last(y), "grad": channels_last(grad)}
     dlandmarks, dweight, dbias = sums
@@ -179,12 +193,14 @@ _OPTIONS = (
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor? y, Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, "
     f"Tensor? grad_scale, {_OPTIONS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
+    check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor landmarks, Tensor weight, Tensor? bias, Tensor? image, Tensor? grad_scale, {_OPTIONS}) -> Tensor",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

@@ -1,10 +1,9 @@
 // landmark_conv on the CPU: activation(conv(image | heatmaps of landmarks) + bias), dense NHWC tensors, float32 sums.
 // The image's part is a product over its few channels, band by band of output rows; a landmark's part is the sum of its
 // stamp, the convolution of one small Gaussian, into the rows of the band it reaches.
-#include <omp.h>
-
 #include "../_cpu/gaussian.h"
 #include "../_cpu/gemm.h"
+#include "../_cpu/parallel.h"
 #include "../_cpu/tensors.h"
 
 namespace kiln {
@@ -17,24 +16,24 @@ static inline int smaller(int a, int b) { return a < b ? a : b; }
 
 // The sizes and options of a call. SIZES: as its arguments declare them.
 #define SIZES \
-    Integer dtype, stride, padding, subpixel, radius, activation, batch, count, channels, height, width, kh, kw, cout; \
-    Integer out_h, out_w; \
+    Integer dtype, subpixel, activation, batch; \
+    Size stride, padding, radius, count, channels, height, width, kh, kw, cout, out_h, out_w; \
     Real sigma, negative_slope;
 struct Conv {
     Dtype dtype;
     int stride, padding;
     Gaussian gaussian;
     Activation activation;
-    int batch, count, channels, height, width, kh, kw, cout, out_h, out_w;
+    int64_t batch;
+    int count, channels, height, width, kh, kw, cout, out_h, out_w;
     float slope;
 
     template <class A>
     explicit Conv(const A& a)
-        : dtype(Dtype(a.dtype)), stride(int(a.stride)), padding(int(a.padding)),
-          gaussian{a.subpixel != 0, int(a.radius), float(a.sigma)}, activation(Activation(a.activation)),
-          batch(int(a.batch)), count(int(a.count)), channels(int(a.channels)), height(int(a.height)),
-          width(int(a.width)), kh(int(a.kh)), kw(int(a.kw)), cout(int(a.cout)), out_h(int(a.out_h)),
-          out_w(int(a.out_w)), slope(float(a.negative_slope)) {}
+        : dtype(Dtype(a.dtype)), stride(a.stride), padding(a.padding),
+          gaussian{a.subpixel != 0, a.radius, float(a.sigma)}, activation(Activation(a.activation)), batch(a.batch),
+          count(a.count), channels(a.channels), height(a.height), width(a.width), kh(a.kh), kw(a.kw), cout(a.cout),
+          out_h(a.out_h), out_w(a.out_w), slope(float(a.negative_slope)) {}
 
     int padded() const { return round_up(cout, VL); }
     int depth() const { return kw * channels; }  // one kernel row of the image's part: neighbours in memory
@@ -47,7 +46,7 @@ struct Bands {
     int height, count;
     Bands(const Conv& c, int threads) {
         const int64_t fit = (1 << 20) / (4ll * c.padded() * c.out_w);
-        const int least = c.batch ? (threads + c.batch - 1) / c.batch : 1;
+        const int least = c.batch ? int((threads + c.batch - 1) / c.batch) : 1;
         count = larger(least, int((c.out_h + larger(4, int(fit)) - 1) / larger(4, int(fit))));
         height = (c.out_h + count - 1) / count;
         count = (c.out_h + height - 1) / height;
@@ -183,7 +182,8 @@ struct Stamps {
           columns((2 * c.gaussian.radius + c.kw - 1) / c.stride + 1),
           size(int64_t(rows) * columns * c.padded()), data(nullptr) {
         // to form stamps pays when each is used more than once and all of them stay near the cache
-        used = !c.gaussian.subpixel && c.batch > 2 * variants(c) && floats(c) <= 2 << 20;
+        const double all = double(variants(c)) * rows * columns * c.padded() * c.count;  // more than an int64 holds
+        used = !c.gaussian.subpixel && c.batch > 2 * variants(c) && all <= 2 << 20;
     }
     static int variants(const Conv& c) { return c.stride * c.stride; }
     int64_t floats(const Conv& c) const { return variants(c) * size * c.count; }
@@ -215,18 +215,18 @@ struct Stamps {
 // [panel][p][q][channel][panel width].
 static void pack_weights(const Conv& c, const float* weight, float* kernels, float* panels) {
     const int padded = c.padded(), cin = c.channels + c.count, area = c.kh * c.kw;
-#pragma omp parallel for schedule(static)
-    for (int i = 0; i < cin; ++i)
+    for_parts(cin, [=](int64_t i) {
         for (int t = 0; t < area; ++t)
             for (int o = 0; o < padded; ++o) {
                 const float value = o < c.cout ? weight[(int64_t(o) * cin + i) * area + t] : 0.0f;
                 if (i >= c.channels) {
-                    kernels[(int64_t(i - c.channels) * area + t) * padded + o] = value;
+                    kernels[((i - c.channels) * area + t) * padded + o] = value;
                 } else if (panels) {
                     const int n0 = panel_start(o), width = panel_width(n0, padded);
                     panels[int64_t(n0) * area * c.channels + (int64_t(t) * c.channels + i) * width + (o - n0)] = value;
                 }
             }
+    });
 }
 
 // For the image's gradient: [panel][cout][panel width], the columns (p, q, channel).
@@ -246,7 +246,7 @@ static void pack_adjoint(const Conv& c, const float* weight, float* out) {
 // --- the image's part ---
 
 // The rows of the image that outputs [o0, o1) read, times `scale`, zeros around it, channels side by side unpadded.
-static Band image_band(const Conv& c, const void* image, int b, float scale, int o0, int o1) {
+static Band image_band(const Conv& c, const void* image, int64_t b, float scale, int o0, int o1) {
     const int row0 = o0 * c.stride - c.padding, row1 = (o1 - 1) * c.stride - c.padding + c.kh;
     const int columns = (c.out_w - 1) * c.stride + c.kw, last = smaller(columns - c.padding, c.width);
     Band band{nullptr, row0, -c.padding, columns, c.channels};
@@ -261,7 +261,7 @@ static Band image_band(const Conv& c, const void* image, int b, float scale, int
         const int64_t before = int64_t(c.padding) * c.channels, n = int64_t(last) * c.channels;
         std::memset(to, 0, sizeof(float) * before);
         // whole vectors are written: the floats past the pixels are overwritten by the next ones
-        fill_channels(to + before, image, (int64_t(b) * c.height + row) * c.width * c.channels, int(n), c.dtype, scale);
+        fill_channels(to + before, image, (b * c.height + row) * c.width * c.channels, n, c.dtype, scale);
         std::memset(to + before + n, 0, sizeof(float) * (line - before - n));
     }
     return band;
@@ -331,8 +331,9 @@ struct ImageGradient {
     float *given, *rows;
 
     ImageGradient(const Conv& c, const float* packed, int r0, int r1) : c(c), packed(packed), r0(r0), r1(r1) {
-        const int reached = (c.out_w - 1) * c.stride * c.channels + c.depth();
-        length = larger(reached, (c.width + c.padding) * c.channels) + VL;
+        const int64_t reached = (int64_t(c.out_w) - 1) * c.stride * c.channels + c.depth();
+        const int64_t padded = (int64_t(c.width) + c.padding) * c.channels;
+        length = (reached > padded ? reached : padded) + VL;
         const int64_t of_row = int64_t(c.out_w) * c.wide() + VL;
         given = scratch(Slot::IMAGE_GRADIENT, of_row + (r1 - r0) * length + VL);
         rows = given + of_row;
@@ -367,11 +368,11 @@ struct ImageGradient {
         }
     }
 
-    void store_rows(int b, void* result) const {
+    void store_rows(int64_t b, void* result) const {
         const int64_t pixels = int64_t(c.width) * c.channels;
         for (int r = r0; r < r1; ++r) {
-            const float* from = rows + (r - r0) * length + c.padding * c.channels;
-            const int64_t to = (int64_t(b) * c.height + r) * pixels;
+            const float* from = rows + (r - r0) * length + int64_t(c.padding) * c.channels;
+            const int64_t to = (b * c.height + r) * pixels;
             int64_t i = 0;
             for (; i + VL <= pixels; i += VL) store_as(c.dtype, result, to + i, load(from + i));
             if (i < pixels) store_part(c.dtype, result, to + i, load(from + i), int(pixels - i));
@@ -381,7 +382,7 @@ struct ImageGradient {
 
 // landmarks (batch, count, 2), weight (cout, channels + count, kh, kw), bias (cout,) or null: float32;
 // image (batch, channels, height, width) or null, y (batch, cout, out_h, out_w): NHWC.
-KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; SIZES) {
+KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, y; Optional bias, image; SIZES) {
     const Conv c(arguments);
     const float *landmarks = arguments.landmarks, *weight = arguments.weight, *bias = arguments.bias;
     const void* image = arguments.image;
@@ -398,9 +399,8 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
     for (int o = 0; o < padded; ++o) padded_bias[o] = bias && o < c.cout ? bias[o] : 0.0f;
 
     const int variants = stamps.used ? Stamps::variants(c) : 0;
-#pragma omp parallel for schedule(static)
-    for (int i = 0; i < c.count * variants; ++i) {
-        const int n = i / variants, y = i % variants / c.stride, x = i % variants % c.stride;
+    for_parts(int64_t(c.count) * variants, [&](int64_t i) {
+        const int n = int(i / variants), y = int(i % variants) / c.stride, x = int(i % variants) % c.stride;
         const Reach rows = Stamps::unbounded(c, c.kh, y), columns = Stamps::unbounded(c, c.kw, x);
         const Band stamp = stamps.at(c, n, y, x);
         const int64_t tall = Gaussian::room(rows.in.size()), wide = Gaussian::room(columns.in.size());
@@ -412,17 +412,16 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
         float* t = scratch(Slot::STAMP_COLUMNS, int64_t(columns.size()) * c.kh * padded);
         spread_columns(c, kernels + n * c.kernel(), columns, along_x, t);
         spread_rows(c, rows, columns, along_y, t, stamp);
-    }
+    });
 
     Sink sink{c.dtype, c.out_h, c.out_w, c.cout, y};
     sink.activation = c.activation, sink.slope = c.slope;
     const bool in_place = c.dtype == F32 && c.cout == padded;  // the sums are formed where the result lies
-    const Bands bands(c, omp_get_max_threads());
-#pragma omp parallel for schedule(dynamic)
-    for (int item = 0; item < c.batch * bands.count; ++item) {
-        const int b = item / bands.count, o0 = item % bands.count * bands.height;
-        const int o1 = smaller(o0 + bands.height, c.out_h);
-        const int64_t pixel0 = (int64_t(b) * c.out_h + o0) * c.out_w, pixels = int64_t(o1 - o0) * c.out_w;
+    const Bands bands(c, wanted_threads());
+    for_parts<Sharing::TO_THE_NEXT>(c.batch * bands.count, [&](int64_t item) {
+        const int64_t b = item / bands.count;
+        const int o0 = int(item % bands.count) * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
+        const int64_t pixel0 = (b * c.out_h + o0) * c.out_w, pixels = int64_t(o1 - o0) * c.out_w;
         float* sums = in_place ? y + pixel0 * padded : scratch(Slot::OUTPUT_SUMS, pixels * padded);
         const Band out{sums, o0, 0, c.out_w, padded};
         const Band in = c.channels ? image_band(c, image, b, 1.0f, o0, o1) : Band{};
@@ -437,7 +436,7 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
         float* along_y = scratch(Slot::GAUSSIANS, Gaussian::room(c.height) + Gaussian::room(c.width));
         float* along_x = along_y + Gaussian::room(c.height);
         for (int n = 0; n < c.count; ++n) {
-            const float* landmark = landmarks + (int64_t(b) * c.count + n) * 2;
+            const float* landmark = landmarks + (b * c.count + n) * 2;
             const Reach rows(c, c.kh, c.gaussian.support(landmark[1], c.height), o0, o1);
             const Reach columns(c, c.kw, c.gaussian.support(landmark[0], c.width), 0, c.out_w);
             if (rows.empty() || columns.empty()) continue;
@@ -453,13 +452,13 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, bias, image, y; 
             spread_columns(c, kernels + n * c.kernel(), columns, along_x, t);
             spread_rows(c, rows, columns, along_y, t, out);
         }
-        if (in_place && c.activation == NONE) continue;
+        if (in_place && c.activation == NONE) return;
         for (int64_t pixel = 0; pixel < pixels; ++pixel)
             for (int o = 0; o < padded; o += VL) sink.put(pixel0 + pixel, o, load(out.data + pixel * padded + o));
-    }
+    });
 }
 
-// One thread's sums of the parameters' gradients, which lie one after another.
+// The parameters' gradients summed over a part of the work; they lie one after another.
 struct Totals {
     int64_t image, kernels, patches, bias;  // floats of each sum
     float* data;
@@ -511,12 +510,11 @@ static void landmark_gradients(const Conv& c, const float* landmarks, const floa
 // Forms the kernels' gradients from the summed patches and writes all gradients to (cout, channels + count, kh, kw).
 static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& totals, float* dw) {
     const int padded = c.padded(), area = c.kh * c.kw, cin = c.channels + c.count;
-#pragma omp parallel for schedule(static)
-    for (int i = 0; i < cin; ++i) {
+    for_parts(cin, [&](int64_t i) {
         float* sums = totals.data + i * padded;
         int64_t step = int64_t(c.channels) * padded;
         if (i >= c.channels) {
-            const int n = i - c.channels;
+            const int n = int(i) - c.channels;
             sums = totals.kernels_at() + n * c.kernel();
             step = padded;
             float* kernel = scratch(Slot::KERNEL_GRADIENT, c.kernel());
@@ -536,13 +534,13 @@ static void finish_weights(const Conv& c, const Stamps& stamps, const Totals& to
         }
         for (int t = 0; t < area; ++t)
             for (int o = 0; o < c.cout; ++o) dw[(int64_t(o) * cin + i) * area + t] = sums[t * step + o];
-    }
+    });
 }
 
 // y: null without an activation; grad: of y; grad_scale: (batch,) float32 or null. The gradients of landmarks, weight and
 // bias are float32; each is null where not needed.
 KILN_FUNCTION(landmark_conv_backward,
-              Pointer landmarks, weight, image, y, grad, grad_scale, dlandmarks, dweight, dbias, dimage; SIZES) {
+              Pointer landmarks, weight, grad; Optional image, y, grad_scale, dlandmarks, dweight, dbias, dimage; SIZES) {
     const Conv c(arguments);
     const float *landmarks = arguments.landmarks, *weight = arguments.weight, *grad_scale = arguments.grad_scale;
     const void* image = arguments.image;
@@ -564,10 +562,10 @@ KILN_FUNCTION(landmark_conv_backward,
     if (dlandmarks) pack_weights(c, weight, kernels, nullptr);
     if (dimage) pack_adjoint(c, weight, adjoint);
 
-    // each thread sums its own parameter gradients; they are added in the order of the threads
-    const int threads = omp_get_max_threads();
+    // each part of the work has sums of its own, which are added in the order of the parts
+    const int threads = wanted_threads();
     const Bands bands(c, threads);
-    const int64_t items = int64_t(c.batch) * bands.count, moved_size = dlandmarks ? items * c.count * 2 : 0;
+    const int64_t items = c.batch * bands.count, moved_size = dlandmarks ? items * c.count * 2 : 0;
     Totals all{0, 0, 0, db ? padded : 0, nullptr};
     if (dw) all.image = c.kh * int64_t(c.depth()) * padded, all.kernels = kernels_size;
     if (stamps.used) all.patches = stamps.floats(c);
@@ -576,15 +574,14 @@ KILN_FUNCTION(landmark_conv_backward,
     float* moved = all.data + all.size() * threads;
     std::memset(all.data, 0, sizeof(float) * total_size);
 
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num();
+    for_parts(threads, [&](int64_t part) {
         Totals mine = all;
-        mine.data += all.size() * thread;
+        mine.data += all.size() * part;
         Stamps patches = stamps;
         patches.data = mine.patches_at();
-        for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; ++item) {
-            const int b = int(item / bands.count), band = int(item % bands.count);
+        for (int64_t item = items * part / threads; item < items * (part + 1) / threads; ++item) {
+            const int64_t b = item / bands.count;
+            const int band = int(item % bands.count);
             const int o0 = band * bands.height, o1 = smaller(o0 + bands.height, c.out_h);
             // the image's rows that belong to this band
             const int r0 = smaller(o0 * c.stride, c.height);
@@ -595,7 +592,7 @@ KILN_FUNCTION(landmark_conv_backward,
                 d1 = smaller(c.out_h, larger(d1, floor_div(r1 - 1 + c.padding, c.stride) + 1));
             }
             const Band delta = in_place ? Band{const_cast<float*>(static_cast<const float*>(gradient.data)) +
-                                                   int64_t(b) * c.out_h * c.out_w * padded,
+                                                   b * c.out_h * c.out_w * padded,
                                                0, 0, c.out_w, padded}
                                         : fill_band(Slot::GRADIENT_BAND, gradient, {b, 1}, nullptr, PADDED, d0, d1, 0,
                                                     c.out_w);
@@ -616,20 +613,16 @@ KILN_FUNCTION(landmark_conv_backward,
             }
             if (dimage) of_image.store_rows(b, dimage);
             if (dw || dlandmarks)
-                landmark_gradients(c, landmarks + int64_t(b) * c.count * 2, kernels, patches, delta, o0, o1, scale,
+                landmark_gradients(c, landmarks + b * c.count * 2, kernels, patches, delta, o0, o1, scale,
                                    dw ? &mine : nullptr, dlandmarks ? moved + item * c.count * 2 : nullptr);
         }
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < all.size() / VL; ++i)
-            for (int t = 1; t < threads; ++t)
-                store(all.data + i * VL, load(all.data + i * VL) + load(all.data + all.size() * t + i * VL));
-    }
+    });
+    add_up(all.data, all.size(), threads);
     stamps.data = all.patches_at();
     if (dw) finish_weights(c, stamps, all, dw);
     if (db) std::memcpy(db, all.bias_at(), sizeof(float) * c.cout);
     if (dlandmarks)
-        for (int64_t i = 0; i < int64_t(c.batch) * c.count * 2; ++i) {
+        for (int64_t i = 0; i < c.batch * c.count * 2; ++i) {
             float sum = 0;
             for (int band = 0; band < bands.count; ++band)
                 sum += moved[(i / (2 * c.count) * bands.count + band) * c.count * 2 + i % (2 * c.count)];

@@ -18,7 +18,7 @@ from .._layout import channels_last
 from ..landmark_heatmap.gpu import exponent, window
 from ..resize_conv_act import ACTIVATION_NUMBERS
 from ..resize_conv_act.gpu import precision
-from . import check, gradients, output
+from . import gradients, output
 from .gpu_geometry import Geometry, power
 from .gpu_gradients import landmarks_gradient, landmarks_weight_gradient, sum_gradients
 from .gpu_image import image_gradient, image_weight_gradient
@@ -209,7 +209,6 @@ def forward(
     landmarks, weight, bias, image, grad_scale,
     height, width, stride, padding, sigma, radius, subpixel, activation, negative_slope,
 ):  # fmt: skip
-    check(landmarks, weight, bias, image, grad_scale, height, width, stride, padding, sigma, radius, activation)
     y = output(landmarks, weight, height, width, stride, padding)
     batch, n = y.shape[:2]
     count = landmarks.shape[1]

@@ -1,10 +1,12 @@
 """Gaussian heatmaps of landmarks: each map written once, zeros and one small stamp."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import DTYPES, require, require_dtype
+from .._checks import DTYPES, refuse, require, require_dtype
 from .._contract import define, publish
 from .._gradients import Gradients
 from .._layout import float32
@@ -57,13 +59,16 @@ def landmark_heatmap(
 def check_landmarks(name: str, landmarks: Tensor, height: int, width: int, sigma: float, radius: int) -> None:
     """The checks that landmark_heatmap and landmark_conv share."""
     shape = tuple(landmarks.shape)
-    require(len(shape) == 3 and shape[2] == 2 and shape[1] > 0, name, f"landmarks must be (B, N, 2), not {shape}")
-    supported = landmarks.dtype in DTYPES
-    require(supported, name, f"landmarks are {landmarks.dtype}; float32, bfloat16 and float16 are supported")
-    require(height > 0 and width > 0, name, f"height and width must be positive, not {height} and {width}")
+    if not (len(shape) == 3 and shape[2] == 2 and shape[1] > 0):
+        refuse(name, f"landmarks must be (B, N, 2), not {shape}")
+    require_dtype(name, "landmarks", landmarks.dtype)
+    if not (height > 0 and width > 0):
+        refuse(name, f"height and width must be positive, not {height} and {width}")
     # the smallest sigma whose square float32 still divides by
-    require(1e-6 <= sigma < float("inf"), name, f"sigma is {sigma}; it must be positive and finite")
-    require(1 <= radius <= MAX_RADIUS, name, f"radius is {radius}; it must be from 1 to {MAX_RADIUS}")
+    if not 1e-6 <= sigma < inf:
+        refuse(name, f"sigma is {sigma}; it must be positive and finite")
+    if not 1 <= radius <= MAX_RADIUS:
+        refuse(name, f"radius is {radius}; it must be from 1 to {MAX_RADIUS}")
 
 
 def output(landmarks: Tensor, height: int, width: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -81,13 +86,18 @@ def _sizes(maps, channels_last):
     return {"dtype": DTYPES[maps.dtype], "channels_last": channels_last, **sizes}
 
 
-def check(landmarks, height, width, sigma, radius, dtype):
+def check(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
     check_landmarks(NAME, landmarks, height, width, sigma, radius)
     require_dtype(NAME, "dtype", dtype)
 
 
+def check_backward(grad, landmarks, sigma, radius):
+    if grad.dim() != 4 or grad.shape[:2] != landmarks.shape[:2]:
+        refuse(NAME, f"grad is {tuple(grad.shape)}; it must be (B, N, height, width)")
+    check(landmarks, *grad.shape[2:], sigma, radius, True, grad.dtype, True)
+
+
 def _forward_cpu(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
-    check(landmarks, height, width, sigma, radius, dtype)
     maps = output(landmarks, height, width, dtype, channels_last)
     stamp = {"sigma": sigma, "radius": radius, "subpixel": subpixel}
     _native_forward(landmarks=float32(landmarks), maps=maps, **stamp, **_sizes(maps, channels_last))
@@ -95,7 +105,6 @@ def _forward_cpu(landmarks, height, width, sigma, radius, subpixel, dtype, chann
 
 
 def _forward_fake(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
-    check(landmarks, height, width, sigma, radius, dtype)
     return output(landmarks, height, width, dtype, channels_last)
 
 
@@ -125,6 +134,7 @@ def _reference(landmarks, height, width, sigma, radius, subpixel, dtype, channel
 
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor landmarks, float sigma, int radius) -> Tensor",
+    check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
@@ -132,6 +142,7 @@ _backward = define(
 _forward = define(
     f"{NAME}(Tensor landmarks, SymInt height, SymInt width, float sigma, int radius, bool subpixel, "
     "ScalarType dtype, bool channels_last) -> Tensor",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

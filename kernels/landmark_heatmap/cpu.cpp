@@ -1,5 +1,6 @@
 // landmark_heatmap on the CPU: zeros are written once, block by block; a block's stamps follow while it is in the cache.
 #include "../_cpu/gaussian.h"
+#include "../_cpu/parallel.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
@@ -9,13 +10,14 @@ struct Maps {
     Dtype dtype;
     bool channels_last;
     Gaussian gaussian;
-    int batch, count, height, width;
+    int64_t batch;
+    int count, height, width;
 
     template <class A>
     explicit Maps(const A& a)
         : dtype(Dtype(a.dtype)), channels_last(a.channels_last),
-          gaussian{a.subpixel != 0, int(a.radius), float(a.sigma)}, batch(int(a.batch)), count(int(a.count)),
-          height(int(a.height)), width(int(a.width)) {}
+          gaussian{a.subpixel != 0, a.radius, float(a.sigma)}, batch(a.batch), count(a.count), height(a.height),
+          width(a.width) {}
 
     // where pixel (row, 0) of a map lies, and how far apart its pixels are
     int64_t row(int64_t image, int n, int y) const {
@@ -55,7 +57,7 @@ static void stamp(const Maps& m, const float* landmark, int64_t image, int n, in
 // landmarks: (batch, count, 2) float32; maps: (batch, count, height, width).
 KILN_FUNCTION(landmark_heatmap_forward,
               Pointer landmarks, maps;
-              Integer dtype, channels_last, subpixel, radius, batch, count, height, width;
+              Integer dtype, channels_last, subpixel, batch; Size radius, count, height, width;
               Real sigma;) {
     const Maps m(arguments);
     const float* landmarks = arguments.landmarks;
@@ -63,31 +65,29 @@ KILN_FUNCTION(landmark_heatmap_forward,
     const int64_t row_bytes = int64_t(m.width) * element_size(m.dtype) * (m.channels_last ? m.count : 1);
     const int64_t fit = (128 << 10) / row_bytes;
     const int height = int(fit < 1 ? 1 : fit < m.height ? fit : m.height), bands = (m.height + height - 1) / height;
-    const int64_t planes = m.channels_last ? m.batch : int64_t(m.batch) * m.count;
+    const int64_t planes = m.channels_last ? m.batch : m.batch * m.count;
 
-#pragma omp parallel for schedule(static)
-    for (int64_t item = 0; item < planes * bands; ++item) {
+    for_parts(planes * bands, [&](int64_t item) {
         const int64_t plane = item / bands;
         const int y0 = int(item % bands) * height, y1 = y0 + height < m.height ? y0 + height : m.height;
         std::memset(out + (plane * m.height + y0) * row_bytes, 0, (y1 - y0) * row_bytes);
         const int64_t image = m.channels_last ? plane : plane / m.count;
         const int n0 = m.channels_last ? 0 : int(plane % m.count), n1 = m.channels_last ? m.count : n0 + 1;
         for (int n = n0; n < n1; ++n) stamp(m, landmarks + (image * m.count + n) * 2, image, n, y0, y1, out);
-    }
+    });
 }
 
 // grad: of the maps, laid out as they are; dlandmarks: (batch, count, 2) float32.
 KILN_FUNCTION(landmark_heatmap_backward,
               Pointer landmarks, grad, dlandmarks;
-              Integer dtype, channels_last, subpixel, radius, batch, count, height, width;
+              Integer dtype, channels_last, subpixel, batch; Size radius, count, height, width;
               Real sigma;) {
     const Maps m(arguments);
     const float* landmarks = arguments.landmarks;
     const void* gradient = arguments.grad;
     float* result = arguments.dlandmarks;
 
-#pragma omp parallel for schedule(static)
-    for (int64_t item = 0; item < int64_t(m.batch) * m.count; ++item) {
+    for_parts(m.batch * m.count, [&](int64_t item) {
         const float* landmark = landmarks + item * 2;
         const Support rows = m.gaussian.support(landmark[1], m.height);
         const Support columns = m.gaussian.support(landmark[0], m.width);
@@ -114,7 +114,7 @@ KILN_FUNCTION(landmark_heatmap_backward,
         }
         result[item * 2] = by_x;
         result[item * 2 + 1] = by_y;
-    }
+    });
 }
 
 }  // namespace KILN_NAMESPACE

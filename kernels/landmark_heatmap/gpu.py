@@ -13,7 +13,7 @@ import triton.language as tl
 
 from .._gpu.blocks import rounded, single
 from .._gpu.launch import Cost, launch, size
-from . import check, gradient, output
+from . import gradient, output
 
 BLOCK = 1024  # values that a program writes at a time
 WINDOW = 1024  # most pixels that a program of the gradient reads at a time
@@ -145,7 +145,6 @@ def exponent(sigma: float) -> float:
 
 
 def forward(landmarks, height, width, sigma, radius, subpixel, dtype, channels_last):
-    check(landmarks, height, width, sigma, radius, dtype)
     maps = output(landmarks, height, width, dtype, channels_last)
     batch, count = landmarks.shape[:2]
     points = landmarks.float().contiguous()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._availability import Implementation
-from .._checks import require
+from .._checks import require, require_factors
 from .._contract import define, publish
 from .._gradients import Gradients
 from . import reference
@@ -42,16 +42,14 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, grad_scale: Tensor | N
     fits = x.dim() == 2 and weight.dim() == 2 and x.shape[1] == weight.shape[1]
     require(fits, NAME, f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be (B, in) and (out, in)")
     require(bias is None or bias.shape == weight.shape[:1], NAME, f"bias must be ({weight.shape[0]},)")
-    require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
+    require_factors(NAME, grad_scale, x.shape[0])
 
 
 def _forward_any(x, weight, bias, grad_scale):
-    check(x, weight, bias, grad_scale)
     return torch.nn.functional.linear(x, weight, bias)
 
 
 def _forward_fake(x, weight, bias, grad_scale):
-    check(x, weight, bias, grad_scale)
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
@@ -62,6 +60,7 @@ def _backward(grad, x, weight, grad_scale, need):
 
 _forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor grad_scale) -> Tensor",
+    check=check,
     cpu=_forward_any,
     cuda=_forward_any,
     fake=_forward_fake,

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import DTYPES, require, require_device, require_dtype
+from .._checks import (
+    DTYPES,
+    refuse,
+    require_activation,
+    require_dtype,
+    require_factors,
+    require_like,
+    require_need,
+)
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
@@ -105,48 +113,77 @@ def check(
     second: Tensor | None,
     grad_scale: Tensor | None,
     resize: str,
-    act: str,
+    activation: str,
+    negative_slope: float,
+    exact: bool,
     input_grad_from: int,
 ) -> None:
-    require(resize in RESIZES, NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
-    require(act in ACTIVATIONS, NAME, f"activation is {act!r}; it must be one of {', '.join(ACTIVATIONS)}")
-    require(x.dim() == 4, NAME, f"x must be (B, C, H, W), not {tuple(x.shape)}")
-    require_dtype(NAME, "x", x.dtype)
-    scale = 2 if resize == "up" else 1
-    expected = (x.shape[0], scale * x.shape[2], scale * x.shape[3])
-    channels = x.shape[1]
+    if resize not in RESIZES:
+        refuse(NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
+    require_activation(NAME, activation, ACTIVATIONS, negative_slope)
+    if x.dim() != 4:
+        refuse(NAME, f"x must be (B, C, H, W), not {tuple(x.shape)}")
+    dtype = x.dtype
+    require_dtype(NAME, "x", dtype)
+    batch, channels, height, width = x.shape
+    if not (channels > 0 and height > 0 and width > 0):
+        refuse(NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
     if second is not None:
-        fits = second.dim() == 4 and (second.shape[0], *second.shape[2:]) == expected
-        wanted = f"({expected[0]}, C2, {expected[1]}, {expected[2]})"
-        require(fits, NAME, f"second is {tuple(second.shape)}; it must be {wanted}")
+        scale = 2 if resize == "up" else 1
+        if second.dim() != 4 or (second.shape[0], *second.shape[2:]) != (batch, scale * height, scale * width):
+            wanted = f"({batch}, C2, {scale * height}, {scale * width})"
+            refuse(NAME, f"second is {tuple(second.shape)}; it must be {wanted}")
         channels += second.shape[1]
-    kernel = tuple(weight.shape)
-    fits = len(kernel) == 4 and kernel[1:] == (channels, 3, 3)
-    require(fits, NAME, f"weight is {kernel}; it must be (Cout, {channels}, 3, 3)")
-    require(min(x.shape[1:]) > 0 and kernel[0] > 0, NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
-    require(bias is None or bias.shape == kernel[:1], NAME, f"bias must be ({kernel[0]},)")
-    inside = 0 <= input_grad_from <= len(x)
-    require(inside, NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {len(x)}")
-    require(grad_scale is None or grad_scale.shape == x.shape[:1], NAME, f"grad_scale must be ({x.shape[0]},)")
-    for name, tensor in (("weight", weight), ("bias", bias), ("second", second)):
-        if tensor is not None:
-            fits = tensor.dtype == x.dtype or (tensor.dtype == torch.float32 and name != "second")
-            require(fits, NAME, f"{name} is {tensor.dtype} but x is {x.dtype}")
-            require_device(NAME, name, tensor, "x", x)
+    kernel = weight.shape
+    if len(kernel) != 4 or kernel[0] == 0 or kernel[1:] != (channels, 3, 3):
+        refuse(NAME, f"weight is {tuple(kernel)}; it must be (Cout, {channels}, 3, 3)")
+    if bias is not None and bias.shape != kernel[:1]:
+        refuse(NAME, f"bias must be ({kernel[0]},)")
+    if not 0 <= input_grad_from <= batch:
+        refuse(NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {batch}")
+    require_factors(NAME, grad_scale, batch)
+    for name, tensor, others in (
+        ("weight", weight, torch.float32),
+        ("bias", bias, torch.float32),
+        ("second", second, dtype),
+    ):
+        if tensor is not None and tensor.dtype not in (dtype, others):
+            refuse(NAME, f"{name} is {tensor.dtype} but x is {dtype}")
 
 
-def output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
+def check_backward(
+    grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
+):
+    check(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from)
+    check_result(NAME, grad, y, output_shape(x, weight, resize), x.dtype, activation)
+    require_need(NAME, need, [x, weight, bias, second])
+
+
+def check_result(
+    operator: str, grad: Tensor, y: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, activation: str
+) -> None:
+    """Raises ValueError unless grad, and y where the activation's derivative reads it, are like the result."""
+    if activation not in FROM_OUTPUT:
+        refuse(operator, f"the fused backward pass does not know {activation}: its derivative needs the input")
+    require_like(operator, "grad", grad, shape, dtype)
+    if activation in READS_OUTPUT:
+        if y is None:
+            refuse(operator, f"y is None; the derivative of {activation} needs it")
+        require_like(operator, "y", y, shape, dtype)
+
+
+def output_shape(x: Tensor, weight: Tensor, resize: str) -> tuple[int, ...]:
     height, width = x.shape[2:]
     if resize == "up":
         height, width = 2 * height, 2 * width
     elif resize == "down":
         height, width = (height + 1) // 2, (width + 1) // 2
-    return torch.empty(
-        (x.shape[0], weight.shape[0], height, width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
+    return x.shape[0], weight.shape[0], height, width
+
+
+def output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
+    shape = output_shape(x, weight, resize)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _sizes(x, weight, second, resize, activation, negative_slope, exact):
@@ -160,7 +197,6 @@ def _sizes(x, weight, second, resize, activation, negative_slope, exact):
 
 
 def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
-    check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     y = output(x, weight, resize)
     x, second = channels_last(x), channels_last(second)
     weights, biases = float32(weight), float32(bias)
@@ -171,7 +207,6 @@ def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negati
 
 
 def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
-    check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     return output(x, weight, resize)
 
 
@@ -188,6 +223,7 @@ def _backward_cpu(
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
     sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
+    y = y if activation in READS_OUTPUT else None
     read = {"x": channels_last(x), "weight": float32(weight), "second": channels_last(second)}
     read |= {"y": channels_last(y), "grad": channels_last(grad), "grad_scale": float32(grad_scale)}
     written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
@@ -201,17 +237,19 @@ def _backward_fake(grad, y, x, weight, bias, second, *options):
 
 
 _backward = define(
-    f"{NAME}_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
-    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, int input_grad_from, "
+    f"{NAME}_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
+    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, SymInt input_grad_from, "
     "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
-    "float negative_slope, bool exact, int input_grad_from) -> Tensor",
+    "float negative_slope, bool exact, SymInt input_grad_from) -> Tensor",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
@@ -220,7 +258,6 @@ _forward = define(
         _backward,
         ["x", "weight", "bias", "second"],
         kept_for=("activation", READS_OUTPUT),
-        takes_none=False,
         fused_for=("activation", FROM_OUTPUT),
     ),
     autocast=("weight", "bias"),  # they are rounded as they are packed; float32 parameters get float32 gradients

@@ -1,7 +1,5 @@
 // resize_conv_act on the CPU: activation(conv3x3(resize(x) | second) + bias), dense NHWC tensors, float32 arithmetic.
 // Each of the three passes is a row of taps (direct.h) or a transformed product (transform.h), run band by band.
-#include <omp.h>
-
 #include "../_cpu/transform.h"
 
 namespace kiln {
@@ -87,21 +85,23 @@ template <class A> static WeightPass transformed_weights() {
 
 // The sizes and options of a call. SIZES: as its arguments declare them; channels, further: those of x and of second.
 #define SIZES \
-    Integer dtype, resize, activation, form, batch, channels, further, height, width, cout; \
+    Integer dtype, resize, activation, form, batch; \
+    Size channels, further, height, width, cout; \
     Real negative_slope;
 struct Call {
     Dtype dtype;
     Resize resize;
     Activation activation;
     Form form;
-    int batch, c1, c2, h, w, cout;
+    int64_t batch;
+    int c1, c2, h, w, cout;
     float slope;
 
     template <class A>
     explicit Call(const A& a)
         : dtype(Dtype(a.dtype)), resize(Resize(a.resize)), activation(Activation(a.activation)), form(Form(a.form)),
-          batch(int(a.batch)), c1(int(a.channels)), c2(int(a.further)), h(int(a.height)), w(int(a.width)),
-          cout(int(a.cout)), slope(float(a.negative_slope)) {}
+          batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width), cout(a.cout),
+          slope(float(a.negative_slope)) {}
 
     int conv_h() const { return resize == UP_FIRST ? 2 * h : h; }
     int conv_w() const { return resize == UP_FIRST ? 2 * w : w; }
@@ -150,18 +150,20 @@ static inline int cells(int outputs, int rows) { return rows ? (outputs + rows -
 
 // How the batch is cut into work items: `rows` rows of x of one image, or all rows of up to `images`.
 struct Cut {
-    int batch, rows, bands, images;  // bands of an image
+    int64_t batch;
+    int rows, bands, images;  // bands of an image
 };
 
 // A work item's padded input and gradient fill a few hundred KiB, and its rows are a multiple of every form's tile. Where
-// there are few items, each thread gets equally many. Images smaller than a band share an item.
+// there are few items, each part of the work gets equally many: a part for each thread. Images smaller than a band share
+// an item.
 static Cut cut_of(const Call& call, int threads) {
     const int up = call.resize == UP_FIRST ? 4 : 1;
     const int64_t row_bytes = 4ll * call.w * (round_up(call.merged(), VL) + up * round_up(call.cout, VL));
     const int64_t fit = (768 << 10) / row_bytes, most = 4 * fit / call.h;
     Cut cut{call.batch, int(fit < 4 ? 4 : fit > 64 ? 64 : fit / 4 * 4), 1, 1};
     cut.bands = cells(call.h, cut.rows);
-    if (cut.bands > threads && int64_t(call.batch) * cut.bands < 4 * threads) {
+    if (cut.bands > threads && call.batch * cut.bands < 4 * threads) {
         cut.rows = round_up(cells(call.h, cut.bands / threads * threads), 4);
         cut.bands = cells(call.h, cut.rows);
     }
@@ -169,14 +171,15 @@ static Cut cut_of(const Call& call, int threads) {
     return cut;
 }
 
-// Calls body(images, band) for the items of one thread, in order: its share of the bands, or of the images.
-template <class Body> static void for_items(const Cut& cut, int thread, int threads, Body body) {
-    const int64_t units = int64_t(cut.batch) * cut.bands;
-    const int first = int(units * thread / threads), last = int(units * (thread + 1) / threads);
-    const int step = cells(last - first, cells(last - first, cut.images));  // groups of nearly equal size
-    for (int unit = first; unit < last; unit += step) {
-        const int count = last - unit < step ? last - unit : step;
-        body(Images{unit / cut.bands, cut.bands == 1 ? count : 1}, unit % cut.bands);
+// Calls body(images, band) for the items of one of the parts, in order: its share of the bands, or of the images.
+template <class Body> static void for_items(const Cut& cut, int64_t part, int parts, Body body) {
+    const int64_t units = cut.batch * cut.bands, first = units * part / parts, last = units * (part + 1) / parts;
+    if (first == last) return;
+    const int64_t groups = (last - first + cut.images - 1) / cut.images;
+    const int64_t step = (last - first + groups - 1) / groups;  // groups of nearly equal size
+    for (int64_t unit = first; unit < last; unit += step) {
+        const int count = int(last - unit < step ? last - unit : step);
+        body(Images{unit / cut.bands, cut.bands == 1 ? count : 1}, int(unit % cut.bands));
     }
 }
 
@@ -200,7 +203,7 @@ struct PackedForward {
 };
 
 // answer: an int64, the floats to keep of a weight, or, where `kept` is not null, whether it was made of this weight.
-KILN_FUNCTION(resize_conv_act_kept, Pointer weight, kept, answer; SIZES) {
+KILN_FUNCTION(resize_conv_act_kept, Pointer weight, answer; Optional kept; SIZES) {
     const Call call(arguments);
     const float *weight = arguments.weight, *kept = arguments.kept;
     int64_t* answer = arguments.answer;
@@ -221,7 +224,7 @@ KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
 
 // x, second (or null), y: NHWC; weight, bias (or null): float32; kept: null where the weights are packed for this call
 // alone.
-KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, bias, second, y, kept; SIZES) {
+KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, second, kept; SIZES) {
     const Call call(arguments);
     const void* second = arguments.second;
     const float *bias = arguments.bias, *kept = arguments.kept;
@@ -242,7 +245,7 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, bias, second, y, kept;
 
     const int rows = cells(call.out_h(), pass.rows), columns = cells(call.out_w(), pass.rows);
     const int x_rows = call.resize == UP_FIRST ? 1 : call.resize == DOWN_AFTER ? 2 : pass.rows;
-    const int threads = omp_get_max_threads();
+    const int threads = wanted_threads();
     const Cut cut = cut_of(call, threads);
     const int height = cut.rows / x_rows;
     const auto item = [&](Images images, int band) {
@@ -267,8 +270,7 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, bias, second, y, kept;
         }
         pass.band(in, w, packed, r0, r1, columns, sink, images, add);
     };
-#pragma omp parallel num_threads(threads)
-    for_items(cut, omp_get_thread_num(), threads, item);
+    for_parts(threads, [&](int64_t part) { for_items(cut, part, threads, item); });
 }
 
 // Bounds of the rows (or columns) that a set of passes reads.
@@ -301,7 +303,7 @@ static void bias_gradient(const Band& delta, Images images, const float* scale, 
 // x, second (or null), y (read where there is an activation), grad (of y): NHWC; weight, grad_scale (or null): float32.
 // The gradients of weight and bias are float32; each gradient is null where not needed.
 KILN_FUNCTION(resize_conv_act_backward,
-              Pointer x, weight, second, y, grad, grad_scale, dx, dsecond, dweight, dbias; SIZES
+              Pointer x, weight, y, grad; Optional second, grad_scale, dx, dsecond, dweight, dbias; SIZES
               Integer input_grad_from;) {
     const Call call(arguments);
     const float *weight = arguments.weight, *grad_scale = arguments.grad_scale;
@@ -314,7 +316,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
     const bool split = call.second_apart();
     const bool need_input = dx || (dsecond && !split), need_apart = split && dsecond;
-    const int input_from = int(arguments.input_grad_from);  // images before this one get no gradient in x and second
+    const int64_t input_from = arguments.input_grad_from;  // images before this one get no gradient in x and second
 
     const Source source = call.source(arguments.x, second), other = call.second_source(second);
     Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.grad};
@@ -330,8 +332,8 @@ KILN_FUNCTION(resize_conv_act_backward,
     Sink sink{call.dtype, call.h, call.w, call.c1, dx}, sink2{call.dtype, call.conv_h(), call.conv_w(), call.c2, dsecond};
     if (!split) sink.channels2 = call.c2, sink.data2 = dsecond;
 
-    // each thread sums its own weight gradient; they are added in the order of the threads
-    const int padded = round_up(call.cout, VL), threads = omp_get_max_threads(), merged = call.merged();
+    // each part of the work has sums of its own, which are added in the order of the parts
+    const int padded = round_up(call.cout, VL), threads = wanted_threads(), merged = call.merged();
     const Sums layout{merged, call.cout}, layout2{call.c2, call.cout};
     const int64_t sums_size = layout.size(weights.taps * weights.taps), sums2_size = split ? layout2.size(9) : 0;
     const int64_t sums_stride = sums_size + sums2_size + padded;
@@ -342,11 +344,9 @@ KILN_FUNCTION(resize_conv_act_backward,
     const bool dense = !split && weights.gradient_spacing(layout) == DENSE &&
                        (!need_input || input.spacing(w) == DENSE);
     const Cut cut = cut_of(call, threads);
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num();
-        float* sums = all_sums + sums_stride * thread;
-        for_items(cut, thread, threads, [&](Images images, int band) {
+    for_parts(threads, [&](int64_t part) {
+        float* sums = all_sums ? all_sums + sums_stride * part : nullptr;
+        for_items(cut, part, threads, [&](Images images, int band) {
             const int x0 = band * cut.rows, x1 = x0 + cut.rows < call.h ? x0 + cut.rows : call.h;
             const int i0 = x0 / input.rows, i1 = cells(x1, input.rows), i_columns = cells(call.w, input.rows);
             const int g0 = x0 / weights.x_rows, g1 = cells(x1, weights.x_rows), g_columns = cells(call.w, weights.x_rows);
@@ -392,15 +392,8 @@ KILN_FUNCTION(resize_conv_act_backward,
                 bias_gradient(delta, images, grad_scale, o0, o1, call.out_w(), padded, sums + sums_size + sums2_size);
             }
         });
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < (sums_stride + 1023) / 1024; ++block) {
-            const int64_t last = block * 1024 + 1024 < sums_stride ? block * 1024 + 1024 : sums_stride;
-            if (all_sums)
-                for (int t = 1; t < threads; ++t)
-                    for (int64_t i = block * 1024; i < last; ++i) all_sums[i] += all_sums[sums_stride * t + i];
-        }
-    }
+    });
+    if (all_sums) add_up(all_sums, sums_stride, threads);
     const int64_t element = element_size(call.dtype);
     if (dx) std::memset(dx, 0, element * input_from * call.h * call.w * call.c1);
     if (dsecond) std::memset(dsecond, 0, element * input_from * call.conv_h() * call.conv_w() * call.c2);

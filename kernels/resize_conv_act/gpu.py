@@ -19,7 +19,7 @@ from .._gpu.activation_backward import through_activation
 from .._gpu.blocks import activate, dot, rounded, single
 from .._gpu.launch import Cost, capability, launch, noted_choices, size, wide
 from .._layout import channels_last
-from . import ACTIVATION_NUMBERS, check, gradients, output
+from . import ACTIVATION_NUMBERS, gradients, output
 from .gpu_band import applies, convolve_in_bands
 from .gpu_weight_gradient import weight_gradient
 
@@ -302,7 +302,6 @@ def _convolve(
 
 
 def forward(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
-    check(x, weight, bias, second, grad_scale, resize, activation, input_grad_from)
     y = output(x, weight, resize)
     if not y.numel():
         return y
@@ -329,8 +328,8 @@ def backward(
     weight, channels = weight.contiguous(), x.shape[1]
     scale = None if grad_scale is None else grad_scale.float().contiguous()
     dz, weighted, bias_rows = through_activation(
-        channels_last(grad), channels_last(y), scale, ACTIVATION_NUMBERS[activation], negative_slope,
-        with_bias=need[2], channels=aligned(grad.shape[1]), weigh=need[1],
+        channels_last(grad), channels_last(grad if y is None else y), scale, ACTIVATION_NUMBERS[activation],
+        negative_slope, with_bias=need[2], channels=aligned(grad.shape[1]), weigh=need[1],
     )  # fmt: skip
     # beside nearest x2 the second input's convolution runs at the full size
     inputs = [(x, dx, 0, resize, need[0])]

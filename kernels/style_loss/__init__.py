@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._availability import gpu_function
-from .._checks import DTYPES, require, require_device, require_dtype
+from .._checks import DTYPES, require, require_dtype, require_like, require_need
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
 from .._layout import dense_order, float32
@@ -35,17 +35,36 @@ def style_loss(a: Tensor, b: Tensor, *, squared: bool = False) -> tuple[Tensor, 
     return per_sample, mean
 
 
-def check(a: Tensor, b: Tensor) -> None:
+def check(a: Tensor, b: Tensor, squared: bool, with_difference: bool) -> None:
     shape = a.shape
     fits = len(shape) == 4 and shape == b.shape and a.dtype == b.dtype and a.dtype in DTYPES
-    if fits and a.numel() and a.device == b.device:
+    if fits and a.numel():
         return
     require(len(shape) == 4, NAME, f"a must be (B, C, H, W), not {tuple(shape)}")
     require(shape == b.shape, NAME, f"a is {tuple(shape)} and b {tuple(b.shape)}; they must be equal")
     require(shape[1:].numel() > 0, NAME, f"no empty channels or sides: a is {tuple(shape)}")
     require_dtype(NAME, "a", a.dtype)
     require(a.dtype == b.dtype, NAME, f"b is {b.dtype} but a is {a.dtype}")
-    require_device(NAME, "b", b, "a", a)
+
+
+def check_backward(
+    a: Tensor,
+    b: Tensor,
+    difference: Tensor,
+    per_sample: Tensor,
+    grad_per_sample: Tensor | None,
+    grad_mean: Tensor | None,
+    squared: bool,
+    need: list[bool],
+) -> None:
+    check(a, b, squared, True)
+    batch, channels = a.shape[:2]
+    of_batch = {"per_sample": per_sample, "grad_per_sample": grad_per_sample}
+    shapes = {"difference": (batch, channels, channels), "grad_mean": ()}
+    for name, tensor in {"difference": difference, "grad_mean": grad_mean, **of_batch}.items():
+        if tensor is not None:
+            require_like(NAME, name, tensor, shapes.get(name, (batch,)), torch.float32)
+    require_need(NAME, need, [a, b])
 
 
 def _dense(a: Tensor, b: Tensor) -> dict[str, Tensor | int]:
@@ -66,7 +85,6 @@ def outputs(a: Tensor, with_difference: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward_cpu(a, b, squared, with_difference):
-    check(a, b)
     results = outputs(a, with_difference)
     per_sample, mean, difference = results
     written = {"per_sample": per_sample, "mean": mean, "difference": difference if with_difference else None}
@@ -75,7 +93,6 @@ def _forward_cpu(a, b, squared, with_difference):
 
 
 def _forward_fake(a, b, squared, with_difference):
-    check(a, b)
     return outputs(a, with_difference)
 
 
@@ -106,18 +123,20 @@ def _backward_fake(a, b, difference, per_sample, grad_per_sample, grad_mean, squ
 
 def _reference(a, b, squared, with_difference):
     # the difference is for this operator's own backward only
-    return *reference.style_loss(a, b, squared=squared), a.new_empty((len(a), 0, 0), dtype=torch.float32)
+    return *reference.style_loss(a, b, squared=squared), a.new_empty((a.shape[0], 0, 0), dtype=torch.float32)
 
 
 _backward = define(
     f"{NAME}_backward(Tensor a, Tensor b, Tensor difference, Tensor per_sample, Tensor? grad_per_sample, "
     "Tensor? grad_mean, bool squared, bool[] need) -> (Tensor, Tensor)",
+    check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
     f"{NAME}(Tensor a, Tensor b, bool squared, bool with_difference) -> (Tensor, Tensor, Tensor)",
+    check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

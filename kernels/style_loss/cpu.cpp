@@ -29,11 +29,11 @@ static double squared_norm(const Triangle& sums, float scale) {
 // a, b: (B, C, H, W), each planar (NCHW) or NHWC; per_sample (B,) and mean (): float32;
 // difference: Gram(a) - Gram(b), (B, C, C) float32, or null.
 KILN_FUNCTION(style_loss_forward,
-              Pointer a, b, per_sample, mean, difference;
-              Integer dtype, batch, pixels, channels, squared, a_planar, b_planar;) {
+              Pointer a, b, per_sample, mean; Optional difference;
+              Integer dtype, batch, pixels, squared, a_planar, b_planar; Size channels;) {
     const Dtype dtype = Dtype(arguments.dtype);
     const int64_t batch = arguments.batch, pixels = arguments.pixels;
-    const int channels = int(arguments.channels);
+    const int channels = arguments.channels;
     const bool squared = arguments.squared;
     const Features a{dtype, pixels, channels, bool(arguments.a_planar), arguments.a};
     const Features b{dtype, pixels, channels, bool(arguments.b_planar), arguments.b};
@@ -52,11 +52,11 @@ KILN_FUNCTION(style_loss_forward,
 // a, b, difference, per_sample: as in the forward pass; grad_per_sample, grad_mean: the gradients of its results, or
 // null; da, db: laid out as a and b, null where not needed.
 KILN_FUNCTION(style_loss_backward,
-              Pointer a, b, difference, per_sample, grad_per_sample, grad_mean, da, db;
-              Integer dtype, batch, pixels, channels, squared, a_planar, b_planar;) {
+              Pointer a, b, difference, per_sample; Optional grad_per_sample, grad_mean, da, db;
+              Integer dtype, batch, pixels, squared, a_planar, b_planar; Size channels;) {
     const Dtype dtype = Dtype(arguments.dtype);
     const int64_t batch = arguments.batch, pixels = arguments.pixels;
-    const int channels = int(arguments.channels);
+    const int channels = arguments.channels;
     const bool squared = arguments.squared;
     const float *difference = arguments.difference, *per_sample = arguments.per_sample;
     const float *of_samples = arguments.grad_per_sample, *of_mean = arguments.grad_mean;

@@ -238,7 +238,7 @@ def test_wrong_input_is_one_line(model: Path, clips: Path, face: Path, tmp_path:
     assert not out.exists()
     out.mkdir()
     (out / "kept.txt").write_text("kept")
-    assert "not empty" in refused(capsys, model, face, clips, out)
+    assert "not an empty folder" in refused(capsys, model, face, clips, out)
     assert "is a file" in refused(capsys, model, face, clips, out / "kept.txt")
 
 

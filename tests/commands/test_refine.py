@@ -469,7 +469,7 @@ def test_reading_happens_in_order_and_one_list_ahead(tmp_path):
 
 def test_bytes_are_read_as_pillow_reads_them():
     image = picture(0)
-    read, remark = pictures.read(encoded(image, "PNG"))
-    assert remark == ""
+    read, header = pictures.read(encoded(image, "PNG"))
+    assert (header.frame, header.profile, header.convert) == ("", None, "")
     np.testing.assert_array_equal(np.asarray(read), np.asarray(image))
     assert Image.open(io.BytesIO(marking.encode(image, ".png", "x"))).size == image.size

@@ -170,7 +170,7 @@ def test_nothing_is_overwritten(runs, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept.txt").write_text("mine")
     assert command(sample.main, runs["began"], tmp_path / "out") == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "not an empty folder" in capsys.readouterr().err
     assert command(sample.main, runs["began"], tmp_path / "out" / "kept.txt") == 2
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["kept.txt"]
 

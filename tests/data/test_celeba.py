@@ -8,6 +8,8 @@ import pytest
 from engine import cli
 from engine.data import open_dataset
 from engine.data.__main__ import main
+from engine.data.layouts.sources import FolderSource
+from engine.data.layouts.which_layout import list_images
 from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import picture, zip_of
@@ -95,6 +97,73 @@ def test_as_it_is_unpacked(tmp_path: Path) -> None:
     assert alone.splits is None and alone.attributes == {} and alone.identities.tolist() == [7, 7, 9, 2, 2, 7]
 
 
+def as_csv(folder: Path, separator: str = ",", case=str) -> None:
+    """Replace the tables by those of the common mirror: a header that names the file's column too."""
+    headers = {"list_eval_partition": ["partition"], "identity_CelebA": ["identity"]}
+    for path in folder.glob("*.txt"):
+        rows = [line.split() for line in path.read_text().splitlines()]
+        titles = headers.get(path.stem) or (rows[1] if "attr" in path.stem else [f"p{i}" for i in range(10)])
+        rows = rows if path.stem in headers else rows[2:]
+        text = "".join(separator.join(row) + "\n" for row in [["image_id", *titles], *rows])
+        path.unlink()
+        (folder / f"{case(path.stem)}.csv").write_text(text)
+
+
+def rewrite(folder: Path, change) -> None:
+    for path in [*folder.glob("*.txt"), *folder.glob("*.csv")]:
+        path.write_bytes(change(path.read_text()))
+
+
+def numbered(text: str) -> bytes:
+    return "".join(f"{i or ''},{line}\n" for i, line in enumerate(text.splitlines())).encode()
+
+
+def as_png(folder: Path) -> None:
+    for path in (folder / "img_align_celeba").iterdir():
+        path.rename(path.with_suffix(".png"))
+
+
+def doubled(folder: Path) -> None:
+    (folder / "img_align_celeba").rename(folder / "inner")
+    (folder / "img_align_celeba").mkdir()
+    (folder / "inner").rename(folder / "img_align_celeba" / "img_align_celeba")
+
+
+DOWNLOADS = {
+    "csv": as_csv,
+    "csv with semicolons": lambda f: as_csv(f, ";"),
+    "csv in small letters": lambda f: as_csv(f, case=str.lower),
+    "csv with the index of pandas": lambda f: (as_csv(f), rewrite(f, numbered)),
+    "csv with floats": lambda f: (as_csv(f), rewrite(f, lambda text: text.replace("-1,", "-1.0,").encode())),
+    "png": as_png,
+    "png folder": lambda f: (as_png(f), (f / "img_align_celeba").rename(f / "img_align_celeba_png")),
+    "folder twice": doubled,
+    "csv, folder twice": lambda f: (as_csv(f), doubled(f)),
+    "CRLF": lambda f: rewrite(f, lambda text: text.replace("\n", "\r\n").encode()),
+    "CR": lambda f: rewrite(f, lambda text: text.replace("\n", "\r").encode()),
+    "a mark": lambda f: rewrite(f, lambda text: text.encode("utf-8-sig")),
+    "UTF-16": lambda f: rewrite(f, lambda text: text.encode("utf-16")),
+    "tabs": lambda f: rewrite(f, lambda text: text.replace("  ", " ").replace(" ", "\t").encode()),
+    "other capitals": lambda f: rewrite(f, lambda text: text.replace(".jpg", ".JPG").encode()),
+    "paths": lambda f: rewrite(f, lambda text: text.replace("0000", "img_align_celeba\\0000").encode()),
+}
+
+
+@pytest.mark.parametrize("download", DOWNLOADS)
+def test_downloads_of_other_writers(tmp_path: Path, download: str) -> None:
+    plain = list_images(FolderSource(write_celeba(tmp_path / "plain")))
+    DOWNLOADS[download](write_celeba(tmp_path / "set"))
+    found = list_images(FolderSource(tmp_path / "set"))
+
+    def told(by_name: dict) -> dict:
+        return {Path(name).stem: np.asarray(value).tolist() for name, value in by_name.items()}
+
+    assert found.layout == "CelebA" and found.unused == [] and found.attribute_names == plain.attribute_names
+    assert [Path(name).stem for name in found.names] == [Path(name).stem for name in plain.names]
+    for what in ("splits", "identities", "attributes", "landmarks"):
+        assert told(getattr(found, what)) == told(getattr(plain, what)), what
+
+
 def test_bad_images_are_set_aside(tmp_path: Path) -> None:
     folder = write_celeba(tmp_path / "set")
     (folder / "img_align_celeba" / FILES[1]).write_bytes(b"text")
@@ -136,7 +205,7 @@ def change(name: str, old: str, new: str):
         ),
         (
             change("identity_CelebA.txt", "000003.jpg 9", "000003.jpg nine"),
-            "identity_CelebA.txt line 3: expected whole numbers after the file name: '000003.jpg nine'",
+            "identity_CelebA.txt line 3: expected whole numbers after the file name, not 'nine'",
         ),
         (
             change("list_attr_celeba.txt", "Bald Male", "Bald Male Young"),
@@ -147,11 +216,27 @@ def change(name: str, old: str, new: str):
             "list_landmarks_align_celeba.txt line 3 has 9 columns after the file name, not 10",
         ),
         (
+            lambda f: (f / "list_eval_partition.csv").write_text("image_id,partition\n"),
+            "list_eval_partition.csv and list_eval_partition.txt are one table twice",
+        ),
+        (
+            lambda f: (picture(9).save(f / "img_align_celeba" / "a.jpg"), as_csv(f)),
+            "list_eval_partition.csv has no line for a.jpg",
+        ),
+        (
+            lambda f: ((f / "img_align_celeba" / "a").mkdir(), picture(9).save(f / f"img_align_celeba/a/{FILES[0]}")),
+            "img_align_celeba/000001.jpg and img_align_celeba/a/000001.jpg have one file name",
+        ),
+        (
+            change("list_landmarks_align_celeba.txt", "7 8 9", f"7 8 {'9' * 5000}"),
+            "list_landmarks_align_celeba.txt line 3: expected whole numbers after the file name, not '9999",
+        ),
+        (
             lambda f: (f / "img_align_celeba").rename(f / "images"),
             "identity_CelebA.txt is there, but no image in a folder img_align_celeba or img_celeba",
         ),
         (
-            lambda f: (f / "identity_CelebA.txt").write_bytes(b"\xff\xfe"),
+            lambda f: (f / "identity_CelebA.txt").write_bytes(b"\xff\xfex"),
             "identity_CelebA.txt cannot be read",
         ),
     ],

@@ -9,9 +9,11 @@ import pytest
 from engine import cli
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
+from engine.data.layouts.which_layout import list_images
 from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import picture, write_pictures, zip_of
+from tests.support.memory_source import MemorySource
 
 pytest.importorskip("nvidia.dali")
 
@@ -141,6 +143,86 @@ def test_manifest_of_pairs(tmp_path: Path) -> None:
     )
 
 
+PAIR_ROWS = [["source", "target"], ["000.png", "001.png"], ["002.png", "000.png"]]
+
+
+def pair_table(separator: str = ",", end: str = "\n", header: str = "") -> str:
+    return header + "".join(separator.join(row) + end for row in PAIR_ROWS[bool(header) :])
+
+
+PAIR_DIALECTS = {
+    "semicolons": pair_table(";"),
+    "tabs": pair_table("\t"),
+    "blanks": pair_table(" "),
+    "sep=": "sep=;\r\n" + pair_table(";", "\r\n"),
+    "UTF-16": pair_table("\t", "\r\n").encode("utf-16"),
+    "capitals": pair_table(header="Source, TARGET\n"),
+    "from": pair_table(header="From File,To File\n"),
+    "of a manifest": pair_table(";", header="file_source;file_target\n"),
+    "paths": pair_table().replace("00", "set\\00"),
+    "quoted": pair_table('","').replace("\n", '"\n"').replace("source", '"source')[:-1],
+}
+
+
+@pytest.mark.parametrize("dialect", PAIR_DIALECTS)
+def test_dialects_of_pairs(dialect: str) -> None:
+    text = PAIR_DIALECTS[dialect]
+    data = text if isinstance(text, bytes) else text.encode()
+    files = {"000.png": b"", "001.png": b"", "002.png": b"", "pairs.csv": data}
+    listing = list_images(MemorySource(files, "/home/me/set"))
+    assert listing.pairs == [("000.png", "001.png"), ("002.png", "000.png")] and listing.missing == []
+    assert listing.layout == "pairs" and listing.unused == []
+
+
+def annotation_of(separator: str, quote: str = "", header: str = "name:keypoints_y:keypoints_x") -> str:
+    columns = header.split(":")
+    order = [["name", "keypoints_y", "keypoints_x"].index(column.strip().lower()) for column in columns]
+    lines = [separator.join(columns)]
+    for i in range(2):
+        fields = [f"{i}.png", str([i] * 18), str([2 + i] * 18)]
+        lines.append(separator.join(f"{quote}{fields[column]}{quote}" for column in order))
+    return "\n".join(lines) + "\n"
+
+
+ANNOTATIONS = {
+    "plain": annotation_of(":"),
+    "blanks": annotation_of(" : "),
+    "capitals": annotation_of(":", header="Name:Keypoints_Y:KEYPOINTS_X"),
+    "x first": annotation_of(":", header="name:keypoints_x:keypoints_y"),
+    "commas": annotation_of(",", '"'),
+    "semicolons": annotation_of(";"),
+    "tabs": "\ufeff" + annotation_of("\t").replace("\n", "\r\n"),
+    "paths": annotation_of(":").replace("0.png", "train/0.png"),
+}
+
+
+@pytest.mark.parametrize("dialect", ANNOTATIONS)
+def test_dialects_of_deepfashion(dialect: str) -> None:
+    pairs = b"To;From\r\n0.png;1.png\r\n"
+    files = {"train/0.png": b"", "train/1.png": b"", "fasion-resize-pairs-train.csv": pairs}
+    files["fasion-resize-annotation-train.csv"] = ANNOTATIONS[dialect].encode()
+    listing = list_images(MemorySource(files, "/home/me/set"))
+    assert listing.pairs == [("train/1.png", "train/0.png")] and listing.unused == []
+    assert {name: points.tolist() for name, points in listing.landmarks.items()} == {
+        f"train/{i}.png": [[2 + i, i]] * 18 for i in range(2)
+    }
+
+
+HUGE = "9" * 5000
+BAD_LISTS = ("[", "3", "{}", '"x"', "[[1]]", '["x"]', "[" * 100_000, f"[{HUGE}]", f"[1e999, {'1, ' * 16}{10**400}]", "")
+
+
+@pytest.mark.parametrize("text", BAD_LISTS, ids=range(len(BAD_LISTS)))
+def test_key_points_that_are_no_lists_of_numbers(text: str) -> None:
+    table = f"name\tkeypoints_y\tkeypoints_x\n0.png\t'{text}\t{[1] * 18}\n".replace("'", "")
+    files = {"0.png": b"", "pairs.csv": b"source,target\n", "keypoints_18.csv": table.encode()}
+    with pytest.raises(
+        InputError, match=r"keypoints_18.csv line 2 is not name:keypoints_y:.* two lists of numbers"
+    ) as e:
+        list_images(MemorySource(files))
+    assert len(str(e.value)) < 300
+
+
 def replace(path: Path, old: str, new: str) -> None:
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
@@ -153,7 +235,7 @@ FASHION_FAULTS = {
     "fasion-resize-pairs-test.csv has the columns x, y; expected source and target, or from and to": lambda f: replace(
         f / "fasion-resize-pairs-test.csv", "from,to", "x,y"
     ),
-    "fasion-resize-annotation-train.csv line 1 is 'name'; expected name:keypoints_y:keypoints_x": lambda f: replace(
+    "fasion-resize-annotation-train.csv has the columns name; expected name:keypoints_y:keypoints_x": lambda f: replace(
         f / "fasion-resize-annotation-train.csv", "name:keypoints_y:keypoints_x", "name"
     ),
     "fasion-resize-annotation-train.csv line 2 is not name:keypoints_y:keypoints_x with two lists": lambda f: replace(
@@ -168,6 +250,12 @@ PLAIN_FAULTS = {
     "pairs.csv has the columns file; expected source and target": lambda f: (f / "pairs.csv").write_text("file\n"),
     "keypoints_18.npy has 1 rows, pairs.csv has 2": lambda f: np.save(f / "keypoints_18.npy", np.ones((1, 2, 18, 2))),
     "expected floats of shape (N, 2, 18, 2)": lambda f: np.save(f / "keypoints_18.npy", np.ones((4, 18, 2))),
+    "keypoints_18.csv line 4: 000.png is named for the second time, after line 2": lambda f: (
+        f / "keypoints_18.csv"
+    ).write_text(
+        "name:keypoints_y:keypoints_x\n"
+        + "".join(f"{n}.png:{[i] * 18}:{[i] * 18}\n" for i, n in enumerate(("000", "001", "000")))
+    ),
     "keypoints_18.npy is not a readable .npy array": lambda f: (f / "keypoints_18.npy").write_text("no array"),
 }
 

@@ -12,7 +12,8 @@ from PIL import Image
 from engine import cli
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
-from engine.data.layouts.landmark_video import SPLITS, crop_square, parse_points
+from engine.data.layouts.landmark_video import SPLITS, crop_square
+from engine.data.layouts.pts import parse_points
 from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import LFS_POINTER, encoded, zip_of
@@ -242,8 +243,8 @@ def break_film(video: Path, what: str) -> None:
     [
         ("no frames", "it has landmarks in annot/, but neither frames/000001.jpg ... nor vid.avi beside them"),
         ("bad points", "bad/annot/000002.pts line 2: expected `n_points: 68`"),
-        ("pointer", "bad/annot/000001.pts cannot be read (a Git LFS pointer"),
-        ("one frame twice", "bad/annot/1.pts are of one frame: remove one of them"),
+        ("pointer", "bad/annot/000001.pts cannot be used (a Git LFS pointer"),
+        ("one frame twice", "bad/annot/1.pts have one frame number"),
         ("no number", "is not named after its frame's number"),
         ("pipe", "bad/vid.avi: a named pipe, not a file"),
         ("endless", "bad/vid.avi: a device, not a file"),

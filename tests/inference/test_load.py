@@ -100,7 +100,7 @@ def test_export_refusals(run, tmp_path, capsys):
         (lambda f: (f / "config.json").write_text("{"), "is no exported model"),
         (lambda f: (f / "config.json").write_text(json.dumps({"format": 9})), "its format is 9"),
         (lambda f: (f / "model.safetensors").write_bytes(b"0123456789"), "is no exported model"),
-        (lambda f: safetensors.torch.save_file({}, f / "model.safetensors"), "another configuration"),
+        (lambda f: safetensors.torch.save_file({}, f / "model.safetensors"), "model.safetensors was altered"),
     ],
 )
 def test_damaged_exports(run, tmp_path, damage, says):

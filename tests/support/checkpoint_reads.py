@@ -13,8 +13,8 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter:
     """From now on in this test: "hashed", "weights" and "state", the number of files that were read so."""
     counts: Counter = Counter()
     for module, name, what in (
-        (checkpoint, "_digest", "hashed"),
-        (safetensors.torch, "load_file", "weights"),
+        (checkpoint, "digest", "hashed"),
+        (safetensors.torch, "load", "weights"),
         (torch, "load", "state"),
     ):
         read = getattr(module, name)

@@ -11,6 +11,7 @@ import torch
 from engine import checkpoint
 from engine.checkpoint import latest, load, problem, save
 from engine.errors import InputError
+from engine.host import atomic_files
 from tests.support.training_fakes import tiny_config
 
 CONFIG = tiny_config()
@@ -121,8 +122,8 @@ def test_a_crash_before_the_rename_is_not_believed_and_cleaned_up(tmp_path: Path
         raise Crash
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.os, "rename", crash)
-        patched.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)  # the process is gone: nothing tidies up
+        patched.setattr(atomic_files.os, "rename", crash)
+        patched.setattr(atomic_files.shutil, "rmtree", lambda *_, **__: None)  # the process is gone: nothing tidies up
         with pytest.raises(Crash):
             put(tmp_path, 2)
     assert len(os.listdir(tmp_path / "checkpoints")) == 2

@@ -58,7 +58,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert status == 0
     records = lines(run)
     assert [record["step"] for record in records] == [5, 10, 12]
-    names = {"step", "time", "loss_d", "loss_g", "l_real", "l_fake", "l_content", "k", "measure", "lr"}
+    names = {"step", "since", "time", "loss_d", "loss_g", "l_real", "l_fake", "l_content", "k", "measure", "lr"}
     assert names | {"images_per_s", "data_wait", "memory_mb"} == set(records[0])
     assert all(np.isfinite(value) for record in records for value in record.values())
     assert sorted(os.listdir(run / "checkpoints")) == ["step_00000008", "step_00000012"]
@@ -195,7 +195,8 @@ def test_a_report_that_cannot_be_drawn_ends_nothing(tmp_path: Path, monkeypatch,
 
 
 def test_training_without_tensorboard(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(importlib.sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(importlib.sys.modules, "engine.training.events", raising=False)
+    monkeypatch.setitem(importlib.sys.modules, "tensorboard.summary.writer.record_writer", None)
     assert train(tiny_config(*FLAGS, out=tmp_path))[0] == 0
     assert "TensorBoard is not installed" in capsys.readouterr().out
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +18,12 @@ from PIL import Image
 
 from engine import checkpoint
 from tests.support.packages import needs
-from tests.support.training_fakes import FakeLoader, tiny_config
-
-STEPS = 60
-FLAGS = ("--steps", str(STEPS), "--checkpoint-every", "5", "--log-every", "4", "--sample-every", "0", "--ema", "0.9",
-         "--gamma", "0.9", "--lambda-k", "0.05", "--lr-schedule", "cosine", "--resume")  # fmt: skip
-
-
-def run_training(out: Path) -> None:
-    """Train in this process, which then ends with the exit status of the run."""
-    from engine.systems.registry import build
-    from engine.training import report
-    from engine.training.loop import Trainer
-    from engine.training.setup import prepare_folder, set_machine
-
-    report.write = lambda run_dir: None
-    os.dup2(os.open(out.parent / f"{out.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-    config = tiny_config(*FLAGS, mode="--fused", out=out)
-    start = prepare_folder(config)
-    set_machine(config)
-    sys.exit(Trainer(config, {}, build(config, "cpu"), FakeLoader(config), start).run())
+from tests.support.training_processes import STEPS, forked, run_training
 
 
 @pytest.fixture(scope="module")
-def processes():
-    """Processes forked from one that has done the imports, so that a start takes a tenth of a second."""
-    context = multiprocessing.get_context("forkserver")
-    modules = [
-        "torch",
-        "torch._dynamo",
-        "torch.utils.tensorboard",
-        "engine.training.report",
-        "engine.training.loop",
-        "engine.data",
-    ]
-    context.set_forkserver_preload([*modules, "engine.systems.refiner", "tests.support.training_fakes"])
-    return context
+def processes() -> ForkServerContext:
+    return forked()
 
 
 @pytest.fixture(scope="module")
@@ -113,21 +83,6 @@ def test_interrupted_at_random_moments(processes, uninterrupted, tmp_path: Path,
         return [{k: v for k, v in r.items() if k.startswith(("step", "l", "k", "measure"))} for r in records]
 
     assert losses(out) == losses(uninterrupted.path.parents[1])
-
-
-def test_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, time\n"
-        "from engine.training.signals import StopRequest\n"
-        "with StopRequest():\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('still here', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    time.sleep(60)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (130, "still here\n")
-    assert "stopped at once" in done.stderr
 
 
 @needs("nvidia.dali")

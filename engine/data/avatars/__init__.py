@@ -11,7 +11,7 @@ contours     curves of eyelids, brows and lips            geometry, hair        
 accessories  glasses and earrings                         raster                   surfaces to pixels
 material, paint   colours of skin, clothes and features   shading                  light
 film         backgrounds, and what a camera adds          picture                  all of it, for one avatar
-writing, worker   the set as files, by several processes
+writing, worker, record   the set as files, by several processes
 """
 
 from engine.data.avatars.picture import LOOKS, render

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import os
 import selectors
-import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +17,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from engine.data.avatars import record
 from engine.data.avatars.picture import LOOKS, draw, paint_look
 from engine.errors import InputError
+from engine.host import atomic_files
 
 _SMALL = 24  # pictures: fewer are drawn in less time than it takes to start processes
+_PATIENCE = 600  # seconds without a picture after which a process hangs; a picture takes less than one
+_MORE_MEMORY = "free some, or let fewer processes render (taskset -c 0 allows one core), and start again"
 _ONE_THREAD = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -37,19 +41,18 @@ def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress
     size:     pixels per side.
     progress: a bar on standard error.
     The files do not depend on the number of processes. An interrupted call leaves nothing at `out`.
-    Raises InputError for an `out` that is not empty and for numbers out of range, OSError where it cannot be written.
+    Raises InputError for an `out` that is not empty, for numbers out of range, and where a process that renders was
+    killed or hangs; OSError where `out` cannot be written.
     """
     out = Path(out)
     if count < 1 or frames < 1 or seed < 0:
         raise InputError("avatars need at least 1 identity, 1 frame and a seed of 0 or more")
     if not 16 <= size <= 1024:
         raise InputError(f"avatars are drawn at 16 to 1024 pixels, not {size}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder: name a new one or remove it")
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=parent))
-    try:
+    atomic_files.require_free(out)
+    if os.path.ismount(out):
+        raise InputError(f"{out} is a mount, which cannot be written as a whole; name a new folder inside it")
+    with atomic_files.whole_folder(out.absolute()) as temporary:
         for look in LOOKS:
             (temporary / look / "images").mkdir(parents=True)
         jobs = [(identity, frame) for identity in range(count) for frame in range(frames)]
@@ -60,15 +63,6 @@ def write(out: Path, count: int, size: int, seed: int, frames: int = 1, progress
                 advance(1)
         for look in LOOKS:
             _write_tables(temporary / look, jobs, landmarks)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)  # the rights of any new folder, for mkdtemp gives 0700
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-        _sync_folder(parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def file_name(identity: int, frame: int) -> str:
@@ -119,7 +113,7 @@ def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> 
                 start_new_session=True,
             )
             children.append(child)
-        yield from _collect(children)
+        yield from _collect(children, folder)
     finally:
         for child in children:
             child.kill()
@@ -127,31 +121,51 @@ def _render_all(folder: Path, count: int, frames: int, size: int, seed: int) -> 
             child.stdout.close()
 
 
-def _collect(children: list[subprocess.Popen]) -> Iterator[tuple[int, np.ndarray]]:
-    """The records that workers write, as they come: row and landmarks (68, 2) float32 of each frame.
+def _collect(children: list[subprocess.Popen], folder: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """The records that workers write to their standard output, as they come: row and landmarks (68, 2) of each frame.
 
-    A record is the row as int32, then the landmarks. Raises OSError when a worker fails.
+    Raises OSError where a worker could not write in `folder`, InputError for one that was killed, failed or hangs.
     """
-    length = 4 + 68 * 2 * 4
     with selectors.DefaultSelector() as ready:
         pending = {child.stdout.fileno(): b"" for child in children}
         for child in children:
             ready.register(child.stdout, selectors.EVENT_READ, child)
         while ready.get_map():
-            for key, _ in ready.select():
+            events = ready.select(_PATIENCE)
+            if not events:
+                raise InputError(f"a process that renders avatars has hung for {_PATIENCE} seconds; start again")
+            for key, _ in events:
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     ready.unregister(key.fileobj)
-                    if key.data.wait() != 0 or pending[key.fd]:
-                        raise OSError(
-                            f"a process that renders avatars ended with status {key.data.returncode}; see above"
-                        )
+                    _require_done(key.data, pending[key.fd])
                     continue
                 data = pending[key.fd] + data
-                for start in range(0, len(data) - length + 1, length):
-                    record = data[start : start + length]
-                    yield int.from_bytes(record[:4], "little"), np.frombuffer(record[4:], "<f4").reshape(68, 2)
-                pending[key.fd] = data[len(data) - len(data) % length :]
+                whole = len(data) - len(data) % record.LENGTH
+                for start in range(0, whole, record.LENGTH):
+                    row, marks = record.unpack(data[start : start + record.LENGTH])
+                    if row < 0:
+                        raise _failure(-row, folder)
+                    yield row, marks
+                pending[key.fd] = data[whole:]
+
+
+def _failure(number: int, folder: Path) -> Exception:
+    """The error of a worker that the system's error `number` has ended."""
+    if number == errno.ENOMEM:
+        return InputError(f"no memory to render avatars: {_MORE_MEMORY}")
+    return OSError(number, os.strerror(number), str(folder))
+
+
+def _require_done(child: subprocess.Popen, rest: bytes) -> None:
+    """Raise InputError unless a worker that has closed its output ended well; rest: an unfinished record of it."""
+    status = child.wait()
+    if status < 0:
+        name = next((number.name for number in signal.Signals if number == -status), f"signal {-status}")
+        fix = f"most likely memory ran out; {_MORE_MEMORY}" if status == -signal.SIGKILL else "start again"
+        raise InputError(f"a process that renders avatars was killed by {name}: {fix}")
+    if status or rest:
+        raise InputError(f"a process that renders avatars ended with status {status}; its own message stands above")
 
 
 def _cores() -> int:
@@ -164,36 +178,17 @@ def _save(path: Path, picture: np.ndarray, what: str) -> None:
     exif = image.getexif()
     exif[0x010E] = f"Synthetic face, not a real person (kiln avatars, {what})"  # ImageDescription
     exif[0x0131] = "kiln avatars"  # Software
-    with path.open("wb") as stream:
-        image.save(stream, "JPEG", quality=95, subsampling=0, exif=exif)
-        stream.flush()
-        os.fsync(stream.fileno())
+    image.save(path, "JPEG", quality=95, subsampling=0, exif=exif)
 
 
 def _write_tables(folder: Path, jobs: list[tuple[int, int]], landmarks: np.ndarray) -> None:
-    with (folder / "landmarks_68.npy").open("wb") as stream:
-        np.save(stream, landmarks)
-        stream.flush()
-        os.fsync(stream.fileno())
+    np.save(folder / "landmarks_68.npy", landmarks)
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["file", "landmarks_row", "identity", "frame"])
         table.writerows(
             (file_name(identity, frame), row, identity, frame) for row, (identity, frame) in enumerate(jobs)
         )
-        stream.flush()
-        os.fsync(stream.fileno())
-    _sync_folder(folder / "images")
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some platforms do not open folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data.decoding.stored_squares import FIRST_SIDEWAYS, MIRRORED_X, MIRRORED_Y
 from engine.distributed import torchrun
 from engine.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-_PIXELS_AT_ONCE = 48_000_000
+PIXELS_AT_ONCE = 48_000_000
 OLDEST_DALI = (2, 2)  # older ones show JPEG files of three of the eight EXIF orientations unturned
 
 
@@ -54,14 +55,16 @@ def worker_threads() -> int:
     return min(8, torchrun.cores())
 
 
-def runs_that_fit(pixels: Sequence[int], files: int) -> Iterator[range]:
+def runs_that_fit(pixels: Sequence[int], files: int, at_once: int = PIXELS_AT_ONCE) -> Iterator[range]:
     """Runs of neighbouring files that are decoded together, so that memory stays small whatever the files' sizes.
 
-    pixels: of each file. files: how many a run holds at most; a run also ends before it exceeds 48 million pixels.
+    pixels:  of each file.
+    files:   how many a run holds at most.
+    at_once: pixels; a run also ends before it holds more.
     """
     start, total = 0, 0
     for index, count in enumerate(pixels):
-        if index > start and (total + count > _PIXELS_AT_ONCE or index - start == files):
+        if index > start and (total + count > at_once or index - start == files):
             yield range(start, index)
             start, total = index, 0
         total += count
@@ -74,7 +77,10 @@ class DecodingError(Exception):
 
 
 class Decoder:
-    """One pipeline: decode, crop the central square, resize (antialiased, linear) to `stored` pixels a side.
+    """One pipeline: decode, crop the central square, resize (antialiased, linear) to `stored` pixels a side, turn.
+
+    Grey is made from RGB, as Pillow makes it: of a codec's own grey, that of PNG files depends on their gamma, and that
+    of JPEG files differs for colours beyond RGB. Turning follows the record, because codecs do not all know XMP's.
 
     batch_size: images of a call at most.
     stored:     side of the squares in pixels.
@@ -98,8 +104,10 @@ class Decoder:
             start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
             end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
             images = fn.decoders.image(
-                encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB if channels == 3 else types.GRAY
+                encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
             )
+            if channels == 1:
+                images = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
             images = fn.resize(
                 images,
                 size=[stored, stored],
@@ -114,11 +122,14 @@ class Decoder:
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
 
-    def __call__(self, encoded: Sequence[bytes], corners: np.ndarray, sides: np.ndarray) -> "torch.Tensor":
+    def __call__(
+        self, encoded: Sequence[bytes | bytearray], corners: np.ndarray, sides: np.ndarray, orientations: np.ndarray
+    ) -> "torch.Tensor":
         """Decode files together.
 
         encoded: the bytes of B <= batch_size files.
-        corners: (B, 2) x and y, and sides: (B,), of the square to keep of each file, in pixels.
+        corners: (B, 2) x and y, and sides: (B,), of the square to keep of each file, in pixels as they are stored.
+        orientations: (B,) int, 1 to 8, how the pixels of each file are turned, as EXIF counts.
         returns: (B, stored, stored, channels) uint8 on the device, a fresh tensor, complete when the call returns. On a
                  GPU its memory belongs to a stream of the decoder: use it through `claim`.
         Raises DecodingError when DALI fails on one of the files; the decoder is then unusable.
@@ -135,7 +146,7 @@ class Decoder:
         except RuntimeError as error:
             raise DecodingError(" ".join(str(error).split())[:300]) from error
         if self._device.type == "cpu":
-            return torch.from_numpy(np.array(images.as_tensor()))
+            return _turn_upright(torch.from_numpy(np.array(images.as_tensor())), orientations)
         from nvidia.dali.plugin.pytorch import feed_ndarray  # here, for DALI is optional and heavy
 
         if self._stream is None:
@@ -145,10 +156,21 @@ class Decoder:
         with torch.cuda.stream(self._stream):
             result = torch.empty(images.as_tensor().shape(), dtype=torch.uint8, device=self._device)
             feed_ndarray(images.as_tensor(), result, cuda_stream=self._stream)
+            _turn_upright(result, orientations)
             self._copied.record()
         # the calling thread sleeps until the copy is done, for DALI writes its next batch where this batch was
         self._copied.synchronize()
         return result
+
+
+def _turn_upright(squares: "torch.Tensor", orientations: np.ndarray) -> "torch.Tensor":
+    """Squares (B, S, S, C) as they are stored -> as they are displayed, in place; returns the same tensor."""
+    for square, orientation in zip(squares, orientations.tolist(), strict=True):
+        if orientation != 1:
+            turned = square.transpose(0, 1) if orientation >= FIRST_SIDEWAYS else square
+            axes = [axis for axis, kinds in ((0, MIRRORED_Y), (1, MIRRORED_X)) if orientation in kinds]
+            square.copy_(turned.flip(axes) if axes else turned.clone())
+    return squares
 
 
 def claim(decoded: "torch.Tensor") -> "torch.Tensor":
@@ -167,7 +189,7 @@ def claim(decoded: "torch.Tensor") -> "torch.Tensor":
 class Probe:
     """What DALI makes of a file.
 
-    size:      width and height in pixels; None when DALI cannot decode the file.
+    size:      width and height in pixels, as they are stored; None when DALI cannot decode the file.
     complaint: the first line that a codec printed; "" when it printed nothing.
     """
 
@@ -216,7 +238,9 @@ class Prober:
         )
         with pipeline:
             encoded = dali.fn.external_source(name="encoded", dtype=dali.types.UINT8, ndim=1)
-            pipeline.set_outputs(dali.fn.decoders.image(encoded, device="cpu", output_type=dali.types.RGB))
+            pipeline.set_outputs(
+                dali.fn.decoders.image(encoded, device="cpu", output_type=dali.types.RGB, adjust_orientation=False)
+            )
         pipeline.build()
         return pipeline
 

@@ -8,6 +8,9 @@ import numpy as np
 from engine.errors import InputError
 
 RESOLUTIONS = (16, 32, 64, 128, 256)
+# how EXIF counts orientations: to show an image, exchange rows and columns from 5 on, then mirror along x, along y
+FIRST_SIDEWAYS = 5
+MIRRORED_X, MIRRORED_Y = (2, 3, 6, 7), (3, 4, 7, 8)
 
 
 def check_resolution(resolution: int, channels: int) -> None:
@@ -39,6 +42,19 @@ def central_square(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     sides = sizes.min(axis=1)
     return (sizes - sides[:, None]) // 2, sides
+
+
+def corners_in_file(corners: np.ndarray, sides: np.ndarray, sizes: np.ndarray, orientations: np.ndarray) -> np.ndarray:
+    """Where the squares of displayed images lie among the pixels of their files, which may be stored turned.
+
+    corners:      (N, 2) int, x and y, and sides: (N,) int, of the squares, in pixels as displayed.
+    sizes:        (N, 2) int, width and height as displayed.
+    orientations: (N,) int, 1 to 8, as EXIF counts.
+    returns:      (N, 2) int, x and y in pixels of the files.
+    """
+    mirrored = np.stack([np.isin(orientations, MIRRORED_X), np.isin(orientations, MIRRORED_Y)], axis=1)
+    turned = np.where(mirrored, sizes - sides[:, None] - corners, corners)
+    return np.where((orientations >= FIRST_SIDEWAYS)[:, None], turned[:, ::-1], turned)
 
 
 def place_landmarks(landmarks: np.ndarray, sizes: np.ndarray, stored: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,10 +31,11 @@ from tqdm import tqdm
 from engine.data.cache import cache_folder, make_once
 from engine.data.decoding.dali import worker_threads
 from engine.data.decoding.plain_images import MIN_SIDE, BadImage, plain_bytes
-from engine.data.landmarks import POINTS
 from engine.data.layouts.manifest import MANIFEST
+from engine.data.layouts.names import frame_numbers
+from engine.data.layouts.pts import parse_points
 from engine.data.layouts.sources import FolderSource, Source, Stamp, is_image_name
-from engine.data.layouts.tables import read_text
+from engine.data.layouts.tables import is_table_name, read_text
 from engine.errors import InputError
 from engine.host.contained_paths import contained
 from engine.host.input_files import UnreadableFile, check_input
@@ -56,11 +58,11 @@ _EXPAND = 2.5  # half a crop's side, in landmark radii
 _CENTRE = 28  # the landmark in the middle of a crop: the second point of the nose's bridge
 _SIDE = 256  # of a crop in pixels at most: the largest resolution that is trained
 _VERSION = 1  # of the prepared sets: raise it when the crops change
-_ANNOTATION = re.compile(r"(?:(?P<video>.+)/)?annot/(?P<frame>[^/]+)\.pts")
+_ANNOTATION = re.compile(r"(?:(?P<video>.+)/)?annot/[^/]+\.pts", re.IGNORECASE)
+_FRAME = re.compile(r"(?:(?P<video>.+)/)?frames/[^/]+", re.IGNORECASE)
 _MOVIES = ("vid.avi", "vid.mp4", "vid.mov", "vid.mkv")
 _LEFT_OUT = "left_out.csv"
 _EXTRACT = "extract its frames into frames/000001.jpg ..."
-_DIGITS = 15  # of a frame's number at most: a table's numbers are exact so far
 
 
 @dataclass
@@ -80,16 +82,6 @@ class Video:
     movie: str = ""
     problem: str = ""
 
-    def add(self, numbered: dict[int, str], file: str) -> None:
-        """Enter a file in `annotations` or `frames`, by the number in its name; a name that has none is a problem."""
-        stem = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        if not stem.isdecimal() or len(stem) > _DIGITS:
-            self.problem = self.problem or f"{file} is not named after its frame's number, such as 000001"
-            return
-        other = numbered.setdefault(int(stem), file)
-        if other != file:
-            self.problem = self.problem or f"{other} and {file} are of one frame: remove one of them"
-
 
 @dataclass(frozen=True, slots=True)
 class _Crop:
@@ -105,28 +97,36 @@ class _BadFilm(Exception):
     """A video that cannot be used; the message says why. The others still can."""
 
 
-def find_videos(files: list[str]) -> list[Video]:
-    """The videos among the files of a source, sorted by name; [] where it has another layout."""
-    if any(name.rsplit("/", 1)[-1] == MANIFEST for name in files):
+def find_videos(source: Source, files: list[str]) -> list[Video]:
+    """The videos of a source, sorted by name; [] where the source has another layout."""
+    if any(is_table_name(name, MANIFEST) for name in files):
         return []
-    annotations = [match for name in files if (match := _ANNOTATION.fullmatch(name))]
-    videos = {name: Video(name) for name in sorted({match["video"] or "" for match in annotations})}
-    for match in annotations:
-        video = videos[match["video"] or ""]
-        video.add(video.annotations, match.string)
+    annotations: dict[str, list[str]] = defaultdict(list)
+    frames: dict[str, list[str]] = defaultdict(list)
+    for name in files:
+        if match := _ANNOTATION.fullmatch(name):
+            annotations[match["video"] or ""].append(name)
+        elif is_image_name(name) and (match := _FRAME.fullmatch(name)):
+            frames[match["video"] or ""].append(name)
+    videos = {name: _numbered(source, name, annotations[name], frames[name]) for name in sorted(annotations)}
     for name in files:
         folder, _, file = name.rpartition("/")
-        if file in _MOVIES and folder in videos:
+        if file.lower() in _MOVIES and folder in videos:
             videos[folder].movie = videos[folder].movie or name
-        parent = folder[: -len("/frames")] if folder.endswith("/frames") else ("" if folder == "frames" else None)
-        if parent in videos and is_image_name(file):
-            videos[parent].add(videos[parent].frames, name)
     for video in videos.values():
         if not video.frames and not video.movie:
             video.problem = video.problem or (
                 "it has landmarks in annot/, but neither frames/000001.jpg ... nor vid.avi beside them"
             )
     return list(videos.values())
+
+
+def _numbered(source: Source, name: str, annotations: list[str], frames: list[str]) -> Video:
+    """The video of that name, its files by the numbers in their names; a wrong number is its problem."""
+    try:
+        return Video(name, frame_numbers(annotations, source.name), frame_numbers(frames, source.name))
+    except InputError as error:
+        return Video(name, problem=str(error))
 
 
 def prepare_videos(source: Source, videos: list[Video], progress: bool) -> FolderSource:
@@ -152,33 +152,6 @@ def left_out(prepared: FolderSource) -> list[tuple[str, str]]:
     """(name, reason) of the frames that were not cropped, and of the videos that were set aside."""
     with (prepared.root / _LEFT_OUT).open(newline="", encoding="utf-8") as file:
         return [(row["file"], row["reason"]) for row in csv.DictReader(file)]
-
-
-def parse_points(text: str, place: str) -> np.ndarray:
-    """(68, 2) float64, x and y in pixels with 0 the centre of the first pixel.
-
-    text:  content of a .pts file, which counts pixels from 1 (as menpo's importer reads it too).
-    place: the file, for messages.
-    Raises InputError for anything but `version: 1`, `n_points: 68` and 68 lines of two numbers in braces.
-    """
-    lines = [line.strip() for line in text.strip().splitlines()]
-    if not lines or not re.fullmatch(r"version:\s*1", lines[0]):
-        raise InputError(f"{place} line 1: expected `version: 1`")
-    count = re.fullmatch(r"n_points:\s*(\d+)", lines[1]) if len(lines) > 1 else None
-    if count is None:
-        raise InputError(f"{place} line 2: expected `n_points: {POINTS}`")
-    if int(count[1]) != POINTS:
-        raise InputError(f"{place} line 2: it has {count[1]} points; this layout needs {POINTS} (iBUG order)")
-    if len(lines) != POINTS + 4 or lines[2] != "{" or lines[-1] != "}":
-        raise InputError(f"{place}: expected {POINTS} lines of two numbers between {{ and }}, and nothing after them")
-    points = np.empty((POINTS, 2))
-    for row, line in enumerate(lines[3:-1]):
-        try:
-            x, y = line.split()
-            points[row] = float(x), float(y)
-        except ValueError as error:
-            raise InputError(f"{place} line {row + 4}: expected two numbers, not {line[:40]!r}") from error
-    return points - 1
 
 
 def crop_square(points: np.ndarray, width: int, height: int) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """The manifest layout: images/, manifest.csv and, for landmarks, landmarks_68.npy or keypoints_18.npy.
 
-Columns of manifest.csv:
+Columns of manifest.csv (tables.COLUMNS has their other names):
 file            name of the image (or file_source and file_target, where each row is a pair)
 landmarks_row   row of the array that holds the image's landmarks
 split           train, val, test or another name
@@ -8,90 +8,131 @@ frame, and video (with person) or identity   the images that share the latter ar
 An image whose video, identity or frame is negative or empty is in no clip.
 """
 
-import math
+import re
+from dataclasses import dataclass
 
 import numpy as np
 
 from engine.data.landmarks import KEYPOINTS, POINTS
 from engine.data.layouts.listing import Listing
+from engine.data.layouts.names import FileFinder
 from engine.data.layouts.sources import Source
-from engine.data.layouts.tables import Rows, image_name, mark_missing, read_csv, read_points, split_name, table_prefix
+from engine.data.layouts.tables import (
+    Table,
+    find_table,
+    mark_missing,
+    read_points,
+    read_table,
+    split_name,
+    whole_number,
+)
 from engine.errors import InputError
 
 MANIFEST = "manifest.csv"
 _ARRAYS = {"landmarks_68.npy": POINTS, "keypoints_18.npy": KEYPOINTS}
-_SINGLE, _PAIR = ("file",), ("file_source", "file_target")
+_EXPECTED = "file (or file_source and file_target): rename the columns, or the table if it belongs to another program"
+_SINGLE, _PAIR = ("file",), ("source", "target")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the manifest.
+
+    where:  table and line, for messages.
+    fields: what a column is -> its text.
+    names:  the image of each role; None where the file is not there.
+    """
+
+    where: str
+    fields: dict[str, str]
+    names: tuple[str | None, ...]
 
 
 def list_manifest(source: Source, files: set[str], images: set[str]) -> Listing | None:
-    """What the manifest lists; None where there is none, or none with a column of files. Raises InputError."""
-    base = table_prefix(files, MANIFEST)
-    if base is None:
+    """What the manifest lists; None where there is none. Raises InputError, also for one that names no file."""
+    there = find_table(files, MANIFEST)
+    if there is None:
         return None
-    columns, rows = read_csv(source, base + MANIFEST)
-    place = f"{source.root}: {base}{MANIFEST}"
-    roles = next((roles for roles in (_SINGLE, _PAIR) if set(roles) <= set(columns)), None)
-    if roles is None or not rows:
-        return None
-    rows = [(line, row) for line, row in rows if any(row[role] for role in roles)]
-    listing = _names(rows, roles, base, images, place)
-    _add_clips(listing, rows, roles, base, place)
-    array = next((name for name in _ARRAYS if base + name in files), None)
-    if array and any(row.get("landmarks_row") for _, row in rows):
-        listing.points = _ARRAYS[array]
-        _add_landmarks(listing, rows, roles, base, source, array)
+    base, name = there
+    table = read_table(source, name, (_SINGLE, _PAIR), _EXPECTED)
+    roles = _SINGLE if table.titles.get("file", "").strip().casefold() == "file" else _PAIR
+    if not table.has(*roles):
+        roles = _SINGLE
+    find = FileFinder(source, images, (f"{base}images/", base, ""))
+    rows = [_resolved(table, line, fields, roles, find) for line, fields in table.rows]
+    if not rows:
+        raise InputError(f"{table.place} names no file: add the rows, or remove the table")
+    listing = Listing([], layout="manifest of pairs" if roles == _PAIR else "manifest", tables={name})
+    _add_names(listing, rows, roles, f"{base}images/", name)
+    if roles == _SINGLE:
+        _add_clips(listing, rows)
+    if any(_names_landmarks(row) for row in rows):
+        _add_landmarks(listing, rows, source, _array_of(table, base, files))
     return listing
 
 
-def _names(rows: Rows, roles: tuple[str, ...], base: str, images: set[str], place: str) -> Listing:
-    """A Listing with the names, pairs, splits and missing files of the rows.
+def _resolved(table: Table, line: int, fields: dict[str, str], roles: tuple[str, ...], find: FileFinder) -> _Row:
+    """A row with the images that it names. Raises InputError where a role is empty."""
+    where = table.where(line)
+    for role in roles:
+        if not fields[role]:
+            whole = ": each row needs both files of a pair" if roles == _PAIR else ", but the row has other fields"
+            raise InputError(f"{where}: {table.titles[role]} is empty{whole}")
+    return _Row(where, fields, tuple(find(fields[role], where) for role in roles))
 
-    roles: the columns that hold files. base: path in front of the manifest. place: of the manifest, for messages.
+
+def _add_names(listing: Listing, rows: list[_Row], roles: tuple[str, ...], folder: str, table: str) -> None:
+    """Add the names, pairs, splits and missing files of the rows.
+
+    roles: the columns that hold files. folder: in front of the names of missing files. table: for messages.
     """
-    listing = Listing([], layout="manifest of pairs" if roles == _PAIR else "manifest")
     if roles == _PAIR:
         listing.pairs = []
     names: set[str] = set()
-    for line, row in rows:
-        present = []
-        for role in roles:
-            if not row[role]:
-                raise InputError(f"{place} line {line}: {role} is empty: each row needs both files of a pair")
-            name = image_name(row[role], base, images)
+    for row in rows:
+        for role, name in zip(roles, row.names, strict=True):
             if name is None:
-                listing.missing.append((f"{base}images/{row[role]}", f"named in {MANIFEST} but not there"))
-                continue
-            if name in names and roles == _SINGLE:
-                listing.missing.append((name, f"named twice in {MANIFEST}; the first row counts"))
-                continue
-            names.add(name)
-            present.append(name)
-            if split := split_name(row.get("split", "")):
-                listing.splits.setdefault(name, split)
-        if roles == _PAIR and len(present) == 2:
-            listing.pairs.append((present[0], present[1]))
+                listing.missing.append((folder + row.fields[role], f"named in {table} but not there"))
+            elif name in names and roles == _SINGLE:
+                listing.missing.append((name, f"named twice in {table}; the first row counts"))
+            else:
+                names.add(name)
+                if split := split_name(row.fields.get("split", "")):
+                    listing.splits.setdefault(name, split)
+        if roles == _PAIR and None not in row.names:
+            listing.pairs.append((row.names[0], row.names[1]))
     listing.names = sorted(names)
-    return listing
 
 
-def _add_clips(listing: Listing, rows: Rows, roles: tuple[str, ...], base: str, place: str) -> None:
-    """Add the clip and frame number of each image. A clip is named by its split, its person and its video."""
-    names = set(listing.names)
-    for line, row in rows:
-        clip = row.get("video") or row.get("identity")
-        frame = (row.get("frame") or "").strip()
-        if roles != _SINGLE or not clip or not frame or _is_negative(clip):
+def _add_clips(listing: Listing, rows: list[_Row]) -> None:
+    """Add the clip and frame number of each image. A clip is named by its split, its person and its video.
+
+    Raises InputError for a frame that is no whole number, and for two images of one frame.
+    """
+    taken: dict[tuple[str, int], str] = {}
+    for row in rows:
+        fields, name = row.fields, row.names[0]
+        clip, person = _label(fields.get("video") or fields.get("identity", "")), _label(fields.get("person", ""))
+        clip, person = (clip, person) if clip else (person, "")
+        frame = fields.get("frame", "")
+        if not clip or not frame or _is_negative(clip):
             continue
-        try:
-            number = float(frame)
-        except ValueError:
-            number = math.nan
-        if not number.is_integer():
-            raise InputError(f"{place} line {line}: frame is {frame!r}; expected a whole number")
-        name = image_name(row["file"], base, names)
-        if name is not None and number >= 0:
-            who = (split_name(row.get("split", "")), row.get("person", ""), clip.strip())
-            listing.frames.setdefault(name, ("\0".join(who), int(number)))
+        number = whole_number(frame)
+        if number is None:
+            raise InputError(f"{row.where}: frame is {frame[:40]!r}; expected a whole number")
+        if name is None or number < 0 or name in listing.frames:
+            continue
+        key = ("\0".join((split_name(fields.get("split", "")), person, clip)), number)
+        other = taken.setdefault(key, name)
+        if other != name:
+            raise InputError(f"{row.where}: {name} and {other} are both frame {number} of {clip}: number them apart")
+        listing.frames[name] = key
+
+
+def _label(text: str) -> str:
+    """The name of a clip or a person; 3.0, as pandas writes a number, is 3."""
+    number = re.fullmatch(r"(-?[0-9]+)\.0+", text)
+    return number[1] if number else text
 
 
 def _is_negative(text: str) -> bool:
@@ -101,40 +142,52 @@ def _is_negative(text: str) -> bool:
         return False
 
 
-def _add_landmarks(
-    listing: Listing, rows: Rows, roles: tuple[str, ...], base: str, source: Source, array_name: str
-) -> None:
+def _names_landmarks(row: _Row) -> bool:
+    return row.fields.get("landmarks_row", "") != "" and whole_number(row.fields["landmarks_row"]) != -1
+
+
+def _array_of(table: Table, base: str, files: set[str]) -> str:
+    """The array beside the manifest. Raises InputError where there is none."""
+    any_case = {name.casefold(): name for name in sorted(files)}
+    for name in (base + array for array in _ARRAYS):
+        if name in files or name.casefold() in any_case:
+            return name if name in files else any_case[name.casefold()]
+    others = [name for name in sorted(files) if name.startswith(base) and name.endswith((".npy", ".npz"))]
+    there = f" (there is {', '.join(others[:3])})" if others else ""
+    title = table.titles["landmarks_row"]
+    raise InputError(f"{table.place} has the column {title}, but {' or '.join(_ARRAYS)} is not beside it{there}")
+
+
+def _add_landmarks(listing: Listing, rows: list[_Row], source: Source, name: str) -> None:
     """Add the landmarks of each image from the array; images whose points cannot be used are `unmarked`."""
-    count, names = listing.points, set(listing.names)
-    array = read_points(source, base + array_name, (2, count, 2) if roles == _PAIR else (count, 2))
+    file = name.rsplit("/", 1)[-1]
+    count, roles = _ARRAYS[file.casefold()], len(rows[0].names)
+    array = read_points(source, name, (2, count, 2) if roles == 2 else (count, 2))
+    listing.points = count
+    listing.tables.add(name)
     if count == KEYPOINTS:
         array = mark_missing(array)
-    array = array.reshape(len(array), len(roles), count, 2)
-    for line, row in rows:
-        text = (row.get("landmarks_row") or "").strip()
-        for role, points in enumerate(_row(array, text, source, base, line, array_name)):
-            name = image_name(row[roles[role]], base, names)
-            if name is None or name in listing.landmarks or name in listing.unmarked:
+    array = array.reshape(len(array), roles, count, 2)
+    for row in rows:
+        if not _names_landmarks(row):
+            continue
+        for image, points in zip(row.names, array[_row_number(row, len(array), file)], strict=True):
+            if image is None or image in listing.landmarks or image in listing.unmarked:
                 continue
             usable = np.isfinite(points)
             if usable.all() or (count == KEYPOINTS and usable.any()):
-                listing.landmarks[name] = points
+                listing.landmarks[image] = points
             else:
-                listing.unmarked[name] = (
+                listing.unmarked[image] = (
                     "no key point is known" if count == KEYPOINTS else "its landmarks are not all finite numbers"
                 )
 
 
-def _row(array: np.ndarray, text: str, source: Source, base: str, line: int, array_name: str) -> np.ndarray:
-    """(roles, points, 2), the points of the array's row that a manifest line names; (0, points, 2) where it names none.
-
-    text: what the line has in landmarks_row. line: its number, for messages.
-    """
-    if text in ("", "-1"):
-        return array[:0]
-    if not text.isdecimal() or int(text) >= len(array):
-        raise InputError(
-            f"{source.root}: {base}{MANIFEST} line {line}: landmarks_row is {text!r}, but {array_name} has rows "
-            f"0 to {len(array) - 1}"
-        )
-    return array[int(text)]
+def _row_number(row: _Row, count: int, array: str) -> int:
+    """The row of the array, which has `count` rows, that a manifest's row names. Raises InputError."""
+    text = row.fields["landmarks_row"]
+    number = whole_number(text)
+    if number is None or not 0 <= number < count:
+        rows = f"has rows 0 to {count - 1}" if count else "has no rows"
+        raise InputError(f"{row.where}: landmarks_row is {text[:40]!r}, but {array} {rows}")
+    return number

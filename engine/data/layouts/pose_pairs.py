@@ -5,27 +5,28 @@ name:keypoints_y:keypoints_x, each list in JSON, -1 = missing), and the images i
 data set spells it; "fashion" is read too.
 Plain: pairs.csv (columns source and target, or from and to), and either keypoints_18.npy, which has (2, 18, 2) for each
 row of pairs.csv, or keypoints_18.csv, which has the fields of DeepFashion's annotation files.
+The tables may be in any dialect that `tables` reads.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from engine.data.landmarks import KEYPOINTS
 from engine.data.layouts.listing import Listing
+from engine.data.layouts.names import FileFinder
 from engine.data.layouts.sources import Source
-from engine.data.layouts.tables import image_name, mark_missing, read_csv, read_points, read_text, table_prefix
+from engine.data.layouts.tables import find_table, mark_missing, read_points, read_table
 from engine.errors import InputError
 
 PAIRS = "pairs.csv"
 _ARRAY, _ANNOTATION = "keypoints_18.npy", "keypoints_18.csv"
-_FASHION = re.compile(r"(?P<base>(?:.*/)?)(?P<start>fash?ion-(?:resize-)?)pairs-(?P<split>train|val|test)\.csv")
+_FASHION = re.compile(
+    r"(?P<base>(?:.*/)?)(?P<start>fash?ion-(?:resize-)?)pairs-(?P<split>train|val|test)(?P<suffix>\.[ct]sv)",
+    re.IGNORECASE,
+)
 _FIELDS = "name:keypoints_y:keypoints_x"
-_ROLES = (("source", "target"), ("from", "to"))
-
-Find = Callable[[str], "str | None"]
 
 
 def list_fashion(source: Source, files: set[str], images: set[str]) -> Listing | None:
@@ -34,19 +35,18 @@ def list_fashion(source: Source, files: set[str], images: set[str]) -> Listing |
     if not tables:
         return None
     listing = Listing([], layout="DeepFashion pairs", pairs=[])
+    any_case = {name.casefold(): name for name in sorted(files)}
     for match in tables:
-        base, split = match["base"], match["split"]
+        base, split = match["base"], match["split"].lower()
         folder = f"{base}{split}/"
-        listing.names += [name for name in images if name.startswith(folder)]
-        listing.splits |= {name: split for name in images if name.startswith(folder)}
-
-        def find(text: str, folder: str = folder) -> str | None:
-            return folder + text if folder + text in images else None
-
+        names = [name for name in images if name.casefold().startswith(folder.casefold())]
+        listing.names += names
+        listing.splits |= dict.fromkeys(names, split)
+        find = FileFinder(source, names, (folder, base, ""))
         _add_pairs(listing, source, match.string, find, folder)
-        annotation = f"{base}{match['start']}annotation-{split}.csv"
-        if annotation in files:
-            _add_annotation(listing, source, annotation, find)
+        annotation = f"{base}{match['start']}annotation-{match['split']}{match['suffix']}".casefold()
+        if annotation in any_case:
+            _add_annotation(listing, source, any_case[annotation], find)
     listing.names = sorted(set(listing.names))
     return listing
 
@@ -56,68 +56,72 @@ def add_plain_pairs(listing: Listing, source: Source, files: set[str]) -> None:
 
     Raises InputError.
     """
-    base = table_prefix(files, PAIRS)
-    if base is None:
+    there = find_table(files, PAIRS)
+    if there is None:
         return
-    names = set(listing.names)
-
-    def find(text: str) -> str | None:
-        return image_name(text, base, names)
-
+    base, table = there
+    find = FileFinder(source, listing.names, (f"{base}images/", base, ""))
     listing.pairs = []
     if listing.layout == "images":
         listing.layout = "pairs"
-    rows = _add_pairs(listing, source, base + PAIRS, find, base)
+    rows = _add_pairs(listing, source, table, find, base)
     if listing.points:
         return
-    if base + _ANNOTATION in files:
-        _add_annotation(listing, source, base + _ANNOTATION, find)
-    elif base + _ARRAY in files:
-        array = mark_missing(read_points(source, base + _ARRAY, (2, KEYPOINTS, 2)))
-        if len(array) != len(rows):
-            raise InputError(f"{source.root}: {base}{_ARRAY} has {len(array)} rows, {PAIRS} has {len(rows)}: one each")
+    annotation, array = find_table(files, _ANNOTATION), base + _ARRAY
+    if annotation is not None:
+        _add_annotation(listing, source, annotation[1], find)
+    elif array in files:
+        listing.tables.add(array)
+        points = mark_missing(read_points(source, array, (2, KEYPOINTS, 2)))
+        if len(points) != len(rows):
+            raise InputError(f"{source.root}: {array} has {len(points)} rows, {table} has {len(rows)}: one each")
         listing.points = KEYPOINTS
-        for pair, both in zip(rows, array, strict=True):
-            for name, points in zip(pair, both, strict=True):
-                _set_points(listing, name, points)
+        for pair, both in zip(rows, points, strict=True):
+            for name, keypoints in zip(pair, both, strict=True):
+                _set_points(listing, name, keypoints)
 
 
 def _add_pairs(
-    listing: Listing, source: Source, table: str, find: Find, folder: str
+    listing: Listing, source: Source, name: str, find: FileFinder, folder: str
 ) -> list[tuple[str | None, str | None]]:
     """Add the pairs and the missing files of a table to the listing.
 
-    find:    image name that the table means by a text, None for a file that is not there.
     folder:  path in front of the missing files' names.
     returns: the two image names of each row, None for a file that is not there.
     """
-    place = f"{source.root}: {table}"
-    columns, rows = read_csv(source, table)
-    roles = next((roles for roles in _ROLES if set(roles) <= set(columns)), None)
-    if roles is None:
-        raise InputError(f"{place} has the columns {', '.join(columns)}; expected source and target, or from and to")
+    table = read_table(source, name, [("source", "target")], "source and target, or from and to")
+    listing.tables.add(name)
     named = []
     told = {name for name, _ in listing.missing}
-    for line, row in rows:
+    for line, row in table.rows:
         pair = []
-        for role in roles:
+        for role in ("source", "target"):
             if not row[role]:
-                raise InputError(f"{place} line {line}: {role} is empty: each row needs both files of a pair")
-            pair.append(find(row[role]))
+                title = table.titles[role]
+                raise InputError(f"{table.where(line)}: {title} is empty: each row needs both files of a pair")
+            pair.append(find(row[role], table.where(line)))
             absent = folder + row[role]
             if pair[-1] is None and absent not in told:
                 told.add(absent)
-                listing.missing.append((absent, f"named in {table} but not there"))
+                listing.missing.append((absent, f"named in {name} but not there"))
         named.append((pair[0], pair[1]))
     listing.pairs += [(first, second) for first, second in named if first and second]
     return named
 
 
-def _add_annotation(listing: Listing, source: Source, table: str, find: Find) -> None:
-    """Add the key points of an annotation file, for the images that `find` knows."""
+def _add_annotation(listing: Listing, source: Source, name: str, find: FileFinder) -> None:
+    """Add the key points of an annotation file, for the images that `find` knows. Raises InputError."""
+    table = read_table(source, name, [("file", "keypoints_y", "keypoints_x")], _FIELDS)
+    listing.tables.add(name)
     listing.points = KEYPOINTS
-    for text, points in _annotation(source, table):
-        _set_points(listing, find(text), points)
+    named: dict[str, int] = {}
+    for line, row in table.rows:
+        where = table.where(line)
+        points = _keypoints(row, where)
+        image = find(row["file"], where)
+        if image is not None and (first := named.setdefault(image, line)) != line:
+            raise InputError(f"{where}: {row['file']} is named for the second time, after line {first}")
+        _set_points(listing, image, points)
 
 
 def _set_points(listing: Listing, name: str | None, points: np.ndarray) -> None:
@@ -130,21 +134,21 @@ def _set_points(listing: Listing, name: str | None, points: np.ndarray) -> None:
         listing.unmarked[name] = "no key point is known"
 
 
-def _annotation(source: Source, table: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Of each line of an annotation file: the name, and (18, 2) float32 x and y in pixels, NaN for a missing point."""
-    place = f"{source.root}: {table}"
-    lines = read_text(source, table).splitlines()
-    if not lines or lines[0].strip() != _FIELDS:
-        raise InputError(f"{place} line 1 is {lines[0][:60] if lines else ''!r}; expected {_FIELDS}")
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        where = f"{place} line {number}"
-        name, *lists = line.split(":")
-        try:
-            y, x = (np.array(json.loads(text), np.float32) for text in lists)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{where} is not {_FIELDS} with two lists of numbers: {line[:60]!r}") from error
-        if x.shape != (KEYPOINTS,) or y.shape != (KEYPOINTS,):
-            raise InputError(f"{where}: {y.size} and {x.size} coordinates; expected {KEYPOINTS} each")
-        yield name.strip(), mark_missing(np.stack([x, y], axis=1))
+def _keypoints(row: dict[str, str], where: str) -> np.ndarray:
+    """(18, 2) float32 x and y in pixels of an annotation's row, NaN for a missing point. Raises InputError."""
+    y, x = (_numbers(row[column]) for column in ("keypoints_y", "keypoints_x"))
+    if y is None or x is None:
+        line = ":".join(row[column] for column in ("file", "keypoints_y", "keypoints_x"))
+        raise InputError(f"{where} is not {_FIELDS} with two lists of numbers: {line[:60]!r}")
+    if len(x) != KEYPOINTS or len(y) != KEYPOINTS:
+        raise InputError(f"{where}: {len(y)} and {len(x)} coordinates; expected {KEYPOINTS} each")
+    return mark_missing(np.array([x, y], np.float32).T)
+
+
+def _numbers(text: str) -> list[float] | None:
+    """The numbers in a JSON list; None for any other text."""
+    try:
+        values = json.loads(text)
+        return [float(value) for value in values] if isinstance(values, list) else None
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from engine.fusion.lookups import replaced
+
 ACTIVATION_FUNCTIONS = {
     F.elu: "elu",
     F.elu_: "elu",
@@ -58,22 +60,15 @@ class Step:
     slope: float = 0.0
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether something listens to the calls of this module."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 def classify_module(module: nn.Module) -> Step | None:
     """The step a module is; None for one that is no part of any chain."""
-    step, kind = _classify_without_hooks(module), type(module)
-    if step and step.kind != "normalisation" and hooked(module) and not step.reason:
-        return Step(step.kind, step.option, f"{kind.__name__} has hooks")
+    step = _classify_by_class(module)
+    if step and step.kind != "normalisation" and not step.reason and (reason := replaced(module)):
+        return Step(step.kind, step.option, reason)
     return step
 
 
-def _classify_without_hooks(module: nn.Module) -> Step | None:
+def _classify_by_class(module: nn.Module) -> Step | None:
     kind = type(module)
     if isinstance(module, nn.Conv2d):
         return Step("conv", str(module.stride[0]), _refusal_of_conv(module))

@@ -8,6 +8,7 @@ from engine import ops
 from engine.fusion.chains.classify import DTYPES, conv_tensors
 from engine.fusion.chains.matching import Chain, source_of
 from engine.fusion.chains.savings import too_small
+from engine.fusion.lookups import PLAIN_TENSORS
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 
 
@@ -23,13 +24,19 @@ def run_chain(
             is a chain as well, and takes the operator's channels_last result
     resize, activation, slope: as of Chain
 
-    A convolution alone runs as written where its maps are too small to gain.
+    A convolution alone runs as written where its maps are too small to gain; compiled code does not ask, for one graph
+    serves all sizes.
     """
-    alone = resize == activation == "none"
-    if not _operator_takes(x, weight, bias, resize) or (alone and too_small(x.shape, weight)):
+    compiling = torch.compiler.is_compiling()
+    small = resize == activation == "none" and not compiling and too_small(x.shape, weight)
+    if small or not _operator_takes(x, weight, bias, resize):
         return _as_written(x, weight, bias, resize, activation, slope)
     direction = resize if resize in ("none", "up") else "down"
     y = ops.resize_conv_act(x, weight, bias, resize=direction, activation=activation, negative_slope=slope)
+    if resize == "nearest /2" and (compiling or x.shape[2] % 2 or x.shape[3] % 2):
+        y = y[
+            :, :, : x.shape[2] // 2, : x.shape[3] // 2
+        ]  # torch drops the last row and column, the operator keeps them
     return y.contiguous() if planar and not _channels_last(weight) else y
 
 
@@ -43,10 +50,13 @@ def _channels_last(tensor: Tensor) -> bool:
 
 
 def _operator_takes(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str) -> bool:
-    if x.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in x.shape[1:] or x.device != weight.device:
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if not all(type(tensor) in PLAIN_TENSORS for tensor in tensors):
         return False
-    if resize == "nearest /2" and (x.shape[2] % 2 or x.shape[3] % 2):
-        return False  # torch drops the last row and column, the operator keeps them
+    if x.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3) or 0 in x.shape[1:] or x.device != weight.device:
+        return False
+    if resize == "nearest /2" and (x.shape[2] == 1 or x.shape[3] == 1):
+        return False  # torch refuses to halve a side of one
     if x.device.type not in ("cpu", "cuda") or x.dtype not in DTYPES:
         return False
     if torch.is_autocast_enabled(x.device.type):

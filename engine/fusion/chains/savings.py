@@ -11,8 +11,8 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.fusion.lookups import Onlooker
 from engine.kernels._observers import NativeCall
 from engine.kernels.resize_conv_act import RESIZES, form, tile_cost
 from engine.kernels.resize_conv_act.spec import SPEC
@@ -60,7 +60,7 @@ def expected_saving(weight: Tensor, resize: str) -> str:
     return f"{written} -> {left:g} products a value" if written != left else "one pass, as many products"
 
 
-class Savings(TorchDispatchMode):
+class Savings(Onlooker):
     """Counts, within its block, the products of the fused chains of a model: as written, and as the operator has them.
 
     paths: of the weights, or of the convolutions that own them, from the model

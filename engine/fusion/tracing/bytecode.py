@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from engine.fusion.lookups import LOADS_GLOBAL, Globals
+
 # single instructions: a context leaves no node, and what is stored during a trace is not stored in later calls
 REFUSED_OPERATIONS = {
     "STORE_ATTR": "stores attributes",
@@ -34,12 +36,9 @@ REFUSED_NAMES = {
     *("__dict__", "is_tensor", "get_default_dtype", "get_autocast_dtype"),
 }
 MODULES = ("torch", "math", "operator", "functools", "itertools", "numpy", "typing", "warnings", "logging")
-LOADS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 LOADS = (*LOADS_GLOBAL, "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 NESTED = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
-
-Globals = dict[str, object]
 
 
 def refusal(code: types.CodeType, space: Globals) -> str:
@@ -83,13 +82,6 @@ def _refusal_of_global(name: str, space: Globals) -> str:
         unchanging = (types.FunctionType, type, functools._lru_cache_wrapper, logging.Logger)
         harmless = isinstance(value, unchanging) or is_constant(value) or is_torch(type(value))
     return "" if harmless else f"uses {name}"
-
-
-def constants_read(code: types.CodeType, space: Globals) -> Iterator[tuple[Globals, str, object]]:
-    """(globals, name, value) of the plain globals that the code reads: they may change between calls."""
-    for operation, name in instructions(code):
-        if operation in LOADS_GLOBAL and is_constant(space.get(name, builtins)):
-            yield space, name, space[name]
 
 
 def modules_read(code: types.CodeType, space: Globals) -> Iterator[nn.Module]:

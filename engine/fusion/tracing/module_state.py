@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-ABSENT = "<absent>"  # the value of an attribute that was asked for and does not exist
-OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}  # names of attributes whose reads are not recorded
+from engine.fusion.lookups import ABSENT, OF_EVERY_MODULE
+
+NOT_RECORDED = OF_EVERY_MODULE - {"training"}  # names of attributes whose reads are not recorded
 
 
 class AttributeReads:
@@ -82,7 +83,7 @@ class AttributeReads:
 
     def record(self, module: nn.Module, name: str, value: object, reader: str) -> None:
         """Enters one read. reader: the name of the Python module whose code reads."""
-        if name in OF_EVERY_MODULE or reader.split(".")[0] == "torch" or threading.get_ident() != self.thread:
+        if name in NOT_RECORDED or reader.split(".")[0] == "torch" or threading.get_ident() != self.thread:
             return
         if issubclass(type(value), nn.Module):  # isinstance would ask the proxy of a tensor for its class
             self.watch(value)

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from engine.fusion.lookups import Globals, Read, global_reads, replaced
 from engine.fusion.tracing.bytecode import (
-    Globals,
-    constants_read,
     is_constant,
     is_torch,
     modules_read,
@@ -37,6 +36,7 @@ METADATA = {
     *("shape", "dtype", "device", "ndim", "is_cuda", "size", "dim", "numel", "nelement", "ndimension", "is_contiguous"),
     *("is_floating_point", "is_complex", "stride"),
 }
+FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 ATTEMPTS = 8  # paths that are tried through branches on such conditions
 # torch's own code that may lie between a forward and the operations it calls; all other code of torch may do unseen
 # things
@@ -56,7 +56,7 @@ class Traced:
     defaults:   the other arguments with the values they have in the graph
     inlined:    names of the Sequential children whose children the graph calls itself
     values:     (module path, attribute, value) of the plain attributes that were read
-    globals:    (their dict, name, value) of the plain globals that were read
+    globals:    (their dict, name, value) of the globals that were read, and of what was read of modules among them
     conditions: a graph of what the branches on the inputs' shapes and dtypes asked
     answers:    the answer that the trace took for each condition
     """
@@ -67,7 +67,7 @@ class Traced:
     defaults: dict[str, object]
     inlined: set[str]
     values: list[tuple[str, str, object]]
-    globals: list[tuple[Globals, str, object]]
+    globals: list[Read]
     conditions: fx.Graph
     answers: list[bool]
 
@@ -79,7 +79,7 @@ class Traced:
 class _Tracer(fx.Tracer):
     """Runs a forward once. Child modules stay calls, except the Sequentials that are to be inlined.
 
-    asked:     names of the Sequentials to inline; None: all that have no hooks
+    asked:     names of the Sequentials to inline
     decisions: answers to the first conditions on the inputs' shapes and dtypes; all later ones are answered with no
 
     After the trace: inlined are the names of the Sequentials that were, taken the (node, answer) of each condition,
@@ -88,7 +88,7 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, asked: set[str] | None, decisions: list[bool]):
+    def __init__(self, asked: set[str], decisions: list[bool]):
         super().__init__()
         self.asked, self.inlined = asked, set()
         self.decisions, self.taken = decisions, []
@@ -144,13 +144,9 @@ class _Tracer(fx.Tracer):
         return value if threading.get_ident() != self.thread else super().getattr(name, value, proxies)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        kind = type(module)
-        sequential = kind.forward is nn.Sequential.forward and kind.__call__ is nn.Module.__call__
-        leaf = not sequential or (self.asked is not None and name not in self.asked)
-        leaf = leaf or bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-        if not leaf:
+        if name in self.asked:
             self.inlined.add(name)
-        return leaf
+        return name not in self.asked
 
 
 def _switches() -> tuple[object, ...]:
@@ -179,19 +175,26 @@ def trace(
     if first_alone:
         defaults |= dict.fromkeys(inputs[1:])
         inputs = inputs[:1]
+    # fx exchanges methods of nn.Module while it traces, so this is asked before
+    able = {name for name, part in module.named_modules() if _is_plain_sequential(part)}
     watched = [*module.modules(), *(value for value in defaults.values() if isinstance(value, nn.Module))]
     watched += [value for code, space in codes.items() for value in modules_read(code, space)]
     with _left_as_it_was(module, adapted, training), AttributeReads(watched) as reads:
-        tracer, graph = _first_path(module, inlined)
+        tracer, graph = _first_path(module, able if inlined is None else able & inlined)
     _refuse_by_code(tracer.codes)
     for code, space in tracer.codes.items():
         for value in modules_read(code, space):
             if not reads.watches(value):
                 raise _foreign(value)
-    constants = [read for code, space in (codes | tracer.codes).items() for read in constants_read(code, space)]
+    read = [read for code, space in (codes | tracer.codes).items() for read in global_reads(code, space)]
     values = list(_values(module, reads))
     conditions, answers = _split_off(graph, tracer.taken), [answer for _, answer in tracer.taken]
-    return Traced(graph, inputs, order, defaults, tracer.inlined, values, constants, conditions, answers)
+    return Traced(graph, inputs, order, defaults, tracer.inlined, values, read, conditions, answers)
+
+
+def _is_plain_sequential(module: nn.Module) -> bool:
+    """Whether a call of the module calls its children one after another, and nothing else."""
+    return type(module).forward is nn.Sequential.forward and not replaced(module)
 
 
 def _own_forward(module: nn.Module) -> types.FunctionType:
@@ -240,7 +243,7 @@ def _left_as_it_was(module: nn.Module, adapted: type, training: bool | None) -> 
         raise Untraceable("its forward draws random numbers")
 
 
-def _first_path(module: nn.Module, inlined: set[str] | None) -> tuple[_Tracer, fx.Graph]:
+def _first_path(module: nn.Module, inlined: set[str]) -> tuple[_Tracer, fx.Graph]:
     """The first path that can be traced; branches on the inputs' shapes and dtypes are not taken where that works.
 
     Where a path ends in an exception (an assertion that does not hold, say), the next attempt takes the last branch
@@ -335,11 +338,12 @@ def _values(module: nn.Module, reads: AttributeReads) -> Iterator[tuple[str, str
         if identity not in paths:
             raise _foreign(part)
         of_class = name not in vars(part)
-        if isinstance(value, (nn.Module, types.MethodType)) or (of_class and isinstance(value, Callable)):
-            continue  # children are called as they are at the time, and methods belong to the class
+        value = getattr(value, "__func__", value)  # a method is the same where its function is
+        if isinstance(value, nn.Module) or (of_class and not isinstance(value, FUNCTIONS) and callable(value)):
+            continue  # children are called as they are at the time
         if type(value) in (list, dict) and is_constant(tuple(value.values() if type(value) is dict else value)):
             yield paths[identity], name, value.copy()
-        elif isinstance(value, (types.FunctionType, types.BuiltinFunctionType)) or is_constant(value):
+        elif isinstance(value, FUNCTIONS) or is_constant(value):
             yield paths[identity], name, value
         else:
             raise Untraceable(f"its forward reads the attribute {name}, a {type(value).__name__}")
