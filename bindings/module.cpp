@@ -53,6 +53,8 @@ float* scratch(Slot slot, int64_t floats) {
     return buffer.data;
 }
 
+void refuse(const char* what) { throw std::invalid_argument(what); }
+
 int wanted_threads() { return omp_get_max_threads(); }
 
 void share_out(int64_t parts, Sharing sharing, void (*run)(const void*, int64_t, int64_t), const void* body) {
@@ -220,6 +222,8 @@ PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t count) {
         error.set_error();
     } catch (const std::bad_alloc&) {
         PyErr_Format(PyExc_MemoryError, "native function %s: no memory is left for its sums", function->name().c_str());
+    } catch (const std::invalid_argument& error) {
+        PyErr_Format(PyExc_ValueError, "native function %s: %s", function->name().c_str(), error.what());
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
     }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import ImageSet
-from engine.data.landmarks import MIRROR_ORDERS
+from engine.data.landmarks import MIRROR_ORDERS, turned_text
 from engine.host.terminal import printable
 
 _SHOWN = 20  # names listed before "... and N more"
@@ -56,6 +56,8 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"  formats      {_counts(facts['formats'])}")
         lines.append(f"  modes        {_counts(facts['modes'])}")
     lines.append(f"  landmarks    {_landmark_text(facts)}")
+    if turned := facts["landmarks"]["images_turned"]:
+        lines.append(f"  note         {turned_text(turned)}")
     lines += _structure(facts)
     if facts["converted"]:
         reasons = Counter(entry["reason"] for entry in facts["converted"])
@@ -122,6 +124,7 @@ def _landmarks(images: ImageSet) -> dict[str, int]:
         "points": images.listing.points if known else 0,
         "missing_points": int(sum(np.isnan(marks[:, 0]).sum() for marks in known)),
         "images_with_points_outside": outside,
+        "images_turned": sum(record.orientation > 1 for record in images.records if record.name in points),
     }
 
 

@@ -17,6 +17,11 @@ def points_name(count: int) -> str:
     return f"{count} {_NAMES.get(count, 'points')}"
 
 
+def turned_text(count: int) -> str:
+    """What is said of `count` images with landmarks whose pixels are turned before they are shown."""
+    return f"{count:,} images with landmarks are turned by their orientation (EXIF); landmarks count as displayed"
+
+
 def _face_order() -> np.ndarray:
     order = np.arange(POINTS)
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from engine.data.dataset import ImageSet
+from engine.data.decoding.stored_squares import unlike_displayed
 from engine.data.layouts.landmark_video import find_videos, left_out, prepare_videos
 from engine.data.layouts.listing import Listing
 from engine.data.layouts.sources import open_source
 from engine.data.layouts.which_layout import list_images
-from engine.data.validation import validate
+from engine.data.validation import FileRecord, validate
 from engine.errors import InputError
 
 
@@ -36,7 +37,18 @@ def read_set(path: Path, *, name: str | None = None, progress: bool = True, fres
     records = validate(source, listing.names, progress=progress, fresh=fresh)
     bad = [(record.name, record.problem) for record in records if record.problem]
     usable = [record for record in records if not record.problem]
+    _unmark_turned(listing, usable)
     return ImageSet(source, listing, usable, bad + listing.missing + left_aside, name=name, root=path)
+
+
+def _unmark_turned(listing: Listing, records: list[FileRecord]) -> None:
+    """Take the landmarks from images that they fit only as stored, not as displayed, and say so in `unmarked`."""
+    for record in records:
+        if record.name in listing.landmarks:
+            size = record.width, record.height
+            if why := unlike_displayed(listing.landmarks[record.name], size, record.orientation):
+                del listing.landmarks[record.name]
+                listing.unmarked[record.name] = why
 
 
 def _content(listing: Listing, left_aside: list[tuple[str, str]]) -> str:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from engine.data.dataset import ImageSet
-from engine.data.landmarks import points_name
+from engine.data.landmarks import points_name, turned_text
 from engine.errors import InputError
 
 _NUMERALS = {2: "two", 3: "three"}
@@ -42,6 +42,8 @@ def with_points(images: ImageSet, points: int) -> ImageSet:
         given = points_name(listing.points)
         raise InputError(f"{images.root} has {given} for each image, this needs {needed}: give a set that has them")
     marked = np.array([name in listing.landmarks for name in images.paths], bool)
+    if turned := sum(record.orientation > 1 and has for record, has in zip(images.records, marked, strict=True)):
+        print(f"kiln: {images.name}: {turned_text(turned)}", file=sys.stderr)
     without = [images.paths[index] for index in np.flatnonzero(~marked)]
     return images.subset(marked, [(name, listing.unmarked.get(name, "no landmarks")) for name in without])
 

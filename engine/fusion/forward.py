@@ -32,9 +32,11 @@ class Plan:
     layout:  (path, children, tensors) of the module and of the containers whose children it calls
     lookups: the methods and functions that the module's own forward would run
     inputs, order, defaults, values, conditions, answers: as of Traced
+
+    exposed: as of `rewrite`
     """
 
-    def __init__(self, traced: Traced, chains: list[Chain], module: nn.Module):
+    def __init__(self, traced: Traced, chains: list[Chain], module: nn.Module, exposed: bool):
         self.inputs, self.order, self.defaults = traced.inputs, traced.order, traced.defaults
         paths = {n.target for chain in chains for n in chain.nodes if n.op == "call_module"} | traced.inlined
         replaced = [(path, module.get_submodule(path)) for path in sorted(paths)]
@@ -48,7 +50,7 @@ class Plan:
         # Dynamo takes the answer that it gets while it compiles
         self.lookups_hold = torch.compiler.assume_constant_result(lambda: lookups.are_as_they_were())
         self.conditions, self.answers = _compiled(traced.conditions), tuple(traced.answers)
-        rewrite(traced.graph, chains)
+        rewrite(traced.graph, chains, module, exposed)
         self.run = _compiled(traced.graph)
 
     def tensors(self, args: tuple, kwargs: dict[str, object]) -> list[Tensor] | None:
@@ -80,9 +82,11 @@ class Plan:
             part = _at(module, path)
             if part is None or _tensors(part) != tensors or list(part._modules) != list(children):
                 return False
-            # a library that wraps a child, as fully_shard does, gives it a class derived from its own
-            if not all(isinstance(part._modules[name], kind) for name, kind in children.items()):
-                return False
+            for name, (kind, inplace) in children.items():
+                child = part._modules[name]
+                # a library that wraps a child, as fully_shard does, gives it a class derived from its own
+                if not isinstance(child, kind) or getattr(child, "inplace", False) is not inplace:
+                    return False
         return all(_is_still(getattr(_at(module, path), name, ABSENT), value) for path, name, value in self.values)
 
 
@@ -105,9 +109,10 @@ def _atoms(path: str) -> tuple[str, ...]:
     return tuple(path.split(".")) if path else ()
 
 
-def _children(module: nn.Module) -> dict[str, type]:
-    """The class of each child by name, which for a fused child is its own class."""
-    return {name: _original(type(child)) for name, child in module._modules.items()}
+def _children(module: nn.Module) -> dict[str, tuple[type, object]]:
+    """(class, inplace) of each child by name; the class of a fused child is its own class."""
+    children = module._modules.items()
+    return {name: (_original(type(child)), getattr(child, "inplace", False)) for name, child in children}
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, bool]]:

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from engine.fusion.chains.classify import Step, classify_module, conv_tensors, weight_of
 from engine.fusion.chains.matching import Chain, Matches, find_chains
-from engine.fusion.chains.mutation import WritesInput, is_written_later
+from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
 from engine.fusion.chains.savings import Savings, expected_saving, too_small
 from engine.fusion.check import check
 from engine.fusion.forward import Plan, exchange, is_fused, restore
@@ -97,6 +97,7 @@ class _Fuser:
         self.traces: dict[int, Traced | Untraceable] = {}  # by the identity of the module, like the two below
         self.done: set[int] = set()  # Sequentials whose children a fused forward calls itself
         self.written: set[int] = set()  # modules whose results are written to by those that call them
+        self.exposed = {id(model)}  # modules whose inputs and results code that has no graph may write to
         for path, module in list(model.named_modules()):
             if _has_own_forward(module) and id(module) not in self.done:
                 self._module(path, module)
@@ -114,11 +115,13 @@ class _Fuser:
             matches = self._matches(path, module, traced)
         self.done |= {id(module.get_submodule(name)) for name in traced.inlined}
         self._mark_written(module, traced)
+        self._mark_exposed(module, traced)
         for conv, pattern, reason in matches.skipped:
             self.report.leave(Entry(_joined(path, conv), pattern, reason))
         if matches.chains:
             self.report.replaced += [self._replaced(path, module, chain) for chain in matches.chains]
-            exchange(module, [Plan(traced, matches.chains, module), *self._of_other_calls(path, module, traced)])
+            plan = Plan(traced, matches.chains, module, id(module) in self.exposed)
+            exchange(module, [plan, *self._of_other_calls(path, module, traced)])
 
     def _replaced(self, path: str, module: nn.Module, chain: Chain) -> Entry:
         saving = expected_saving(weight_of(chain.conv, module), chain.resize)
@@ -141,7 +144,7 @@ class _Fuser:
                 except Untraceable:
                     continue
                 if chains := self._matches(path, module, other).chains:
-                    yield Plan(other, chains, module)
+                    yield Plan(other, chains, module, id(module) in self.exposed)
 
     def _trace(self, module: nn.Module) -> Traced | Untraceable:
         """The trace of a module with all Sequentials inlined, made once; or why there is none."""
@@ -181,12 +184,27 @@ class _Fuser:
             if node.op == "call_module" and is_written_later(node, module, writes, output_is_written):
                 self.written.add(id(module.get_submodule(node.target)))
 
+    def _mark_exposed(self, module: nn.Module, traced: Traced) -> None:
+        """Enters into self.exposed the children whose inputs or results leave the module, or whose inputs it writes to.
+
+        Where it writes to results, that is entered in self.written.
+        """
+        writes = self._child_writes(module)
+        for node in traced.graph.nodes:
+            if node.op == "call_module":
+                written = any(is_written_later(source, module, writes) for source in node.all_input_nodes)
+                leaves = is_written_later(node, module, writes, True)
+                leaves = leaves or any(comes_from_outside(source, module) for source in node.all_input_nodes)
+                if written or (leaves and id(module) in self.exposed):
+                    self.exposed.add(id(module.get_submodule(node.target)))
+
     def _leave(self, path: str, module: nn.Module, why: str) -> None:
         """Enters a module whose forward stays.
 
         Without a graph it is unknown which of its children's results it writes to: all or none are taken to be written.
         """
         children = list(_called_children(module))
+        self.exposed |= set(map(id, children))
         if any(classify_module(child) in REPLACEABLE for child in children):
             self.report.leave(Entry(path, "forward", why))
         if id(module) in self.written or may_write(module) or any(map(self._writes_input, children)):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.data.decoding.plain_images import BadImage, inspect
+from engine.data.decoding.stored_squares import unlike_displayed
 from engine.data.landmarks import POINTS
 from engine.data.layouts.landmark_video import crop_square
 from engine.data.layouts.listing import Listing
@@ -222,4 +223,6 @@ def _placed(source: Source, file: str, points: np.ndarray, resolution: int, fit:
         header = inspect(source.read(file))
     except (UnreadableFile, BadImage) as error:
         raise InputError(f"{source.root}: {file} cannot be used ({error}); run `kiln data validate` on it") from None
+    if why := unlike_displayed(points, (header.width, header.height), header.orientation):
+        raise InputError(f"{source.root}: {file} cannot be used: {why}")
     return pictures.place((header.width, header.height), resolution, fit).landmarks(points)

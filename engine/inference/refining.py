@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from engine.data.decoding.colour_profiles import Profile
 from engine.data.decoding.plain_images import BadImage
+from engine.data.decoding.stored_squares import unlike_displayed
 from engine.data.landmarks import POINTS
 from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
 from engine.data.layouts.which_layout import list_images
@@ -213,6 +214,8 @@ class Preparer:
         if self._landmarks is not None:
             if name not in self._landmarks:
                 raise Skipped("no landmarks in manifest.csv, which this model needs")
+            if why := unlike_displayed(self._landmarks[name], image.size, header.orientation):
+                raise Skipped(why)
             points = placement.landmarks(self._landmarks[name])
         pixels = pictures.to_square(image, placement, self._resolution, self._channels)
         return Prepared(pixels, placement, points, "; ".join(remarks), header.profile)

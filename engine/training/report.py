@@ -246,8 +246,9 @@ def _is_machine(value: Any) -> bool:
         {"torch_threads", "platform", "python", "kiln", "operators"} <= value.keys()
         and {"model", "cores", "flags"} <= cpu.keys()
         and isinstance(cpu["flags"], list)
-        and all(isinstance(gpu, dict) and "name" in gpu and _is_count(gpu.get("memory")) for gpu in gpus)
-        and _is_count(memory.get("total"))
+        and all(isinstance(gpu, dict) and {"name", "memory"} <= gpu.keys() and _is_count(gpu["memory"]) for gpu in gpus)
+        and "total" in memory
+        and _is_count(memory["total"])
     )
 
 

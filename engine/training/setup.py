@@ -112,6 +112,9 @@ def claimed_folder(config: TrainConfig) -> Iterator[checkpoint.Checkpoint | None
     """
     with contextlib.ExitStack() as stack:
         try:
+            if (config.out / run_lock.FILE).exists():
+                with run_lock.locked(config.out):
+                    pass  # a process that trains there is named, whatever else speaks against the folder
             _newest(config)  # a folder of something else is refused before anything is written there
             stack.enter_context(run_lock.locked(config.out))
         except OSError as error:
@@ -125,6 +128,8 @@ def prepare_folder(config: TrainConfig) -> checkpoint.Checkpoint | None:
         newest = _newest(config)
         start = None if newest is None else checkpoint.load(newest)
         config.out.mkdir(parents=True, exist_ok=True)
+        for folder in (config.out, config.out / checkpoint.FOLDER, config.out / "samples"):
+            atomic_files.sweep(folder)
     except OSError as error:
         raise _cannot_write(config.out, error) from None
     if config.resume and start is None:

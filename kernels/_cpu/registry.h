@@ -20,6 +20,9 @@ struct Size {              // of an axis, from 0 to MOST, so that an int holds a
 };
 using Real = double;  // an option
 
+// Ends a call whose arguments do not go together: ValueError in Python.
+[[noreturn]] void refuse(const char* what);
+
 struct Entry {
     const char* name;
     const char* arguments;  // their declaration: "Pointer x, y; Integer n;"

@@ -388,6 +388,7 @@ KILN_FUNCTION(landmark_conv_forward, Pointer landmarks, weight, y; Optional bias
     const void* image = arguments.image;
     float* y = arguments.y;  // of the call's dtype
     const int padded = c.padded();
+    if (c.batch && c.channels && !image) refuse("image is missing");
     Stamps stamps(c);
 
     const int64_t kernels_size = c.count * c.kernel(), panels_size = c.kh * int64_t(c.depth()) * padded;
@@ -547,6 +548,8 @@ KILN_FUNCTION(landmark_conv_backward,
     float *dlandmarks = arguments.dlandmarks, *dw = arguments.dweight, *db = arguments.dbias;
     void* dimage = arguments.dimage;
     const int padded = c.padded();
+    if (c.batch && c.channels && dw && !image) refuse("image is missing");
+    if (c.batch && c.activation != NONE && !arguments.y) refuse("y is missing");
     Stamps stamps(c);
     stamps.used = stamps.used && dw;
 

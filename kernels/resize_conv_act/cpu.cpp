@@ -111,6 +111,7 @@ struct Call {
     int merged() const { return second_apart() ? c1 : c1 + c2; }
 
     Source source(const void* x, const void* second) const {
+        if (batch && c2 && !second) refuse("second is missing");
         Source s{dtype, h, w, c1, x};
         if (c2 && !second_apart()) s.channels2 = c2, s.data2 = second;
         return s;

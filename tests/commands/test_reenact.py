@@ -18,6 +18,7 @@ from engine.inference.trained import load_trained
 from engine.reenact import main
 from engine.systems.reenact import ReenactConfig
 from engine.systems.registry import build
+from tests.support.data_images import zip_of
 from tests.support.tiny_run import command, make_run
 from tests.support.training_fakes import smooth_images
 
@@ -148,6 +149,66 @@ def test_pts_files_are_framed_like_landmark_videos(tmp_path: Path) -> None:
         left, top = points[28].astype(int) - radius
         wanted = (points - [left, top] + 0.5) * 64 / (2 * radius + 1) - 0.5
         np.testing.assert_allclose(placed, wanted, atol=1e-2)
+
+
+def flatter(folder: Path, names: list[str], write) -> Path:
+    """Frames in which the face gets flatter, written under names that are in their order."""
+    angle = np.linspace(0, 2 * np.pi, 68, endpoint=False)
+    for number, name in enumerate(names):
+        height = 5 - 0.3 * number
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, np.stack([8 + 5 * np.cos(angle), 8 + height * np.sin(angle)], axis=1))
+    return folder
+
+
+def plays_in_order(path: Path, clip: str | None = None) -> bool:
+    heights = np.ptp(read_driving(path, clip, 68, SIDE, "crop").points[..., 1], axis=1)
+    widths = np.ptp(read_driving(path, clip, 68, SIDE, "crop").points[..., 0], axis=1)
+    return (np.diff(heights / widths) < 0).all() and len(heights) > 1
+
+
+def write_pts(path: Path, points: np.ndarray) -> None:
+    path.write_text(pts(10 * points + 100))
+
+
+NUMBERS = [1, 2, 3, 9, 10, 11, 20, 100]
+
+
+@pytest.mark.parametrize("name", ["{}", "frame{}", "f_{:03d}", "take2 {}", "{}_left"])
+@pytest.mark.parametrize("kind", ["pts", "PTS", "npy"])
+def test_files_play_in_the_order_of_their_numbers(tmp_path: Path, name: str, kind: str) -> None:
+    names = [f"clip/{name.format(number)}.{kind}" for number in NUMBERS]
+    folder = flatter(tmp_path / "set", names, np.save if kind == "npy" else write_pts)
+    assert plays_in_order(folder) and plays_in_order(zip_of(folder, tmp_path / "set.zip"), "clip")
+
+
+def test_clips_with_numbers_in_the_names_of_their_folders(tmp_path: Path) -> None:
+    names = [f"{clip}/annot/{number}.pts" for clip in ("v2", "v10") for number in NUMBERS]
+    flatter(tmp_path / "set", names, write_pts)
+    assert plays_in_order(tmp_path / "set", "v2") and plays_in_order(tmp_path / "set", "v10")
+
+
+@pytest.mark.parametrize("names", ["1.pts 001.pts", "f2.pts F02.pts", "-1.pts 1.pts", "1.npy 01.npy"])
+def test_frames_that_have_no_order(tmp_path: Path, names: str) -> None:
+    write = np.save if names.endswith("npy") else write_pts
+    folder = flatter(tmp_path / "set", names.split(), write)
+    with pytest.raises(InputError, match=r"have one frame number|has a negative number") as raised:
+        read_driving(folder, None, 68, SIDE, "crop")
+    assert names.split()[0] in str(raised.value)
+
+
+def test_two_clips_of_one_name_in_two_splits(tmp_path: Path) -> None:
+    rows, points = [["file", "landmarks_row", "video", "frame", "split"]], []
+    for split in ("train", "test"):
+        for frame in (10, 9):
+            rows.append([f"{split}{frame}.png", str(len(points)), "v", str(frame), split])
+            points.append(RANDOM.uniform(0, 16, (68, 2)))
+            Image.new("RGB", (16, 16)).save(tmp_path / rows[-1][0])
+    np.save(tmp_path / "landmarks_68.npy", points)
+    (tmp_path / "manifest.csv").write_text("\n".join(map(",".join, rows)))
+    found = read_driving(tmp_path, "test/v", 68, SIDE, "crop")
+    assert found.name == "test/v"
+    np.testing.assert_allclose(found.points, [points[3], points[2]], atol=1e-4)
 
 
 def test_alignment_finds_the_similarity() -> None:

@@ -17,8 +17,10 @@ from engine import refine
 from engine.data import open_dataset, open_loader
 from engine.inference import marking, pictures, refining
 from engine.networks.refiner import RefinerGenerator
+from tests.support.colour_profiles import P3, SRGB, rgb_profile
 from tests.support.data_images import bomb, encoded, picture, write_manifest_set, write_pictures
 from tests.support.packages import needs
+from tests.support.shown import shown
 from tests.support.tiny_run import command, make_run
 
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
@@ -473,3 +475,23 @@ def test_bytes_are_read_as_pillow_reads_them():
     assert (header.frame, header.profile, header.convert) == ("", None, "")
     np.testing.assert_array_equal(np.asarray(read), np.asarray(image))
     assert Image.open(io.BytesIO(marking.encode(image, ".png", "x"))).size == image.size
+
+
+def test_colour_profiles_are_converted_and_said_once(run, tmp_path, capsys):
+    folder, wanted = tmp_path / "in", tmp_path / "wanted"
+    folder.mkdir(), wanted.mkdir()
+    icc = {"p3": rgb_profile(P3), "same": rgb_profile(SRGB), "broken": rgb_profile(P3)[:200], "none": None}
+    for seed, (name, profile) in enumerate([*icc.items(), ("p3 too", icc["p3"])]):
+        image = picture(seed, 48, 40)
+        image.save(folder / f"{name}.png", icc_profile=profile)
+        shown(encoded(image, "PNG", icc_profile=profile)).save(wanted / f"{name}.png")
+    assert command(refine.main, run, folder, tmp_path / "out", "--batch-size", 2) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "kiln refine: note: converted to sRGB from other colour profiles: 2 images",
+        "kiln refine: note: read without their unusable colour profiles: 1 image",
+    ]
+    assert command(refine.main, run, wanted, tmp_path / "again") == 0
+    for name in files(wanted):
+        with Image.open(tmp_path / "out" / name) as found, Image.open(tmp_path / "again" / name) as expected:
+            assert "icc_profile" not in found.info  # which means sRGB
+            assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.host import environment
 from engine.pages.charts import draw, series, smooth, thin
 from engine.pages.panels import Curve
 from engine.report import main
@@ -208,3 +210,62 @@ def test_every_system_s_losses_have_their_panels(name, tmp_path):
     page = report.write(write_run(tmp_path / "run", records, configuration)).read_text()
     for command_name, _ in system.kind.next_steps:
         assert f"python -m engine.{command_name} " in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("environment.json", "[1]"),
+        ("environment.json", "{}"),
+        ("environment.json", '{"cpu": 1, "memory": {}, "gpus": [], "packages": {}}'),
+        ("environment.json", "[" * 100_000),
+        ("config.json", "[1]"),
+        ("config.json", "{"),
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"lr": NaN}'),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, capsys, name, content):
+    run = write_run(tmp_path / "run", [record(1)])
+    (run / name).write_text(content)
+    assert command(main, run) == 2
+    told = capsys.readouterr().err
+    assert f"{run / name} is damaged" in told and told.count("\n") == 1
+
+
+SNAPSHOT = json.dumps(environment.snapshot() | {"gpus": [{"name": "a", "memory": None}]})
+
+
+@pytest.mark.parametrize(
+    "path", [(), ("cpu",), ("cpu", "flags"), ("memory",), ("memory", "total"), ("gpus",), ("packages",)]
+)
+@pytest.mark.parametrize("value", [None, 3, "x", [1], {"a": 1}])
+def test_odd_values_of_a_machine(tmp_path, capsys, path, value):
+    """The page, or one line."""
+    run = write_run(tmp_path / "run", [record(1)])
+    machine = place = json.loads(SNAPSHOT)
+    for key in path[:-1]:
+        place = place[key]
+    if path:
+        place[path[-1]] = value
+    (run / "environment.json").write_text(json.dumps(machine if path else value))
+    status = command(main, run)
+    assert status == 0 or (status == 2 and "environment.json is damaged" in capsys.readouterr().err)
+
+
+def test_what_is_being_written_is_no_sample(tmp_path):
+    run = write_run(tmp_path / "run", [record(1)], grids=(0, 1))
+    picture(5, 200, 100).save(run / "samples" / ".writing-12345.png")
+    assert [grid["step"] for grid in report.samples(run / "samples")] == [0, 1]
+
+
+def test_what_is_no_picture_is_named(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [record(1)], grids=(0,))
+    os.mkfifo(run / "samples" / "step_00000001.png")
+    (run / "samples" / "step_00000002.png").mkdir()
+    Image.new("1", (20_000, 20_000)).save(run / "samples" / "step_00000003.png")
+    assert [grid["step"] for grid in report.samples(run / "samples")] == [0]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3 and all(
+        f"step_0000000{number}.png is left out" in line for number, line in enumerate(told, 1)
+    )

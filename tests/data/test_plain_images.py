@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from engine.data import ImageSet, open_dataset, open_loader
-from engine.data.decoding.plain_images import inspect
+from engine.data.decoding import plain_images
+from engine.data.decoding.plain_images import inspect, plain_bytes, plain_image
 from engine.inference import pictures
 from tests.support.data_images import encoded, picture
-from tests.support.picture_files import PROFILES, WHITES, depths, product
+from tests.support.picture_files import PROFILES, WHITES, depths, pixels, product
 from tests.support.shown import shown
 
 pytest.importorskip("nvidia.dali")
@@ -58,6 +59,17 @@ def test_commands_show_what_pillow_shows(pictures_set) -> None:
             if read.shape != wanted.shape or np.abs(read - wanted).max() > 1:
                 wrong[name] = read.shape
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_the_plain_form_is_made_in_strips(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    for mode, icc in [("RGBA", "p3"), ("L", "grey"), ("CMYK", "inks"), ("I;16", "none")]:
+        data = encoded(pixels(mode), "TIFF", icc_profile=PROFILES[icc], tiffinfo={274: 6})
+        whole = plain_image(data)
+        with monkeypatch.context() as patch:
+            patch.setattr(plain_images, "_STRIP", rows * whole.width)
+            assert plain_image(data) == whole
+            assert bytes(plain_bytes(data)) == encoded(whole, "PPM")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
 """Tables in the dialects that people save: the listing is that of the plain table, or one line says what is wrong."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.data.layouts.listing import Listing
-from engine.data.layouts.tables import whole_number
+from engine.data.layouts.tables import COLUMNS, whole_number
 from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
 from tests.support.memory_source import MemorySource, npy
+from tests.support.places import ROOT
 
 POINTS = np.arange(4 * 68 * 2, dtype=np.float32).reshape(4, 68, 2)
 PICTURES = {f"images/{i:03d}.png": b"" for i in range(3)}
@@ -136,6 +138,8 @@ MESSAGES = {
     ),
     "one column twice": ("file,File\n000.png,001.png\n", "manifest.csv has two columns file; its columns: file, File"),
     "an open quote": ('file,split\n"000.png,train\n001.png,val\n', "line 3 is not CSV (unexpected end of data)"),
+    "a line in quotes": ('file,split\n"000.png\n",train\n\n"001\n.png",val\n', "line 6: a field in quotes goes over"),
+    "a header in quotes": ('"a\nb",c\n', "manifest.csv has the columns a b, c; expected file"),
     "Latin-1": ("file\ncafé.png\n".encode("latin-1"), "manifest.csv cannot be read ("),
     "UTF-16 without a mark": (
         "file\n000.png\n".encode("utf-16-le"),
@@ -255,6 +259,12 @@ def test_rows_without_an_array() -> None:
         assert there in str(raised.value)
     upper = MemorySource(PICTURES | {"manifest.csv": b"file,row\n000.png,0\n", "Landmarks_68.NPY": npy(POINTS)})
     assert list_images(upper).points == 68
+
+
+def test_the_names_of_columns_are_documented() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for what, names in COLUMNS.items():
+        assert re.search(rf"^\| .*`{what}` \| {', '.join(names.split())} \|$", page, re.MULTILINE), what
 
 
 def test_what_is_not_used_is_told() -> None:

@@ -1,6 +1,7 @@
 """Every kind of file people have: used, converted or quarantined with a reason."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ READABLE = {  # name: (file, part of what `validate` says about its conversion; 
     "grey16.tif": (lambda: encoded(Image.fromarray(grey(1).astype(np.uint16) * 201 + 99), "TIFF"), "TIFF file"),
     "float.tif": (lambda: encoded(Image.fromarray(grey(1) / np.float32(255)), "TIFF"), "TIFF file"),
     "colour.tif": (lambda: encoded(picture(1), "TIFF"), "TIFF file"),
-    "colour.bmp": (lambda: encoded(picture(1), "BMP"), ""),
+    "colour.bmp": (lambda: encoded(picture(1), "BMP"), "BMP file"),
     "colour.ppm": (lambda: encoded(picture(1), "PPM"), ""),
     "colour.jp2": (lambda: encoded(picture(1), "JPEG2000"), "JPEG2000 file"),
     "colour.webp": (lambda: encoded(picture(1), "WEBP", lossless=True), ""),
@@ -171,3 +172,27 @@ def test_a_codec_that_complains_does_so_once(tmp_path: Path, capfd: pytest.Captu
     loader.next()
     loader.close()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", [lambda row: row | {"width": "x"}, lambda row: row | {"name": 3}, lambda row: {},
+                                    lambda row: row | {"size": 10**30}, lambda row: row | {"problem": None},
+                                    lambda row: row | {"height": 2.5}])  # fmt: skip
+def test_cached_verdicts_of_other_types_are_made_again(tmp_path, empty_cache, damage):
+    write_pictures(tmp_path / "set", 2)
+    expected = list(read_set(tmp_path / "set", progress=False).digest)
+    (file,) = (empty_cache / "validated").glob("*.json")
+    stored = json.loads(file.read_text())
+    whole = [dict(zip(stored["columns"], row, strict=True)) for row in stored["rows"]]
+    stored["rows"] = [list(damage(row).values()) for row in whole]
+    file.write_text(json.dumps(stored))
+    assert list(read_set(tmp_path / "set", progress=False).digest) == expected
+    assert json.loads(file.read_text())["rows"] == [list(row.values()) for row in whole]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '{"version": 1}', "7", "\x00"])
+def test_a_cache_that_holds_anything_is_made_again(tmp_path, empty_cache, content):
+    write_pictures(tmp_path / "set", 2)
+    expected = list(read_set(tmp_path / "set", progress=False).digest)
+    (file,) = (empty_cache / "validated").glob("*.json")
+    file.write_text(content)
+    assert list(read_set(tmp_path / "set", progress=False).digest) == expected

@@ -13,7 +13,6 @@ from engine import cli
 from engine.data import open_dataset, open_loader
 from engine.data.__main__ import main
 from engine.data.layouts.landmark_video import SPLITS, crop_square
-from engine.data.layouts.pts import parse_points
 from engine.data.reading import read_set
 from engine.errors import InputError
 from tests.support.data_images import LFS_POINTER, encoded, zip_of
@@ -111,27 +110,6 @@ def test_geometry_of_the_crop() -> None:
     assert crop_square(wide, 160, 120) == (40, 20, 81)  # the longer side of the box counts
 
 
-def test_points_are_parsed_strictly() -> None:
-    points = face()
-    np.testing.assert_allclose(parse_points(pts(points), "x.pts"), points, atol=1e-9)
-    good = pts(points)
-    for text, message in (
-        ("", "line 1: expected `version: 1`"),
-        (good.replace("version: 1", "version: 2"), "line 1: expected `version: 1`"),
-        (good.replace("n_points: 68", "points 68"), "line 2: expected `n_points: 68`"),
-        (pts(points[:5]), "line 2: it has 5 points; this layout needs 68"),
-        (good.replace("{", ""), "expected 68 lines of two numbers between"),
-        (good.replace("}", ""), "expected 68 lines of two numbers between"),
-        (good + "1 2\n", "expected 68 lines of two numbers between"),
-        (good.replace("81.000 61.000", "81.000"), "line 32: expected two numbers, not '81.000'"),
-        (good.replace("81.000 61.000", "81.000 x"), "line 32: expected two numbers, not '81.000 x'"),
-        (good.replace("81.000 61.000", "1 2 3"), "line 32: expected two numbers, not '1 2 3'"),
-    ):
-        with pytest.raises(InputError, match=message) as raised:
-            parse_points(text, "x.pts")
-        assert str(raised.value).startswith("x.pts") and "\n" not in str(raised.value)
-
-
 def test_frames_left_out(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = write_videos(tmp_path / "set", {"a": [face(60 + i, 60) for i in range(8)]})
     video = folder / "a"
@@ -156,6 +134,33 @@ def test_frames_left_out(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     out = capfd.readouterr().out
     assert f"{folder}: 2 usable images" in out and "layout       landmark videos" in out
     assert "clips        1 of 2 frames; 0 images in none" in out and "a/annot/000002.pts: there is no frame" in out
+
+
+@pytest.mark.parametrize(
+    ("frames", "annotations"),
+    [("{}.png", "{}.pts"), ("img{}.png", "{:06d}.pts"), ("v1_f{}.PNG", "v1_f{}.PTS"), ("Frame {}.png", "frame{}.pts")],
+)
+def test_frames_without_zeros_in_front(tmp_path: Path, frames: str, annotations: str) -> None:
+    """The oracle is the set whose files have their zeros."""
+    faces = [face(50 + 5 * i, 60) for i in range(12)]
+    padded = read_set(write_videos(tmp_path / "padded", {"a": faces}))
+    folder = write_videos(tmp_path / "set", {"a": faces})
+    for number in range(1, 13):
+        for kind, name, old in (("frames", frames, "png"), ("annot", annotations, "pts")):
+            (folder / "a" / kind / f"{number:06d}.{old}").rename(folder / "a" / kind / name.format(number))
+    found = read_set(folder)
+    assert found.paths == padded.paths and found.digest == padded.digest
+    np.testing.assert_array_equal(found.landmarks, padded.landmarks)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("annot", "1.pts"), ("frames", "000001.jpg"), ("frames", "img1.png")])
+def test_two_files_of_one_frame(tmp_path: Path, kind: str, other: str) -> None:
+    folder = write_videos(tmp_path / "set", {"a": [face()]})
+    first = next((folder / "a" / kind).iterdir())
+    shutil.copy(first, first.with_name(other))
+    with pytest.raises(InputError, match=r"set: a/.* and a/.* have one frame number: remove or rename") as raised:
+        read_set(folder)
+    assert f"a/{kind}/{first.name}" in str(raised.value) and f"a/{kind}/{other}" in str(raised.value)
 
 
 def test_large_crops_are_reduced(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ lines = (
 
 
 @given(st.lists(lines, max_size=12), st.integers(0, 60))
-@examples(short=120, full=20_000)
+@examples(short=40, full=3_000)
 def test_any_lines(content: list[bytes], step: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"
@@ -44,7 +44,7 @@ def test_any_lines(content: list[bytes], step: int) -> None:
 
 
 @given(st.lists(lines, min_size=1, max_size=3))
-@examples(short=3, full=300)
+@examples(short=3, full=100)
 def test_the_charts_of_any_lines(content: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metrics.jsonl"

@@ -5,6 +5,7 @@ import shutil
 import struct
 import tempfile
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,14 @@ pytest.importorskip("nvidia.dali")
 
 TOGETHER = 20  # pictures of an example: one image set
 MOST_MEMORY = 2_500_000_000  # bytes that the process may grow by: a picture may take 1 GB, DALI's copies of it the rest
-FILES = [*depths(), *(file for file in product() if not file[0].startswith("TIFF-") or "-1-" in file[0])]
 EXTREMES = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 PLACE = st.one_of(st.floats(0, 1), st.integers(0, 64))  # a share of the file, or a place in its header
+
+
+@cache
+def files() -> list[tuple[str, bytes]]:
+    """(name, content) of the files that are mutated."""
+    return [*depths(), *product(every=7)]
 
 
 def at(place: float, data: bytes) -> int:
@@ -47,7 +53,7 @@ def double(data: bytes, first: float, second: float) -> bytes:
 
 
 def splice(data: bytes, place: float, other: int, first: float, second: float) -> bytes:
-    donor = FILES[other][1]
+    donor = files()[other % len(files())][1]
     start, end = sorted((at(first, donor), at(second, donor)))
     return data[: at(place, data)] + donor[start:end] + data[at(place, data) :]
 
@@ -61,7 +67,7 @@ MUTATIONS = st.one_of(
     st.tuples(st.just(flip), PLACE, st.integers(0, 7)),
     st.tuples(st.just(cut), PLACE),
     st.tuples(st.just(double), PLACE, PLACE),
-    st.tuples(st.just(splice), PLACE, st.integers(0, len(FILES) - 1), PLACE, PLACE),
+    st.tuples(st.just(splice), PLACE, st.integers(0, 1000), PLACE, PLACE),
     st.tuples(st.just(overwrite), PLACE, st.sampled_from(EXTREMES), st.sampled_from([">B", "<H", ">H", "<I", ">I"])),
 )
 
@@ -81,8 +87,8 @@ def right_sums(data: bytes) -> bytes:
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
     """(name, bytes) of a file, mutated once to four times."""
-    name, data = FILES[draw(st.integers(0, len(FILES) - 1))]
-    for mutation, *arguments in draw(st.lists(MUTATIONS, min_size=1, max_size=4)):
+    name, data = draw(st.sampled_from(files()))
+    for mutation, *arguments in draw(st.lists(MUTATIONS, min_size=1, max_size=3)):
         data = mutation(data, *arguments)
     return name, right_sums(data) if draw(st.booleans()) else data
 
@@ -97,14 +103,14 @@ def little_memory():
 
 
 @examples(short=3, full=500)
-@given(files=st.lists(mutated(), min_size=TOGETHER, max_size=TOGETHER))
-def test_every_picture_has_a_verdict(little_memory: None, files: list[tuple[str, bytes]]) -> None:
+@given(st.lists(mutated(), min_size=TOGETHER, max_size=TOGETHER))
+def test_every_picture_has_a_verdict(little_memory: None, written: list[tuple[str, bytes]]) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
-        for number, (name, data) in enumerate(files):
+        for number, (name, data) in enumerate(written):
             (folder / f"{number:02d}-{name}").write_bytes(data)
         images = read_set(folder, progress=False, fresh=True)
-        assert len(images) + len(images.quarantined) == len(files)
+        assert len(images) + len(images.quarantined) == len(written)
         assert all(reason and reason.isprintable() for _, reason in images.quarantined)
         readable = {}
         for path in sorted(folder.iterdir()):

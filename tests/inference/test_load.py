@@ -1,6 +1,12 @@
 """engine.load and kiln export: a trained model as a module, and as a folder to publish."""
 
+import errno
+import hashlib
 import json
+import os
+import re
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,8 @@ import engine
 from engine import checkpoint, export, refine
 from engine.data import avatars
 from engine.errors import InputError
+from engine.host import atomic_files
+from engine.inference.faces import Framing
 from engine.inference.trained import load_trained
 from engine.kernels.resize_conv_act.packed_weights import KEPT
 from engine.systems.registry import SYSTEMS, build
@@ -108,3 +116,138 @@ def test_damaged_exports(run, tmp_path, damage, says):
     damage(folder)
     with pytest.raises(InputError, match=says):
         engine.load(folder)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def put_weights(folder: Path, weights: dict[str, torch.Tensor], *, signed: bool = False) -> None:
+    """Replace the weights of an exported folder, whose digest goes, as in older folders, or fits where `signed`."""
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    saved = json.loads((folder / "config.json").read_text())
+    del saved["weights_sha256"]
+    if signed:
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        saved["weights_sha256"] = digest
+    (folder / "config.json").write_text(json.dumps(saved))
+
+
+def change_config(folder: Path, **values: object) -> None:
+    saved = json.loads((folder / "config.json").read_text())
+    saved["config"] |= values
+    (folder / "config.json").write_text(json.dumps(saved))
+
+
+def with_one(value: float):
+    """A change that gives one weight this value."""
+
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        first = min(weights)
+        weights[first].view(-1)[0] = value
+        return weights
+
+    return change
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (with_one(float("nan")), r"generator\.\S+ are not finite"),
+        (with_one(float("-inf")), r"generator\.\S+ are not finite"),
+        (lambda weights: weights | {"extra": torch.ones(1)}, "has the weights extra"),
+        (lambda weights: weights | {"generator.extra": torch.ones(1)}, "of another configuration"),
+        (lambda weights: dict(list(weights.items())[1:]), "of another configuration"),
+        (lambda weights: {name: tensor.double() for name, tensor in weights.items()}, "are float64, not float32"),
+        (lambda weights: {name: tensor[None].clone() for name, tensor in weights.items()}, "of another configuration"),
+    ],
+)
+def test_weights_that_no_export_has(run, tmp_path, change, says, signed):
+    folder = export.export(run, tmp_path / "out")
+    put_weights(folder, change(weights_of(folder)), signed=signed)
+    with pytest.raises(InputError, match=says):
+        engine.load(folder)
+
+
+def test_every_bit_of_the_weights_counts(run, tmp_path):
+    folder = export.export(run, tmp_path / "out")
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for place in range(7, len(whole), len(whole) // 40):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=r"model\.safetensors was altered"):
+            engine.load(folder)
+
+
+def test_an_export_without_a_digest_still_loads(run, tmp_path):
+    """Earlier versions wrote none."""
+    folder = export.export(run, tmp_path / "out")
+    expected = engine.load(folder)(images())
+    put_weights(folder, weights_of(folder))
+    assert torch.equal(engine.load(folder)(images()), expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"filters": 10**9},
+        {"filters": 16_000},
+        {"hidden": -1},
+        {"resolution": 48},
+        {"resolution": 64},
+        {"inject": [7]},
+        {"inject": []},
+        {"system": "simgan"},
+        {"model": "Z"},
+        {"unknown": 1, "filters": [4]},
+    ],
+)
+def test_configurations_that_do_not_fit_the_weights(run, tmp_path, values, monkeypatch):
+    """One line, and no memory for a network that the numbers would make."""
+    folder = export.export(run, tmp_path / "out")
+    change_config(folder, **values)
+    reserved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=re.escape(str(folder))) as caught:
+        engine.load(folder)
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - reserved < 200_000  # KB
+
+
+def test_an_export_that_was_cut_short_is_repeated(run, tmp_path, monkeypatch):
+    """A disk that gets full leaves no folder that loads, and none that is in the way."""
+    whole = export.export(run, tmp_path / "whole")
+    write = atomic_files.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic_files, "write_bytes", full)
+        assert command(export.main, run, tmp_path / "out") == 2
+    with pytest.raises(InputError):
+        engine.load(tmp_path / "out")
+    assert command(export.main, run, tmp_path / "out") == 0
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(whole))
+
+
+@pytest.mark.parametrize(
+    "content", ['{"share": 0, "x": 0.5, "y": 0.5}', '{"share": "a", "x": 0.5, "y": 0.5}', "[]", "{", '{"share": 0.5}']
+)
+def test_a_damaged_framing(tmp_path, content):
+    (tmp_path / "framing.json").write_text(content)
+    with pytest.raises(InputError, match=r"framing\.json is damaged"):
+        Framing.of(tmp_path)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged(run, tmp_path, capsys):
+    """The model of the earlier one is taken, and a line says so."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "checkpoints" / "step_00000008" / "state.pt").unlink()
+    for use in (engine.load, lambda path: export.export(path, tmp_path / "out")):
+        use(copy)
+        told = capsys.readouterr().err
+        assert "step_00000008: state.pt is missing" in told and told.count("\n") == 1
+    assert load_trained(copy).step == 7

@@ -121,7 +121,13 @@ def depths() -> Iterator[tuple[str, bytes]]:
     yield "halved.jpg", encoded(picture(3, WIDTH, HEIGHT), "JPEG", subsampling=2)
     yield "progressive.jpg", encoded(pixels("RGB"), "JPEG", progressive=True)
     yield "rle.bmp", encoded(pixels("P"), "BMP")
+    for value in (3, bytes(range(0, 256, 16))):  # one transparent colour; an alpha for each
+        yield f"hole-{type(value).__name__}.png", encoded(pixels("P"), "PNG", transparency=value)
+    yield "hole.gif", encoded(pixels("P"), "GIF", transparency=3)
+    yield "float255.tif", encoded(Image.fromarray(np.asarray(pixels("L")).astype(np.float32)), "TIFF")
+    yield "int32.tif", encoded(Image.fromarray(np.asarray(pixels("I;16")).astype(np.int32)), "TIFF")
     yield "late.png", late_exif()
+    yield "xmp.jpg", encoded(pixels("RGB"), "JPEG", quality=95, extra=xmp_segment(6))
 
 
 def late_exif() -> bytes:
@@ -130,12 +136,20 @@ def late_exif() -> bytes:
     return data[:-12] + chunk(b"eXIf", block) + data[-12:]
 
 
-WHITES = {"12-bits.tif": 4095}
+def xmp_segment(orientation: int) -> bytes:
+    """The segment of a JPEG file whose XMP says how it is turned, where no EXIF does."""
+    words = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    content = b"http://ns.adobe.com/xap/1.0/\0" + words.encode()
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
 
 
-def product() -> Iterator[tuple[str, bytes]]:
-    """(name, file) of each combination that Pillow can write."""
-    for (kind, options), mode, (turn, icc) in itertools.product(FORMATS.items(), MODES, TURNS_AND_PROFILES):
+WHITES = {"12-bits.tif": 4095, "float255.tif": 255}
+
+
+def product(every: int = 1) -> Iterator[tuple[str, bytes]]:
+    """(name, file) of the combinations that Pillow can write; of each seventh one for every=7."""
+    combinations = itertools.product(FORMATS.items(), MODES, TURNS_AND_PROFILES)
+    for (kind, options), mode, (turn, icc) in itertools.islice(combinations, 0, None, every):
         if kind not in TURNED and (turn, icc) != (1, "none"):
             continue
         if kind == "AVIF" and mode not in ("L", "RGB", "RGBA"):  # all it has, and encoding takes long

@@ -1,6 +1,7 @@
 """What a viewer shows of an image file, by Pillow's own functions: the oracle for everything that reads pictures."""
 
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -37,10 +38,15 @@ def shown(data: bytes, *, white: float | None = None) -> Image.Image:
 
 def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The image converted by its profile, as RGB; unchanged where there is none, or none that fits."""
-    if not profile:
-        return image
+    way = to_srgb(profile, image.mode) if profile else None
+    return way.apply(image) if way else image
+
+
+@cache
+def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform of a profile; None where it does not fit the mode, or is damaged."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError):
-        return image
+        return None

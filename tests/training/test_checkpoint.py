@@ -1,17 +1,23 @@
 """A checkpoint is written whole, and one that is not whole is refused."""
 
 import errno
+import hashlib
+import io
 import json
 import os
+import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from engine import checkpoint
 from engine.checkpoint import latest, load, problem, save
 from engine.errors import InputError
-from engine.host import atomic_files
+from engine.host import atomic_files, reading
+from engine.host.input_files import UnreadableFile
 from tests.support.training_fakes import tiny_config
 
 CONFIG = tiny_config()
@@ -157,3 +163,155 @@ def test_another_format(tmp_path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(InputError, match="format is 99"):
         load(path)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, number: int, *parts: str) -> None:
+    """Reading a file whose path has all these parts fails, as on a bad sector."""
+    read = checkpoint.read_input
+
+    def failing(path: Path, limit: int) -> bytes:
+        if all(part in str(path) for part in parts):
+            raise UnreadableFile(f"cannot be read: {os.strerror(number)}")
+        return read(path, limit)
+
+    monkeypatch.setattr(checkpoint, "read_input", failing)
+    monkeypatch.setattr(reading, "read_input", failing)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "config.json", "manifest.json"])
+def test_an_unreadable_newest_checkpoint_is_passed_over(tmp_path: Path, monkeypatch, capsys, name, number) -> None:
+    good, bad = put(tmp_path, 1), put(tmp_path, 2)
+    unreadable(monkeypatch, number, bad.name, name)
+    assert latest(tmp_path) == good and load(tmp_path).step == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all(str(bad) in line and name in line and os.strerror(number) in line for line in told)
+    with pytest.raises(InputError, match=f"cannot be used: {name}.*{os.strerror(number)}"):
+        load(bad)
+    monkeypatch.undo()
+    assert load(tmp_path).step == 2  # what could not be read may be readable the next time
+
+
+def test_a_file_that_fails_after_it_was_hashed_is_passed_over(tmp_path: Path, monkeypatch) -> None:
+    put(tmp_path, 1)
+    bad = put(tmp_path, 2)
+    assert latest(tmp_path) == bad
+    unreadable(monkeypatch, errno.EIO, bad.name, "state.pt")
+    assert load(tmp_path).step == 1
+
+
+def signed(path: Path, name: str, data: bytes) -> None:
+    """Replace a file of a checkpoint, and enter it in the manifest as its own."""
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def saved_by_torch(value: object, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def compressed() -> bytes:
+    """What torch.save writes, as a zip whose members grow when they are read."""
+    buffer = io.BytesIO()
+    stored = zipfile.ZipFile(io.BytesIO(saved_by_torch({"a": torch.zeros(100_000)})))
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in stored.namelist():
+            archive.writestr(member, stored.read(member))
+    return buffer.getvalue()
+
+
+RAN: list[str] = []
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return RAN.append, ("ran",)
+
+
+TENSOR = torch.ones(3)
+MALFORMED = [
+    ("state.pt", pickle.dumps(print), "is not the state"),
+    ("state.pt", pickle.dumps(Code()), "is not the state"),
+    ("state.pt", saved_by_torch(Code()), "is not the state"),
+    ("state.pt", saved_by_torch([1]), "is not the state"),
+    ("state.pt", saved_by_torch({"a": 1}, _use_new_zipfile_serialization=False), "is not the state"),
+    ("state.pt", compressed(), "compressed"),
+    ("state.pt", b"", "is not the state"),
+    ("weights.safetensors", b"", "no whole safetensors file"),
+    ("weights.safetensors", (1 << 60).to_bytes(8, "little") + b"{}", "no whole safetensors file"),
+    ("weights.safetensors", safetensors.torch.save({"a.w": TENSOR / 0}), "a.w are not finite"),
+    ("weights.safetensors", safetensors.torch.save({"a.w": TENSOR * float("nan")}), "a.w are not finite"),
+    ("weights.safetensors", safetensors.torch.save({"a.w": TENSOR.half()}), "a.w are float16"),
+    ("config.json", b"[" * 100_000, "nested too deeply"),
+    ("config.json", b"[]", "not the configuration"),
+    ("config.json", b'{"system": {"value": ["refiner"]}}', "unknown system"),
+    ("config.json", b'{"system": {"value": "refiner"}, "filters": {"value": [4]}}', "filters is"),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "says"), MALFORMED)
+def test_a_malformed_file_with_a_right_digest(tmp_path: Path, capsys, name: str, data: bytes, says: str) -> None:
+    """Not an accident but a stranger's: no code of it runs, and an earlier checkpoint is taken."""
+    put(tmp_path, 1)
+    path = put(tmp_path, 2)
+    signed(path, name, data)
+    with pytest.raises(InputError, match=says) as caught:
+        load(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+    assert load(tmp_path).step == 1 and capsys.readouterr().err.count("\n") == 1 and RAN == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": None}, "step"),
+        ({"step": "4"}, "step"),
+        ({"step": True}, "step"),
+        ({"step": -1}, "step"),
+        ({"step": 1 << 60}, "step"),
+        ({"system": ["refiner"]}, "system"),
+        ({"format": [1]}, "format is"),
+        ({"files": [1]}, "manifest"),
+        ({"files": {}}, "does not list"),
+        ({"files": {"weights.safetensors": 7, "state.pt": 7, "config.json": 7}}, "damaged"),
+        ({"files": {"../../secret": {"bytes": 1, "sha256": "x"}}}, "secret"),
+    ],
+)
+def test_a_malformed_manifest(tmp_path: Path, change: dict, says: str) -> None:
+    put(tmp_path, 1)
+    path = put(tmp_path, 2)
+    manifest = json.loads((path / "manifest.json").read_text()) | change
+    (path / "manifest.json").write_text(
+        json.dumps({name: value for name, value in manifest.items() if value is not None})
+    )
+    with pytest.raises(InputError, match=says):
+        load(path)
+    assert load(tmp_path).step == 1
+
+
+def test_other_names_beside_the_checkpoints(tmp_path: Path) -> None:
+    path = put(tmp_path, 3)
+    for name in (".writing-step_00000009", "notes"):
+        (path.parent / name).mkdir()
+    assert latest(tmp_path) == path
+    for name in ("step_\u00b2", "step_x", "step_" + "9" * 200):  # no numbers of steps; "\u00b2" is a digit to Python
+        (path.parent / name).mkdir()
+    assert latest(tmp_path) == path
+    os.mkfifo(path.parent / "step_00000010")
+    assert latest(tmp_path) == path
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch, capsys) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(atomic_files, "remove_folder", refuse)
+    put(tmp_path, 1, keep=1)
+    assert put(tmp_path, 2, keep=1).exists()
+    assert "step_00000001 could not be removed (Permission denied)" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from engine.checkpoint import save
 from engine.config import table
 from engine.errors import InputError
 from engine.systems.refiner import RefinerConfig
-from engine.systems.registry import build, config_from_json
+from engine.systems.registry import SYSTEMS, build, config_from_json
 from engine.training.resolve import resolve
 from engine.training.schedule import learning_rate
 from tests.support.training_fakes import tiny_config
@@ -154,3 +154,56 @@ def test_learning_rates() -> None:
     assert values == pytest.approx([0.1, 0.5, 1, 0.5, 0])
     linear = tiny_config("--lr", "2", "--lr-schedule", "linear", "--steps", "100")
     assert [learning_rate(linear, s) for s in (1, 50, 51, 75, 100)] == pytest.approx([2, 2, 1.96, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("filters", [4]),
+        ("filters", "4"),
+        ("filters", 4.0),
+        ("filters", True),
+        ("filters", None),
+        ("filters", 10**30),
+        ("mirror", 1),
+        ("mirror", "yes"),
+        ("lr", "0.001"),
+        ("lr", [0.1]),
+        ("preset", "slow"),
+        ("preset", 1),
+        ("channels", 2),
+        ("channels", True),
+        ("data", 3),
+        ("data", "a\0b"),
+        ("inject", 8),
+        ("inject", ["8"]),
+        ("inject", [8] * 1000),
+        ("split", {}),
+    ],
+)
+def test_a_saved_value_of_another_type(name: str, value: object) -> None:
+    saved = resolve(["--fused"])[0].to_json()
+    saved[name]["value"] = value
+    with pytest.raises(InputError, match=f"^{name} is ") as caught:
+        config_from_json(saved)
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("saved", [None, [], 7, {}, {"system": "refiner"}, {"system": {"value": "refiner"}, "lr": 1}])
+def test_what_is_no_saved_configuration(saved: object) -> None:
+    with pytest.raises(InputError, match="not the configuration of a Kiln run"):
+        config_from_json(saved)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_saved_configuration_is_read_as_it_was(system: str) -> None:
+    config = resolve(["--fused", "--system", system, "--data", "/some/photos", "--lr", "1"])[0]
+    assert config_from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("system", "name"), [("refiner", "filters"), ("began", "hidden"), ("dcgan", "noise"), ("cyclegan", "blocks")]
+)
+def test_numbers_that_no_network_has(system: str, name: str) -> None:
+    with pytest.raises(InputError, match=f"--{name} must be at most"):
+        resolve(["--fused", "--system", system, f"--{name}", "1000000000"])

@@ -29,7 +29,7 @@ class Profile:
 _UNUSABLE = Profile("unnamed", False)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def read_profile(data: bytes, mode: str) -> Profile:
     """The meaning of a profile's bytes for pictures of the mode L, RGB, CMYK or LAB."""
     if len(data) > _MAX_BYTES:

@@ -17,15 +17,14 @@ from engine.data.decoding.colour_profiles import Profile, read_profile
 from engine.data.decoding.decoding_memory import LIMIT, MEMORY
 from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
 
-MIN_SIDE = 8
+MIN_SIDE, MAX_SIDE = 8, 1 << 20  # DALI decodes no larger side
 BACKDROP = 128  # mid-grey behind transparent pixels
-# Format -> (mode, storage), both in Pillow's names, of the files that DALI shows as Pillow does. Of TIFF there are too
-# many kinds; DALI 2.4 crashes on damaged JPEG 2000 files, and shows PPM files of another maximum than 255 too dark.
+# Format -> (mode, storage), both in Pillow's names, of the files that DALI shows as Pillow does. Of TIFF and BMP there
+# are too many kinds; DALI 2.4 crashes on damaged JPEG 2000 files, and shows PPM of another maximum than 255 too dark.
 _AS_IS = {
     "JPEG": {("L", "L"), ("RGB", "RGB")},
     "MPO": {("L", "L"), ("RGB", "RGB")},
     "PNG": {(mode, mode) for mode in ("1", "L", "P", "RGB", "LA", "RGBA")},
-    "BMP": {("L", "L"), ("P", "P"), ("RGB", "BGR")},
     "WEBP": {("RGB", "RGB"), ("RGB", "RGBX"), ("RGBA", "RGBA")},
     "PPM": {("1", "1;I"), ("L", "L"), ("RGB", "RGB")},
 }
@@ -50,7 +49,7 @@ _UPRIGHT = {  # orientation -> the way to upright
 }
 _STRIP = 1 << 20  # pixels that are brought into the plain form together
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}  # per pixel in Pillow's memory; 4 in every other mode
-_CODEC_BYTES = {"AVIF": 12, "JPEG2000": 16, "WEBP": 12}  # per pixel in the codec's own memory
+_CODEC_BYTES = {"AVIF": 12, "JPEG2000": 16, "WEBP": 12, "PPM": 8}  # per pixel in the codec's own memory
 _PROGRESSIVE_BYTES = 6  # per pixel: the coefficients of a progressive JPEG file
 
 
@@ -87,8 +86,7 @@ def inspect(data: bytes) -> Header:
     """
     with _open(data) as image:
         stored, storage = _stored_size(image), _storage(image)
-        if min(stored) < MIN_SIDE:
-            raise BadImage(f"too small ({image.width}x{image.height}; at least {MIN_SIDE}x{MIN_SIDE})")
+        _check_sides(image)
         _read_late_words(image, data)
         orientation = _orientation(image)
         width, height = stored[::-1] if orientation >= FIRST_SIDEWAYS else stored
@@ -172,6 +170,15 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     return width, height
 
 
+def _check_sides(image: Image.Image) -> None:
+    """Raises BadImage for a picture of which nothing can be made because it is too small or too long."""
+    sides = f"{image.width}x{image.height}"
+    if min(image.size) < MIN_SIDE:
+        raise BadImage(f"too small ({sides}; at least {MIN_SIDE}x{MIN_SIDE})")
+    if max(image.size) > MAX_SIDE:
+        raise BadImage(f"too large to decode ({sides}; at most {MAX_SIDE} pixels a side)")
+
+
 def _orientation(image: Image.Image) -> int:
     """1 to 8, as Pillow finds it in EXIF or XMP; 1 where nothing (or nothing legible) is said."""
     try:
@@ -215,7 +222,8 @@ def _why_convert(image: Image.Image, storage: str, frame: str, profile: Profile 
     elif image.format not in _AS_IS:
         reasons.append(f"{image.format} file")
     elif (image.mode, storage) not in _AS_IS[image.format]:
-        reasons.append(f"mode {image.mode}" if storage.startswith(image.mode) else f"mode {image.mode} from {storage}")
+        known = any(mode == image.mode for mode, _ in _AS_IS[image.format])
+        reasons.append(f"stored as {storage}" if known else f"mode {image.mode}")
     elif _may_be_transparent(image) and not _is_opaque(image):
         reasons.append("transparent pixels")
     if profile and profile.transform:
@@ -296,7 +304,7 @@ def _colours(image: Image.Image) -> str:
 
 def _alpha(image: Image.Image) -> Image.Image:
     """The alpha channel, in the mode L, of an image that may be transparent."""
-    if image.mode.startswith("I;16"):
+    if image.mode in _DEEP_MODES:
         return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
     return (image if image.mode in _ALPHA_MODES else image.convert("RGBA")).getchannel("A")
 

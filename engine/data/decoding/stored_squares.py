@@ -57,6 +57,27 @@ def corners_in_file(corners: np.ndarray, sides: np.ndarray, sizes: np.ndarray, o
     return np.where((orientations >= FIRST_SIDEWAYS)[:, None], turned[:, ::-1], turned)
 
 
+def unlike_displayed(points: np.ndarray, size: tuple[int, int], orientation: int) -> str:
+    """Why landmarks cannot be those of an image as it is displayed; "" where they can.
+
+    points:      (K, 2), x and y in pixels; NaN is a missing point.
+    size:        width and height as displayed. orientation: 1 to 8, as EXIF counts.
+    Landmarks that lie inside the image only as its file stores it were found before it was turned.
+    """
+    known = points[np.isfinite(points).all(axis=1)]
+
+    def inside(sides: tuple[int, int]) -> bool:
+        return bool(((known >= -0.5) & (known <= np.array(sides) - 0.5)).all())
+
+    if orientation < FIRST_SIDEWAYS or inside(size) or not inside(size[::-1]):
+        return ""
+    width, height = size
+    return (
+        f"its landmarks fit the {height}x{width} pixels of the file, not the {width}x{height} displayed (orientation "
+        f"{orientation}): give them in pixels as displayed"
+    )
+
+
 def place_landmarks(landmarks: np.ndarray, sizes: np.ndarray, stored: int) -> np.ndarray:
     """Landmarks of the files as landmarks of the stored squares; points outside a square stay outside of it.
 

@@ -2,7 +2,9 @@
 
 sources         a folder or a zip as names and bytes
 listing         Listing: what any layout tells, by image name
-tables          CSV files, arrays and image names as the layouts' tables hold them
+tables          tables and arrays in the dialects that people save them in
+names           the order of frames, and the file that a table means by a name
+pts             .pts files
 manifest, celeba, pose_pairs   a file for each layout (or each family of them)
 landmark_video  videos, whose frames are cropped into a set in the manifest layout first
 which_layout    finds the layout of a source and returns its Listing

@@ -133,10 +133,10 @@ class _Reader:
             known = self._find(last_part(file), where)
             if known is None:
                 raise InputError(
-                    f"{where}: there is no {file} in {self._folder}: unpack the images again, or remove the line"
+                    f"{where}: there is no {file[:100]} in {self._folder}: unpack the images again, or remove the line"
                 )
             if known in named:
-                raise InputError(f"{where}: {file} is named for the second time")
+                raise InputError(f"{where}: {file[:100]} is named for the second time")
             named[known] = file
             yield where, self._by_file[known], values
         if without := sorted(self._by_file.keys() - named.keys()):

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from engine.data.cache import cache_folder, make_once
 from engine.data.decoding.dali import worker_threads
-from engine.data.decoding.plain_images import MIN_SIDE, BadImage, plain_bytes
+from engine.data.decoding.plain_images import MIN_SIDE, BadImage, inspect, plain_bytes
+from engine.data.landmarks import turned_text
 from engine.data.layouts.manifest import MANIFEST
 from engine.data.layouts.names import frame_numbers
 from engine.data.layouts.pts import parse_points
@@ -85,12 +86,18 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class _Crop:
-    """A frame that was cropped: its file in images/, and its landmarks (68, 2) float32 in pixels of the crop."""
+    """A frame that was cropped.
+
+    file:      of the crop, in images/.
+    landmarks: (68, 2) float32 in pixels of the crop.
+    turned:    whether the frame's pixels are turned before they are shown.
+    """
 
     file: str
     video: str
     frame: int
     landmarks: np.ndarray
+    turned: bool
 
 
 class _BadFilm(Exception):
@@ -217,6 +224,8 @@ def _write(out: Path, source: Source, videos: list[Video], progress: bool) -> No
         name, reason = aside[0]
         first = f"{len(aside):,} of {len(videos):,} videos set aside, the first: {name}: {reason}"
         print(printable(f"kiln: {source.name}: {first}"), file=sys.stderr)
+    if turned := sum(crop.turned for crop in crops):
+        print(printable(f"kiln: {source.name}: {turned_text(turned)}"), file=sys.stderr)
     np.save(out / "landmarks_68.npy", np.stack([crop.landmarks for crop in crops]))
     rows = [(crop.file, row, crop.video, crop.frame, _split(crop.video)) for row, crop in enumerate(crops)]
     _write_csv(out / "manifest.csv", ["file", "landmarks_row", "video", "frame", "split"], rows)
@@ -264,7 +273,7 @@ def _crop_video(
             if isinstance(landmarks, str):
                 bad.append((file, landmarks))
             else:
-                crops.append(_Crop(target, name, number, landmarks))
+                crops.append(_Crop(target, name, number, landmarks, bool(image.info.get("turned"))))
     if not numbers:
         raise _BadFilm(f"{video.movie} holds no frame that OpenCV can read: {_EXTRACT}")
     bad += [(video.annotations[i], "there is no frame for it") for i in sorted(video.annotations.keys() - numbers)]
@@ -337,7 +346,10 @@ def _open_frames(source: Source, video: Video) -> Iterator[Iterator[tuple[int, s
 
 def _read_frame(source: Source, name: str) -> Image.Image | str:
     try:
-        return Image.open(io.BytesIO(plain_bytes(source.read(name))))
+        data = source.read(name)
+        image = Image.open(io.BytesIO(plain_bytes(data)))
+        image.info["turned"] = inspect(data).orientation > 1
+        return image
     except (UnreadableFile, BadImage) as error:
         return str(error)
 

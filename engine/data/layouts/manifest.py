@@ -125,7 +125,9 @@ def _add_clips(listing: Listing, rows: list[_Row]) -> None:
         key = ("\0".join((split_name(fields.get("split", "")), person, clip)), number)
         other = taken.setdefault(key, name)
         if other != name:
-            raise InputError(f"{row.where}: {name} and {other} are both frame {number} of {clip}: number them apart")
+            raise InputError(
+                f"{row.where}: {name} and {other} are both frame {number} of {clip[:100]}: number them apart"
+            )
         listing.frames[name] = key
 
 

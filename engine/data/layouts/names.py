@@ -88,7 +88,9 @@ class FileFinder:
             for folder in self._folders:
                 fitting = self._fitting(folder + path)
                 if len(fitting) > 1:
-                    raise InputError(f"{where}: {text!r} can be {' or '.join(sorted(fitting))}: write the one you mean")
+                    raise InputError(
+                        f"{where}: {text[:100]!r} can be {' or '.join(sorted(fitting)[:3])}: write the one you mean"
+                    )
                 if fitting:
                     return fitting[0]
         return None

@@ -120,7 +120,7 @@ def _add_annotation(listing: Listing, source: Source, name: str, find: FileFinde
         points = _keypoints(row, where)
         image = find(row["file"], where)
         if image is not None and (first := named.setdefault(image, line)) != line:
-            raise InputError(f"{where}: {row['file']} is named for the second time, after line {first}")
+            raise InputError(f"{where}: {row['file'][:100]} is named for the second time, after line {first}")
         _set_points(listing, image, points)
 
 
@@ -142,7 +142,8 @@ def _keypoints(row: dict[str, str], where: str) -> np.ndarray:
         raise InputError(f"{where} is not {_FIELDS} with two lists of numbers: {line[:60]!r}")
     if len(x) != KEYPOINTS or len(y) != KEYPOINTS:
         raise InputError(f"{where}: {len(y)} and {len(x)} coordinates; expected {KEYPOINTS} each")
-    return mark_missing(np.array([x, y], np.float32).T)
+    with np.errstate(over="ignore"):  # a number beyond float32 is infinite, a missing point
+        return mark_missing(np.array([x, y]).T.astype(np.float32))
 
 
 def _numbers(text: str) -> list[float] | None:

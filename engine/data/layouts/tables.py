@@ -11,7 +11,7 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -142,6 +142,7 @@ def read_table(source: Source, name: str, needed: Collection[tuple[str, ...]], e
     header = next((line for line in text.splitlines() if _squeezed(line)), "")
     separator = separator or _separator_of(header)
     (_, columns), *lines = list(_fields(text, separator, place, skipped)) or [(1, [])]
+    columns = [" ".join(column.split()) for column in columns]
     titles = _titles(columns, place)
     there = ", ".join(columns)[:200]
     if not any(all(column in titles for column in columns) for columns in needed):
@@ -152,7 +153,9 @@ def read_table(source: Source, name: str, needed: Collection[tuple[str, ...]], e
         if len(fields) > len(columns):
             raise InputError(f"{place} line {line} has {len(fields)} fields, the header {len(columns)}: {there}")
         by_title = dict(zip(columns, fields, strict=False))
-        rows.append((line, {what: _known(by_title.get(title, "")) for what, title in titles.items()}))
+        row = {what: _known(by_title.get(title, "")) for what, title in titles.items()}
+        _check_one_line(row.values(), place, line)
+        rows.append((line, row))
     return Table(place, titles, rows)
 
 
@@ -164,7 +167,10 @@ def read_lines(source: Source, name: str) -> Lines:
     text, skipped, separator = _without_separator_line(read_text(source, name))
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     separator = separator or next((one for one in (";", "\t", ",", "|") if one in last), _BLANKS)
-    return list(_fields(text, separator, f"{source.root}: {name}", skipped))
+    lines = list(_fields(text, separator, f"{source.root}: {name}", skipped))
+    for line, fields in lines:
+        _check_one_line(fields, f"{source.root}: {name}", line)
+    return lines
 
 
 def whole_number(text: str) -> int | None:
@@ -218,7 +224,8 @@ def parse_array(data: bytes, place: str) -> np.ndarray:
 def _require_whole(data: bytes) -> None:
     """Raise ValueError where the header of a .npy file tells of more than follows: numpy would take memory for all."""
     form, file = np.lib.format, io.BytesIO(data)
-    version = form.read_magic(file)
+    if not data.startswith(form.MAGIC_PREFIX) or (version := form.read_magic(file)) > (3, 0):
+        return  # numpy says what that is
     shape, _, dtype = (form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0)(file)
     there = len(data) - file.tell()
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > there:
@@ -263,8 +270,14 @@ def _titles(columns: list[str], place: str) -> dict[str, str]:
             continue
         titles[what] = columns[squeezed.index(name)]
         if squeezed.count(name) > 1:
-            raise InputError(f"{place} has two columns {titles[what]}; its columns: {', '.join(columns)[:200]}")
+            raise InputError(f"{place} has two columns {titles[what][:100]}; its columns: {', '.join(columns)[:200]}")
     return titles
+
+
+def _check_one_line(fields: Iterable[str], place: str, line: int) -> None:
+    """Raise InputError for a field that goes on in the next line, as after a quote that nothing closes."""
+    if any("\n" in field or "\r" in field for field in fields):
+        raise InputError(f"{place} line {line}: a field in quotes goes over the line's end: close its quotes")
 
 
 def _separator_of(header: str) -> str:

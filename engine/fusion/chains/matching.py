@@ -12,6 +12,8 @@ from engine.fusion.chains.savings import why_no_gain
 
 NEVER: WritesInput = lambda name: False  # noqa: E731
 HALVINGS = ("nearest /2", "slice")
+# what torch keeps of an activation for its backward pass; the operator keeps the result of all but silu
+KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Chain:
     """Nodes that one call replaces, in the order they run in.
 
     resize:     "none", "up", or how the result is halved: "stride 2", "nearest /2", "slice"
+    halved_last: whether it ends with nearest /2, whose result is a tensor of its own
     normalised: the normalisation that keeps the chain from an activation; "" where there is none
     """
 
@@ -27,7 +30,13 @@ class Chain:
     resize: str = "none"
     activation: str = "none"
     slope: float = 0.0
+    halved_last: bool = False
     normalised: str = ""
+
+    @property
+    def keeps_more(self) -> bool:
+        """Whether the operator keeps its result for the backward pass, and the modules as written keep theirs not."""
+        return self.activation in KEEP_INPUT or (self.activation in KEEP_RESULT and self.halved_last)
 
     @property
     def pattern(self) -> str:
@@ -86,7 +95,7 @@ def source_of(node: fx.Node) -> fx.Node:
 def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_written: bool) -> str:
     """Why a chain is left as it is; "" where it is replaced."""
     # the operator keeps its result for the backward pass where the activation's derivative is computed from the result
-    keeps_result = chain.activation not in ("none", "silu")
+    keeps_result = chain.activation in KEEP_INPUT + KEEP_RESULT
     if keeps_result and is_written_later(chain.nodes[-1], owner, writes_input, output_is_written):
         return "its result is changed in place afterwards"
     users = source_of(chain.nodes[0]).users
@@ -153,6 +162,7 @@ def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -
             matches.skipped.append((chain.conv, f"{chain.pattern} + {what}", reason))
             return
         chain.nodes.append(node)
+        chain.halved_last = step.option == "nearest /2"
         if step.kind == "resize":
             chain.resize = step.option
         else:

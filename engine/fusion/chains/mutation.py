@@ -47,6 +47,13 @@ def is_written_later(node: fx.Node, owner: Owner, writes_input: WritesInput, out
     return any(map(leads_to_write, node.users))
 
 
+def comes_from_outside(node: fx.Node, owner: Owner) -> bool:
+    """Whether the tensor of a node, or what it is a view of, is an input of the graph."""
+    while _is_view(node, owner) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder"
+
+
 def _is_view(node: fx.Node, owner: Owner) -> bool:
     """Whether the result of a node may share memory with its input."""
     if node.op == "call_module":

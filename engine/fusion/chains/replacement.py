@@ -5,15 +5,24 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from engine import ops
-from engine.fusion.chains.classify import DTYPES, conv_tensors
-from engine.fusion.chains.matching import Chain, source_of
+from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors
+from engine.fusion.chains.matching import NEVER, Chain, source_of
+from engine.fusion.chains.mutation import comes_from_outside, is_written_later
 from engine.fusion.chains.savings import too_small
 from engine.fusion.lookups import PLAIN_TENSORS
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 
 
 def run_chain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, planar: bool | None, resize: str, activation: str, slope: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    planar: bool | None,
+    resize: str,
+    activation: str,
+    slope: float,
+    copy_input: bool,
+    copy_result: bool,
 ) -> Tensor:
     """Runs one chain by the operator, or by torch where the operator does not take the tensors.
 
@@ -23,6 +32,8 @@ def run_chain(
     planar: whether torch would make a contiguous result, so that this one must be contiguous too; None: the next call
             is a chain as well, and takes the operator's channels_last result
     resize, activation, slope: as of Chain
+    copy_input, copy_result: whether others may write into x, or into the result, after the call, though the operator
+            keeps it for the backward pass: then it keeps another tensor than they have
 
     A convolution alone runs as written where its maps are too small to gain; compiled code does not ask, for one graph
     serves all sizes.
@@ -32,12 +43,15 @@ def run_chain(
     if small or not _operator_takes(x, weight, bias, resize):
         return _as_written(x, weight, bias, resize, activation, slope)
     direction = resize if resize in ("none", "up") else "down"
+    if copy_input and weight.requires_grad and torch.is_grad_enabled():
+        x = x.clone()
     y = ops.resize_conv_act(x, weight, bias, resize=direction, activation=activation, negative_slope=slope)
     if resize == "nearest /2" and (compiling or x.shape[2] % 2 or x.shape[3] % 2):
         y = y[
             :, :, : x.shape[2] // 2, : x.shape[3] // 2
         ]  # torch drops the last row and column, the operator keeps them
-    return y.contiguous() if planar and not _channels_last(weight) else y
+    laid_out = y.contiguous() if planar and not _channels_last(weight) else y
+    return y.clone() if copy_result and laid_out is y and y.requires_grad else laid_out
 
 
 def is_planar(x: Tensor) -> bool:
@@ -75,8 +89,10 @@ def _as_written(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, act
     return y[..., ::2, ::2] if resize == "slice" else y
 
 
-def rewrite(graph: fx.Graph, chains: list[Chain]) -> None:
+def rewrite(graph: fx.Graph, chains: list[Chain], owner: Owner = None, exposed: bool = False) -> None:
     """Puts one call in place of each chain.
+
+    exposed: whether the code that runs the graph may write, later on, into its inputs and outputs
 
     Chains that follow one another pass on the operator's channels_last result; the input of the first decides which
     layout the result of the last has.
@@ -91,7 +107,10 @@ def rewrite(graph: fx.Graph, chains: list[Chain]) -> None:
             of_series = planar.get(source) or graph.call_function(is_planar, (source,))
             chains_follow = all(user in firsts for user in last.users)
             options = (None if chains_follow else of_series, chain.resize, chain.activation, chain.slope)
-            call = graph.call_function(run_chain, (source, *tensors, *options))
+            # torch keeps what nearest x2 makes, the operator its input
+            copy_input = exposed and chain.resize == "up" and comes_from_outside(source, owner)
+            copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
+            call = graph.call_function(run_chain, (source, *tensors, *options, copy_input, copy_result))
         call.meta = dict(last.meta)
         planar[call] = of_series
         firsts.discard(first)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from engine.fusion.lookups import Globals, Read, global_reads, replaced
+from engine.fusion.lookups import GLOBAL_HOOKS, Globals, Read, global_reads, only_autograd_listens, replaced
 from engine.fusion.tracing.bytecode import (
     is_constant,
     is_torch,
@@ -165,6 +165,8 @@ def trace(
     training:    the module's mode while it is traced; None: as it is
     first_alone: the required arguments after the first are None
     """
+    if not only_autograd_listens():
+        raise Untraceable("a mode or a transform of torch is active")
     forward = _own_forward(module)
     kind = type(module)
     functions = [] if is_torch(kind) else reachable_functions(forward, kind)
@@ -194,7 +196,7 @@ def trace(
 
 def _is_plain_sequential(module: nn.Module) -> bool:
     """Whether a call of the module calls its children one after another, and nothing else."""
-    return type(module).forward is nn.Sequential.forward and not replaced(module)
+    return type(module).forward is nn.Sequential.forward and not replaced(module) and not any(GLOBAL_HOOKS)
 
 
 def _own_forward(module: nn.Module) -> types.FunctionType:
