@@ -92,16 +92,16 @@ def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
 
     tell: print each damaged checkpoint that is passed over. Raises InputError when all are damaged.
     """
-    damaged = 0
+    damaged: list[str] = []
     for path in _newest_first(Path(run_dir)):
         wrong = problem(path)
         if wrong is None:
             return path
-        damaged += 1
+        damaged.append(f"{path.name}: {wrong}")
         if tell:
             _pass_over(path, wrong)
     if damaged:
-        raise _all_damaged(run_dir)
+        raise _all_damaged(run_dir, damaged[0])
     return None
 
 
@@ -207,15 +207,15 @@ def load(path: Path | str) -> Checkpoint:
             return _read(path)
         except _Damaged as error:
             raise InputError(f"the checkpoint {path} cannot be used: {error}; use another one of the run") from None
-    damaged = 0
+    damaged: list[str] = []
     for folder in _newest_first(path):
         try:
             return _read(folder)
         except _Damaged as error:
-            damaged += 1
+            damaged.append(f"{folder.name}: {error}")
             _pass_over(folder, str(error))
     raise (
-        _all_damaged(path)
+        _all_damaged(path, damaged[0])
         if damaged
         else InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
     )
@@ -235,8 +235,9 @@ def _pass_over(path: Path, wrong: str) -> None:
     print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
 
 
-def _all_damaged(run_dir: Path) -> InputError:
-    return InputError(f"every checkpoint in {run_dir} is damaged; start a new run in another folder")
+def _all_damaged(run_dir: Path, newest: str) -> InputError:
+    """newest: what is wrong with the newest one."""
+    return InputError(f"every checkpoint in {run_dir} is damaged ({newest}); start a new run in another folder")
 
 
 def _read(path: Path) -> Checkpoint:

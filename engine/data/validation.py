@@ -149,8 +149,7 @@ def _store_verdicts(source: Source, records: dict[str, FileRecord]) -> None:
     try:
         write_bytes(_verdict_file(source), json.dumps(stored).encode())
     except OSError as error:
-        what_next = "the next start validates again; KILN_CACHE names another folder"
-        print(f"kiln: validation results not kept ({error}); {what_next}", file=sys.stderr)
+        print(f"kiln: validation results not kept ({error}); the next start validates again", file=sys.stderr)
 
 
 def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRecord]) -> Iterator[FileRecord]:
