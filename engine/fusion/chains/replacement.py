@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from engine import ops
 from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors
@@ -11,6 +13,8 @@ from engine.fusion.chains.mutation import comes_from_outside, is_written_later
 from engine.fusion.chains.savings import too_small
 from engine.fusion.lookups import PLAIN_TENSORS
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
+
+TENSORS = (*PLAIN_TENSORS, FakeTensor, FunctionalTensor)  # the last two are what compilers trace with
 
 
 def run_chain(
@@ -65,7 +69,7 @@ def _channels_last(tensor: Tensor) -> bool:
 
 def _operator_takes(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str) -> bool:
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if not all(type(tensor) in PLAIN_TENSORS for tensor in tensors):
+    if not all(type(tensor) in TENSORS for tensor in tensors):
         return False
     if x.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3) or 0 in x.shape[1:] or x.device != weight.device:
         return False
