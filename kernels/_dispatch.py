@@ -79,6 +79,7 @@ def register(
         torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
     kept = [autocast is None or argument.name in (*autocast, *NEVER_CAST) for argument in arguments]
     if reference is None:
+        plain = overload
         LIBRARY.impl(name, _without_derivative(overload), "Autograd", with_keyset=True)
     else:
         plain = _after(check_all, _as_autocast_says(reference, kept))
@@ -87,7 +88,7 @@ def register(
     if autocast is not None:
         for device in AUTOCAST:
             LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device.upper()}")
-    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, autograd)
+    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, autograd, plain)
 
 
 def _after(check: Callable, function: Callable) -> Callable:
@@ -206,9 +207,22 @@ def _without_derivative(overload: Callable) -> Callable:
 
 
 def _has_tangent(args: Sequence) -> bool:
-    if forward_ad._current_level < 0:
+    if forward_ad._current_level < 0 and not (_dispatch_modes() and _entered_by_a_graph()):
         return False
-    return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args)
+    return any(isinstance(a, Tensor) and torch._VF._unpack_dual(a, level=0).tangent is not None for a in args)
+
+
+def _entered_by_a_graph() -> bool:
+    """Whether a graph of torch.compile, while it is traced on, has entered forward-mode differentiation."""
+    with torch._C._DisableTorchDispatch():
+        try:
+            torch._make_dual(_PROBE, _PROBE, level=0)
+        except RuntimeError:  # there is no such level
+            return False
+    return True
+
+
+_PROBE = torch.zeros(())
 
 
 # the short way of ordinary calls
@@ -227,12 +241,15 @@ def picked(positions: list[int]) -> Callable[[Sequence], tuple]:
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
-def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Autograd | None) -> Callable:
+def _direct(
+    overload: Callable, tensors: list[int], cpu: Callable, autograd: Autograd | None, plain: Callable
+) -> Callable:
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
     transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, on another device)
-    still go through it. tensors: positions of tensors among the arguments.
+    still go through it. tensors: positions of tensors among the arguments. plain: what torch.compile traces within
+    forward-mode differentiation, whose levels its graphs enter unseen by torch.autograd.forward_ad.
     """
     if autograd is not None:
         setup_context, backward = autograd
@@ -250,7 +267,9 @@ def _direct(overload: Callable, tensors: list[int], cpu: Callable, autograd: Aut
     is_compiling, of_tensors = torch.compiler.is_compiling, picked(tensors)
 
     def call(*args: object) -> object:
-        if is_compiling() or not _only_autograd_listens(of_tensors(args)):
+        if is_compiling():
+            return plain(*args) if forward_ad._current_level >= 0 else overload(*args)
+        if not _only_autograd_listens(of_tensors(args)):
             return overload(*args)
         if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
             return Function.apply(*args)
