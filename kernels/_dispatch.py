@@ -18,7 +18,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
 from ._availability import INTERPRETED
-from ._checks import require_one_device
+from ._checks import require_one_device, require_tensors
 
 LIBRARY = torch.library.Library("kiln", "DEF")
 # these stay float32 under autocast: half precision holds neither the steps of the BEGAN balance k nor a part of a pixel
@@ -37,13 +37,18 @@ class Argument(NamedTuple):
 
     name: str
     is_tensor: bool  # or an optional tensor
+    is_optional: bool  # whether None may stand in its place
 
 
 def declare(schema: str) -> list[Argument]:
     """Declares torch.ops.kiln.<name> and returns its arguments."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     arguments = _overload(schema.split("(", 1)[0])._schema.arguments
-    return [Argument(a.name, str(a.type) in ("Tensor", "Optional[Tensor]")) for a in arguments]
+    types = [str(argument.type) for argument in arguments]
+    return [
+        Argument(argument.name, kind in ("Tensor", "Optional[Tensor]"), kind.startswith("Optional"))
+        for argument, kind in zip(arguments, types, strict=True)
+    ]
 
 
 def register(
@@ -60,18 +65,21 @@ def register(
     triton: bool,
 ) -> Callable:
     """Registers what runs a declared operator, as `_contract.define` says, and returns what calls it."""
-    overload, names = _overload(name), [argument.name for argument in arguments]
+    overload = _overload(name)
+    tensors = {a.name: i for i, a in enumerate(arguments) if a.is_tensor}
+    required = {a.name: i for i, a in enumerate(arguments) if a.is_tensor and not a.is_optional}
 
     def on_cpu(*args: object) -> object:
         check(*args)
         return cuda(*args) if _gpu_kernels_on_cpu else cpu(*args)
 
     def check_all(*args: object) -> None:
-        require_one_device(name, names, args)
+        require_tensors(name, {key: args[i] for key, i in required.items()})
+        require_one_device(name, {key: args[i] for key, i in tensors.items()})
         check(*args)
 
     checked_cuda = _after(check_all, cuda)
-    LIBRARY.impl(name, on_cpu, "CPU")
+    LIBRARY.impl(name, _after(check_all, on_cpu), "CPU")
     LIBRARY.impl(name, _on_its_device(checked_cuda), "CUDA")
     torch.library.register_fake(f"kiln::{name}", _after(check_all, fake), lib=LIBRARY)
     if triton:
@@ -88,7 +96,7 @@ def register(
     if autocast is not None:
         for device in AUTOCAST:
             LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device.upper()}")
-    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, autograd, plain)
+    return _direct(overload, [*tensors.values()], on_cpu, autograd, plain)
 
 
 def _after(check: Callable, function: Callable) -> Callable:
