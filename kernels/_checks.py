@@ -4,7 +4,7 @@ They run at every call, so where an operator checks much, its messages are made 
 and `refuse` instead of `require`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import NoReturn
 
@@ -64,10 +64,16 @@ def require_need(operator: str, need: Sequence[bool], inputs: Sequence[Tensor | 
             refuse(operator, "need asks for the gradient of an argument that is None")
 
 
-def require_one_device(operator: str, names: Sequence[str], arguments: Sequence[object]) -> None:
-    """Raises ValueError unless all tensors among the arguments are on the device of the first."""
-    tensors = [(name, a) for name, a in zip(names, arguments, strict=True) if isinstance(a, Tensor)]
-    first_name, first = tensors[0]
-    for name, tensor in tensors:
-        if tensor.device != first.device:
+def require_tensors(operator: str, arguments: Mapping[str, object]) -> None:
+    """Raises TypeError where an argument is no tensor: a schema's Tensor lets None through."""
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor):
+            raise TypeError(f"{operator}: {name} must be a tensor, not {type(argument).__name__}")
+
+
+def require_one_device(operator: str, arguments: Mapping[str, Tensor | None]) -> None:
+    """Raises ValueError unless all tensors, the first of which is not None, are on one device."""
+    first_name, first = next(iter(arguments.items()))
+    for name, tensor in arguments.items():
+        if tensor is not None and tensor.device != first.device:
             refuse(operator, f"{name} is on {tensor.device} but {first_name} on {first.device}")

@@ -18,7 +18,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.autograd import forward_ad
 
 from ._availability import INTERPRETED
-from ._checks import require_one_device
+from ._checks import require_one_device, require_tensors
 
 LIBRARY = torch.library.Library("kiln", "DEF")
 # these stay float32 under autocast: half precision holds neither the steps of the BEGAN balance k nor a part of a pixel
@@ -37,13 +37,18 @@ class Argument(NamedTuple):
 
     name: str
     is_tensor: bool  # or an optional tensor
+    is_optional: bool  # whether None may stand in its place
 
 
 def declare(schema: str) -> list[Argument]:
     """Declares torch.ops.kiln.<name> and returns its arguments."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     arguments = _overload(schema.split("(", 1)[0])._schema.arguments
-    return [Argument(a.name, str(a.type) in ("Tensor", "Optional[Tensor]")) for a in arguments]
+    types = [str(argument.type) for argument in arguments]
+    return [
+        Argument(argument.name, kind in ("Tensor", "Optional[Tensor]"), kind.startswith("Optional"))
+        for argument, kind in zip(arguments, types, strict=True)
+    ]
 
 
 def register(
@@ -63,24 +68,28 @@ def register(
 
     reference: the operator in plain PyTorch, its arguments by position; None for a backward pass
     """
-    overload, names = _overload(name), [argument.name for argument in arguments]
+    overload = _overload(name)
+    tensors = {a.name: i for i, a in enumerate(arguments) if a.is_tensor}
+    required = {a.name: i for i, a in enumerate(arguments) if a.is_tensor and not a.is_optional}
 
     def on_cpu(*args: object) -> object:
         check(*args)
         return cuda(*args) if _gpu_kernels_on_cpu else cpu(*args)
 
     def check_all(*args: object) -> None:
-        require_one_device(name, names, args)
+        require_tensors(name, {key: args[i] for key, i in required.items()})
+        require_one_device(name, {key: args[i] for key, i in tensors.items()})
         check(*args)
 
     checked_cuda = _after(check_all, cuda)
-    LIBRARY.impl(name, on_cpu, "CPU")
+    LIBRARY.impl(name, _after(check_all, on_cpu), "CPU")
     LIBRARY.impl(name, _on_its_device(checked_cuda), "CUDA")
     torch.library.register_fake(f"kiln::{name}", _after(check_all, fake), lib=LIBRARY)
     rule = functools.partial(_written_out, checked_cuda if triton else None, reference)
     torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
     kept = [autocast is None or argument.name in (*autocast, *NEVER_CAST) for argument in arguments]
     if reference is None:
+        plain = overload
         LIBRARY.impl(name, _without_derivative(overload), "Autograd", with_keyset=True)
     else:
         plain = _after(check_all, _as_autocast_says(reference, kept))
@@ -89,7 +98,7 @@ def register(
     if autocast is not None:
         for device in AUTOCAST:
             LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device.upper()}")
-    return _direct(overload, [i for i, a in enumerate(arguments) if a.is_tensor], on_cpu, reference, autograd)
+    return _direct(overload, [*tensors.values()], on_cpu, autograd, plain)
 
 
 def _after(check: Callable, function: Callable) -> Callable:
@@ -219,9 +228,22 @@ def _without_derivative(overload: Callable) -> Callable:
 
 
 def _has_tangent(args: Sequence) -> bool:
-    if forward_ad._current_level < 0:
+    if forward_ad._current_level < 0 and not (_dispatch_modes() and _entered_by_a_graph()):
         return False
-    return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args)
+    return any(isinstance(a, Tensor) and torch._VF._unpack_dual(a, level=0).tangent is not None for a in args)
+
+
+def _entered_by_a_graph() -> bool:
+    """Whether a graph of torch.compile, while it is traced on, has entered forward-mode differentiation."""
+    with torch._C._DisableTorchDispatch():
+        try:
+            torch._make_dual(_PROBE, _PROBE, level=0)
+        except RuntimeError:  # there is no such level
+            return False
+    return True
+
+
+_PROBE = torch.zeros(())
 
 
 # the short way of ordinary calls
@@ -241,14 +263,15 @@ _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
 def _direct(
-    overload: Callable, tensors: list[int], cpu: Callable, reference: Callable | None, autograd: Autograd | None
+    overload: Callable, tensors: list[int], cpu: Callable, autograd: Autograd | None, plain: Callable
 ) -> Callable:
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
     transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, on another device)
-    still go through it; the older ONNX exporter, which traces TorchScript, gets `reference`. tensors: positions of
-    tensors among the arguments.
+    still go through it. tensors: positions of tensors among the arguments. plain: what the older ONNX exporter gets,
+    which traces TorchScript, and torch.compile within forward-mode differentiation, whose levels its graphs enter
+    unseen by torch.autograd.forward_ad.
     """
     if autograd is not None:
         setup_context, backward = autograd
@@ -266,9 +289,11 @@ def _direct(
     is_compiling, of_tensors = torch.compiler.is_compiling, picked(tensors)
 
     def call(*args: object) -> object:
-        if is_compiling() or not _only_autograd_listens(of_tensors(args)):
-            to_onnx = reference is not None and _tracing_state() is not None and torch.onnx.is_in_onnx_export()
-            return reference(*args) if to_onnx else overload(*args)
+        if is_compiling():
+            return plain(*args) if forward_ad._current_level >= 0 else overload(*args)
+        if not _only_autograd_listens(of_tensors(args)):
+            to_onnx = _tracing_state() is not None and torch.onnx.is_in_onnx_export()
+            return plain(*args) if to_onnx else overload(*args)
         if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
             return Function.apply(*args)
         return cpu(*args)

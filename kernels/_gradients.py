@@ -116,7 +116,7 @@ def _are_none(values: Sequence[object]) -> bool:
 def _of_reference(
     reference: Callable, arguments: tuple, need: list[bool], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The gradients of the first len(need) arguments of the reference, differentiable where grad mode is on."""
+    """The gradients of the reference's first len(need) arguments, themselves differentiable where grad mode is on."""
     wanted = [i for i, needed in enumerate(need) if needed]
 
     def differentiated(*values: Tensor) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from engine.systems.registry import system_class
 class Trained:
     """A trained model, ready for use.
 
-    module: what System.trained of its system makes, with the weights, in eval mode and without gradients
+    module: what System.trained of its system makes, with the weights, which need no gradients, in eval mode
     config: the configuration that it was trained with
     device: where the module is
     path:   the checkpoint folder or the exported folder that it was read from
@@ -37,7 +37,7 @@ class Trained:
 
 
 def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = True, fused: bool = True) -> nn.Module:
-    """The trained model of a run, a checkpoint or a folder of `kiln export`, in eval mode and without gradients.
+    """The trained model of a run, checkpoint or folder of `kiln export`, in eval mode; its weights need no gradients.
 
     path:  run folder (its newest good checkpoint), checkpoint folder, or exported folder
     ema:   take the moving average of the generator's weights, else the last weights; an exported folder holds only one

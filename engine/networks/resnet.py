@@ -118,7 +118,6 @@ class ImageToImage(nn.Module):
         super().__init__()
         self.generator = generator
 
-    @torch.no_grad()
     def forward(self, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """images (B, C, R, R) in [-1, 1] -> the same shape and range; landmarks are not read."""
         return self.generator(images).float().clamp(-1, 1)

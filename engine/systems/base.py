@@ -59,7 +59,7 @@ class System:
     def trained(cls, config: TrainConfig) -> nn.Module:
         """Build the module that uses a trained system; its `generator` then loads the weights "generator" or "ema".
 
-        Each kind of system has its own calls; images are (B, C, R, R) in [-1, 1], and gradients are off.
+        Each kind of system has its own calls; images are (B, C, R, R) in [-1, 1].
         refine:   forward(images, landmarks=None), attribute needs_landmarks
         generate: forward(noise), noise(count, generator) -> (count, h) float32 on the CPU
         drive:    forward(images, points), points (B, K, 2) in pixels of R

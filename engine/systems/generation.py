@@ -62,7 +62,6 @@ class TrainedGenerator(nn.Module):
         """Interpolate noise from `first` (h,) to `last` (h,): (frames, h)."""
         return between(self.distribution, first, last, frames)
 
-    @torch.no_grad()
     def forward(self, noise: Tensor) -> Tensor:
         """Make images of noise: (B, h) -> (B, C, R, R) in [-1, 1]."""
         return self.generator(noise).clamp(-1, 1)

@@ -292,7 +292,6 @@ class TrainedGgb(nn.Module):
         super().__init__()
         self.generator = generator
 
-    @torch.no_grad()
     def forward(self, images: Tensor, points: Tensor) -> Tensor:
         """Move images to other points.
 

@@ -363,7 +363,6 @@ class TrainedReenactment(nn.Module):
         super().__init__()
         self.generator = generator
 
-    @torch.no_grad()
     def forward(self, images: Tensor, points: Tensor) -> Tensor:
         """Move faces to other landmarks.
 

@@ -336,7 +336,6 @@ class TrainedRefiner(nn.Module):
         self.generator = generator
         self.needs_landmarks = needs_landmarks
 
-    @torch.no_grad()
     def forward(self, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """Refine images.
 

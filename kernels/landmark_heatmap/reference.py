@@ -20,8 +20,10 @@ def landmark_heatmap(
     along_x, reaches_x = _axis(at[..., 0], width, sigma, radius, subpixel)
     along_y, reaches_y = _axis(at[..., 1], height, sigma, radius, subpixel)
     along_y = along_y * (reaches_x & reaches_y).unsqueeze(-1)
-    maps = along_y.unsqueeze(3) * along_x.unsqueeze(2)
-    return maps.to(dtype or landmarks.dtype, memory_format=memory_format)
+    maps = (along_y.unsqueeze(3) * along_x.unsqueeze(2)).to(dtype or landmarks.dtype)
+    if memory_format is torch.contiguous_format:
+        return maps.contiguous()
+    return maps.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no memory_format
 
 
 def _axis(at: Tensor, size: int, sigma: float, radius: int, subpixel: bool) -> tuple[Tensor, Tensor]:

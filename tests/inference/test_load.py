@@ -23,6 +23,7 @@ from engine.inference.trained import load_trained
 from engine.kernels.resize_conv_act.packed_weights import KEPT
 from engine.systems.registry import SYSTEMS, build
 from engine.training.resolve import resolve
+from tests.support.derivatives import WAYS
 from tests.support.tiny_run import command, make_run
 
 
@@ -251,3 +252,15 @@ def test_a_run_whose_newest_checkpoint_is_damaged(run, tmp_path, capsys):
         told = capsys.readouterr().err
         assert "step_00000008: state.pt is missing" in told and told.count("\n") == 1
     assert load_trained(copy).step == 7
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_loaded_model_is_differentiable(run, fused):
+    """In its images, in every mode: the way that is differentiated is the plain one's, and no derivative is zero."""
+    model, plain = engine.load(run, fused=fused), engine.load(run, fused=False)
+    x = images(2) / 2
+    direction = torch.randn(x.shape)
+    for way in (WAYS[name] for name in ("dual", "jvp", "grad", "vjp", "is_grads_batched", "forward over reverse")):
+        found, expected = way(model, x, direction), way(plain, x, direction)
+        assert expected.norm() > 0
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
