@@ -66,8 +66,8 @@ def define(
         raise TypeError(f"kiln::{name} has the arguments {names}; {cpu.__qualname__} takes others")
     autograd = by_position = None
     if reference is not None:
-        _decompositions[name] = plain = _taking_positions(reference, names)
-        autograd = autograd_of(gradients, arguments, plain) if gradients else None
+        _decompositions[name] = by_position = _taking_positions(reference, names)
+        autograd = autograd_of(gradients, arguments, by_position) if gradients else None
     call = _dispatch.register(
         name,
         arguments,
