@@ -192,8 +192,8 @@ def _by_video(files: list[str]) -> dict[str, list[str]]:
 def _in_order(files: list[str], path: Path) -> list[str]:
     """Files of frames in the order of the numbers in their names. Raises InputError where they have none."""
     ordered = frame_order(files, str(path))
-    numbers = [last_number(file) for file in ordered]
-    if None not in numbers and sorted(set(numbers)) == numbers:
+    numbers = [number for file in ordered if (number := last_number(file)) is not None]
+    if len(numbers) == len(ordered) and sorted(set(numbers)) == numbers:
         _say_what_is_missing(numbers)
     return ordered
 
