@@ -47,7 +47,7 @@ def test_a_side_that_no_int_holds_is_refused():
     """Not cut to what an int holds: the rest of the result would be memory that nobody wrote."""
     with pytest.raises(ValueError, match=r"width is 8388609; it must lie in 0 .. 8388608"):
         ops.resize_conv_act(torch.empty(0, 1, 1, (1 << 23) + 1), torch.ones(1, 1, 3, 3))
-    with pytest.raises(ValueError, match="padding is 16777216; it must lie in 0 .. 8388608"):
+    with pytest.raises(ValueError, match=r"padding is 16777216; it must lie in 0 .. 8388608"):
         ops.landmark_conv(torch.empty(0, 1, 2), torch.ones(1, 1, 3, 3), height=4, width=4, padding=1 << 24)
 
 
