@@ -123,8 +123,10 @@ class Function {
             if (!value) refuse(given);
             if (value == Py_None && argument.type != 'O') refuse(argument, "is None");
             words[count] = argument.word(value);
-            if (words[count++] > argument.most())
-                refuse(argument, "is " + std::string(py::str(value)) + "; it must lie in 0 .. " + std::to_string(argument.most()));
+            if (words[count++] > argument.most()) {
+                const std::string bounds = "; it must lie in 0 .. " + std::to_string(argument.most());
+                refuse(argument, "is " + std::string(py::str(value)) + bounds);
+            }
         }
         if (given.size() != count) refuse(given);
         if (threads < 1) throw py::value_error("native function " + name_ + ": no threads");

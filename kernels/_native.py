@@ -37,8 +37,9 @@ def native_function(name: str) -> Callable[..., None]:
     """The native function of this name, which takes its arguments by the names that its C++ states (KILN_FUNCTION).
 
     A tensor, dense in the order that the function reads, stands for the address of its first element; None for no
-    tensor. It runs on as many threads as torch uses. It is looked up at its first call: without the extension an
-    operator still imports, and that call raises NativeMissing. Raises TypeError when a name is missing or unknown.
+    tensor. It asks for as many threads as torch uses. It is looked up at its first call: without the extension an
+    operator still imports, and that call raises NativeMissing. Raises TypeError when a name is missing or unknown,
+    ValueError when a size is negative or too large or a tensor is missing, MemoryError when its sums find no memory.
     """
     run: Callable[[int, dict[str, Any]], None] | None = None
     threads = torch.get_num_threads
