@@ -13,11 +13,12 @@ The journey of `fuse(model)`, file by file:
         chains/savings        refuses chains that would not pay; counts products
     forward                 makes the plan, which says what the module runs and when it may, and exchanges its class
         chains/replacement    puts one call of the operator in place of each chain of the graph; runs it later
+        lookups               says what calls of modules look up, and whether that is as it was
     check                   with example_inputs: compares outputs before and after
     report                  says what was replaced, what was left, and why
 
-`inductor` uses chains/ alone: torch.compile has the graph already. tracing/ and chains/ know nothing of each other, nor
-of the files beside them.
+`inductor` uses chains/ alone: torch.compile has the graph already. tracing/ and chains/ know nothing of each other, and
+of the files beside them `lookups` alone.
 
 The function `fuse` lies in model.py, for a submodule fuse.py would take its place in this package once imported.
 """

@@ -45,7 +45,9 @@ class Plan:
         self.layout = [(path, _children(part), _tensors(part)) for path, part in containers]
         self.values = [(_atoms(path), name, value) for path, name, value in traced.values]
         called = {kind: Called.of(kind) for kind in {type(part) for _, part in replaced}}
+        of_tensors = sorted({node.target for node in traced.graph.nodes if node.op == "call_method"})
         methods = {kind: of_kind.methods for kind, of_kind in called.items()} | methods_run(type(module))
+        methods |= {Tensor: of_tensors}
         lookups = Lookups(methods, [*traced.globals, *(read for kind in called for read in reads_of_class(kind))])
         # Dynamo takes the answer that it gets while it compiles
         self.lookups_hold = torch.compiler.assume_constant_result(lambda: lookups.are_as_they_were())

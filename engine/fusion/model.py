@@ -22,8 +22,8 @@ def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = Fals
 
     In place. The modules stay where they are with their parameters, so optimisers, checkpoints, EMA copies and hooks
     stay valid; what changes is the forward of the modules that call the chains. Each call of it first looks whether the
-    module is as it was (no new hooks, options or parametrisations), and runs the module's own forward if not. What
-    could change a result is left alone and reported. Fusing a fused model starts afresh.
+    module is as it was (no new hooks, options, methods or parametrisations), and runs the module's own forward if not.
+    What could change a result is left alone and reported. Fusing a fused model starts afresh.
 
     example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments for the model. With it the outputs are
                     compared with those before (allowed: at most twice eager's error against float64, and the operator's

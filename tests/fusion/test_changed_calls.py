@@ -41,7 +41,7 @@ class Written(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.elu(self.conv(shifted(self.prepared(x))))
-        return torch.tanh(F.conv2d(F.pad(y, (0, 0, 1, 0)), self.weight, padding=1))
+        return F.conv2d(F.pad(y, (0, 0, 1, 0)), self.weight, padding=1).relu() + torch.tanh(y).mean()
 
 
 def around(self: nn.Conv2d, x: Tensor, *rest: object) -> Tensor:
@@ -227,6 +227,7 @@ BY_NAME: dict[str, Callable[[], tuple]] = {
     "F.conv2d, called by a forward": lambda: (Written, *function(F, "conv2d")),
     "F.pad, called by a forward": lambda: (Written, *function(F, "pad")),
     "torch.tanh, called by a forward": lambda: (Written, *function(torch, "tanh")),
+    "Tensor.relu, called by a forward": lambda: (Written, *method(Tensor, "relu")),
     "a function of the forward's file": lambda: (Written, *function(THIS, "shifted")),
     "a method of the forward's class": lambda: (Written, *method(Written, "prepared")),
     "the forward of the class": lambda: (Written, *method(Written, "forward")),

@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+import types
 from dataclasses import dataclass
 
 import torch
@@ -188,7 +189,8 @@ def classify_node(node: fx.Node, owner: Owner) -> Step | None:
     if node.op == "call_module":
         return classify_module(owner.get_submodule(node.target))
     if node.op == "call_method":
-        return _activation(ACTIVATION_METHODS[node.target]) if node.target in ACTIVATION_METHODS else None
+        own = isinstance(getattr(Tensor, node.target, None), types.MethodDescriptorType)  # else it is replaced
+        return _activation(ACTIVATION_METHODS[node.target]) if own and node.target in ACTIVATION_METHODS else None
     return _classify_function(node, owner) if node.op == "call_function" else None
 
 
