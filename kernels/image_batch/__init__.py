@@ -41,7 +41,7 @@ def image_batch(
 
 def check(store: Tensor, rows: Tensor, offsets: Tensor, mirror: Tensor, resolution: int, dtype: torch.dtype) -> None:
     shape, batch = tuple(store.shape), rows.shape[0] if rows.dim() else 0
-    square = len(shape) == 4 and shape[1] == shape[2] and min(shape[1:]) > 0
+    square = len(shape) == 4 and shape[1] == shape[2] and 0 not in shape[1:]
     require(square, NAME, f"store must be (M, S, S, C), not {shape}")
     require(store.is_contiguous(), NAME, "store must be contiguous: a copy of it at every step is not meant")
     require(1 <= resolution <= shape[1], NAME, f"resolution is {resolution}; it must be from 1 to {shape[1]}")

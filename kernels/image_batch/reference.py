@@ -21,4 +21,4 @@ def image_batch(
     pixels = (rows[:, None, None] * side + down[:, :, None]) * side + across[:, None, :]
     flat = store.reshape(count * side * side, channels).index_select(0, pixels.reshape(-1))
     values = (flat.to(torch.promote_types(dtype, torch.float32)) / 127.5 - 1).to(dtype)
-    return values.reshape(len(rows), resolution, resolution, channels).permute(0, 3, 1, 2)
+    return values.reshape(rows.shape[0], resolution, resolution, channels).permute(0, 3, 1, 2)

@@ -123,7 +123,8 @@ def _backward_fake(signs, like, grad_per_sample, grad_mean, need):
 
 def _reference(target, reconstruction, with_signs):
     # the signs are for this operator's own backward only
-    return *reference.l1_autoencoder_loss(target, reconstruction), target.new_empty((len(target), 0), dtype=torch.uint8)
+    signs = target.new_empty((target.shape[0], 0), dtype=torch.uint8)
+    return *reference.l1_autoencoder_loss(target, reconstruction), signs
 
 
 _backward = define(

@@ -130,7 +130,7 @@ def check(
         refuse(NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
     if second is not None:
         scale = 2 if resize == "up" else 1
-        if second.dim() != 4 or (len(second), *second.shape[2:]) != (batch, scale * height, scale * width):
+        if second.dim() != 4 or (second.shape[0], *second.shape[2:]) != (batch, scale * height, scale * width):
             wanted = f"({batch}, C2, {scale * height}, {scale * width})"
             refuse(NAME, f"second is {tuple(second.shape)}; it must be {wanted}")
         channels += second.shape[1]
@@ -223,9 +223,10 @@ def _backward_cpu(
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
     sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
-    y = y if activation in READS_OUTPUT else None
+    grad = channels_last(grad)
+    y = channels_last(y) if activation in READS_OUTPUT else grad
     read = {"x": channels_last(x), "weight": float32(weight), "second": channels_last(second)}
-    read |= {"y": channels_last(y), "grad": channels_last(grad), "grad_scale": float32(grad_scale)}
+    read |= {"y": y, "grad": grad, "grad_scale": float32(grad_scale)}
     written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
     _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)
     round_sums([dw, db], [dweight, dbias])
@@ -238,7 +239,7 @@ def _backward_fake(grad, y, x, weight, bias, second, *options):
 
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
-    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, int input_grad_from, "
+    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, SymInt input_grad_from, "
     "bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     check=check_backward,
@@ -248,7 +249,7 @@ _backward = define(
 )
 _forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
-    "float negative_slope, bool exact, int input_grad_from) -> Tensor",
+    "float negative_slope, bool exact, SymInt input_grad_from) -> Tensor",
     check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),

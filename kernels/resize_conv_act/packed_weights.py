@@ -30,11 +30,11 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
     calls = KEPT.get(weight)
     if calls is None:
         return None
-    key = (*(sizes[name] for name in ("resize", "form", "channels", "further")), _native.load().isa())
+    key = (*(sizes[name] for name in ("resize", "form", "channels", "further", "cout")), _native.load().isa())
     kept = calls.get(key)
     if kept is None or not _ask(float32, kept, sizes):
         # in new memory: another thread may be reading the old
-        kept = torch.empty(_ask(float32, None, sizes), dtype=torch.float32)
+        kept = torch.empty(_ask(float32, None, sizes), dtype=torch.float32, device="cpu")
         _keep(weight=float32, kept=kept, **sizes)
         calls[key] = kept
     return kept
@@ -42,6 +42,6 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
 
 def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
     """Whether what is kept was made of this weight; without it, how many floats it takes."""
-    answer = torch.empty(1, dtype=torch.int64)
+    answer = torch.empty(1, dtype=torch.int64, device="cpu")
     _kept(weight=weight, kept=kept, answer=answer, **sizes)
     return int(answer)

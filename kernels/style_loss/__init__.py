@@ -123,7 +123,7 @@ def _backward_fake(a, b, difference, per_sample, grad_per_sample, grad_mean, squ
 
 def _reference(a, b, squared, with_difference):
     # the difference is for this operator's own backward only
-    return *reference.style_loss(a, b, squared=squared), a.new_empty((len(a), 0, 0), dtype=torch.float32)
+    return *reference.style_loss(a, b, squared=squared), a.new_empty((a.shape[0], 0, 0), dtype=torch.float32)
 
 
 _backward = define(
