@@ -64,10 +64,10 @@ def define(
     names = [argument.name for argument in arguments]
     if list(inspect.signature(cpu).parameters) != names:
         raise TypeError(f"kiln::{name} has the arguments {names}; {cpu.__qualname__} takes others")
-    autograd = by_position = None
+    plain, autograd = None, None
     if reference is not None:
-        _decompositions[name] = by_position = _taking_positions(reference, names)
-        autograd = autograd_of(gradients, arguments, by_position) if gradients else None
+        _decompositions[name] = plain = _taking_positions(reference, names)
+        autograd = autograd_of(gradients, arguments, plain) if gradients else None
     call = _dispatch.register(
         name,
         arguments,
@@ -75,7 +75,7 @@ def define(
         cpu=cpu,
         cuda=cuda,
         fake=fake,
-        reference=by_position,
+        plain=plain,
         autograd=autograd,
         autocast=autocast,
         triton=triton,

@@ -59,22 +59,18 @@ def register(
     cpu: Callable,
     cuda: Callable,
     fake: Callable,
-    reference: Callable | None,
+    plain: Callable | None,
     autograd: Autograd | None,
     autocast: Collection[str] | None,
     triton: bool,
 ) -> Callable:
     """Registers what runs a declared operator, as `_contract.define` says, and returns what calls it.
 
-    reference: the operator in plain PyTorch, its arguments by position; None for a backward pass
+    plain: the operator in plain PyTorch, its arguments by position; None for a backward pass
     """
     overload = _overload(name)
     tensors = {a.name: i for i, a in enumerate(arguments) if a.is_tensor}
     required = {a.name: i for i, a in enumerate(arguments) if a.is_tensor and not a.is_optional}
-
-    def on_cpu(*args: object) -> object:
-        check(*args)
-        return cuda(*args) if _gpu_kernels_on_cpu else cpu(*args)
 
     def check_all(*args: object) -> None:
         require_tensors(name, {key: args[i] for key, i in required.items()})
@@ -82,23 +78,23 @@ def register(
         check(*args)
 
     checked_cuda = _after(check_all, cuda)
-    LIBRARY.impl(name, _after(check_all, on_cpu), "CPU")
+    LIBRARY.impl(name, _on_cpu(check_all, cpu, cuda), "CPU")
     LIBRARY.impl(name, _on_its_device(checked_cuda), "CUDA")
     torch.library.register_fake(f"kiln::{name}", _after(check_all, fake), lib=LIBRARY)
-    rule = functools.partial(_written_out, checked_cuda if triton else None, reference)
+    rule = functools.partial(_written_out, checked_cuda if triton else None, plain)
     torch.library.register_torch_dispatch(f"kiln::{name}", FunctionalTensorMode, rule, lib=LIBRARY)
     kept = [autocast is None or argument.name in (*autocast, *NEVER_CAST) for argument in arguments]
-    if reference is None:
-        plain = overload
+    if plain is None:
+        in_transforms = overload
         LIBRARY.impl(name, _without_derivative(overload), "Autograd", with_keyset=True)
     else:
-        plain = _after(check_all, _as_autocast_says(reference, kept))
-        LIBRARY.impl(name, plain, "FuncTorchDynamicLayerFrontMode")
-        LIBRARY.impl(name, _recorded(overload, autograd, plain), "Autograd", with_keyset=True)
+        in_transforms = _after(check_all, _as_autocast_says(plain, kept))
+        LIBRARY.impl(name, in_transforms, "FuncTorchDynamicLayerFrontMode")
+        LIBRARY.impl(name, _recorded(overload, autograd, in_transforms), "Autograd", with_keyset=True)
     if autocast is not None:
         for device in AUTOCAST:
             LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device.upper()}")
-    return _direct(overload, [*tensors.values()], on_cpu, autograd, plain)
+    return _direct(overload, [*tensors.values()], _on_cpu(check, cpu, cuda), autograd, in_transforms)
 
 
 def _after(check: Callable, function: Callable) -> Callable:
@@ -114,6 +110,14 @@ def _overload(name: str) -> torch._ops.OpOverload:
 
 
 # what runs CPU tensors
+
+
+def _on_cpu(check: Callable, cpu: Callable, cuda: Callable) -> Callable:
+    def run(*args: object) -> object:
+        check(*args)
+        return cuda(*args) if _gpu_kernels_on_cpu else cpu(*args)
+
+    return run
 
 
 _gpu_kernels_on_cpu = INTERPRETED
@@ -192,13 +196,13 @@ def gradients_transformed() -> bool:
     return transformed() or _older_vmap()
 
 
-def _recorded(overload: Callable, autograd: Autograd | None, plain: Callable) -> Callable:
-    """What notes an operator for autograd. plain: its reference, which runs where an argument has a tangent."""
+def _recorded(overload: Callable, autograd: Autograd | None, in_transforms: Callable) -> Callable:
+    """What notes an operator for autograd. in_transforms: its reference, which runs where an argument has a tangent."""
     setup_context, backward = autograd or (_mark_constant, None)
     record = make_autograd_impl(overload, Info(backward, setup_context))
 
     def run(keyset: torch._C.DispatchKeySet, *args: object) -> object:
-        return plain(*args) if _has_tangent(args) else record(keyset, *args)
+        return in_transforms(*args) if _has_tangent(args) else record(keyset, *args)
 
     return run
 
@@ -263,14 +267,14 @@ _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
 def _direct(
-    overload: Callable, tensors: list[int], cpu: Callable, autograd: Autograd | None, plain: Callable
+    overload: Callable, tensors: list[int], cpu: Callable, autograd: Autograd | None, in_transforms: Callable
 ) -> Callable:
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
     transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, on another device)
-    still go through it. tensors: positions of tensors among the arguments. plain: what the older ONNX exporter gets,
-    which traces TorchScript, and torch.compile within forward-mode differentiation, whose levels its graphs enter
+    still go through it. tensors: positions of tensors among the arguments. in_transforms: what the older ONNX exporter
+    gets, which traces TorchScript, and torch.compile within forward-mode differentiation, whose levels its graphs enter
     unseen by torch.autograd.forward_ad.
     """
     if autograd is not None:
@@ -290,10 +294,10 @@ def _direct(
 
     def call(*args: object) -> object:
         if is_compiling():
-            return plain(*args) if forward_ad._current_level >= 0 else overload(*args)
+            return in_transforms(*args) if forward_ad._current_level >= 0 else overload(*args)
         if not _only_autograd_listens(of_tensors(args)):
             to_onnx = _tracing_state() is not None and torch.onnx.is_in_onnx_export()
-            return plain(*args) if to_onnx else overload(*args)
+            return in_transforms(*args) if to_onnx else overload(*args)
         if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
             return Function.apply(*args)
         return cpu(*args)

@@ -86,7 +86,7 @@ def check(
     channels = count + (0 if image is None else image.shape[1])
     kernel = tuple(weight.shape)
     fits = len(kernel) == 4 and kernel[0] > 0 and kernel[1] == channels
-    if not fits or not 1 <= min(kernel[2:]) <= max(kernel[2:]) <= MAX_KERNEL:
+    if not fits or not all(1 <= side <= MAX_KERNEL for side in kernel[2:]):
         wanted = f"(Cout, {channels}, KH, KW) with kernels from 1 to {MAX_KERNEL}"
         refuse(NAME, f"weight is {kernel}; it must be {wanted}")
     if stride not in (1, 2):

@@ -223,9 +223,10 @@ def _backward_cpu(
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
     sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
-    y = y if activation in READS_OUTPUT else None
+    grad = channels_last(grad)
+    y = channels_last(y) if activation in READS_OUTPUT else grad
     read = {"x": channels_last(x), "weight": float32(weight), "second": channels_last(second)}
-    read |= {"y": channels_last(y), "grad": channels_last(grad), "grad_scale": float32(grad_scale)}
+    read |= {"y": y, "grad": grad, "grad_scale": float32(grad_scale)}
     written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
     _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)
     round_sums([dw, db], [dweight, dbias])

@@ -30,7 +30,7 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
     calls = KEPT.get(weight)
     if calls is None:
         return None
-    key = (*(sizes[name] for name in ("resize", "form", "channels", "further")), _native.load().isa())
+    key = (*(sizes[name] for name in ("resize", "form", "channels", "further", "cout")), _native.load().isa())
     kept = calls.get(key)
     if kept is None or not _ask(float32, kept, sizes):
         # in new memory: another thread may be reading the old
