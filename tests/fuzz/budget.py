@@ -11,7 +11,7 @@ FULL = os.environ.get("KILN_FUZZ") == "1"
 
 
 def examples(short: int, full: int) -> Callable[[Test], Test]:
-    """Settings of Hypothesis for a test: `full` random examples in `make fuzz`, else the same `short` ones in every run.
+    """Settings of Hypothesis for a test: `full` random examples in `make fuzz`, else the same `short` ones each time.
 
     A failure is shrunk to the smallest input that fails, and printed; `make fuzz` prints the seed that gives it again.
     """
