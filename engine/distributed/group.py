@@ -206,7 +206,8 @@ def require_alike(mine: str, fix: str) -> None:
     if unlike:
         (number, theirs), *more = unlike
         others = ", ".join(str(number) for number, _ in more[:8]) + ", ..." * (len(more) > 8)
-        also = f" (ranks {others} differ from rank 0 too)" if more else ""
+        differ = f"ranks {others} differ" if more[1:] else f"rank {others} differs"
+        also = f" ({differ} from rank 0 too)" if more else ""
         raise SharedError(f"rank 0 has {first}, but rank {number} has {theirs}{also}: {fix}")
 
 

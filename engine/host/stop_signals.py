@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-# Ctrl-C; a system that shuts down or a queue that stops a job; a terminal that is closed; a queue's early warnings
-NAMES = {
-    number: number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-}
+# Ctrl-C; a system that shuts down or a queue that stops a job; a terminal that is closed; a queue's early warnings;
+# a limit of processor time that is reached
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+NAMES = {number: number.name for number in _ASKING}
 # a closed terminal sends SIGHUP twice: what comes so soon after the first must not disturb the clearing up
 _ONE_EVENT_SECONDS = 2.0
 

@@ -6,7 +6,6 @@ checkpoint_every a checkpoint and the report are written.
 """
 
 import contextlib
-import errno
 import shlex
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from engine.systems.registry import build
 from engine.training import completion, random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.memory import require_memory
-from engine.training.metrics import LossMeter, MetricsLog
+from engine.training.metrics import LossMeter, MetricsLog, missing, missing_text, read_metrics
 from engine.training.progress import Progress, lasting_output, memory_mb
 from engine.training.schedule import learning_rate
 from engine.training.setup import (
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 8
 FRAMED = 32  # how many photos the framing of faces is measured on
-_NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 
 
 def train(config: TrainConfig, origins: Origins) -> int:
@@ -74,8 +72,11 @@ def _complete(config: TrainConfig, start: checkpoint.Checkpoint) -> bool:
         try:
             report.write(config.out)
             line += "; its report.html was missing or old, and is written now"
-        except OSError as error:
-            line += f"; its report.html is missing or old, and cannot be written ({error.strerror})"
+        except Exception as error:  # a report that cannot be drawn is no failure of the training
+            line += f"; its report.html is missing or old, and cannot be written ({type(error).__name__}: {error})"
+    rows = read_metrics(config.out / "metrics.jsonl")
+    if gaps := missing_text(missing(rows, start.state.get("recorded", 0))):
+        line += f"; {gaps}"
     if lacks_grid := completion.lacks_grid(config, start.step):
         line += f"; its sample grid of step {start.step} is missing, and is drawn now without training"
     print(line, flush=True)
@@ -138,7 +139,6 @@ class Trainer:
         """Train to the last step or until a signal; returns the exit status."""
         config = self.config
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._writing("the run folder"))
             distributed.require_same(self.system.weights().values())
             # from here on a signal finds a run that can be saved
             stop = stack.enter_context(StopRequest(silent=distributed.rank() > 0))
@@ -167,9 +167,13 @@ class Trainer:
             configuration.write(self.config, self.origins, self.run_dir / "config.json")
             completion.remove_later_grids(self.run_dir, self.step)
             self.log = MetricsLog(self.run_dir, self.step, self._recorded)
-        stack.callback(self.log.close)
+        stack.callback(self._close_records)
         for note in self.log.notes:
             print(note)
+
+    def _close_records(self) -> None:
+        with self._writing("metrics.jsonl"):
+            self.log.close()
 
     def _first_samples(self) -> None:
         config = self.config
@@ -356,8 +360,6 @@ class Trainer:
         try:
             yield
         except OSError as error:
-            if error.errno not in _NO_PLACE:
-                raise
             kept = f"earlier checkpoints are intact, the last is {self.saved}" if self.saved else "no checkpoint yet"
             fix = f"make room or set the rights, then {self._resume_command()}"
-            raise InputError(f"{what} could not be written ({error.strerror}); {kept}; {fix}") from error
+            raise InputError(f"{what} could not be written ({error.strerror or error}); {kept}; {fix}") from error

@@ -94,16 +94,15 @@ class MetricsLog:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self.tensorboard:
-            for name, value in record.items():
-                if name not in ("step", "since") and math.isfinite(value):
-                    self.tensorboard.add_scalar(name, value, record["step"])
+            values = {name: value for name, value in record.items() if math.isfinite(value)}
+            self.tensorboard.write(values.pop("step"), {name: values[name] for name in values if name != "since"})
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk; TensorBoard's events reach the system. Raises OSError."""
+        """Wait until the rows and events are on the disk. Raises OSError."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self.tensorboard:
-            self.tensorboard.flush()
+            self.tensorboard.sync()
 
     def close(self) -> None:
         self._file.close()
@@ -180,7 +179,7 @@ def missing_text(gaps: Sequence[tuple[int, int]]) -> str:
 
 def _open_tensorboard(run_dir: Path, start: int) -> tuple[Any, str]:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from engine.training.events import EventFile
     except ImportError:
         return None, "TensorBoard is not installed: metrics.jsonl only (pip install 'kiln-engine[tensorboard]')"
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None), ""
+    return EventFile(run_dir / "tensorboard", start), ""

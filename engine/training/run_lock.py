@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.errors import InputError
 
 FILE = ".lock"
+_BYTE = 1 << 20  # the byte that is locked; where locks keep others from reading, they can read who holds it
 _HELD = (errno.EACCES, errno.EAGAIN)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -48,7 +49,7 @@ def _take(run_dir: Path) -> int | None:
         if handle is None:
             return None
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _BYTE)
         except OSError as error:
             with os.fdopen(handle, "rb") as file:
                 if error.errno in _HELD:

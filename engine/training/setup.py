@@ -112,6 +112,9 @@ def claimed_folder(config: TrainConfig) -> Iterator[checkpoint.Checkpoint | None
     """
     with contextlib.ExitStack() as stack:
         try:
+            if (config.out / run_lock.FILE).exists():
+                with run_lock.locked(config.out):
+                    pass  # a process that trains there is named, whatever else speaks against the folder
             _newest(config)  # a folder of something else is refused before anything is written there
             stack.enter_context(run_lock.locked(config.out))
         except OSError as error:

@@ -26,6 +26,7 @@ from tests.support.data_images import write_manifest_set, write_pictures
 from tests.support.evaluation_fakes import SYSTEMS as FAKES
 from tests.support.packages import needs
 from tests.support.tiny_run import command
+from tests.support.training_fakes import tiny_config
 
 needs_measures = needs("torchmetrics", "cv2")
 needs_all = needs("torchmetrics", "cv2", "nvidia.dali")
@@ -155,6 +156,12 @@ def test_more_steps_go_on_and_fewer_are_refused(done, capsys):
 
 
 @needs_all
+def test_a_row_whose_process_was_killed_at_once_starts(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on host since 2026-01-01 00:00:00\n")
+    (tmp_path / ".writing-config").touch()
+    assert ablation.steps_done(ablation.Row("row", tiny_config(out=tmp_path), {})) == 0
+
+
 def test_bad_input(done, capsys, tmp_path):
     (tmp_path / "other" / "a").mkdir(parents=True)
     (tmp_path / "other" / "a" / "file").write_text("x")

@@ -14,8 +14,8 @@ import torch
 
 from engine import checkpoint
 from engine.data import open_dataset
-from engine.distributed import torchrun
-from engine.errors import InputError
+from engine.distributed import group, torchrun
+from engine.errors import InputError, SharedError
 from engine.systems.registry import SYSTEMS, build
 from engine.train import main
 from engine.training import report
@@ -38,6 +38,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder with pictures and, where DALI reads them, the run "one" of one process and "from-one", its beginning."""
     folder = tmp_path_factory.mktemp("ranks")
     write_pictures(folder / "images", 12)
+    write_pictures(folder / "fewer", 11)
     if installed("nvidia.dali"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(report, "write", lambda run_dir: None)
@@ -112,6 +113,27 @@ def test_an_error_of_one_rank_is_that_of_all(ranks: list[dict]) -> None:
         assert "have come apart" in rank["errors"]["apart"]
 
 
+def test_ranks_that_differ_are_named_on_all(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert rank["errors"]["same"] is None
+        assert rank["errors"]["different"] == "rank 0 has number 0, but rank 1 has number 1: take one"
+        assert "rank 1 has Kiln 0.0.1 with torch" in rank["errors"]["versions"]
+
+
+@pytest.mark.parametrize("many", [2, 3, 40])
+def test_many_ranks_that_differ_are_one_line(monkeypatch, many: int) -> None:
+    values = ["a"] + ["b"] * (many - 1)
+    monkeypatch.setattr(group, "of_all", lambda mine: values)
+    with pytest.raises(SharedError) as caught:
+        group.require_alike("a", "take a")
+    expected = {
+        2: "rank 0 has a, but rank 1 has b: take a",
+        3: "rank 0 has a, but rank 1 has b (rank 2 differs from rank 0 too): take a",
+        40: "rank 0 has a, but rank 1 has b (ranks 2, 3, 4, 5, 6, 7, 8, 9, ... differ from rank 0 too): take a",
+    }
+    assert str(caught.value) == expected[many]
+
+
 def test_gradients_are_averaged_where_they_are(ranks: list[dict]) -> None:
     for *steps, without in (rank["gradients"] for rank in ranks):
         assert without
@@ -133,6 +155,25 @@ def test_a_folder_that_is_taken_is_refused_on_all_ranks(runs: Path, ranks: list[
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(runs: Path, ranks: list[dict]) -> None:
     assert [rank["trained"]["stopped"] for rank in ranks] == [143, 143]
     assert 3 <= checkpoint.load(runs / "stopped").step < 3000
+
+
+def test_a_closed_terminal_of_one_rank_stops_all(runs: Path, ranks: list[dict]) -> None:
+    assert [rank["trained"]["hung up"] for rank in ranks] == [129, 129]
+    assert 3 <= checkpoint.load(runs / "hung up").step < 3000
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("other pictures", ("12 images in the data set", "rank 1 has 11 images", "give all machines the same files")),
+        ("other options", ("--seed 0", "rank 1 has the options", "--seed 1", "the same command")),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused_at_once(runs: Path, ranks: list[dict], case: str, says: tuple) -> None:
+    status, text = ranks[0]["trained"][case]
+    assert status == 2 and text.count("\n") == 1 and all(part in text for part in says)
+    assert ranks[1]["trained"][case] == [2, ""]
+    assert not (runs / "refused").exists()
 
 
 def same_end(a: Path, b: Path) -> bool:

@@ -31,6 +31,7 @@ ENDS = [
     (signal.SIGHUP, 129),
     (signal.SIGUSR1, 138),
     (signal.SIGUSR2, 140),
+    (signal.SIGXCPU, 152),
     (signal.SIGINT, 130),
 ]
 

@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,10 +21,12 @@ import torch
 from engine import cli, distributed, train
 from engine.config import TrainConfig
 from engine.data import Batch, ImageSet, Loader, open_dataset, open_loader
+from engine.distributed import group
 from engine.distributed.gradients import GradientBucket
 from engine.errors import InputError, SharedError
 from engine.systems.registry import SYSTEMS, build
-from engine.training import report
+from engine.training import loop, report
+from engine.version import __version__
 from tests.support.packages import installed
 from tests.support.training_fakes import batch_of, tiny_config
 
@@ -105,7 +108,7 @@ def load(images: ImageSet, kind: str, rank: int, ranks: int) -> Loader:
     )
 
 
-def errors() -> dict[str, str]:
+def errors() -> dict[str, str | None]:
     """What this rank is told when one rank raises an error, and when the ranks' tensors differ."""
     found = {}
     for name, rank in (("first", 0), ("second", 1)):
@@ -119,7 +122,40 @@ def errors() -> dict[str, str]:
         distributed.require_same([torch.full((2,), float(distributed.rank()))])
     except SharedError as error:
         found["apart"] = str(error)
+    found["different"] = refused(lambda: distributed.require_alike(f"number {distributed.rank()}", "take one"))
+    found["same"] = refused(lambda: distributed.require_alike("one number", "take one"))
     return found
+
+
+def refused(work: Callable[[], None]) -> str | None:
+    """The error that `work()` raises on all ranks; None for none."""
+    try:
+        work()
+    except SharedError as error:
+        return str(error)
+    return None
+
+
+def version_of_its_own() -> str | None:
+    """What this rank is told when the last rank has another version of Kiln."""
+    if distributed.rank():
+        group.__version__ = "0.0.1"
+    try:
+        return refused(group._require_same_versions)
+    finally:
+        group.__version__ = __version__
+
+
+@contextlib.contextmanager
+def other_pictures(place: Path) -> Iterator[None]:
+    """Within the block rank 1 finds other pictures than rank 0 in its data set, as on a machine of its own."""
+    open_set = loop.open_set
+    if distributed.rank():
+        loop.open_set = lambda config, path, need: open_set(replace(config, data=place), place, need)
+    try:
+        yield
+    finally:
+        loop.open_set = open_set
 
 
 def uneven_gradients() -> list:
@@ -147,13 +183,13 @@ def command(*words: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def asked_to_stop(run: Path) -> Iterator[None]:
-    """Within the block rank 1 gets a SIGTERM when the run has recorded something."""
+def asked_to_stop(run: Path, number: int = signal.SIGTERM) -> Iterator[None]:
+    """Within the block rank 1 gets a signal when the run has recorded something."""
 
     def ask() -> None:
         while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
             time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     if os.environ["RANK"] == "1":
         threading.Thread(target=ask, daemon=True).start()
@@ -174,6 +210,11 @@ def trained(folder: Path) -> dict[str, object]:
     found["taken"] = command(*words, "--out", str(folder / "one"))
     with asked_to_stop(folder / "stopped"):
         found["stopped"] = command(*words, "--steps", "3000", "--out", str(folder / "stopped"))[0]
+    with asked_to_stop(folder / "hung up", signal.SIGHUP):
+        found["hung up"] = command(*words, "--steps", "3000", "--out", str(folder / "hung up"))[0]
+    with other_pictures(folder / "fewer"):
+        found["other pictures"] = command(*words, "--out", str(folder / "refused"))
+    found["other options"] = command(*words, "--seed", os.environ["RANK"], "--out", str(folder / "refused"))
     if os.environ["RANK"] == "0":
         interrupted(folder / "whole", folder / "resumed")
     found["resumed"] = command("--resume", "--out", str(folder / "resumed"))[0]
@@ -187,7 +228,7 @@ def main(folder: Path) -> None:
     found: dict[str, object] = {}
     with distributed.joined():
         found["losses"] = {case: losses(case) for case in CASES}
-        found["errors"] = errors()
+        found["errors"] = errors() | {"versions": version_of_its_own()}
         found["gradients"] = uneven_gradients()
         if installed("nvidia.dali"):
             images = open_dataset(folder / "images", channels=3, resolution=16)

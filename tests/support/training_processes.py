@@ -19,7 +19,7 @@ def forked() -> ForkServerContext:
     modules = [
         "torch",
         "torch._dynamo",
-        "torch.utils.tensorboard",
+        "engine.training.events",
         "engine.training.report",
         "engine.training.loop",
         "engine.data",

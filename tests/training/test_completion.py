@@ -76,12 +76,23 @@ def test_the_last_grid(finished: Path, capsys) -> None:
     assert (finished / "metrics.jsonl").read_text() == rows
 
 
+def test_missing_rows(finished: Path, capsys) -> None:
+    path = finished / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    capsys.readouterr()
+    assert resume(finished) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "metrics.jsonl lacks the rows of steps 3 to 4" in said
+
+
 def test_a_report_that_cannot_be_written_is_told(finished: Path, capsys, monkeypatch) -> None:
     (finished / "report.html").unlink()
+    capsys.readouterr()
 
     def fails(run_dir: Path) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("engine.training.report.write", fails)
     assert resume(finished) == 0
-    assert "report.html is missing or old, and cannot be written (Read-only file system)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "cannot be written (OSError: [Errno 30] Read-only file system)" in said

@@ -109,7 +109,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         assert all(tensor.isfinite().all() for tensor in checkpoint.load(path).weights.values())
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE], ids=errno.errorcode.get)
 def test_a_full_disk_at_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     write = checkpoint._write
 
@@ -144,6 +144,14 @@ def test_a_full_disk_for_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(MetricsLog, "__init__", on_full_disk)
     monkeypatch.setattr(MetricsLog, "close", lambda log: None)
     with pytest.raises(InputError, match=r"metrics.jsonl could not be written \(No space left"):
+        train(tiny_config(*FLAGS, out=tmp_path))
+
+
+def test_a_run_folder_that_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "save", lambda run_dir, *_: os.rename(run_dir / "gone", run_dir / "away"))
+    with pytest.raises(
+        InputError, match=r"the checkpoint of step 4 could not be written \(No such file or directory\)"
+    ):
         train(tiny_config(*FLAGS, out=tmp_path))
 
 
@@ -195,7 +203,8 @@ def test_a_report_that_cannot_be_drawn_ends_nothing(tmp_path: Path, monkeypatch,
 
 
 def test_training_without_tensorboard(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(importlib.sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(importlib.sys.modules, "engine.training.events", raising=False)
+    monkeypatch.setitem(importlib.sys.modules, "tensorboard.summary.writer.record_writer", None)
     assert train(tiny_config(*FLAGS, out=tmp_path))[0] == 0
     assert "TensorBoard is not installed" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """One process trains in a run folder; a dead one, a copy and a file system without locks are no obstacle."""
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -25,7 +26,8 @@ from engine.training.run_lock import locked
 def main(argv):
     with locked(Path(argv[0])):
         child = os.fork() if "fork" in argv else -1
-        print(child, flush=True)
+        if child:
+            print(child, flush=True)
         time.sleep(60)
 
 run("test", main)
@@ -35,8 +37,7 @@ run("test", main)
 def holder(run: Path, *words: str) -> tuple[subprocess.Popen, int]:
     """A process that holds the lock, and the number of its child."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(run), *words], stdout=subprocess.PIPE, text=True)
-    numbers = [int(process.stdout.readline()) for _ in words or ("",)]
-    return process, max(numbers)
+    return process, int(process.stdout.readline())
 
 
 def ended(process: subprocess.Popen, number: int) -> None:
@@ -44,16 +45,18 @@ def ended(process: subprocess.Popen, number: int) -> None:
     process.communicate(timeout=30)
 
 
-def test_the_second_process_is_refused_by_the_first_ones_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_second_process_is_refused_by_the_first_ones_number(tmp_path: Path, resume: bool) -> None:
     run = tmp_path / "deep" / "run"
     process, _ = holder(run)
+    (run / "config.json").write_text("{}")
+    config = dataclasses.replace(tiny_config(out=run), resume=resume)
     with (
         pytest.raises(InputError, match=rf"^process {process.pid} on .+ \(since 2.+\) trains in .*run; wait") as caught,
-        claimed_folder(tiny_config("--resume", out=run)),
+        claimed_folder(config),
     ):
         pass
     assert "\n" not in str(caught.value)
-    (run / "config.json").write_text("{}")
     ended(process, signal.SIGTERM)
     assert os.listdir(run) == ["config.json"]
     with locked(run):
