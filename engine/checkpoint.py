@@ -92,16 +92,15 @@ def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
 
     tell: print each damaged checkpoint that is passed over. Raises InputError when all are damaged.
     """
-    damaged = 0
+    wrong = None
     for path in _newest_first(Path(run_dir)):
         wrong = problem(path)
         if wrong is None:
             return path
-        damaged += 1
         if tell:
             _pass_over(path, wrong)
-    if damaged:
-        raise _all_damaged(run_dir)
+    if wrong:
+        raise _all_damaged(run_dir, wrong)
     return None
 
 
@@ -207,18 +206,16 @@ def load(path: Path | str) -> Checkpoint:
             return _read(path)
         except _Damaged as error:
             raise InputError(f"the checkpoint {path} cannot be used: {error}; use another one of the run") from None
-    damaged = 0
+    wrong = ""
     for folder in _newest_first(path):
         try:
             return _read(folder)
         except _Damaged as error:
-            damaged += 1
-            _pass_over(folder, str(error))
-    raise (
-        _all_damaged(path)
-        if damaged
-        else InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
-    )
+            wrong = str(error)
+            _pass_over(folder, wrong)
+    if wrong:
+        raise _all_damaged(path, wrong)
+    raise InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
 
 
 def _newest_first(run_dir: Path) -> Iterator[Path]:
@@ -235,8 +232,9 @@ def _pass_over(path: Path, wrong: str) -> None:
     print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
 
 
-def _all_damaged(run_dir: Path) -> InputError:
-    return InputError(f"every checkpoint in {run_dir} is damaged; start a new run in another folder")
+def _all_damaged(run_dir: Path, wrong: str) -> InputError:
+    """The error of a run without a checkpoint that can be read; wrong: what is wrong with the earliest."""
+    return InputError(f"every checkpoint in {run_dir} is damaged ({wrong}); start a new run in another folder")
 
 
 def _read(path: Path) -> Checkpoint:

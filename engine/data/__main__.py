@@ -58,8 +58,13 @@ def validate(arguments: Validate) -> int:
         write_text(arguments.json, json.dumps(facts, indent=1) + "\n")
     if images.quarantined or arguments.quarantine:
         place = arguments.quarantine or default_quarantine_file(images.source)
-        images.write_quarantine(place)
-        print(f"  list         {place}")
+        try:
+            images.write_quarantine(place)
+            print(f"  list         {place}")
+        except OSError as error:
+            if arguments.quarantine:
+                raise
+            print(f"  list         not written ({place}: {error.strerror}); --quarantine names another file")
     if not len(images):
         raise InputError(f"no usable image in {arguments.path}; the report above says why")
     if images.quarantined:

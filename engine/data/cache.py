@@ -1,20 +1,21 @@
 """The cache folder: validation results, the rendered avatars, prepared videos. Safe to delete at any time."""
 
 import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import InputError
 from engine.host import atomic_files
+from engine.kernels import _cache_folder
 
 
 def cache_folder() -> Path:
-    """KILN_CACHE if set, else the folder "kiln" in the platform's cache folder. It may not exist yet."""
-    if named := os.environ.get("KILN_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "kiln"
+    """The folder that _cache_folder finds; it may not exist yet. Raises InputError where there is none."""
+    try:
+        return _cache_folder.cache_folder()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise InputError(f"{where}{error.strerror}; set KILN_CACHE to a folder that can be written") from error
 
 
 def make_once(folder: Path, make: Callable[[Path], None], what: str) -> Path:

@@ -16,6 +16,7 @@ from engine.data.validation import default_quarantine_file
 from engine.distributed import torchrun
 from engine.errors import InputError
 from engine.host.free_memory import free_bytes
+from engine.host.terminal import printable
 
 AVATAR_COUNT = 1200
 AVATAR_SEED = 0
@@ -108,7 +109,7 @@ def _report_quarantine(images: ImageSet) -> None:
         where = f"listed in {place}"
     except OSError:
         name, reason = images.quarantined[0]
-        where = f"the first: {name}: {reason}"
+        where = printable(f"the first: {name}: {reason}")
     counts = f"{len(images.quarantined):,} files left out, {len(images):,} used"
     print(f"kiln: {images.name}: {counts}; {where}", file=sys.stderr)
 

@@ -23,7 +23,7 @@ from engine.host.atomic_files import write_bytes
 from engine.host.input_files import megabytes
 from engine.host.reading import read_json
 
-_VERSION = 1  # of the verdicts: raise it when the rules below change
+_VERSION = 2  # of the verdicts: raise it when the rules below change
 _VERDICT_BYTES = 1 << 30  # of the file with the verdicts on a source, at most
 _CHUNK = 32  # files decoded together
 _HELD_BYTES = 1 << 28  # of files that are held at once, whatever their number; a single file may have more
@@ -145,7 +145,8 @@ def _store_verdicts(source: Source, records: dict[str, FileRecord]) -> None:
     try:
         write_bytes(_verdict_file(source), json.dumps(stored).encode())
     except OSError as error:
-        print(f"kiln: validation results not kept ({error}); the next start validates again", file=sys.stderr)
+        what_next = "the next start validates again; KILN_CACHE names another folder"
+        print(f"kiln: validation results not kept ({error}); {what_next}", file=sys.stderr)
 
 
 def _examine(source: Source, names: Sequence[str], by_content: dict[str, FileRecord]) -> Iterator[FileRecord]:

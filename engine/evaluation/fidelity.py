@@ -15,6 +15,7 @@ from engine.errors import InputError
 from engine.evaluation.likeness import TORCHVISION
 from engine.host.environment import attempt
 from engine.host.file_digest import sha256
+from engine.host.input_files import UnreadableFile
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 DIGEST = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -26,8 +27,8 @@ def check_weights(path: Path) -> None:
     """Raise InputError unless `path` is torch-fidelity's file of Inception weights."""
     try:
         digest = sha256(path)
-    except OSError as error:
-        raise InputError(f"--inception-weights {path}: {error.strerror}; the file is at {URL}") from None
+    except UnreadableFile as error:
+        raise InputError(f"--inception-weights {path}: {error}; the file is at {URL}") from None
     if digest != DIGEST:
         raise InputError(
             f"--inception-weights {path} is not the known file (its SHA-256 begins with {digest[:8]}, not "

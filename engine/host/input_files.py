@@ -66,6 +66,20 @@ def read_start(path: Path, count: int) -> bytes:
         return _read(file, count)
 
 
+def refusal(path: Path) -> str:
+    """Why what lies at `path` is no file to read: "a named pipe, not a file"; "" for a file, and where nothing lies.
+
+    For files that a library opens by their names.
+    """
+    if not path.exists():
+        return ""
+    try:
+        check_input(path)
+    except UnreadableFile as error:
+        return str(error)
+    return ""
+
+
 def check_input(path: Path) -> None:
     """Raise UnreadableFile unless `path` is a regular file that can be read, and no LFS pointer."""
     open_input(path).close()

@@ -1,6 +1,7 @@
 """Reads the landmarks that drive a face from a data set, .pts files or an array, in pixels of the network's square."""
 
 import difflib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from engine.data.decoding.plain_images import BadImage, inspect
 from engine.data.landmarks import POINTS
 from engine.data.layouts.landmark_video import crop_square, parse_points
 from engine.data.layouts.sources import Source, UnreadableFile, open_source
-from engine.data.layouts.tables import read_text
+from engine.data.layouts.tables import MAX_ARRAY_BYTES, MAX_TABLE_BYTES, parse_array, read_text
 from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
+from engine.host.input_files import read_input
+from engine.host.terminal import printable
 from engine.inference import pictures
 
 _ANYWHERE = 1 << 30  # width and height of an assumed frame, so large that no crop reaches its border
@@ -51,6 +54,8 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
         )
     source = open_source(path)
     files = source.files()
+    for name, why in source.passed_over:
+        print(f"kiln reenact: note: {printable(name)}: {why}", file=sys.stderr)
     annotations = [name for name in files if name.endswith(".pts")]
     if annotations and points == POINTS:
         name, frames = _choose(_by_video(annotations), clip, path)
@@ -72,8 +77,8 @@ def read_driving(path: Path, clip: str | None, points: int, resolution: int, fit
 def read_array(path: Path, points: int) -> np.ndarray:
     """The landmarks in a .npy file as (F, points, 2) float32; an array (points, 2) is one frame. Raises InputError."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = parse_array(read_input(path, MAX_ARRAY_BYTES))
+    except (UnreadableFile, ValueError) as error:
         raise InputError(f"{path} is not a readable .npy array ({error})") from None
     if array.ndim == 2:
         array = array[None]
@@ -100,9 +105,9 @@ def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
         return frames[0]
     if file is not None:
         try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError):
-            raise InputError(f"--source-landmarks {file} cannot be read; give a .npy or a .pts file") from None
+            text = read_input(file, MAX_TABLE_BYTES).decode()
+        except (UnreadableFile, UnicodeDecodeError) as error:
+            raise InputError(f"--source-landmarks {file}: {error}; give a .npy or a .pts file") from None
         return parse_points(text, str(file)).astype(np.float32)
     folder = image.resolve().parent
     for root, name in ((folder, image.name), (folder.parent, f"{folder.name}/{image.name}")):

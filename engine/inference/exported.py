@@ -20,7 +20,7 @@ PART = "generator"  # what the names of all weights begin with
 
 def is_exported(path: Path) -> bool:
     """Whether `path` is a folder that `kiln export` wrote, or a copy of such a folder."""
-    return (path / WEIGHTS).is_file()
+    return (path / WEIGHTS).exists()
 
 
 def read(folder: Path) -> tuple[TrainConfig, dict[str, Tensor]]:

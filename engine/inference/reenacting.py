@@ -18,6 +18,7 @@ from engine.data.pixel_values import from_uint8, network_input, result_pixels
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import pick_device
+from engine.host.input_files import UnreadableFile, read_input
 from engine.inference import marking, pictures
 from engine.inference.driving import align, read_driving, source_points
 from engine.inference.faces import FaceFinder, Framing
@@ -103,8 +104,8 @@ def read_source(options: ReenactOptions, resolution: int, channels: int) -> tupl
     """The source image in the network's square, (C, R, R) uint8, and its placement there. Raises InputError."""
     path = options.source
     try:
-        image, _ = pictures.read(path.read_bytes())
-    except (BadImage, OSError) as error:
+        image, _ = pictures.read(read_input(path))
+    except (BadImage, UnreadableFile) as error:
         raise InputError(f"{path} cannot be used: {error}") from None
     window = None
     if options.face_crop:

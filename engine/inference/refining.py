@@ -18,6 +18,7 @@ from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is
 from engine.data.layouts.which_layout import list_images
 from engine.data.pixel_values import network_input, result_pixels
 from engine.errors import InputError
+from engine.host.contained_paths import contained
 from engine.host.environment import pick_device
 from engine.host.terminal import printable
 from engine.inference import marking, pictures
@@ -103,6 +104,8 @@ def list_input(path: Path, output: Path) -> tuple[Source, list[str]]:
             raise InputError(f"OUTPUT is the same folder as INPUT ({path}): the originals are never overwritten")
         # results of an earlier run inside the input folder are not input
         names = [name for name in names if out not in (path / name).resolve().parents]
+    for name, why in source.passed_over:
+        _say(f"kiln refine: skipped {name}: {why}")
     if not names:
         raise InputError(f"no image file in {path}; expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
     return source, names
@@ -136,7 +139,7 @@ def plan(source: Source, names: Sequence[str], single: bool, output: Path, kind:
                 if str(target).casefold() in taken:
                     target = PurePosixPath(name + suffixes[name])
                 taken.add(str(target).casefold())
-            items.append(Item(name, output / target))
+            items.append(Item(name, contained(output, str(target))))
     if isinstance(source, FolderSource):
         inputs = {(source.root / name).resolve() for name in names}
         for item in items:
@@ -192,8 +195,6 @@ class Preparer:
 
     def __call__(self, name: str) -> Prepared:
         """The image of that name, ready for the network. Raises Skipped when it cannot be refined."""
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            raise Skipped("its name leads out of the output folder")
         try:
             image, remark = pictures.read(self._source.read(name))
         except (BadImage, UnreadableFile) as error:
@@ -257,15 +258,16 @@ def refine_files(options: RefineOptions) -> str:
     trained = load_trained(options.model, device, fused, ema, kind=REFINE)
     config = trained.config
     prepare = Preparer(source, options, config.resolution, config.channels, trained.module.needs_landmarks)
-    skipped = 0
+    skipped = len(source.passed_over)
     with tqdm(total=len(items), unit=" images", disable=None, dynamic_ncols=True) as progress:
         for batch in batches(items, prepare, options.batch_size):
             skipped += refine_batch(batch, trained, options.original_size)
             progress.update(len(batch))
-    done = len(items) - skipped
+    total = len(items) + len(source.passed_over)
+    done = total - skipped
     if skipped:
         rest = f"the other {done} are in {options.output}" if done else "nothing was written"
-        raise InputError(f"{skipped} of {len(items)} images could not be refined (named above); {rest}")
+        raise InputError(f"{skipped} of {total} images could not be refined (named above); {rest}")
     side = config.resolution
     return f"{done} image{'s' if done > 1 else ''} refined at {side}x{side}: {options.output}"
 

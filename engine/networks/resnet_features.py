@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
+from engine.host.input_files import UnreadableFile, read_input
 from engine.networks.initialisation import initialise
 from engine.networks.layers import Conv
 
@@ -108,6 +109,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check --feature-weights") from None
+        return read_input(path)
+    except UnreadableFile as error:
+        raise InputError(f"{path}: {error}; check --feature-weights") from None

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from engine.errors import InputError
 from engine.host.file_digest import sha256
+from engine.host.input_files import UnreadableFile, refusal
 from engine.networks.initialisation import initialise
 from engine.networks.layers import Conv
 
@@ -103,6 +104,8 @@ class VGG19(nn.Module):
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file, or of a state_dict that torch saved, to the CPU. Raises InputError."""
+    if wrong := refusal(path):
+        raise InputError(f"{path} cannot be read as weights ({wrong}); give a .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -127,8 +130,8 @@ def check_digest(path: Path, expected: str | None = None) -> str:
         raise InputError(f"--vgg-digest {expected} does not begin a SHA-256; give at least 8 hexadecimal digits")
     try:
         digest = sha256(path)
-    except OSError as error:
-        raise InputError(f"--vgg {path} cannot be read: {error.strerror}; give torchvision's vgg19 file") from None
+    except UnreadableFile as error:
+        raise InputError(f"--vgg {path} {error}; give torchvision's vgg19 file") from None
     if not digest.startswith(expected):
         raise InputError(
             f"--vgg {path} is not the file that is meant: its SHA-256 begins with {digest[:8]}, not {expected}; give "

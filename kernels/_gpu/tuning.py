@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 import triton
 
+from .._cache_folder import cache_folder
 from .launch import INTERPRETED, is_noted, is_traced, noted_choices
 
 T = TypeVar("T")
@@ -98,10 +99,9 @@ def gpu_milliseconds(call: Callable[[], object], rounds: int) -> list[float]:
 
 
 def choices_file() -> Path:
-    """Where the choices of this device and Triton are kept: in KILN_CACHE, else the platform's cache folder."""
-    base = os.environ.get("KILN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiln"
+    """Where the choices of this device and Triton are kept. Raises OSError where there is no cache folder."""
     device = torch.cuda.get_device_name().replace("/", "-").replace(" ", "-")
-    return Path(base).expanduser() / "tuning" / f"{device}_triton-{triton.__version__}.json"
+    return cache_folder() / "tuning" / f"{device}_triton-{triton.__version__}.json"
 
 
 @cache
@@ -119,16 +119,16 @@ def _kept_choices() -> dict[str, int]:
 
 def _keep(choices: dict[str, int]) -> None:
     """Adds the choices to their file; warns once where that fails, because each process measures again then."""
-    path = choices_file()
     choices = _kept_choices() | choices  # other processes measure too
     try:
+        path = choices_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
             json.dump(choices, file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
         _warn_once(
-            f"the choices of tiles cannot be kept in {path.parent} ({error.strerror}), so every process measures them "
+            f"the choices of tiles cannot be kept ({error.filename}: {error.strerror}), so every process measures them "
             "again; set KILN_CACHE to a folder that can be written"
         )
 

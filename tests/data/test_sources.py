@@ -155,6 +155,21 @@ def test_what_is_no_zip_is_not_waited_for(tmp_path: Path, name: str, make) -> No
         open_source(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "limit"), [("manifest.csv", "134 MB"), ("landmarks_68.npy", "4.3 GB"), ("images/000.png", "1.1 GB")]
+)
+def test_a_file_beyond_its_limit_is_not_read(tmp_path: Path, name: str, limit: str) -> None:
+    folder = write_manifest_set(tmp_path / "set", [picture(i) for i in range(2)], np.zeros((2, 68, 2)))
+    os.truncate(folder / name, 10**10)  # zeros that take no room on the disk
+    message = rf"too large \(10.0 GB; Kiln reads up to {limit} of such a file\)"
+    if name.endswith(".png"):
+        ((_, why),) = read_set(folder).quarantined
+        assert re.search(message, why) or "too large (10.0 GB for 48x40 pixels)" in why
+    else:
+        with pytest.raises(InputError, match=message):
+            read_set(folder)
+
+
 def test_names_that_are_no_text(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder = write_pictures(tmp_path / "set", 1)
     for number, name in enumerate((b"\xff.png", b"line\nend.png", b"\x1b[31m.png", b"bad\xfe\n.png")):

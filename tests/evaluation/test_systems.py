@@ -214,7 +214,10 @@ def test_bad_input(tmp_path, capsys):
         ((drive, "--data", data), "no landmarks"),
         ((noise, "--data", data, "--real", data), "--real is for systems that refine images, not for fake_noise"),
         ((noise, "--data", data, "-n", 0), "-n at least 1"),
-        ((noise, "--data", data, "--inception-weights", tmp_path / "none.pth"), "none.pth: No such file"),
+        (
+            (noise, "--data", data, "--inception-weights", tmp_path / "none.pth"),
+            "none.pth: cannot be read: No such file",
+        ),
         ((noise, "--data", data, "--inception-weights", tmp_path / "file.pth"), "not the known file"),
         ((noise, "--data", data, "--training", tmp_path / "none"), "there is no folder or zip"),
         ((noise, "--data", data, "--split", "test"), "has no splits"),

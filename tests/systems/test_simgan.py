@@ -415,7 +415,7 @@ def test_what_a_step_needs() -> None:
         (("--history", "-1"), "--history must not be negative"),
         (("--lambda-reg", "-1"), "--lambda-reg must not be negative"),
         (("--feature-weights", "w.pth"), "--feature-weights is for --reg features"),
-        (("--reg", "features", "--feature-weights", "nowhere.pth"), "cannot read nowhere.pth"),
+        (("--reg", "features", "--feature-weights", "nowhere.pth"), "nowhere.pth: cannot be read"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(flags: tuple[str, ...], message: str) -> None:

@@ -32,11 +32,12 @@ from engine.data.decoding.dali import worker_threads
 from engine.data.decoding.plain_images import MIN_SIDE, BadImage, plain_bytes
 from engine.data.landmarks import POINTS
 from engine.data.layouts.manifest import MANIFEST
-from engine.data.layouts.sources import FolderSource, Source, Stamp, UnreadableFile, is_image_name
+from engine.data.layouts.sources import FolderSource, Source, Stamp, is_image_name
 from engine.data.layouts.tables import read_text
 from engine.errors import InputError
 from engine.host.contained_paths import contained
-from engine.host.input_files import check_input
+from engine.host.input_files import UnreadableFile, check_input
+from engine.host.terminal import printable
 
 SPLITS = {
     "train": "001 002 003 004 007 009 010 011 013 015 016 017 018 019 020 022 025 027 028 029 031 033 034 035 037 "
@@ -242,7 +243,7 @@ def _write(out: Path, source: Source, videos: list[Video], progress: bool) -> No
     if aside:
         name, reason = aside[0]
         first = f"{len(aside):,} of {len(videos):,} videos set aside, the first: {name}: {reason}"
-        print(f"kiln: {source.name}: {first}", file=sys.stderr)
+        print(printable(f"kiln: {source.name}: {first}"), file=sys.stderr)
     np.save(out / "landmarks_68.npy", np.stack([crop.landmarks for crop in crops]))
     rows = [(crop.file, row, crop.video, crop.frame, _split(crop.video)) for row, crop in enumerate(crops)]
     _write_csv(out / "manifest.csv", ["file", "landmarks_row", "video", "frame", "split"], rows)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from engine.data.layouts.sources import Source, UnreadableFile
 from engine.errors import InputError
 
+MAX_TABLE_BYTES = 1 << 27  # of a table or a text, which takes many times as much memory when it is read
+MAX_ARRAY_BYTES = 1 << 32
 Rows = list[tuple[int, dict[str, str]]]
 _MISSING = -1  # a coordinate of a missing point, in key point files
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -17,7 +20,7 @@ _SPLITS = {"training": "train", "valid": "val", "validation": "val", "testing": 
 def read_text(source: Source, name: str) -> str:
     """The file as UTF-8 text. Raises InputError."""
     try:
-        return source.read(name).decode("utf-8-sig")
+        return source.read(name, MAX_TABLE_BYTES).decode("utf-8-sig")
     except (UnreadableFile, UnicodeDecodeError) as error:
         raise InputError(f"{source.root}: {name} cannot be read ({error}): save it as UTF-8, or remove it") from error
 
@@ -49,13 +52,27 @@ def read_points(source: Source, name: str, shape: tuple[int, ...]) -> np.ndarray
     """The array in a .npy file, (N, *shape) float32. Raises InputError."""
     place = f"{source.root}: {name}"
     try:
-        array = np.load(io.BytesIO(source.read(name)), allow_pickle=False)
-    except (UnreadableFile, ValueError, EOFError, OSError) as error:
+        array = parse_array(source.read(name, MAX_ARRAY_BYTES))
+    except (UnreadableFile, ValueError) as error:
         raise InputError(f"{place} is not a readable .npy array ({error})") from error
     if array.shape[1:] != shape or array.dtype.kind not in "fiu":
         expected = ", ".join(["N", *map(str, shape)])
         raise InputError(f"{place} holds {array.dtype} {array.shape}; expected floats of shape ({expected})")
     return array.astype(np.float32)
+
+
+def parse_array(content: bytes) -> np.ndarray:
+    """The array in the bytes of a .npy file. Raises ValueError, also where the header tells of more than there is."""
+    form, file = np.lib.format, io.BytesIO(content)
+    try:
+        version = form.read_magic(file)
+        shape, _, dtype = (form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0)(file)
+        # numpy would take memory for all that the header tells of before it reads on
+        if math.prod(shape) * dtype.itemsize > (there := len(content) - file.tell()):
+            raise ValueError(f"its header tells of {dtype} {shape}, but only {there:,} bytes follow")
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a parser that meets arbitrary bytes may raise anything
+        raise ValueError(str(error)) from error
 
 
 def mark_missing(keypoints: np.ndarray) -> np.ndarray:
