@@ -12,11 +12,11 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -30,6 +30,7 @@ from engine.host.input_files import UnreadableFile, read_input
 from engine.host.reading import read_json
 from engine.systems.registry import config_from_json
 
+T = TypeVar("T")
 FOLDER = "checkpoints"
 FORMAT = 1
 FILES = ("weights.safetensors", "state.pt", "config.json")
@@ -92,26 +93,22 @@ def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
 
     tell: print each damaged checkpoint that is passed over. Raises InputError when all are damaged.
     """
-    damaged: list[str] = []
-    for path in _newest_first(Path(run_dir)):
-        wrong = problem(path)
-        if wrong is None:
-            return path
-        damaged.append(f"{path.name}: {wrong}")
-        if tell:
-            _pass_over(path, wrong)
-    if damaged:
-        raise _all_damaged(run_dir, damaged[0])
-    return None
+    return _newest_good(Path(run_dir), _checked, tell)
 
 
 def problem(path: Path) -> str | None:
     """What is wrong with the checkpoint folder `path`; None when it is intact. Unchanged files are hashed only once."""
     try:
-        _manifest(path, tuple(_stamp(path / name) for name in ("manifest.json", *FILES)))
+        _checked(path)
     except _Damaged as error:
         return str(error)
     return None
+
+
+def _checked(path: Path) -> Path:
+    """The checkpoint folder `path`, whose files all match its manifest. Raises _Damaged."""
+    _manifest(path, _stamps(path))
+    return path
 
 
 @dataclass(frozen=True)
@@ -124,6 +121,11 @@ class _Manifest:
 
 class _Damaged(Exception):
     """A file of a checkpoint is missing, cannot be read, or is not what the manifest lists; the message says which."""
+
+
+def _stamps(path: Path) -> tuple[tuple[int, ...] | None, ...]:
+    """The stamps of the files of a checkpoint folder."""
+    return tuple(_stamp(path / name) for name in ("manifest.json", *FILES))
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
@@ -207,18 +209,32 @@ def load(path: Path | str) -> Checkpoint:
             return _read(path)
         except _Damaged as error:
             raise InputError(f"the checkpoint {path} cannot be used: {error}; use another one of the run") from None
-    damaged: list[str] = []
-    for folder in _newest_first(path):
+    saved = _newest_good(path, _read, tell=True)
+    if saved is None:
+        raise InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
+    return saved
+
+
+def _newest_good(run_dir: Path, read: Callable[[Path], T], tell: bool) -> T | None:
+    """What `read` makes of the newest checkpoint for which it does not raise _Damaged; None for a run without any.
+
+    tell: print each checkpoint that is passed over. Raises InputError when all are damaged.
+    """
+    passed: list[tuple[Path, str]] = []
+    for path in _newest_first(run_dir):
         try:
-            return _read(folder)
+            found = read(path)
         except _Damaged as error:
-            damaged.append(f"{folder.name}: {error}")
-            _pass_over(folder, str(error))
-    raise (
-        _all_damaged(path, damaged[0])
-        if damaged
-        else InputError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
-    )
+            passed.append((path, str(error)))
+            continue
+        for damaged, wrong in passed if tell else ():
+            print(f"skipping the damaged checkpoint {damaged}: {wrong}", file=sys.stderr)
+        return found
+    if passed:
+        (newest, wrong), *_ = passed
+        about = f"{newest.name}: {wrong}"
+        raise InputError(f"every checkpoint in {run_dir} is damaged ({about}); start a new run in another folder")
+    return None
 
 
 def _newest_first(run_dir: Path) -> Iterator[Path]:
@@ -231,18 +247,9 @@ def _newest_first(run_dir: Path) -> Iterator[Path]:
     yield from sorted(folders, key=_step_of, reverse=True)
 
 
-def _pass_over(path: Path, wrong: str) -> None:
-    print(f"skipping the damaged checkpoint {path}: {wrong}", file=sys.stderr)
-
-
-def _all_damaged(run_dir: Path, newest: str) -> InputError:
-    """newest: what is wrong with the newest one."""
-    return InputError(f"every checkpoint in {run_dir} is damaged ({newest}); start a new run in another folder")
-
-
 def _read(path: Path) -> Checkpoint:
     """Read a checkpoint folder whose files all match its manifest. Raises _Damaged."""
-    manifest = _manifest(path, tuple(_stamp(path / name) for name in ("manifest.json", *FILES)))
+    manifest = _manifest(path, _stamps(path))
     try:
         weights = parse_weights(_content(path / "weights.safetensors"))
         state = _parse_state(_content(path / "state.pt"))

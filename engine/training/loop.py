@@ -293,15 +293,25 @@ class Trainer:
         }
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
+        """Take up the run where a checkpoint left it. Raises InputError for a state that is not of this run's kind."""
         self.step, self.saved = start.step, start.path
         self.system.load_weights(start.weights)
-        self.system.load_state_dict(start.state["system"])
-        self.loader.load_state_dict(start.state["loader"])
-        random_state.restore(start.state["random"])
-        self.meter.load_state_dict(start.state["meter"])
+        try:
+            self._restore_state(start.state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise InputError(
+                f"the state in {start.path} is not that of this run ({type(error).__name__}: {error}); "
+                "start another run with another --out"
+            ) from error
+
+    def _restore_state(self, state: dict[str, Any]) -> None:
+        self.system.load_state_dict(state["system"])
+        self.loader.load_state_dict(state["loader"])
+        random_state.restore(state["random"])
+        self.meter.load_state_dict(state["meter"])
         # version 0.2.0 did not save it; its meter counts the steps since then
-        self._recorded = start.state.get("recorded", self.step - self.meter.count)
-        self._elapsed_before = start.state["elapsed"]
+        self._recorded = state.get("recorded", self.step - self.meter.count)
+        self._elapsed_before = state["elapsed"]
 
     def _save(self) -> None:
         self.meter.share()  # every rank goes on from the sums that are saved

@@ -112,9 +112,9 @@ def _choices() -> dict[str, int]:
 def _kept_choices() -> dict[str, int]:
     try:
         choices = json.loads(choices_file().read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return {str(k): int(v) for k, v in choices.items()} if isinstance(choices, dict) else {}
+    return {k: v for k, v in choices.items() if type(v) is int and v >= 0} if isinstance(choices, dict) else {}
 
 
 def _keep(choices: dict[str, int]) -> None:

@@ -179,6 +179,18 @@ def test_a_diverged_model_is_one_line(tmp_path, capsys):
     run = make_generator_run(tmp_path / "run")
     saved = checkpoint.load(run)
     saved.weights["ema.decoder.last.bias"].fill_(float("nan"))
+    bad = checkpoint.save(run, 3, saved.weights, {}, saved.config)
+    assert command(sample.main, bad, tmp_path / "out") == 2
+    assert "ema.decoder.last.bias are not finite (NaN" in capsys.readouterr().err
+    assert command(sample.main, run, tmp_path / "out", "-n", 1) == 0  # with the checkpoint before it
+    assert f"skipping the damaged checkpoint {bad}" in capsys.readouterr().err
+
+
+def test_weights_whose_images_are_not_finite_are_one_line(tmp_path, capsys):
+    run = make_generator_run(tmp_path / "run")
+    saved = checkpoint.load(run)
+    saved.weights["ema.decoder.last.bias"].fill_(3e38)
+    saved.weights["ema.decoder.last.weight"].fill_(3e38)
     checkpoint.save(run, 3, saved.weights, {}, saved.config)
     assert command(sample.main, run, tmp_path / "out") == 2
     assert "NaN" in capsys.readouterr().err

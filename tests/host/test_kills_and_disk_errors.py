@@ -188,7 +188,7 @@ def test_kills(lab: Lab, name: str) -> None:
     """Kills of one command after another, on what the one before left; then it runs to its end."""
     lab.learn(name)
     draw, root, before = random.Random(name), lab.fresh(name), 0
-    for _ in range(4):
+    for _ in range(4 if name == "train" else 2):
         where = kill(lab, name, root, draw)
         lab.check(name, root)
         assert newest(root) >= before, where
@@ -232,7 +232,7 @@ def test_refused_writes(lab: Lab, name: str) -> None:
     """No room, no rights, a failing disk, at calls drawn: one line, and the same command works when there is room."""
     lab.learn(name)
     draw = random.Random(name)
-    for _ in range(3):
+    for _ in range(2):
         root = lab.fresh(name)
         refuse(lab, name, root, draw)
         lab.check(name, root)
@@ -258,7 +258,7 @@ def test_refused_reads(lab: Lab, name: str) -> None:
     draw, root = random.Random(name), lab.fresh(name)
     words = WRITERS[name].words(lab.given, root)
     calls = lab.run(words, lab.given, reads=True).calls
-    for at in draw.sample(range(len(calls)), 3):
+    for at in draw.sample(range(len(calls)), 2):
         root, number = lab.fresh(name), draw.choice(READING)
         in_order(lab.run(words, lab.given, FAIL, at, errno=number, reads=True), name, at, os.strerror(number))
         lab.check(name, root)

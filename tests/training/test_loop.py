@@ -111,10 +111,11 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE], ids=errno.errorcode.get)
 def test_a_full_disk_at_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    write = checkpoint._write
+    write, written = checkpoint._write, []
 
     def failing(path: Path, data: bytes) -> None:
-        if "00000008" in str(path):
+        written.append(path.parent)
+        if len(set(written)) == 2:  # the checkpoint of step 8
             path.write_bytes(data[:10])
             raise OSError(number, os.strerror(number))
         write(path, data)
@@ -340,3 +341,22 @@ def test_random_state_round_trip() -> None:
     drawn = (random.random(), np.random.randn(3).tolist(), torch.randn(3).tolist())
     random_state.restore(saved)
     assert drawn == (random.random(), np.random.randn(3).tolist(), torch.randn(3).tolist())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {},
+        lambda state: state | {"system": [1]},
+        lambda state: state | {"loader": 3},
+        lambda state: state | {"random": {}},
+        lambda state: state | {"meter": {"names": 1}},
+        lambda state: state | {"system": state["system"] | {"optimisers": {"generator": {0: 7}}}},
+    ],
+)
+def test_a_state_that_is_not_that_of_the_run(tmp_path: Path, change) -> None:
+    train(tiny_config(*FLAGS, out=tmp_path))
+    saved = checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, 13, saved.weights, change(saved.state), saved.config)
+    with pytest.raises(InputError, match="step_00000013 is not that of this run"):
+        train(tiny_config(*FLAGS, "--resume", "--steps", "20", out=tmp_path))
