@@ -247,7 +247,7 @@ def _entered_by_a_graph() -> bool:
     return True
 
 
-_PROBE = torch.zeros(())
+_PROBE = torch.zeros((), device="cpu")
 
 
 # the short way of ordinary calls
