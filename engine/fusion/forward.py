@@ -22,6 +22,7 @@ from engine.fusion.lookups import (
     reads_of_class,
 )
 from engine.fusion.tracing.tracer import Traced
+from engine.kernels._dispatch import transformed
 
 
 class Plan:
@@ -152,7 +153,7 @@ def exchange(module: nn.Module, plans: list[Plan]) -> None:
 
     @functools.wraps(original.forward)
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
-        alone = torch.compiler.is_dynamo_compiling() or only_autograd_listens()
+        alone = not transformed() if torch.compiler.is_dynamo_compiling() else only_autograd_listens()
         if alone and not (_exporting() or torch.jit.is_tracing()):
             for plan in plans:
                 if (tensors := plan.tensors(args, kwargs)) is not None and plan.holds(self):

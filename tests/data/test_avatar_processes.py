@@ -114,7 +114,7 @@ def parents() -> dict[int, int]:
 def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, number: signal.Signals) -> None:
     words = [sys.executable, "-c", RENDER, str(tmp_path / "out" / "set")]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob("out/.set.*.part/photo/images/*.jpg")):
+        while not list(tmp_path.glob("out/.*/photo/images/*.jpg")):
             assert process.poll() is None
             time.sleep(0.01)
         started = {child for child, parent in parents().items() if parent == process.pid}
