@@ -240,14 +240,12 @@ def _has_tangent(args: Sequence) -> bool:
 def _entered_by_a_graph() -> bool:
     """Whether a graph of torch.compile, while it is traced on, has entered forward-mode differentiation."""
     with torch._C._DisableTorchDispatch():
+        probe = torch.zeros((), device="cpu")
         try:
-            torch._make_dual(_PROBE, _PROBE, level=0)
+            torch._make_dual(probe, probe, level=0)
         except RuntimeError:  # there is no such level
             return False
     return True
-
-
-_PROBE = torch.zeros((), device="cpu")
 
 
 # the short way of ordinary calls

@@ -33,7 +33,7 @@ def heeded() -> list[signal.Signals]:
 def ending_in_order() -> Iterator[None]:
     """Within the block a signal raises SystemExit, so that temporary files are removed and child processes ended.
 
-    SIGINT raises KeyboardInterrupt, which is Python's own.
+    SIGINT raises KeyboardInterrupt, as Python has it where the signal is not ignored at the start.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,7 +46,8 @@ def ending_in_order() -> Iterator[None]:
         if last - before > _ONE_EVENT_SECONDS:
             raise SystemExit(exit_status(number))
 
-    previous = {number: signal.signal(number, end) for number in heeded() if number != signal.SIGINT}
+    handlers = {signal.SIGINT: signal.default_int_handler}
+    previous = {number: signal.signal(number, handlers.get(number, end)) for number in heeded()}
     try:
         yield
     finally:

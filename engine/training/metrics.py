@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine import distributed
 from engine.host import atomic_files
+from engine.training.events import EventFile
 
 NEVER = 2**31 - 1
 LARGEST = torch.finfo(torch.float32).max
@@ -179,7 +180,6 @@ def missing_text(gaps: Sequence[tuple[int, int]]) -> str:
 
 def _open_tensorboard(run_dir: Path, start: int) -> tuple[Any, str]:
     try:
-        from engine.training.events import EventFile
+        return EventFile(run_dir / "tensorboard", start), ""
     except ImportError:
         return None, "TensorBoard is not installed: metrics.jsonl only (pip install 'kiln-engine[tensorboard]')"
-    return EventFile(run_dir / "tensorboard", start), ""

@@ -36,10 +36,16 @@ ENDS = [
 ]
 
 
+def heed() -> None:
+    """Heed SIGHUP in a child process, also of tests that nohup has started."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def started(folder: Path, seconds: float = 0, **options: object) -> subprocess.Popen:
     """The command, when it has written half of its file."""
     words = [sys.executable, "-c", COMMAND, str(folder / "out"), str(seconds)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heed} | options
+    process = subprocess.Popen(words, **options)
     assert process.stdout.readline() == "writing\n"
     return process
 
