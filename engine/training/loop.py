@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 8
 FRAMED = 32  # how many photos the framing of faces is measured on
+REPORT_SHARE = 0.05  # of the time of a training that drawing its report takes at most
 
 
 def train(config: TrainConfig, origins: Origins) -> int:
@@ -134,6 +135,7 @@ class Trainer:
             self._restore(start)
         self.first_step = self.step
         self._report_works = True
+        self._reported, self._report_due = -1, 0.0  # the step of the last report, and when another one may be drawn
 
     def run(self) -> int:
         """Train to the last step or until a signal; returns the exit status."""
@@ -155,6 +157,7 @@ class Trainer:
                 return self._stopped(stop)
             if self.step == self.first_step:
                 distributed.from_first(self._draw_last)
+            distributed.from_first(self._last_report)
         print(f"done    {self.step} steps; {self.saved}")
         if self._report_works:
             print(f"        {self.run_dir / 'report.html'}")
@@ -272,13 +275,25 @@ class Trainer:
         self._sample()
         self._report()
 
+    def _last_report(self) -> None:
+        if self._reported != self.step:
+            self._report()
+
+    def _report_if_due(self) -> None:
+        """Write the report, unless drawing it so soon again would take more than REPORT_SHARE of the time."""
+        if time.monotonic() >= self._report_due:
+            self._report()
+
     def _report(self) -> None:
+        began = time.monotonic()
         try:
             report.write(self.run_dir)
         except Exception as error:  # a report that cannot be drawn must not end a training
             if self._report_works:
                 self.progress.say(f"report.html could not be written: {type(error).__name__}: {error}")
             self._report_works = False
+        ended = time.monotonic()
+        self._reported, self._report_due = self.step, ended + (ended - began) / REPORT_SHARE
 
     # checkpoints
 
@@ -322,7 +337,7 @@ class Trainer:
                 raise self._diverged(f"the weights {name} are no longer finite at step {self.step}")
         distributed.require_same(weights.values())
         self.saved = distributed.from_first(lambda: self._write_checkpoint(weights))
-        distributed.from_first(self._report)
+        distributed.from_first(self._report_if_due)
 
     def _write_checkpoint(self, weights: dict[str, Tensor]) -> Path:
         with self._writing("metrics.jsonl"):
@@ -335,6 +350,7 @@ class Trainer:
     def _stopped(self, stop: StopRequest) -> int:
         if self.saved is None or self.saved.name != f"step_{self.step:08d}":
             self._save()
+        distributed.from_first(self._last_report)
         self.progress.close()
         print(f"stopped by {stop.name} after step {self.step} of {self.config.steps}; saved {self.saved}")
         print(f"go on with: {self._resume_command()}", flush=True)
