@@ -30,6 +30,7 @@ PAGES = {
     "In your training stack": "docs/embedding.md",
     "Several processes": "docs/distributed.md",
     "On a GPU": "docs/gpu.md",
+    "What Kiln is tried against": "docs/robustness.md",
     "Architecture": "docs/architecture.md",
     "Contributing": "CONTRIBUTING.md",
     "Changelog": "CHANGELOG.md",

@@ -126,7 +126,7 @@ def filling(folder: Path, *own: str) -> Iterator[None]:
     try:
         if _locked(lock) is False:
             raise InputError(f"another process is writing into {folder}; wait for it, or give a new folder")
-        if not is_new and not _is_still(mark, lock):
+        if not is_new and not is_still(mark, lock):
             raise InputError(f"another process has just filled {folder}; give a new folder")
         for name in contents(folder):
             if is_new or not _is_own(name, own):
@@ -201,12 +201,12 @@ def _held_rest(make: Callable[[], Path]) -> tuple[Path, int]:
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(rest, os.O_RDONLY if rest.is_dir() else os.O_RDWR)
             # before the lock was there, another process may have taken the rest for an abandoned one
-            if _locked(lock) is not False and _is_still(rest, lock):
+            if _locked(lock) is not False and is_still(rest, lock):
                 return rest, lock
             os.close(lock)
 
 
-def _is_still(path: Path, handle: int) -> bool:
+def is_still(path: Path, handle: int) -> bool:
     """Whether the open file or folder is the one at `path`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.errors import InputError
+from engine.host.atomic_files import is_still
 
 FILE = ".lock"
 _BYTE = 1 << 20  # the byte that is locked; where locks keep others from reading, they can read who holds it
@@ -35,7 +36,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     finally:
         if handle is not None:
             with contextlib.suppress(OSError):
-                if _is_file(handle, run_dir / FILE):
+                if is_still(run_dir / FILE, handle):
                     (run_dir / FILE).unlink()
             os.close(handle)
         with contextlib.suppress(OSError):
@@ -58,7 +59,7 @@ def _take(run_dir: Path) -> int | None:
             what = f"no lock can be had in {run_dir} ({error.strerror})"
             print(f"kiln: {what}: see to it that no other process trains there", file=sys.stderr)
             return None
-        if _is_file(handle, run_dir / FILE):
+        if is_still(run_dir / FILE, handle):
             _sign(handle)
             return handle
         os.close(handle)  # its holder removed the file after it had been opened here
@@ -91,11 +92,3 @@ def _holder(said: bytes) -> str:
     """Who holds the lock, as its file says."""
     known = re.fullmatch(rb"(process \d+ on [\w.-]+) (since [\d-]+ [\d:]+)\n", said)
     return f"{known[1].decode()} ({known[2].decode()})" if known else "another process"
-
-
-def _is_file(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one at the path."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
