@@ -10,9 +10,10 @@ import numpy as np
 from engine.data.decoding.plain_images import BadImage, plain_bytes
 from engine.data.landmarks import MIRROR_ORDERS, points_name
 from engine.data.layouts.listing import Listing
-from engine.data.layouts.sources import Source, UnreadableFile
+from engine.data.layouts.sources import Source
 from engine.data.validation import FileRecord, forget_verdicts, write_quarantine
 from engine.errors import InputError
+from engine.host.input_files import UnreadableFile
 
 
 class ImageSet:

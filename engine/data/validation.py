@@ -18,10 +18,10 @@ from engine.data.cache import cache_folder
 from engine.data.decoding.dali import Probe, Prober, native_stderr, runs_that_fit, worker_threads
 from engine.data.decoding.plain_images import BadImage, inspect, plain_image
 from engine.data.decoding.stored_squares import FIRST_SIDEWAYS
-from engine.data.layouts.sources import Source, Stamp, UnreadableFile
+from engine.data.layouts.sources import Source, Stamp
 from engine.errors import InputError
 from engine.host.atomic_files import write_bytes
-from engine.host.input_files import megabytes
+from engine.host.input_files import UnreadableFile, megabytes
 from engine.host.reading import read_json
 
 _VERSION = 2  # of the verdicts: raise it when the rules below change

@@ -16,11 +16,11 @@ from engine.data.layouts.listing import Listing
 from engine.data.layouts.manifest import MANIFEST
 from engine.data.layouts.names import frame_order, last_number, natural_order
 from engine.data.layouts.pts import is_pts_name, parse_points
-from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, open_source
+from engine.data.layouts.sources import FolderSource, Source, open_source
 from engine.data.layouts.tables import MAX_ARRAY_BYTES, MAX_TABLE_BYTES, as_text, is_table_name, parse_array, read_text
 from engine.data.layouts.which_layout import list_images
 from engine.errors import InputError
-from engine.host.input_files import read_input
+from engine.host.input_files import UnreadableFile, read_input
 from engine.host.terminal import printable
 from engine.inference import pictures
 

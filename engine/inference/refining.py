@@ -16,12 +16,13 @@ from engine.data.decoding.colour_profiles import Profile
 from engine.data.decoding.plain_images import BadImage
 from engine.data.decoding.stored_squares import unlike_displayed
 from engine.data.landmarks import POINTS
-from engine.data.layouts.sources import FolderSource, Source, UnreadableFile, is_image_name, open_source
+from engine.data.layouts.sources import FolderSource, Source, is_image_name, open_source
 from engine.data.layouts.which_layout import list_images
 from engine.data.pixel_values import network_input, result_pixels
 from engine.errors import InputError
 from engine.host.contained_paths import contained
 from engine.host.environment import pick_device
+from engine.host.input_files import UnreadableFile
 from engine.host.terminal import printable
 from engine.inference import marking, pictures
 from engine.inference.faces import FaceFinder, Framing

@@ -155,8 +155,8 @@ class Trainer:
                 self._one_step()
             if self.step < config.steps:
                 return self._stopped(stop)
-            if self.step == self.first_step:
-                distributed.from_first(self._draw_last)
+            if self.step == self.first_step:  # the run was finished before, but not all that it writes was there
+                distributed.from_first(self._sample)
             distributed.from_first(self._last_report)
         print(f"done    {self.step} steps; {self.saved}")
         if self._report_works:
@@ -269,11 +269,6 @@ class Trainer:
             return
         with self._writing("a sample grid"):
             save_grid(self.system.sample(self._fixed), completion.grid_path(self.run_dir, self.step))
-
-    def _draw_last(self) -> None:
-        """Draw the sample grid of a run that was finished before, and write its report with it."""
-        self._sample()
-        self._report()
 
     def _last_report(self) -> None:
         if self._reported != self.step:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.data.layouts.sources import UnreadableFile, ZipSource, open_source
+from engine.data.layouts.sources import ZipSource, open_source
 from engine.errors import InputError
+from engine.host.input_files import UnreadableFile
 from tests.support.raw_zip import Member, deflated, raw_zip, unicode_path
 
 LINK, PIPE, FOLDER, FILE = (kind | 0o644 for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR, stat.S_IFREG))

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.layouts.sources import UnreadableFile, open_source
+from engine.data.layouts.sources import open_source
 from engine.data.reading import read_set
 from engine.errors import InputError
+from engine.host.input_files import UnreadableFile
 from engine.host.terminal import printable
 from tests.fuzz.budget import examples
 from tests.support.data_images import LFS_POINTER, encoded, picture

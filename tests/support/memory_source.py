@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.layouts.sources import Stamp, UnreadableFile
+from engine.data.layouts.sources import Stamp
+from engine.host.input_files import UnreadableFile
 
 
 class MemorySource:

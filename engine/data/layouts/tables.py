@@ -18,8 +18,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.data.layouts.sources import Source, UnreadableFile
+from engine.data.layouts.sources import Source
 from engine.errors import InputError
+from engine.host.input_files import UnreadableFile
 
 COLUMNS = {
     "file": "file filename filepath image imagename imagefile imagefilename imagepath imageid img imgname imgfile "
