@@ -123,6 +123,8 @@ class Function {
             if (!value) refuse(given);
             if (value == Py_None && argument.type != 'O') refuse(argument, "is None");
             words[count] = argument.word(value);
+            if (!words[count] && argument.is_missing(value))
+                refuse(argument, "has elements but no memory: its storage was freed");
             if (words[count++] > argument.most()) {
                 const std::string bounds = "; it must lie in 0 .. " + std::to_string(argument.most());
                 refuse(argument, "is " + std::string(py::str(value)) + bounds);
@@ -147,6 +149,11 @@ class Function {
 
         uint64_t most() const {
             return type == 'S' ? kiln::Size::MOST : type == 'I' ? INT64_MAX : UINT64_MAX;
+        }
+
+        // Whether `value`, whose word is 0, is a tensor that is to be read all the same.
+        bool is_missing(PyObject* value) const {
+            return (type == 'P' || type == 'O') && value != Py_None && py::handle(value).attr("numel")().cast<int64_t>();
         }
 
         uint64_t word(PyObject* value) const {

@@ -232,20 +232,22 @@ def _without_derivative(overload: Callable) -> Callable:
 
 
 def _has_tangent(args: Sequence) -> bool:
-    if forward_ad._current_level < 0 and not (_dispatch_modes() and _entered_by_a_graph()):
-        return False
-    return any(isinstance(a, Tensor) and torch._VF._unpack_dual(a, level=0).tangent is not None for a in args)
+    return _in_dual_level() and any(
+        isinstance(a, Tensor) and torch._VF._unpack_dual(a, level=0).tangent is not None for a in args
+    )
 
 
-def _entered_by_a_graph() -> bool:
-    """Whether a graph of torch.compile, while it is traced on, has entered forward-mode differentiation."""
-    with torch._C._DisableTorchDispatch():
-        probe = torch.zeros((), device="cpu")
-        try:
-            torch._make_dual(probe, probe, level=0)
-        except RuntimeError:  # there is no such level
-            return False
-    return True
+def _in_dual_level() -> bool:
+    """Whether forward-mode differentiation is entered, by a graph of torch.compile too, which forward_ad does not note.
+
+    There is one level at most, so a second one can be entered only where there is none. In one passage through C, in
+    which no other thread runs.
+    """
+    try:
+        next(map(torch._C._exit_dual_level, iter(torch._C._enter_dual_level, None)))
+    except RuntimeError:
+        return True
+    return False
 
 
 # the short way of ordinary calls
@@ -270,8 +272,8 @@ def _direct(
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
-    transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, on another device)
-    still go through it. tensors: positions of tensors among the arguments. in_transforms: what the older ONNX exporter
+    transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, zeros without memory,
+    on another device) still go through it. tensors: positions of tensors among the arguments. in_transforms: what the older ONNX exporter
     gets, which traces TorchScript, and torch.compile within forward-mode differentiation, whose levels its graphs enter
     unseen by torch.autograd.forward_ad.
     """
@@ -328,7 +330,11 @@ def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
         return False
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in _PLAIN_TYPES or not tensor.is_cpu or tensor.layout is not _strided or tensor.is_neg()
+            type(tensor) not in _PLAIN_TYPES
+            or not tensor.is_cpu
+            or tensor.layout is not _strided
+            or tensor.is_neg()
+            or tensor._is_zerotensor()
         ):
             return False
     return True

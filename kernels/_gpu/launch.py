@@ -107,6 +107,10 @@ def launch(
         aliased = {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
         _noting.launches.append(Launch(kernel, grid, aliased, num_warps, num_stages, cost(), oldest))
     if _noting.launches is None or _noting.run:
+        for name, value in zip(kernel.arg_names, values, strict=True):
+            # a GPU that reads there is lost to its process
+            if isinstance(value, Tensor) and not value.data_ptr() and value.numel():
+                raise ValueError(f"{kernel.__name__}: {name} has elements but no memory: its storage was freed")
         bound = register_bound(arguments, capability)
         kernel[grid](*values, num_warps=num_warps, num_stages=num_stages, **bound)
 

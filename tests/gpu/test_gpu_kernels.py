@@ -107,6 +107,15 @@ def test_offsets_past_31_bits_are_wide():
     assert launch.wide(None, small, large) and not launch.wide(None, small)
 
 
+@pytest.mark.parametrize("loss", [ops.l1_autoencoder_loss, ops.style_loss])
+def test_a_freed_storage_is_refused(loss):
+    """Before the launch: a GPU that reads at no address is lost to its process."""
+    x, freed = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    freed.untyped_storage().resize_(0)
+    with _dispatch.gpu_kernels_on_cpu(), pytest.raises(ValueError, match="kernel: .* no memory: its storage was freed"):
+        loss(x, freed)
+
+
 @interpreted_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("resize", ["none", "up", "down"])

@@ -144,8 +144,10 @@ def test_backward_passes_are_not_differentiated():
 
 
 @pytest.mark.parametrize("way", ["dual", "jvp", "grad"])
-def test_within_compiled_functions(way):
-    """One graph, which differentiates the reference's operations."""
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("raw", [False, True], ids=["public", "raw"])
+def test_within_compiled_functions(way, backend, raw):
+    """One graph, which differentiates the reference's operations. raw: the operator as it is registered."""
     x = torch.randn(2, 4, 6, 6)
     weight = torch.randn(4, 4, 3, 3) / 6
 
@@ -153,9 +155,10 @@ def test_within_compiled_functions(way):
         conv, loss = (
             ops.OPERATORS[n].function if fused else ops.OPERATORS[n].reference for n in ("resize_conv_act", "gram")
         )
+        loss = torch.ops.kiln.gram if fused and raw else loss
         return lambda v: loss(conv(v, weight, activation="elu"))
 
-    compiled = torch.compile(lambda x: WAYS[way](function(1), x, x), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(lambda x: WAYS[way](function(1), x, x), backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(x), WAYS[way](function(0), x, x))
 
 

@@ -59,6 +59,19 @@ def test_lazily_negated_tensors_are_resolved():
     )
 
 
+@pytest.mark.parametrize("name", sorted(_spec.specs_with_skeleton()))
+def test_zeros_without_memory_are_zeros(name):
+    """Such tensors come out of torch's forward-mode differentiation."""
+    sample = _spec.specs_with_skeleton()[name].samples[0]
+    made, options = _spec.tensors(sample, torch.float32), sample.options_in(torch.float32)
+    function = _contract.find(name).function
+    for key, tensor in made.items():
+        if key != "store":  # which is not copied
+            zeros = torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype)
+            found = function(**made | {key: zeros}, **options)
+            torch.testing.assert_close(found, function(**made | {key: torch.zeros_like(tensor)}, **options))
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_transforms_reach_the_operator_image_by_image():
     a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)

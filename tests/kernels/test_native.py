@@ -38,6 +38,17 @@ def test_what_cannot_be_is_refused(function, given, words):
     assert str(caught.value) == f"native function {function}: {words}" or words in str(caught.value)
 
 
+def test_a_freed_storage_is_refused():
+    """As FSDP leaves a parameter outside of its layer's call. Elements that are none need no memory."""
+    x = torch.randn(2, 3, 4, 4)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"features has elements but no memory: its storage was freed$"):
+        ops.gram(x)
+    with pytest.raises(ValueError, match=r"\w+ has elements but no memory: its storage was freed$"):
+        ops.l1_autoencoder_loss(torch.randn(2, 3, 4, 4), x)
+    assert ops.gram(torch.empty(0, 3, 4, 4)).shape == (0, 3, 3)
+
+
 def test_no_threads_are_refused():
     with pytest.raises(ValueError, match="no threads"):
         _native.load().function("gram_forward")(0, GRAM)
