@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from engine import distributed
+from engine.errors import InputError
 from engine.host import atomic_files
+from engine.host.input_files import UnreadableFile, read_input
 from engine.training.events import EventFile
 
 NEVER = 2**31 - 1
@@ -78,7 +80,7 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: Path, start: int, recorded: int = 0):
-        """Open the files, and cut off the rows after the step that the run goes on from. Raises OSError.
+        """Open the files, and cut off the rows after the step that the run goes on from. Raises OSError, InputError.
 
         start:    that step
         recorded: the step of the last row that had been written then
@@ -112,29 +114,35 @@ class MetricsLog:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the rows of later steps, and lines that are no rows, as one that a crash cut short. Raises OSError."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line + "\n" for line in lines if (row := _row(line)) and row["step"] <= step]
-    atomic_files.write_text(path, "".join(kept))
+    """Drop the rows of later steps, and lines that are no rows, as one that a crash cut short.
+
+    Raises OSError, and InputError where the file cannot be read.
+    """
+    if path.exists():
+        kept = [line + "\n" for line in _lines(path) if (row := _row(line)) and row["step"] <= step]
+        atomic_files.write_text(path, "".join(kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl in the order of their steps, with those of their values that are finite numbers.
 
     Lines that are no rows are left out. Where a resumed run went back to an earlier step, the rows that an earlier run
-    had written beyond that step are left out. Raises OSError.
+    had written beyond that step are left out. Raises InputError where there is a file that cannot be read.
     """
     rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _lines(path) if path.exists() else ():
         if row := _row(line):
             while rows and rows[-1]["step"] >= row["step"]:
                 rows.pop()
             rows.append(row)
     return rows
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_input(path).decode("utf-8", errors="replace").splitlines()
+    except UnreadableFile as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _row(line: str) -> dict[str, Any] | None:

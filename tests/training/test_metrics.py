@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine import checkpoint
+from engine.errors import InputError
 from engine.training import report
 from engine.training.metrics import MetricsLog, cut_after, missing, missing_text, read_metrics
 from tests.support.training_fakes import tiny_config
@@ -52,6 +53,15 @@ def test_a_line_that_is_no_row_is_left_out(tmp_path: Path, line: str) -> None:
     assert [row["step"] for row in read_metrics(path)] == [1, 3]
     cut_after(path, 3)
     assert path.read_text().splitlines() == rows
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    """Neither waited for nor passed over as if no step had been done."""
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    for use in (read_metrics, lambda path: cut_after(path, 3), lambda path: report.render(path.parent)):
+        with pytest.raises(InputError, match=r"metrics\.jsonl: a named pipe, not a file$"):
+            use(path)
 
 
 def test_values_that_are_no_finite_numbers_are_left_out(tmp_path: Path) -> None:
