@@ -272,10 +272,10 @@ def _direct(
     """The overload, but past the dispatcher where it would do nothing but autograd and then `cpu`.
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
-    transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, zeros without memory,
-    on another device) still go through it. tensors: positions of tensors among the arguments. in_transforms: what the older ONNX exporter
-    gets, which traces TorchScript, and torch.compile within forward-mode differentiation, whose levels its graphs enter
-    unseen by torch.autograd.forward_ad.
+    transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, zeros without
+    memory, on another device) still go through it. tensors: positions of tensors among the arguments. in_transforms:
+    what the older ONNX exporter gets, which traces TorchScript, and torch.compile within forward-mode differentiation,
+    whose levels its graphs enter unseen by torch.autograd.forward_ad.
     """
     if autograd is not None:
         setup_context, backward = autograd

@@ -112,7 +112,10 @@ def test_a_freed_storage_is_refused(loss):
     """Before the launch: a GPU that reads at no address is lost to its process."""
     x, freed = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     freed.untyped_storage().resize_(0)
-    with _dispatch.gpu_kernels_on_cpu(), pytest.raises(ValueError, match="kernel: .* no memory: its storage was freed"):
+    with (
+        _dispatch.gpu_kernels_on_cpu(),
+        pytest.raises(ValueError, match=r"kernel: .* no memory: its storage was freed"),
+    ):
         loss(x, freed)
 
 
