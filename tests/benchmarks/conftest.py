@@ -4,9 +4,10 @@ import pytest
 
 from benchmarks import run
 from benchmarks.arguments import Arguments
-from benchmarks.suites import fuse, fuse_models, loading, operators, step, sweeps
+from benchmarks.suites import fuse, fuse_models, loading, operators, step, sweeps, systems
 from benchmarks.timing.measure import Limits, Timing
 from tests.support.benchmark_cases import TINY, conv, tiny
+from tests.support.training_fakes import tiny_config
 
 TIMED = Timing([0.1] * 10)
 LOADED = loading.row("dali", loading.SETTINGS[0], dict.fromkeys(("dali", "step", *loading.PEERS), TIMED), 0.5)
@@ -20,6 +21,7 @@ def small(monkeypatch):
     monkeypatch.setattr(step, "peak_memory", lambda name, *setting: 2**20 * (1 if name == "fused" else 2))
     chosen = [conv("up"), conv("down"), tiny("linear")]
     monkeypatch.setattr(operators, "cases", lambda only, quick=False: [c for c in chosen if only in c.spec.operator])
+    monkeypatch.setattr(systems, "cases", lambda only, quick: {"dcgan tiny": tiny_config(system="dcgan")})
     monkeypatch.setattr(sweeps, "BASE", {"batch": 1, "channels": 8, "side": 8})
     monkeypatch.setattr(sweeps, "VALUES", {"batch": (1, 2, 3)})
     monkeypatch.setattr(sweeps, "STEP_BASE", TINY)

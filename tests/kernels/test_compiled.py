@@ -30,24 +30,16 @@ def outside_the_interpreter(what: str) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# what is compiled -> the targets it is compiled for
-SUBSETS = {"few": ["sm_90"], "subset": ["sm_80", "sm_90", "sm_100"]}
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param("few", marks=pytest.mark.covered), pytest.param("subset", marks=pytest.mark.slow)],
-)
-def subset(request: pytest.FixtureRequest) -> str:
-    """A name in SUBSETS; for all three targets about 700 variants are compiled, a tenth of that for sm_90 alone."""
-    return request.param
+TARGETS = ["sm_80", "sm_90", "sm_100"]
 
 
 @pytest.fixture(scope="module")
-def rows(subset: str) -> list[dict]:
-    return outside_the_interpreter(subset)
+def rows() -> list[dict]:
+    """About 700 variants, in two minutes."""
+    return outside_the_interpreter("subset")
 
 
+@pytest.mark.slow
 def test_no_spills_and_matrix_instructions(rows):
     failed = [
         f"{r['target']} {r['name']} {r['form']} {r['tile']} {r['modes']}: {r['failed']}" for r in rows if "failed" in r
@@ -55,7 +47,8 @@ def test_no_spills_and_matrix_instructions(rows):
     assert not failed, "\n".join(failed)
 
 
-def test_every_kernel_in_every_arithmetic(rows, subset):
+@pytest.mark.slow
+def test_every_kernel_in_every_arithmetic(rows):
     """Whatever a gpu.py defines is launched by its samples, and compiled for every target."""
     for name, spec in launches.specs().items():
         package = find(name).function.__module__
@@ -67,20 +60,17 @@ def test_every_kernel_in_every_arithmetic(rows, subset):
             kernels |= {n for n in own if n.endswith("_kernel")}
         here = [r for r in rows if name in r["launched_by"]]
         newer = {r["name"] for r in here if r["oldest"] > 80}
-        for target in SUBSETS[subset]:
+        for target in TARGETS:
             wanted = kernels - newer if target == "sm_80" else kernels
             assert wanted <= {r["name"] for r in here if r["target"] == target}, (name, target)
             assert set(launches.modes(spec)) == {m for r in here if r["target"] == target for m in r["modes"]}
 
 
-def test_matrix_kernels_use_the_generation_s_own_instructions(rows, subset):
+@pytest.mark.slow
+def test_matrix_kernels_use_the_generation_s_own_instructions(rows):
     """At least the largest tiles: wgmma on Hopper, tcgen05 on Blackwell."""
-    found = {
-        target: {kind for r in rows if r["target"] == target for kind in r["matrix"]} for target in SUBSETS[subset]
-    }
-    assert "wgmma" in found["sm_90"]
-    if subset == "subset":
-        assert found["sm_80"] == {"mma.sync"} and "tcgen05" in found["sm_100"]
+    found = {target: {kind for r in rows if r["target"] == target for kind in r["matrix"]} for target in TARGETS}
+    assert found["sm_80"] == {"mma.sync"} and "wgmma" in found["sm_90"] and "tcgen05" in found["sm_100"]
 
 
 def test_arguments_are_specialised_as_triton_does():

@@ -11,6 +11,7 @@ from engine import ops
 from tests.support.places import ROOT
 
 mypy = pytest.importorskip("mypy")
+pytestmark = pytest.mark.slow  # `make lint` checks the same modules
 
 USE = """
 import torch
@@ -56,7 +57,6 @@ def check(installed: Path, *words: str | Path, cwd: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow  # `make lint` checks the same modules
 def test_public_modules(installed):
     status, told = check(installed, "--config-file", ROOT / "pyproject.toml", cwd=installed / "site")
     assert status == 0, told

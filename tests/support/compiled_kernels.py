@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import itertools
 import json
 import sys
 
@@ -76,21 +75,10 @@ def spilling() -> dict:
     return results
 
 
-def few() -> list[dict]:
-    """Variants that together have every kernel and every arithmetic of every operator, for sm_90."""
-    variants, covered = [], set()
-    for variant in compiled.chosen(compiled.shipped(samples=True).variants.values(), thorough=False):
-        aspects = set(itertools.product(variant.seen, {variant.name} | variant.modes))
-        if not aspects <= covered:
-            variants.append(variant)
-            covered |= aspects
-    return compiled_report.rows(compiled.compile_all([(variant, 90) for variant in variants]))
-
-
 def subset() -> list[dict]:
     """The shipped configurations that every complete test run compiles."""
     return compiled_report.subset()
 
 
 if __name__ == "__main__":
-    print(json.dumps({"signature": signature, "spilling": spilling, "few": few, "subset": subset}[sys.argv[1]]()))
+    print(json.dumps({"signature": signature, "spilling": spilling, "subset": subset}[sys.argv[1]]()))

@@ -30,7 +30,7 @@ from engine.version import __version__
 from tests.support.packages import installed
 from tests.support.training_fakes import batch_of, tiny_config
 
-STEPS = 20
+STEPS = 10  # more than fill the image pools
 # options with which a loss looks at the whole batch, or draws random numbers for it
 VARIANTS = {
     "refiner": ("--landmarks", "--landmark-weight", "0.5"),
