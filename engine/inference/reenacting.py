@@ -184,10 +184,10 @@ def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: 
         return "it needs OpenCV (pip install opencv-python-headless)"
     # the codec needs even sides
     width, height = (side + side % 2 for side in images[0].size)
-    with contextlib.suppress(_NoCodec), atomic_files.replacing(path) as temporary:
+    with contextlib.suppress(_NotBegun), atomic_files.replacing(path) as temporary:
         film = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
         if not film.isOpened():
-            raise _NoCodec
+            raise _NotBegun
         for image in images:
             pixels = np.asarray(image.convert("RGB").resize((width, height)))
             film.write(np.ascontiguousarray(pixels[..., ::-1]))
@@ -197,11 +197,11 @@ def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: 
             raise OSError(errno.EIO, "the film was not written whole", str(path))
         marking.mark_film(temporary, description)
         return None
-    return "this OpenCV cannot write MP4"
+    return "OpenCV could not begin an MP4 file there (it has no codec for it, or the disk refused the file)"
 
 
-class _NoCodec(Exception):
-    """This OpenCV cannot write MP4."""
+class _NotBegun(Exception):
+    """OpenCV did not begin a film; it does not say why."""
 
 
 def reenact_files(options: ReenactOptions) -> str:

@@ -101,13 +101,12 @@ class Commands:
 def train(words: list[str]) -> int:
     """Train a tiny refiner in the folder words[0] on random images, as `kiln train --resume` does.
 
-    Its page is not drawn, and no events are written for TensorBoard: both take longer than the training.
+    Its page is not drawn: that takes longer than the training.
     """
-    from engine.training import loop, metrics, report
+    from engine.training import loop, report
     from tests.support.training_fakes import FakeLoader, tiny_config
 
     report.render = lambda run_dir, **_: f"<html>{run_dir.name}{'.' * 5000}</html>"
-    metrics._open_tensorboard = lambda run_dir, start: (None, "")
     loop.image_sets = lambda config: []
     loop.open_loaders = lambda config, datasets, device: FakeLoader(config)
     flags = (
