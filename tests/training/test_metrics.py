@@ -62,6 +62,10 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     for use in (read_metrics, lambda path: cut_after(path, 3), lambda path: report.render(path.parent)):
         with pytest.raises(InputError, match=r"metrics\.jsonl: a named pipe, not a file$"):
             use(path)
+    path.unlink()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: a Git LFS pointer"):
+        read_metrics(path)
 
 
 def test_values_that_are_no_finite_numbers_are_left_out(tmp_path: Path) -> None:
