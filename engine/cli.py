@@ -20,7 +20,7 @@ from engine.distributed import torchrun
 from engine.errors import InputError, LostRank, SharedError, gpu_failure
 from engine.host.environment import variable
 from engine.host.stop_signals import ending_in_order
-from engine.host.terminal import escaped_output, plain
+from engine.host.terminal import escaped_output, occupy_descriptors, plain
 from engine.version import __version__
 
 Config = TypeVar("Config")
@@ -163,6 +163,7 @@ def _unknown(match: re.Match) -> str:
 
 def run(command: str, main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; a mistake of the user becomes one line on standard error."""
+    occupy_descriptors()
     with ending_in_order(), escaped_output():
         try:
             status = status_of(command, main, sys.argv[1:] if argv is None else argv)

@@ -1,6 +1,7 @@
 """Shows names and texts that others wrote: what in them would steer the terminal is escaped."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,20 @@ def plain(stream: TextIO) -> TextIO:
     return stream.stream if isinstance(stream, Escaping) else stream
 
 
-def _escaping(stream: TextIO) -> TextIO:
-    """The stream, Escaping; None stays None, where the process was started without such a stream."""
-    return stream if stream is None or isinstance(stream, Escaping) else cast(TextIO, Escaping(stream))
+def _escaping(stream: TextIO | None) -> TextIO:
+    """The stream, Escaping; a process that was started without it writes nowhere."""
+    if stream is None:
+        stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    return stream if isinstance(stream, Escaping) else cast(TextIO, Escaping(stream))
+
+
+def occupy_descriptors() -> None:
+    """Open the null device in the place of standard input, output and error that the process was started without.
+
+    Else the next file that is opened would have their number, and get what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free number

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -172,6 +173,25 @@ def test_a_reader_that_leaves_is_no_error():
     line = f'{sys.executable} -c "{code}" | head -1'
     done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "0\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_started_without_standard_streams(closed, tmp_path):
+    """As some schedulers do: no traceback, and the next file that is opened does not get what libraries print."""
+    code = f"""
+import os
+from engine.cli import run
+def main(argv):
+    print("printed")
+    with open({str(tmp_path / "file")!r}, "w") as file:
+        assert file.fileno() > 2
+        os.write(1, b"by a library")
+    return 7
+run("test", main, [])
+"""
+    line = f"{sys.executable} -c {shlex.quote(code)} {closed}"
+    done = subprocess.run(line, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 7 and (tmp_path / "file").read_bytes() == b"", done.stderr
 
 
 NAME = "\x1b]0;title\x07\x1b[31m\u202e\udcff.png"
