@@ -254,19 +254,21 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the console script `kiln`: find the command and run its main with the rest of the words."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in COMMANDS:
+        run(argv[0], lambda rest: importlib.import_module(COMMANDS[argv[0]][0]).main(rest), argv[1:])
+    run("", _without_command, argv)
+
+
+def _without_command(argv: list[str]) -> None:
+    """Print the help or the version. Raises InputError for any other word."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")
-        sys.exit(0)
-    if argv[0] in ("-V", "--version"):
+    elif argv[0] in ("-V", "--version"):
         print(f"kiln {__version__}")
-        sys.exit(0)
-    command = argv[0]
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
+    else:
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
-        with escaped_output():
-            sys.exit(_complain("kiln", f"unknown command {command!r}; {hint}"))
-    run(command, lambda rest: importlib.import_module(COMMANDS[command][0]).main(rest), argv[1:])
+        raise InputError(f"unknown command {argv[0]!r}; {hint}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import tyro
 
 from engine.cli import parse, run
 from engine.errors import InputError
+from engine.inference.exported import is_exported
 from engine.training import report
 
 
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog="kiln report", description="Write the report.html of a run again.")
     if not arguments.run.is_dir():
         raise InputError(f"{arguments.run}: no such run folder")
+    if is_exported(arguments.run):
+        raise InputError(f"{arguments.run}: an exported model, not a run: it has no report")
     if not any((arguments.run / name).is_file() for name in ("config.json", "metrics.jsonl")):
         raise InputError(f"{arguments.run}: not a run folder (it has neither config.json nor metrics.jsonl)")
     print(report.write(arguments.run, record_environment=False))

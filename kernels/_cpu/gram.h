@@ -7,7 +7,7 @@ namespace kiln {
 namespace KILN_NAMESPACE {
 
 constexpr int PANEL = 2 * VL;  // channels of a panel; the triangle is made of PANEL x PANEL blocks
-constexpr int DEPTH = 128;     // pixels summed in registers: two panels of DEPTH pixels fit in L1
+constexpr int DEPTH = 128;     // pixels summed in registers, at most: two panels of DEPTH pixels fit in L1
 
 // Dense features, NHWC or (planar) NCHW.
 struct Features {
@@ -94,9 +94,11 @@ static void pack_pixels(const Features& f, int64_t image, int64_t k, int depth, 
 // sums = F^T F over pixels [k0, k1) of one image, upper triangle; with `accumulate` the products are added to sums.
 static void add_products(const Features& f, int64_t image, int64_t k0, int64_t k1, const Triangle& sums, bool accumulate) {
     const int panels = f.panels();
+    // few channels and pixels: shorter sums of sums round less, and cost next to nothing
+    const int most = f.channels <= 16 && k1 - k0 <= 1024 ? 32 : DEPTH;
     float* packed = scratch(Slot::PACKED_PIXELS, int64_t(panels) * DEPTH * PANEL);
-    for (int64_t k = k0; k < k1; k += DEPTH, accumulate = true) {
-        const int depth = k1 - k < DEPTH ? int(k1 - k) : DEPTH;
+    for (int64_t k = k0; k < k1; k += most, accumulate = true) {
+        const int depth = k1 - k < most ? int(k1 - k) : most;
         pack_pixels(f, image, k, depth, packed);
         Product p{};
         p.a_row = 1;

@@ -30,7 +30,7 @@ enum class Slot {
     GAUSSIANS = TRANSFORMED_PRODUCTS,      // the Gaussian's values and slopes along both axes; landmark_heatmap too
     IMAGE_GRADIENT = DIRECT_ROWS,          // a band's gradient of the image, and what one output row gives to it
     KERNEL_GRADIENT = DIRECT_ROWS,         // one landmark's: begun when the band's image gradient is stored
-    BIAS_ROW = SEGMENTS,                   // the sum of one row of gradients
+    BIAS_ROWS = SEGMENTS,                  // the sum of a few rows of gradients
 
     // gram and style_loss
     SPLIT_SUMS = INPUT_BAND,               // triangles of all splits of all images

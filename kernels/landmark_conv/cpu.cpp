@@ -602,6 +602,10 @@ KILN_FUNCTION(landmark_conv_backward,
             const float scale = grad_scale ? grad_scale[b] : 1.0f;
             const Band in = dw && c.channels ? image_band(c, image, b, scale, o0, o1) : Band{};
             ImageGradient of_image(c, adjoint, r0, dimage ? r1 : r0);
+            // the bias's sum is made of short sums: a long run of equal values drifts in float32
+            constexpr int RUN = 128;
+            int begun = o0;
+            float* line = db ? scratch(Slot::BIAS_ROWS, padded) : nullptr;
             // one row of the gradient at a time, for all sums that read it
             for (int o = d0; o < d1; ++o) {
                 if (dimage) of_image.add_output_row(delta, o);
@@ -609,9 +613,10 @@ KILN_FUNCTION(landmark_conv_backward,
                 if (in.data) image_weight_gradient(c, in, delta, o, mine.data);
                 if (db) {
                     const float one = 1.0f;
-                    float* line = scratch(Slot::BIAS_ROW, padded);
-                    weigh(line, delta.at(o, 0), padded, &one, 0, c.out_w, padded, false);
+                    weigh(line, delta.at(o, 0), padded, &one, 0, c.out_w, padded, o > begun);
+                    if (o + 1 < o1 && int64_t(o + 1 - begun) * c.out_w < RUN) continue;
                     add(mine.bias_at(), line, padded, scale);
+                    begun = o + 1;
                 }
             }
             if (dimage) of_image.store_rows(b, dimage);

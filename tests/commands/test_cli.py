@@ -175,6 +175,14 @@ def test_a_reader_that_leaves_is_no_error():
     assert done.stdout == "0\n" and done.stderr == ""
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "train --help"])
+def test_a_full_disk_gets_no_help(words):
+    done = subprocess.run(
+        f"{sys.executable} -m engine.cli {words} > /dev/full", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no space left on the device" in done.stderr
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_started_without_standard_streams(closed, tmp_path):
     """As some schedulers do: no traceback, and the next file that is opened does not get what libraries print."""

@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from engine.host import environment
+from engine.inference.exporting import export
 from engine.pages.charts import draw, series, smooth, thin
 from engine.pages.panels import Curve
 from engine.report import main
 from engine.systems.registry import SYSTEMS, build
 from engine.training import report
 from tests.support.data_images import picture
-from tests.support.tiny_run import command
+from tests.support.tiny_run import command, make_run
 from tests.support.training_fakes import batch_of, tiny_config
 
 
@@ -171,6 +172,9 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert "no such run folder" in capsys.readouterr().err
     assert command(main, tmp_path) == 2
     assert "not a run folder" in capsys.readouterr().err
+    exported = export(make_run(tmp_path / "run"), tmp_path / "exported")
+    assert command(main, exported) == 2 and not (exported / "report.html").exists()
+    assert "an exported model, not a run" in capsys.readouterr().err
 
 
 def test_curves_show_the_numbers():
