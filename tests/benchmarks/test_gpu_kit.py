@@ -148,6 +148,7 @@ sys.exit(compiling.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @compiled_only
 def test_the_whole_kit(monkeypatch, tmp_path):
     """Made here, of one operator's kernels; its script runs the parts with its packages and its extension."""

@@ -292,6 +292,7 @@ def test_others(n): pass
 """
 
 
+@pytest.mark.slow
 def test_tests_in_several_processes(monkeypatch, tmp_path, place):
     """A test that crashes, hangs or loses the GPU is a failure with its name, and all others run."""
     pytest.importorskip("xdist")

@@ -102,5 +102,6 @@ def test_the_same_images_elsewhere(printed, name, count):
     assert len(found) == count and max(found) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_published_model(printed):
     assert "refined (1, 3, 32, 32)" in printed("published.py")
