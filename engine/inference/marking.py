@@ -91,8 +91,7 @@ def save(image: Image.Image, path: Path, description: str) -> None:
     atomic_files.write_bytes(path, encode(image, path.suffix, description))
 
 
-def mark_film(path: Path, description: str) -> None:
-    """Append the XMP packet to an MP4 file. Raises OSError when that fails."""
+def film_mark(description: str) -> bytes:
+    """The XMP packet as a box, to be appended to an MP4 file."""
     content = _XMP_BOX + xmp_packet(description)
-    with path.open("ab") as file:
-        file.write((8 + len(content)).to_bytes(4, "big") + b"uuid" + content)
+    return (8 + len(content)).to_bytes(4, "big") + b"uuid" + content

@@ -1,8 +1,9 @@
 """Moves a face image with the landmarks of a clip, and writes frames, film, animation and a sheet."""
 
 import contextlib
-import errno
-from collections.abc import Iterable, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -184,24 +185,34 @@ def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: 
         return "it needs OpenCV (pip install opencv-python-headless)"
     # the codec needs even sides
     width, height = (side + side % 2 for side in images[0].size)
-    with contextlib.suppress(_NotBegun), atomic_files.replacing(path) as temporary:
-        film = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+    with tempfile.TemporaryDirectory() as folder, _in_memory(Path(folder, path.name)) as place:
+        film = cv2.VideoWriter(str(place), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
         if not film.isOpened():
-            raise _NotBegun
+            return "this OpenCV cannot write MP4"
         for image in images:
             pixels = np.asarray(image.convert("RGB").resize((width, height)))
             film.write(np.ascontiguousarray(pixels[..., ::-1]))
         film.release()
-        # OpenCV does not say that a disk refused a part of the film
-        if cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT) != len(images):
-            raise OSError(errno.EIO, "the film was not written whole", str(path))
-        marking.mark_film(temporary, description)
-        return None
-    return "OpenCV could not begin an MP4 file there (it has no codec for it, or the disk refused the file)"
+        content = place.read_bytes()
+    atomic_files.write_bytes(path, content + marking.film_mark(description))
+    return None
 
 
-class _NotBegun(Exception):
-    """OpenCV did not begin a film; it does not say why."""
+@contextlib.contextmanager
+def _in_memory(path: Path) -> Iterator[Path]:
+    """Make `path` a link to memory that is written and read like a file; elsewhere than on Linux leave it.
+
+    OpenCV does not say when a disk refuses a part of a film.
+    """
+    if not hasattr(os, "memfd_create"):
+        yield path
+        return
+    memory = os.memfd_create(path.name)
+    try:
+        path.symlink_to(f"/proc/self/fd/{memory}")
+        yield path
+    finally:
+        os.close(memory)
 
 
 def reenact_files(options: ReenactOptions) -> str:

@@ -36,14 +36,12 @@ SHARES = (0, 25, 50, 75, 100)  # percent of a write that is done before the proc
 class Writer:
     """A command that writes.
 
-    words:    the command, given the folder of what it reads and the folder that it writes in
-    start:    what it needs in the folder that it writes in
-    optional: a file that it may leave out, and say so
+    words: the command, given the folder of what it reads and the folder that it writes in
+    start: what it needs in the folder that it writes in
     """
 
     words: Callable[[Path, Path], list[str]]
     start: Callable[[Path, Path], object] = lambda given, root: None
-    optional: str = ""
 
 
 WRITERS = {
@@ -67,7 +65,6 @@ WRITERS = {
             str(given / "points.npy"),
             str(root / "out"),
         ],
-        optional="out/driven.mp4",
     ),
     "avatars": Writer(lambda given, root: ["data", "avatars", str(root / "faces"), "-n", "1", "--size", "16"]),
     "verdicts": Writer(lambda given, root: ["data", "validate", str(given / "pictures")]),
@@ -172,8 +169,7 @@ class Lab:
 
     def is_done(self, name: str, root: Path) -> bool:
         """Whether a command came to its end before it died; some commands then refuse the folder, which is full."""
-        lacking = self.whole[name].keys() - files(root).keys()
-        return name != "train" and lacking <= {WRITERS[name].optional} and not rests(root)
+        return name != "train" and files(root).keys() == self.whole[name].keys() and not rests(root)
 
     def finish(self, name: str, root: Path) -> None:
         """The same command, undisturbed, ends with what it writes when nothing was disturbed before."""
