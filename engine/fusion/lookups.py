@@ -212,8 +212,9 @@ class Layer:
         ):
             return False
         own = module.__dict__
-        if not self.methods.isdisjoint(own):
-            return False
+        for name in self.methods:  # PyTorch 2.11 compiles no operation of sets on this dictionary
+            if name in own:
+                return False
         for name, value in self.options:
             now = own.get(name, ABSENT)
             if type(now) is not type(value) or now != value:

@@ -144,7 +144,7 @@ def test_words_that_unpack_to_much_are_a_verdict(tmp_path: Path, kind: bytes, la
     try:
         pictures.read((tmp_path / "a.png").read_bytes())
     except BadImage as error:
-        assert images.quarantined == [("a.png", str(error))] and "too large" in str(error)
+        assert images.quarantined == [("a.png", str(error))] and "too large" in str(error).lower()
     else:
         assert len(images) == 1 and kind == b"iCCP" and late  # which nothing reads
 

@@ -1,5 +1,6 @@
 """Files of every format, mode, depth, orientation and colour profile, 24 x 16 pixels of noise."""
 
+import io
 import itertools
 import struct
 import zlib
@@ -159,6 +160,8 @@ def product(every: int = 1) -> Iterator[tuple[str, bytes]]:
             said["icc_profile"] = PROFILES[icc]
         try:
             data = encoded(pixels(mode), kind, **options, **said)
+            if mode == "YCbCr":  # Pillow up to 12.0 writes TIFF files of it that it does not read
+                Image.open(io.BytesIO(data)).load()
         except (OSError, ValueError, KeyError):  # the format has no such mode
             continue
         yield f"{kind}-{mode.replace(';', '_')}-{turn}-{icc}.{SUFFIXES.get(kind, kind.lower())}", data
