@@ -28,6 +28,7 @@ def operators(graph: fx.Graph) -> list[str]:
     return [node.target._opname for node in graph.nodes if "kiln" in str(node.target)]
 
 
+@pytest.mark.slow
 def test_the_operators_survive_compilation() -> None:
     """torch.compile(fullgraph=True) of a fused model keeps the operators in its graphs, forward and backward."""
     model, plain, _ = fused_pair(small)
