@@ -1,6 +1,7 @@
 """Moves a face image with the landmarks of a clip, and writes frames, film, animation and a sheet."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -193,6 +194,8 @@ def save_film(images: Sequence[Image.Image], path: Path, description: str, fps: 
             pixels = np.asarray(image.convert("RGB").resize((width, height)))
             film.write(np.ascontiguousarray(pixels[..., ::-1]))
         film.release()
+        if cv2.VideoCapture(str(place)).get(cv2.CAP_PROP_FRAME_COUNT) != len(images):
+            raise OSError(errno.EIO, "the film was not written whole", str(path))
         content = place.read_bytes()
     atomic_files.write_bytes(path, content + marking.film_mark(description))
     return None
