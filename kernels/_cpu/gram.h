@@ -94,8 +94,8 @@ static void pack_pixels(const Features& f, int64_t image, int64_t k, int depth, 
 // sums = F^T F over pixels [k0, k1) of one image, upper triangle; with `accumulate` the products are added to sums.
 static void add_products(const Features& f, int64_t image, int64_t k0, int64_t k1, const Triangle& sums, bool accumulate) {
     const int panels = f.panels();
-    // few channels and pixels: shorter sums of sums round less, and cost next to nothing
-    const int most = f.channels <= 16 && k1 - k0 <= 1024 ? 32 : DEPTH;
+    // few channels and pixels: shorter sums, which round as little as eager PyTorch's there
+    const int most = f.channels <= 4 && k1 - k0 <= 256 ? 32 : DEPTH;
     float* packed = scratch(Slot::PACKED_PIXELS, int64_t(panels) * DEPTH * PANEL);
     for (int64_t k = k0; k < k1; k += most, accumulate = true) {
         const int depth = k1 - k < most ? int(k1 - k) : most;
