@@ -1,11 +1,11 @@
-"""Reads JSON files of runs, exported models and caches, which may hold anything: one line says what is wrong."""
+"""Reads files of runs, exported models and caches, which may hold anything: one line says what is wrong."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
-from engine.host.input_files import UnreadableFile, read_input
+from engine.host.input_files import MAX_FILE_BYTES, UnreadableFile, read_input
 
 _BYTES = 64 << 20  # of a JSON file, at most
 
@@ -17,15 +17,21 @@ def read_json(path: Path, limit: int = _BYTES) -> Any:
     """
     if not path.exists():
         raise InputError(f"{path} is missing")
+    content = read_named(path, limit)
     try:
-        content = read_input(path, limit)
         return json.loads(content, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
-    except UnreadableFile as error:
-        raise InputError(f"{path}: {error}") from None
     except RecursionError:
         raise InputError(f"{path} is damaged: it is nested too deeply") from None
     except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are of this class
         raise InputError(f"{path} is damaged: {error}") from None
+
+
+def read_named(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file, as `read_input`. Raises InputError, which names the file."""
+    try:
+        return read_input(path, limit)
+    except UnreadableFile as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from engine import distributed
-from engine.errors import InputError
 from engine.host import atomic_files
-from engine.host.input_files import UnreadableFile, read_input
+from engine.host.reading import read_named
 from engine.training.events import EventFile
 
 NEVER = 2**31 - 1
@@ -130,7 +129,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     had written beyond that step are left out. Raises InputError where there is a file that cannot be read.
     """
     rows: list[dict[str, Any]] = []
-    for line in _lines(path) if path.exists() else ():
+    for line in _lines(path):
         if row := _row(line):
             while rows and rows[-1]["step"] >= row["step"]:
                 rows.pop()
@@ -139,10 +138,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return read_input(path).decode("utf-8", errors="replace").splitlines()
-    except UnreadableFile as error:
-        raise InputError(f"{path}: {error}") from None
+    if not path.exists():
+        return []
+    return read_named(path).decode("utf-8", errors="replace").splitlines()
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ lines = (
     | st.builds(lambda text, end: text[:end].encode(), rows.map(json.dumps), st.integers(0, 30))
     | st.binary(max_size=40)
 )
-joined = st.lists(lines, min_size=1, max_size=12).map(lambda content: b"\n".join(content) + b"\n")
+joined = st.lists(lines, max_size=12).map(lambda content: b"\n".join(content) + b"\n")
 files = joined.filter(lambda content: not is_lfs_pointer(content))
 
 

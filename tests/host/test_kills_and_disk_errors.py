@@ -21,6 +21,7 @@ from tests.data.test_video import face, write_videos
 from tests.support.data_images import picture
 from tests.support.failpoints import COMPILER, FAIL, KILL, Commands, Outcome
 from tests.support.generator_runs import configure
+from tests.support.packages import installed
 from tests.support.tiny_run import make_run
 from tests.support.training_fakes import assert_same
 
@@ -94,8 +95,9 @@ def losses(data: bytes) -> dict[int, dict[str, float]]:
 
 def in_tensorboard(run: Path) -> set[int]:
     """The steps whose losses TensorBoard shows."""
-    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    shown = accumulators.EventAccumulator(str(run / "tensorboard"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run / "tensorboard"))
     shown.Reload()
     return {event.step for event in shown.Scalars("l_real")}
 
@@ -165,7 +167,9 @@ class Lab:
             assert same in (None, (path / "weights.safetensors").read_bytes())
             recorded = losses((root / "run" / "metrics.jsonl").read_bytes())
             done = set(range(1, checkpoint.load(path).step + 1))
-            assert done <= set(recorded) and done <= in_tensorboard(root / "run")
+            assert done <= set(recorded)
+            if installed("tensorboard"):
+                assert done <= in_tensorboard(root / "run")
 
     def is_done(self, name: str, root: Path) -> bool:
         """Whether a command came to its end before it died; some commands then refuse the folder, which is full."""
