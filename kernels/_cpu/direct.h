@@ -1,4 +1,4 @@
-// Convolution as a sum of shifted products: a table of taps describes every 3x3 pass, resized or not.
+// Convolution as a sum of shifted products: a table of taps describes every pass, strided, transposed or resized.
 #pragma once
 #include "gemm.h"
 #include "parallel.h"
@@ -11,91 +11,130 @@ constexpr int THIN = 4;  // most columns of a thin pass, whose output is an imag
 
 typedef float v4_any __attribute__((vector_size(16), aligned(4), may_alias));
 
-// One tap along one axis: multiplies the input at `offset` with the combination g of the three kernel taps.
+constexpr int MOST_TAPS = 7;  // of a kernel along one axis
+
+// One tap along one axis: multiplies the input at `offset` with the combination g of the kernel's taps.
 struct Tap {
     int offset;
-    float g[3];
+    float g[MOST_TAPS];
 };
 
 // One axis of a pass: output o = step_out * i + phase reads inputs step_in * i + offset. A pass is the outer product of
-// its two axes, which are alike. The offsets of a phase ascend by one.
+// its two axes, which are alike. The offsets of a phase ascend by one; a phase may have no tap, then its outputs are 0.
 struct Stencil {
-    int step_in, step_out;
-    int count[2];
-    Tap taps[2][4];
+    int kernel, step_in, step_out;
+    int count[MOST_TAPS] = {};
+    Tap taps[MOST_TAPS][MOST_TAPS] = {};
 
     int lowest() const { return extreme(-1); }
     int highest() const { return extreme(1); }
-    int products() const { return (count[0] + count[1]) * (count[0] + count[1]); }
+    int products() const {
+        int taps = 0;
+        for (int phase = 0; phase < step_out; ++phase) taps += count[phase];
+        return taps * taps;
+    }
 
 private:
     int extreme(int sign) const {
-        int best = taps[0][0].offset;
+        bool any = false;
+        int best = 0;
         for (int phase = 0; phase < step_out; ++phase)
-            for (int t = 0; t < count[phase]; ++t)
-                if (sign * taps[phase][t].offset > sign * best) best = taps[phase][t].offset;
+            for (int t = 0; t < count[phase]; ++t, any = true)
+                if (!any || sign * taps[phase][t].offset > sign * best) best = taps[phase][t].offset;
         return best;
     }
 };
 
-constexpr Stencil SAME = {1, 1, {3, 0}, {{{-1, {1, 0, 0}}, {0, {0, 1, 0}}, {1, {0, 0, 1}}}}};
-constexpr Stencil SAME_ADJOINT = {1, 1, {3, 0}, {{{-1, {0, 0, 1}}, {0, {0, 1, 0}}, {1, {1, 0, 0}}}}};
-constexpr Stencil DOWN = {2, 1, {3, 0}, {{{-1, {1, 0, 0}}, {0, {0, 1, 0}}, {1, {0, 0, 1}}}}};
-constexpr Stencil DOWN_ADJOINT = {1, 2, {1, 2}, {{{0, {0, 1, 0}}}, {{0, {0, 0, 1}}, {1, {1, 0, 0}}}}};
-constexpr Stencil UP = {1, 2, {2, 2}, {{{-1, {1, 0, 0}}, {0, {0, 1, 1}}}, {{0, {1, 1, 0}}, {1, {0, 0, 1}}}}};
-constexpr Stencil UP_ADJOINT = {2, 1, {4, 0}, {{{-1, {0, 0, 1}}, {0, {0, 1, 1}}, {1, {1, 1, 0}}, {2, {1, 0, 0}}}}};
-
-// A weight tensor (cout, cin, 3, 3), float32 contiguous, read as a matrix depth x columns by a pass that takes channels
-// [first, first + count) of its input axis.
-struct Weights {
-    const float* data;
-    int cout, cin, first, count;
-    bool adjoint;  // the depth is the output channels and the columns are the input channels; else the other way round
-
-    int depth() const { return adjoint ? cout : count; }
-    int columns() const { return adjoint ? count : cout; }
-    int padded() const { return round_up(columns(), VL); }
-    bool thin() const { return columns() <= THIN; }
-    const float* kernel(int k, int n) const {
-        return data + (adjoint ? int64_t(k) * cin + first + n : int64_t(n) * cin + first + k) * 9;
+// y[o] = sum over t of x[stride * o - padding + t] w[t].
+static inline Stencil gathering(int kernel, int stride, int padding) {
+    Stencil s{kernel, stride, 1};
+    s.count[0] = kernel;
+    for (int t = 0; t < kernel; ++t) {
+        s.taps[0][t].offset = t - padding;
+        s.taps[0][t].g[t] = 1;
     }
-};
-
-// Combines the three rows of a kernel by g to one line of three taps; T is float, or a vector with a kernel in each
-// lane.
-template <class T> static inline void combine_rows(const float* g, const T* kernel, T* line) {
-    for (int q = 0; q < 3; ++q) line[q] = kernel[q] * g[0] + kernel[3 + q] * g[1] + kernel[6 + q] * g[2];
+    return s;
 }
 
-template <class T> static inline T dot3(const T* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+// The transpose, a phase for each of `stride` outputs from output `first` on: y[i] = sum of x[o] w[t] over the o and t
+// with stride * o - padding + t = i.
+static inline Stencil scattering(int kernel, int stride, int padding, int first) {
+    Stencil s{kernel, 1, stride};
+    for (int phase = 0; phase < stride; ++phase)
+        for (int t = kernel - 1; t >= 0; --t) {
+            const int reach = phase + first + padding - t;
+            if (reach % stride) continue;
+            Tap& tap = s.taps[phase][s.count[phase]++];
+            tap.offset = reach / stride;
+            tap.g[t] = 1;
+        }
+    return s;
+}
+
+// Nearest x2, then 3 taps with padding 1, and its transpose.
+static inline Stencil enlarging() {
+    return {3, 1, 2, {2, 2}, {{{-1, {1, 0, 0}}, {0, {0, 1, 1}}}, {{0, {1, 1, 0}}, {1, {0, 0, 1}}}}};
+}
+static inline Stencil enlarging_adjoint() {
+    return {3, 2, 1, {4}, {{{-1, {0, 0, 1}}, {0, {0, 1, 1}}, {1, {1, 1, 0}}, {2, {1, 0, 0}}}}};
+}
+
+// A weight tensor, float32 contiguous, read as a matrix depth x columns of kernels: kernel (k, n) lies at
+// k * k_step + n * n_step. reversed: the taps of each axis are read from the last to the first.
+struct Weights {
+    const float* data;
+    int kernel, depth, columns;
+    int64_t k_step, n_step;
+    bool reversed = false;
+
+    int taps() const { return kernel * kernel; }
+    int padded() const { return round_up(columns, VL); }
+    bool thin() const { return columns <= THIN; }
+    const float* at(int k, int n) const { return data + k * k_step + n * n_step; }
+};
+
+// Combines the rows of a kernel by g to one line of taps; T is float, or a vector with a kernel in each lane.
+template <class T> static inline void combine_rows(const float* g, const T* kernel, int side, T* line) {
+    for (int q = 0; q < side; ++q) {
+        line[q] = kernel[q] * g[0];
+        for (int p = 1; p < side; ++p) line[q] += kernel[p * side + q] * g[p];
+    }
+}
+
+template <class T> static inline T combine(const T* line, const float* g, int side) {
+    T sum = line[0] * g[0];
+    for (int q = 1; q < side; ++q) sum += line[q] * g[q];
+    return sum;
+}
 
 // Loads kernels (k, n) of VL columns n from n0 on, one vector for each tap; zeros past the last column.
 static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
-    alignas(64) float lanes[9][VL] = {};
-    const int n = w.columns() - n0 < VL ? w.columns() - n0 : VL;
+    alignas(64) float lanes[MOST_TAPS * MOST_TAPS][VL] = {};
+    const int n = w.columns - n0 < VL ? w.columns - n0 : VL, count = w.taps();
     for (int lane = 0; lane < n; ++lane) {
-        const float* kernel = w.kernel(k, n0 + lane);
-        for (int t = 0; t < 9; ++t) lanes[t][lane] = kernel[t];
+        const float* kernel = w.at(k, n0 + lane);
+        for (int t = 0; t < count; ++t) lanes[t][lane] = kernel[w.reversed ? count - 1 - t : t];
     }
-    for (int t = 0; t < 9; ++t) taps[t] = load(lanes[t]);
+    for (int t = 0; t < count; ++t) taps[t] = load(lanes[t]);
 }
 
-// Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width].
-static void pack(const Weights& w, const float (*row)[3], int rows, const float (*column)[3], int columns, float* out) {
-    const int depth = w.depth(), padded = w.padded();
+// Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width]. Rows and
+// columns are those of `stride` numbers.
+static void pack(const Weights& w, const float* row, int rows, const float* column, int columns, int stride, float* out) {
+    const int depth = w.depth, padded = w.padded(), side = w.kernel;
     // one vector of columns at a time: the kernels are read in the order they lie in
     for_parts(padded / VL, [&](int64_t vector) {
         const int n = int(vector) * VL;
         const int n0 = panel_start(n), width = panel_width(n0, padded);
         float* panel = out + int64_t(n0) * rows * columns * depth + (n - n0);
         for (int k = 0; k < depth; ++k) {
-            vf kernel[9];
+            vf kernel[MOST_TAPS * MOST_TAPS];
             load_kernels(w, k, n, kernel);
             for (int r = 0; r < rows; ++r) {
-                vf line[3];
-                combine_rows(row[r], kernel, line);
+                vf line[MOST_TAPS];
+                combine_rows(row + r * stride, kernel, side, line);
                 for (int c = 0; c < columns; ++c)
-                    store(panel + ((int64_t(r) * columns + c) * depth + k) * width, dot3(line, column[c]));
+                    store(panel + ((int64_t(r) * columns + c) * depth + k) * width, combine(line, column + c * stride, side));
             }
         }
     });
@@ -104,25 +143,26 @@ static void pack(const Weights& w, const float (*row)[3], int rows, const float 
 // Floats that packed weights take. A thin pass has the columns (tap, n) of all its taps side by side as one matrix,
 // padded to whole vectors.
 static int64_t packed_floats(const Weights& w, int products) {
-    return int64_t(w.depth()) * (w.thin() ? round_up(products * w.columns(), VL) : int64_t(products) * w.padded());
+    return int64_t(w.depth) * (w.thin() ? round_up(products * w.columns, VL) : int64_t(products) * w.padded());
 }
 
 // Packs the weights of a thin pass panel by panel, [panel][depth][panel width]; the taps in the order phase, row,
 // column.
 static void pack_thin(const Weights& w, const Stencil& s, float* out) {
-    const int depth = w.depth(), padded = round_up(s.products() * w.columns(), VL);
+    const int depth = w.depth, padded = round_up(s.products() * w.columns, VL);
     std::memset(out, 0, sizeof(float) * depth * padded);
     int column = 0;
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc)
             for (int r = 0; r < s.count[pr]; ++r)
                 for (int c = 0; c < s.count[pc]; ++c)
-                    for (int n = 0; n < w.columns(); ++n, ++column) {
+                    for (int n = 0; n < w.columns; ++n, ++column) {
                         const int n0 = panel_start(column), width = panel_width(n0, padded);
                         for (int k = 0; k < depth; ++k) {
-                            float line[3];
-                            combine_rows(s.taps[pr][r].g, w.kernel(k, n), line);
-                            out[int64_t(n0) * depth + int64_t(k) * width + (column - n0)] = dot3(line, s.taps[pc][c].g);
+                            float line[MOST_TAPS];
+                            combine_rows(s.taps[pr][r].g, w.at(k, n), w.kernel, line);
+                            out[int64_t(n0) * depth + int64_t(k) * width + (column - n0)] =
+                                combine(line, s.taps[pc][c].g, w.kernel);
                         }
                     }
 }
@@ -132,10 +172,10 @@ static void pack_stencil(const Weights& w, const Stencil& s, float* out) {
     if (w.thin()) return pack_thin(w, s, out);
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc) {
-            float row[4][3], column[4][3];
+            float row[MOST_TAPS][MOST_TAPS], column[MOST_TAPS][MOST_TAPS];
             for (int t = 0; t < s.count[pr]; ++t) std::memcpy(row[t], s.taps[pr][t].g, sizeof row[t]);
             for (int t = 0; t < s.count[pc]; ++t) std::memcpy(column[t], s.taps[pc][t].g, sizeof column[t]);
-            pack(w, row, s.count[pr], column, s.count[pc], out);
+            pack(w, row[0], s.count[pr], column[0], s.count[pc], MOST_TAPS, out);
             out += packed_floats(w, s.count[pr] * s.count[pc]);
         }
 }
@@ -157,7 +197,7 @@ struct ThinRows {
 
     ThinRows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int cells)
         : s(s), in(in), w(w), packed(packed), cells(cells), kept(s.highest() - s.lowest() + 1), left(s.lowest()),
-          columns((cells - 1) * s.step_in + kept), padded(round_up(s.products() * w.columns(), VL)), next(-(1 << 30)),
+          columns((cells - 1) * s.step_in + kept), padded(round_up(s.products() * w.columns, VL)), next(-(1 << 30)),
           products(scratch(Slot::THIN_PRODUCTS, int64_t(kept) * columns * padded + VL)) {}
 
     float* at(int row, int column) const {
@@ -182,10 +222,10 @@ struct ThinRows {
             p.a = in.at(row, first);
             p.a_row = in.channels;
             p.a_step = 1;
-            p.b = packed + int64_t(n0) * w.depth();
+            p.b = packed + int64_t(n0) * w.depth;
             p.b_step = width;
             p.segments = 1;
-            p.depth = w.depth();
+            p.depth = w.depth;
             p.c = at(row, first) + n0;
             p.c_row = padded;
             multiply_panel(p, last - first, width);
@@ -202,8 +242,8 @@ struct ThinRows {
         int tap0 = 0;
         for (int pr = 0; pr < s.step_out; ++pr)
             for (int pc = 0; pc < s.step_out; ++pc) {
-                const int across = s.count[pc], n = w.columns();
-                const float* line[4];
+                const int across = s.count[pc], n = w.columns;
+                const float* line[MOST_TAPS];
                 for (int r = 0; r < s.count[pr]; ++r)
                     line[r] = at(i * s.step_in + s.taps[pr][r].offset, s.taps[pc][0].offset) + (tap0 + r * across) * n;
                 for (int j = 0; j < cells; ++j) {
@@ -223,10 +263,10 @@ struct ThinRows {
 // Writes phase (pr, pc) of cell row i by matrix products; `to` is its first pixel, the next one lies to_step further.
 static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const Weights& w, const float* packed, int i,
                        int cells, float* to, int64_t to_step, bool accumulate) {
-    const int depth = w.depth(), padded = w.padded(), taps = s.count[pr] * s.count[pc];
+    const int depth = w.depth, padded = w.padded(), taps = s.count[pr] * s.count[pc];
     // where pixels lie dense, the taps of a row read one run of numbers
-    const int run = in.channels == depth ? s.count[pc] : 1;
-    int64_t a_segment[16], b_segment[16];
+    const int run = in.channels == depth && taps ? s.count[pc] : 1;
+    int64_t a_segment[MOST_TAPS * MOST_TAPS], b_segment[MOST_TAPS * MOST_TAPS];
     int segments = 0;
     for (int r = 0; r < s.count[pr]; ++r)
         for (int c = 0; c < s.count[pc]; c += run)
@@ -277,97 +317,116 @@ static void direct_rows(const Stencil& s, const Band& in, const Weights& w, cons
     }
 }
 
-// Stores one float32 row of padded pixels as output row `row` of one image; does nothing past the image's last row.
-static void put_row(const Sink& sink, int64_t image, int row, const float* from, int padded) {
-    if (row >= sink.height) return;
-    const int64_t pixel0 = (image * sink.height + row) * sink.width;
+// Stores one float32 row of padded pixels, the first of which is column `first`, as output row `row` of one image; leaves
+// out what lies outside of the image and its frame.
+static void put_row(const Sink& sink, int64_t image, int row, int first, int count, const float* from, int padded) {
+    const Span columns = sink.columns(first, count);
+    if (sink.rows(row, 1).empty() || columns.empty()) return;
+    const Span inside = sink.holds(row, 0, 1) ? Span{first < 0 ? -first : 0, sink.width - first} : Span{0, 0};
+    const auto put_frame = [&](int i, int last) {
+        for (; i < last; ++i)
+            for (int c = 0; c < padded; c += VL)
+                sink.put_outside(image, row, first + i, c, load(from + int64_t(i) * padded + c));
+    };
+    const int left = inside.empty() ? columns.last : inside.first, right = inside.last < columns.last ? inside.last : columns.last;
+    put_frame(columns.first, left);
+    if (inside.empty()) return;
+    put_frame(right, columns.last);
+    from += int64_t(left) * padded;
+    const int64_t pixel0 = sink.pixel(image, row, first + left);
     if (sink.channels <= THIN && sink.dtype == F32 && sink.activation == NONE && sink.data && !sink.channels2) {
         float* to = static_cast<float*>(sink.data) + pixel0 * sink.channels;
-        for (int column = 0; column < sink.width; ++column, from += padded)
+        for (int i = left; i < right; ++i, from += padded)
             for (int c = 0; c < sink.channels; ++c) *to++ = from[c] + (sink.bias ? sink.bias[c] : 0.0f);
         return;
     }
     with_put(sink, [&](auto put) {
-        for (int column = 0; column < sink.width; ++column)
-            for (int c = 0; c < padded; c += VL) put(pixel0 + column, c, load(from + int64_t(column) * padded + c));
+        for (int i = 0; i < right - left; ++i)
+            for (int c = 0; c < padded; c += VL) put(pixel0 + i, c, load(from + int64_t(i) * padded + c));
     });
 }
 
-// Where the sums of a weight gradient lie: [tap][cin][padded cout], or [tap][cout][padded cin] where cout is thin, so
-// that vectors run along the wider of the two axes.
+// Where the sums of a weight gradient lie: [tap][cin][padded cout], or, not by_output, [tap][cout][padded cin].
 struct Sums {
     int cin, cout;
-    bool by_output() const { return cout > THIN || cin <= THIN; }
-    int rows() const { return by_output() ? cin : cout; }
-    int columns() const { return round_up(by_output() ? cout : cin, VL); }
+    bool by_output;
+    int rows() const { return by_output ? cin : cout; }
+    int columns() const { return round_up(by_output ? cout : cin, VL); }
     int64_t size(int taps) const { return int64_t(taps) * rows() * columns(); }
 };
 
-// Weight gradient of cell rows [i0, i1): sums += input x gradient, shifted against each other by each tap. The taps
-// shift the input where the pass reads it with offsets (SAME, DOWN), or the gradient where that is the larger tensor
-// (UP_ADJOINT).
-static void direct_weight_gradient(const Stencil& s, bool taps_on_gradient, const Band& in, const Sums& layout,
-                                   const Band& gradient, int i0, int i1, int cells, float* sums) {
-    const int in_step = taps_on_gradient ? 1 : s.step_in, gradient_step = taps_on_gradient ? s.step_in : 1;
-    int64_t* segments = reinterpret_cast<int64_t*>(scratch(Slot::SEGMENTS, int64_t(i1 - i0) * 4));
-    int64_t* in_segment = segments;
-    int64_t* gradient_segment = segments + (i1 - i0);
+// Whether the vectors of direct sums run along the output channels: along the input channels where the output has few.
+static inline bool sums_by_output(int cin, int cout) { return cout > THIN || cin <= THIN; }
+
+// Weight gradient of cell rows [i0, i1): sums += input x gradient, shifted against each other by each tap. The stencil
+// moves one of the two, `moved`; of the other, cell (i, j) meets the pixel at i + fixed_first, j + fixed_first.
+// moves_gradient: which of them is moved.
+static void direct_weight_gradient(const Stencil& s, bool moves_gradient, const Band& moved, const Band& fixed,
+                                   int fixed_first, const Sums& layout, int i0, int i1, int cells, float* sums) {
+    int64_t* moved_segment = reinterpret_cast<int64_t*>(scratch(Slot::SEGMENTS, int64_t(i1 - i0) * 4));
+    int64_t* fixed_segment = moved_segment + (i1 - i0);
     for (int i = 0; i < i1 - i0; ++i) {
-        in_segment[i] = int64_t(i) * in_step * in.columns * in.channels;
-        gradient_segment[i] = int64_t(i) * gradient_step * gradient.columns * gradient.channels;
+        moved_segment[i] = int64_t(i) * s.step_in * moved.columns * moved.channels;
+        fixed_segment[i] = int64_t(i) * fixed.columns * fixed.channels;
     }
-    const bool by_output = layout.by_output();
+    // rows of the product are the channels of the one, columns those of the other
+    const bool moved_is_rows = moves_gradient != layout.by_output;
+    const int64_t moved_step = int64_t(s.step_in) * moved.channels, fixed_step = fixed.channels;
     Product p{};
     p.a_row = 1;
-    p.a_step = by_output ? int64_t(in_step) * in.channels : int64_t(gradient_step) * gradient.channels;
-    p.b_step = by_output ? int64_t(gradient_step) * gradient.channels : int64_t(in_step) * in.channels;
+    p.a_step = moved_is_rows ? moved_step : fixed_step;
+    p.b_step = moved_is_rows ? fixed_step : moved_step;
     p.segments = i1 - i0;
-    p.a_segment = by_output ? in_segment : gradient_segment;
-    p.b_segment = by_output ? gradient_segment : in_segment;
+    p.a_segment = moved_is_rows ? moved_segment : fixed_segment;
+    p.b_segment = moved_is_rows ? fixed_segment : moved_segment;
     p.depth = cells;
     p.c_row = layout.columns();
     p.accumulate = true;
     // where the shifted tensor's pixels lie dense, the taps of a row are one run of rows of the product
-    const Band& moved = taps_on_gradient ? gradient : in;
-    const bool dense = taps_on_gradient != by_output && moved.channels == layout.rows();
-    const int run = dense ? s.count[0] : 1;
+    const int run = moved_is_rows && moved.channels == layout.rows() ? s.count[0] : 1;
+    const float* at_rest = fixed.at(i0 + fixed_first, fixed_first);
     for (int r = 0; r < s.count[0]; ++r)
         for (int c = 0; c < s.count[0]; c += run, sums += layout.size(run)) {
-            const int dr = s.taps[0][r].offset, dc = s.taps[0][c].offset;
-            const float* x = taps_on_gradient ? in.at(i0, 0) : in.at(i0 * in_step + dr, dc);
-            const float* g = taps_on_gradient ? gradient.at(i0 * gradient_step + dr, dc) : gradient.at(i0, 0);
-            p.a = by_output ? x : g;
-            p.b = by_output ? g : x;
+            const float* shifted = moved.at(i0 * s.step_in + s.taps[0][r].offset, s.taps[0][c].offset);
+            p.a = moved_is_rows ? shifted : at_rest;
+            p.b = moved_is_rows ? at_rest : shifted;
             p.c = sums;
             multiply(p, run * layout.rows(), layout.columns());
         }
 }
 
-// dw[cout][cin][p][q] = sum over r, c of taps[r][p] taps[c][q] sums[r][c][cin][cout], for input channels from `first`
-// on.
-static void unpack_gradient(const float* sums, const Sums& layout, const float (*taps)[3], int n, int first, int cin_all,
-                            float* dw) {
-    const bool by_output = layout.by_output();
-    const int rows = layout.rows(), across = by_output ? layout.cout : layout.cin;
+// The gradient of a weight, float32 contiguous: the kernel of an output and an input channel lies at
+// output * o_step + input * i_step.
+struct WeightGradient {
+    float* data;
+    int kernel;
+    int64_t o_step, i_step;
+};
+
+// to[p][q] of each kernel = sum over r, c of taps[r][p] taps[c][q] sums[r][c]; taps: n lines of `stride` numbers.
+static void unpack_gradient(const float* sums, const Sums& layout, const float* taps, int n, int stride,
+                            const WeightGradient& to) {
+    const bool by_output = layout.by_output;
+    const int rows = layout.rows(), across = by_output ? layout.cout : layout.cin, side = to.kernel;
     const int64_t plane = layout.size(1);
     // a vector of outputs (or inputs) at a time
     for_parts(layout.columns() / VL, [&](int64_t vector) {
         const int v = int(vector) * VL;
         for (int m = 0; m < rows; ++m) {
-            vf sum[9];
-            for (int t = 0; t < 9; ++t) sum[t] = splat(0.0f);
+            vf sum[MOST_TAPS * MOST_TAPS] = {};
             for (int r = 0; r < n; ++r) {
-                vf line[3] = {splat(0.0f), splat(0.0f), splat(0.0f)};
+                vf line[MOST_TAPS] = {};
                 for (int c = 0; c < n; ++c) {
                     const vf value = load(sums + (int64_t(r) * n + c) * plane + int64_t(m) * layout.columns() + v);
-                    for (int q = 0; q < 3; ++q) line[q] += taps[c][q] * value;
+                    for (int q = 0; q < side; ++q) line[q] += taps[c * stride + q] * value;
                 }
-                for (int t = 0; t < 9; ++t) sum[t] += taps[r][t / 3] * line[t % 3];
+                for (int p = 0; p < side; ++p)
+                    for (int q = 0; q < side; ++q) sum[p * side + q] += taps[r * stride + p] * line[q];
             }
             for (int lane = 0; lane < VL && v + lane < across; ++lane) {
                 const int o = by_output ? v + lane : m, i = by_output ? m : v + lane;
-                float* to = dw + (int64_t(o) * cin_all + first + i) * 9;
-                for (int t = 0; t < 9; ++t) to[t] = sum[t][lane];
+                float* kernel = to.data + o * to.o_step + i * to.i_step;
+                for (int t = 0; t < side * side; ++t) kernel[t] = sum[t][lane];
             }
         }
     });

@@ -6,7 +6,7 @@ namespace kiln {
 
 // The buffers by name; names with the same number share a buffer. In a thread an operator's call ends before another one
 // begins, so operators share buffers freely. Two names of one operator share only where a comment says why they never
-// meet. What one thread prepares for all (PACKED_WEIGHTS, PARAMETER_SUMS, SPLIT_SUMS, CHUNK_SUMS) lies in the calling
+// meet. What one thread prepares for all (PACKED_WEIGHTS, PARAMETER_SUMS, FRAME, SPLIT_SUMS, CHUNK_SUMS) lies in the calling
 // thread's buffer, which no thread asks for again before all have read it.
 enum class Slot {
     // resize_conv_act
@@ -19,6 +19,7 @@ enum class Slot {
     SEGMENTS,              // offsets of a weight gradient's segments
     PACKED_WEIGHTS,        // weights in the order the products read them, and the padded bias
     SQUARE,                // one tile's inputs where it reaches past the image's edges
+    FRAME,                 // gradients of the pixels beside each image, which belong to those whose values stand there
     COUNT,
     SECOND_BAND = GRADIENT_BAND,         // rows of the second input in forward, which has no gradient
     SECOND_SUMS = PARAMETER_SUMS,        // the second input's convolution in forward, which has no parameter gradients

@@ -5,6 +5,20 @@
 namespace kiln {
 namespace KILN_NAMESPACE {
 
+// What stands at the pixels beside an image. CIRCULAR: the image again.
+enum Border { ZEROS = 0, REFLECT = 1, REPLICATE = 2, CIRCULAR = 3 };
+
+// The index in 0 ... n - 1 of what stands at index i of an axis, or -1 for a zero.
+static inline int index_inside(int i, int n, Border border) {
+    if (i >= 0 && i < n) return i;
+    switch (border) {
+    case REFLECT: return i < 0 ? -i : 2 * (n - 1) - i;
+    case REPLICATE: return i < 0 ? 0 : n - 1;
+    case CIRCULAR: return i < 0 ? i + n : i - n;
+    default: return -1;
+    }
+}
+
 // A dense NHWC tensor to read; data2, if given, holds further channels of the same pixels. With `output`, elements are
 // multiplied by the activation's derivative at it: the gradient after the activation becomes the gradient before it.
 struct Source {
@@ -16,17 +30,19 @@ struct Source {
     const void* output = nullptr;
     Activation activation = NONE;
     float slope = 0;
+    Border border = ZEROS;
 
     int all_channels() const { return channels + channels2; }
 };
 
 // Rows from `row0` on and columns from `column0` on of a few images, as float32 with `channels` per pixel. A band is a
-// copy, with zeros outside of the image, or a view of the tensor itself, which has nothing outside of the image.
+// copy, with the border's values outside of the image, or a view of the tensor itself, which ends where the image ends.
 struct Band {
     float* data;
     int row0, column0, columns, channels;
     int rows = 0;
     int64_t image_step = 0;
+    Border border = ZEROS;  // of a view
     float* at(int row, int column) const {
         return data + (int64_t(row - row0) * columns + (column - column0)) * channels;
     }
@@ -42,14 +58,18 @@ struct Band {
     }
 };
 
-// Copies the square at (row, column) of a view's image, with zeros past the image's edges.
+// Copies the square at (row, column) of a view's image, with the border's values past the image's edges. A square may
+// reach further than a border does: what no result reads is zero.
 static inline void copy_square(const Band& view, int row, int column, int side, float* to) {
-    for (int r = row; r < row + side; ++r)
-        for (int c = column; c < column + side; ++c, to += view.channels)
+    for (int i = 0; i < side; ++i)
+        for (int j = 0; j < side; ++j, to += view.channels) {
+            const int r = index_inside(row + i, view.rows, view.border);
+            const int c = index_inside(column + j, view.columns, view.border);
             if (view.holds_row(r) && view.holds_column(c))
                 std::memcpy(to, view.at(r, c), sizeof(float) * view.channels);
             else
                 std::memset(to, 0, sizeof(float) * view.channels);
+        }
 }
 
 // The consecutive images of a batch that one work item covers.
@@ -108,28 +128,36 @@ static void fill_pixels(float* to, const Source& s, int64_t pixel0, int first, i
     }
 }
 
-// Copies rows [row0, row1) and columns [column0, column1) of some images to scratch memory, with zeros outside of the
-// image. scale: a factor for each image of the batch; null: none. Two vectors past the end may be written and read.
+// Copies rows [row0, row1) and columns [column0, column1) of some images to scratch memory, with the border's values
+// outside of the image, and zeros past those. scale: a factor for each image of the batch; null: none. Two vectors past
+// the end may be written and read.
 static Band fill_band(Slot slot, const Source& s, Images images, const float* scale, Spacing spacing, int row0,
                       int row1, int column0, int column1) {
     const int channels = spacing == DENSE ? s.all_channels() : round_up(s.all_channels(), VL);
     Band band{nullptr, row0, column0, column1 - column0, channels, row1 - row0};
     band.image_step = int64_t(row1 - row0) * band.columns * channels;
     band.data = scratch(slot, images.count * band.image_step + 2 * VL);
-    const int first = column0 < 0 ? 0 : column0, last = column1 < s.width ? column1 : s.width;
     for (int i = 0; i < images.count; ++i) {
         const int64_t image = images.first + i;
+        const float factor = scale ? scale[image] : 1.0f;
         for (int row = row0; row < row1; ++row) {
-            float* line = band.data + i * band.image_step + int64_t(row - row0) * band.columns * channels;
-            if (row < 0 || row >= s.height) {
+            float* line = band.at(row, column0) + i * band.image_step;
+            const int from = index_inside(row, s.height, s.border);
+            if (from < 0 || from >= s.height) {
                 std::memset(line, 0, sizeof(float) * band.columns * channels);
                 continue;
             }
-            std::memset(line, 0, sizeof(float) * (first - column0) * channels);
-            fill_pixels(line + int64_t(first - column0) * channels, s, (image * s.height + row) * s.width, first,
-                        last, scale ? scale[image] : 1.0f, channels);
-            if (column1 > last)
-                std::memset(line + int64_t(last - column0) * channels, 0, sizeof(float) * (column1 - last) * channels);
+            const int64_t pixel0 = (image * s.height + from) * s.width;
+            for (int column = column0; column < column1;) {
+                const int inside = index_inside(column, s.width, s.border);
+                const int last = column < 0 || column >= s.width ? column + 1 : column1 < s.width ? column1 : s.width;
+                float* to = line + int64_t(column - column0) * channels;
+                if (inside < 0 || inside >= s.width)
+                    std::memset(to, 0, sizeof(float) * channels);
+                else
+                    fill_pixels(to, s, pixel0, inside, inside + last - column, factor, channels);
+                column = last;
+            }
         }
     }
     return band;
@@ -143,8 +171,35 @@ static inline Band view_or_band(Slot slot, const Source& s, Images images, int r
         return fill_band(slot, s, images, nullptr, PADDED, row0, row1, column0, column1);
     const int64_t image_step = int64_t(s.height) * s.width * s.channels;
     float* data = static_cast<float*>(const_cast<void*>(s.data)) + images.first * image_step;
-    return {data, 0, 0, s.width, s.channels, s.height, image_step};
+    return {data, 0, 0, s.width, s.channels, s.height, image_step, s.border};
 }
+
+// A range of indices.
+struct Span {
+    int first, last;
+    bool empty() const { return first >= last; }
+};
+
+// Results for the pixels of a border, `size` on each side of a height x width image: gradients that belong to the pixels
+// whose values stand there. Float32, [image][pixel][padded channels]; the rows above and below, then the sides.
+struct Frame {
+    int size = 0, height = 0, width = 0, padded = 0;
+    Border border = ZEROS;
+    float* data = nullptr;
+
+    int64_t pixels() const { return 2ll * size * (width + 2 * size + height); }
+    float* at(int64_t image, int row, int column) const {
+        const int across = width + 2 * size, from_left = column + size;
+        int64_t pixel = 0;
+        if (row < 0)
+            pixel = int64_t(row + size) * across + from_left;
+        else if (row >= height)
+            pixel = int64_t(size + row - height) * across + from_left;
+        else
+            pixel = 2ll * size * (across + row) + (column < 0 ? from_left : size + column - width);
+        return data + (image * pixels() + pixel) * padded;
+    }
+};
 
 // A dense NHWC tensor to write, with the bias and activation that are applied on the way. channels2 further channels go
 // to data2. data or data2 may be null: their channels are then left out.
@@ -157,6 +212,18 @@ struct Sink {
     const float* bias = nullptr;  // padded to whole vectors
     Activation activation = NONE;
     float slope = 0;
+    Frame frame{};  // takes what lies outside of the image
+
+    // Those of `count` rows (or columns) from `row` on that are in the image or in the frame, counted from `row`.
+    Span rows(int row, int count) const { return reached(row, count, height); }
+    Span columns(int column, int count) const { return reached(column, count, width); }
+    bool holds(int row, int column, int side) const {
+        return row >= 0 && column >= 0 && row + side <= height && column + side <= width;
+    }
+    int64_t pixel(int64_t image, int row, int column) const { return (image * height + row) * width + column; }
+    void put_outside(int64_t image, int row, int column, int c, vf v) const {
+        store(frame.at(image, row, column) + c, v);
+    }
 
     void put(int64_t pixel, int c, vf v) const {
         if (bias) v += load(bias + c);
@@ -173,7 +240,34 @@ struct Sink {
         }
     }
 
+    // Adds the frame's gradients of one image to those of the pixels in `row` whose values stand there.
+    void add_frame(int64_t image, int row) const {
+        for (int r = -frame.size; r < height + frame.size; ++r) {
+            if (index_inside(r, height, frame.border) != row) continue;
+            for (int column = -frame.size; column < width + frame.size; ++column)
+                if (!holds(r, column, 1)) {
+                    const float* from = frame.at(image, r, column);
+                    const int64_t to = pixel(image, row, index_inside(column, width, frame.border));
+                    add(data, channels, to, from);
+                    add(data2, channels2, to, from + channels);
+                }
+        }
+    }
+
 private:
+    Span reached(int at, int count, int n) const {
+        const int below = -frame.size - at, above = n + frame.size - at;
+        return {below > 0 ? below : 0, above < count ? above : count};
+    }
+
+    void add(void* to, int n, int64_t pixel, const float* from) const {
+        for (int c = 0; to && c < n; c += VL) {
+            const int lanes = n - c < VL ? n - c : VL;
+            const int64_t index = pixel * n + c;
+            store_part(dtype, to, index, load_part(dtype, to, index, lanes) + load_part(F32, from, c, lanes), lanes);
+        }
+    }
+
     void put_second(int64_t pixel, int first, vf v, int lane, int n) const {
         alignas(64) float lanes[2 * VL] = {};
         store(lanes, v);

@@ -1,4 +1,4 @@
-"""Nearest-neighbour resize, 3x3 convolution, bias and activation in one operator."""
+"""A convolution of any kind with a nearest-neighbour resize, bias and activation: one operator."""
 
 import os
 
@@ -21,15 +21,13 @@ from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
 from .._native import native_function
 from . import packed_weights, reference
+from .geometry import DIRECT, NAME, Geometry, check_geometry, form, geometry, native_sizes, output_sides
 from .reference import ACTIVATIONS
 
-RESIZES = {"none": 0, "up": 1, "down": 2}
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 # activations whose derivative is a function of their output; silu's needs the input
 FROM_OUTPUT = {name: number for name, number in ACTIVATION_NUMBERS.items() if name != "silu"}
 READS_OUTPUT = FROM_OUTPUT.keys() - {"none"}  # those of them whose derivative is not constant
-DIRECT, TRANSFORMED, LARGE_TILES = 0, 1, 2
-NAME = "resize_conv_act"
 _native_forward, _native_backward = native_function(f"{NAME}_forward"), native_function(f"{NAME}_backward")
 
 
@@ -40,6 +38,11 @@ def resize_conv_act(
     bias: Tensor | None = None,
     *,
     resize: str = "none",
+    stride: int = 1,
+    padding: int | None = None,
+    padding_mode: str = "zeros",
+    transposed: bool = False,
+    output_padding: int = 0,
     activation: str = "none",
     second: Tensor | None = None,
     grad_scale: Tensor | None = None,
@@ -47,13 +50,19 @@ def resize_conv_act(
     exact: bool | None = None,
     input_grad_from: int = 0,
 ) -> Tensor:
-    """activation(conv3x3(resize(x) with second's channels after it) + bias), padding 1, all in one pass.
+    """activation(convolution(resize(x) with second's channels after it) + bias), all in one pass.
 
     x:              (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last is read in place)
-    weight:         (Cout, C + C2, 3, 3) of x's dtype, or float32 beside x in half precision, as under autocast
+    weight:         (Cout, C + C2, K, K), transposed (C + C2, Cout, K, K), K from 1 to 7; of x's dtype, or float32 beside
+                    x in half precision, as under autocast
     bias:           (Cout,) likewise, or None
-    resize:         "none"; "up": x is enlarged by nearest x2 before the convolution; "down": the result keeps its even
-                    rows and columns (nearest /2 after the convolution), the others are never computed
+    resize:         "none"; "up": x is enlarged by nearest x2 before the convolution, which is 3x3 with padding 1; "down":
+                    the result keeps its even rows and columns (nearest /2 after the convolution), which is a stride of 2
+    stride:         1 or 2
+    padding:        pixels on each side of x, at least 0; None: (K - 1) // 2
+    padding_mode:   what stands there: "zeros", "reflect", "replicate" or "circular", as of torch.nn.Conv2d
+    transposed:     the transposed convolution, as torch.nn.ConvTranspose2d; its padding is taken off the result
+    output_padding: 0, or 1 at stride 2: rows and columns that are added to a transposed convolution's result
     activation:     "none", "elu" (alpha 1), "relu", "leaky_relu" (negative_slope), "tanh", "sigmoid", "silu"
     second:         (B, C2, Hc, Wc) further input channels at the size the convolution runs at: (2H, 2W) for "up"
     grad_scale:     (B,) float32: factor of each sample in the gradients of weight and bias only (not of x and second)
@@ -62,10 +71,12 @@ def resize_conv_act(
                     None: as the environment variable KILN_EXACT=1 says, else False
     input_grad_from: samples before this one get no gradient in x and second (it is 0 there, and not computed)
 
-    Returns (B, Cout, Ho, Wo) of x's dtype, channels_last; Ho = H, 2H or ceil(H / 2). Sums are float32.
+    Returns (B, Cout, Ho, Wo) of x's dtype, channels_last; Ho = 2H for "up", else (H + 2 padding - K) // stride + 1,
+    transposed (H - 1) stride - 2 padding + K + output_padding. Sums are float32.
     Gradients of first order are fused; under create_graph=True they come from the reference, for any order. SiLU
     needs the sum before it: where a gradient is recorded it is an operation of its own, after the convolution.
-    Raises ValueError when a shape, dtype or option does not fit. Source: the networks of Nasser 2022, figures 1 and 2.
+    Raises ValueError when a shape, dtype or option does not fit. Source: the networks of Nasser 2022, figures 1 and 2;
+    the convolutions of Radford et al. 2016, Isola et al. 2017 and Zhu et al. 2017.
     """
     if exact is None:
         exact = os.environ.get("KILN_EXACT", "") not in {"", "0"}
@@ -74,36 +85,10 @@ def resize_conv_act(
         packed_weights.keep(weight)
     apart = activation == "silu" and torch.is_grad_enabled()
     apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second))
-    options = resize, "none" if apart else activation, float(negative_slope), exact, input_grad_from
-    y = _forward(x, weight, bias, second, grad_scale, *options)
+    where = geometry(weight.shape[-1], resize, stride, padding, padding_mode, transposed, output_padding)
+    options = "none" if apart else activation, float(negative_slope), exact, input_grad_from
+    y = _forward(x, weight, bias, second, grad_scale, *where, *options)
     return F.silu(y) if apart else y
-
-
-def form(x_shape: tuple[int, ...], channels: int, out_channels: int, resize: str, exact: bool) -> int:
-    """The number of the algebra that runs: DIRECT, TRANSFORMED or LARGE_TILES.
-
-    Few channels: the direct sum. Else "up": nine products. "down": the direct sum, its products gathered for larger
-    matrices where there are many channels. "none": Winograd tiles, F(4x4), or F(2x2) where many of the larger tiles
-    would hang over the edge or where there are only a few tiles.
-    """
-    fewest = min(channels, out_channels)
-    if exact or fewest < (96 if resize == "down" else 8):
-        return DIRECT
-    if resize != "none":
-        return TRANSFORMED
-    large, small = (tile_cost(x_shape, channels, out_channels, side) for side in (4, 2))
-    return LARGE_TILES if large < small else TRANSFORMED
-
-
-def tile_cost(x_shape: tuple[int, ...], channels: int, out_channels: int, side: int) -> int:
-    """What a convolution at one size costs in tiles of side x side outputs: products of an input and an output channel.
-
-    Packing the weights and summing their gradient cost as much as `more` tiles; more where they outgrow the L2 cache.
-    """
-    batch, _, height, width = x_shape
-    products = (side + 2) ** 2
-    more = 24 if 4 * products * channels * out_channels <= 1 << 20 else 160
-    return products * (batch * -(-height // side) * -(-width // side) + more)
 
 
 def check(
@@ -113,13 +98,16 @@ def check(
     second: Tensor | None,
     grad_scale: Tensor | None,
     resize: str,
+    stride: int,
+    padding: int,
+    padding_mode: str,
+    transposed: bool,
+    output_padding: int,
     activation: str,
     negative_slope: float,
     exact: bool,
     input_grad_from: int,
 ) -> None:
-    if resize not in RESIZES:
-        refuse(NAME, f"resize is {resize!r}; it must be one of {', '.join(RESIZES)}")
     require_activation(NAME, activation, ACTIVATIONS, negative_slope)
     if x.dim() != 4:
         refuse(NAME, f"x must be (B, C, H, W), not {tuple(x.shape)}")
@@ -135,10 +123,14 @@ def check(
             refuse(NAME, f"second is {tuple(second.shape)}; it must be {wanted}")
         channels += second.shape[1]
     kernel = weight.shape
-    if len(kernel) != 4 or kernel[0] == 0 or kernel[1:] != (channels, 3, 3):
-        refuse(NAME, f"weight is {tuple(kernel)}; it must be (Cout, {channels}, 3, 3)")
-    if bias is not None and bias.shape != kernel[:1]:
-        refuse(NAME, f"bias must be ({kernel[0]},)")
+    if len(kernel) != 4 or kernel[1 - transposed] != channels or kernel[transposed] == 0 or kernel[2] != kernel[3]:
+        wanted = f"({channels}, Cout, K, K)" if transposed else f"(Cout, {channels}, K, K)"
+        refuse(NAME, f"weight is {tuple(kernel)}; it must be {wanted}")
+    where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
+    check_geometry(x.shape, kernel[-1], where)
+    cout = kernel[transposed]
+    if bias is not None and bias.shape != (cout,):
+        refuse(NAME, f"bias must be ({cout},)")
     if not 0 <= input_grad_from <= batch:
         refuse(NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {batch}")
     require_factors(NAME, grad_scale, batch)
@@ -151,11 +143,10 @@ def check(
             refuse(NAME, f"{name} is {tensor.dtype} but x is {dtype}")
 
 
-def check_backward(
-    grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
-):
-    check(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from)
-    check_result(NAME, grad, y, output_shape(x, weight, resize), x.dtype, activation)
+def check_backward(grad, y, x, weight, bias, second, grad_scale, *options):
+    *where, activation, negative_slope, exact, input_grad_from, need = options
+    check(x, weight, bias, second, grad_scale, *where, activation, negative_slope, exact, input_grad_from)
+    check_result(NAME, grad, y, output_shape(x, weight, Geometry(*where)), x.dtype, activation)
     require_need(NAME, need, [x, weight, bias, second])
 
 
@@ -172,42 +163,56 @@ def check_result(
         require_like(operator, "y", y, shape, dtype)
 
 
-def output_shape(x: Tensor, weight: Tensor, resize: str) -> tuple[int, ...]:
-    height, width = x.shape[2:]
-    if resize == "up":
-        height, width = 2 * height, 2 * width
-    elif resize == "down":
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return x.shape[0], weight.shape[0], height, width
+def output_shape(x: Tensor, weight: Tensor, where: Geometry) -> tuple[int, ...]:
+    return x.shape[0], weight.shape[where.transposed], *output_sides(x.shape, weight.shape[-1], where)
 
 
-def output(x: Tensor, weight: Tensor, resize: str) -> Tensor:
-    shape = output_shape(x, weight, resize)
+def output(x: Tensor, weight: Tensor, where: Geometry) -> Tensor:
+    shape = output_shape(x, weight, where)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _sizes(x, weight, second, resize, activation, negative_slope, exact):
-    batch, channels, height, width = x.shape
-    further, cout = 0 if second is None else second.shape[1], weight.shape[0]
-    merged = channels if resize == "up" else channels + further
-    which = form(x.shape, merged, cout, resize, exact)
-    options = {"resize": RESIZES[resize], "activation": ACTIVATION_NUMBERS[activation], "form": which}
-    inputs = {"batch": batch, "channels": channels, "further": further, "height": height, "width": width}
-    return {"dtype": DTYPES[x.dtype], **options, **inputs, "cout": cout, "negative_slope": negative_slope}
+def _sizes(x, weight, second, where, activation, negative_slope, exact):
+    sizes = native_sizes(x.shape, weight.shape, 0 if second is None else second.shape[1], where)
+    if where.transposed and (sizes["height"], sizes["width"], where.padding) == (1, 1, 0):
+        # beside one pixel there are no others: at any stride the result is the same, here each output takes one tap
+        sizes |= {"stride": sizes["kernel"], "form": DIRECT}
+    else:
+        channels = x.shape[1] + (0 if where.resize == "up" else sizes["further"])
+        sizes["form"] = form(x.shape, (channels, sizes["cout"], weight.shape[-1]), where, exact)
+    options = {"activation": ACTIVATION_NUMBERS[activation], "negative_slope": negative_slope}
+    return sizes | options | {"dtype": DTYPES[x.dtype]}
 
 
-def _forward_cpu(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
-    y = output(x, weight, resize)
+def _forward_cpu(
+    x,
+    weight,
+    bias,
+    second,
+    grad_scale,
+    resize,
+    stride,
+    padding,
+    padding_mode,
+    transposed,
+    output_padding,
+    activation,
+    negative_slope,
+    exact,
+    input_grad_from,
+):
+    where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
+    y = output(x, weight, where)
     x, second = channels_last(x), channels_last(second)
     weights, biases = float32(weight), float32(bias)
-    sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
+    sizes = _sizes(x, weight, second, where, activation, negative_slope, exact)
     kept = packed_weights.packed(weight, weights, sizes)
     _native_forward(x=x, weight=weights, bias=biases, second=second, y=y, kept=kept, **sizes)
     return y
 
 
-def _forward_fake(x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from):
-    return output(x, weight, resize)
+def _forward_fake(x, weight, bias, second, grad_scale, *options):
+    return output(x, weight, Geometry(*options[:6]))
 
 
 def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
@@ -217,12 +222,30 @@ def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
 
 
 def _backward_cpu(
-    grad, y, x, weight, bias, second, grad_scale, resize, activation, negative_slope, exact, input_grad_from, need
+    grad,
+    y,
+    x,
+    weight,
+    bias,
+    second,
+    grad_scale,
+    resize,
+    stride,
+    padding,
+    padding_mode,
+    transposed,
+    output_padding,
+    activation,
+    negative_slope,
+    exact,
+    input_grad_from,
+    need,
 ):
+    where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     results = gradients([x, weight, bias, second], need)
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
-    sizes = _sizes(x, weight, second, resize, activation, negative_slope, exact)
+    sizes = _sizes(x, weight, second, where, activation, negative_slope, exact)
     grad = channels_last(grad)
     y = channels_last(y) if activation in READS_OUTPUT else grad
     read = {"x": channels_last(x), "weight": float32(weight), "second": channels_last(second)}
@@ -237,19 +260,20 @@ def _backward_fake(grad, y, x, weight, bias, second, *options):
     return tuple(gradients([x, weight, bias, second], options[-1]))
 
 
+OPTIONS = (
+    "str resize, int stride, int padding, str padding_mode, bool transposed, int output_padding, str activation, "
+    "float negative_slope, bool exact, SymInt input_grad_from"
+)
 _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
-    "Tensor? grad_scale, str resize, str activation, float negative_slope, bool exact, SymInt input_grad_from, "
-    "bool[] need) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor? grad_scale, {OPTIONS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
     check=check_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
 )
 _forward = define(
-    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, str resize, str activation, "
-    "float negative_slope, bool exact, SymInt input_grad_from) -> Tensor",
+    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, {OPTIONS}) -> Tensor",
     check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),

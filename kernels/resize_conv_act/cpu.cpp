@@ -1,30 +1,39 @@
-// resize_conv_act on the CPU: activation(conv3x3(resize(x) | second) + bias), dense NHWC tensors, float32 arithmetic.
+// resize_conv_act on the CPU: activation(conv(resize(x) | second) + bias), dense NHWC tensors, float32 arithmetic.
 // Each of the three passes is a row of taps (direct.h) or a transformed product (transform.h), run band by band.
 #include "../_cpu/transform.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-enum Resize { SAME_SIZE = 0, UP_FIRST = 1, DOWN_AFTER = 2 };
-enum Form { DIRECT = 0, TRANSFORMED = 1, LARGE_TILES = 2 };
+// TRANSFORMED: the algorithm of the call's kernel and stride; SMALL_TILES: F(2, 3), of a 3x3 kernel at stride 1.
+enum Form { DIRECT = 0, TRANSFORMED = 1, SMALL_TILES = 2 };
 
-// One convolution pass: output row r * rows ... from input rows r * step + low ... r * step + high - 1.
+// One convolution pass: cell r makes the outputs r * rows + first ... from the inputs r * step + low ... r * step + high - 1.
 struct Pass {
-    int step, low, high, rows, products;
-    void (*pack)(const Weights&, float*);
-    bool direct;
-    void (*band)(const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, Images, const Addend&);
+    int step, low, high, rows, first, products;
+    bool direct, reversed;  // reversed: weights are packed with their taps in reverse order
+    Stencil stencil;        // of a direct pass
+    void (*pack)(const Pass&, const Weights&, float*);
+    void (*band)(const Pass&, const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, Images,
+                 const Addend&);
 
-    bool takes_views(const Weights& w) const { return !direct || w.thin(); }
-    Spacing spacing(const Weights& w) const { return takes_views(w) ? PADDED : DENSE; }
+    int cells(int outputs) const { return (outputs - first + rows - 1) / rows; }
+    Span inputs(int r0, int r1) const { return {r0 * step + low, (r1 - 1) * step + high}; }
+    Spacing spacing(const Weights& w) const { return direct && !w.thin() ? DENSE : PADDED; }
+    Band read(Slot slot, const Source& source, const Weights& w, Images images, Span rows, Span columns) const {
+        // a direct pass reads row by row, so what lies beside the image must lie there
+        if (spacing(w) == PADDED && (!direct || source.border == ZEROS))
+            return view_or_band(slot, source, images, rows.first, rows.last, columns.first, columns.last);
+        return fill_band(slot, source, images, nullptr, spacing(w), rows.first, rows.last, columns.first, columns.last);
+    }
 };
 
-template <const Stencil& S> static void direct_pack(const Weights& w, float* out) { pack_stencil(w, S, out); }
+static void direct_pack(const Pass& pass, const Weights& w, float* out) { pack_stencil(w, pass.stencil, out); }
 
-template <const Stencil& S>
-static void direct_band(const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells, const Sink& sink,
-                        Images images, const Addend& add) {
-    const int64_t row_floats = int64_t(cells) * S.step_out * w.padded(), cell_floats = row_floats * S.step_out;
+static void direct_band(const Pass& pass, const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells,
+                        const Sink& sink, Images images, const Addend& add) {
+    const Stencil& s = pass.stencil;
+    const int64_t row_floats = int64_t(cells) * s.step_out * w.padded(), cell_floats = row_floats * s.step_out;
     float* rows = scratch(Slot::DIRECT_ROWS, cell_floats);
     for (int i = 0; i < images.count; ++i) {
         const auto rows_of = [&](int r) {
@@ -32,93 +41,136 @@ static void direct_band(const Band& in, const Weights& w, const float* packed, i
                 std::memcpy(rows, add.data + i * add.image_step + (r - r0) * cell_floats, sizeof(float) * cell_floats);
             return rows;
         };
-        direct_rows(S, in.image(i), w, packed, r0, r1, cells, add.data != nullptr, rows_of, [&](int r) {
-            for (int o = 0; o < S.step_out; ++o)
-                put_row(sink, images.first + i, r * S.step_out + o, rows + o * row_floats, w.padded());
+        direct_rows(s, in.image(i), w, packed, r0, r1, cells, add.data != nullptr, rows_of, [&](int r) {
+            for (int o = 0; o < s.step_out; ++o)
+                put_row(sink, images.first + i, r * s.step_out + o + pass.first, pass.first, cells * s.step_out,
+                        rows + o * row_floats, w.padded());
         });
     }
 }
 
-template <class A> static void transform_pack(const Weights& w, float* out) { pack(w, A::G, A::P, A::G, A::P, out); }
-
-template <const Stencil& S> static Pass direct() {
-    return {S.step_in, S.lowest(), S.highest() + 1, S.step_out, S.products(), direct_pack<S>, true, direct_band<S>};
-}
-template <class A> static Pass transformed() {
-    return {A::STEP, A::FIRST, A::FIRST + A::IN, A::OUT, A::P * A::P, transform_pack<A>, false, transform_band<A>};
+static Pass direct(const Stencil& s, int first) {
+    return {s.step_in, s.lowest(), s.highest() + 1, s.step_out, first, s.products(), true, false, s, direct_pack, direct_band};
 }
 
-// The weight gradient: cell row r reads input rows r * in_step + in_low ... and gradient rows r * g_step + g_low ...
+template <class A> static void transform_pack(const Pass&, const Weights& w, float* out) {
+    pack(w, A::G[0], A::P, A::G[0], A::P, A::K, out);
+}
+template <class A>
+static void transform_pass(const Pass& pass, const Band& in, const Weights& w, const float* packed, int r0, int r1,
+                           int cells, const Sink& sink, Images images, const Addend& add) {
+    transform_band<A>(in, w, packed, pass.low, pass.first, r0, r1, cells, sink, images, add);
+}
+template <class A> static Pass transformed(int low, int first, bool reversed = false) {
+    return {A::STEP, low, low + A::IN, A::OUT, first, A::P * A::P, false, reversed, {}, transform_pack<A>, transform_pass<A>};
+}
+
+// The weight gradient. One of input and gradient is `moved` against the other, or transformed as an algorithm's inputs:
+// cell r reads its rows r * step + low ... r * step + high - 1, and of the other r * fixed_step + fixed_low ...
 struct WeightPass {
-    int in_step, in_low, in_high, g_step, g_low, g_high;
-    int x_rows;  // rows of x for one cell row
-    int taps;
-    float g[6][3];
-    bool direct;
+    int step, low, high, fixed_step, fixed_low, fixed_high, cells_h, cells_w;
+    bool moves_gradient, direct;
+    int taps, stride;  // lines of taps along an axis, and floats of a line
+    float combinations[MOST_TAPS + 1][MOST_TAPS];
+    Sums layout;
+    Stencil stencil;
     // scale: the samples' factors from the first image on, or null; a direct pass has them in its input already
-    void (*band)(const Band& in, const Sums&, const Band& gradient, int r0, int r1, int cells, int images,
-                 const float* scale, float* sums);
+    void (*band)(const WeightPass&, const Band& moved, const Band& fixed, int r0, int r1, int images, const float* scale,
+                 float* sums);
 
+    Span moved_rows(int r0, int r1) const { return {r0 * step + low, (r1 - 1) * step + high}; }
+    Span fixed_rows(int r0, int r1) const { return {r0 * fixed_step + fixed_low, (r1 - 1) * fixed_step + fixed_high}; }
+    Span input_rows(int r0, int r1) const { return moves_gradient ? fixed_rows(r0, r1) : moved_rows(r0, r1); }
+    Span gradient_rows(int r0, int r1) const { return moves_gradient ? moved_rows(r0, r1) : fixed_rows(r0, r1); }
     // dense: the operand whose channels are scalars of the product; padded: what is read as vectors or transformed
-    Spacing input_spacing(const Sums& layout) const { return direct && layout.by_output() ? DENSE : PADDED; }
-    Spacing gradient_spacing(const Sums& layout) const { return direct && !layout.by_output() ? DENSE : PADDED; }
+    Spacing input_spacing() const { return direct && layout.by_output ? DENSE : PADDED; }
+    Spacing gradient_spacing() const { return direct && !layout.by_output ? DENSE : PADDED; }
 };
 
-template <const Stencil& S, bool ON_GRADIENT>
-static void direct_sums(const Band& in, const Sums& layout, const Band& gradient, int r0, int r1, int cells, int images,
+static void direct_sums(const WeightPass& pass, const Band& moved, const Band& fixed, int r0, int r1, int images,
                         const float*, float* sums) {
     for (int i = 0; i < images; ++i)
-        direct_weight_gradient(S, ON_GRADIENT, in.image(i), layout, gradient.image(i), r0, r1, cells, sums);
+        direct_weight_gradient(pass.stencil, pass.moves_gradient, moved.image(i), fixed.image(i), pass.fixed_low,
+                               pass.layout, r0, r1, pass.cells_w, sums);
 }
 
-template <const Stencil& S, bool ON_GRADIENT> static WeightPass direct_weights() {
-    WeightPass p{S.step_in, S.lowest(), S.highest() + 1, 1, 0, 1, S.step_in, S.count[0], {}, true, direct_sums<S, ON_GRADIENT>};
-    if (ON_GRADIENT) p = {1, 0, 1, S.step_in, S.lowest(), S.highest() + 1, 1, S.count[0], {}, true, direct_sums<S, ON_GRADIENT>};
-    for (int t = 0; t < S.count[0]; ++t) std::memcpy(p.g[t], S.taps[0][t].g, sizeof p.g[t]);
-    return p;
-}
-template <class A> static WeightPass transformed_weights() {
-    WeightPass p{A::STEP, A::FIRST, A::FIRST + A::IN, A::OUT, 0, A::OUT, A::STEP, A::P, {}, false, transform_weight_gradient<A>};
-    std::memcpy(p.g, A::G, sizeof A::G);
+// first: the pixel of the operand at rest that cell 0 meets; cells along the axes.
+static WeightPass direct_weights(const Stencil& s, bool moves_gradient, int first, int cells_h, int cells_w, Sums layout) {
+    WeightPass p{s.step_in, s.lowest(), s.highest() + 1, 1, first, first + 1, cells_h, cells_w, moves_gradient, true,
+                 s.count[0], MOST_TAPS, {}, layout, s, direct_sums};
+    for (int t = 0; t < s.count[0]; ++t) std::memcpy(p.combinations[t], s.taps[0][t].g, sizeof s.taps[0][t].g);
     return p;
 }
 
-// The sizes and options of a call. SIZES: as its arguments declare them; channels, further: those of x and of second.
+template <class A>
+static void transformed_sums(const WeightPass& pass, const Band& moved, const Band& fixed, int r0, int r1, int images,
+                             const float* scale, float* sums) {
+    transform_weight_gradient<A>(moved, pass.low, fixed, pass.layout, r0, r1, pass.cells_w, images, scale, sums);
+}
+// low: the input of the algorithm that cell 0 begins at; height, width: of the operand that is not moved.
+template <class A>
+static WeightPass transformed_weights(int low, bool moves_gradient, int height, int width, int cin, int cout) {
+    WeightPass p{A::STEP, low, low + A::IN, A::OUT, 0, A::OUT, (height + A::OUT - 1) / A::OUT, (width + A::OUT - 1) / A::OUT,
+                 moves_gradient, false, A::P, MOST_TAPS, {}, {cin, cout, !moves_gradient}, {}, transformed_sums<A>};
+    for (int r = 0; r < A::P; ++r)
+        for (int t = 0; t < A::K; ++t) p.combinations[r][t] = A::G[r][t];
+    return p;
+}
+
+// The sizes and options of a call. SIZES: as its arguments declare them; channels, further: those of x and of second;
+// up: nearest x2 before the convolution.
 #define SIZES \
-    Integer dtype, resize, activation, form, batch; \
-    Size channels, further, height, width, cout; \
+    Integer dtype, activation, form, batch, up, transposed, border; \
+    Size kernel, stride, padding, channels, further, height, width, out_height, out_width, cout; \
     Real negative_slope;
 struct Call {
     Dtype dtype;
-    Resize resize;
     Activation activation;
     Form form;
+    bool up, transposed;
+    Border border;
+    int kernel, stride, padding;
     int64_t batch;
-    int c1, c2, h, w, cout;
+    int c1, c2, h, w, out_h, out_w, cout;
     float slope;
 
     template <class A>
     explicit Call(const A& a)
-        : dtype(Dtype(a.dtype)), resize(Resize(a.resize)), activation(Activation(a.activation)), form(Form(a.form)),
-          batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width), cout(a.cout),
-          slope(float(a.negative_slope)) {}
+        : dtype(Dtype(a.dtype)), activation(Activation(a.activation)), form(Form(a.form)), up(a.up),
+          transposed(a.transposed), border(Border(a.border)), kernel(a.kernel), stride(a.stride), padding(a.padding),
+          batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width), out_h(a.out_height),
+          out_w(a.out_width), cout(a.cout), slope(float(a.negative_slope)) {
+        if (kernel < 1 || kernel > MOST_TAPS || stride < 1 || stride > MOST_TAPS) refuse("no such kernel or stride");
+    }
 
-    int conv_h() const { return resize == UP_FIRST ? 2 * h : h; }
-    int conv_w() const { return resize == UP_FIRST ? 2 * w : w; }
-    int out_h() const { return resize == DOWN_AFTER ? (h + 1) / 2 : conv_h(); }
-    int out_w() const { return resize == DOWN_AFTER ? (w + 1) / 2 : conv_w(); }
-    bool second_apart() const { return c2 && resize == UP_FIRST; }  // at another resolution than x
+    int conv_h() const { return up ? 2 * h : h; }
+    int conv_w() const { return up ? 2 * w : w; }
+    bool second_apart() const { return c2 && up; }  // at another resolution than x
     int merged() const { return second_apart() ? c1 : c1 + c2; }
+    int64_t weight_floats() const { return int64_t(cout) * (c1 + c2) * kernel * kernel; }
+    int frame() const { return border == ZEROS ? 0 : padding; }  // pixels beside the image that are others' values
 
     Source source(const void* x, const void* second) const {
         if (batch && c2 && !second) refuse("second is missing");
         Source s{dtype, h, w, c1, x};
+        s.border = border;
         if (c2 && !second_apart()) s.channels2 = c2, s.data2 = second;
         return s;
     }
     Source second_source(const void* second) const { return {dtype, conv_h(), conv_w(), c2, second}; }
-    Weights weights(const float* data, bool adjoint) const { return {data, cout, c1 + c2, 0, merged(), adjoint}; }
-    Weights second_weights(const float* data, bool adjoint) const { return {data, cout, c1 + c2, c1, c2, adjoint}; }
+
+    // The weight as a matrix from channels [first, first + count) of the input to the output, or, adjoint, back.
+    Weights weights(const float* data, int first, int count, bool adjoint, bool reversed) const {
+        const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;
+        const int64_t o_step = transposed ? taps : taps * (c1 + c2);
+        const float* from = data + first * i_step;
+        return adjoint ? Weights{from, kernel, cout, count, o_step, i_step, reversed}
+                       : Weights{from, kernel, count, cout, i_step, o_step, reversed};
+    }
+    WeightGradient weight_gradient(float* data, int first) const {
+        const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;
+        return {data + first * i_step, kernel, transposed ? taps : taps * (c1 + c2), i_step};
+    }
 };
 
 struct Passes {
@@ -126,49 +178,89 @@ struct Passes {
     WeightPass weights;
 };
 
-// The weight gradient moves its taps over the narrower tensor: over the gradient where the output has few channels.
-static WeightPass same_size_weights(int cin, int cout) {
-    return Sums{cin, cout}.by_output() ? direct_weights<SAME, false>() : direct_weights<SAME_ADJOINT, true>();
+// From the larger to the smaller tensor: y[o] = sum over t of x[stride * o - padding + t] w[t].
+static Pass gather(const Call& c) {
+    const int low = -c.padding;
+    if (c.form == TRANSFORMED && c.stride == 1) {
+        if (c.kernel == 3) return transformed<SixPoints<3>>(low, 0);
+        if (c.kernel == 4) return transformed<SixPoints<4>>(low, 0);
+        if (c.kernel == 5) return transformed<SixPoints<5>>(low, 0);
+    }
+    if (c.form == SMALL_TILES) return transformed<Winograd2>(low, 0);
+    if (c.form == TRANSFORMED) return c.kernel == 3 ? transformed<Stride2<3>>(low, 0) : transformed<Stride2<4>>(low, 0);
+    return direct(gathering(c.kernel, c.stride, c.padding), 0);
 }
 
-static Passes passes_of(const Call& call) {
-    const Resize resize = call.resize;
-    const bool direct_form = call.form == DIRECT;
-    if (resize == DOWN_AFTER && !direct_form)
-        return {transformed<Down>(), transformed<DownAdjoint>(), transformed_weights<Down>()};
-    if (resize == DOWN_AFTER) return {direct<DOWN>(), direct<DOWN_ADJOINT>(), direct_weights<DOWN, false>()};
-    if (resize == UP_FIRST && direct_form) return {direct<UP>(), direct<UP_ADJOINT>(), direct_weights<UP_ADJOINT, true>()};
-    if (resize == UP_FIRST)
-        return {transformed<NearestUp>(), transformed<NearestUpAdjoint>(), transformed_weights<NearestUp>()};
-    if (direct_form)
-        return {direct<SAME>(), direct<SAME_ADJOINT>(), same_size_weights(call.merged(), call.cout)};
-    if (call.form == LARGE_TILES)
-        return {transformed<Winograd4>(), transformed<Winograd4Adjoint>(), transformed_weights<Winograd4>()};
-    return {transformed<Winograd2>(), transformed<Winograd2Adjoint>(), transformed_weights<Winograd2>()};
+// Its transpose, for outputs from -frame on.
+static Pass scatter(const Call& c, int frame) {
+    if (c.form != DIRECT && c.stride == 1) {
+        const int low = c.padding - frame - (c.kernel - 1);
+        if (c.form == SMALL_TILES) return transformed<Winograd2>(low, -frame, true);
+        if (c.kernel == 3) return transformed<SixPoints<3>>(low, -frame, true);
+        if (c.kernel == 4) return transformed<SixPoints<4>>(low, -frame, true);
+        return transformed<SixPoints<5>>(low, -frame, true);
+    }
+    if (c.form == TRANSFORMED) {
+        // the first of four outputs is one that the odd taps make
+        const int first = (c.padding - frame) % 2 ? -frame : -frame - 1, low = (first + c.padding - 1) / 2;
+        return c.kernel == 3 ? transformed<Spread2<3>>(low, first) : transformed<Spread2<4>>(low - 1, first);
+    }
+    return direct(scattering(c.kernel, c.stride, c.padding, -frame), -frame);
 }
 
-static inline int cells(int outputs, int rows) { return rows ? (outputs + rows - 1) / rows : 0; }
+static WeightPass weights_of(const Call& c) {
+    const int cin = c.merged();
+    const Sums layout{cin, c.cout, sums_by_output(cin, c.cout)};
+    if (c.up)
+        return c.form == DIRECT ? direct_weights(enlarging_adjoint(), true, 0, c.h, c.w, layout)
+                                : transformed_weights<NearestUp>(-1, false, c.out_h, c.out_w, cin, c.cout);
+    // the smaller of input and gradient, which is not moved
+    const int height = c.transposed ? c.h : c.out_h, width = c.transposed ? c.w : c.out_w, low = -c.padding;
+    const auto tiles = [&](auto algorithm) {
+        return transformed_weights<decltype(algorithm)>(low, c.transposed, height, width, cin, c.cout);
+    };
+    if (c.form == SMALL_TILES) return tiles(Winograd2{});
+    if (c.form == TRANSFORMED && c.stride == 1)
+        return c.kernel == 3 ? tiles(SixPoints<3>{}) : c.kernel == 4 ? tiles(SixPoints<4>{}) : tiles(SixPoints<5>{});
+    if (c.form == TRANSFORMED) return c.kernel == 3 ? tiles(Stride2<3>{}) : tiles(Stride2<4>{});
+    // at the same size the taps move over the narrower tensor: over the gradient where the output has few channels
+    const int frame = c.frame();
+    if (c.stride == 1 && !c.transposed && !layout.by_output)
+        return direct_weights(scattering(c.kernel, 1, c.padding, -frame), true, -frame, c.h + 2 * frame, c.w + 2 * frame,
+                              layout);
+    return direct_weights(gathering(c.kernel, c.stride, c.padding), c.transposed, 0, height, width, layout);
+}
 
-// How the batch is cut into work items: `rows` rows of x of one image, or all rows of up to `images`.
+static Passes passes_of(const Call& c) {
+    if (c.up && c.form == DIRECT) return {direct(enlarging(), 0), direct(enlarging_adjoint(), 0), weights_of(c)};
+    if (c.up) return {transformed<NearestUp>(-1, 0), transformed<NearestUpAdjoint>(-1, 0), weights_of(c)};
+    if (c.transposed) return {scatter(c, 0), gather(c), weights_of(c)};
+    return {gather(c), scatter(c, c.frame()), weights_of(c)};
+}
+
+// How the batch is cut into work items: a band of rows of one image, or up to `images` whole images.
 struct Cut {
     int64_t batch;
-    int rows, bands, images;  // bands of an image
+    int bands, images;
+
+    // The cells of a pass, of `cells` from the first row to the last, that belong to a band.
+    Span share(int cells, int band) const {
+        return {int(int64_t(cells) * band / bands), int(int64_t(cells) * (band + 1) / bands)};
+    }
 };
 
-// A work item's padded input and gradient fill a few hundred KiB, and its rows are a multiple of every form's tile. Where
-// there are few items, each part of the work gets equally many: a part for each thread. Images smaller than a band share
-// an item.
-static Cut cut_of(const Call& call, int threads) {
-    const int up = call.resize == UP_FIRST ? 4 : 1;
-    const int64_t row_bytes = 4ll * call.w * (round_up(call.merged(), VL) + up * round_up(call.cout, VL));
-    const int64_t fit = (768 << 10) / row_bytes, most = 4 * fit / call.h;
-    Cut cut{call.batch, int(fit < 4 ? 4 : fit > 64 ? 64 : fit / 4 * 4), 1, 1};
-    cut.bands = cells(call.h, cut.rows);
-    if (cut.bands > threads && call.batch * cut.bands < 4 * threads) {
-        cut.rows = round_up(cells(call.h, cut.bands / threads * threads), 4);
-        cut.bands = cells(call.h, cut.rows);
-    }
-    if (cut.bands == 1 && most > 1) cut.images = int(most < call.batch ? most : call.batch);
+// A work item's padded input and gradient fill a few hundred KiB. Where there are few items, each part of the work gets
+// equally many: a part for each thread. Images smaller than a band share an item.
+static Cut cut_of(const Call& c, int threads) {
+    const int64_t in = int64_t(c.h) * c.w * round_up(c.merged(), VL), out = int64_t(c.out_h) * c.out_w * round_up(c.cout, VL);
+    const int rows = c.h < c.out_h ? c.h : c.out_h;
+    const int64_t fit = (768 << 10) / (4 * (in + out) / rows + 1);  // rows of a band
+    int64_t bands = fit > 64 ? (rows + 63) / 64 : fit >= 4 ? (rows + fit / 4 * 4 - 1) / (fit / 4 * 4) : (rows + 3) / 4;
+    if (c.batch * bands < 4 * threads && bands > 1) bands = (bands + threads - 1) / threads * threads;
+    if (bands > (rows + 3) / 4) bands = (rows + 3) / 4;
+    Cut cut{c.batch, int(bands), 1};
+    const int64_t most = 4 * fit / rows;
+    if (bands == 1 && most > 1) cut.images = int(most < c.batch ? most : c.batch);
     return cut;
 }
 
@@ -192,14 +284,14 @@ struct PackedForward {
     Weights w, w2;
 
     PackedForward(const Call& c, const float* weight)
-        : call(c), pass(passes_of(c).forward), apart(direct<SAME>()), w(c.weights(weight, false)),
-          w2(c.second_weights(weight, false)) {}
+        : call(c), pass(passes_of(c).forward), apart(direct(gathering(c.kernel, 1, c.padding), 0)),
+          w(c.weights(weight, 0, c.merged(), false, pass.reversed)), w2(c.weights(weight, c.c1, c.c2, false, false)) {}
     int64_t first() const { return packed_floats(w, pass.products); }
     int64_t floats() const { return first() + (call.second_apart() ? packed_floats(w2, apart.products) : 0); }
-    int64_t source() const { return (int64_t(w.cout) * w.cin * 9 + VL - 1) / VL * VL; }
+    int64_t source() const { return (call.weight_floats() + VL - 1) / VL * VL; }
     void pack(float* to) const {
-        pass.pack(w, to);
-        if (call.second_apart()) apart.pack(w2, to + first());
+        pass.pack(pass, w, to);
+        if (call.second_apart()) apart.pack(apart, w2, to + first());
     }
 };
 
@@ -209,8 +301,7 @@ KILN_FUNCTION(resize_conv_act_kept, Pointer weight, answer; Optional kept; SIZES
     const float *weight = arguments.weight, *kept = arguments.kept;
     int64_t* answer = arguments.answer;
     const PackedForward packed(call, weight);
-    *answer = kept ? !std::memcmp(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9)
-                   : packed.source() + packed.floats();
+    *answer = kept ? !std::memcmp(kept, weight, sizeof(float) * call.weight_floats()) : packed.source() + packed.floats();
 }
 
 // Fills `kept` with a copy of the weight and what is packed of it.
@@ -219,7 +310,7 @@ KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
     const float* weight = arguments.weight;
     float* kept = arguments.kept;
     const PackedForward packed(call, weight);
-    std::memcpy(kept, weight, sizeof(float) * packed.w.cout * packed.w.cin * 9);
+    std::memcpy(kept, weight, sizeof(float) * call.weight_floats());
     packed.pack(kept + packed.source());
 }
 
@@ -241,46 +332,40 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, seco
     const float* packed2 = packed + forward.first();
     for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
 
-    Sink sink{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.y};
+    Sink sink{call.dtype, call.out_h, call.out_w, call.cout, arguments.y};
     sink.bias = padded_bias, sink.activation = call.activation, sink.slope = call.slope;
 
-    const int rows = cells(call.out_h(), pass.rows), columns = cells(call.out_w(), pass.rows);
-    const int x_rows = call.resize == UP_FIRST ? 1 : call.resize == DOWN_AFTER ? 2 : pass.rows;
-    const int threads = wanted_threads();
+    const int rows = pass.cells(call.out_h), columns = pass.cells(call.out_w), threads = wanted_threads();
     const Cut cut = cut_of(call, threads);
-    const int height = cut.rows / x_rows;
     const auto item = [&](Images images, int band) {
-        const int r0 = band * height, r1 = r0 + height < rows ? r0 + height : rows;
-        const int low = r0 * pass.step + pass.low, high = (r1 - 1) * pass.step + pass.high;
-        const int left = pass.low, right = (columns - 1) * pass.step + pass.high;
-        const Band in = pass.takes_views(w)
-                            ? view_or_band(Slot::INPUT_BAND, source, images, low, high, left, right)
-                            : fill_band(Slot::INPUT_BAND, source, images, nullptr, DENSE, low, high, left, right);
+        const auto [r0, r1] = cut.share(rows, band);
+        if (r0 == r1) return;
+        const Band in = pass.read(Slot::INPUT_BAND, source, w, images, pass.inputs(r0, r1), pass.inputs(0, columns));
         Addend add{};
         if (call.second_apart()) {
             const int o0 = r0 * pass.rows, o1 = r1 * pass.rows, width = columns * pass.rows;
-            const Band in2 = fill_band(Slot::SECOND_BAND, other, images, nullptr, apart.spacing(w2), o0 - 1, o1 + 1, -1,
-                                       width + 1);
+            const Span in_rows = apart.inputs(o0, o1), in_columns = apart.inputs(0, width);
+            const Band in2 = fill_band(Slot::SECOND_BAND, other, images, nullptr, apart.spacing(w2), in_rows.first,
+                                       in_rows.last, in_columns.first, in_columns.last);
             const int64_t row = int64_t(width) * padded, image_step = (o1 - o0) * row;
             float* sums = scratch(Slot::SECOND_SUMS, images.count * image_step);
             for (int i = 0; i < images.count; ++i)
                 direct_rows(
-                    SAME, in2.image(i), w2, packed2, o0, o1, width, false,
+                    apart.stencil, in2.image(i), w2, packed2, o0, o1, width, false,
                     [&](int o) { return sums + i * image_step + (o - o0) * row; }, [](int) {});
             add = {sums, o0, width, image_step};
         }
-        pass.band(in, w, packed, r0, r1, columns, sink, images, add);
+        pass.band(pass, in, w, packed, r0, r1, columns, sink, images, add);
     };
     for_parts(threads, [&](int64_t part) { for_items(cut, part, threads, item); });
 }
 
 // Bounds of the rows (or columns) that a set of passes reads.
 struct Extent {
-    int low = 1 << 30, high = -(1 << 30);
-    void cover(int r0, int r1, int step, int first, int last) {
-        const int from = r0 * step + first, to = (r1 - 1) * step + last;
-        low = from < low ? from : low;
-        high = to > high ? to : high;
+    Span all{1 << 30, -(1 << 30)};
+    void cover(Span more) {
+        all.first = more.first < all.first ? more.first : all.first;
+        all.last = more.last > all.last ? more.last : all.last;
     }
 };
 
@@ -319,96 +404,114 @@ KILN_FUNCTION(resize_conv_act_backward,
     float *dw = arguments.dweight, *db = arguments.dbias;
 
     const Passes passes = passes_of(call);
-    const Pass input = passes.input, apart = direct<SAME_ADJOINT>();
-    const WeightPass weights = passes.weights, apart_weights = direct_weights<SAME, false>();
+    const Pass input = passes.input, apart = direct(scattering(call.kernel, 1, call.padding, 0), 0);
+    const WeightPass& weights = passes.weights;
+    const WeightPass apart_weights =
+        direct_weights(gathering(call.kernel, 1, call.padding), false, 0, call.out_h, call.out_w,
+                       {call.c2, call.cout, sums_by_output(call.c2, call.cout)});
     const bool split = call.second_apart();
     const bool need_input = dx || (dsecond && !split), need_apart = split && dsecond;
     const int64_t input_from = arguments.input_grad_from;  // images before this one get no gradient in x and second
 
     const Source source = call.source(arguments.x, second), other = call.second_source(second);
-    Source gradient{call.dtype, call.out_h(), call.out_w(), call.cout, arguments.grad};
+    Source gradient{call.dtype, call.out_h, call.out_w, call.cout, arguments.grad};
     gradient.activation = call.activation, gradient.slope = call.slope;
     if (call.activation != NONE) gradient.output = arguments.y;
 
-    const Weights w = call.weights(weight, true), w2 = call.second_weights(weight, true);
+    const Weights w = call.weights(weight, 0, call.merged(), true, input.reversed);
+    const Weights w2 = call.weights(weight, call.c1, call.c2, true, false);
     float* packed = scratch(Slot::PACKED_WEIGHTS, packed_floats(w, input.products) + packed_floats(w2, apart.products));
     float* packed2 = packed + packed_floats(w, input.products);
-    if (need_input) input.pack(w, packed);
-    if (need_apart) apart.pack(w2, packed2);
+    if (need_input) input.pack(input, w, packed);
+    if (need_apart) apart.pack(apart, w2, packed2);
 
     Sink sink{call.dtype, call.h, call.w, call.c1, dx}, sink2{call.dtype, call.conv_h(), call.conv_w(), call.c2, dsecond};
     if (!split) sink.channels2 = call.c2, sink.data2 = dsecond;
+    Frame& frame = sink.frame = {call.frame(), call.h, call.w, w.padded(), call.border};
+    if (need_input && frame.size) frame.data = scratch(Slot::FRAME, call.batch * frame.pixels() * frame.padded);
 
     // each part of the work has sums of its own, which are added in the order of the parts
-    const int padded = round_up(call.cout, VL), threads = wanted_threads(), merged = call.merged();
-    const Sums layout{merged, call.cout}, layout2{call.c2, call.cout};
-    const int64_t sums_size = layout.size(weights.taps * weights.taps), sums2_size = split ? layout2.size(9) : 0;
+    const int padded = round_up(call.cout, VL), threads = wanted_threads();
+    const Sums &layout = weights.layout, &layout2 = apart_weights.layout;
+    const int64_t sums_size = layout.size(weights.taps * weights.taps);
+    const int64_t sums2_size = split ? layout2.size(apart_weights.taps * apart_weights.taps) : 0;
     const int64_t sums_stride = sums_size + sums2_size + padded;
     float* all_sums = dw || db ? scratch(Slot::PARAMETER_SUMS, sums_stride * threads) : nullptr;
     if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
 
     // the gradient lies dense only where every pass that reads it takes dense input
-    const bool dense = !split && weights.gradient_spacing(layout) == DENSE &&
+    const bool dense = !split && (!dw || weights.gradient_spacing() == DENSE) &&
                        (!need_input || input.spacing(w) == DENSE);
     const Cut cut = cut_of(call, threads);
+    const int input_rows = input.cells(call.h + frame.size), input_columns = input.cells(call.w + frame.size);
     for_parts(threads, [&](int64_t part) {
         float* sums = all_sums ? all_sums + sums_stride * part : nullptr;
         for_items(cut, part, threads, [&](Images images, int band) {
-            const int x0 = band * cut.rows, x1 = x0 + cut.rows < call.h ? x0 + cut.rows : call.h;
-            const int i0 = x0 / input.rows, i1 = cells(x1, input.rows), i_columns = cells(call.w, input.rows);
-            const int g0 = x0 / weights.x_rows, g1 = cells(x1, weights.x_rows), g_columns = cells(call.w, weights.x_rows);
-            const int s0 = 2 * x0, s1 = 2 * x1, s_columns = 2 * call.w;  // of the second input, where it is apart
+            const Span of_input = cut.share(input_rows, band), of_weights = cut.share(weights.cells_h, band);
+            const Span of_bias = cut.share(call.out_h, band);
+            const bool wanted = images.first + images.count > input_from;
+            const bool do_input = need_input && wanted && !of_input.empty(), do_weights = dw && !of_weights.empty();
+            const bool do_apart = need_apart && wanted && !of_bias.empty();
 
             Extent rows, columns;
-            rows.cover(g0, g1, weights.g_step, weights.g_low, weights.g_high);
-            columns.cover(0, g_columns, weights.g_step, weights.g_low, weights.g_high);
-            if (need_input) {
-                rows.cover(i0, i1, input.step, input.low, input.high);
-                columns.cover(0, i_columns, input.step, input.low, input.high);
+            rows.cover(of_bias), columns.cover({0, call.out_w});
+            if (do_weights) {
+                rows.cover(weights.gradient_rows(of_weights.first, of_weights.last));
+                columns.cover(weights.gradient_rows(0, weights.cells_w));
             }
-            if (split) {
-                rows.cover(s0, s1, 1, -1, 2);
-                columns.cover(0, s_columns, 1, -1, 2);
+            if (do_input) {
+                rows.cover(input.inputs(of_input.first, of_input.last));
+                columns.cover(input.inputs(0, input_columns));
+            }
+            if (split && !of_bias.empty()) {
+                rows.cover(apart.inputs(of_bias.first, of_bias.last));
+                columns.cover(apart.inputs(0, call.out_w));
             }
             const Band delta = fill_band(Slot::GRADIENT_BAND, gradient, images, nullptr, dense ? DENSE : PADDED,
-                                         rows.low, rows.high, columns.low, columns.high);
-            const bool wanted = images.first + images.count > input_from;
-            if (need_input && wanted) input.band(delta, w, packed, i0, i1, i_columns, sink, images, {});
-            if (need_apart && wanted) apart.band(delta, w2, packed2, s0, s1, s_columns, sink2, images, {});
-            if (dw) {
-                const int low = g0 * weights.in_step + weights.in_low;
-                const int high = (g1 - 1) * weights.in_step + weights.in_high;
-                const int left = weights.in_low, right = (g_columns - 1) * weights.in_step + weights.in_high;
-                // transforms read the input tensor itself: the samples' scale multiplies the gradient instead
+                                         rows.all.first, rows.all.last, columns.all.first, columns.all.last);
+            if (do_input)
+                input.band(input, delta, w, packed, of_input.first, of_input.last, input_columns, sink, images, {});
+            if (do_apart)
+                apart.band(apart, delta, w2, packed2, of_bias.first, of_bias.last, call.out_w, sink2, images, {});
+            if (do_weights) {
+                const Span in_rows = weights.input_rows(of_weights.first, of_weights.last);
+                const Span in_columns = weights.input_rows(0, weights.cells_w);
+                // transforms read the input tensor itself: the samples' scale multiplies what they make instead
                 const Band in = weights.direct
-                                    ? fill_band(Slot::INPUT_BAND, source, images, grad_scale,
-                                                weights.input_spacing(layout), low, high, left, right)
-                                    : view_or_band(Slot::INPUT_BAND, source, images, low, high, left, right);
+                                    ? fill_band(Slot::INPUT_BAND, source, images, grad_scale, weights.input_spacing(),
+                                                in_rows.first, in_rows.last, in_columns.first, in_columns.last)
+                                    : view_or_band(Slot::INPUT_BAND, source, images, in_rows.first, in_rows.last,
+                                                   in_columns.first, in_columns.last);
                 const float* scale = grad_scale ? grad_scale + images.first : nullptr;
-                weights.band(in, layout, delta, g0, g1, g_columns, images.count, scale, sums);
-                if (split) {
-                    const Band in2 = fill_band(Slot::INPUT_BAND, other, images, grad_scale,
-                                               apart_weights.input_spacing(layout2), s0 - 1, s1 + 1, -1, s_columns + 1);
-                    apart_weights.band(in2, layout2, delta, s0, s1, s_columns, images.count, nullptr,
-                                       sums + sums_size);
-                }
+                const Band &moved = weights.moves_gradient ? delta : in, &fixed = weights.moves_gradient ? in : delta;
+                weights.band(weights, moved, fixed, of_weights.first, of_weights.last, images.count, scale, sums);
             }
-            if (db) {
-                const int o0 = call.resize == UP_FIRST ? 2 * x0 : call.resize == DOWN_AFTER ? x0 / 2 : x0;
-                const int o1 = call.resize == UP_FIRST ? 2 * x1 : call.resize == DOWN_AFTER ? cells(x1, 2) : x1;
-                bias_gradient(delta, images, grad_scale, o0, o1, call.out_w(), padded, sums + sums_size + sums2_size);
+            if (dw && split && !of_bias.empty()) {
+                const Span in_rows = apart_weights.input_rows(of_bias.first, of_bias.last);
+                const Span in_columns = apart_weights.input_rows(0, call.out_w);
+                const Band in = fill_band(Slot::INPUT_BAND, other, images, grad_scale, apart_weights.input_spacing(),
+                                          in_rows.first, in_rows.last, in_columns.first, in_columns.last);
+                apart_weights.band(apart_weights, in, delta, of_bias.first, of_bias.last, images.count, nullptr,
+                                   sums + sums_size);
             }
+            if (db)
+                bias_gradient(delta, images, grad_scale, of_bias.first, of_bias.last, call.out_w, padded,
+                              sums + sums_size + sums2_size);
         });
     });
     if (all_sums) add_up(all_sums, sums_stride, threads);
+    if (need_input && frame.size)
+        for_parts((call.batch - input_from) * call.h, [&](int64_t row) {
+            sink.add_frame(input_from + row / call.h, int(row % call.h));
+        });
     const int64_t element = element_size(call.dtype);
     if (dx) std::memset(dx, 0, element * input_from * call.h * call.w * call.c1);
     if (dsecond) std::memset(dsecond, 0, element * input_from * call.conv_h() * call.conv_w() * call.c2);
-    if (dw) {
-        const int cin_all = call.c1 + call.c2;
-        unpack_gradient(all_sums, layout, weights.g, weights.taps, 0, cin_all, dw);
-        if (split) unpack_gradient(all_sums + sums_size, layout2, apart_weights.g, 3, call.c1, cin_all, dw);
-    }
+    const auto unpack = [&](const float* sums, const WeightPass& pass, int first) {
+        unpack_gradient(sums, pass.layout, pass.combinations[0], pass.taps, pass.stride, call.weight_gradient(dw, first));
+    };
+    if (dw) unpack(all_sums, weights, 0);
+    if (dw && split) unpack(all_sums + sums_size, apart_weights, call.c1);
     if (db) std::memcpy(db, all_sums + sums_size + sums2_size, sizeof(float) * call.cout);
 }
 

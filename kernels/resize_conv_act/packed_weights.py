@@ -13,6 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .. import _native
 
 _kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_function("resize_conv_act_keep")
+# what decides, beside the weight, how it is packed
+PACKING = ("up", "transposed", "form", "kernel", "stride", "padding", "channels", "further", "cout")
 KEPT = WeakTensorKeyDictionary()  # weight -> form of a call -> the packed weight; an entry dies with its weight
 
 
@@ -25,12 +27,12 @@ def keep(weight: Tensor) -> None:
 def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | None:
     """What is kept of a weight for a forward call of such sizes, made now where need be; None: nothing is kept.
 
-    float32: the weight's values, (Cout, Cin, 3, 3) contiguous.
+    float32: the weight's values, contiguous.
     """
     calls = KEPT.get(weight)
     if calls is None:
         return None
-    key = (*(sizes[name] for name in ("resize", "form", "channels", "further", "cout")), _native.load().isa())
+    key = (*(sizes[name] for name in PACKING), _native.load().isa())
     kept = calls.get(key)
     if kept is None or not _ask(float32, kept, sizes):
         # in new memory: another thread may be reading the old

@@ -25,6 +25,11 @@ def resize_conv_act(
     bias: Tensor | None = None,
     *,
     resize: str = "none",
+    stride: int = 1,
+    padding: int | None = None,
+    padding_mode: str = "zeros",
+    transposed: bool = False,
+    output_padding: int = 0,
     activation: str = "none",
     second: Tensor | None = None,
     grad_scale: Tensor | None = None,
@@ -39,9 +44,26 @@ def resize_conv_act(
         x = F.interpolate(x, scale_factor=2, mode="nearest")
     if second is not None:
         x = torch.cat([x, second], dim=1)
-    y = weigh_samples(partial(F.conv2d, padding=1), [x], weight, bias, grad_scale, x.dtype)
+    padding = same_padding(weight) if padding is None else padding
+    if transposed:
+        layer = partial(F.conv_transpose2d, stride=stride, padding=padding, output_padding=output_padding)
+    else:
+        layer = partial(convolve, stride=stride, padding=padding, padding_mode=padding_mode)
+    y = weigh_samples(layer, [x], weight, bias, grad_scale, x.dtype)
     y = ACTIVATIONS[activation](y, negative_slope)
     return y[:, :, ::2, ::2] if resize == "down" else y
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, padding_mode: str) -> Tensor:
+    """conv2d whose border is one of zeros, reflect, replicate and circular."""
+    if padding_mode == "zeros":
+        return F.conv2d(x, weight, bias, stride, padding)
+    return F.conv2d(F.pad(x, [padding] * 4, mode=padding_mode), weight, bias, stride)
+
+
+def same_padding(weight: Tensor) -> int:
+    """The padding that keeps the size at stride 1, or with an even kernel halves it at stride 2."""
+    return (weight.shape[-1] - 1) // 2
 
 
 def gradient_from(tensor: Tensor | None, first: int) -> Tensor | None:

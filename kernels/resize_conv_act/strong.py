@@ -1,5 +1,6 @@
 """resize_conv_act by the best known library parts: what a reader who knows the algebra writes without kernels."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from .._constants import constant
 from .._grad_scale import weigh_samples
-from .reference import gradient_from
+from .reference import convolve, gradient_from, same_padding
 
 # rows: the four taps of the stride-2 transposed convolution; columns: the three of the convolution after nearest x2
 FOLD = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
@@ -30,6 +31,11 @@ def resize_conv_act(
     bias: Tensor | None = None,
     *,
     resize: str = "none",
+    stride: int = 1,
+    padding: int | None = None,
+    padding_mode: str = "zeros",
+    transposed: bool = False,
+    output_padding: int = 0,
     activation: str = "none",
     second: Tensor | None = None,
     grad_scale: Tensor | None = None,
@@ -43,18 +49,30 @@ def resize_conv_act(
     takes 36; "down" is the convolution at stride 2, a quarter of the reference's products.
     """
     x, second = gradient_from(x, input_grad_from), gradient_from(second, input_grad_from)
-    y = weigh_samples(partial(_convolution, resize), [x, second], weight, bias, grad_scale, x.dtype)
+    if resize == "up":
+        layer = _enlarged
+    else:
+        x = x if second is None else torch.cat([x, second], dim=1)
+        second = None
+        where = {"stride": 2 if resize == "down" else stride}
+        where["padding"] = same_padding(weight) if padding is None else padding
+        if transposed:
+            library = partial(F.conv_transpose2d, **where, output_padding=output_padding)
+        else:
+            library = partial(convolve, **where, padding_mode=padding_mode)
+        layer = partial(_apart, library)
+    y = weigh_samples(layer, [x, second], weight, bias, grad_scale, x.dtype)
     return ACTIVATIONS[activation](y, negative_slope)
 
 
-def _convolution(resize: str, x: Tensor, second: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if resize == "up":
-        channels = x.shape[1]
-        y = F.conv_transpose2d(x, folded(weight[:, :channels]), bias, stride=2, padding=1)
-        return y if second is None else y.add_(F.conv2d(second, weight[:, channels:], padding=1))
-    if second is not None:
-        x = torch.cat([x, second], dim=1)
-    return F.conv2d(x, weight, bias, stride=2 if resize == "down" else 1, padding=1)
+def _apart(layer: Callable[..., Tensor], x: Tensor, second: None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return layer(x, weight, bias)
+
+
+def _enlarged(x: Tensor, second: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    channels = x.shape[1]
+    y = F.conv_transpose2d(x, folded(weight[:, :channels]), bias, stride=2, padding=1)
+    return y if second is None else y.add_(F.conv2d(second, weight[:, channels:], padding=1))
 
 
 def folded(weight: Tensor) -> Tensor:

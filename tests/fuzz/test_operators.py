@@ -18,7 +18,8 @@ from torch import Tensor
 
 from engine import ops
 from engine.kernels import _native, _spec
-from engine.kernels.resize_conv_act import DIRECT, FROM_OUTPUT, form
+from engine.kernels.resize_conv_act import FROM_OUTPUT
+from engine.kernels.resize_conv_act.geometry import DIRECT, Geometry, form, geometry
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 from engine.verification.checks import limited
 from tests.fuzz.budget import examples
@@ -94,18 +95,37 @@ def bounded(sizes: list[int], cost: Callable[[list[int]], int]) -> list[int]:
 # one function for each operator: shapes, options and how the values are drawn
 
 
+def convolution(draw: random.Random) -> tuple[int, dict[str, Any]]:
+    """The kernel of a convolution and the options of its kind."""
+    kind = draw.choice(["same", "up", "down", "any", "any", "transposed"])
+    kernel, stride = (3, 1) if kind in ("same", "up", "down") else (draw.randint(1, 7), draw.choice([1, 2]))
+    where: dict[str, Any] = {"resize": kind if kind in ("up", "down") else "none", "stride": stride, "padding": 1}
+    if kernel != 3 or kind in ("any", "transposed"):
+        where["padding"] = draw.choice([0, (kernel - 1) // 2, draw.randint(0, kernel - 1)])
+    border = kind == "any" and draw.random() < 0.5
+    where["padding_mode"] = draw.choice(["reflect", "replicate", "circular"]) if border else "zeros"
+    transposed = kind == "transposed"
+    where |= {"transposed": transposed, "output_padding": draw.choice([0, stride - 1]) if transposed else 0}
+    return kernel, where
+
+
 def resize_conv_act(draw: random.Random) -> dict[str, Any]:
-    resize, activation = draw.choice(["none", "up", "down"]), draw.choice(list(ACTIVATIONS))
-    further = draw.choice([0, 0, 0, size(draw, 12)])
-    scale, side = (4, 2) if resize == "up" else (1, 1)
+    activation, further = draw.choice(list(ACTIVATIONS)), draw.choice([0, 0, 0, size(draw, 12)])
+    kernel, where = convolution(draw)
+    scale, side = (4, 2) if where["resize"] == "up" else (1, 1)
     b, c, h, w, cout = bounded(
         [batch(draw), channels(draw), *sides(draw), channels(draw)],
-        lambda s: s[0] * (s[1] + further) * s[2] * s[3] * scale * s[4] * 9,
+        lambda s: s[0] * (s[1] + further) * s[2] * s[3] * scale * s[4] * kernel**2,
     )
-    shapes: dict[str, tuple[int, ...]] = {"x": (b, c, h, w), "weight": (cout, c + further, 3, 3)}
+    # large enough for the kernel and the border; the result of a transposed convolution has a pixel
+    least = {"zeros": kernel - 2 * where["padding"], "reflect": where["padding"] + 1}
+    least = 1 + where["padding"] if where["transposed"] else max(least.get(where["padding_mode"], where["padding"]), 1)
+    h, w = max(h, least), max(w, least)
+    channels_of = (c + further, cout) if where["transposed"] else (cout, c + further)
+    shapes: dict[str, tuple[int, ...]] = {"x": (b, c, h, w), "weight": (*channels_of, kernel, kernel)}
     shapes |= {"bias": (cout,)} if activation in KINKED or draw.random() < 0.6 else {}
     shapes |= {"second": (b, further, side * h, side * w)} if further else {}
-    options = {"resize": resize, "activation": activation, "input_grad_from": draw.choice([0, 0, draw.randint(0, b)])}
+    options = {**where, "activation": activation, "input_grad_from": draw.choice([0, 0, draw.randint(0, b)])}
     options["negative_slope"] = draw.choice([0.2, 0.0, 1.0, 0.01])
     return {"shapes": shapes, "options": options, "integers": activation in KINKED}
 
@@ -333,9 +353,11 @@ def in_tiles(call: Drawn) -> bool:
     """Whether it computes in Winograd tiles of float32."""
     if call.operator != "resize_conv_act" or set(call.dtypes.values()) != {torch.float32}:
         return False
-    shapes, resize = call.sample.shapes, call.sample.options["resize"]
-    cout, merged = shapes["weight"][:2]
-    return resize == "none" and form(shapes["x"], merged, cout, resize, bool(call.exact)) != DIRECT
+    shapes, options = call.sample.shapes, call.sample.options
+    where = geometry(shapes["weight"][-1], *(options[name] for name in Geometry._fields))
+    # the other algorithms' coefficients are 0 and +-1
+    winograd = where.resize == "none" and where.stride == 1
+    return winograd and form(shapes["x"], shapes["weight"], where, bool(call.exact)) != DIRECT
 
 
 def check(call: Drawn) -> None:

@@ -10,8 +10,9 @@ from engine.kernels import _native
 
 X, WEIGHT, Y = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3), torch.empty(1, 1, 3, 3)
 CONV = {
-    "x": X, "weight": WEIGHT, "bias": None, "second": None, "y": Y, "kept": None, "dtype": 0, "resize": 0,
-    "activation": 0, "form": 0, "batch": 1, "channels": 2, "further": 0, "height": 3, "width": 3, "cout": 1,
+    "x": X, "weight": WEIGHT, "bias": None, "second": None, "y": Y, "kept": None, "dtype": 0, "activation": 0,
+    "form": 0, "batch": 1, "up": False, "transposed": False, "border": 0, "kernel": 3, "stride": 1, "padding": 1,
+    "channels": 2, "further": 0, "height": 3, "width": 3, "out_height": 3, "out_width": 3, "cout": 1,
     "negative_slope": 0.2,
 }  # fmt: skip
 GRAM = {"features": X, "result": Y, "dtype": 0, "batch": 1, "pixels": 9, "channels": 2, "planar": True}
@@ -29,6 +30,7 @@ GRAM = {"features": X, "result": Y, "dtype": 0, "batch": 1, "pixels": 9, "channe
             "width is 4294967299; it must lie in 0 .. 8388608",
         ),
         ("resize_conv_act_forward", CONV | {"further": 1}, "second is missing"),
+        ("resize_conv_act_forward", CONV | {"kernel": 9}, "no such kernel or stride"),
         ("gram_forward", GRAM | {"pixels": -9}, "pixels is -9"),
     ],
 )

@@ -71,16 +71,19 @@ def test_fake_strides_are_true(spec, sample):
 
 
 def _opcheck_cases():
-    for resize in ("none", "up", "down"):
+    same = ("none", 1, 1, "zeros", False, 0)
+    kinds = [same, ("up", *same[1:]), ("none", 2, 1, "reflect", False, 0), ("none", 2, 1, "zeros", True, 1)]
+    for where in kinds:
         x = torch.randn(2, 5, 6, 4).to(memory_format=torch.channels_last).requires_grad_()
-        scale = 2 if resize == "up" else 1
+        scale = 2 if where[0] == "up" else 1
         second = torch.randn(2, 3, 6 * scale, 4 * scale, requires_grad=True)
         weight, bias = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
         yield (
             torch.ops.kiln.resize_conv_act.default,
-            (x, weight, bias, second, torch.rand(2), resize, "elu", 0.2, False, 1),
+            (x, weight, bias, second, torch.rand(2), *where, "elu", 0.2, False, 1),
         )
-        yield torch.ops.kiln.resize_conv_act.default, (x, weight[:, :5], None, None, None, resize, "none", 0.2, True, 0)
+        narrow = weight[:5] if where[4] else weight[:, :5]
+        yield torch.ops.kiln.resize_conv_act.default, (x, narrow, None, None, None, *where, "none", 0.2, True, 0)
     v, r = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
     yield torch.ops.kiln.l1_autoencoder_loss.default, (v, r, True)
     yield torch.ops.kiln.skeleton.default, (v, torch.randn(2, requires_grad=True))
@@ -172,7 +175,8 @@ def test_silu_with_and_without_gradient(resize):
     assert "Silu" in y.grad_fn.name()
     with torch.no_grad():
         torch.testing.assert_close(ops.resize_conv_act(x, weight, resize=resize, activation="silu"), y)
-    direct = torch.ops.kiln.resize_conv_act(x, weight, None, None, None, resize, "silu", 0.2, False, 0)
+    where = ("up" if resize == "up" else "none", 2 if resize == "down" else 1, 1, "zeros", False, 0)
+    direct = torch.ops.kiln.resize_conv_act(x, weight, None, None, None, *where, "silu", 0.2, False, 0)
     wanted = torch.autograd.grad(y.square().sum(), (x, weight))
     # a gradient's element may be a small difference of large sums, so the error is judged against the whole gradient
     for gradient, expected in zip(torch.autograd.grad(direct.square().sum(), (x, weight)), wanted, strict=True):
@@ -231,8 +235,22 @@ GOOD = {"x": torch.randn(2, 4, 6, 6), "weight": torch.randn(8, 4, 3, 3), "bias":
         ({"resize": "nearest"}, "resize is 'nearest'"),
         ({"activation": "gelu"}, "activation is 'gelu'"),
         ({"x": torch.randn(4, 6, 6)}, "x must be"),
-        ({"weight": torch.randn(8, 5, 3, 3)}, "must be (Cout, 4, 3, 3)"),
-        ({"weight": torch.randn(8, 4, 5, 5)}, "must be (Cout, 4, 3, 3)"),
+        ({"weight": torch.randn(8, 5, 3, 3)}, "must be (Cout, 4, K, K)"),
+        ({"weight": torch.randn(8, 4, 5, 3)}, "must be (Cout, 4, K, K)"),
+        ({"transposed": True}, "must be (4, Cout, K, K)"),
+        ({"weight": torch.randn(8, 4, 9, 9)}, "kernels of 9x9; supported are 1x1 to 7x7"),
+        ({"weight": torch.randn(8, 4, 7, 7), "padding": 0}, "x is (2, 4, 6, 6): a 7x7 kernel with padding 0 leaves no"),
+        ({"stride": 3}, "stride is 3; it must be 1 or 2"),
+        ({"stride": 2, "resize": "down"}, "resize 'down' is a stride of 2"),
+        ({"padding": -1}, "padding is -1; it must be at least 0"),
+        ({"padding_mode": "mirror"}, "padding_mode is 'mirror'; it must be one of zeros, reflect, replicate, circular"),
+        ({"padding_mode": "reflect", "padding": 6}, "padding is 6; reflect takes at most 5 around x"),
+        ({"padding_mode": "circular", "padding": 7}, "padding is 7; circular takes at most 6 around x"),
+        ({"output_padding": 1}, "output_padding is 1; it is for a transposed convolution only"),
+        ({"weight": torch.randn(4, 8, 3, 3), "transposed": True, "output_padding": 1}, "must lie in 0 .. stride - 1"),
+        ({"weight": torch.randn(4, 8, 3, 3), "transposed": True, "padding_mode": "reflect"}, "has zeros only"),
+        ({"resize": "up", "weight": torch.randn(8, 4, 5, 5)}, "resize 'up' takes a 3x3 kernel"),
+        ({"resize": "up", "padding_mode": "reflect"}, "resize 'up' takes a 3x3 kernel"),
         ({"bias": torch.randn(7)}, "bias must be (8,)"),
         ({"second": torch.randn(2, 1, 12, 12)}, "second is"),
         ({"grad_scale": torch.ones(3)}, "grad_scale must be (2,)"),

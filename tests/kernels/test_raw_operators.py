@@ -60,7 +60,8 @@ def test_misfits_that_were_dangerous(call, says):
 def _convolution_backward(**changed: object) -> tuple[torch.Tensor, ...]:
     arguments = {
         "grad": torch.ones(1, 4, 6, 6), "y": None, "x": torch.ones(1, 3, 6, 6), "weight": torch.ones(4, 3, 3, 3),
-        "bias": None, "second": None, "grad_scale": None, "resize": "none", "activation": "none",
+        "bias": None, "second": None, "grad_scale": None, "resize": "none", "stride": 1, "padding": 1,
+        "padding_mode": "zeros", "transposed": False, "output_padding": 0, "activation": "none",
         "negative_slope": 0.2, "exact": False, "input_grad_from": 0, "need": [True, True, False, False],
     }  # fmt: skip
     return kiln.resize_conv_act_backward(**arguments | changed)

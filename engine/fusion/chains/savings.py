@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from engine.fusion.lookups import Onlooker
 from engine.kernels._observers import NativeCall
-from engine.kernels.resize_conv_act import RESIZES, form, tile_cost
+from engine.kernels.resize_conv_act.geometry import SMALL_TILES, TRANSFORMED, Geometry, cost, form, native_sizes
 from engine.kernels.resize_conv_act.spec import SPEC
 
+SAME_SIZE = Geometry("none", 1, 1, "zeros", False, 0)
 FEWEST_CHANNELS = 64
 FEWEST_PIXELS = 4096  # of all images of a batch together
 WORTH = (
@@ -44,7 +45,7 @@ def too_small(x_shape: tuple[int, ...], weight: Tensor) -> bool:
     pixels = x_shape[0] * x_shape[2] * x_shape[3]
     if pixels < FEWEST_PIXELS:
         return True
-    products = min(tile_cost(x_shape, weight.shape[1], weight.shape[0], side) for side in (2, 4))
+    products = min(cost(x_shape, weight.shape, SAME_SIZE, number) for number in (TRANSFORMED, SMALL_TILES))
     return products > WORTH * 9 * pixels
 
 
@@ -82,19 +83,20 @@ class Savings(Onlooker):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.kiln.resize_conv_act.default and args[1].data_ptr() in self.owners:
-            self._count(args[0].shape, args[1], args[5], args[8])
+            self._count(args[0].shape, args[1], Geometry(*args[5:11]), args[13])
         elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.owners:
             self.shapes[self.owners[args[1].data_ptr()][0]].append(tuple(args[0].shape))  # ran as written
         return function(*args, **(kwargs or {}))
 
-    def _count(self, x_shape: torch.Size, weight: Tensor, resize: str, exact: bool) -> None:
+    def _count(self, x_shape: torch.Size, weight: Tensor, where: Geometry, exact: bool) -> None:
         path, stride = self.owners[weight.data_ptr()]
         b, c, h, w = x_shape
         cout = len(weight)
-        sizes = {"dtype": 0, "resize": RESIZES[resize], "form": form(x_shape, c, cout, resize, exact)}
-        sizes |= {"batch": b, "channels": c, "further": 0, "height": h, "width": w, "cout": cout}
-        computed = int(SPEC.work(NativeCall("resize_conv_act_forward", {}, sizes, seconds=0.0)).flops / 2)
-        pixels = b * h * w * (4 if resize == "up" else 1)
+        sizes = native_sizes(x_shape, weight.shape, 0, where) | {"form": form(x_shape, weight.shape, where, exact)}
+        computed = int(
+            SPEC.work(NativeCall("resize_conv_act_forward", {}, sizes | {"dtype": 0}, seconds=0.0)).flops / 2
+        )
+        pixels = b * h * w * (4 if where.resize == "up" else 1)
         if stride == (2, 2):
             pixels = b * -(-h // 2) * -(-w // 2)
         before = self.products[path]
