@@ -1,4 +1,5 @@
 // engine._native: calls an operator's C++ by name on raw addresses. It knows nothing of torch and no operator.
+#include <sys/mman.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -31,6 +32,8 @@ extern const Entry* const __stop_kiln_entries[];
 
 namespace kiln {
 
+constexpr int64_t LARGE_PAGE = 2 << 20;  // bytes
+
 float* scratch(Slot slot, int64_t floats) {
     struct Buffer {
         float* data = nullptr;
@@ -46,8 +49,13 @@ float* scratch(Slot slot, int64_t floats) {
     if (buffer.size < floats) {
         buffer.empty();  // the memory may be needed; and where the new is not to be had, the next call finds no old size
         if (floats > (INT64_MAX - 63) / 4) throw std::bad_alloc();
-        buffer.data = static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64));
+        // a large buffer in large pages, where the system has them: transforms write to many places of it at a time
+        const int64_t page = floats * 4 < LARGE_PAGE ? 64 : LARGE_PAGE, bytes = (floats * 4 + page - 1) / page * page;
+        buffer.data = static_cast<float*>(std::aligned_alloc(page, bytes));
         if (!buffer.data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+        if (page == LARGE_PAGE && !std::getenv("NOHUGE")) madvise(buffer.data, bytes, MADV_HUGEPAGE);
+#endif
         buffer.size = floats;
     }
     return buffer.data;

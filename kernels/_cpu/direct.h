@@ -121,21 +121,29 @@ static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
 // Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width]. Rows and
 // columns are those of `stride` numbers.
 static void pack(const Weights& w, const float* row, int rows, const float* column, int columns, int stride, float* out) {
-    const int depth = w.depth, padded = w.padded(), side = w.kernel;
-    // one vector of columns at a time: the kernels are read in the order they lie in
-    for_parts(padded / VL, [&](int64_t vector) {
-        const int n = int(vector) * VL;
-        const int n0 = panel_start(n), width = panel_width(n0, padded);
-        float* panel = out + int64_t(n0) * rows * columns * depth + (n - n0);
-        for (int k = 0; k < depth; ++k) {
-            vf kernel[MOST_TAPS * MOST_TAPS];
-            load_kernels(w, k, n, kernel);
-            for (int r = 0; r < rows; ++r) {
-                vf line[MOST_TAPS];
-                combine_rows(row + r * stride, kernel, side, line);
-                for (int c = 0; c < columns; ++c)
-                    store(panel + ((int64_t(r) * columns + c) * depth + k) * width, combine(line, column + c * stride, side));
-            }
+    constexpr int RUN = 8;  // steps of the depth whose combinations are gathered, so that they are written in long runs
+    const int depth = w.depth, padded = w.padded(), side = w.kernel, products = rows * columns;
+    for_parts<Sharing::TO_THE_NEXT>((padded + 2 * VL - 1) / (2 * VL), [&](int64_t number) {
+        const int n0 = int(number) * 2 * VL, width = panel_width(n0, padded);
+        float* panel = out + int64_t(n0) * products * depth;
+        float* gathered = scratch(Slot::GATHERED, int64_t(products) * RUN * width);
+        for (int k0 = 0; k0 < depth; k0 += RUN) {
+            const int run = depth - k0 < RUN ? depth - k0 : RUN;
+            for (int k = 0; k < run; ++k)
+                for (int v = 0; v < width; v += VL) {
+                    vf kernel[MOST_TAPS * MOST_TAPS];
+                    load_kernels(w, k0 + k, n0 + v, kernel);
+                    for (int r = 0; r < rows; ++r) {
+                        vf line[MOST_TAPS];
+                        combine_rows(row + r * stride, kernel, side, line);
+                        for (int c = 0; c < columns; ++c)
+                            store(gathered + (int64_t(r * columns + c) * RUN + k) * width + v,
+                                  combine(line, column + c * stride, side));
+                    }
+                }
+            for (int p = 0; p < products; ++p)
+                std::memcpy(panel + (int64_t(p) * depth + k0) * width, gathered + int64_t(p) * RUN * width,
+                            sizeof(float) * run * width);
         }
     });
 }
@@ -407,24 +415,23 @@ struct WeightGradient {
 static void unpack_gradient(const float* sums, const Sums& layout, const float* taps, int n, int stride,
                             const WeightGradient& to) {
     const bool by_output = layout.by_output;
-    const int rows = layout.rows(), across = by_output ? layout.cout : layout.cin, side = to.kernel;
+    const int across = by_output ? layout.cout : layout.cin, side = to.kernel, columns = layout.columns();
     const int64_t plane = layout.size(1);
-    // a vector of outputs (or inputs) at a time
-    for_parts(layout.columns() / VL, [&](int64_t vector) {
-        const int v = int(vector) * VL;
-        for (int m = 0; m < rows; ++m) {
+    // row by row of the sums, so that each plane is read in runs
+    for_parts<Sharing::TO_THE_NEXT>(layout.rows(), [&](int64_t m) {
+        for (int v = 0; v < columns; v += VL) {
             vf sum[MOST_TAPS * MOST_TAPS] = {};
             for (int r = 0; r < n; ++r) {
                 vf line[MOST_TAPS] = {};
                 for (int c = 0; c < n; ++c) {
-                    const vf value = load(sums + (int64_t(r) * n + c) * plane + int64_t(m) * layout.columns() + v);
+                    const vf value = load(sums + (int64_t(r) * n + c) * plane + m * columns + v);
                     for (int q = 0; q < side; ++q) line[q] += taps[c * stride + q] * value;
                 }
                 for (int p = 0; p < side; ++p)
                     for (int q = 0; q < side; ++q) sum[p * side + q] += taps[r * stride + p] * line[q];
             }
             for (int lane = 0; lane < VL && v + lane < across; ++lane) {
-                const int o = by_output ? v + lane : m, i = by_output ? m : v + lane;
+                const int64_t o = by_output ? v + lane : m, i = by_output ? m : v + lane;
                 float* kernel = to.data + o * to.o_step + i * to.i_step;
                 for (int t = 0; t < side * side; ++t) kernel[t] = sum[t][lane];
             }

@@ -19,6 +19,8 @@ struct Product {
     float* c;
     int64_t c_row;
     bool accumulate;
+    // the matrix that is multiplied next, or null: memory is asked for it meanwhile; its segments and steps are those of b
+    const float* ahead;
 };
 
 template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
@@ -32,7 +34,10 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
     for (int s = 0; s < p.segments; ++s) {
         const float* a = p.a + (p.a_segment ? p.a_segment[s] : 0);
         const float* b = p.b + (p.b_segment ? p.b_segment[s] : 0);
+        const float* ahead = p.ahead ? p.ahead + (p.b_segment ? p.b_segment[s] : 0) : b;
         for (int k = 0; k < depth; ++k) {
+            for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(ahead + v * VL, 0, 2);
+            ahead += b_step;
             vf column[VECTORS];
             for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * VL);
 #pragma GCC unroll 16
@@ -86,8 +91,10 @@ static inline void multiply_panel(Product p, int rows, int width) {
     const int cuts = (rows + MR - 1) / MR;
     const float* a = p.a;
     float* c = p.c;
+    const float* ahead = p.ahead;
     for (int i = 0, done = 0; i < cuts; ++i) {
         const int height = rows / cuts + (i < rows % cuts);
+        p.ahead = i == cuts - 1 ? ahead : nullptr;
         p.a = a + done * p.a_row;
         p.c = c + done * p.c_row;
         (width == 2 * VL ? tile_of<2>(height) : tile_of<1>(height))(p);

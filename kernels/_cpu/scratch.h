@@ -18,7 +18,8 @@ enum class Slot {
     PARAMETER_SUMS,        // the parameters' gradients, summed by each thread apart
     SEGMENTS,              // offsets of a weight gradient's segments
     PACKED_WEIGHTS,        // weights in the order the products read them, and the padded bias
-    SQUARE,                // one tile's inputs where it reaches past the image's edges
+    ZEROS,                 // the pixel that tiles read past the image's edges
+    GATHERED,              // combinations of a few weights, before they are written to the packed ones
     FRAME,                 // gradients of the pixels beside each image, which belong to those whose values stand there
     COUNT,
     SECOND_BAND = GRADIENT_BAND,         // rows of the second input in forward, which has no gradient

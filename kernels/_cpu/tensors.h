@@ -58,18 +58,11 @@ struct Band {
     }
 };
 
-// Copies the square at (row, column) of a view's image, with the border's values past the image's edges. A square may
+// The address of what stands at (row, column) of a view's image or beside it: of `zeros` where that is nothing. A square may
 // reach further than a border does: what no result reads is zero.
-static inline void copy_square(const Band& view, int row, int column, int side, float* to) {
-    for (int i = 0; i < side; ++i)
-        for (int j = 0; j < side; ++j, to += view.channels) {
-            const int r = index_inside(row + i, view.rows, view.border);
-            const int c = index_inside(column + j, view.columns, view.border);
-            if (view.holds_row(r) && view.holds_column(c))
-                std::memcpy(to, view.at(r, c), sizeof(float) * view.channels);
-            else
-                std::memset(to, 0, sizeof(float) * view.channels);
-        }
+static inline const float* pixel_or(const Band& view, int row, int column, const float* zeros) {
+    const int r = index_inside(row, view.rows, view.border), c = index_inside(column, view.columns, view.border);
+    return view.holds_row(r) && view.holds_column(c) ? view.at(r, c) : zeros;
 }
 
 // The consecutive images of a batch that one work item covers.
@@ -118,6 +111,11 @@ static void fill_row(float* to, const Source& s, int64_t pixel0, int first, int 
 }
 
 static void fill_pixels(float* to, const Source& s, int64_t pixel0, int first, int last, float scale, int channels) {
+    if (s.dtype == F32 && channels == s.channels && !s.channels2 && !s.output && scale == 1.0f) {
+        const float* from = static_cast<const float*>(s.data) + (pixel0 + first) * channels;
+        std::memcpy(to, from, sizeof(float) * (last - first) * channels);
+        return;
+    }
     switch (s.output ? s.activation : NONE) {
     case ELU: return fill_row<ELU>(to, s, pixel0, first, last, scale, channels);
     case RELU: return fill_row<RELU>(to, s, pixel0, first, last, scale, channels);
@@ -275,18 +273,27 @@ private:
     }
 };
 
-// Calls body(put) with the put(pixel, c, v) that does the least work for this sink.
-template <class Body> static inline void with_put(const Sink& sink, Body body) {
+template <Activation KIND, class Body> static inline void with_plain_put(const Sink& sink, Body body) {
     float* to = static_cast<float*>(sink.data);
     const int channels = sink.channels;
     const float* bias = sink.bias;
-    const bool plain = sink.dtype == F32 && channels % VL == 0 && to && !sink.channels2;
-    if (plain && sink.activation == ELU && bias)
-        body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, activate(ELU, v + load(bias + c), 0)); });
-    else if (plain && sink.activation == NONE && !bias)
-        body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, v); });
+    const float slope = sink.slope;
+    if (bias)
+        body([=](int64_t pixel, int c, vf v) {
+            store(to + pixel * channels + c, activate(KIND, v + load(bias + c), slope));
+        });
     else
-        body([&sink](int64_t pixel, int c, vf v) { sink.put(pixel, c, v); });
+        body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, activate(KIND, v, slope)); });
+}
+
+// Calls body(put) with the put(pixel, c, v) that does the least work for this sink.
+template <class Body> static inline void with_put(const Sink& sink, Body body) {
+    const bool plain = sink.dtype == F32 && sink.channels % VL == 0 && sink.data && !sink.channels2;
+    if (plain && sink.activation == NONE) return with_plain_put<NONE>(sink, body);
+    if (plain && sink.activation == ELU) return with_plain_put<ELU>(sink, body);
+    if (plain && sink.activation == RELU) return with_plain_put<RELU>(sink, body);
+    if (plain && sink.activation == LEAKY_RELU) return with_plain_put<LEAKY_RELU>(sink, body);
+    body([&sink](int64_t pixel, int c, vf v) { sink.put(pixel, c, v); });
 }
 
 }  // namespace KILN_NAMESPACE

@@ -19,40 +19,52 @@ struct Tiles {
 // P * P cache lines that one tile touches do not fall in the same cache set.
 static inline int64_t plane_floats(int block, int channels) { return int64_t(block) * channels + 16; }
 
+// Writes the transform of one IN x IN square, whose pixel (i, j) lies at at(i, j), to P * P planes.
+template <int IN, int P, void (*transform)(const vf*, vf*), class At>
+static inline void transform_square(At at, int channels, float scale, int64_t plane, float* out) {
+    for (int c = 0; c < channels; c += VL) {
+        vf rows[P][IN];
+        for (int j = 0; j < IN; ++j) {
+            vf x[IN], r[P];
+            for (int i = 0; i < IN; ++i) x[i] = load(at(i, j) + c);
+            if (scale != 1.0f)
+                for (int i = 0; i < IN; ++i) x[i] *= scale;
+            transform(x, r);
+            for (int p = 0; p < P; ++p) rows[p][j] = r[p];
+        }
+        for (int p = 0; p < P; ++p) {
+            vf r[P];
+            transform(rows[p], r);
+            for (int q = 0; q < P; ++q) store(out + c + (p * P + q) * plane, r[q]);
+        }
+    }
+}
+
 // out[P * P][block][channels] = `transform`, from IN to P values along both axes, of the squares at tile * step + offset
 // of a band. scale: a factor for each image of the band, or null.
 template <int IN, int P, void (*transform)(const vf*, vf*)>
 static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int count, int block, int step, int offset,
                             const float* scale, float* out) {
-    const int64_t plane = plane_floats(block, band.channels);
+    const int channels = band.channels;
+    const int64_t plane = plane_floats(block, channels), line = int64_t(band.columns) * channels;
+    const float* zeros = nullptr;
     for (int t = 0; t < count; ++t) {
         const int image = tiles.image(t0 + t);
         const int row = tiles.row(t0 + t) * step + offset, column = tiles.column(t0 + t) * step + offset;
-        const float* corner = band.at(row, column) + image * band.image_step;
-        int64_t line = int64_t(band.columns) * band.channels;
-        if (!band.holds(row, column, IN)) {
-            float* square = scratch(Slot::SQUARE, int64_t(IN) * IN * band.channels);
-            copy_square(band.image(image), row, column, IN, square);
-            corner = square;
-            line = int64_t(IN) * band.channels;
+        const float factor = scale ? scale[image] : 1.0f;
+        float* to = out + int64_t(t) * channels;
+        if (band.holds(row, column, IN)) {
+            const float* corner = band.at(row, column) + image * band.image_step;
+            transform_square<IN, P, transform>(
+                [=](int i, int j) { return corner + i * line + j * channels; }, channels, factor, plane, to);
+            continue;
         }
-        for (int c = 0; c < band.channels; c += VL) {
-            vf rows[P][IN];
-            for (int j = 0; j < IN; ++j) {
-                vf x[IN], r[P];
-                for (int i = 0; i < IN; ++i) x[i] = load(corner + i * line + j * band.channels + c);
-                if (scale)
-                    for (int i = 0; i < IN; ++i) x[i] *= scale[image];
-                transform(x, r);
-                for (int p = 0; p < P; ++p) rows[p][j] = r[p];
-            }
-            float* to = out + int64_t(t) * band.channels + c;
-            for (int p = 0; p < P; ++p) {
-                vf r[P];
-                transform(rows[p], r);
-                for (int q = 0; q < P; ++q) store(to + (p * P + q) * plane, r[q]);
-            }
-        }
+        if (!zeros) zeros = static_cast<float*>(std::memset(scratch(Slot::ZEROS, channels), 0, sizeof(float) * channels));
+        const float* pixels[IN][IN];
+        for (int i = 0; i < IN; ++i)
+            for (int j = 0; j < IN; ++j)
+                pixels[i][j] = pixel_or(band.image(image), row + i, column + j, zeros);
+        transform_square<IN, P, transform>([&](int i, int j) { return pixels[i][j]; }, channels, factor, plane, to);
     }
 }
 
@@ -84,6 +96,15 @@ static void transform_output(const float* m, int padded, const Tiles& tiles, int
                     A::output(x, y);
                     for (int o = 0; o < A::OUT; ++o) part[o][q] = y[o];
                 }
+                if (inside && !add.data) {
+                    for (int o = 0; o < A::OUT; ++o) {
+                        vf y[A::OUT];
+                        A::output(part[o], y);
+                        const int64_t pixel0 = sink.pixel(images.first + image, row0 + o, column0);
+                        for (int i = 0; i < A::OUT; ++i) put(pixel0 + i, c, y[i]);
+                    }
+                    continue;
+                }
                 for (int o = rows.first; o < rows.last; ++o) {
                     vf y[A::OUT];
                     A::output(part[o], y);
@@ -94,7 +115,7 @@ static void transform_output(const float* m, int padded, const Tiles& tiles, int
                     }
                     const int64_t pixel0 = sink.pixel(images.first + image, row0 + o, column0);
                     for (int i = columns.first; i < columns.last; ++i)
-                        if (inside || sink.holds(row0 + o, column0 + i, 1))
+                        if (sink.holds(row0 + o, column0 + i, 1))
                             put(pixel0 + i, c, y[i]);
                         else
                             sink.put_outside(images.first + image, row0 + o, column0 + i, c, y[i]);
@@ -104,13 +125,18 @@ static void transform_output(const float* m, int padded, const Tiles& tiles, int
     });
 }
 
-constexpr int64_t BLOCK_BYTES = 896 << 10;  // of the L2 cache, for a block's transformed inputs and products
+// Of the L2 cache, for a block's transformed inputs and products; and of memory, where a block is larger than the cache.
+constexpr int64_t BLOCK_BYTES = 1 << 20, LARGE_BLOCK_BYTES = 24 << 20;
 
-// Tiles of a block: as many as BLOCK_BYTES hold, from 28 to 112, in blocks of nearly equal size. floats: of a tile.
-static inline int block_tiles(int tiles, int64_t floats) {
-    const int64_t fit = BLOCK_BYTES / (4 * floats);
-    const int most = fit < 28 ? 28 : fit > 112 ? 112 : int(fit), blocks = (tiles + most - 1) / most;
-    return (tiles + blocks - 1) / blocks;
+// Tiles of a block, in blocks of nearly equal size: from 28 to 112, as many as BLOCK_BYTES hold. Where the weights that each
+// block reads, or their gradients, are more than what the block's tiles write and read again, a block is larger.
+// floats: of a tile; weights: floats that are moved for each block.
+static inline int block_tiles(int tiles, int64_t floats, int64_t weights) {
+    const int64_t fit = BLOCK_BYTES / (4 * floats), large = LARGE_BLOCK_BYTES / (4 * floats);
+    int64_t most = fit < 28 ? 28 : fit > 112 ? 112 : fit;
+    if (large > most && weights / most > 2 * floats + weights / large) most = large;
+    const int64_t blocks = (tiles + most - 1) / most;
+    return int((tiles + blocks - 1) / blocks);
 }
 
 // The products along both axes that are added to each of the Q x Q sums: their count, and of each its number among the
@@ -136,7 +162,8 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     const Tiles tiles{r0, r1 - r0, columns, images.count};
     const int depth = w.depth, padded = w.padded(), count = tiles.count();
     constexpr int products = A::P * A::P, values = A::D * A::D, sums = A::Q * A::Q;
-    const int block = block_tiles(count, int64_t(values) * in.channels + int64_t(sums) * padded);
+    const int block = block_tiles(count, int64_t(values) * in.channels + int64_t(sums) * padded,
+                                  int64_t(products) * depth * padded);
     const int64_t u_plane = plane_floats(block, in.channels), m_plane = plane_floats(block, padded);
     float* u = scratch(Slot::TRANSFORMED_INPUTS, values * u_plane);
     float* m = scratch(Slot::TRANSFORMED_PRODUCTS, sums * m_plane);
@@ -145,8 +172,8 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
         const int n = count - t0 < block ? count - t0 : block;
         transform_tiles<A::IN, A::D, A::input>(in, tiles, t0, n, block, A::STEP, in_first, nullptr, u);
         for (int q = 0; q < sums; ++q)
-            for (int n0 = 0; n0 < padded;) {
-                const int width = panel_width(n0, padded);
+            for (int n0 = 0, width; n0 < padded; n0 += width) {
+                width = panel_width(n0, padded);
                 for (int s = 0; s < terms.count[q]; ++s) {
                     a_segment[s] = terms.value[q][s] * u_plane;
                     b_segment[s] = int64_t(terms.product[q][s]) * width * depth;
@@ -160,11 +187,12 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
                 p.segments = terms.count[q];
                 p.a_segment = a_segment;
                 p.b_segment = b_segment;
+                // the next panel is as wide, but for the last one
+                p.ahead = n0 + 2 * width <= padded ? p.b + int64_t(width) * products * depth : nullptr;
                 p.depth = depth;
                 p.c = m + q * m_plane + n0;
                 p.c_row = padded;
                 multiply_panel(p, n, width);
-                n0 += width;
             }
         transform_output<A>(m, padded, tiles, t0, n, block, out_first, sink, images, add);
     }
@@ -179,7 +207,8 @@ static void transform_weight_gradient(const Band& first, int in_first, const Ban
     const Tiles tiles{r0, r1 - r0, columns, images};
     const int padded = second.channels, count = tiles.count();
     constexpr int values = A::D * A::D, gradients = A::Q * A::Q;
-    const int block = block_tiles(count, int64_t(values) * first.channels + int64_t(gradients) * padded);
+    const int block = block_tiles(count, int64_t(values) * first.channels + int64_t(gradients) * padded,
+                                  2 * layout.size(A::P * A::P));
     const int64_t u_plane = plane_floats(block, first.channels), m_plane = plane_floats(block, padded);
     float* u = scratch(Slot::TRANSFORMED_INPUTS, values * u_plane);
     float* m = scratch(Slot::TRANSFORMED_PRODUCTS, gradients * m_plane);

@@ -5,7 +5,7 @@
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// TRANSFORMED: the algorithm of the call's kernel and stride; SMALL_TILES: F(2, 3), of a 3x3 kernel at stride 1.
+// TRANSFORMED: the algorithm of the call's kernel and stride; SMALL_TILES: that of smaller tiles, with fewer weights.
 enum Form { DIRECT = 0, TRANSFORMED = 1, SMALL_TILES = 2 };
 
 // One convolution pass: cell r makes the outputs r * rows + first ... from the inputs r * step + low ... r * step + high - 1.
@@ -71,7 +71,7 @@ struct WeightPass {
     int step, low, high, fixed_step, fixed_low, fixed_high, cells_h, cells_w;
     bool moves_gradient, direct;
     int taps, stride;  // lines of taps along an axis, and floats of a line
-    float combinations[MOST_TAPS + 1][MOST_TAPS];
+    float combinations[10][MOST_TAPS];
     Sums layout;
     Stencil stencil;
     // scale: the samples' factors from the first image on, or null; a direct pass has them in its input already
@@ -178,53 +178,51 @@ struct Passes {
     WeightPass weights;
 };
 
+// Calls body with the algorithm of a convolution that is not direct: `body` takes that at stride 1, `strided` takes
+// Stride2 and Spread2.
+template <class Body, class Strided> static auto with_algorithm(const Call& c, Body body, Strided strided) {
+    const bool small = c.form == SMALL_TILES;
+    if (c.stride == 1 && small) return body(Winograd2{});
+    if (c.stride == 1)
+        return c.kernel == 3 ? body(SixPoints<3>{}) : c.kernel == 4 ? body(SixPoints<4>{}) : body(SixPoints<5>{});
+    if (c.kernel == 3)
+        return small ? strided(Stride2<3, 2>{}, Spread2<3, 2>{}) : strided(Stride2<3, 4>{}, Spread2<3, 4>{});
+    return small ? strided(Stride2<4, 2>{}, Spread2<4, 2>{}) : strided(Stride2<4, 4>{}, Spread2<4, 4>{});
+}
+
 // From the larger to the smaller tensor: y[o] = sum over t of x[stride * o - padding + t] w[t].
 static Pass gather(const Call& c) {
-    const int low = -c.padding;
-    if (c.form == TRANSFORMED && c.stride == 1) {
-        if (c.kernel == 3) return transformed<SixPoints<3>>(low, 0);
-        if (c.kernel == 4) return transformed<SixPoints<4>>(low, 0);
-        if (c.kernel == 5) return transformed<SixPoints<5>>(low, 0);
-    }
-    if (c.form == SMALL_TILES) return transformed<Winograd2>(low, 0);
-    if (c.form == TRANSFORMED) return c.kernel == 3 ? transformed<Stride2<3>>(low, 0) : transformed<Stride2<4>>(low, 0);
-    return direct(gathering(c.kernel, c.stride, c.padding), 0);
+    if (c.form == DIRECT) return direct(gathering(c.kernel, c.stride, c.padding), 0);
+    return with_algorithm(
+        c, [&](auto same) { return transformed<decltype(same)>(-c.padding, 0); },
+        [&](auto stride, auto) { return transformed<decltype(stride)>(-c.padding, 0); });
 }
 
 // Its transpose, for outputs from -frame on.
 static Pass scatter(const Call& c, int frame) {
-    if (c.form != DIRECT && c.stride == 1) {
-        const int low = c.padding - frame - (c.kernel - 1);
-        if (c.form == SMALL_TILES) return transformed<Winograd2>(low, -frame, true);
-        if (c.kernel == 3) return transformed<SixPoints<3>>(low, -frame, true);
-        if (c.kernel == 4) return transformed<SixPoints<4>>(low, -frame, true);
-        return transformed<SixPoints<5>>(low, -frame, true);
-    }
-    if (c.form == TRANSFORMED) {
-        // the first of four outputs is one that the odd taps make
-        const int first = (c.padding - frame) % 2 ? -frame : -frame - 1, low = (first + c.padding - 1) / 2;
-        return c.kernel == 3 ? transformed<Spread2<3>>(low, first) : transformed<Spread2<4>>(low - 1, first);
-    }
-    return direct(scattering(c.kernel, c.stride, c.padding, -frame), -frame);
+    if (c.form == DIRECT) return direct(scattering(c.kernel, c.stride, c.padding, -frame), -frame);
+    // at stride 2 the first output is one that the odd taps make
+    const int first = (c.padding - frame) % 2 ? -frame : -frame - 1, low = (first + c.padding - 1) / 2;
+    return with_algorithm(
+        c, [&](auto same) { return transformed<decltype(same)>(c.padding - frame - (c.kernel - 1), -frame, true); },
+        [&](auto, auto spread) { return transformed<decltype(spread)>(c.kernel == 4 ? low - 1 : low, first); });
 }
 
 static WeightPass weights_of(const Call& c) {
-    const int cin = c.merged();
+    const int cin = c.merged(), frame = c.frame();
     const Sums layout{cin, c.cout, sums_by_output(cin, c.cout)};
     if (c.up)
         return c.form == DIRECT ? direct_weights(enlarging_adjoint(), true, 0, c.h, c.w, layout)
                                 : transformed_weights<NearestUp>(-1, false, c.out_h, c.out_w, cin, c.cout);
     // the smaller of input and gradient, which is not moved
-    const int height = c.transposed ? c.h : c.out_h, width = c.transposed ? c.w : c.out_w, low = -c.padding;
-    const auto tiles = [&](auto algorithm) {
-        return transformed_weights<decltype(algorithm)>(low, c.transposed, height, width, cin, c.cout);
-    };
-    if (c.form == SMALL_TILES) return tiles(Winograd2{});
-    if (c.form == TRANSFORMED && c.stride == 1)
-        return c.kernel == 3 ? tiles(SixPoints<3>{}) : c.kernel == 4 ? tiles(SixPoints<4>{}) : tiles(SixPoints<5>{});
-    if (c.form == TRANSFORMED) return c.kernel == 3 ? tiles(Stride2<3>{}) : tiles(Stride2<4>{});
+    const int height = c.transposed ? c.h : c.out_h, width = c.transposed ? c.w : c.out_w;
+    if (c.form != DIRECT) {
+        const auto tiles = [&](auto algorithm) {
+            return transformed_weights<decltype(algorithm)>(-c.padding, c.transposed, height, width, cin, c.cout);
+        };
+        return with_algorithm(c, tiles, [&](auto stride, auto) { return tiles(stride); });
+    }
     // at the same size the taps move over the narrower tensor: over the gradient where the output has few channels
-    const int frame = c.frame();
     if (c.stride == 1 && !c.transposed && !layout.by_output)
         return direct_weights(scattering(c.kernel, 1, c.padding, -frame), true, -frame, c.h + 2 * frame, c.w + 2 * frame,
                               layout);

@@ -17,10 +17,10 @@ ALGORITHMS = {
     (False, False, 3, 1): {TRANSFORMED: (4, 6), SMALL_TILES: (2, 4)},
     (False, False, 4, 1): {TRANSFORMED: (3, 6)},
     (False, False, 5, 1): {TRANSFORMED: (2, 6)},
-    (False, False, 3, 2): {TRANSFORMED: (2, 5)},
-    (False, False, 4, 2): {TRANSFORMED: (2, 6)},
-    (False, True, 3, 2): {TRANSFORMED: (4, 5)},
-    (False, True, 4, 2): {TRANSFORMED: (4, 6)},
+    (False, False, 3, 2): {TRANSFORMED: (4, 9), SMALL_TILES: (2, 5)},
+    (False, False, 4, 2): {TRANSFORMED: (4, 10), SMALL_TILES: (2, 6)},
+    (False, True, 3, 2): {TRANSFORMED: (8, 9), SMALL_TILES: (4, 5)},
+    (False, True, 4, 2): {TRANSFORMED: (8, 10), SMALL_TILES: (4, 6)},
 }
 
 
