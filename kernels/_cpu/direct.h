@@ -109,13 +109,14 @@ template <class T> static inline T combine(const T* line, const float* g, int si
 
 // Loads kernels (k, n) of VL columns n from n0 on, one vector for each tap; zeros past the last column.
 static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
-    alignas(64) float lanes[MOST_TAPS * MOST_TAPS][VL] = {};
+    alignas(64) float lanes[MOST_TAPS * MOST_TAPS][VL];
     const int n = w.columns - n0 < VL ? w.columns - n0 : VL, count = w.taps();
+    if (n < VL) std::memset(lanes, 0, sizeof(float) * VL * count);
     for (int lane = 0; lane < n; ++lane) {
         const float* kernel = w.at(k, n0 + lane);
-        for (int t = 0; t < count; ++t) lanes[t][lane] = kernel[w.reversed ? count - 1 - t : t];
+        for (int t = 0; t < count; ++t) lanes[t][lane] = kernel[t];
     }
-    for (int t = 0; t < count; ++t) taps[t] = load(lanes[t]);
+    for (int t = 0; t < count; ++t) taps[t] = load(lanes[w.reversed ? count - 1 - t : t]);
 }
 
 // Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width]. Rows and
@@ -420,9 +421,12 @@ static void unpack_gradient(const float* sums, const Sums& layout, const float* 
     // row by row of the sums, so that each plane is read in runs
     for_parts<Sharing::TO_THE_NEXT>(layout.rows(), [&](int64_t m) {
         for (int v = 0; v < columns; v += VL) {
-            vf sum[MOST_TAPS * MOST_TAPS] = {};
+            alignas(64) float lanes[MOST_TAPS * MOST_TAPS][VL];
+            vf sum[MOST_TAPS * MOST_TAPS];
+            for (int t = 0; t < side * side; ++t) sum[t] = splat(0.0f);
             for (int r = 0; r < n; ++r) {
-                vf line[MOST_TAPS] = {};
+                vf line[MOST_TAPS];
+                for (int q = 0; q < side; ++q) line[q] = splat(0.0f);
                 for (int c = 0; c < n; ++c) {
                     const vf value = load(sums + (int64_t(r) * n + c) * plane + m * columns + v);
                     for (int q = 0; q < side; ++q) line[q] += taps[c * stride + q] * value;
@@ -430,10 +434,11 @@ static void unpack_gradient(const float* sums, const Sums& layout, const float* 
                 for (int p = 0; p < side; ++p)
                     for (int q = 0; q < side; ++q) sum[p * side + q] += taps[r * stride + p] * line[q];
             }
+            for (int t = 0; t < side * side; ++t) store(lanes[t], sum[t]);
             for (int lane = 0; lane < VL && v + lane < across; ++lane) {
                 const int64_t o = by_output ? v + lane : m, i = by_output ? m : v + lane;
                 float* kernel = to.data + o * to.o_step + i * to.i_step;
-                for (int t = 0; t < side * side; ++t) kernel[t] = sum[t][lane];
+                for (int t = 0; t < side * side; ++t) kernel[t] = lanes[t][lane];
             }
         }
     });

@@ -247,15 +247,17 @@ struct Cut {
     }
 };
 
-// A work item's padded input and gradient fill a few hundred KiB. Where there are few items, each part of the work gets
-// equally many: a part for each thread. Images smaller than a band share an item.
+// A work item's padded input and gradient fill a few hundred KiB; more where the weights, which each item reads whole, are
+// more. Where there are few items, each part of the work gets equally many: a part for each thread. Images smaller than a
+// band share an item.
 static Cut cut_of(const Call& c, int threads) {
     const int64_t in = int64_t(c.h) * c.w * round_up(c.merged(), VL), out = int64_t(c.out_h) * c.out_w * round_up(c.cout, VL);
-    const int rows = c.h < c.out_h ? c.h : c.out_h;
-    const int64_t fit = (768 << 10) / (4 * (in + out) / rows + 1);  // rows of a band
-    int64_t bands = fit > 64 ? (rows + 63) / 64 : fit >= 4 ? (rows + fit / 4 * 4 - 1) / (fit / 4 * 4) : (rows + 3) / 4;
-    if (c.batch * bands < 4 * threads && bands > 1) bands = (bands + threads - 1) / threads * threads;
-    if (bands > (rows + 3) / 4) bands = (rows + 3) / 4;
+    const int64_t weights = 8 * c.weight_floats(), item = weights > (768 << 10) ? weights : 768 << 10;
+    const int rows = c.h < c.out_h ? c.h : c.out_h, most_bands = (rows + 3) / 4;
+    const int64_t fit = item / (4 * (in + out) / rows + 1);  // rows of a band
+    int64_t bands = fit > 64 ? (rows + 63) / 64 : fit >= 4 ? (rows + fit / 4 * 4 - 1) / (fit / 4 * 4) : most_bands;
+    if (c.batch < threads || (bands > 1 && c.batch * bands < 4 * threads)) bands = (bands + threads - 1) / threads * threads;
+    if (bands > most_bands) bands = most_bands;
     Cut cut{c.batch, int(bands), 1};
     const int64_t most = 4 * fit / rows;
     if (bands == 1 && most > 1) cut.images = int(most < c.batch ? most : c.batch);
