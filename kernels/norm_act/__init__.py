@@ -38,7 +38,7 @@ def norm_act(
     residual: Tensor | None = None,
     residual_place: str = "before",
 ) -> Tensor:
-    """y = activation(weight (x - mean) / sqrt(var + eps) + bias + residual), or the residual added after the activation.
+    """y = activation(weight (x - mean) / sqrt(var + eps) + bias + residual); or the residual after the activation.
 
     x:              (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last and contiguous: in place)
     weight, bias:   (C,) of x's dtype, or float32 beside x in half precision; None: 1 and 0
@@ -54,11 +54,11 @@ def norm_act(
     residual:       like x: a tensor that is added, or None
     residual_place: "before" or "after" the activation
 
-    Returns y like x, dense in x's order of memory. Statistics and sums are float32, joined in float64; the bits do not
-    depend on the number of threads. Backward keeps x and the statistics and no y: it forms the sum before the activation
-    again. Gradients of first order are fused; under create_graph=True they come from the reference, for any order. A
-    channel with a NaN becomes NaN. Raises ValueError when a shape, dtype or option does not fit, and where PyTorch does
-    because a statistic would be of one value. Sources: Ioffe and Szegedy 2015; Ulyanov et al. 2016; Wu and He 2018; Ba
+    Returns y like x, dense in x's order of memory. Statistics and sums are float32, joined in float64 on the CPU, where
+    the bits do not depend on the number of threads. Backward keeps x and the statistics but no y: it forms the sum
+    before the activation again. Gradients of first order are fused; under create_graph=True they come from the
+    reference, for any order. A channel with a NaN becomes NaN. Raises ValueError when a shape, dtype or option does not
+    fit, and where PyTorch does because a statistic would be of one value. Sources: Ioffe and Szegedy 2015; Ulyanov et al. 2016; Wu and He 2018; Ba
     et al. 2016.
     """
     parts = _parts(x, kind, groups)
@@ -154,6 +154,8 @@ def check(
     if (given_mean is None) != (given_var is None):
         refuse(NAME, "given_mean and given_var must be given together")
     if given_mean is not None:
+        if given_mean.requires_grad or given_var.requires_grad:
+            refuse(NAME, "running_mean and running_var are constants; they cannot require a gradient")
         if groups or statistics_only:
             refuse(NAME, "given_mean and given_var are of channels: groups must be 0, and a result wanted")
     elif not statistics_only and batch * (channels // groups if groups else 1) * height * width == 1:
@@ -271,7 +273,7 @@ def _gradients(
     grad_y, x, weight, bias, residual, given_mean, given_var, mean, var, groups, eps, activation, negative_slope,
     residual_after, need,
 ):  # fmt: skip
-    """The gradients of x, weight, bias and residual; that of a residual which no activation follows is grad_y itself."""
+    """The gradients of x, weight, bias and residual; the last is grad_y itself where no activation follows the sum."""
     constant = given_mean is not None
     mean, var = (given_mean, given_var) if constant else (mean, var)
     passed = residual_after or activation == "none"

@@ -51,6 +51,19 @@ struct Tensors {
     const void *x, *grad, *before, *after;
     void *result, *dresidual;
     float slope;
+    float* kept = nullptr;  // where a float32 pass keeps the gradient before the activation from its sums on, or null
+
+    // The gradient before the activation is kept where it is a result anyway, and where it takes an exponential to form it
+    // again; then in the place of the gradient of x.
+    void keep(Dtype dtype, Activation kind) {
+        if (dtype != F32 || !result) return;
+        if (dresidual) {
+            kept = static_cast<float*>(dresidual);
+            dresidual = nullptr;
+        } else if (kind != NONE && kind != RELU && kind != LEAKY_RELU) {
+            kept = static_cast<float*>(result);
+        }
+    }
 };
 
 // What normalises: with d = x - mean the sum before the activation is d scale + shift, and the gradient of x is
@@ -166,6 +179,7 @@ static void column_sums(const Tensors& t, const Constants& k, int64_t start, int
                 const int64_t at = start + r * width + c + v * VL;
                 const vf d = access.get(t.x, at) - mean[v];
                 const vf g = gradient_before<KIND>(t, access, at, d, scale[v], shift[v]);
+                if (t.kept) access.put(t.kept, at, g);
                 sum[v] += g;
                 product[v] += g * d;
             }
@@ -190,6 +204,7 @@ static Sums run_sums(const Tensors& t, const Constants& k, int64_t start, int64_
             const int64_t at = start + i + v * VL;
             const vf d = access.get(t.x, at) - mean;
             const vf g = gradient_before<KIND>(t, access, at, d, scale, shift);
+            if (t.kept) access.put(t.kept, at, g);
             sum[v] += access.only(g);
             product[v] += access.only(g * d);
         }
@@ -214,7 +229,8 @@ static void input_gradient(const Tensors& t, const Constants& k, int64_t start, 
             for (int v = 0; v < V; ++v) {
                 const int64_t at = start + r * width + c + v * VL;
                 const vf d = access.get(t.x, at) - mean[v];
-                const vf g = gradient_before<KIND>(t, access, at, d, scale[v], shift[v]);
+                const vf g = t.kept ? access.get(t.kept, at)
+                                    : gradient_before<KIND>(t, access, at, d, scale[v], shift[v]);
                 if (t.dresidual) access.put(t.dresidual, at, g);
                 if (!t.result) continue;
                 // constant statistics have no tilt: an infinite x must not make its gradient NaN
@@ -292,9 +308,16 @@ struct ParameterGradients {
     }
 };
 
-// How many domains there are, and how many parts of each are measured and then written.
+// One of the two times that a pass goes over x: how many parts of a domain there are, and how many of them lie next to
+// each other before those of the next domain come.
+struct Round {
+    int64_t parts, together;
+};
+
+// How a pass goes through a tensor of `size` elements: domains are measured, then written.
 struct Steps {
-    int64_t domains, measured, written, size;
+    int64_t domains, size;
+    Round measured, written;
 
     // Calls body(part) for all parts, in this thread alone where the tensor is small.
     template <class Body> void share(int64_t parts, const Body& body) const {
@@ -302,23 +325,34 @@ struct Steps {
         for (int64_t part = 0; part < parts; ++part) body(part);
     }
 
-    // A domain's steps in this order: prepare(domain), measure(domain, part), settle(domain), write(domain, part).
+    // Calls body(domain, part) for all parts of all domains in the order in which they lie in memory, or the reverse.
+    template <class Body> void share_parts(Round round, bool reversed, const Body& body) const {
+        const int64_t count = domains * round.parts;
+        share(count, [&](int64_t i) {
+            const int64_t number = reversed ? count - 1 - i : i, of = number / round.together;
+            body(of % domains, of / domains * round.together + number % round.together);
+        });
+    }
+
+    // A domain's steps in this order: prepare(domain), measure(domain, part), settle(domain), write(domain, part). What
+    // was measured last, and may still be in a cache, is written first.
     template <class Prepare, class Measure, class Settle, class Write>
     void run(const Prepare& prepare, const Measure& measure, const Settle& settle, const Write& write) const {
         const int64_t threads = wanted_threads();
-        if (domains % threads == 0 || domains >= 4 * threads || size < SMALL) {
+        const bool apart = written.together < written.parts;  // parts of other domains lie between those of one
+        if (!apart && (domains % threads == 0 || domains >= 4 * threads || size < SMALL)) {
             share(domains, [&](int64_t domain) {
                 prepare(domain);
-                for (int64_t part = 0; part < measured; ++part) measure(domain, part);
+                for (int64_t part = 0; part < measured.parts; ++part) measure(domain, part);
                 settle(domain);
-                for (int64_t part = 0; part < written; ++part) write(domain, part);
+                for (int64_t part = written.parts; part-- > 0;) write(domain, part);
             });
             return;
         }
-        for (int64_t domain = 0; domain < domains; ++domain) prepare(domain);
-        share(domains * measured, [&](int64_t i) { measure(i / measured, i % measured); });
-        for (int64_t domain = 0; domain < domains; ++domain) settle(domain);
-        share(domains * written, [&](int64_t i) { write(i / written, i % written); });
+        share(domains, prepare);
+        share_parts(measured, false, measure);
+        share(domains, settle);
+        share_parts(written, true, write);
     }
 };
 
@@ -355,6 +389,10 @@ struct Columns {
 
     int64_t statistic(int64_t domain, int64_t channel) const {
         return shape.groups ? domain * shape.groups + channel / shape.in_group() : channel;
+    }
+    Steps steps(bool measures, bool writes) const {
+        const int64_t measured = measures ? chunks : 0, written = writes ? chunks : 0;
+        return {domains, shape.size(), {measured, measured}, {written, written}};
     }
     int64_t rows_of(int64_t part) const { return least(chunk, rows - part * chunk); }
 
@@ -455,8 +493,7 @@ static void forward_columns(const Columns& view, const Kernels& run, const Tenso
             run.apply_columns(t, {k, k + padded, k + 2 * padded, nullptr, nullptr}, start, rows, view.width);
         });
     };
-    const Steps steps{view.domains, measures ? view.chunks : 0, t.result ? view.chunks : 0, view.shape.size()};
-    steps.run([](int64_t) {}, measure, settle, write);
+    view.steps(measures, t.result).run([](int64_t) {}, measure, settle, write);
 }
 
 // The gradients of the parameters from the sums of all domains, each (2, channels): of g times the normalised x, and of g.
@@ -497,7 +534,7 @@ static void backward_columns(const Columns& view, const Kernels& run, const Tens
                              const ParameterGradients& gradients) {
     const Shape& s = view.shape;
     const int64_t padded = view.padded, channels = s.channels;
-    const bool sums = gradients.needs_sums(t.result), writes = t.result || t.dresidual;
+    const bool sums = gradients.needs_sums(t.result);
     float* parts = scratch(Slot::PART_SUMS, sums ? view.domains * view.chunks * 2 * padded : 1);
     float* constants = scratch(Slot::COLUMN_CONSTANTS, view.domains * 5 * padded);
     double* totals = reinterpret_cast<double*>(scratch(Slot::DOMAIN_SUMS, 2 * view.domains * 2 * channels));
@@ -535,8 +572,7 @@ static void backward_columns(const Columns& view, const Kernels& run, const Tens
             run.column_gradient(t, constants_of(domain), start, rows, view.width);
         });
     };
-    const Steps steps{view.domains, sums ? view.chunks : 0, writes ? view.chunks : 0, s.size()};
-    steps.run(prepare, measure, settle, write);
+    view.steps(sums, t.result || t.dresidual).run(prepare, measure, settle, write);
     if (gradients.wanted()) join_domains(totals, view.domains, channels, gradients);
 }
 
@@ -556,6 +592,7 @@ struct Runs {
         cuts = ceil_div(s.pixels, PIECE);
     }
 
+    Round writing(bool wanted) const { return {wanted ? planes * cuts : 0, shape.groups ? planes * cuts : cuts}; }
     int64_t plane(int64_t domain, int64_t i) const { return shape.groups ? domain * planes + i : i * shape.channels + domain; }
     int64_t start_of_span(int64_t domain, int64_t i) const {
         return (shape.groups ? domain * planes : i * shape.channels + domain) * shape.pixels;
@@ -605,7 +642,7 @@ static void forward_runs(const Runs& view, const Kernels& run, const Tensors& t,
             run.apply_run(t, {p.mean + domain, &scale, &shift, nullptr, nullptr}, start, 1, size);
         });
     };
-    const Steps steps{view.domains, measures ? parts : 0, t.result ? view.planes * view.cuts : 0, view.shape.size()};
+    const Steps steps{view.domains, view.shape.size(), {measures ? parts : 0, view.pieces}, view.writing(t.result)};
     steps.run([](int64_t) {}, measure, settle, write);
 }
 
@@ -640,7 +677,7 @@ static void backward_runs(const Runs& view, const Kernels& run, const Tensors& t
                           const ParameterGradients& gradients) {
     const Shape& s = view.shape;
     const int64_t channels = s.channels, parts = view.planes * view.cuts;
-    const bool needs_sums = gradients.needs_sums(t.result), writes = t.result || t.dresidual;
+    const bool needs_sums = gradients.needs_sums(t.result);
     Sums* sums = reinterpret_cast<Sums*>(scratch(Slot::PART_SUMS, needs_sums ? view.domains * parts * 4 : 1));
     float* constants = scratch(Slot::COLUMN_CONSTANTS, view.domains * 3);  // rstd, offset and tilt of each domain
     const auto run_at = [&](int64_t domain, int64_t plane, auto body) {
@@ -672,7 +709,7 @@ static void backward_runs(const Runs& view, const Kernels& run, const Tensors& t
             run_at(domain, plane, [&](const Constants& k) { run.run_gradient(t, k, start, 1, size); });
         });
     };
-    const Steps steps{view.domains, needs_sums ? parts : 0, writes ? parts : 0, s.size()};
+    const Steps steps{view.domains, s.size(), view.writing(needs_sums), view.writing(t.result || t.dresidual)};
     steps.run(prepare, measure, settle, write);
     if (gradients.wanted()) join_planes(view, sums, gradients);
 }
@@ -715,6 +752,7 @@ KILN_FUNCTION(norm_act_backward,
     const ParameterGradients gradients{a.dweight, a.dbias, a.means, bool(a.constant)};
     Tensors t = tensors_of(a);
     t.grad = a.grad, t.result = a.dx, t.dresidual = a.dresidual;
+    if (gradients.needs_sums(t.result)) t.keep(Dtype(a.dtype), Activation(a.activation));
     if (Columns::fits(shape)) return backward_columns(Columns(shape), run, t, p, gradients);
     backward_runs(Runs(shape), run, t, p, gradients);
 }

@@ -28,7 +28,7 @@ def norm_act(
     weight, bias, *running = as_one_dtype(x, weight, bias, running_mean, running_var)
     if kind == "batch":
         y = F.batch_norm(x, *running, weight, bias, training, momentum, eps)
-    elif kind == "instance" and len(x):
+    elif kind == "instance" and x.shape[0]:
         y = F.instance_norm(x, *running, weight, bias, training, momentum, eps)
     else:  # PyTorch's instance_norm takes no empty batch
         y = F.group_norm(x, {"instance": x.shape[1], "layer": 1}.get(kind, groups or 1), weight, bias, eps)
@@ -41,18 +41,18 @@ def norm_act(
 def as_one_dtype(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *running: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The parameters as PyTorch takes them beside x: all of x's dtype; else all float32, weight and bias both or none.
+    """The parameters as PyTorch takes them beside x: weight and bias both or none; all of x's dtype, or else float32.
 
     Running statistics that are float32 stay themselves: they may be written to.
     """
-    given = [tensor for tensor in (weight, bias, *running) if tensor is not None]
-    if all(tensor.dtype == x.dtype for tensor in given):
-        return weight, bias, *running
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if weight is not None or bias is not None:
+    if weight is not None or bias is not None:  # PyTorch's group_norm cannot be differentiated with one of them
         weight = x.new_ones(x.shape[1]) if weight is None else weight
         bias = x.new_zeros(x.shape[1]) if bias is None else bias
-    return tuple(None if tensor is None else tensor.to(wide) for tensor in (weight, bias, *running))
+    given = (weight, bias, *running)
+    if all(tensor is None or tensor.dtype == x.dtype for tensor in given):
+        return given
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return tuple(None if tensor is None else tensor.to(wide) for tensor in given)
 
 
 def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:

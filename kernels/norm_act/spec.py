@@ -58,7 +58,7 @@ def _samples() -> list[Sample]:
         *samples,
         _sample(9, 17, 4, 4, activation="silu", residual="before", layout="contiguous"),  # whole images in a row
         _sample(3, 1, 1, 1, activation="elu"),
-        _sample(1, 1, 1, 2, kind="layer"),
+        _sample(1, 1, 2, 3, kind="layer"),
         _sample(1, 64, 36, 36, kind="instance", activation="relu", residual="after"),  # several parts of an image
         _sample(2, 8, 40, 60, activation="relu", residual="before"),
         *(
@@ -102,7 +102,7 @@ def _flops(s: Sample) -> float:
 
 def _bytes(s: Sample, dtype: torch.dtype) -> float:
     # forward reads x for the statistics and again to normalise it, and writes y; backward reads x and the gradient
-    # twice and writes one gradient; a residual is read in each pass, and where the activation follows its gradient is written
+    # twice and writes one gradient; a residual is read in each pass, and its gradient written where an activation follows
     measured = s.options.get("training", True) or s.options["kind"] in ("group", "layer")
     passes = 8.0 if measured else 7.0
     if "residual" in s.shapes:
