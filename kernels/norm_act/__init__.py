@@ -58,8 +58,8 @@ def norm_act(
     the bits do not depend on the number of threads. Backward keeps x and the statistics but no y: it forms the sum
     before the activation again. Gradients of first order are fused; under create_graph=True they come from the
     reference, for any order. A channel with a NaN becomes NaN. Raises ValueError when a shape, dtype or option does not
-    fit, and where PyTorch does because a statistic would be of one value. Sources: Ioffe and Szegedy 2015; Ulyanov et al. 2016; Wu and He 2018; Ba
-    et al. 2016.
+    fit, and where PyTorch does because a statistic would be of one value.
+    Sources: Ioffe and Szegedy 2015; Ulyanov et al. 2016; Wu and He 2018; Ba et al. 2016.
     """
     parts = _parts(x, kind, groups)
     if residual_place not in PLACES:
@@ -296,6 +296,8 @@ def _reference(
     kind = "batch" if not groups else "group"
     if groups == x.shape[1] and x.shape[2] * x.shape[3] > 1:  # PyTorch's instance_norm takes no single pixels
         kind = "instance"
+    if kind == "group":  # forward-mode differentiation of PyTorch's group_norm fails where x is channels_last
+        x = x.contiguous()
     y = reference.norm_act(
         x, weight, bias, kind=kind, groups=groups, running_mean=given_mean, running_var=given_var,
         training=not constant, eps=eps, activation=activation, negative_slope=negative_slope, residual=residual,

@@ -81,7 +81,7 @@ template <bool ONE> static inline vf constant(const float* of, int64_t column) {
 // large. `first`: rows before these, already in the arrays.
 template <Dtype DTYPE>
 static void column_moments(const void* x, int64_t at, int64_t rows, int64_t width, int64_t first, float* origin,
-                           float* mean, float* squares) {
+                           double* mean, double* squares) {
     for_columns<DTYPE, 4>(width, [=](int64_t c, auto access) {
         constexpr int V = decltype(access)::VECTORS;
         vf from[V], sum[V] = {}, square[V] = {};
@@ -97,12 +97,17 @@ static void column_moments(const void* x, int64_t at, int64_t rows, int64_t widt
                 const vf d = access.get(x, at + r * width + c + v * VL) - from[v] - sum[v];
                 square[v] += d * d;
             }
-        const float share = float(rows) / float(first + rows);
+        const double share = double(rows) / double(first + rows);
         for (int v = 0; v < V; ++v) {
-            float *m = mean + c + v * VL, *s = squares + c + v * VL;
-            const vf d = first ? sum[v] - load(m) : sum[v];
-            store(m, first ? load(m) + d * share : d);
-            store(s, first ? load(s) + square[v] + d * d * (share * float(first)) : square[v]);
+            alignas(64) float means[VL], squared[VL];
+            store(means, sum[v]), store(squared, square[v]);
+            double *m = mean + c + v * VL, *s = squares + c + v * VL;
+            if (!first) std::memset(m, 0, sizeof(double) * VL), std::memset(s, 0, sizeof(double) * VL);
+            for (int i = 0; i < VL; ++i) {
+                const double d = means[i] - m[i];
+                s[i] += squared[i] + d * d * share * double(first);
+                m[i] += d * share;
+            }
         }
     });
 }
@@ -162,10 +167,16 @@ static inline vf gradient_before(const Tensors& t, const Access& access, int64_t
     return grad * derivative_at(KIND, z, t.slope);
 }
 
-// Adds to sums (2, padded) for each column the sum of g and that of g (x - mean) over some rows.
+static inline void add_lanes(double* to, vf v) {
+    alignas(64) float lanes[VL];
+    store(lanes, v);
+    for (int i = 0; i < VL; ++i) to[i] += lanes[i];
+}
+
+// Adds for each column the sum of g and that of g (x - mean) over some rows.
 template <Dtype DTYPE, Activation KIND>
 static void column_sums(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width,
-                        float* of_g, float* of_gd) {
+                        double* of_g, double* of_gd) {
     for_columns<DTYPE, 2>(width, [&](int64_t c, auto access) {
         constexpr int V = decltype(access)::VECTORS;
         vf mean[V], scale[V], shift[V], sum[V] = {}, product[V] = {};
@@ -184,8 +195,8 @@ static void column_sums(const Tensors& t, const Constants& k, int64_t start, int
                 product[v] += g * d;
             }
         for (int v = 0; v < V; ++v) {
-            store(of_g + c + v * VL, load(of_g + c + v * VL) + sum[v]);
-            store(of_gd + c + v * VL, load(of_gd + c + v * VL) + product[v]);
+            add_lanes(of_g + c + v * VL, sum[v]);
+            add_lanes(of_gd + c + v * VL, product[v]);
         }
     });
 }
@@ -439,19 +450,25 @@ struct Joined {
     }
 };
 
+// Of a part's columns, as column_moments gives them.
+struct ColumnMoments {
+    float* origin;
+    double *mean, *squares;
+};
+
 // The mean and variance of a domain's statistics from the moments of its parts: first of each channel, then of groups.
-static void join_columns(const Columns& view, int64_t domain, const float* moments, const Parameters& p) {
+template <class Of>
+static void join_columns(const Columns& view, int64_t domain, const Of& moments, const Parameters& p) {
     const Shape& s = view.shape;
     double* mean = reinterpret_cast<double*>(scratch(Slot::CHANNEL_SUMS, 2 * 3 * s.channels));
     double *squares = mean + s.channels, count = double(view.rows * view.repeats * view.run);
     for (int64_t c = 0; c < s.channels; ++c) mean[c] = squares[c] = 0;
     const auto for_all = [&](auto body) {
         for (int64_t part = 0; part < view.chunks; ++part) {
-            const float* of_part = moments + part * 3 * view.padded;
+            const ColumnMoments m = moments(domain, part);
             const double rows = double(view.rows_of(part));
             view.for_each_column([=](int64_t column, int64_t c) {
-                const float* m = of_part + column;
-                body(c, rows, double(m[0]) + m[view.padded], m[2 * view.padded]);
+                body(c, rows, double(m.origin[column]) + m.mean[column], m.squares[column]);
             });
         }
     };
@@ -474,17 +491,22 @@ static void join_columns(const Columns& view, int64_t domain, const float* momen
 static void forward_columns(const Columns& view, const Kernels& run, const Tensors& t, const Parameters& p,
                             bool measures) {
     const int64_t padded = view.padded;
-    float* moments = scratch(Slot::PART_SUMS, measures ? view.domains * view.chunks * 3 * padded : 1);
+    float* parts = scratch(Slot::PART_SUMS, measures ? view.domains * view.chunks * 5 * padded : 1);
     float* constants = scratch(Slot::COLUMN_CONSTANTS, view.domains * 3 * padded);
+    const auto moments = [=](int64_t domain, int64_t part) {
+        float* of = parts + (domain * view.chunks + part) * 5 * padded;
+        double* mean = reinterpret_cast<double*>(of + padded);
+        return ColumnMoments{of, mean, mean + padded};
+    };
     const auto measure = [&](int64_t domain, int64_t part) {
-        float* of = moments + (domain * view.chunks + part) * 3 * padded;
+        const ColumnMoments m = moments(domain, part);
         view.for_blocks(domain, part, [&](int64_t start, int64_t rows, int64_t before) {
-            run.column_moments(t.x, start, rows, view.width, before, of, of + padded, of + 2 * padded);
+            run.column_moments(t.x, start, rows, view.width, before, m.origin, m.mean, m.squares);
         });
     };
     const auto settle = [&](int64_t domain) {
         float* k = constants + domain * 3 * padded;
-        if (measures) join_columns(view, domain, moments + domain * view.chunks * 3 * padded, p);
+        if (measures) join_columns(view, domain, moments, p);
         view.set_constants(domain, p, k, k + padded, k + 2 * padded);
     };
     const auto write = [&](int64_t domain, int64_t part) {
@@ -535,7 +557,8 @@ static void backward_columns(const Columns& view, const Kernels& run, const Tens
     const Shape& s = view.shape;
     const int64_t padded = view.padded, channels = s.channels;
     const bool sums = gradients.needs_sums(t.result);
-    float* parts = scratch(Slot::PART_SUMS, sums ? view.domains * view.chunks * 2 * padded : 1);
+    double* parts =
+        reinterpret_cast<double*>(scratch(Slot::PART_SUMS, sums ? 2 * view.domains * view.chunks * 2 * padded : 1));
     float* constants = scratch(Slot::COLUMN_CONSTANTS, view.domains * 5 * padded);
     double* totals = reinterpret_cast<double*>(scratch(Slot::DOMAIN_SUMS, 2 * view.domains * 2 * channels));
     const auto constants_of = [=](int64_t domain) {
@@ -548,8 +571,8 @@ static void backward_columns(const Columns& view, const Kernels& run, const Tens
         view.set_constants(domain, p, k, k + padded, k + 2 * padded);
     };
     const auto measure = [&](int64_t domain, int64_t part) {
-        float* of = parts + (domain * view.chunks + part) * 2 * padded;
-        for (int64_t i = 0; i < 2 * padded; i += VL) store(of + i, splat(0.0f));
+        double* of = parts + (domain * view.chunks + part) * 2 * padded;
+        std::memset(of, 0, sizeof(double) * 2 * padded);
         view.for_blocks(domain, part, [&](int64_t start, int64_t rows, int64_t) {
             run.column_sums(t, constants_of(domain), start, rows, view.width, of, of + padded);
         });
@@ -558,7 +581,7 @@ static void backward_columns(const Columns& view, const Kernels& run, const Tens
         double* of = totals + domain * 2 * channels;
         for (int64_t c = 0; c < 2 * channels; ++c) of[c] = 0;
         for (int64_t part = 0; sums && part < view.chunks; ++part) {
-            const float* of_part = parts + (domain * view.chunks + part) * 2 * padded;
+            const double* of_part = parts + (domain * view.chunks + part) * 2 * padded;
             view.for_each_column([=](int64_t column, int64_t c) {
                 of[channels + c] += of_part[column], of[c] += of_part[padded + column];
             });

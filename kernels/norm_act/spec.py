@@ -38,7 +38,10 @@ def _sample(
 
 
 def _samples() -> list[Sample]:
-    samples = [_sample(2, 6, 5, 4, activation="elu"), _sample(2, 6, 5, 4, kind="group", groups=2, activation="silu")]
+    samples = [
+        _sample(2, 6, 5, 4, activation="elu"),
+        _sample(2, 6, 5, 4, kind="group", groups=2, activation="silu", layout="contiguous"),
+    ]
     for number, activation in enumerate(ACTIVATIONS):
         for layout in ("channels_last", "contiguous"):
             kind, place = KINDS[number % 3], ("before", "after", None)[number % 3]
@@ -102,7 +105,7 @@ def _flops(s: Sample) -> float:
 
 def _bytes(s: Sample, dtype: torch.dtype) -> float:
     # forward reads x for the statistics and again to normalise it, and writes y; backward reads x and the gradient
-    # twice and writes one gradient; a residual is read in each pass, and its gradient written where an activation follows
+    # twice and writes one gradient; a residual is read with them, and where an activation follows so is its gradient
     measured = s.options.get("training", True) or s.options["kind"] in ("group", "layer")
     passes = 8.0 if measured else 7.0
     if "residual" in s.shapes:
