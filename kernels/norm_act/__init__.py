@@ -153,7 +153,7 @@ def check(
         require_like(NAME, "residual", residual, shape, x.dtype)
     if (given_mean is None) != (given_var is None):
         refuse(NAME, "given_mean and given_var must be given together")
-    if given_mean is not None:
+    if given_mean is not None and given_var is not None:
         if given_mean.requires_grad or given_var.requires_grad:
             refuse(NAME, "running_mean and running_var are constants; they cannot require a gradient")
         if groups or statistics_only:
@@ -189,10 +189,10 @@ def outputs(x: Tensor, given: bool, groups: int, statistics_only: bool) -> tuple
     return y, mean, var
 
 
-def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
-    """Empty gradients of x, weight, bias and residual; those not needed have no elements."""
-    order = dense_order(like[0])
-    return empty_gradients(like, need, [order, torch.contiguous_format, torch.contiguous_format, order])
+def gradients(x: Tensor, others: list[Tensor | None], need: list[bool]) -> list[Tensor]:
+    """Empty gradients of x and of the others: weight, bias and residual; those not needed have no elements."""
+    order = dense_order(x)
+    return empty_gradients([x, *others], need, [order, torch.contiguous_format, torch.contiguous_format, order])
 
 
 def sizes(x: Tensor, groups: int) -> dict[str, int]:
@@ -239,7 +239,7 @@ def _forward_fake(
 def _backward_cpu(
     grad, x, weight, bias, residual, mean, var, means, groups, constant, eps, activation, negative_slope, need
 ):
-    results = gradients([x, weight, bias, residual], need)
+    results = gradients(x, [weight, bias, residual], need)
     if not x.numel():
         return tuple(result.zero_() for result in results)
     dx, dweight, dbias, dresidual = results
@@ -255,7 +255,7 @@ def _backward_cpu(
 
 
 def _backward_fake(grad, x, weight, bias, residual, *options):
-    return tuple(gradients([x, weight, bias, residual], options[-1]))
+    return tuple(gradients(x, [weight, bias, residual], options[-1]))
 
 
 backward = define(

@@ -108,7 +108,7 @@ class Tiling(NamedTuple):
 
 def tilings(x: Tensor, planar: bool) -> list[Tiling]:
     """The likely best first. Enough elements at a time keep memory busy, a few programs each multiprocessor."""
-    return [_tiling(x, planar, elements, warps) for elements, warps in ((2048, 4), (1024, 4), (4096, 8))]
+    return [_tiling(x, planar, elements, warps) for elements, warps in ((1024, 4), (2048, 8))]
 
 
 def _tiling(x: Tensor, planar: bool, elements: int, warps: int) -> Tiling:
@@ -230,7 +230,7 @@ def _slopes(run: _Pass, partial: Tensor, var: Tensor, weight: Tensor | None, eps
 def backward(
     grad, x, weight, bias, residual, mean, var, means, groups, constant, eps, activation, negative_slope, need
 ):
-    results = gradients([x, weight, bias, residual], need)
+    results = gradients(x, [weight, bias, residual], need)
     if not x.numel():
         return tuple(result.zero_() for result in results)
     dx, dweight, dbias, dresidual = results

@@ -96,7 +96,7 @@ def items(start, count, row0, c0, C, of_group, R: tl.constexpr):
 def norm_act_join_kernel(
     partial, mean, var, rows, P, C, groups, of_group, part_pixels, parts, GROUPED: tl.constexpr, R: tl.constexpr
 ):
-    """mean and var from the parts (3, rows, C): a program joins those of a channel, or (GROUPED) of an image's group."""
+    """mean and var from the parts (3, rows, C): a program joins a channel's, or (GROUPED) an image's group's."""
     statistic = tl.program_id(0)
     row0 = (statistic // groups) * parts if GROUPED else 0
     c0 = (statistic % groups) * of_group if GROUPED else statistic
