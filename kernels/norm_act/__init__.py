@@ -181,18 +181,19 @@ def statistics_shape(x: Tensor, groups: int) -> tuple[int, ...]:
     return (x.shape[0], groups) if groups else (x.shape[1],)
 
 
-def outputs(x: Tensor, given: bool, groups: int, statistics_only: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty y, mean and var; what is not wanted has no elements."""
-    y = x.new_empty(0) if statistics_only else torch.empty_like(x, memory_format=dense_order(x))
+def outputs(
+    x: Tensor, order: torch.memory_format, given: bool, groups: int, statistics_only: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty y, in this order of memory, mean and var; what is not wanted has no elements."""
+    y = x.new_empty(0) if statistics_only else torch.empty_like(x, memory_format=order)
     shape = (0,) if given else statistics_shape(x, groups)
     mean, var = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
     return y, mean, var
 
 
-def gradients(x: Tensor, others: list[Tensor | None], need: list[bool]) -> list[Tensor]:
-    """Empty gradients of x and of the others: weight, bias and residual; those not needed have no elements."""
-    order = dense_order(x)
-    return empty_gradients([x, *others], need, [order, torch.contiguous_format, torch.contiguous_format, order])
+def gradients(like: list[Tensor | None], order: torch.memory_format, need: list[bool]) -> list[Tensor]:
+    """Empty gradients of x, weight, bias and residual; those not needed have no elements."""
+    return empty_gradients(like, need, [order, torch.contiguous_format, torch.contiguous_format, order])
 
 
 def sizes(x: Tensor, groups: int) -> dict[str, int]:
@@ -200,29 +201,28 @@ def sizes(x: Tensor, groups: int) -> dict[str, int]:
     return {"batch": batch, "channels": channels, "pixels": height * width, "groups": groups}
 
 
-def _options(x, groups, constant, eps, activation, negative_slope, residual_after):
-    planar = dense_order(x) == torch.contiguous_format
+def _options(x, order, groups, constant, eps, activation, negative_slope, residual_after):
+    planar = order == torch.contiguous_format
     flags = {"planar": planar, "constant": constant, "residual_after": residual_after}
     named = {"activation": ACTIVATION_NUMBERS[activation], "eps": eps, "negative_slope": negative_slope}
     return {"dtype": DTYPES[x.dtype], **sizes(x, groups), **flags, **named}
 
 
-def dense(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """x and the others in the order of memory that a pass runs in: x's, or channels_last where x is not dense."""
-    order = dense_order(x)
-    return [None if tensor is None else tensor.contiguous(memory_format=order) for tensor in (x, *others)]
+def dense(order: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in this order of memory."""
+    return [None if tensor is None else tensor.contiguous(memory_format=order) for tensor in tensors]
 
 
 def _forward_cpu(
     x, weight, bias, residual, given_mean, given_var, groups, eps, activation, negative_slope, residual_after,
     statistics_only,
 ):  # fmt: skip
-    constant = given_mean is not None
-    y, mean, var = outputs(x, constant, groups, statistics_only)
+    constant, order = given_mean is not None, dense_order(x)
+    y, mean, var = outputs(x, order, constant, groups, statistics_only)
     if not x.numel():
         return y, mean.fill_(nan), var.fill_(nan)
-    options = _options(x, groups, constant, eps, activation, negative_slope, residual_after)
-    x, residual = dense(x, residual)
+    options = _options(x, order, groups, constant, eps, activation, negative_slope, residual_after)
+    x, residual = dense(order, x, residual)
     statistics = {"mean": float32(given_mean) if constant else mean, "var": float32(given_var) if constant else var}
     read = {"x": x, "weight": float32(weight), "bias": float32(bias), "residual": residual}
     _native_forward(**read, **statistics, y=None if statistics_only else y, **options)
@@ -233,19 +233,20 @@ def _forward_fake(
     x, weight, bias, residual, given_mean, given_var, groups, eps, activation, negative_slope, residual_after,
     statistics_only,
 ):  # fmt: skip
-    return outputs(x, given_mean is not None, groups, statistics_only)
+    return outputs(x, dense_order(x), given_mean is not None, groups, statistics_only)
 
 
 def _backward_cpu(
     grad, x, weight, bias, residual, mean, var, means, groups, constant, eps, activation, negative_slope, need
 ):
-    results = gradients(x, [weight, bias, residual], need)
+    order = dense_order(x)
+    results = gradients([x, weight, bias, residual], order, need)
     if not x.numel():
         return tuple(result.zero_() for result in results)
     dx, dweight, dbias, dresidual = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
-    options = _options(x, groups, constant, eps, activation, negative_slope, False)
-    x, grad, residual = dense(x, grad, residual)
+    options = _options(x, order, groups, constant, eps, activation, negative_slope, False)
+    x, grad, residual = dense(order, x, grad, residual)
     read = {"x": x, "grad": grad, "residual": residual, "weight": float32(weight), "bias": float32(bias)}
     read |= {"mean": float32(mean), "var": float32(var), "means": float32(means)}
     written = {"dx": dx if need[0] else None, "dresidual": dresidual if need[3] else None, "dweight": dw, "dbias": db}
@@ -255,7 +256,7 @@ def _backward_cpu(
 
 
 def _backward_fake(grad, x, weight, bias, residual, *options):
-    return tuple(gradients(x, [weight, bias, residual], options[-1]))
+    return tuple(gradients([x, weight, bias, residual], dense_order(x), options[-1]))
 
 
 backward = define(

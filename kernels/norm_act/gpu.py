@@ -187,12 +187,12 @@ def forward(
     x, weight, bias, residual, given_mean, given_var, groups, eps, activation, negative_slope, residual_after,
     statistics_only,
 ):  # fmt: skip
-    constant = given_mean is not None
-    y, mean, var = outputs(x, constant, groups, statistics_only)
+    constant, order = given_mean is not None, dense_order(x)
+    y, mean, var = outputs(x, order, constant, groups, statistics_only)
     if not x.numel():
         return y, mean.fill_(nan), var.fill_(nan)
-    planar = dense_order(x) == torch.contiguous_format
-    x, residual = dense(x, residual)
+    planar = order == torch.contiguous_format
+    x, residual = dense(order, x, residual)
     weight, bias, given_mean, given_var = _contiguous(weight, bias, given_mean, given_var)
     statistics = (given_mean, given_var) if constant else (mean, var)
 
@@ -230,13 +230,14 @@ def _slopes(run: _Pass, partial: Tensor, var: Tensor, weight: Tensor | None, eps
 def backward(
     grad, x, weight, bias, residual, mean, var, means, groups, constant, eps, activation, negative_slope, need
 ):
-    results = gradients(x, [weight, bias, residual], need)
+    order = dense_order(x)
+    results = gradients([x, weight, bias, residual], order, need)
     if not x.numel():
         return tuple(result.zero_() for result in results)
     dx, dweight, dbias, dresidual = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
-    planar = dense_order(x) == torch.contiguous_format
-    x, grad, residual = dense(x, grad, residual)
+    planar = order == torch.contiguous_format
+    x, grad, residual = dense(order, x, grad, residual)
     weight, bias, mean, var = _contiguous(weight, bias, mean, var)
     given = means if means is None or weight is None else means * weight
     summed = need[1] or need[2] or (need[0] and not constant and means is None)
