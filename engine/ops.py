@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.kernels.landmark_conv import landmark_conv as landmark_conv
     from engine.kernels.landmark_heatmap import landmark_heatmap as landmark_heatmap
     from engine.kernels.linear import linear as linear
+    from engine.kernels.norm_act import norm_act as norm_act
     from engine.kernels.resize_conv_act import resize_conv_act as resize_conv_act
     from engine.kernels.style_loss import style_loss as style_loss
 

@@ -30,7 +30,7 @@ PAPER = next(iter(step.SETTINGS))
 STEP_SECONDS = 75.0  # of one competitor alone, compiling included
 TEST_SECONDS = 90  # after which a test hangs
 NCU_SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "MemoryWorkloadAnalysis")
-NCU_KERNELS = "regex:conv|grad|activation|pack|l1_|balance|sum|image_batch|landmark|gram|style"
+NCU_KERNELS = "regex:conv|grad|activation|pack|l1_|balance|sum|image_batch|landmark|gram|style|norm_act"
 NCU_LAUNCHES = 130
 
 

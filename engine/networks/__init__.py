@@ -10,5 +10,5 @@ Read layers first, of which the networks are made. initialisation sets their sta
     ggb         guided_unet (G, D), guiding_block (E, RAPD, NVTD)
     reenact     reenactment (G, D), vgg (fixed)
 
-global_batch has BatchNorm and dropout for training with several processes.
+norms has instance and group normalisation; global_batch has BatchNorm and dropout for training with several processes.
 """

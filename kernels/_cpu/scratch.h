@@ -6,8 +6,9 @@ namespace kiln {
 
 // The buffers by name; names with the same number share a buffer. In a thread an operator's call ends before another one
 // begins, so operators share buffers freely. Two names of one operator share only where a comment says why they never
-// meet. What one thread prepares for all (PACKED_WEIGHTS, PARAMETER_SUMS, FRAME, SPLIT_SUMS, CHUNK_SUMS) lies in the calling
-// thread's buffer, which no thread asks for again before all have read it.
+// meet. What one thread prepares for all (PACKED_WEIGHTS, PARAMETER_SUMS, FRAME, SPLIT_SUMS, CHUNK_SUMS, PART_SUMS,
+// COLUMN_CONSTANTS, DOMAIN_SUMS) lies in the calling thread's buffer, which no thread asks for again before all have read
+// it.
 enum class Slot {
     // resize_conv_act
     INPUT_BAND,            // rows of an input as float32; in backward those of the second input follow the first's
@@ -44,6 +45,12 @@ enum class Slot {
 
     // l1_autoencoder_loss
     CHUNK_SUMS = PACKED_WEIGHTS,           // float64 sums of all chunks of all samples
+
+    // norm_act
+    PART_SUMS = PACKED_WEIGHTS,            // statistics, or sums of gradients, of all parts of all domains
+    COLUMN_CONSTANTS = PARAMETER_SUMS,     // what normalises each column, or each domain
+    DOMAIN_SUMS = SEGMENTS,                // float64 sums of gradients of all domains and channels
+    CHANNEL_SUMS = DIRECT_ROWS,            // float64 statistics of a domain's channels
 
     // image_batch
     MIRRORED_ROW = INPUT_BAND,             // one row of bytes in reverse order

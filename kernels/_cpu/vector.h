@@ -163,5 +163,13 @@ static inline vf derivative(Activation kind, vf y, float slope) {
     }
 }
 
+// The activation's derivative as a function of its input x.
+static inline vf derivative_at(Activation kind, vf x, float slope) {
+    if (kind != SILU) return derivative(kind, activate(kind, x, slope), slope);
+    const vf e = exp_of_negative(x < 0.0f ? x : -x);
+    const vf sigmoid = (x < 0.0f ? e : splat(1.0f)) / (1.0f + e);
+    return sigmoid * (1.0f + x * (1.0f - sigmoid));
+}
+
 }  // namespace KILN_NAMESPACE
 }  // namespace kiln

@@ -109,3 +109,13 @@ def derivative(y, ACTIVATION: tl.constexpr, slope):
         return y * (1.0 - y)
     else:
         return y * 0.0 + 1.0
+
+
+@triton.jit
+def derivative_at(v, ACTIVATION: tl.constexpr, slope):
+    """The activation's derivative as a function of its float32 input v."""
+    if ACTIVATION == SILU:
+        sigmoid = 1.0 / (1.0 + tl.exp(-v))
+        return sigmoid * (1.0 + v * (1.0 - sigmoid))
+    else:
+        return derivative(activate(v, ACTIVATION, slope), ACTIVATION, slope)

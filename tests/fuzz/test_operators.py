@@ -183,6 +183,31 @@ def l1_autoencoder_loss(draw: random.Random) -> dict[str, Any]:
     return {"shapes": {"target": shape, "reconstruction": shape}, "integers": draw.random() < 0.5}
 
 
+def norm_act(draw: random.Random) -> dict[str, Any]:
+    b, c, h, w = bounded([batch(draw), channels(draw), *sides(draw)], lambda s: 20 * s[0] * s[1] * s[2] * s[3])
+    kind, activation = (
+        draw.choice(["batch", "instance", "group", "layer"]),
+        draw.choice(sorted(ACTIVATIONS.keys() - KINKED)),
+    )
+    shapes: dict[str, tuple[int, ...]] = {"x": (b, c, h, w)}
+    shapes |= {name: (c,) for name in ("weight", "bias") if draw.random() < 0.6}
+    options = {"kind": kind, "activation": activation, "eps": draw.choice([1e-5, 1e-3, 0.5])}
+    if activation == "none" and h == 1:  # a row's sum, as gradients may arrive by, is 0 then
+        options["activation"] = "elu"
+    if kind == "group":
+        options["groups"] = draw.choice([n for n in range(1, c + 1) if c % n == 0])
+    if kind in ("batch", "instance") and draw.random() < 0.2:
+        shapes |= {"running_mean": (c,), "running_var": (c,)}
+        options["training"] = False
+    elif h * w * (b if kind == "batch" else 1) < 3:  # two values are normalised to 1 and -1, and have no gradient
+        shapes["x"] = (b, c, h + 2, w)
+    if draw.random() < 0.4:
+        shapes["residual"] = shapes["x"]
+        options["residual_place"] = draw.choice(["before", "after"])
+    drawn = {"weight": (0.5, 1.5), "running_var": (0.5, 2.0)}
+    return {"shapes": shapes, "options": options, "uniform": drawn, "fixed": ("running_mean", "running_var")}
+
+
 def linear(draw: random.Random) -> dict[str, Any]:
     b, inputs, outputs = batch(draw), channels(draw), channels(draw)
     bias = {"bias": (outputs,)} if draw.random() < 0.7 else {}
@@ -212,7 +237,7 @@ def image_batch(draw: random.Random) -> dict[str, Any]:
 MAKERS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "resize_conv_act": resize_conv_act, "landmark_conv": landmark_conv, "landmark_heatmap": landmark_heatmap,
     "gram": gram, "style_loss": style_loss, "l1_autoencoder_loss": l1_autoencoder_loss, "linear": linear,
-    "began_balance": began_balance, "image_batch": image_batch,
+    "began_balance": began_balance, "image_batch": image_batch, "norm_act": norm_act,
 }  # fmt: skip
 WEIGHED = {"resize_conv_act", "landmark_conv", "linear"}  # those with grad_scale
 
@@ -238,6 +263,8 @@ def draw_call(operator: str, seed: int) -> Drawn:
         dtypes["weight"] = torch.float32
     if operator == "landmark_conv" and draw.random() < 0.3:
         dtypes["landmarks"] = torch.float32
+    if operator == "norm_act" and draw.random() < 0.3:  # parameters and statistics of an autocast layer
+        dtypes |= {name: torch.float32 for name in shapes.keys() - {"x", "residual"}}
     if operator == "image_batch":
         options["dtype"] = dtype
     sample = _spec.Sample(operator, shapes, options, "contiguous", fixed=fixed, **made)

@@ -14,7 +14,7 @@ from tests.support.derivatives import SLOW_WAYS, WAYS
 
 SPECS = _spec.specs_with_skeleton()
 # samples beside the first that take another way through autograd
-FURTHER = {"resize_conv_act": (6, 8)}  # silu; a second input
+FURTHER = {"resize_conv_act": (6, 8), "norm_act": (1,)}  # silu; a second input; groups
 
 
 def _samples(name: str) -> list[_spec.Sample]:

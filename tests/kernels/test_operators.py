@@ -89,6 +89,13 @@ def _opcheck_cases():
     yield torch.ops.kiln.skeleton.default, (v, torch.randn(2, requires_grad=True))
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     yield torch.ops.kiln.linear.default, (x, weight, torch.randn(5, requires_grad=True), torch.rand(3))
+    x, residual = (torch.randn(2, 6, 3, 4, requires_grad=True) for _ in range(2))
+    scales = [torch.rand(6, requires_grad=True) for _ in range(2)]
+    for groups, activation in ((0, "elu"), (2, "silu")):
+        yield (
+            torch.ops.kiln.norm_act.default,
+            (x, *scales, residual, None, None, groups, 1e-5, activation, 0.2, False, False),
+        )
     landmarks = (torch.rand(2, 3, 2) * 9).requires_grad_()
     for arguments in ((True, torch.float32, True), (True, torch.bfloat16, False)):
         yield torch.ops.kiln.landmark_heatmap.default, (landmarks, 7, 8, 1.0, 3, *arguments)
@@ -146,7 +153,8 @@ def test_grad_scale_weighs_samples():
 
 
 @pytest.mark.parametrize(
-    "name", ["resize_conv_act", "l1_autoencoder_loss", "linear", "landmark_heatmap", "landmark_conv", "skeleton"]
+    "name",
+    ["resize_conv_act", "l1_autoencoder_loss", "linear", "landmark_heatmap", "landmark_conv", "norm_act", "skeleton"],
 )
 def test_second_derivatives(name):
     """A gradient penalty through the fused operator equals that of the reference."""

@@ -41,6 +41,11 @@ IMAGE = torch.ones(1, 3, 4, 4)
         (lambda: kiln.landmark_heatmap_backward(torch.ones(2, 5, 8), torch.ones(2, 5, 2), 1.0, 3), "grad is"),
         (lambda: kiln.landmark_heatmap_backward(torch.ones(1, 5, 8, 8), torch.ones(2, 5, 2), 1.0, 3), "grad is"),
         (lambda: kiln.style_loss_backward(IMAGE, IMAGE, ONE, ONE, None, None, False, TWO), "difference"),
+        (lambda: _normalisation_backward(mean=torch.ones(2)), "mean is"),
+        (lambda: _normalisation_backward(groups=2), "groups is 2; it must divide the 3 channels"),
+        (lambda: _normalisation_backward(groups=-3), "groups is -3"),
+        (lambda: _normalisation_backward(means=torch.ones(3, 2)), "means is"),
+        (lambda: _normalisation_backward(need=[True, True, False, False]), "argument that is None"),
         (lambda: kiln.skeleton_backward(IMAGE, IMAGE, ONE, [True]), "need has 1 values"),
         (lambda: _convolution_backward(need=[True, True, True, False]), "argument that is None"),
         (lambda: _convolution_backward(y=None, activation="elu"), "y is None"),
@@ -55,6 +60,13 @@ def test_misfits_that_were_dangerous(call, says):
     with pytest.raises(REFUSALS, match=says) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def _normalisation_backward(**changed: object) -> tuple[torch.Tensor, ...]:
+    given = {"grad": IMAGE, "x": IMAGE, "weight": None, "bias": None, "residual": None, "mean": torch.ones(3)}
+    given |= {"var": torch.ones(3), "means": None, "groups": 0, "constant": False, "eps": 1e-5, "activation": "elu"}
+    given |= {"negative_slope": 0.2, "need": [True, False, False, False]}
+    return kiln.norm_act_backward(**given | changed)
 
 
 def _convolution_backward(**changed: object) -> tuple[torch.Tensor, ...]:
