@@ -254,7 +254,7 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
 def _rows(architecture: Architecture, measured: Measured) -> list[dict]:
     report = measured.report
     counts = {"replaced": len(report.replaced), "skipped": len(report.skipped), "products": report.products}
-    counts |= {"reasons": sorted({entry.reason for entry in report.skipped})}
+    counts |= {"reasons": _reasons(report)}
     if measured.failed:
         return [row("fuse", architecture.name, {}, measured.failed) | counts]
     return [
@@ -263,10 +263,16 @@ def _rows(architecture: Architecture, measured: Measured) -> list[dict]:
     ]
 
 
+def _reasons(report: FuseReport) -> list[str]:
+    """Why chains were left, or that there are none."""
+    found = report.replaced or report.skipped
+    return sorted({entry.reason for entry in report.skipped}) if found else ["it has no chain that engine.fuse knows"]
+
+
 def _notes(measured: Measured) -> list[str]:
     """Why nothing was fused, and who is left out."""
-    reasons = sorted({entry.reason for entry in measured.report.skipped})
-    notes = [] if measured.report.replaced else [f"nothing is fused: {'; '.join(reasons)}"]
+    report = measured.report
+    notes = [] if report.replaced else [f"nothing is fused: {'; '.join(_reasons(report))}"]
     return notes + [f"{name} left out: {why}" for name, why in measured.left_out.items()]
 
 

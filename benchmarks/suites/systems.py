@@ -145,18 +145,17 @@ def prepared(name: str, config: TrainConfig, device: str) -> tuple[System, Batch
     fused, precision = name == "fused", "bf16" if name.startswith(BF16) else config.precision
     with contextlib.redirect_stdout(io.StringIO()):  # some systems print when they are built
         system = build(dataclasses.replace(config, fused=fused, precision=precision), device)
-    batch = training_batch(config, 1, torch.device(device))
-    if name.endswith("contiguous"):
-        return system, _contiguous(batch)
+    layout = torch.contiguous_format if name.endswith("contiguous") else torch.channels_last
     for network in () if fused else system.networks().values():
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=layout)
         if COMPILE in name:
             network.compile(dynamic=False)
-    return system, batch
+    return system, _laid_out(training_batch(config, 1, torch.device(device)), layout)
 
 
-def _contiguous(batch: Batch) -> Batch:
-    return dataclasses.replace(batch, images=batch.images.contiguous(), more=tuple(map(_contiguous, batch.more)))
+def _laid_out(batch: Batch, layout: torch.memory_format) -> Batch:
+    more = tuple(_laid_out(part, layout) for part in batch.more)
+    return dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout), more=more)
 
 
 def peak_memory(name: str, config: TrainConfig, device: str) -> int:
