@@ -11,8 +11,10 @@ import tyro
 from benchmarks import catalogue
 from engine import ops
 from engine.errors import InputError
+from engine.host import environment
 
 LEAST_ROUNDS = 10
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # of processors that multiply numbers in bfloat16
 _MEASURES = "; ".join(f"{suite.name}: {suite.measures}" for suite in catalogue.SUITES.values())
 _ON_CUDA = " and ".join(suite.name for suite in catalogue.chosen(catalogue.ALL, "cuda"))
 _MEASURES += f"; {catalogue.ALL}: everything that is timed (with --device cuda {_ON_CUDA})."
@@ -58,6 +60,11 @@ class Arguments:
     def can_compile(self) -> bool:
         """Whether torch.compile can build CPU code here, and with it the baseline `compile`."""
         return bool(shutil.which("g++") or shutil.which("clang++"))
+
+    @property
+    def bf16_beside(self) -> bool:
+        """Whether baselines compete in bfloat16 too: on a CPU that multiplies such numbers people would use them."""
+        return self.device == "cpu" and any(flag in environment.cpu()["flags"] for flag in BF16_FLAGS)
 
     @property
     def suites(self) -> list[catalogue.Suite]:

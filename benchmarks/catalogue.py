@@ -82,8 +82,8 @@ SUITES = {
         _suite(
             "benchmarks.suites.systems",
             "systems",
-            measures="training steps of the other systems",
-            quick="32x32 pixels, without torch.compile",
+            measures="training steps of every system, at its quick preset and at its paper's width, and their memory",
+            quick="the quick presets at 32x32 pixels, without torch.compile",
             holds=SPEED,
             heading="Training steps of every system",
         ),
@@ -123,7 +123,7 @@ SUITES = {
         _suite(
             "benchmarks.suites.fuse",
             "fuse",
-            measures="models of other libraries, rewritten by engine.fuse",
+            measures="models of other libraries and of published code, rewritten by engine.fuse",
             quick="two models, without torch.compile",
             holds=SPEED,
             devices=CPU,

@@ -141,8 +141,8 @@ def _training(capability: int) -> Recorded:
 
 
 def _systems(capability: int) -> Recorded:
-    """Steps of the suite `systems`."""
-    for label, config in systems.cases("", quick=False).items():
+    """Steps of the suite `systems` at the quick presets."""
+    for label, config in systems.presets("", quick=False).items():
         config = dataclasses.replace(config, fused=True)
         system, batch = build(config, "cpu"), training_batch(config, 1, torch.device("cpu"))
         yield label, "float32", _noted(lambda system=system, batch=batch: system.step(batch), False, capability)

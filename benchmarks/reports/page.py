@@ -49,7 +49,7 @@ def render(result: dict[str, Any], name: str) -> str:
         machine=result["machine"],
         lead=saved.machine_words(result),
         tiles=_tiles(result),
-        broken=[{"name": row["name"], "suite": row["suite"], "why": _why(row)} for row in rows if figures.why_not(row)],
+        broken=_without_speed(rows),
         sections=_sections(result),
         table=[_figures(row) for row in rows if "speedup" in row and not figures.why_not(row)],
         others=sorted({row["suite"] for row in result["rows"]} - set(SHOWN)),
@@ -77,8 +77,16 @@ def _tiles(result: dict[str, Any]) -> list[dict[str, str]]:
     return tiles
 
 
-def _why(row: dict[str, Any]) -> str:
-    return "; ".join(row["failed"]) if "failed" in row else row["not_run"]
+def _without_speed(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Rows without a speed and competitors that are left out of a row, each with the reason."""
+    broken = []
+    for row in rows:
+        if figures.why_not(row):
+            why = "; ".join(row["failed"]) if "failed" in row else row["not_run"]
+            broken.append({"suite": row["suite"], "name": row["name"], "why": why})
+        for name, why in row.get("left_out", {}).items():
+            broken.append({"suite": row["suite"], "name": f"{row['name']}, {name}", "why": why})
+    return broken
 
 
 def _sections(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -131,7 +139,8 @@ def _scaling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _memory(by_suite: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Cards of resident size in a process of its own, and of PyTorch's allocations in a step and in operators."""
     legend = {name: colour for name, colour in figures.COLOURS.items() if name != "torch"}
-    by_title = {"What three steps add to a process": [row for row in by_suite["step"] if row.get("memory")]}
+    steps = [row for suite in ("step", "systems") for row in by_suite[suite] if row.get("memory")]
+    by_title = {"What three steps add to a process": steps}
     for suite, title in (("step", "What PyTorch allocates in a step"), ("ops", "What PyTorch allocates in operators")):
         allocated = [row for row in by_suite[suite] if not figures.why_not(row) and row.get("allocated")]
         by_title[title] = [row | {"memory": row["allocated"]} for row in allocated]
@@ -163,9 +172,10 @@ def _figures(row: dict[str, Any]) -> dict[str, Any]:
     timing = row["timings"]["fused"]
     quartiles = "..".join(ms(value) for value in timing["quartiles"])
     speedup = {name: f"{row['speedup'][name]:.2f}" if name in row["speedup"] else "-" for name in figures.BASELINES}
+    bf16 = [f"{row['bf16'][name]:.2f}" if name in row.get("bf16", {}) else "-" for name in ("eager", "compile")]
     limits = [percent(row.get(share)) for share in ("share_of_matrix", "share_of_copy")]
     return {"suite": row["suite"], "name": figures.label(row), "ms": ms(timing["median"]), "quartiles": quartiles,
-            "speedup": list(speedup.values()), "limits": limits}  # fmt: skip
+            "speedup": [*speedup.values(), *bf16], "limits": limits}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

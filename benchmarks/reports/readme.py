@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 
 from benchmarks.checkout import ROOT
 from benchmarks.reports import figures, saved
+from benchmarks.timing.table import percent
 from engine import cli
 from engine.errors import InputError
 from engine.host import atomic_files
@@ -25,6 +26,7 @@ BEGIN = "<!-- written by `make readme-figures`: begin -->"
 END = "<!-- written by `make readme-figures`: end -->"
 PLOT = "docs/benchmark.svg"
 AGAINST = ("eager", "compile", "strong")
+_IN_BF16 = ["bf16 eager", "bf16 compile"]
 # title of a row in the README -> its suite and its name in a result, without the layout
 ROWS = {
     "nearest x2 + conv 3x3 + ELU, 25x64x32x32": ("ops", "resize_conv_act 25x64x32x32->64 up elu"),
@@ -80,31 +82,60 @@ def block(result: dict[str, Any], path: str) -> str:
 def systems_block(result: dict[str, Any], path: str) -> str | None:
     """The table of docs/systems.md; None if the result has no such suite."""
     rows = _of_suite(result, "systems")
-    lines = [_lead(result, f"../{path}"), "", "| step | fused | eager | compile |", "| --- | --- | --- | --- |"]
+    bf16, memory = (any(row.get(what) for row in rows) for what in ("bf16", "memory"))
+    heads = ["step", "fused", "eager", "compile", *_IN_BF16 * bf16, *["memory of eager's"] * memory]
+    lines = [_lead(result, f"../{path}"), "", *_heads(heads)]
     for row in rows:
         note = figures.why_not(row)
-        cells = [note, "-", "-"] if note else [_time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
-        lines.append(f"| {' | '.join([row['name'], *cells])} |")
+        cells = [note] if note else [_time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
+        cells += [] if note else _beside(row) * bf16 + [_of_eager(row)] * memory
+        lines.append(f"| {' | '.join([row['name'], *cells, *['-'] * (len(heads) - 1 - len(cells))])} |")
+    lines += [
+        f"\n{row['name']}: {name} left out: {why}." for row in rows for name, why in row.get("left_out", {}).items()
+    ]
     return "\n".join(lines) if rows else None
 
 
 def fuse_block(result: dict[str, Any], path: str) -> str | None:
     """The table of docs/fuse.md; None if the result has no such suite."""
     rows = _of_suite(result, "fuse")
-    lines = [_lead(result, f"../{path}"), ""]
-    lines += ["| model | fused, left | pass | fused | eager | compile |", "| --- | --- | --- | --- | --- | --- |"]
+    bf16 = any(row.get("bf16") for row in rows)
+    heads = ["model", "fused, left", "pass", "fused", "eager", "compile", *_IN_BF16 * bf16]
+    lines = [_lead(result, f"../{path}"), "", *_heads(heads)]
     for row in rows:
         model, _, which = row["name"].partition(", ")
         counts = f"{row['replaced']}, {row['skipped']}" if "replaced" in row else "-"
         note = row.get("not_run") or figures.why_not(row)
-        cells = (
-            ["-", note, "-", "-"] if note else [which, _time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
-        )
-        lines.append(f"| {' | '.join([model, counts, *cells])} |")
+        cells = ["-", note] if note else [which, _time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
+        cells += [] if note else _beside(row) * bf16
+        lines.append(f"| {' | '.join([model, counts, *cells, *['-'] * (len(heads) - 2 - len(cells))])} |")
+    lines += [f"\n{text}" for text in dict.fromkeys(text for row in rows for text in _notes_of_fuse(row))]
     return "\n".join(lines) if rows else None
 
 
 PAGES = {"docs/systems.md": systems_block, "docs/fuse.md": fuse_block}
+
+
+def _heads(names: list[str]) -> list[str]:
+    return [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] * len(names))} |"]
+
+
+def _beside(row: dict[str, Any]) -> list[str]:
+    """The cells of _IN_BF16."""
+    return [f"{row['bf16'][name]:.2f}x" if name in row.get("bf16", {}) else "-" for name in ("eager", "compile")]
+
+
+def _of_eager(row: dict[str, Any]) -> str:
+    return percent(row["memory"]["fused"] / row["memory"]["eager"]) if row.get("memory") else "-"
+
+
+def _notes_of_fuse(row: dict[str, Any]) -> list[str]:
+    """Sentences on a model in which nothing is fused, and on who is left out."""
+    model = row["name"].partition(", ")[0]
+    notes = [f"{model}: {name} left out: {why}." for name, why in row.get("left_out", {}).items()]
+    if row.get("replaced") == 0 and "speedup" in row:
+        notes.append(f"{model}: nothing is fused: {'; '.join(row['reasons'])}.")
+    return notes
 
 
 def _of_suite(result: dict[str, Any], suite: str) -> list[dict[str, Any]]:

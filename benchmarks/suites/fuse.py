@@ -1,15 +1,20 @@
 """The suite `fuse`: engine.fuse on architectures that people use, against eager and torch.compile.
 
-Forward alone, and forward and backward, are timed. First the fused model is checked: its output and its gradients of
-input and parameters may differ from eager in float64 by at most twice eager's own error and a floor. In a model with
-ReLU or LeakyReLU rounding decides the sign of values near zero, so gradients are allowed more, and the model is checked
-a second time with ELU in their place. A model in which nothing is fused is not measured. Fused and eager run in the
-better of both layouts, torch.compile in eager's.
+Forward alone, in evaluation mode, and forward and backward, in training mode, are timed. Dropout is off in both: it
+would draw different numbers for each competitor. First the fused model is checked: its outputs in both modes and its
+gradients of input and parameters may differ from eager in float64 by at most twice eager's own error and a floor. In a
+model with kinks (SMOOTH) rounding decides signs and maxima, so gradients are allowed more, and the model is checked a
+second time with smooth layers in their place. A model in which nothing is fused is measured like the others, and its
+row has the reasons. Fused and eager run in the better of both layouts, torch.compile in eager's. On a CPU that
+multiplies numbers in bfloat16 eager and compile are measured under autocast too.
 """
 
+import contextlib
 import copy
+import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +23,25 @@ from tqdm import tqdm
 from benchmarks.arguments import Arguments
 from benchmarks.suites.fuse_models import ARCHITECTURES, Architecture
 from benchmarks.timing.measure import Limits, Timing, interleaved
-from benchmarks.timing.rows import row, tick, within
+from benchmarks.timing.rows import BF16, one_line, row, tick, within
 from benchmarks.timing.table import Table, ms
 from engine import fuse
 from engine.fusion import FuseReport
 
 FLOOR = 2e-5  # norm-wise error that Winograd tiles may have in float32, for each fused convolution of the model
-KINKED = (nn.ReLU, nn.LeakyReLU)
-# norm-wise error of gradients that kinked activations may add: one of N values whose sign rounding decides changes a
-# gradient by 1 / sqrt(N)
+# layers whose derivative jumps, and what makes a smooth one in their place
+SMOOTH: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.PReLU), lambda layer: nn.ELU()),
+    nn.MaxPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding),
+}
+# norm-wise error of gradients that such layers may add: one of N values whose sign rounding decides changes a gradient
+# by 1 / sqrt(N)
 KINK = 5e-3
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-PASSES = ("forward", "forward + backward")
+PASSES = FORWARD, BOTH = "forward", "forward + backward"
+# of torch.compile, for each piece of a model: passes and precisions are compiled apart
+RECOMPILE_LIMIT = 64
+Models = dict[str, tuple[nn.Module, Tensor]]  # model and input by competitor
 
 
 def cases(only: str, quick: bool) -> list[Architecture]:
@@ -45,44 +57,57 @@ def missing(architecture: Architecture) -> str:
 
 
 def build(architecture: Architecture) -> tuple[nn.Module, Tensor]:
-    """The model with random weights, in evaluation mode (no dropout, stored statistics), and its input."""
+    """The model with random weights, in evaluation mode, and its input."""
     torch.manual_seed(0)
     return architecture.build().eval(), torch.randn(architecture.shape)
 
 
-def both_passes(architecture: Architecture, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Output and gradients of input and parameters, by name."""
+def set_mode(model: nn.Module, which: str) -> None:
+    """Puts a model in the mode of one of PASSES: evaluation (stored statistics) or training, without dropout."""
+    model.train(which == BOTH)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+
+
+def results(architecture: Architecture, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """By name: the output in evaluation mode, then in training mode output and gradients of input and parameters."""
+    set_mode(model, FORWARD)
+    with torch.no_grad():
+        evaluated = architecture.run(model, x)
+    set_mode(model, BOTH)
     x = x.detach().clone().requires_grad_()
     y = architecture.run(model, x)
     upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(y, [x, *named.values()], upstream, allow_unused=True, materialize_grads=True)
-    return {"output": y.detach(), **dict(zip(["input", *named], gradients, strict=True))}
+    outputs = {"output": evaluated, "output in training": y.detach()}
+    return outputs | dict(zip(["input", *named], gradients, strict=True))
 
 
 def kinked(model: nn.Module) -> bool:
-    """Whether a model has activations whose derivative jumps at zero."""
-    return any(isinstance(module, KINKED) for module in model.modules())
+    """Whether a model has layers whose derivative jumps."""
+    return any(type(module) in SMOOTH for module in model.modules())
 
 
 def smoothed(model: nn.Module) -> nn.Module:
-    """A copy of the model with ELU in place of ReLU and LeakyReLU."""
+    """A copy of the model with smooth layers in place of kinked ones."""
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, KINKED):
-                setattr(module, name, nn.ELU())
+            if type(child) in SMOOTH:
+                setattr(module, name, SMOOTH[type(child)](child))
     return model
 
 
 def disagreements(architecture: Architecture, plain: nn.Module, fused: nn.Module, x: Tensor, chains: int) -> list[str]:
-    """The results of the fused model that break the module's rule, also with ELU in place of kinked activations."""
+    """The results of the fused model that break this file's rule, also with smooth layers in place of kinked ones."""
     failed = _differences(architecture, plain, fused, x, chains)
     if kinked(plain):
         smooth = smoothed(plain)
-        fused = copy.deepcopy(smooth)
+        fused = copy.deepcopy(smooth).eval()
         chains = len(fuse(fused, example_inputs=(x, *architecture.further)).replaced)
-        failed += [f"with ELU: {text}" for text in _differences(architecture, smooth, fused, x, chains)]
+        failed += [f"with smooth layers: {text}" for text in _differences(architecture, smooth, fused, x, chains)]
     return failed
 
 
@@ -91,95 +116,112 @@ def _differences(architecture: Architecture, plain: nn.Module, fused: nn.Module,
 
     Parameters' gradients are compared as one vector: the gradient of a bias before a normalisation is only rounding.
     """
-    exact = joined(both_passes(architecture, copy.deepcopy(plain).double(), x.double()))
-    eager, result = (joined(both_passes(architecture, model, x)) for model in (plain, fused))
+    exact = joined(results(architecture, copy.deepcopy(plain).double(), x.double()))
+    eager, ours = (joined(results(architecture, copy.deepcopy(model), x)) for model in (plain, fused))
     failed = []
     for name, truth in exact.items():
-        error, of_eager = ((results[name] - truth).norm() / truth.norm() for results in (result, eager))
-        allowed = 2 * of_eager + FLOOR * chains + (KINK if kinked(plain) and name != "output" else 0.0)
+        error, of_eager = ((side[name] - truth).norm() / truth.norm() for side in (ours, eager))
+        allowed = 2 * of_eager + FLOOR * chains + (KINK if kinked(plain) and "output" not in name else 0.0)
         if not error <= allowed:
             failed.append(f"{name}: error {error:.1e}, allowed {allowed:.1e}")
     return failed
 
 
 def joined(results: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Output, gradient of the input, and the parameters' gradients as one vector, in float64."""
-    parameters = [value.double().flatten() for name, value in results.items() if name not in ("output", "input")]
-    return {
-        "output": results["output"].double(),
-        "input": results["input"].double(),
-        "parameters": torch.cat(parameters),
-    }
+    """Outputs, gradient of the input, and the parameters' gradients as one vector, in float64."""
+    alone = ("output", "output in training", "input")
+    parameters = [value.double().flatten() for name, value in results.items() if name not in alone]
+    return {name: results[name].double() for name in alone} | {"parameters": torch.cat(parameters)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one architecture.
+
+    report:   what was fused
+    timings:  of each of PASSES; none if a result is wrong
+    failed:   what is wrong
+    left_out: competitors that could not run, and why
+    """
+
+    report: FuseReport
+    timings: dict[str, dict[str, Timing]]
+    failed: list[str]
+    left_out: dict[str, str]
 
 
 def measure(
-    architecture: Architecture, rounds: int, ticks: Callable[[int], None], compiled: bool
-) -> tuple[FuseReport, dict[str, dict[str, Timing]], list[str]]:
-    """The report, timings of each of PASSES (none if nothing is fused or a result is wrong), and what is wrong."""
+    architecture: Architecture, rounds: int, ticks: Callable[[int], None], compiled: bool, bf16: bool
+) -> Measured:
+    """Measures fused and its competitors. compiled: torch.compile too; bf16: their forms in bfloat16 too."""
     plain, x = build(architecture)
     fused = copy.deepcopy(plain)
     report = fuse(fused, example_inputs=(x, *architecture.further))
-    if not report.replaced:
-        return report, {}, []
-    models = {}
+    models: Models = {}
     for name, layout in LAYOUTS.items():
         given = x.contiguous(memory_format=layout) if x.dim() == 4 else x
         for kind, model in (("fused", fused), ("eager", plain)):
             models[f"{kind} {name}"] = copy.deepcopy(model).to(memory_format=layout), given
-    best = {kind: _better(architecture, models, kind) for kind in ("fused", "eager")}
-    failed = disagreements(architecture, plain, *models[best["fused"]], len(report.replaced))
-    if failed:
-        return report, {}, failed
-    models = {"fused": models[best["fused"]]} | {n: pair for n, pair in models.items() if n.startswith("eager")}
-    if compiled:
-        models |= _compiled(architecture, best["eager"], *models[best["eager"]])
+        if bf16:
+            models[f"{BF16}eager {name}"] = models[f"eager {name}"]
+    best = {kind: _better(architecture, models, kind) for kind in ("fused", "eager", *[BF16 + "eager"] * bf16)}
+    if failed := disagreements(architecture, plain, *models[best["fused"]], len(report.replaced)):
+        return Measured(report, {}, failed, {})
+    running = {"fused": models[best["fused"]], **{name: models[name] for name in models if name.startswith("eager")}}
+    running |= {best[kind]: models[best[kind]] for kind in best if kind.startswith(BF16)}
+    left_out = _compile(architecture, running, [best[kind] for kind in best if kind != "fused"]) if compiled else {}
     timings = {}
     for which in PASSES:
-        calls = {name: _call(architecture, which, *pair) for name, pair in models.items()}
+        calls = {name: _call(architecture, which, name, *pair) for name, pair in running.items()}
         timings[which] = interleaved(calls, rounds=rounds, after_round=ticks)
-    return report, timings, []
+    return Measured(report, timings, [], left_out)
 
 
-def _compiled(
-    architecture: Architecture, name: str, model: nn.Module, x: Tensor
-) -> dict[str, tuple[nn.Module, Tensor]]:
-    """torch.compile in eager's better layout only, because compiling takes most of this suite's time.
+def _compile(architecture: Architecture, running: Models, names: list[str]) -> dict[str, str]:
+    """Adds torch.compile of these competitors, in one layout each, because compiling takes most of the suite's time.
 
-    Empty, with a message, if torch.compile fails.
+    returns: those that torch.compile fails for, and why
     """
     torch._dynamo.reset()
-    pair = torch.compile(model, dynamic=False), x
-    try:
-        for which in PASSES:
-            _call(architecture, which, *pair)()
-    except Exception as error:
-        why = str(error).strip().splitlines()[0][:100]
-        tqdm.write(f"{architecture.name}: compile is left out, it fails: {type(error).__name__}: {why}")
-        return {}
-    return {name.replace("eager", "compile"): pair}
+    left_out = {}
+    for name in names:
+        model, x = running[name]
+        compiled_name, compiled = name.replace("eager", "compile"), torch.compile(model, dynamic=False)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+                for which in PASSES:
+                    _call(architecture, which, name, compiled, x)()
+        except Exception as error:
+            left_out[compiled_name] = one_line(error)
+        else:
+            running[compiled_name] = compiled, x
+    return left_out
 
 
-def _better(architecture: Architecture, models: dict[str, tuple[nn.Module, Tensor]], kind: str) -> str:
-    """The name of the faster of both layouts."""
-    tried = {name: _call(architecture, PASSES[1], *pair) for name, pair in models.items() if name.startswith(kind)}
-    timings = interleaved(tried, rounds=4)
+def _better(architecture: Architecture, models: Models, kind: str) -> str:
+    """The name of the faster of both layouts; copies run, because a training pass changes stored statistics."""
+    tried = {name: pair for name, pair in models.items() if name.startswith(kind)}
+    calls = {name: _call(architecture, BOTH, name, copy.deepcopy(model), x) for name, (model, x) in tried.items()}
+    timings = interleaved(calls, rounds=4)
     return min(timings, key=lambda name: timings[name].median)
 
 
-def _call(architecture: Architecture, which: str, model: nn.Module, x: Tensor) -> Callable[[], object]:
-    if which == "forward":
+def _call(architecture: Architecture, which: str, name: str, model: nn.Module, x: Tensor) -> Callable[[], object]:
+    """One of PASSES as a call of the competitor `name`. The model is put in the mode of the pass now, for all calls."""
+    set_mode(model, which)
+    bf16 = name.startswith(BF16)
 
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return architecture.run(model, x)
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
+            return architecture.run(model, x)
 
-        return forward
+    if which == FORWARD:
+        return torch.no_grad()(functools.partial(run, x))
     wanted = [p for p in model.parameters() if p.requires_grad]
 
     def both() -> object:
         leaf = x.detach().requires_grad_()
-        y = architecture.run(model, leaf)
-        return torch.autograd.grad(y.sum(), [leaf, *wanted], allow_unused=True)
+        return torch.autograd.grad(run(leaf).sum(), [leaf, *wanted], allow_unused=True)
 
     return both
 
@@ -188,7 +230,7 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The suite `fuse`."""
     columns = [("", 33), ("chains", 7), ("left", 5), ("products", 9)]
     for which in ("fwd", "both"):
-        columns += [(f"{which} ms", 8), ("eager x", 8), ("compile x", 9)]
+        columns += [(f"{which} ms", 8), ("eager x", 8), ("compile x", 9), *[("bf16 x", 6)] * arguments.bf16_beside]
     rows, table = [], Table("engine.fuse on whole models: forward, forward and backward, fp32", columns)
     chosen = cases(arguments.filter, arguments.quick)
     if chosen:
@@ -200,36 +242,49 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
             continue
         with tqdm(total=2 * arguments.rounds, desc=architecture.name, leave=False, disable=None) as bar:
             compiled = arguments.can_compile and not arguments.quick
-            report, timings, failed = measure(architecture, arguments.rounds, tick(bar), compiled)
-        of_model = _rows(architecture, report, timings, failed)
+            measured = measure(architecture, arguments.rounds, tick(bar), compiled, arguments.bf16_beside)
+        of_model = _rows(architecture, measured)
         rows += of_model
-        tqdm.write(table.add(_cells(architecture, report, of_model)))
+        tqdm.write(table.add(_cells(architecture, measured.report, of_model, arguments.bf16_beside)))
+        for text in _notes(measured):
+            tqdm.write(table.note(f"{architecture.name}: {text}"))
     return rows, [table]
 
 
-def _rows(
-    architecture: Architecture, report: FuseReport, timings: dict[str, dict[str, Timing]], failed: list[str]
-) -> list[dict]:
+def _rows(architecture: Architecture, measured: Measured) -> list[dict]:
+    report = measured.report
     counts = {"replaced": len(report.replaced), "skipped": len(report.skipped), "products": report.products}
-    counts |= {"reasons": sorted({entry.reason for entry in report.skipped})}
-    if not report.replaced:
-        return [{"suite": "fuse", "name": architecture.name, "not_run": "nothing to fuse", **counts}]
-    if failed:
-        return [row("fuse", architecture.name, {}, failed) | counts]
-    return [row("fuse", f"{architecture.name}, {which}", timings[which], []) | counts for which in PASSES]
+    counts |= {"reasons": _reasons(report)}
+    if measured.failed:
+        return [row("fuse", architecture.name, {}, measured.failed) | counts]
+    return [
+        row("fuse", f"{architecture.name}, {which}", timings, [], measured.left_out) | counts
+        for which, timings in measured.timings.items()
+    ]
 
 
-def _cells(architecture: Architecture, report: FuseReport, rows: list[dict]) -> list[str]:
+def _reasons(report: FuseReport) -> list[str]:
+    """Why chains were left, or that there are none."""
+    found = report.replaced or report.skipped
+    return sorted({entry.reason for entry in report.skipped}) if found else ["it has no chain that engine.fuse knows"]
+
+
+def _notes(measured: Measured) -> list[str]:
+    """Why nothing was fused, and who is left out."""
+    report = measured.report
+    notes = [] if report.replaced else [f"nothing is fused: {'; '.join(_reasons(report))}"]
+    return notes + [f"{name} left out: {why}" for name, why in measured.left_out.items()]
+
+
+def _cells(architecture: Architecture, report: FuseReport, rows: list[dict], bf16: bool) -> list[str]:
     if "failed" in rows[0]:
         return [architecture.name, f"DIFFERENT: {rows[0]['failed'][0]}"]
-    counts = [architecture.name, str(len(report.replaced)), str(len(report.skipped))]
-    if not report.replaced:
-        reasons = "; ".join(reason.removeprefix("nothing to gain: ") for reason in rows[0]["reasons"])
-        return [*counts, f"nothing to gain: {reasons}"]
-    written, left = report.products
-    cells = [*counts, f"{written / max(1, left):.1f}x less"]
+    written, left = report.products or (0, 0)
+    products = f"{written / left:.1f}x less" if left else "-"
+    cells = [architecture.name, str(len(report.replaced)), str(len(report.skipped)), products]
     for entry in rows:
         speedup = entry["speedup"]
         against = [f"{speedup[name]:.2f}" if name in speedup else "-" for name in ("eager", "compile")]
+        against += [f"{min(entry['bf16'].values()):.2f}" if entry["bf16"] else "-"] * bf16
         cells += [ms(entry["timings"]["fused"]["median"]), *against]
     return cells

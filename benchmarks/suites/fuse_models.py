@@ -1,6 +1,7 @@
 """The architectures of the suite `fuse`, with random weights: from libraries, or as people write them.
 
-A library is imported when its model is built: each is optional, and heavy.
+Those of published code are in fuse_networks.py. A library is imported when its model is built: each is optional, and
+heavy.
 """
 
 import functools
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from benchmarks.suites import fuse_networks as networks
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,23 @@ class DepthDecoder(nn.Module):
         return self.out(x)
 
 
-def _autoencoder_kl_decoder() -> nn.Module:
+def _autoencoder_kl() -> nn.Module:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=(64, 128), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=16,
         up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
-    ).decoder  # fmt: skip
+    )  # fmt: skip
+
+
+def _autoencoder_kl_decoder() -> nn.Module:
+    return _autoencoder_kl().decoder
+
+
+def _autoencoder_tiny_decoder() -> nn.Module:
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny().decoder
 
 
 def _diffusers_unet() -> nn.Module:
@@ -152,6 +165,13 @@ def _swin2sr() -> nn.Module:
         image_size=32, embed_dim=48, depths=[2, 2], num_heads=[4, 4], window_size=8, upscale=4, upsampler="nearest+conv"
     )
     return Swin2SRForImageSuperResolution(config)
+
+
+def _resnet18() -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+    return ResNetForImageClassification(config)
 
 
 def _janus_vqvae_decoder() -> nn.Module:
@@ -179,6 +199,24 @@ def _monai_basic_unet() -> nn.Module:
     return BasicUNet(spatial_dims=2, features=(32, 32, 64, 64, 64, 32), upsample="nontrainable", norm=None, dropout=0.0)
 
 
+def _monai_basic_unet_as_it_comes() -> nn.Module:
+    from monai.networks.nets import BasicUNet
+
+    return BasicUNet(spatial_dims=2)
+
+
+def _monai_residual_unet() -> nn.Module:
+    from monai.networks.nets import UNet
+
+    return UNet(2, 1, 2, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
+
+
+def _monai_flexible_unet() -> nn.Module:
+    from monai.networks.nets import FlexibleUNet
+
+    return FlexibleUNet(3, 1, "resnet18")
+
+
 def _kornia_rrdbnet() -> nn.Module:
     from kornia.models.rrdbnet import RRDBNet
 
@@ -191,10 +229,25 @@ ARCHITECTURES = [
     Architecture("DCGAN generator", "", functools.partial(DCGAN, 128), (8, 64)),
     Architecture("BEGAN autoencoder", "", functools.partial(BEGAN, 48), (4, 3, 64, 64)),
     Architecture("depth decoder", "", functools.partial(DepthDecoder, (128, 64, 32, 16)), (2, 128, 16, 16)),
+    Architecture("pix2pix U-Net 256", "", networks.pix2pix_unet, (1, 3, 256, 256)),
+    Architecture("PatchGAN", "", networks.patchgan, (1, 6, 256, 256)),
+    Architecture("CycleGAN ResNet-9", "", networks.cyclegan_resnet, (1, 3, 128, 128)),
+    Architecture("DCGAN generator (published)", "", networks.dcgan_generator, (32, 100, 1, 1)),
+    Architecture("DCGAN discriminator", "", networks.dcgan_discriminator, (32, 3, 64, 64)),
+    Architecture("StarGAN generator", "", networks.StarGAN, (1, 3, 128, 128), (torch.ones(1, 5),)),
+    Architecture("fast neural style", "", networks.TransformerNet, (1, 3, 192, 192)),
+    Architecture("VGG-16 features", "", networks.vgg16_features, (1, 3, 128, 128)),
+    Architecture("EDSR baseline", "", networks.edsr, (1, 3, 64, 64)),
+    Architecture("diffusers AutoencoderKL", "diffusers", _autoencoder_kl, (1, 3, 64, 64), (), "sample"),
     Architecture("diffusers AutoencoderKL decoder", "diffusers", _autoencoder_kl_decoder, (1, 4, 64, 64)),
+    Architecture("diffusers AutoencoderTiny decoder", "diffusers", _autoencoder_tiny_decoder, (1, 4, 16, 16)),
     Architecture("diffusers UNet2DModel", "diffusers", _diffusers_unet, (2, 3, 64, 64), (10,), "sample"),
+    Architecture("transformers ResNet-18", "transformers", _resnet18, (4, 3, 128, 128), (), "logits"),
     Architecture("transformers Swin2SR", "transformers", _swin2sr, (1, 3, 32, 32), (), "reconstruction"),
     Architecture("transformers Janus VQVAE decoder", "transformers", _janus_vqvae_decoder, (1, 16, 48, 48)),
     Architecture("MONAI AutoencoderKL decoder", "monai", _monai_autoencoder_kl, (1, 3, 64, 64)),
     Architecture("MONAI BasicUNet", "monai", _monai_basic_unet, (1, 1, 96, 96)),
+    Architecture("MONAI BasicUNet (as it comes)", "monai", _monai_basic_unet_as_it_comes, (1, 1, 128, 128)),
+    Architecture("MONAI UNet (residual units)", "monai", _monai_residual_unet, (4, 1, 128, 128)),
+    Architecture("MONAI FlexibleUNet (ResNet-18)", "monai", _monai_flexible_unet, (1, 3, 128, 128)),
 ]

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import engine
 from benchmarks.arguments import Arguments
 from benchmarks.timing.measure import Limits, Timing, interleaved
-from benchmarks.timing.rows import by_config
+from benchmarks.timing.rows import cells, comparison, guarded, row, shares, tick, within
 from benchmarks.timing.table import Table
 from engine import checkpoint
+from engine.host.tf32 import tf32_allowed
 from engine.kernels._spec import relative_error
 from engine.systems.refiner import RefinerConfig
 from engine.systems.registry import build
@@ -77,5 +79,17 @@ def loaded(path: Path, device: str, compiled: bool) -> dict[str, nn.Module]:
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
     """The suite `latency`."""
+    rows, table = [], comparison("One image through a trained refiner, fp32")
     chosen = cases(arguments.filter, arguments.quick)
-    return by_config("latency", "One image through a trained refiner, fp32", chosen, measure, arguments, limits)
+    if chosen:
+        tqdm.write(table.head())
+    for name, config in within(arguments, list(chosen.items()), lambda case: case[0], rows, "latency"):
+        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
+            compiled = arguments.can_compile and not arguments.quick
+            more = (config, arguments.device, arguments.rounds, tick(bar), compiled)
+            with tf32_allowed(False):
+                timings, failed = guarded(arguments, measure, *more)
+        entry = row("latency", name, timings, failed)
+        rows.append(entry if failed else shares(entry, limits, None, None))
+        tqdm.write(table.add(cells(rows[-1])))
+    return rows, [table]

@@ -1,5 +1,6 @@
 """The suite `ops`: every operator's benchmark shapes, forward and backward, against eager, compiled and strong PyTorch.
 
+On a CPU that multiplies numbers in bfloat16, eager and compile also run on such tensors, beside fused in float32.
 On a GPU every competitor is replayed from a CUDA graph, so that kernels are compared and not how Python starts them.
 """
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from benchmarks.arguments import Arguments
 from benchmarks.timing import native_calls
 from benchmarks.timing.measure import PRECISIONS, Limits, Timing, captured, interleaved
-from benchmarks.timing.rows import cells, comparison, guarded, row, shares, within
+from benchmarks.timing.rows import BF16, cells, comparison, guarded, row, shares, within
 from benchmarks.timing.table import Table
 from engine import ops
 from engine.host.tf32 import tf32_allowed
@@ -23,6 +24,7 @@ from engine.kernels import _spec
 # by 8 % in one round and by 1.5 % in 16 rounds (standard deviations, where caches are not the limit). Other programs
 # that use the last-level cache change a speed-up by up to a third for as long as they run, so the calmer pass counts.
 PASSES, IN_ALL = 2, 2.0
+IN_ALL_BF16 = 1.0  # seconds more for the baselines in bfloat16, so that a row has as many rounds with them
 CALLS = 10  # in a CUDA graph: to start one takes longer than the kernels of a small shape
 Measured = tuple[dict[str, Timing], list[str]]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -99,6 +101,11 @@ def baselines(case: Case, compiled: bool = True, autotuned: bool = False) -> dic
     return functions
 
 
+def beside(functions: dict[str, Callable]) -> dict[str, Callable]:
+    """Those baselines that are measured in bfloat16 too, by their names there."""
+    return {BF16 + name: function for name, function in functions.items() if name in ("eager", "compile")}
+
+
 def measure(
     case: Case,
     device: str,
@@ -107,13 +114,15 @@ def measure(
     precision: str = "fp32",
     autotuned: bool = False,
     in_all: float = 0.0,
+    bf16: bool = False,
 ) -> Measured:
     """Timings of fused and of every baseline in both layouts, and the results that are not right (then no timings).
 
     precision: of PRECISIONS; every competitor computes in it. in_all: seconds, as `interleaved` has it.
+    bf16:      with the baselines of `beside`
     """
     with tf32_allowed(PRECISIONS[precision].tf32):
-        competitors, failed = prepared(case, device, compiled, precision, autotuned)
+        competitors, failed = prepared(case, device, compiled, precision, autotuned, bf16)
         if failed:
             return {}, failed
         allocations = None if device == "cuda" else device  # on a GPU a CUDA graph keeps the memory of its tensors
@@ -121,7 +130,12 @@ def measure(
 
 
 def prepared(
-    case: Case, device: str, compiled: bool = True, precision: str = "fp32", autotuned: bool = False
+    case: Case,
+    device: str,
+    compiled: bool = True,
+    precision: str = "fp32",
+    autotuned: bool = False,
+    bf16: bool = False,
 ) -> tuple[dict[str, Callable], list[str]]:
     """Every competitor as a call of forward and backward, or the results that are not right."""
     with tf32_allowed(PRECISIONS[precision].tf32):
@@ -131,11 +145,20 @@ def prepared(
             return {}, failed
         inputs = case.tensors(precision, device)
         competitors = {"fused": both_passes(case.fused, inputs, case.sample)}
-        for name, function in others.items():
-            for layout, order in case.layouts.items():
-                laid_out = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in inputs.items()}
-                competitors[f"{name} {layout}"] = both_passes(function, laid_out, case.sample)
+        competitors |= _laid_out(case, others, inputs)
+        if bf16:
+            competitors |= _laid_out(case, beside(others), case.tensors("bf16", device))
         return (_as_graphs(competitors) if device == "cuda" else competitors), []
+
+
+def _laid_out(case: Case, functions: dict[str, Callable], inputs: dict[str, Tensor]) -> dict[str, Callable]:
+    """Functions as calls of both passes in each layout of the case."""
+    competitors = {}
+    for name, function in functions.items():
+        for layout, order in case.layouts.items():
+            tensors = {n: t.contiguous(memory_format=order) if t.dim() == 4 else t for n, t in inputs.items()}
+            competitors[f"{name} {layout}"] = both_passes(function, tensors, case.sample)
+    return competitors
 
 
 def names(case: Case, compiled: bool) -> tuple[str, ...]:
@@ -223,11 +246,13 @@ def run(
 ) -> tuple[list[dict], list[Table]]:
     """The suite `ops`. chosen: cases in place of those that the arguments name; compiled: with torch.compile's rows."""
     precision = arguments.precision or "fp32"
-    rows, table = [], comparison(f"Operators, forward + backward, {precision}")
+    bf16 = precision == "fp32" and arguments.bf16_beside
+    rows, table = [], comparison(f"Operators, forward + backward, {precision}", bf16)
     chosen = list(cases(arguments.filter, arguments.quick)) if chosen is None else chosen
     twice = arguments.device == "cpu" and not arguments.quick and arguments.budget == float("inf")
     compiled = compiled and arguments.can_compile
-    how = (arguments.device, arguments.rounds, compiled, precision, arguments.autotune, IN_ALL if twice else 0.0)
+    seconds = (IN_ALL + IN_ALL_BF16 * bf16) * twice
+    how = (arguments.device, arguments.rounds, compiled, precision, arguments.autotune, seconds, bf16)
     passes: dict[str, list[Measured]] = {case.label: [] for case in chosen}
     with tqdm(total=len(chosen) * (PASSES if twice else 1), desc="operators", leave=False, disable=None) as bar:
         for case in [*chosen] * (PASSES - 1 if twice else 0):
@@ -238,7 +263,7 @@ def run(
         for case in within(arguments, chosen, lambda case: case.label, rows, "ops"):
             passes[case.label].append(guarded(arguments, measure, case, *how))
             rows.append(_row(case, passes[case.label], arguments.device, precision, limits))
-            tqdm.write(table.add(cells(rows[-1])))
+            tqdm.write(table.add(cells(rows[-1], bf16)))
             bar.update()
     return rows, [table]
 

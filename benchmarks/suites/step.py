@@ -8,21 +8,18 @@ strong:  the step as far as library parts take it (strong.py)
 (engine.training.cuda_graph), eager and compile as written.
 """
 
-import ctypes
 import dataclasses
 import functools
-import gc
 import json
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
-from benchmarks.checkout import ROOT
+from benchmarks.suites import own_process
+from benchmarks.suites.peak_memory import peak_memory_of_steps
 from benchmarks.suites.strong import StrongRefiner
 from benchmarks.timing import native_calls
 from benchmarks.timing.measure import PRECISIONS, Limits, Timing, interleaved
@@ -98,11 +95,8 @@ def peak_memory(name: str, setting: dict, device: str, precision: str = "fp32") 
     if device == "cuda":
         with tf32_allowed(PRECISIONS[precision].tf32):
             return _peak(name, *build(name, setting, device, precision))
-    command = [sys.executable, "-m", "benchmarks.suites.step", name, json.dumps(setting), device, precision]
-    done = subprocess.run(
-        [*command, str(torch.get_num_threads())], check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    return int(done.stdout.split()[-1])
+    threads = str(torch.get_num_threads())
+    return int(own_process.answer("benchmarks.suites.step", name, json.dumps(setting), device, precision, threads))
 
 
 def build(name: str, setting: dict, device: str, precision: str = "fp32") -> tuple[System, Batch]:
@@ -164,35 +158,7 @@ def main(name: str, setting: str, device: str, precision: str, threads: str) -> 
 
 
 def _peak(name: str, system: System, batch: Batch) -> int:
-    cuda = system.device.type == "cuda"
-    if name.startswith("compile"):
-        _compile_apart(system, batch)
-    if cuda:
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
-    before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS")
-    for _ in range(3):
-        system.step(batch)
-    return (torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before
-
-
-def _compile_apart(system: System, batch: Batch) -> None:
-    """Compiles in one step, then removes the step's gradients and moments: compiling is not part of a step's memory."""
-    system.step(batch)
-    for optimiser in system.optimisers.values():
-        optimiser.zero_grad(set_to_none=True)
-        optimiser.state.clear()
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident(field: str) -> int:
-    line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(field))
-    return int(line.split()[1]) * 1024
+    return peak_memory_of_steps(system, batch, name.startswith("compile"))
 
 
 def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:

@@ -10,10 +10,9 @@ from tqdm import tqdm
 from benchmarks.arguments import Arguments
 from benchmarks.timing.measure import Limits, Timing
 from benchmarks.timing.table import Table, ms, percent
-from engine.config import TrainConfig
-from engine.host.tf32 import tf32_allowed
 
 BASELINES = ("eager", "compile", "strong")
+BF16 = "bf16-"  # begins the names of competitors that compute in bfloat16 beside fused in float32
 
 
 def short(name: str) -> str:
@@ -27,10 +26,14 @@ def best(timings: dict[str, Timing], baseline: str) -> Timing | None:
     return min(ran, key=lambda timing: timing.median, default=None)
 
 
-def row(suite: str, name: str, timings: dict[str, Timing], failed: list[str]) -> dict:
+def row(
+    suite: str, name: str, timings: dict[str, Timing], failed: list[str], left_out: dict[str, str] | None = None
+) -> dict:
     """One result: timings and the speed-up against each baseline, or what failed in the equivalence check.
 
-    timings: by competitor, "fused" or a baseline and its layout; failed: what differs, empty if nothing does.
+    timings:  by competitor: "fused", or a baseline and its layout, with BF16 before it for its form in bfloat16
+    failed:   what differs, empty if nothing does
+    left_out: competitors that could not run, and why
     """
     if failed:
         return {"suite": suite, "name": name, "failed": failed}
@@ -44,6 +47,8 @@ def row(suite: str, name: str, timings: dict[str, Timing], failed: list[str]) ->
         "name": name,
         "allocated": {n: min(peaks) for n, peaks in allocated.items() if peaks and None not in peaks},
         "speedup": {name: timing.median / fused for name, timing in fastest.items() if timing},
+        "bf16": {name: timing.median / fused for name in BASELINES if (timing := best(timings, BF16 + name))},
+        "left_out": left_out or {},
         "timings": {n: t.to_json() for n, t in timings.items()},
     }
 
@@ -86,13 +91,14 @@ def kept(file: Path | None) -> int:
     return len(file.read_text().splitlines()) if file and file.exists() else 0
 
 
-def comparison(title: str) -> Table:
-    """An empty table of fused beside the baselines."""
+def comparison(title: str, bf16: bool = False) -> Table:
+    """An empty table of fused beside the baselines; bf16: with a column of the faster baseline in bfloat16."""
     against = [column for name in BASELINES for column in ((f"{name} ms", 10), ("x", 6))]
+    against += [("bf16 x", 6)] * bf16
     return Table(title, [("", 45), ("fused ms", 8), ("quartiles", 17), *against, ("matrix", 6), ("copy", 5)])
 
 
-def cells(entry: dict) -> list[str]:
+def cells(entry: dict, bf16: bool = False) -> list[str]:
     """The cells of a row of `comparison`."""
     name = short(entry["name"])
     if "failed" in entry:
@@ -105,6 +111,7 @@ def cells(entry: dict) -> list[str]:
         for baseline in BASELINES
         for text in ((ms(fused * speedup[baseline]), f"{speedup[baseline]:.2f}") if baseline in speedup else ("-", "-"))
     ]
+    against += [f"{min(entry['bf16'].values()):.2f}" if entry["bf16"] else "-"] * bf16
     limits = [percent(entry[share]) for share in ("share_of_matrix", "share_of_copy")]
     return [name, ms(fused), f"{ms(low)}..{ms(high)}", *against, *limits]
 
@@ -119,28 +126,12 @@ def guarded(arguments: Arguments, measure: Callable, *rest: object) -> tuple[dic
         return {}, [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
 
 
+def one_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {' '.join(first.split())[:300]}"
+
+
 def tick(bar: tqdm) -> Callable[[int], None]:
     """A call for each round that moves a bar by one."""
     return lambda _: bar.update()
-
-
-def by_config(
-    suite: str, title: str, chosen: dict[str, TrainConfig], measure: Callable, arguments: Arguments, limits: Limits
-) -> tuple[list[dict], list[Table]]:
-    """Rows and table of a suite whose cases are configurations by name.
-
-    measure: (config, device, rounds, tick, compiled) -> timings of every competitor, and what disagrees (then none).
-    """
-    rows, table = [], comparison(title)
-    if chosen:
-        tqdm.write(table.head())
-    for name, config in within(arguments, list(chosen.items()), lambda case: case[0], rows, suite):
-        with tqdm(total=arguments.rounds, desc=name, leave=False, disable=None) as bar:
-            compiled = arguments.can_compile and not arguments.quick
-            more = (config, arguments.device, arguments.rounds, tick(bar), compiled)
-            with tf32_allowed(False):
-                timings, failed = guarded(arguments, measure, *more)
-        entry = row(suite, name, timings, failed)
-        rows.append(entry if failed else shares(entry, limits, None, None))
-        tqdm.write(table.add(cells(rows[-1])))
-    return rows, [table]

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Table:
-    """A title, columns (heading, width; the first `left` of them aligned left) and the rows so far."""
+    """A title, columns (heading, width; the first `left` of them aligned left), and the rows and notes so far."""
 
     title: str
     columns: list[tuple[str, int]]
     left: int = 1
     rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def head(self) -> str:
         """The title and the headings."""
@@ -21,6 +22,11 @@ class Table:
         self.rows.append(cells)
         return self.line(cells)
 
+    def note(self, text: str) -> str:
+        """Enters a line that stands below the table in Markdown, and returns it as it is printed between the rows."""
+        self.notes.append(text)
+        return f"  {text}"
+
     def __str__(self) -> str:
         return "\n".join([self.head(), *(self.line(cells) for cells in self.rows)])
 
@@ -28,7 +34,8 @@ class Table:
         """The whole table as Markdown."""
         headings = [heading for heading, _ in self.columns]
         rule = ["---" if i < self.left else "---:" for i in range(len(headings))]
-        return f"## {self.title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in (headings, rule, *self.rows))
+        rows = "".join(f"| {' | '.join(row)} |\n" for row in (headings, rule, *self.rows))
+        return f"## {self.title}\n\n{rows}" + "".join(f"\n{note}.\n" for note in self.notes)
 
     def line(self, cells: list[str]) -> str:
         """The cells in their columns."""

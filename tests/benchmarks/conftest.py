@@ -21,6 +21,7 @@ def small(monkeypatch):
     monkeypatch.setattr(step, "peak_memory", lambda name, *setting: 2**20 * (1 if name == "fused" else 2))
     chosen = [conv("up"), conv("down"), tiny("linear")]
     monkeypatch.setattr(operators, "cases", lambda only, quick=False: [c for c in chosen if only in c.spec.operator])
+    monkeypatch.setattr(systems, "peak_memory", lambda name, *rest: 2**20 * (1 if name == "fused" else 2))
     monkeypatch.setattr(systems, "cases", lambda only, quick: {"dcgan tiny": tiny_config(system="dcgan")})
     monkeypatch.setattr(sweeps, "BASE", {"batch": 1, "channels": 8, "side": 8})
     monkeypatch.setattr(sweeps, "VALUES", {"batch": (1, 2, 3)})
@@ -30,4 +31,5 @@ def small(monkeypatch):
     tiny_model = fuse_models.Architecture("tiny", "", lambda: fuse_models.DCGAN(8), (2, 64))
     monkeypatch.setattr(fuse, "ARCHITECTURES", [tiny_model])
     monkeypatch.setattr(Arguments, "can_compile", False)
+    monkeypatch.setattr(Arguments, "bf16_beside", False)
     monkeypatch.setattr(run, "measure_limits", lambda device, precision: Limits(1e11, 1e10, 2e10))

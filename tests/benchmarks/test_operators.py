@@ -72,6 +72,21 @@ def test_every_operator_runs(operator):
     assert products > 0 if case.spec.work or operator == "linear" else products is None
 
 
+@pytest.mark.parametrize("operator", list(ops.OPERATORS))
+def test_eager_in_bf16_beside_every_operator(operator):
+    case = tiny(operator)
+    timings, failed = operators.measure(case, "cpu", rounds=2, compiled=False, bf16=True)
+    assert not failed and timings.keys() >= {f"bf16-eager {layout}" for layout in case.layouts}
+    assert rows.row("ops", "x", timings, failed)["bf16"].keys() == {"eager"}
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compile_in_bf16_beside_an_operator():
+    timings, failed = operators.measure(conv("up"), "cpu", rounds=2, bf16=True)
+    assert not failed and rows.row("ops", "x", timings, failed)["bf16"].keys() == {"eager", "compile"}
+
+
 @pytest.mark.parametrize("precision", list(measure.PRECISIONS))
 def test_an_operator_in_each_precision(precision):
     """The CPU has no TF32, and strong keeps its dtype there too."""

@@ -57,6 +57,13 @@ def few():
     return result | {"rows": list(taken.values())}
 
 
+def test_who_is_left_out_is_on_the_page(few):
+    row = few["rows"][0]
+    left_out = row | {"left_out": {"compile": "it took too long"}, "bf16": {"eager": 0.625}}
+    text = page.render(few | {"rows": [left_out]}, "x")
+    assert f"{row['name']}, compile" in text and "it took too long" in text and "0.62" in text
+
+
 def test_the_page_of_a_result(few):
     text = page.render(few, "some name")
     parser = parsed(text)

@@ -68,6 +68,24 @@ def test_the_tables_of_other_suites(checkout):
     assert "| absent | - | - | x is not installed | - | - |" in fuse and "(../benchmarks/results/new.json)" in fuse
 
 
+def test_bf16_memory_and_what_is_left_out():
+    timings = {"fused": 0.01, "eager contiguous": 0.02, "bf16-eager contiguous": 0.005}
+    timings = {name: Timing([seconds] * 3) for name, seconds in timings.items()}
+    left_out = {"compile": "it fails"}
+    step = rows.row("systems", "began 64x64", timings, [], left_out) | {"memory": {"fused": 1, "eager": 4}}
+    plain = rows.row("systems", "wrong 64x64", {}, ["off"])
+    counts = {"replaced": 0, "skipped": 1, "reasons": ["kernel size"]}
+    model = rows.row("fuse", "U-Net, forward", timings, [], left_out) | counts
+    result = saved.read(INTEL) | {"rows": [step, plain, model]}
+    systems, fuse = readme.systems_block(result, "x.json"), readme.fuse_block(result, "x.json")
+    assert "| step | fused | eager | compile | bf16 eager | bf16 compile | memory of eager's |" in systems
+    assert "| began 64x64 | 10 ms | 2.00x | - | 0.50x | - | 25% |" in systems
+    assert "| wrong 64x64 | FAILED its check: no speed | - | - | - | - | - |" in systems
+    assert systems.endswith("\nbegan 64x64: compile left out: it fails.")
+    assert "| U-Net | 0, 1 | forward | 10 ms | 2.00x | - | 0.50x | - |" in fuse
+    assert "U-Net: compile left out: it fails." in fuse and "U-Net: nothing is fused: kernel size." in fuse
+
+
 def test_the_command(checkout, capsys):
     before = (checkout / "README.md").read_text()
     assert command(bench.main, "readme", checkout / "benchmarks" / "results" / "new.json") == 0

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from benchmarks.arguments import Arguments
+from benchmarks.suites import latency, systems
 from benchmarks.timing import measure, rows
 from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.table import Table
+from engine.host import environment
 from engine.host.tf32 import tf32_allowed
 from tests.support.places import ROOT
 from tests.support.pretended_cuda import PretendedCuda
@@ -107,7 +109,8 @@ def test_tf32_is_as_before():
     assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 
-def test_steps_of_systems_are_measured_without_tf32(monkeypatch):
+@pytest.mark.parametrize("suite", [systems, latency])
+def test_steps_are_measured_without_tf32(small, monkeypatch, suite):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     seen = []
 
@@ -115,7 +118,8 @@ def test_steps_of_systems_are_measured_without_tf32(monkeypatch):
         seen.append(torch.backends.cudnn.allow_tf32)
         return {}, ["different"]
 
-    rows.by_config("systems", "Steps", {"a": None}, look, Arguments(), None)
+    monkeypatch.setattr(suite, "measure", look)
+    suite.run(Arguments(quick=True), None)
     assert seen == [False] and torch.backends.cudnn.allow_tf32
 
 
@@ -137,9 +141,34 @@ def test_the_better_layout_and_the_missing_baselines():
     assert rows.cells(entry)[3:] == ["4000", "4.00", "-", "-", "4000", "4.00", "50%", "20%"]
 
 
+def test_bf16_is_beside_and_no_baseline():
+    timings = {"fused": 1.0, "eager contiguous": 4.0, "bf16-eager contiguous": 3.0, "bf16-eager channels_last": 2.0}
+    entry = rows.row(
+        "systems", "x", {name: Timing([value] * 3) for name, value in timings.items()}, [], {"compile": "y"}
+    )
+    assert (
+        entry["speedup"] == {"eager": 4.0} and entry["bf16"] == {"eager": 2.0} and entry["left_out"] == {"compile": "y"}
+    )
+    entry |= {"share_of_matrix": None, "share_of_copy": None}
+    assert rows.cells(entry, bf16=True)[-3:] == ["2.00", "-", "-"] and len(rows.cells(entry)) == 11
+
+
+def test_bf16_where_the_processor_multiplies_it(monkeypatch):
+    for flags, beside in ((["avx512f"], False), (["avx512_bf16"], True), (["amx_bf16"], True)):
+        monkeypatch.setattr(environment, "cpu", lambda flags=flags: {"flags": flags})
+        assert Arguments().bf16_beside is beside and not Arguments(device="cuda").bf16_beside
+
+
+def test_one_line_of_an_error():
+    assert rows.one_line(ValueError("first\n\nsecond")) == "ValueError: first"
+    assert rows.one_line(ValueError()) == "ValueError: "
+
+
 def test_tables():
     table = Table("Title", [("name", 6), ("ms", 5)])
     assert table.add(["a", "1.00"]) == "a       1.00" and table.add(["wrong: all of it"]) == "wrong: all of it"
     assert table.head() == "\nTitle\n\nname      ms"
     assert table.markdown().splitlines()[2:5] == ["| name | ms |", "| --- | ---: |", "| a | 1.00 |"]
+    table.note("name: something")
+    assert table.markdown().endswith("| wrong: all of it |\n\nname: something.\n") and "something" not in str(table)
     assert len(rows.comparison("").head().splitlines()[-1]) <= 140

@@ -15,19 +15,39 @@ EXPECTED = {
     "DCGAN generator": (3, 3),
     "BEGAN autoencoder": (20, 20),
     "depth decoder": (0, 0),
+    "pix2pix U-Net 256": (0, 0),
+    "PatchGAN": (0, 0),
+    "CycleGAN ResNet-9": (0, 0),
+    "DCGAN generator (published)": (0, 0),
+    "DCGAN discriminator": (0, 0),
+    "StarGAN generator": (0, 12),
+    "fast neural style": (0, 0),
+    "VGG-16 features": (13, 13),
+    "EDSR baseline": (16, 34),
+    "diffusers AutoencoderKL": (1, 21),
     "diffusers AutoencoderKL decoder": (1, 13),
+    "diffusers AutoencoderTiny decoder": (24, 34),
     "diffusers UNet2DModel": (1, 17),
+    "transformers ResNet-18": (0, 13),
     "transformers Swin2SR": (4, 4),
     "transformers Janus VQVAE decoder": (1, 13),
     "MONAI AutoencoderKL decoder": (1, 5),
     "MONAI BasicUNet": (0, 9),
+    "MONAI BasicUNet (as it comes)": (0, 9),
+    "MONAI UNet (residual units)": (0, 5),
+    "MONAI FlexibleUNet (ResNet-18)": (0, 11),
 }
 
 
 # importing one of these takes longer than all that the other architectures do
 LARGE_LIBRARIES = ("diffusers", "transformers", "monai")
+LARGE_MODELS = (
+    *("pix2pix U-Net 256", "PatchGAN", "CycleGAN ResNet-9", "DCGAN generator (published)", "DCGAN discriminator"),
+    *("StarGAN generator", "fast neural style", "VGG-16 features", "EDSR baseline"),
+)
 CASES = [
-    pytest.param(a, id=a.name, marks=pytest.mark.slow if a.needs in LARGE_LIBRARIES else ()) for a in ARCHITECTURES
+    pytest.param(a, id=a.name, marks=pytest.mark.slow if a.needs in LARGE_LIBRARIES or a.name in LARGE_MODELS else ())
+    for a in ARCHITECTURES
 ]
 
 
