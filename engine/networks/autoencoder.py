@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.networks.layers import SMALLEST, Conv, Deconv, Linear, from_rows, level_sizes, to_rows
+from engine.networks.layers import SMALLEST, Conv, Linear, from_rows, level_sizes, to_rows
 
 
 class Encoder(nn.Module):
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         first: nn.Module
         for size in self.sizes:
             if size > SMALLEST and upsample == "deconv":
-                first = Deconv(filters, filters, activation=activation)
+                first = Conv(filters, filters, kernel_size=4, stride=2, transposed=True, **style)
             else:
                 resize = "none" if size == SMALLEST else "up"
                 second = 0 if size == SMALLEST else inject.get(size, 0)

@@ -1,18 +1,18 @@
 """The networks of dcgan and wgan: noise to an image, an image to a score.
 
 Both networks take `layers`, which chooses what changes the size:
-"paper":  4x4 convolutions of stride 2 from torch, transposed in the generator
-"resize": nearest x2 before a 3x3 convolution, and a 3x3 convolution before nearest /2, one operator each (layers.Conv)
+"paper":  4x4 convolutions of stride 2, transposed in the generator
+"resize": nearest x2 before a 3x3 convolution, and a 3x3 convolution before nearest /2
 """
 
 from collections.abc import Iterable
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, Linear, from_rows, level_sizes, to_rows
+from engine.networks.norms import GroupNorm
 
 SIDE = 4  # side of the coarsest maps
 SLOPE = 0.2  # of LeakyReLU below 0
@@ -36,19 +36,21 @@ class DcganGenerator(nn.Module):
         self.layers = layers
         inner = widths(resolution, filters)[::-1]
         outer = [*inner[1:], channels]
-        self.norms = nn.ModuleList(BatchNorm(width) for width in inner)
-        if layers == "paper":
-            self.first = nn.ConvTranspose2d(noise, inner[0], SIDE, bias=False)
-            self.blocks = nn.ModuleList(
-                nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False) for a, b in zip(inner, outer, strict=True)
-            )
+        self.norms = nn.ModuleList(BatchNorm(width, activation="relu", fused=fused) for width in inner)
+        paper = layers == "paper"
+        kind: dict[str, Any] = {"resize": "up"}
+        if paper:
+            kind = {"kernel_size": 4, "transposed": True, "bias": False}
+            self.first = Conv(noise, inner[0], padding=0, activation="none", **kind, fused=fused)
+            kind["stride"] = 2
         else:
             self.first = Linear(noise, SIDE * SIDE * inner[0], fused=fused)
-            last = len(outer) - 1
-            self.blocks = nn.ModuleList(
-                Conv(a, b, resize="up", activation="tanh" if level == last else "none", fused=fused)
-                for level, (a, b) in enumerate(zip(inner, outer, strict=True))
-            )
+        last = len(outer) - 1
+        self.blocks = nn.ModuleList(
+            Conv(a, b, activation="tanh" if level == last else "none", **kind, fused=fused)
+            for level, (a, b) in enumerate(zip(inner, outer, strict=True))
+        )
+        if not paper:
             still_biases([self.first, *self.blocks], self.norms)
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -56,8 +58,8 @@ class DcganGenerator(nn.Module):
         paper = self.layers == "paper"
         x = self.first(noise[:, :, None, None]) if paper else from_rows(self.first(noise), SIDE)
         for norm, block in zip(self.norms, self.blocks, strict=True):
-            x = block(F.relu(norm(x)))
-        return torch.tanh(x) if paper else x
+            x = block(norm(x))
+        return x
 
 
 class DcganCritic(nn.Module):
@@ -82,23 +84,23 @@ class DcganCritic(nn.Module):
         self.layers = layers
         outer = widths(resolution, filters)
         inner = [channels, *outer[:-1]]
-        self.norms = nn.ModuleList([nn.Identity(), *(normalisation(norm, width) for width in outer[1:])])
+        self.norms = nn.ModuleList([nn.Identity(), *(normalisation(norm, width, fused) for width in outer[1:])])
+        kind: dict[str, Any] = {"resize": "down"}
         if layers == "paper":
-            bias = norm == "none"  # a norm has a bias of its own
-            self.blocks = nn.ModuleList(
-                nn.Conv2d(a, b, 4, stride=2, padding=1, bias=bias) for a, b in zip(inner, outer, strict=True)
-            )
-            self.last = nn.Conv2d(outer[-1], 1, SIDE, bias=False)
+            # a norm has a bias of its own
+            kind = {"kernel_size": 4, "stride": 2, "bias": norm == "none"}
+        self.blocks = nn.ModuleList(
+            Conv(a, b, activation=self._after(i), **kind, fused=fused)
+            for i, (a, b) in enumerate(zip(inner, outer, strict=True))
+        )
+        if layers == "paper":
+            self.last = Conv(outer[-1], 1, kernel_size=SIDE, padding=0, activation="none", bias=False, fused=fused)
         else:
-            self.blocks = nn.ModuleList(
-                Conv(a, b, resize="down", activation=self._fusible(i), fused=fused)
-                for i, (a, b) in enumerate(zip(inner, outer, strict=True))
-            )
             still_biases(self.blocks, self.norms)
             self.last = Linear(SIDE * SIDE * outer[-1], 1, fused=fused)
 
-    def _fusible(self, level: int) -> str:
-        """The activation that a level's operator can do: none where a norm comes between the two."""
+    def _after(self, level: int) -> str:
+        """The activation of a level's convolution: none where a norm comes between the two."""
         return "leaky_relu" if isinstance(self.norms[level], nn.Identity) else "none"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -106,16 +108,15 @@ class DcganCritic(nn.Module):
         x = images
         for norm, block in zip(self.norms, self.blocks, strict=True):
             x = norm(block(x))
-            if getattr(block, "activation", "none") == "none":
-                x = F.leaky_relu(x, SLOPE)
         return (self.last(x) if self.layers == "paper" else self.last(to_rows(x))).flatten()
 
 
-def normalisation(norm: str, width: int) -> nn.Module:
-    """Build the normalisation `norm` ("batch", "layer" or "none") of `width` channels."""
+def normalisation(norm: str, width: int, fused: bool) -> nn.Module:
+    """Build the normalisation `norm` ("batch", "layer" or "none") of `width` channels, with LeakyReLU after it."""
+    options: dict[str, Any] = {"activation": "leaky_relu", "negative_slope": SLOPE, "fused": fused}
     if norm == "none":
         return nn.Identity()
-    return BatchNorm(width) if norm == "batch" else nn.GroupNorm(1, width)
+    return BatchNorm(width, **options) if norm == "batch" else GroupNorm(1, width, **options)
 
 
 def still_biases(layers: Iterable[nn.Module], norms: Iterable[nn.Module]) -> None:

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, LandmarkConv
+from engine.networks.norms import InstanceNorm
 
 NEGATIVE_SLOPE = 0.2  # of LeakyReLU below 0, and the default of the operators
 WIDEST = 8  # a layer has at most so many times the filters of the first
-KERNEL = {"kernel_size": 4, "stride": 2, "padding": 1}
+KERNEL: dict[str, Any] = {"kernel_size": 4, "stride": 2, "padding": 1}
 
 
 def guided_sizes(resolution: int, levels: int) -> tuple[int, ...]:
@@ -24,39 +24,47 @@ def guided_sizes(resolution: int, levels: int) -> tuple[int, ...]:
     return tuple(size for size in sizes[len(sizes) - levels :] if size >= 4)
 
 
-def normalisation(kind: str, channels: int) -> nn.Module:
-    """Build the normalisation `kind` ("batch", "instance" with an affine map, or "none")."""
-    if kind == "none":
-        return nn.Identity()
-    if kind == "batch":
-        return BatchNorm(channels)
-    return nn.InstanceNorm2d(channels, affine=True)
+class Scaling(nn.Module):
+    """A conv 4x4 stride 2, normalisation and activation. A conv before a normalisation has no bias.
 
+    norm: "batch", "instance" with an affine map, or "none"
+    """
 
-class Down(nn.Module):
-    """Halve the size: conv 4x4 stride 2, normalisation, LeakyReLU. A conv before a normalisation has no bias."""
+    transposed, activation = False, "leaky_relu"
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str):
+    def __init__(self, in_channels: int, out_channels: int, norm: str, *, second_channels: int = 0, fused: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, **KERNEL, bias=norm == "none")
-        self.norm = normalisation(norm, out_channels)
+        alone = norm == "none"
+        self.conv = Conv(
+            in_channels,
+            out_channels,
+            **KERNEL,
+            transposed=self.transposed,
+            second_channels=second_channels,
+            activation=self.activation if alone else "none",
+            bias=alone,
+            fused=fused,
+        )
+        options: dict[str, Any] = {"activation": self.activation, "negative_slope": NEGATIVE_SLOPE, "fused": fused}
+        self.norm: nn.Module = nn.Identity()
+        if norm == "batch":
+            self.norm = BatchNorm(out_channels, **options)
+        elif norm == "instance":
+            self.norm = InstanceNorm(out_channels, affine=True, **options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H/2, W/2)."""
-        return F.leaky_relu(self.norm(self.conv(x)), NEGATIVE_SLOPE)
+    def forward(self, x: Tensor, second: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W), and further channels (B, second_channels, H, W) -> (B, out_channels, ...)."""
+        return self.norm(self.conv(x, second))
 
 
-class Up(nn.Module):
-    """Double the size: transposed conv 4x4 stride 2, normalisation, ReLU. A conv before a normalisation has no bias."""
+class Down(Scaling):
+    """Halve the size: conv 4x4 stride 2, normalisation, LeakyReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str):
-        super().__init__()
-        self.conv = nn.ConvTranspose2d(in_channels, out_channels, **KERNEL, bias=norm == "none")
-        self.norm = normalisation(norm, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, 2H, 2W)."""
-        return F.relu(self.norm(self.conv(x)))
+class Up(Scaling):
+    """Double the size: transposed conv 4x4 stride 2, normalisation, ReLU."""
+
+    transposed, activation = True, "relu"
 
 
 class GuidedUNet(nn.Module):
@@ -92,44 +100,50 @@ class GuidedUNet(nn.Module):
             channels, points, widths[0], **KERNEL, sigma=sigma, activation="leaky_relu", fused=fused
         )
         norms = [norm] * (depth - 2) + ["none"]
-        self.down = nn.ModuleList(map(Down, widths[:-1], widths[1:], norms))
+        downs = zip(widths[:-1], widths[1:], norms, strict=True)
+        self.down = nn.ModuleList(Down(i, o, kind, fused=fused) for i, o, kind in downs)
         # the innermost feature has no skip; the encoder's feature of the same size joins every later one
-        inputs = [widths[-1], *(2 * width for width in widths[-2:0:-1])]
-        self.up = nn.ModuleList(Up(i, o, norm) for i, o in zip(inputs, widths[-2::-1], strict=True))
-        self.last = nn.ConvTranspose2d(2 * widths[0], channels, **KERNEL)
+        further = [0, *widths[-2:0:-1]]
+        ups = zip(widths[:0:-1], further, widths[-2::-1], strict=True)
+        self.up = nn.ModuleList(Up(i, o, norm, second_channels=second, fused=fused) for i, second, o in ups)
+        self.last = Conv(
+            widths[0], channels, **KERNEL, transposed=True, second_channels=widths[0], activation="tanh", fused=fused
+        )
         width_at = {4 << level: width for level, width in enumerate(widths[-2::-1])}
         self.to_image = nn.ModuleDict(
             {str(size): Conv(width_at[size], channels, activation="tanh", fused=fused) for size in self.sizes}
         )
 
-    def guide(self, x: Tensor, points: Tensor, *, images: bool = True) -> tuple[dict[int, Tensor], Tensor]:
+    def guide(
+        self, x: Tensor, points: Tensor, *, images: bool = True
+    ) -> tuple[dict[int, Tensor], tuple[Tensor, Tensor]]:
         """Run the layers before the last.
 
         x:       (B, channels, R, R) in [-1, 1]
         points:  (B, K, 2) float32 x, y in pixels of R, NaN where missing
         images:  whether the guided images are made
-        returns: size -> image (B, channels, size, size) of each guided size, and the feature that `finish` takes
+        returns: size -> image (B, channels, size, size) of each guided size, and the two features that `finish` takes
         """
         skips = [self.first(x, points)]
         for down in self.down:
             skips.append(down(skips[-1]))
-        feature, level_images = skips.pop(), {}
+        feature, skip, level_images = skips.pop(), None, {}
         for up in self.up:
-            feature = up(feature)
+            feature = up(feature, skip)
             size = feature.shape[-1]
             if images and size in self.sizes:
                 level_images[size] = self.to_image[str(size)](feature)
-            feature = torch.cat([feature, skips.pop()], 1)
-        return level_images, feature
+            skip = skips.pop()
+        return level_images, (feature, skip)
 
-    def finish(self, feature: Tensor) -> Tensor:
-        """Run the last layer on the feature that `guide` returns: (B, channels, R, R) in [-1, 1]."""
-        return torch.tanh(self.last(feature))
+    def finish(self, features: tuple[Tensor, Tensor]) -> Tensor:
+        """Run the last layer on the features that `guide` returns: (B, channels, R, R) in [-1, 1]."""
+        return self.last(*features)
 
     def forward(self, x: Tensor, points: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """x (B, channels, R, R), points (B, K, 2) -> G(x, c), and size -> image of each guided size, as in `guide`."""
-        level_images, feature = self.guide(x, points)
-        return self.finish(feature), level_images
+        level_images, features = self.guide(x, points)
+        return self.finish(features), level_images
 
     def guided_parameters(self) -> list[nn.Parameter]:
         """What the losses of the levels train: all layers but the last, and the convs of the guided images."""
@@ -147,13 +161,14 @@ class PatchCritic(nn.Module):
     Source: section 2.1 of the paper; widths and normalisation are those of pix2pix's discriminator.
     """
 
-    def __init__(self, resolution: int, filters: int, channels: int, *, norm: str = "batch"):
+    def __init__(self, resolution: int, filters: int, channels: int, *, norm: str = "batch", fused: bool = True):
         super().__init__()
         depth = min(5, int(math.log2(resolution)) - 1)
         widths = [filters * min(2**level, WIDEST) for level in range(depth - 1)]
         norms = ["none"] + [norm] * (depth - 2)
-        self.down = nn.ModuleList(map(Down, [channels, *widths[:-1]], widths, norms))
-        self.last = nn.Conv2d(widths[-1], 1, **KERNEL)
+        downs = zip([channels, *widths[:-1]], widths, norms, strict=True)
+        self.down = nn.ModuleList(Down(i, o, kind, fused=fused) for i, o, kind in downs)
+        self.last = Conv(widths[-1], 1, **KERNEL, activation="none", fused=fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, R, R) -> (B, 1, H, W) logits of being real."""

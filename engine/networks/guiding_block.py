@@ -33,7 +33,9 @@ class GuidingBlock(nn.Module):
 
     def __init__(self, filters: int, channels: int, *, rapd: bool = True, nvtd: bool = True, fused: bool = True):
         super().__init__()
-        self.encoder = nn.Sequential(Down(channels, filters, "none"), Down(filters, 2 * filters, "none"))
+        self.encoder = nn.Sequential(
+            Down(channels, filters, "none", fused=fused), Down(filters, 2 * filters, "none", fused=fused)
+        )
         self.rapd = FeatureCritic(2 * filters, fused=fused) if rapd else None
         self.nvtd = FeatureCritic(2 * filters, fused=fused) if nvtd else None
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from engine.networks.layers import Conv, Deconv, LandmarkConv, Linear
+from engine.networks.layers import Conv, LandmarkConv, Linear
 
 # activation -> variance of the weights times fan_in that keeps the mean square of a signal from layer to layer. ELU
 # halves the mean square of a centred input; a gain of 1.5 keeps the scale of a dozen layers without normalisation
@@ -29,7 +29,7 @@ def initialise(network: nn.Module, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
-        if isinstance(layer, (Conv, Deconv, LandmarkConv, Linear, nn.Conv2d)):
+        if isinstance(layer, (Conv, LandmarkConv, Linear)):
             gain = getattr(layer, "start_gain", GAINS[getattr(layer, "activation", "none")])
             drawn = torch.randn(layer.weight.shape, generator=generator)
             if hasattr(layer, "heatmap_scale"):
@@ -46,7 +46,7 @@ def he_normal(network: nn.Module, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, layer in network.named_modules():
-        if isinstance(layer, (Conv, LandmarkConv, nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(layer, (Conv, LandmarkConv)):
             linear = name.endswith("last") or getattr(layer, "activation", "") == "tanh"
             drawn = torch.randn(layer.weight.shape, generator=generator)
             _set(layer.weight, drawn * math.sqrt((1 if linear else 2) / _fan_in(layer)), layer.bias)
@@ -68,9 +68,10 @@ def normal(network: nn.Module, seed: int) -> None:
 
 def _fan_in(layer: nn.Module) -> int:
     """How many weights reach one element of the layer's output."""
-    if isinstance(layer, (Deconv, nn.ConvTranspose2d)):
-        # 4x4 with stride 2: a quarter of the taps reaches an element
-        return 4 * layer.weight.shape[0]
+    if getattr(layer, "transposed", False):
+        # of 4x4 taps with stride 2 a quarter reaches an element
+        taps = layer.weight[0, 0].numel() / layer.stride**2
+        return int(taps * layer.weight.shape[0])
     return layer.weight[0].numel()
 
 

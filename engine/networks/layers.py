@@ -7,14 +7,11 @@ same for both, so a fused and an eager network load each other's checkpoints.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import ops
 from engine.errors import InputError
-from engine.kernels._grad_scale import weigh_samples
 from engine.kernels.began_balance.reference import Balance
-from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 
 # the operators of networks and losses, to be indexed with `fused`: (reference, operator)
 RESIZE_CONV_ACT = ops.pick("resize_conv_act")
@@ -35,12 +32,16 @@ def level_sizes(resolution: int) -> list[int]:
 
 
 class Conv(nn.Module):
-    """3x3 convolution with padding 1, a nearest resize around it and an activation after it: one operator.
+    """A convolution of any kind, a nearest resize around it and an activation after it: one operator.
 
     in_channels:     channels of `x`
     second_channels: channels of `second`, which are concatenated after those of `x`; 0: there is no second input
+    kernel_size:     1 to 7
     resize:          "none", "up" (nearest x2 of `x` before the convolution) or "down" (nearest /2 of the result)
-    activation:      "none", "elu", "relu", "leaky_relu", "tanh", "sigmoid" or "silu"
+    stride, padding, padding_mode, transposed, output_padding: as in resize_conv_act of engine.ops; parameters have the
+                     names and shapes of torch.nn.Conv2d and ConvTranspose2d
+    activation:      "none", "elu", "relu", "leaky_relu" (slope 0.2), "tanh", "sigmoid" or "silu"
+    bias:            False: none, for a normalisation after it has a bias of its own
     """
 
     def __init__(
@@ -48,15 +49,26 @@ class Conv(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+        padding_mode: str = "zeros",
+        transposed: bool = False,
+        output_padding: int = 0,
         resize: str = "none",
         activation: str = "elu",
         second_channels: int = 0,
+        bias: bool = True,
         fused: bool = True,
     ):
         super().__init__()
         self.resize, self.activation, self.fused = resize, activation, fused
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels + second_channels, 3, 3))
-        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.stride, self.padding, self.padding_mode = stride, padding, padding_mode
+        self.transposed, self.output_padding = transposed, output_padding
+        channels = (in_channels + second_channels, out_channels)
+        channels = channels if transposed else channels[::-1]
+        self.weight = nn.Parameter(torch.empty(*channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
 
     def forward(
         self,
@@ -77,6 +89,11 @@ class Conv(nn.Module):
             self.weight,
             self.bias,
             resize=self.resize,
+            stride=self.stride,
+            padding=self.padding,
+            padding_mode=self.padding_mode,
+            transposed=self.transposed,
+            output_padding=self.output_padding,
             activation=self.activation,
             second=second,
             grad_scale=grad_scale,
@@ -84,10 +101,11 @@ class Conv(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        out_channels, in_channels = self.weight.shape[:2]
-        return (
-            f"{in_channels} -> {out_channels}, resize={self.resize}, activation={self.activation}, fused={self.fused}"
-        )
+        out_channels, in_channels, size, _ = self.weight.shape
+        if self.transposed:
+            out_channels, in_channels = in_channels, out_channels
+        kind = f"kernel_size={size}, stride={self.stride}, resize={self.resize}" + ", transposed" * self.transposed
+        return f"{in_channels} -> {out_channels}, {kind}, activation={self.activation}, fused={self.fused}"
 
 
 class LandmarkConv(nn.Module):
@@ -159,29 +177,6 @@ class Linear(nn.Module):
         return f"{in_features} -> {out_features}, fused={self.fused}"
 
 
-class Deconv(nn.Module):
-    """torch's transposed 4x4 convolution with stride 2 and padding 1, which doubles the size, bias and activation."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, activation: str = "elu"):
-        super().__init__()
-        self.activation = activation
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, 4, 4))
-        self.bias = nn.Parameter(torch.empty(out_channels))
-
-    def forward(self, x: Tensor, grad_scale: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) -> (B, out_channels, 2H, 2W); grad_scale (B,) as in Conv."""
-        y = weigh_samples(self._upsampled, [x], self.weight, self.bias, grad_scale)
-        return ACTIVATIONS[self.activation](y, 0.2)
-
-    @staticmethod
-    def _upsampled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
-
-    def extra_repr(self) -> str:
-        in_channels, out_channels = self.weight.shape[:2]
-        return f"{in_channels} -> {out_channels}, activation={self.activation}"
-
-
 def l1_autoencoder_loss(target: Tensor, reconstruction: Tensor, *, fused: bool) -> tuple[Tensor, Tensor]:
     """Mean absolute error of each sample (B,) and over the batch (), float32; both inputs (B, C, H, W)."""
     return L1_AUTOENCODER_LOSS[fused](target, reconstruction)
@@ -205,10 +200,3 @@ def from_rows(rows: Tensor, size: int) -> Tensor:
 def parameter_count(network: nn.Module) -> int:
     """The number of scalars in the network's parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def lay_out_library_weights(network: nn.Module) -> None:
-    """Lay out weights of PyTorch's convolutions channels_last, like all activations: else each pass reorders them."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)

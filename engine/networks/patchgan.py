@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
 from engine.networks.layers import Conv
+from engine.networks.norms import InstanceNorm
 
 REAL, REFINED = 0, 1  # classes of a LocalDiscriminator
 
@@ -27,14 +28,13 @@ class LocalDiscriminator(nn.Module):
         self.first = Conv(channels, filters + narrow, resize="down", activation="relu", fused=fused)
         self.second = Conv(filters + narrow, filters, resize="down", activation="relu", fused=fused)
         self.third = Conv(filters, narrow, activation="relu", fused=fused)
-        self.mix = nn.Conv2d(narrow, narrow, 1)
-        self.mix.activation = "relu"
-        self.last = nn.Conv2d(narrow, 2, 1)
+        self.mix = Conv(narrow, narrow, kernel_size=1, activation="relu", fused=fused)
+        self.last = Conv(narrow, 2, kernel_size=1, activation="none", fused=fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, R, R) -> logits (B, 2, R/4, R/4); class 0 is REAL, class 1 REFINED."""
         x = F.max_pool2d(self.second(self.first(images)), 3, stride=1, padding=1)
-        return self.last(torch.relu(self.mix(self.third(x))))
+        return self.last(self.mix(self.third(x)))
 
 
 def patch_loss(logits: Tensor, wanted: int) -> Tensor:
@@ -59,20 +59,25 @@ class PatchDiscriminator(nn.Module):
     Source: CycleGAN (Zhu et al. 2017), appendix; Isola et al. 2017.
     """
 
-    def __init__(self, filters: int, channels: int, *, layers: int = 3):
+    def __init__(self, filters: int, channels: int, *, layers: int = 3, fused: bool = True):
         super().__init__()
         widths = [filters * min(2**level, 8) for level in range(layers + 1)]
         strides = [2] * layers + [1]
-        inputs = [channels, *widths[:-1]]
-        sizes = zip(inputs, widths, strides, strict=True)
-        self.blocks = nn.ModuleList(nn.Conv2d(a, b, 4, stride, padding=1) for a, b, stride in sizes)
-        self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)
+        inputs, activations = [channels, *widths[:-1]], ["leaky_relu", *["none"] * layers]
+        sizes = zip(inputs, widths, strides, activations, strict=True)
+        self.blocks = nn.ModuleList(
+            Conv(a, b, kernel_size=4, stride=stride, activation=activation, fused=fused)
+            for a, b, stride, activation in sizes
+        )
+        options: dict[str, Any] = {"activation": "leaky_relu", "negative_slope": 0.2, "fused": fused}
+        self.norms = nn.ModuleList(InstanceNorm(width, **options) for width in widths[1:])
+        self.last = Conv(widths[-1], 1, kernel_size=4, activation="none", fused=fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, R, R) -> scores (B, 1, H, H) with H = R / 2^layers - 2."""
-        x = F.leaky_relu(self.blocks[0](images), 0.2)
-        for block in self.blocks[1:]:
-            x = F.leaky_relu(F.instance_norm(block(x)), 0.2)
+        x = self.blocks[0](images)
+        for block, norm in zip(self.blocks[1:], self.norms, strict=True):
+            x = norm(block(x))
         return self.last(x)
 
 

@@ -6,6 +6,7 @@ code. The sizes are such that every level halves evenly.
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from engine.data.landmarks import POINTS
 from engine.networks.global_batch import BatchNorm, dropout, dropout2d
 from engine.networks.layers import Conv, LandmarkConv, level_sizes
+from engine.networks.norms import InstanceNorm
 
 SLOPE = 0.2  # of LeakyReLU below 0
 # factor on the start values of the weights of heatmaps: twenty heatmaps overlap at the mouth and would drown the image
@@ -37,11 +39,15 @@ class Level(nn.Module):
         super().__init__()
         activation = "none" if norm else "leaky_relu"
         self.conv = Conv(in_channels, out_channels, resize=resize, activation=activation, fused=fused)
-        self.norm, self.dropout = norm, dropout
+        self.norm, self.dropout = normalisation(norm, out_channels, fused), dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = normalised(self.conv(x)) if self.norm else self.conv(x)
-        return dropout2d(x, self.dropout, self.training) if self.dropout else x
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, in_channels, ...) -> (B, out_channels, ...), to which a level up adds `skip`."""
+        if skip is not None and self.norm is not None and not self.dropout:
+            return self.norm(self.conv(x), residual=skip)
+        x = self.conv(x) if self.norm is None else self.norm(self.conv(x))
+        x = dropout2d(x, self.dropout, self.training) if self.dropout else x
+        return x if skip is None else x + skip
 
 
 class Residual(nn.Module):
@@ -51,19 +57,23 @@ class Residual(nn.Module):
         super().__init__()
         self.first = Conv(channels, channels, activation="none" if norm else "leaky_relu", fused=fused)
         self.second = Conv(channels, channels, activation="none", fused=fused)
-        self.norm, self.dropout = norm, dropout
+        self.norm, self.dropout = normalisation(norm, channels, fused), dropout
+        self.last_norm = normalisation(norm, channels, fused, activation="none")
 
     def forward(self, x: Tensor) -> Tensor:
-        y = normalised(self.first(x)) if self.norm else self.first(x)
+        y = self.first(x) if self.norm is None else self.norm(self.first(x))
         if self.dropout:
             y = dropout(y, self.dropout, self.training)
         y = self.second(y)
-        return x + (F.instance_norm(y) if self.norm else y)
+        return x + y if self.last_norm is None else self.last_norm(y, residual=x)
 
 
-def normalised(x: Tensor) -> Tensor:
-    """LeakyReLU of the instance-normalised maps."""
-    return F.leaky_relu(F.instance_norm(x), SLOPE)
+def normalisation(norm: bool, channels: int, fused: bool, activation: str = "leaky_relu") -> InstanceNorm | None:
+    """Build the instance normalisation with the activation after it, then the residual's sum; None without `norm`."""
+    if not norm:
+        return None
+    style: dict[str, Any] = {"activation": activation, "negative_slope": SLOPE, "residual_place": "after"}
+    return InstanceNorm(channels, **style, fused=fused)
 
 
 class ReenactmentGenerator(nn.Module):
@@ -93,29 +103,29 @@ class ReenactmentGenerator(nn.Module):
         first = {"kernel_size": 5, "padding": 2, "activation": "none" if norm else "leaky_relu"}
         self.first = LandmarkConv(channels, POINTS, filters, **first, fused=fused)
         self.first.heatmap_scale = HEATMAP_SCALE
-        self.norm = norm
+        self.norm = normalisation(norm, filters, fused)
         self.down = nn.ModuleList(Level(a, b, resize="down", **options) for a, b in itertools.pairwise(widths))
         self.middle = Residual(widths[-1], norm=norm, dropout=DROPOUT if dropout else 0.0, fused=fused)
         self.up = nn.ModuleList(Level(b, a, resize="up", **options) for b, a in itertools.pairwise(widths[::-1]))
-        self.last = nn.Conv2d(filters, channels, 7, padding=3)
+        self.last = Conv(filters, channels, kernel_size=7, activation="tanh", fused=fused)
         if norm:
             # a norm takes the bias of a convolution away again: its gradient would be a rounding error
             for layer in self.modules():
-                if isinstance(layer, (Conv, LandmarkConv)):
+                if isinstance(layer, (Conv, LandmarkConv)) and layer is not self.last:
                     layer.bias.requires_grad_(False)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels of R -> the faces with these landmarks."""
         x = self.first(images, landmarks)
-        x = normalised(x) if self.norm else x
+        x = x if self.norm is None else self.norm(x)
         skips = []
         for level in self.down:
             skips.append(x)
             x = level(x)
         x = self.middle(x)
         for level in self.up:
-            x = level(x) + skips.pop()
-        return torch.tanh(self.last(x))
+            x = level(x, skips.pop())
+        return self.last(x)
 
 
 class PatchDiscriminator(nn.Module):
@@ -134,17 +144,18 @@ class PatchDiscriminator(nn.Module):
         self.first.heatmap_scale = HEATMAP_SCALE
         strides = [2] * (levels - 1) + [1]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 4, stride, 1, bias=False)
+            Conv(a, b, kernel_size=4, stride=stride, activation="none", bias=False, fused=fused)
             for a, b, stride in zip(widths[:-1], widths[1:], strides, strict=True)
         )
-        self.norms = nn.ModuleList(BatchNorm(width) for width in widths[1:])
-        self.last = nn.Conv2d(widths[-1], 1, 4, 1, 1)
+        options: dict[str, Any] = {"activation": "leaky_relu", "negative_slope": SLOPE, "fused": fused}
+        self.norms = nn.ModuleList(BatchNorm(width, **options) for width in widths[1:])
+        self.last = Conv(widths[-1], 1, kernel_size=4, activation="none", fused=fused)
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """images (B, C, R, R), landmarks (B, 68, 2) in pixels -> (B, patches) logits of being real."""
         x = self.first(images, landmarks)
         for conv, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.leaky_relu(norm(conv(x)), SLOPE)
+            x = norm(conv(x))
             if self.dropout:
                 x = dropout(x, self.dropout, self.training)
         return self.last(x).flatten(1)

@@ -1,14 +1,15 @@
 """Residual networks: the refiner of simgan and the generator of cyclegan."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engine.networks.layers import Conv
+from engine.networks.norms import InstanceNorm
 
 Padding = Literal["reflect", "zero"]
+PADDING_MODES = {"reflect": "reflect", "zero": "zeros"}  # as the operator names them
 Upsample = Literal["transposed", "nearest"]
 
 
@@ -36,18 +37,11 @@ class SimganRefiner(nn.Module):
         super().__init__()
         self.first = Conv(channels, filters, activation="relu", fused=fused)
         self.blocks = nn.Sequential(*(RefinerBlock(filters, fused=fused) for _ in range(blocks)))
-        self.last = nn.Conv2d(filters, channels, 1)
+        self.last = Conv(filters, channels, kernel_size=1, activation="tanh", fused=fused)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, R, R) -> the same shape, in (-1, 1)."""
-        return torch.tanh(self.last(self.blocks(self.first(images))))
-
-
-def conv3x3(filters: int, padding: Padding, *, fused: bool) -> nn.Module:
-    """Build a 3x3 convolution from n to n filters without activation: Kiln's operator where the padding is zero."""
-    if padding == "zero":
-        return Conv(filters, filters, activation="none", fused=fused)
-    return nn.Conv2d(filters, filters, 3, padding=1, padding_mode="reflect")
+        return self.last(self.blocks(self.first(images)))
 
 
 class GeneratorBlock(nn.Module):
@@ -55,11 +49,13 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, filters: int, padding: Padding, *, fused: bool):
         super().__init__()
-        self.first = conv3x3(filters, padding, fused=fused)
-        self.second = conv3x3(filters, padding, fused=fused)
+        kind: dict[str, Any] = {"padding_mode": PADDING_MODES[padding], "activation": "none", "fused": fused}
+        self.first = Conv(filters, filters, **kind)
+        self.second = Conv(filters, filters, **kind)
+        self.norms = nn.ModuleList(InstanceNorm(filters, activation=a, fused=fused) for a in ("relu", "none"))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + F.instance_norm(self.second(torch.relu(F.instance_norm(self.first(x)))))
+        return self.norms[1](self.second(self.norms[0](self.first(x))), residual=x)
 
 
 class ResnetGenerator(nn.Module):
@@ -68,8 +64,8 @@ class ResnetGenerator(nn.Module):
     Instance normalisation and ReLU follow all convolutions but the last; the 7x7 convolutions pad by reflection.
     blocks:   number of residual blocks; in the paper 9 for 256x256, 6 for 128x128
     halvings: number of convs 3x3/2; in the paper 2
-    padding:  of the blocks: "reflect" as in the paper, or "zero", which runs on Kiln's operator
-    upsample: "transposed" convolutions 3x3/2 as in the paper, or "nearest" x2 and a 3x3 convolution, Kiln's operator
+    padding:  of the blocks: "reflect" as in the paper, or "zero"
+    upsample: "transposed" convolutions 3x3/2 as in the paper, or "nearest" x2 and a 3x3 convolution
     Source: Zhu et al. 2017, appendix (after Johnson et al. 2016).
     """
 
@@ -87,26 +83,29 @@ class ResnetGenerator(nn.Module):
         super().__init__()
         widths = [filters << level for level in range(halvings)]
         deepest = filters << halvings
-        self.first = nn.Conv2d(channels, filters, 7, padding=3, padding_mode="reflect")
+        outer: dict[str, Any] = {"kernel_size": 7, "padding_mode": "reflect", "fused": fused}
+        up: dict[str, Any] = {"stride": 2, "transposed": True, "output_padding": 1}
+        up = {"resize": "up"} if upsample == "nearest" else up
+        self.first = Conv(channels, filters, activation="none", **outer)
         downs = (Conv(n, 2 * n, resize="down", activation="none", fused=fused) for n in widths)
         self.down = nn.ModuleList(downs)
         self.blocks = nn.Sequential(*(GeneratorBlock(deepest, padding, fused=fused) for _ in range(blocks)))
-        if upsample == "nearest":
-            ups = (Conv(2 * n, n, resize="up", activation="none", fused=fused) for n in reversed(widths))
-        else:
-            ups = (nn.ConvTranspose2d(2 * n, n, 3, 2, padding=1, output_padding=1) for n in reversed(widths))
-        self.up = nn.ModuleList(ups)
-        self.last = nn.Conv2d(filters, channels, 7, padding=3, padding_mode="reflect")
+        self.up = nn.ModuleList(Conv(2 * n, n, activation="none", **up, fused=fused) for n in reversed(widths))
+        self.last = Conv(filters, channels, activation="tanh", **outer)
+        # of the first convolution, of those down and of those up
+        normalised = [filters, *(2 * n for n in widths), *reversed(widths)]
+        self.norms = nn.ModuleList(InstanceNorm(n, activation="relu", fused=fused) for n in normalised)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, R, R) with R a multiple of 2^halvings -> the same shape, in (-1, 1)."""
-        x = torch.relu(F.instance_norm(self.first(images)))
+        norms = iter(self.norms)
+        x = next(norms)(self.first(images))
         for layer in self.down:
-            x = torch.relu(F.instance_norm(layer(x)))
+            x = next(norms)(layer(x))
         x = self.blocks(x)
         for layer in self.up:
-            x = torch.relu(F.instance_norm(layer(x)))
-        return torch.tanh(self.last(x))
+            x = next(norms)(layer(x))
+        return self.last(x)
 
 
 class ImageToImage(nn.Module):

@@ -26,7 +26,11 @@ class FeatureBlock(nn.Module):
         resize = "none" if inputs == outputs else "down"
         self.conv1 = Conv(inputs, outputs, resize=resize, activation="relu", fused=fused)
         self.conv2 = Conv(outputs, outputs, activation="none", fused=fused)
-        self.downsample = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride=2)
+        self.downsample = (
+            None
+            if inputs == outputs
+            else Conv(inputs, outputs, kernel_size=1, stride=2, activation="none", fused=fused)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -44,7 +48,8 @@ class ResnetFeatures(nn.Module):
 
     def __init__(self, weights: Path | None = None, *, fused: bool = True):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
+        self.conv1 = Conv(3, 64, kernel_size=7, stride=2, activation="relu", fused=fused)
+        self.conv1.start_gain = 1.0  # of the random weights, which stay as they were
         self.layer1 = nn.Sequential(*(FeatureBlock(64, 64, fused=fused) for _ in range(2)))
         self.layer2 = nn.Sequential(FeatureBlock(64, 128, fused=fused), FeatureBlock(128, 128, fused=fused))
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -60,7 +65,7 @@ class ResnetFeatures(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 1 or 3, R, R) in [-1, 1] -> features of 64, 64 and 128 channels at R/2, R/4 and R/8."""
         x = ((images.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std
-        stem = torch.relu(self.conv1(x))
+        stem = self.conv1(x)
         low = self.layer1(F.max_pool2d(stem, 3, stride=2, padding=1))
         return [stem, low, self.layer2(low)]
 

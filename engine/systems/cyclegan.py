@@ -149,7 +149,7 @@ class CycleganSystem(System):
         self.generator, self.back = build_generator(config), build_generator(config)
         shape = (config.filters, config.channels)
         self.discriminator, self.back_discriminator = (
-            PatchDiscriminator(*shape, layers=config.patch_layers) for _ in range(2)
+            PatchDiscriminator(*shape, layers=config.patch_layers, fused=config.fused) for _ in range(2)
         )
         for number, network in enumerate(self.networks().values()):
             normal(network, 1000 * config.seed + number)

@@ -143,7 +143,9 @@ class GgbSystem(System):
         super().__init__(config, device)
         self.sizes = guided_sizes(config.resolution, config.levels)
         self.generator = build_generator(config)
-        self.discriminator = PatchCritic(config.resolution, config.filters, config.channels, norm=config.norm)
+        self.discriminator = PatchCritic(
+            config.resolution, config.filters, config.channels, norm=config.norm, fused=config.fused
+        )
         switches = {"rapd": config.rapd, "nvtd": config.nvtd, "fused": config.fused}
         judged = self.sizes if config.rapd or config.nvtd else ()
         self.blocks = nn.ModuleDict(
@@ -191,9 +193,9 @@ class GgbSystem(System):
         """Run G: size -> image of each guided level, with its graph, and the final image, without."""
         with self.precision():
             with torch.set_grad_enabled(bool(self.sizes)):
-                level_images, feature = self.generator.guide(source, points)
+                level_images, features = self.generator.guide(source, points)
             with torch.no_grad():
-                fake = self.generator.finish(feature)
+                fake = self.generator.finish(features)
         return {size: image.to(source.dtype) for size, image in level_images.items()}, fake.to(source.dtype)
 
     def _update_discriminator(self, target: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -241,8 +243,8 @@ class GgbSystem(System):
         """Run G again and update it on the final image, equations (2) to (4)."""
         with frozen([self.discriminator]):
             with self.precision():
-                _, feature = self.generator.guide(source, points, images=False)
-                fake = self.generator.finish(feature)
+                _, features = self.generator.guide(source, points, images=False)
+                fake = self.generator.finish(features)
                 logits = self.discriminator(fake)
             _, l1 = l1_autoencoder_loss(target, fake.to(target.dtype), fused=self.config.fused)
             adversarial = said_real(logits)
@@ -299,8 +301,8 @@ class TrainedGgb(nn.Module):
         points:  (B, K, 2) x, y in pixels of R, NaN where missing
         returns: (B, C, R, R) in [-1, 1]
         """
-        _, feature = self.generator.guide(images, points, images=False)
-        return self.generator.finish(feature).clamp(-1, 1)
+        _, features = self.generator.guide(images, points, images=False)
+        return self.generator.finish(features).clamp(-1, 1)
 
 
 def build_generator(config: GgbConfig) -> GuidedUNet:

@@ -7,7 +7,6 @@ import torch
 
 from engine.config import TrainConfig, saved_value
 from engine.errors import InputError
-from engine.networks.layers import lay_out_library_weights
 from engine.systems.base import System
 
 SYSTEMS = {
@@ -32,10 +31,7 @@ def system_class(name: str) -> type[System]:
 
 def build(config: TrainConfig, device: str | torch.device) -> System:
     """Build the system of `config` on `device`, with start values from config.seed."""
-    system = system_class(config.system)(config, device)
-    for network in (*system.networks().values(), *system.averaged().values()):
-        lay_out_library_weights(network)
-    return system
+    return system_class(config.system)(config, device)
 
 
 def config_class(system: str) -> type[TrainConfig]:

@@ -53,11 +53,11 @@ def resize_conv_act(
     """activation(convolution(resize(x) with second's channels after it) + bias), all in one pass.
 
     x:              (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last is read in place)
-    weight:         (Cout, C + C2, K, K), transposed (C + C2, Cout, K, K), K from 1 to 7; of x's dtype, or float32 beside
-                    x in half precision, as under autocast
+    weight:         (Cout, C + C2, K, K), transposed (C + C2, Cout, K, K), K from 1 to 7; of x's dtype, or float32
+                    beside x in half precision, as under autocast
     bias:           (Cout,) likewise, or None
-    resize:         "none"; "up": x is enlarged by nearest x2 before the convolution, which is 3x3 with padding 1; "down":
-                    the result keeps its even rows and columns (nearest /2 after the convolution), which is a stride of 2
+    resize:         "none"; "up": x is enlarged by nearest x2 before the convolution, which is 3x3 with padding 1;
+                    "down": the result keeps its even rows and columns (nearest /2 after it), which is a stride of 2
     stride:         1 or 2
     padding:        pixels on each side of x, at least 0; None: (K - 1) // 2
     padding_mode:   what stands there: "zeros", "reflect", "replicate" or "circular", as of torch.nn.Conv2d

@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.networks.guided_unet import GuidedUNet, PatchCritic, guided_sizes
 from engine.networks.guiding_block import GuidingBlock
 from engine.networks.initialisation import he_normal
+from engine.networks.layers import Conv
 from engine.systems.ggb import GgbSystem
 from tests.support.ggb_fakes import batch_of, config_of, heatmaps_of
 from tests.support.training_fakes import smooth_images
@@ -96,8 +97,8 @@ def test_sizes_at_256_are_the_papers() -> None:
     assert sides == [128, 64, 32, 16, 8, 4, 2, 4, 8, 16, 32, 64, 128, 256, 128, 64, 32, 16, 8]
     assert image.shape == (1, 3, 256, 256) and logits.shape == (1, 1, 8, 8)
     assert {size: tuple(v.shape) for size, v in levels.items()} == {s: (1, 3, s, s) for s in (32, 64, 128)}
-    kernels = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    assert len(kernels) == 13 and all(m.kernel_size == (4, 4) and m.stride == (2, 2) for m in kernels)
+    kernels = [m for m in network.modules() if isinstance(m, Conv) and m.weight.shape[-1] == 4]
+    assert len(kernels) == 13 and all(m.stride == 2 and m.padding == 1 for m in kernels)
 
 
 @pytest.mark.parametrize("resolution", [16, 32, 64, 128, 256])

@@ -12,7 +12,7 @@ from engine.inference.trained import load_trained
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
 from engine.networks.initialisation import initialise
-from engine.networks.layers import Deconv
+from engine.networks.layers import Conv
 from engine.systems.began import BeganSystem
 from engine.systems.kinds import GENERATE
 from engine.systems.registry import build
@@ -193,15 +193,17 @@ def test_generator_is_the_decoder_of_the_discriminator_with_other_weights():
     assert not any(torch.equal(tensor, g[name]) for name, tensor in of_d.items() if name.endswith("weight"))
 
 
-def test_deconv_is_the_transposed_convolution_and_scales_the_gradients_of_its_parameters():
-    layer, x = Deconv(3, 2, activation="relu"), torch.randn(4, 3, 5, 5, requires_grad=True)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_transposed_layer_is_the_transposed_convolution_and_scales_the_gradients_of_its_parameters(fused):
+    layer = Conv(3, 2, kernel_size=4, stride=2, transposed=True, activation="relu", fused=fused)
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
     initialise(layer, 0)
     upstream, scale = torch.randn(4, 2, 10, 10), torch.tensor([1.0, -0.5, 0.0, 2.0])
     plain = torch.nn.ConvTranspose2d(3, 2, 4, stride=2, padding=1)
     plain.load_state_dict(layer.state_dict())
     wanted = [torch.autograd.grad((plain(x[i : i + 1]).relu() * upstream[i]).sum(), [x, *plain.parameters()])
               for i in range(4)]  # fmt: skip
-    y = layer(x, scale)
+    y = layer(x, grad_scale=scale)
     torch.testing.assert_close(y, plain(x).relu())
     found = torch.autograd.grad((y * upstream).sum(), [x, *layer.parameters()])
     torch.testing.assert_close(found[0], sum(one[0] for one in wanted))
