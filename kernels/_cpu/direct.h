@@ -22,7 +22,7 @@ struct Tap {
 // One axis of a pass: output o = step_out * i + phase reads inputs step_in * i + offset. A pass is the outer product of
 // its two axes, which are alike. The offsets of a phase ascend by one; a phase may have no tap, then its outputs are 0.
 struct Stencil {
-    int kernel, step_in, step_out;
+    int step_in, step_out;
     int count[MOST_TAPS] = {};
     Tap taps[MOST_TAPS][MOST_TAPS] = {};
 
@@ -47,7 +47,7 @@ private:
 
 // y[o] = sum over t of x[stride * o - padding + t] w[t].
 static inline Stencil gathering(int kernel, int stride, int padding) {
-    Stencil s{kernel, stride, 1};
+    Stencil s{stride, 1};
     s.count[0] = kernel;
     for (int t = 0; t < kernel; ++t) {
         s.taps[0][t].offset = t - padding;
@@ -59,7 +59,7 @@ static inline Stencil gathering(int kernel, int stride, int padding) {
 // The transpose, a phase for each of `stride` outputs from output `first` on: y[i] = sum of x[o] w[t] over the o and t
 // with stride * o - padding + t = i.
 static inline Stencil scattering(int kernel, int stride, int padding, int first) {
-    Stencil s{kernel, 1, stride};
+    Stencil s{1, stride};
     for (int phase = 0; phase < stride; ++phase)
         for (int t = kernel - 1; t >= 0; --t) {
             const int reach = phase + first + padding - t;
@@ -73,44 +73,61 @@ static inline Stencil scattering(int kernel, int stride, int padding, int first)
 
 // Nearest x2, then 3 taps with padding 1, and its transpose.
 static inline Stencil enlarging() {
-    return {3, 1, 2, {2, 2}, {{{-1, {1, 0, 0}}, {0, {0, 1, 1}}}, {{0, {1, 1, 0}}, {1, {0, 0, 1}}}}};
+    return {1, 2, {2, 2}, {{{-1, {1, 0, 0}}, {0, {0, 1, 1}}}, {{0, {1, 1, 0}}, {1, {0, 0, 1}}}}};
 }
 static inline Stencil enlarging_adjoint() {
-    return {3, 2, 1, {4}, {{{-1, {0, 0, 1}}, {0, {0, 1, 1}}, {1, {1, 1, 0}}, {2, {1, 0, 0}}}}};
+    return {2, 1, {4}, {{{-1, {0, 0, 1}}, {0, {0, 1, 1}}, {1, {1, 1, 0}}, {2, {1, 0, 0}}}}};
 }
 
 // A weight tensor, float32 contiguous, read as a matrix depth x columns of kernels: kernel (k, n) lies at
 // k * k_step + n * n_step. reversed: the taps of each axis are read from the last to the first.
 struct Weights {
     const float* data;
-    int kernel, depth, columns;
+    int depth, columns;
     int64_t k_step, n_step;
     bool reversed = false;
 
-    int taps() const { return kernel * kernel; }
     int padded() const { return round_up(columns, VL); }
     bool thin() const { return columns <= THIN; }
     const float* at(int k, int n) const { return data + k * k_step + n * n_step; }
 };
 
 // Combines the rows of a kernel by g to one line of taps; T is float, or a vector with a kernel in each lane.
-template <class T> static inline void combine_rows(const float* g, const T* kernel, int side, T* line) {
-    for (int q = 0; q < side; ++q) {
+template <int SIDE, class T> static inline void combine_rows(const float* g, const T* kernel, T* line) {
+    for (int q = 0; q < SIDE; ++q) {
         line[q] = kernel[q] * g[0];
-        for (int p = 1; p < side; ++p) line[q] += kernel[p * side + q] * g[p];
+        for (int p = 1; p < SIDE; ++p) line[q] += kernel[p * SIDE + q] * g[p];
     }
 }
 
-template <class T> static inline T combine(const T* line, const float* g, int side) {
+template <int SIDE, class T> static inline T combine(const T* line, const float* g) {
     T sum = line[0] * g[0];
-    for (int q = 1; q < side; ++q) sum += line[q] * g[q];
+    for (int q = 1; q < SIDE; ++q) sum += line[q] * g[q];
     return sum;
 }
 
+template <int N> struct Number {
+    static constexpr int VALUE = N;
+};
+
+// Calls body(Number<side>): what loops over taps is compiled for each side of a kernel.
+template <class Body> static inline void with_side(int side, Body body) {
+    switch (side) {
+    case 1: return body(Number<1>{});
+    case 2: return body(Number<2>{});
+    case 3: return body(Number<3>{});
+    case 4: return body(Number<4>{});
+    case 5: return body(Number<5>{});
+    case 6: return body(Number<6>{});
+    default: return body(Number<MOST_TAPS>{});
+    }
+}
+
 // Loads kernels (k, n) of VL columns n from n0 on, one vector for each tap; zeros past the last column.
-static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
-    alignas(64) float lanes[MOST_TAPS * MOST_TAPS][VL];
-    const int n = w.columns - n0 < VL ? w.columns - n0 : VL, count = w.taps();
+template <int SIDE> static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
+    constexpr int count = SIDE * SIDE;
+    alignas(64) float lanes[count][VL];
+    const int n = w.columns - n0 < VL ? w.columns - n0 : VL;
     if (n < VL) std::memset(lanes, 0, sizeof(float) * VL * count);
     for (int lane = 0; lane < n; ++lane) {
         const float* kernel = w.at(k, n0 + lane);
@@ -121,9 +138,10 @@ static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
 
 // Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width]. Rows and
 // columns are those of `stride` numbers.
+template <int SIDE>
 static void pack(const Weights& w, const float* row, int rows, const float* column, int columns, int stride, float* out) {
     constexpr int RUN = 8;  // steps of the depth whose combinations are gathered, so that they are written in long runs
-    const int depth = w.depth, padded = w.padded(), side = w.kernel, products = rows * columns;
+    const int depth = w.depth, padded = w.padded(), products = rows * columns;
     for_parts<Sharing::TO_THE_NEXT>((padded + 2 * VL - 1) / (2 * VL), [&](int64_t number) {
         const int n0 = int(number) * 2 * VL, width = panel_width(n0, padded);
         float* panel = out + int64_t(n0) * products * depth;
@@ -132,14 +150,14 @@ static void pack(const Weights& w, const float* row, int rows, const float* colu
             const int run = depth - k0 < RUN ? depth - k0 : RUN;
             for (int k = 0; k < run; ++k)
                 for (int v = 0; v < width; v += VL) {
-                    vf kernel[MOST_TAPS * MOST_TAPS];
-                    load_kernels(w, k0 + k, n0 + v, kernel);
+                    vf kernel[SIDE * SIDE];
+                    load_kernels<SIDE>(w, k0 + k, n0 + v, kernel);
                     for (int r = 0; r < rows; ++r) {
-                        vf line[MOST_TAPS];
-                        combine_rows(row + r * stride, kernel, side, line);
+                        vf line[SIDE];
+                        combine_rows<SIDE>(row + r * stride, kernel, line);
                         for (int c = 0; c < columns; ++c)
                             store(gathered + (int64_t(r * columns + c) * RUN + k) * width + v,
-                                  combine(line, column + c * stride, side));
+                                  combine<SIDE>(line, column + c * stride));
                     }
                 }
             for (int p = 0; p < products; ++p)
@@ -157,7 +175,7 @@ static int64_t packed_floats(const Weights& w, int products) {
 
 // Packs the weights of a thin pass panel by panel, [panel][depth][panel width]; the taps in the order phase, row,
 // column.
-static void pack_thin(const Weights& w, const Stencil& s, float* out) {
+template <int SIDE> static void pack_thin(const Weights& w, const Stencil& s, float* out) {
     const int depth = w.depth, padded = round_up(s.products() * w.columns, VL);
     std::memset(out, 0, sizeof(float) * depth * padded);
     int column = 0;
@@ -168,23 +186,23 @@ static void pack_thin(const Weights& w, const Stencil& s, float* out) {
                     for (int n = 0; n < w.columns; ++n, ++column) {
                         const int n0 = panel_start(column), width = panel_width(n0, padded);
                         for (int k = 0; k < depth; ++k) {
-                            float line[MOST_TAPS];
-                            combine_rows(s.taps[pr][r].g, w.at(k, n), w.kernel, line);
+                            float line[SIDE];
+                            combine_rows<SIDE>(s.taps[pr][r].g, w.at(k, n), line);
                             out[int64_t(n0) * depth + int64_t(k) * width + (column - n0)] =
-                                combine(line, s.taps[pc][c].g, w.kernel);
+                                combine<SIDE>(line, s.taps[pc][c].g);
                         }
                     }
 }
 
 // Packs the weights of all phases of a stencil, one phase after another.
-static void pack_stencil(const Weights& w, const Stencil& s, float* out) {
-    if (w.thin()) return pack_thin(w, s, out);
+template <int SIDE> static void pack_stencil(const Weights& w, const Stencil& s, float* out) {
+    if (w.thin()) return pack_thin<SIDE>(w, s, out);
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc) {
             float row[MOST_TAPS][MOST_TAPS], column[MOST_TAPS][MOST_TAPS];
             for (int t = 0; t < s.count[pr]; ++t) std::memcpy(row[t], s.taps[pr][t].g, sizeof row[t]);
             for (int t = 0; t < s.count[pc]; ++t) std::memcpy(column[t], s.taps[pc][t].g, sizeof column[t]);
-            pack(w, row[0], s.count[pr], column[0], s.count[pc], MOST_TAPS, out);
+            pack<SIDE>(w, row[0], s.count[pr], column[0], s.count[pc], MOST_TAPS, out);
             out += packed_floats(w, s.count[pr] * s.count[pc]);
         }
 }
@@ -408,38 +426,48 @@ static void direct_weight_gradient(const Stencil& s, bool moves_gradient, const 
 // output * o_step + input * i_step.
 struct WeightGradient {
     float* data;
-    int kernel;
     int64_t o_step, i_step;
 };
 
-// to[p][q] of each kernel = sum over r, c of taps[r][p] taps[c][q] sums[r][c]; taps: n lines of `stride` numbers.
-static void unpack_gradient(const float* sums, const Sums& layout, const float* taps, int n, int stride,
+// taps[p * SIDE + q] = sum over r, c of lines[r][p] lines[c][q] sums[(r * n + c) * plane]; lines: n of `stride` numbers.
+template <int SIDE>
+static inline void unpack_kernels(const float* sums, int64_t plane, const float* lines, int n, int stride, float (*taps)[VL]) {
+    vf sum[SIDE * SIDE];
+    for (int t = 0; t < SIDE * SIDE; ++t) sum[t] = splat(0.0f);
+    for (int r = 0; r < n; ++r) {
+        vf line[SIDE];
+        for (int q = 0; q < SIDE; ++q) line[q] = splat(0.0f);
+        for (int c = 0; c < n; ++c) {
+            const vf value = load(sums + (int64_t(r) * n + c) * plane);
+            for (int q = 0; q < SIDE; ++q) line[q] += lines[c * stride + q] * value;
+        }
+        for (int p = 0; p < SIDE; ++p)
+            for (int q = 0; q < SIDE; ++q) sum[p * SIDE + q] += lines[r * stride + p] * line[q];
+    }
+    for (int t = 0; t < SIDE * SIDE; ++t) store(taps[t], sum[t]);
+}
+
+// to[p][q] of each kernel = sum over r, c of lines[r][p] lines[c][q] sums[r][c]; lines: n of `stride` numbers.
+template <int SIDE>
+static void unpack_gradient(const float* sums, const Sums& layout, const float* lines, int n, int stride,
                             const WeightGradient& to) {
+    constexpr int RUN = 8;  // rows of the sums at a time, so that neighbouring kernels are written together
     const bool by_output = layout.by_output;
-    const int across = by_output ? layout.cout : layout.cin, side = to.kernel, columns = layout.columns();
+    const int across = by_output ? layout.cout : layout.cin;
+    const int columns = layout.columns(), rows = layout.rows();
     const int64_t plane = layout.size(1);
-    // row by row of the sums, so that each plane is read in runs
-    for_parts<Sharing::TO_THE_NEXT>(layout.rows(), [&](int64_t m) {
+    for_parts<Sharing::TO_THE_NEXT>((rows + RUN - 1) / RUN, [&](int64_t part) {
+        const int m0 = int(part) * RUN, run = rows - m0 < RUN ? rows - m0 : RUN;
         for (int v = 0; v < columns; v += VL) {
-            alignas(64) float lanes[MOST_TAPS * MOST_TAPS][VL];
-            vf sum[MOST_TAPS * MOST_TAPS];
-            for (int t = 0; t < side * side; ++t) sum[t] = splat(0.0f);
-            for (int r = 0; r < n; ++r) {
-                vf line[MOST_TAPS];
-                for (int q = 0; q < side; ++q) line[q] = splat(0.0f);
-                for (int c = 0; c < n; ++c) {
-                    const vf value = load(sums + (int64_t(r) * n + c) * plane + m * columns + v);
-                    for (int q = 0; q < side; ++q) line[q] += taps[c * stride + q] * value;
+            alignas(64) float kernels[RUN][SIDE * SIDE][VL];
+            for (int m = 0; m < run; ++m)
+                unpack_kernels<SIDE>(sums + int64_t(m0 + m) * columns + v, plane, lines, n, stride, kernels[m]);
+            for (int lane = 0; lane < VL && v + lane < across; ++lane)
+                for (int m = 0; m < run; ++m) {
+                    const int64_t o = by_output ? v + lane : m0 + m, i = by_output ? m0 + m : v + lane;
+                    float* kernel = to.data + o * to.o_step + i * to.i_step;
+                    for (int t = 0; t < SIDE * SIDE; ++t) kernel[t] = kernels[m][t][lane];
                 }
-                for (int p = 0; p < side; ++p)
-                    for (int q = 0; q < side; ++q) sum[p * side + q] += taps[r * stride + p] * line[q];
-            }
-            for (int t = 0; t < side * side; ++t) store(lanes[t], sum[t]);
-            for (int lane = 0; lane < VL && v + lane < across; ++lane) {
-                const int64_t o = by_output ? v + lane : m, i = by_output ? m : v + lane;
-                float* kernel = to.data + o * to.o_step + i * to.i_step;
-                for (int t = 0; t < side * side; ++t) kernel[t] = lanes[t][lane];
-            }
         }
     });
 }

@@ -13,6 +13,7 @@ struct Pass {
     int step, low, high, rows, first, products;
     bool direct, reversed;  // reversed: weights are packed with their taps in reverse order
     Stencil stencil;        // of a direct pass
+    int kernel;
     void (*pack)(const Pass&, const Weights&, float*);
     void (*band)(const Pass&, const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, Images,
                  const Addend&);
@@ -28,7 +29,9 @@ struct Pass {
     }
 };
 
-static void direct_pack(const Pass& pass, const Weights& w, float* out) { pack_stencil(w, pass.stencil, out); }
+static void direct_pack(const Pass& pass, const Weights& w, float* out) {
+    with_side(pass.kernel, [&](auto side) { pack_stencil<side.VALUE>(w, pass.stencil, out); });
+}
 
 static void direct_band(const Pass& pass, const Band& in, const Weights& w, const float* packed, int r0, int r1, int cells,
                         const Sink& sink, Images images, const Addend& add) {
@@ -49,12 +52,13 @@ static void direct_band(const Pass& pass, const Band& in, const Weights& w, cons
     }
 }
 
-static Pass direct(const Stencil& s, int first) {
-    return {s.step_in, s.lowest(), s.highest() + 1, s.step_out, first, s.products(), true, false, s, direct_pack, direct_band};
+// kernel: the side of the weight's kernels
+static Pass direct(const Stencil& s, int kernel, int first) {
+    return {s.step_in, s.lowest(), s.highest() + 1, s.step_out, first, s.products(), true, false, s, kernel, direct_pack, direct_band};
 }
 
 template <class A> static void transform_pack(const Pass&, const Weights& w, float* out) {
-    pack(w, A::G[0], A::P, A::G[0], A::P, A::K, out);
+    pack<A::K>(w, A::G[0], A::P, A::G[0], A::P, A::K, out);
 }
 template <class A>
 static void transform_pass(const Pass& pass, const Band& in, const Weights& w, const float* packed, int r0, int r1,
@@ -62,7 +66,7 @@ static void transform_pass(const Pass& pass, const Band& in, const Weights& w, c
     transform_band<A>(in, w, packed, pass.low, pass.first, r0, r1, cells, sink, images, add);
 }
 template <class A> static Pass transformed(int low, int first, bool reversed = false) {
-    return {A::STEP, low, low + A::IN, A::OUT, first, A::P * A::P, false, reversed, {}, transform_pack<A>, transform_pass<A>};
+    return {A::STEP, low, low + A::IN, A::OUT, first, A::P * A::P, false, reversed, {}, A::K, transform_pack<A>, transform_pass<A>};
 }
 
 // The weight gradient. One of input and gradient is `moved` against the other, or transformed as an algorithm's inputs:
@@ -70,7 +74,7 @@ template <class A> static Pass transformed(int low, int first, bool reversed = f
 struct WeightPass {
     int step, low, high, fixed_step, fixed_low, fixed_high, cells_h, cells_w;
     bool moves_gradient, direct;
-    int taps, stride;  // lines of taps along an axis, and floats of a line
+    int taps;  // lines of combinations along an axis
     float combinations[10][MOST_TAPS];
     Sums layout;
     Stencil stencil;
@@ -97,7 +101,7 @@ static void direct_sums(const WeightPass& pass, const Band& moved, const Band& f
 // first: the pixel of the operand at rest that cell 0 meets; cells along the axes.
 static WeightPass direct_weights(const Stencil& s, bool moves_gradient, int first, int cells_h, int cells_w, Sums layout) {
     WeightPass p{s.step_in, s.lowest(), s.highest() + 1, 1, first, first + 1, cells_h, cells_w, moves_gradient, true,
-                 s.count[0], MOST_TAPS, {}, layout, s, direct_sums};
+                 s.count[0], {}, layout, s, direct_sums};
     for (int t = 0; t < s.count[0]; ++t) std::memcpy(p.combinations[t], s.taps[0][t].g, sizeof s.taps[0][t].g);
     return p;
 }
@@ -111,7 +115,7 @@ static void transformed_sums(const WeightPass& pass, const Band& moved, const Ba
 template <class A>
 static WeightPass transformed_weights(int low, bool moves_gradient, int height, int width, int cin, int cout) {
     WeightPass p{A::STEP, low, low + A::IN, A::OUT, 0, A::OUT, (height + A::OUT - 1) / A::OUT, (width + A::OUT - 1) / A::OUT,
-                 moves_gradient, false, A::P, MOST_TAPS, {}, {cin, cout, !moves_gradient}, {}, transformed_sums<A>};
+                 moves_gradient, false, A::P, {}, {cin, cout, !moves_gradient}, {}, transformed_sums<A>};
     for (int r = 0; r < A::P; ++r)
         for (int t = 0; t < A::K; ++t) p.combinations[r][t] = A::G[r][t];
     return p;
@@ -164,12 +168,12 @@ struct Call {
         const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;
         const int64_t o_step = transposed ? taps : taps * (c1 + c2);
         const float* from = data + first * i_step;
-        return adjoint ? Weights{from, kernel, cout, count, o_step, i_step, reversed}
-                       : Weights{from, kernel, count, cout, i_step, o_step, reversed};
+        return adjoint ? Weights{from, cout, count, o_step, i_step, reversed}
+                       : Weights{from, count, cout, i_step, o_step, reversed};
     }
     WeightGradient weight_gradient(float* data, int first) const {
         const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;
-        return {data + first * i_step, kernel, transposed ? taps : taps * (c1 + c2), i_step};
+        return {data + first * i_step, transposed ? taps : taps * (c1 + c2), i_step};
     }
 };
 
@@ -192,7 +196,7 @@ template <class Body, class Strided> static auto with_algorithm(const Call& c, B
 
 // From the larger to the smaller tensor: y[o] = sum over t of x[stride * o - padding + t] w[t].
 static Pass gather(const Call& c) {
-    if (c.form == DIRECT) return direct(gathering(c.kernel, c.stride, c.padding), 0);
+    if (c.form == DIRECT) return direct(gathering(c.kernel, c.stride, c.padding), c.kernel, 0);
     return with_algorithm(
         c, [&](auto same) { return transformed<decltype(same)>(-c.padding, 0); },
         [&](auto stride, auto) { return transformed<decltype(stride)>(-c.padding, 0); });
@@ -200,7 +204,7 @@ static Pass gather(const Call& c) {
 
 // Its transpose, for outputs from -frame on.
 static Pass scatter(const Call& c, int frame) {
-    if (c.form == DIRECT) return direct(scattering(c.kernel, c.stride, c.padding, -frame), -frame);
+    if (c.form == DIRECT) return direct(scattering(c.kernel, c.stride, c.padding, -frame), c.kernel, -frame);
     // at stride 2 the first output is one that the odd taps make
     const int first = (c.padding - frame) % 2 ? -frame : -frame - 1, low = (first + c.padding - 1) / 2;
     return with_algorithm(
@@ -230,7 +234,7 @@ static WeightPass weights_of(const Call& c) {
 }
 
 static Passes passes_of(const Call& c) {
-    if (c.up && c.form == DIRECT) return {direct(enlarging(), 0), direct(enlarging_adjoint(), 0), weights_of(c)};
+    if (c.up && c.form == DIRECT) return {direct(enlarging(), 3, 0), direct(enlarging_adjoint(), 3, 0), weights_of(c)};
     if (c.up) return {transformed<NearestUp>(-1, 0), transformed<NearestUpAdjoint>(-1, 0), weights_of(c)};
     if (c.transposed) return {scatter(c, 0), gather(c), weights_of(c)};
     return {gather(c), scatter(c, c.frame()), weights_of(c)};
@@ -284,7 +288,7 @@ struct PackedForward {
     Weights w, w2;
 
     PackedForward(const Call& c, const float* weight)
-        : call(c), pass(passes_of(c).forward), apart(direct(gathering(c.kernel, 1, c.padding), 0)),
+        : call(c), pass(passes_of(c).forward), apart(direct(gathering(c.kernel, 1, c.padding), c.kernel, 0)),
           w(c.weights(weight, 0, c.merged(), false, pass.reversed)), w2(c.weights(weight, c.c1, c.c2, false, false)) {}
     int64_t first() const { return packed_floats(w, pass.products); }
     int64_t floats() const { return first() + (call.second_apart() ? packed_floats(w2, apart.products) : 0); }
@@ -404,7 +408,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     float *dw = arguments.dweight, *db = arguments.dbias;
 
     const Passes passes = passes_of(call);
-    const Pass input = passes.input, apart = direct(scattering(call.kernel, 1, call.padding, 0), 0);
+    const Pass input = passes.input, apart = direct(scattering(call.kernel, 1, call.padding, 0), call.kernel, 0);
     const WeightPass& weights = passes.weights;
     const WeightPass apart_weights =
         direct_weights(gathering(call.kernel, 1, call.padding), false, 0, call.out_h, call.out_w,
@@ -508,7 +512,10 @@ KILN_FUNCTION(resize_conv_act_backward,
     if (dx) std::memset(dx, 0, element * input_from * call.h * call.w * call.c1);
     if (dsecond) std::memset(dsecond, 0, element * input_from * call.conv_h() * call.conv_w() * call.c2);
     const auto unpack = [&](const float* sums, const WeightPass& pass, int first) {
-        unpack_gradient(sums, pass.layout, pass.combinations[0], pass.taps, pass.stride, call.weight_gradient(dw, first));
+        with_side(call.kernel, [&](auto side) {
+            unpack_gradient<side.VALUE>(sums, pass.layout, pass.combinations[0], pass.taps, MOST_TAPS,
+                                        call.weight_gradient(dw, first));
+        });
     };
     if (dw) unpack(all_sums, weights, 0);
     if (dw && split) unpack(all_sums + sums_size, apart_weights, call.c1);
