@@ -92,6 +92,15 @@ def output_sides(x: tuple[int, ...], kernel: int, g: Geometry) -> tuple[int, int
     return (scale * x[2] - less) // g.stride + 1, (scale * x[3] - less) // g.stride + 1
 
 
+def effective_stride(x: tuple[int, ...], kernel: int, g: Geometry) -> int:
+    """The stride that a pass is computed with.
+
+    A transposed convolution of one pixel has the same result at any stride, because no other pixel is beside it: with a
+    stride as long as the kernel each output takes one tap.
+    """
+    return kernel if g.transposed and not g.padding and tuple(x[2:]) == (1, 1) else g.stride
+
+
 def native_sizes(x: tuple[int, ...], weight: tuple[int, ...], further: int, g: Geometry) -> dict[str, int]:
     """The sizes that native functions take. x, weight: shapes; further: channels of the second input."""
     batch, channels, height, width = x
