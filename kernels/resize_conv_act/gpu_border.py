@@ -25,28 +25,24 @@ def inside_border(at, size, border):
     return tl.where(at < 0, before, tl.where(at >= size, after, at))
 
 
-@triton.jit
-def _position(own, number, size, padding):
-    """Position `number` of those that may stand for a pixel: its own is 0; then come those beside the axis."""
-    outside = tl.where(number <= padding, -number, size + number - padding - 1)
-    return tl.where(number == 0, own, outside)
-
-
 @triton.jit(do_not_specialize=["H", "W", "padding", "border"])
 def conv_border_grad_kernel(
     padded, dx, H, W, C, padding, border, WIDE: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr
 ):
-    """dx (batch, H, W, C) = sums over padded (batch, H + 2 padding, W + 2 padding, C), for BW pixels of a row."""
+    """dx (batch, H, W, C) = sums over padded (batch, H + 2 padding, W + 2 padding, C), for BW pixels of a row.
+
+    A pixel's own position comes first, then those before the axis, then those after it, if they stand for the pixel.
+    """
     y = tl.program_id(0) % H
     sample = tl.cast(tl.program_id(0) // H, tl.int64) if WIDE else tl.program_id(0) // H
     x, c = tl.program_id(1) * BW + tl.arange(0, BW), tl.program_id(2) * BC + tl.arange(0, BC)
     total = tl.zeros((BW, BC), tl.float32)
     for i in range(2 * padding + 1):
-        row = _position(y, i, H, padding)
+        row = tl.where(i == 0, y, tl.where(i <= padding, -i, H + i - padding - 1))
         if inside_border(row, H, border) == y:
             start = (sample * (H + 2 * padding) + row + padding) * (W + 2 * padding) + padding
             for j in range(2 * padding + 1):
-                column = _position(x, j, W, padding)
+                column = tl.where(j == 0, x, tl.where(j <= padding, -j, W + j - padding - 1))
                 inside = (x < W) & (inside_border(column, W, border) == x)
                 at = (start + column)[:, None] * C + c[None, :]
                 total += tl.load(padded + at, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)

@@ -22,11 +22,11 @@ _SCALARS = ["steps", "steps_per_split", "H", "W", "K", "stride", "padding", "bor
 
 
 @triton.jit
-def _transposed(large, start, y, x, border, H, W, C, c, valid, BORDERED: tl.constexpr):
-    """Loads (channels, pixels) of large at (y, x) of the image that begins at pixel `start`."""
+def _bordered(large, start, y, x, border, H, W, C, c, valid, BORDERED: tl.constexpr):
+    """Loads (pixels, channels) of large, with its border, at (y, x) of the image that begins at pixel `start`."""
     if BORDERED:
         y, x = inside_border(y, H, border), inside_border(x, W, border)
-    return tl.trans(pixels(large, start, y, x, H, W, C, c, valid))
+    return pixels(large, start, y, x, H, W, C, c, valid)
 
 
 @triton.jit(do_not_specialize=_SCALARS)
@@ -38,16 +38,16 @@ def conv_weight_grad_kernel(
     """partial (splits, taps, C, N) float32: the gradient's sums over a split's pixels, TOGETHER taps in a program.
 
     small is (batch, SH, SW, N), large (batch, H, W, C). The taps of a program share the pixels of small, which are read
-    once; they are of one row unless WRAPPED. A step is BP pixels of one sample.
+    and transposed once; they are of one row unless WRAPPED. A step is BP pixels of one sample.
     """
     n_blocks, c_blocks = tl.cdiv(N, BN), tl.cdiv(C, BC)
     n = (tl.program_id(0) % n_blocks) * BN + tl.arange(0, BN)
     block = tl.program_id(0) // n_blocks
     c, tap = (block % c_blocks) * BC + tl.arange(0, BC), block // c_blocks * TOGETHER
     per_sample = tl.cdiv(SH * SW, BP)
-    acc0 = tl.zeros((BC, BN), tl.float32)
-    acc1 = tl.zeros((BC, BN), tl.float32)
-    acc2 = tl.zeros((BC, BN), tl.float32)
+    acc0 = tl.zeros((BN, BC), tl.float32)
+    acc1 = tl.zeros((BN, BC), tl.float32)
+    acc2 = tl.zeros((BN, BC), tl.float32)
     first = tl.program_id(1) * steps_per_split
     for step in range(first, tl.minimum(first + steps_per_split, steps)):
         sample = step // per_sample
@@ -56,19 +56,19 @@ def conv_weight_grad_kernel(
         sy, sx = p // SW, p % SW
         sample = tl.cast(sample, tl.int64) if WIDE else sample
         start, y0, x0 = sample * (H * W), stride * sy - padding, stride * sx - padding
-        b = pixels(small, sample * (SH * SW), sy, sx, SH, SW, N, n, valid)
+        a = tl.trans(pixels(small, sample * (SH * SW), sy, sx, SH, SW, N, n, valid))
         y, x = y0 + tap // K, x0 + tap % K
-        acc0 = dot(_transposed(large, start, y, x, border, H, W, C, c, valid, BORDERED), b, acc0, PRECISION)
+        acc0 = dot(a, _bordered(large, start, y, x, border, H, W, C, c, valid, BORDERED), acc0, PRECISION)
         if TOGETHER > 1:
             y, x = (y0 + (tap + 1) // K, x0 + (tap + 1) % K) if WRAPPED else (y, x + 1)
-            acc1 = dot(_transposed(large, start, y, x, border, H, W, C, c, valid, BORDERED), b, acc1, PRECISION)
+            acc1 = dot(a, _bordered(large, start, y, x, border, H, W, C, c, valid, BORDERED), acc1, PRECISION)
         if TOGETHER > 2:
             y, x = (y0 + (tap + 2) // K, x0 + (tap + 2) % K) if WRAPPED else (y, x + 1)
-            acc2 = dot(_transposed(large, start, y, x, border, H, W, C, c, valid, BORDERED), b, acc2, PRECISION)
+            acc2 = dot(a, _bordered(large, start, y, x, border, H, W, C, c, valid, BORDERED), acc2, PRECISION)
     taps = K * K
     matrix = tl.cast(tl.program_id(1), tl.int64) * taps + tap
-    to = partial + (matrix * C + c)[:, None] * N + n[None, :]
-    inside = (c < C)[:, None] & (n < N)[None, :]
+    to = partial + (matrix * C + c)[None, :] * N + n[:, None]
+    inside = (n < N)[:, None] & (c < C)[None, :]
     tl.store(to, acc0, mask=inside)
     if TOGETHER > 1:
         tl.store(to + C * N, acc1, mask=inside & (tap + 1 < taps))
@@ -137,15 +137,15 @@ def conv_weight_grad_square_kernel(
         left = pixels(small, start, py, px + 1, H, W, N, n, valid)
         middle = pixels(small, start, py, px, H, W, N, n, valid)
         right = pixels(small, start, py, px - 1, H, W, N, n, valid)
-        a = _transposed(large, start, py - 1, px, border, H, W, C, c, valid, BORDERED)
+        a = tl.trans(_bordered(large, start, py - 1, px, border, H, W, C, c, valid, BORDERED))
         acc0 = dot(a, left, acc0, PRECISION)
         acc1 = dot(a, middle, acc1, PRECISION)
         acc2 = dot(a, right, acc2, PRECISION)
-        a = _transposed(large, start, py, px, border, H, W, C, c, valid, BORDERED)
+        a = tl.trans(_bordered(large, start, py, px, border, H, W, C, c, valid, BORDERED))
         acc3 = dot(a, left, acc3, PRECISION)
         acc4 = dot(a, middle, acc4, PRECISION)
         acc5 = dot(a, right, acc5, PRECISION)
-        a = _transposed(large, start, py + 1, px, border, H, W, C, c, valid, BORDERED)
+        a = tl.trans(_bordered(large, start, py + 1, px, border, H, W, C, c, valid, BORDERED))
         acc6 = dot(a, left, acc6, PRECISION)
         acc7 = dot(a, middle, acc7, PRECISION)
         acc8 = dot(a, right, acc8, PRECISION)
@@ -215,10 +215,10 @@ def _products_of_taps(small: Tensor, large: Tensor, taps: Taps, precision: str) 
     half, area, count = large.dtype != torch.float32, small_height * small_width, taps.kernel**2
     flat = channels < 64
     together = 1 if flat or count == 1 else 2 if count % 2 == 0 else 3  # of 25 and 49 taps 27 and 51 places
-    bc = min(64, max(16, triton.next_power_of_2(count * channels if flat else channels)))
     # a float32 product is three products, and each of its factors is held in two parts
-    widest = 64 if flat else 128 if half else 32 if together == 3 else 64
-    bn = min(widest, max(16, triton.next_power_of_2(n)))
+    narrow = together == 3 and not half
+    bc = min(32 if narrow else 64, max(16, triton.next_power_of_2(count * channels if flat else channels)))
+    bn = min(128 if half and not flat else 64, max(16, triton.next_power_of_2(n)))
     bp = tuning.block(area, min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(area))))
     steps = batch * triton.cdiv(area, bp)
     rows = triton.cdiv(count * channels, bc) if flat else triton.cdiv(count, together) * triton.cdiv(channels, bc)
