@@ -50,16 +50,16 @@ class Part(NamedTuple):
         reverse = adjoint != self.transposed
         return packed(weight, dtype, rows, columns, self.start, reverse=reverse, fold=self.fold)
 
-    def partial_gradient(self, dz: Tensor, x: Tensor, number: str) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+    def partial_gradient(self, dz: Tensor, x: Tensor, precision: str) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
         """Partial sums (splits, taps, C, N) of the weights' gradient, and of C and N what outputs and inputs say."""
         if self.fold or self.transposed:
-            return partial_products(x, dz, self.taps.adjoint, number), self.outputs, self.inputs
-        return partial_products(dz, x, self.taps, number), self.inputs, self.outputs
+            return partial_products(x, dz, self.taps.adjoint, precision), self.outputs, self.inputs
+        return partial_products(dz, x, self.taps, precision), self.inputs, self.outputs
 
 
 def parts(x: Tensor, weight: Tensor, second: Tensor | None, where: Geometry) -> list[Part]:
     """What x and second, if there is one, meet of the weight, which is contiguous."""
-    kernel, channels, up = weight.shape[-1], x.shape[1], where.resize == "up"
+    kernel, channels, up = int(weight.shape[-1]), x.shape[1], where.resize == "up"
     between = weight.stride()[:2]
     outputs = weight.shape[where.transposed], between[where.transposed]
     apart = between[1 - where.transposed]
