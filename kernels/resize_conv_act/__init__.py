@@ -21,7 +21,7 @@ from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
 from .._native import native_function
 from . import packed_weights, reference
-from .geometry import NAME, Geometry, check_geometry, effective_stride, form, geometry, native_sizes, output_sides
+from .geometry import NAME, Geometry, check_geometry, effective_stride, form, native_sizes, output_sides, raw_geometry
 from .reference import ACTIVATIONS
 
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
@@ -86,7 +86,7 @@ def resize_conv_act(
         packed_weights.keep(weight)
     apart = activation == "silu" and torch.is_grad_enabled()
     apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second))
-    where = geometry(weight.shape[-1], resize, stride, padding, padding_mode, transposed, output_padding)
+    where = raw_geometry(weight.shape[-1], resize, stride, padding, padding_mode, transposed, output_padding)
     options = "none" if apart else activation, float(negative_slope), exact, input_grad_from
     y = _forward(x, weight, bias, second, grad_scale, *where, *options)
     return F.silu(y) if apart else y

@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
     output_padding: int
 
 
-def geometry(
+def raw_geometry(
     kernel: int, resize: str, stride: int, padding: int | None, padding_mode: str, transposed: bool, output_padding: int
 ) -> Geometry:
     """The options of a public call as the raw operator takes them. Raises ValueError where resize does not fit."""

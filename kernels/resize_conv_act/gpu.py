@@ -50,7 +50,9 @@ class Part(NamedTuple):
         reverse = adjoint != self.transposed
         return packed(weight, dtype, rows, columns, self.start, reverse=reverse, fold=self.fold)
 
-    def partial_gradient(self, dz: Tensor, x: Tensor, precision: str) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+    def partial_gradient(
+        self, dz: Tensor, x: Tensor, precision: str
+    ) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
         """Partial sums (splits, taps, C, N) of the weights' gradient, and of C and N what outputs and inputs say."""
         if self.fold or self.transposed:
             return partial_products(x, dz, self.taps.adjoint, precision), self.outputs, self.inputs

@@ -218,7 +218,10 @@ def _products_of_taps(small: Tensor, large: Tensor, taps: Taps, precision: str) 
     # a float32 product is three products, and each of its factors is held in two parts
     narrow = together == 3 and not half
     bc = min(32 if narrow else 64, max(16, triton.next_power_of_2(count * channels if flat else channels)))
-    bn = min(128 if half and not flat else 64, max(16, triton.next_power_of_2(n)))
+    widest = 128 if half and not flat else 64
+    if taps.border and (together == 3 if half else precision == "ieee"):
+        widest //= 2  # the positions in a border take registers too
+    bn = min(widest, max(16, triton.next_power_of_2(n)))
     bp = tuning.block(area, min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(area))))
     steps = batch * triton.cdiv(area, bp)
     rows = triton.cdiv(count * channels, bc) if flat else triton.cdiv(count, together) * triton.cdiv(channels, bc)

@@ -7,7 +7,7 @@ import torch
 
 from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
-from .geometry import ALGORITHMS, DIRECT, Geometry, geometry, output_sides
+from .geometry import ALGORITHMS, DIRECT, Geometry, output_sides, raw_geometry
 from .reference import ACTIVATIONS
 from .strong import resize_conv_act as strong
 
@@ -132,7 +132,7 @@ def _of_kind(kernel: int, where: dict[str, Any]) -> list[Sample]:
 
 def _where(s: Sample) -> Geometry:
     chosen = [s.options.get(name, default) for name, default in zip(WHERE, DEFAULTS, strict=True)]
-    return geometry(s.shapes["weight"][-1], *chosen)
+    return raw_geometry(s.shapes["weight"][-1], *chosen)
 
 
 def _sizes(s: Sample) -> tuple[int, int, int, int]:
