@@ -22,7 +22,7 @@ import triton
 import tyro
 from triton.runtime.cache import get_cache_manager
 
-from benchmarks.gpu.samples import smallest
+from benchmarks.gpu.samples import of_each_kind, smallest
 from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import Shipped, Variant
 from benchmarks.suites import operators, step, systems
@@ -178,7 +178,7 @@ def _samples(capability: int) -> Recorded:
 
 def _exact(capability: int) -> Recorded:
     conv = launches.specs()["resize_conv_act"]
-    yield from _operator(conv, conv.samples[:12], ("exact", "tf32"), capability)
+    yield from _operator(conv, of_each_kind(conv), ("exact", "tf32"), capability)
 
 
 # by name, those that most parts need first

@@ -38,6 +38,12 @@ def pixels(source, start, y, x, H, W, C, c, valid):
 
 
 @triton.jit
+def quotient(numbers, divisor):
+    """numbers // divisor by one division of two scalars, for numbers below 2^20 / divisor and 2^11 divisor."""
+    return (numbers * tl.cdiv(1 << 20, divisor)) >> 20
+
+
+@triton.jit
 def single(number):
     """A number of the host as float32, which a launch makes of it; torch.compile passes it as float64."""
     return tl.cast(number, tl.float32)

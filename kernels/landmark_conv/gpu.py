@@ -17,7 +17,7 @@ from .._gpu.launch import Cost, launch, size
 from .._layout import channels_last
 from ..landmark_heatmap.gpu import exponent, window
 from ..resize_conv_act import ACTIVATION_NUMBERS
-from ..resize_conv_act.gpu import precision
+from ..resize_conv_act.gpu_convolution import precision
 from . import gradients, output
 from .gpu_geometry import Geometry, power
 from .gpu_gradients import landmarks_gradient, landmarks_weight_gradient, sum_gradients

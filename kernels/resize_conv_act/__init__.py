@@ -21,7 +21,7 @@ from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
 from .._native import native_function
 from . import packed_weights, reference
-from .geometry import DIRECT, NAME, Geometry, check_geometry, form, geometry, native_sizes, output_sides
+from .geometry import NAME, Geometry, check_geometry, effective_stride, form, native_sizes, output_sides, raw_geometry
 from .reference import ACTIVATIONS
 
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
@@ -57,7 +57,8 @@ def resize_conv_act(
                     beside x in half precision, as under autocast
     bias:           (Cout,) likewise, or None
     resize:         "none"; "up": x is enlarged by nearest x2 before the convolution, which is 3x3 with padding 1;
-                    "down": the result keeps its even rows and columns (nearest /2 after it), which is a stride of 2
+                    "down": the result keeps its even rows and columns (nearest /2 after the convolution), which is a
+                    stride of 2
     stride:         1 or 2
     padding:        pixels on each side of x, at least 0; None: (K - 1) // 2
     padding_mode:   what stands there: "zeros", "reflect", "replicate" or "circular", as of torch.nn.Conv2d
@@ -85,7 +86,7 @@ def resize_conv_act(
         packed_weights.keep(weight)
     apart = activation == "silu" and torch.is_grad_enabled()
     apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second))
-    where = geometry(weight.shape[-1], resize, stride, padding, padding_mode, transposed, output_padding)
+    where = raw_geometry(weight.shape[-1], resize, stride, padding, padding_mode, transposed, output_padding)
     options = "none" if apart else activation, float(negative_slope), exact, input_grad_from
     y = _forward(x, weight, bias, second, grad_scale, *where, *options)
     return F.silu(y) if apart else y
@@ -173,13 +174,10 @@ def output(x: Tensor, weight: Tensor, where: Geometry) -> Tensor:
 
 
 def _sizes(x, weight, second, where, activation, negative_slope, exact):
+    where = where._replace(stride=effective_stride(x.shape, weight.shape[-1], where))
     sizes = native_sizes(x.shape, weight.shape, 0 if second is None else second.shape[1], where)
-    if where.transposed and (sizes["height"], sizes["width"], where.padding) == (1, 1, 0):
-        # beside one pixel there are no others: at any stride the result is the same, here each output takes one tap
-        sizes |= {"stride": sizes["kernel"], "form": DIRECT}
-    else:
-        channels = x.shape[1] + (0 if where.resize == "up" else sizes["further"])
-        sizes["form"] = form(x.shape, (channels, sizes["cout"], weight.shape[-1]), where, exact)
+    channels = x.shape[1] + (0 if where.resize == "up" else sizes["further"])
+    sizes["form"] = form(x.shape, (channels, sizes["cout"], weight.shape[-1]), where, exact)
     options = {"activation": ACTIVATION_NUMBERS[activation], "negative_slope": negative_slope}
     return sizes | options | {"dtype": DTYPES[x.dtype]}
 

@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
     output_padding: int
 
 
-def geometry(
+def raw_geometry(
     kernel: int, resize: str, stride: int, padding: int | None, padding_mode: str, transposed: bool, output_padding: int
 ) -> Geometry:
     """The options of a public call as the raw operator takes them. Raises ValueError where resize does not fit."""
@@ -90,6 +90,15 @@ def output_sides(x: tuple[int, ...], kernel: int, g: Geometry) -> tuple[int, int
         return (x[2] - 1) * g.stride + more, (x[3] - 1) * g.stride + more
     scale, less = 2 if g.resize == "up" else 1, kernel - 2 * g.padding
     return (scale * x[2] - less) // g.stride + 1, (scale * x[3] - less) // g.stride + 1
+
+
+def effective_stride(x: tuple[int, ...], kernel: int, g: Geometry) -> int:
+    """The stride that a pass is computed with.
+
+    A transposed convolution of one pixel has the same result at any stride, because no other pixel is beside it: with a
+    stride as long as the kernel each output takes one tap.
+    """
+    return kernel if g.transposed and not g.padding and tuple(x[2:]) == (1, 1) else g.stride
 
 
 def native_sizes(x: tuple[int, ...], weight: tuple[int, ...], further: int, g: Geometry) -> dict[str, int]:

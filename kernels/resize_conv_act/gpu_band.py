@@ -25,16 +25,16 @@ def _matrix(weights, n, N, C, c, number):
     return tl.load(weights + n[None, :] * (9 * C) + (number * C + c)[:, None], mask=inside, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "H", "band_rows", "bands"])
 def conv_band_kernel(
-    x, weights, bias, y, batch, H, W, C, N, band_rows, bands, first, by_tap, slope,
+    x, weights, bias, y, batch, H, W, C, N, band_rows, bands, slope,
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y (batch, H, W, N) from x (batch, H, W, C): a program writes BM columns, BN channels and a band of rows.
 
-    The columns are those of neighbouring images, side by side. weights (N, 9, C), C at most BK; tap t takes matrix
-    first + t by_tap. WIDE: offsets take 64 bits.
+    The columns are those of neighbouring images, side by side. weights (N, 9, C), C at most BK. WIDE: offsets take 64
+    bits.
     """
     slope = single(slope)
     n_blocks = tl.cdiv(N, BN)
@@ -45,15 +45,15 @@ def conv_band_kernel(
     m = (rest // bands) * BM + tl.arange(0, BM)
     image, column = m // W, m % W
     valid, c = image < batch, tl.arange(0, BK)
-    w0 = _matrix(weights, n, N, C, c, first)
-    w1 = _matrix(weights, n, N, C, c, first + by_tap)
-    w2 = _matrix(weights, n, N, C, c, first + 2 * by_tap)
-    w3 = _matrix(weights, n, N, C, c, first + 3 * by_tap)
-    w4 = _matrix(weights, n, N, C, c, first + 4 * by_tap)
-    w5 = _matrix(weights, n, N, C, c, first + 5 * by_tap)
-    w6 = _matrix(weights, n, N, C, c, first + 6 * by_tap)
-    w7 = _matrix(weights, n, N, C, c, first + 7 * by_tap)
-    w8 = _matrix(weights, n, N, C, c, first + 8 * by_tap)
+    w0 = _matrix(weights, n, N, C, c, 0)
+    w1 = _matrix(weights, n, N, C, c, 1)
+    w2 = _matrix(weights, n, N, C, c, 2)
+    w3 = _matrix(weights, n, N, C, c, 3)
+    w4 = _matrix(weights, n, N, C, c, 4)
+    w5 = _matrix(weights, n, N, C, c, 5)
+    w6 = _matrix(weights, n, N, C, c, 6)
+    w7 = _matrix(weights, n, N, C, c, 7)
+    w8 = _matrix(weights, n, N, C, c, 8)
     start = (tl.cast(image, tl.int64) if WIDE else image) * (H * W)
     above = tl.zeros((BM, BN), tl.float32)
     beside = tl.zeros((BM, BN), tl.float32)
@@ -97,12 +97,11 @@ def band(height: int, tiles: int) -> int:
 
 
 def convolve_in_bands(
-    x: Tensor, weights: Tensor, y: Tensor, bias: Tensor | None, activation: int, slope: float, *, adjoint: bool
+    x: Tensor, weights: Tensor, y: Tensor, bias: Tensor | None, activation: int, slope: float
 ) -> None:
     """Writes y from x, both channels_last and x padded, by conv_band_kernel; `applies` must be true.
 
-    weights: (N, 9, C), as packed by gpu.py
-    adjoint: every tap is taken at its opposite place
+    weights: (N, 9, C), as `packed` gives them
     """
     batch, channels, height, width = x.shape
     n = y.shape[1]
@@ -120,7 +119,7 @@ def convolve_in_bands(
     launch(
         conv_band_kernel, (tiles * bands,), x=x, weights=weights, bias=weights if bias is None else bias, y=y,
         batch=batch, H=height, W=width, C=channels, N=n, band_rows=rows, bands=bands,
-        first=8 if adjoint else 0, by_tap=-1 if adjoint else 1, slope=slope,
+        slope=slope,
         ACTIVATION=activation, HAS_BIAS=bias is not None, WIDE=wide(x, y), PRECISION="ieee",
         BM=COLUMNS, BN=bn, BK=max(16, triton.next_power_of_2(channels)),
         cost=cost, num_warps=8, num_stages=3, oldest=H100,

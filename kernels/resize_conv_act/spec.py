@@ -7,7 +7,7 @@ import torch
 
 from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
-from .geometry import ALGORITHMS, DIRECT, Geometry, geometry, output_sides
+from .geometry import ALGORITHMS, DIRECT, Geometry, output_sides, raw_geometry
 from .reference import ACTIVATIONS
 from .strong import resize_conv_act as strong
 
@@ -15,6 +15,7 @@ KINKED = ("relu", "leaky_relu")  # their derivative jumps at zero
 KINDS = ("none", "up", "down")  # the 3x3 convolutions with padding 1, by their resize
 WHERE = ("resize", "stride", "padding", "padding_mode", "transposed", "output_padding")
 DEFAULTS = ("none", 1, None, "zeros", False, 0)
+_SPREAD = {"stride": 2, "transposed": True}
 
 
 def _sample(
@@ -77,7 +78,19 @@ def _samples() -> list[Sample]:
             _sample(2, 4, 12, 10, 3, resize, "elu", grad_scale=True),
             _sample(2, 16, 70, 30, 2, resize, "none", grad_scale=True),
         ]
-    return samples + [sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)]
+    return [*samples, *(sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)), *_many_channels()]
+
+
+def _many_channels() -> list[Sample]:
+    """Samples of other kinds whose channels take the kernels' larger tiles, and one of a single pixel."""
+    return [
+        _sample(2, 64, 5, 6, 20, "none", "relu", kernel=1),
+        _sample(2, 72, 6, 6, 24, "none", "leaky_relu", kernel=4, stride=2, second=3),
+        _sample(1, 64, 6, 5, 20, "none", "elu", kernel=5, grad_scale=True),
+        _sample(2, 64, 6, 5, 24, "none", "elu", padding_mode="reflect", grad_scale=True),
+        _sample(2, 16, 4, 3, 64, "none", "relu", kernel=4, **_SPREAD),
+        _sample(5, 24, 1, 1, 17, "none", "relu", kernel=4, padding=0, transposed=True, grad_scale=True),
+    ]
 
 
 # the convolutions that are not 3x3 with padding 1: (kernel, further options)
@@ -119,7 +132,7 @@ def _of_kind(kernel: int, where: dict[str, Any]) -> list[Sample]:
 
 def _where(s: Sample) -> Geometry:
     chosen = [s.options.get(name, default) for name, default in zip(WHERE, DEFAULTS, strict=True)]
-    return geometry(s.shapes["weight"][-1], *chosen)
+    return raw_geometry(s.shapes["weight"][-1], *chosen)
 
 
 def _sizes(s: Sample) -> tuple[int, int, int, int]:
@@ -186,7 +199,6 @@ _CROSSING = (
 )
 # of the systems at the papers' widths: dcgan and wgan (64 pixels), cyclegan (128), ggb (128), reenact (64)
 _REFLECT = {"padding_mode": "reflect"}
-_SPREAD = {"stride": 2, "transposed": True}
 
 
 def _benchmarks() -> list[Sample]:

@@ -386,7 +386,8 @@ def test_each_operator_is_sanitized_by_itself(monkeypatch, tmp_path, place):
 @pytest.mark.parametrize("spec", _spec.specs().values(), ids=_spec.specs())
 def test_small_samples_for_the_sanitizer(spec):
     few = samples.smallest(spec)
-    assert 0 < len(few) <= samples.COUNT and all(spec.flops(s) < 1e9 for s in few)
+    assert 0 < len(few) <= 4 * samples.COUNT and all(spec.flops(s) < 1e9 for s in few)
+    assert set().union(*map(samples.aspects, few)) == set().union(*map(samples.aspects, spec.samples))
 
 
 @pytest.fixture

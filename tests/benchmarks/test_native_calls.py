@@ -7,6 +7,7 @@ from benchmarks.timing import native_calls
 from engine import ops
 from engine.kernels import _native, _spec
 from engine.kernels._observers import NativeCall, observers
+from engine.kernels.resize_conv_act.geometry import SMALL_TILES, TRANSFORMED, Geometry, native_sizes
 from tests.support.benchmark_cases import conv
 
 
@@ -18,8 +19,8 @@ from tests.support.benchmark_cases import conv
         ("up", 3, 9 * 48 * 16 + 9 * 4 * 48 * 3),
         ("none", 0, 16 * 48 // 4 * 16),
         ("none", 3, 16 * 48 // 4 * 19),
-        ("down", 0, 9 * 12 * 16),
-        ("down", 3, 9 * 12 * 19),
+        ("down", 0, 25 * 12 // 4 * 16),
+        ("down", 3, 25 * 12 // 4 * 19),
     ],
 )
 def test_products_of_the_forms(resize, second, products):
@@ -30,7 +31,7 @@ def test_products_of_the_forms(resize, second, products):
         y = ops.resize_conv_act(**leaves, **sample.options)
     (forward,) = calls
     assert forward.function == "resize_conv_act_forward" and forward.seconds > 0
-    if forward.integers["form"] != 2:  # 4x4 tiles: counted below
+    if resize != "none" or forward.integers["form"] == SMALL_TILES:  # 4x4 tiles: counted below
         assert native_calls.work(forward).flops == 2.0 * 2 * products * 24
     elements = sum(t.numel() for t in made.values()) - 24 + y.numel()
     assert native_calls.work(forward).bytes == 4.0 * elements
@@ -48,8 +49,9 @@ def test_products_of_the_forms(resize, second, products):
 
 
 def test_4x4_tiles_take_36_products_for_16_outputs():
-    integers = {"dtype": 0, "resize": 0, "activation": 1, "form": 2, "batch": 1, "channels": 16, "further": 0}
-    integers |= {"height": 8, "width": 8, "cout": 24}
+    where = Geometry("none", stride=1, padding=1, padding_mode="zeros", transposed=False, output_padding=0)
+    sizes = native_sizes((1, 16, 8, 8), (24, 16, 3, 3), 0, where)
+    integers = sizes | {"dtype": 0, "activation": 1, "form": TRANSFORMED}
     work = _spec.specs()["resize_conv_act"].work(NativeCall("resize_conv_act_forward", {}, integers, 0.1))
     assert work.flops == 2.0 * 36 * 4 * 16 * 24 and "4x4 tiles" in work.shape
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from engine import ops
 from engine.kernels import _native, _spec
 from engine.kernels.resize_conv_act import FROM_OUTPUT
-from engine.kernels.resize_conv_act.geometry import DIRECT, Geometry, form, geometry
+from engine.kernels.resize_conv_act.geometry import DIRECT, Geometry, form, raw_geometry
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 from engine.verification.checks import limited
 from tests.fuzz.budget import examples
@@ -381,7 +381,7 @@ def in_tiles(call: Drawn) -> bool:
     if call.operator != "resize_conv_act" or set(call.dtypes.values()) != {torch.float32}:
         return False
     shapes, options = call.sample.shapes, call.sample.options
-    where = geometry(shapes["weight"][-1], *(options[name] for name in Geometry._fields))
+    where = raw_geometry(shapes["weight"][-1], *(options[name] for name in Geometry._fields))
     # the other algorithms' coefficients are 0 and +-1
     winograd = where.resize == "none" and where.stride == 1
     return winograd and form(shapes["x"], shapes["weight"], where, bool(call.exact)) != DIRECT

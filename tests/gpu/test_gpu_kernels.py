@@ -75,8 +75,16 @@ def test_every_choice_is_noted():
 
 
 @compiled_only
-@pytest.mark.parametrize("resize", ["none", "up", "down"])
-def test_compilers_see_the_kernels(resize, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"resize": resize} for resize in ("none", "up", "down")),
+        {"padding_mode": "reflect"},
+        {"transposed": True, "stride": 2},
+    ],
+    ids=str,
+)
+def test_compilers_see_the_kernels(options, monkeypatch):
     """Under AOTAutograd the operator becomes its Triton kernels, which write their own outputs and nothing else."""
     from functorch.compile import aot_function
     from triton.runtime import driver
@@ -91,9 +99,9 @@ def test_compilers_see_the_kernels(resize, monkeypatch):
         raise Seen
 
     x = torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
-    weight = torch.randn(24, 16, 3, 3)
+    weight = torch.randn(16, 16, 3, 3)
     monkeypatch.setattr(driver, "_active", H100Driver())
-    function = aot_function(lambda x, w: ops.resize_conv_act(x, w, resize=resize, activation="elu"), fw_compiler=keep)
+    function = aot_function(lambda x, w: ops.resize_conv_act(x, w, activation="elu", **options), fw_compiler=keep)
     with _dispatch.gpu_kernels_on_cpu(), pytest.raises(Seen):
         function(x, weight)
     nodes = list(graphs[0].graph.nodes)
@@ -121,15 +129,16 @@ def test_a_freed_storage_is_refused(loss):
 
 @interpreted_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("resize", ["none", "up", "down"])
-def test_wide_gpu_kernels_give_the_same(resize, dtype, monkeypatch):
+@pytest.mark.parametrize("kind", ["none", "up", "down", "3x3/2 reflect", "transposed 4x4/2"])
+def test_wide_gpu_kernels_give_the_same(kind, dtype, monkeypatch):
     from engine.kernels._gpu import activation_backward
-    from engine.kernels.resize_conv_act import gpu, gpu_band, gpu_weight_gradient
+    from engine.kernels.resize_conv_act import gpu_band, gpu_border, gpu_convolution, gpu_packing, gpu_weight_gradient
 
-    sample = next(s for s in CONV.samples if s.options["resize"] == resize and "second 3 grad_scale" in s.name)
+    sample = next(s for s in CONV.samples if f" {kind} elu second 3 grad_scale" in s.name)
     made = _spec.tensors(sample, dtype)
     narrow = _spec.run(ops.resize_conv_act, sample, made, dtype)
-    for module in (gpu, gpu_band, gpu_weight_gradient, activation_backward):
+    wide = gpu_band, gpu_border, gpu_convolution, gpu_packing, gpu_weight_gradient, activation_backward
+    for module in wide:
         monkeypatch.setattr(module, "wide", lambda *tensors: True)
     for name, value in _spec.run(ops.resize_conv_act, sample, made, dtype).items():
         assert torch.equal(value, narrow[name]), name
@@ -138,11 +147,13 @@ def test_wide_gpu_kernels_give_the_same(resize, dtype, monkeypatch):
 @interpreted_only
 def test_gpu_kernels_for_older_gpus(monkeypatch):
     """What Ampere runs in half precision, where Hopper has kernels of its own."""
-    from engine.kernels.resize_conv_act import gpu, gpu_weight_gradient
+    from engine.kernels.resize_conv_act import gpu_convolution, gpu_weight_gradient
 
-    for module in (gpu, gpu_weight_gradient):
+    for module in (gpu_convolution, gpu_weight_gradient):
         monkeypatch.setattr(module, "capability", lambda: 80)
-    for sample in (s for s in CONV.samples if s.options["resize"] == "none" and s.shapes["x"][1] >= 16):
+    same_size = [s for s in CONV.samples if s.options["resize"] == "none" and s.shapes["weight"][-1] == 3]
+    same_size = [s for s in same_size if not s.options.keys() & {"stride", "padding", "transposed"}]
+    for sample in (s for s in same_size if s.shapes["x"][1] >= 16):
         failed = [error for error in _spec.compare(CONV, sample, torch.bfloat16) if not error.passed]
         assert not failed, (sample.name, failed)
 
@@ -281,7 +292,8 @@ print(*sorted(kernels), sep=chr(10))
 
 @compiled_only
 def test_a_kernel_s_key_does_not_depend_on_what_was_compiled_before():
-    kernels = [f"engine.kernels.resize_conv_act.gpu:{name}" for name in ("pack_weights_kernel", "conv_kernel")]
+    modules = {"pack_weights_kernel": "gpu_packing", "conv_kernel": "gpu_convolution"}
+    kernels = [f"engine.kernels.resize_conv_act.{module}:{name}" for name, module in modules.items()]
     keys = [
         subprocess.run(
             [sys.executable, "-c", KEYS, *order], check=True, capture_output=True, text=True, cwd=ROOT

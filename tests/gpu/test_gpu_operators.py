@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.gpu.samples import of_each_kind
 from engine import ops
 from engine.host.tf32 import tf32_allowed
 from engine.kernels import _spec
@@ -43,7 +44,7 @@ def test_benchmark_shapes(spec):
             check(_spec.compare(spec, sample, dtype, "cuda"))
 
 
-@pytest.mark.parametrize("sample", _spec.specs()["resize_conv_act"].samples[:12], ids=lambda s: s.name)
+@pytest.mark.parametrize("sample", of_each_kind(_spec.specs()["resize_conv_act"]), ids=lambda s: s.name)
 def test_exact_form_and_tf32(sample):
     spec = _spec.specs()["resize_conv_act"]
     check(_spec.compare(spec, sample, torch.float32, "cuda", exact=True))
