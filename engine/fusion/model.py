@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from engine.fusion.chains.classify import Step, classify_module, conv_tensors, weight_of
+from engine.fusion.chains.classify import classify_module, conv_tensors, weight_of
 from engine.fusion.chains.matching import Chain, Matches, find_chains
 from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
 from engine.fusion.chains.savings import Savings, expected_saving, too_small
@@ -13,8 +13,7 @@ from engine.fusion.forward import Plan, exchange, is_fused, restore
 from engine.fusion.report import Entry, FuseReport
 from engine.fusion.tracing.bytecode import is_torch, may_write
 from engine.fusion.tracing.tracer import Traced, Untraceable, trace
-
-REPLACEABLE = (Step("conv", "1"), Step("conv", "2"))
+from engine.kernels.resize_conv_act.geometry import Geometry
 
 
 def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = False) -> FuseReport:
@@ -37,9 +36,10 @@ def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = Fals
     Raises ValueError where the model cannot run on example_inputs, and as `strict` says.
     """
     unfuse(model)
-    report = _Fuser(model, set()).report
+    fuser = _Fuser(model, set())
+    report = fuser.report
     if example_inputs is not None and report.replaced:
-        report = _checked(model, example_inputs, report)
+        report = _checked(model, example_inputs, fuser)
     if strict and report.refused:
         unfuse(model)
         raise ValueError(f"fuse: left in strict mode: {'; '.join(': '.join(entry) for entry in report.refused)}")
@@ -54,21 +54,22 @@ def unfuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def _checked(model: nn.Module, example_inputs: object, report: FuseReport) -> FuseReport:
+def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseReport:
     """The report after the model ran on its example inputs; the model is fused again without what they show not to pay.
 
-    report: of the model as it is fused now
+    fuser: of the model as it is fused now
     """
-    savings = Savings(model, [entry.path for entry in report.replaced])
+    savings = Savings(model, fuser.convolutions)
     wrong, errors = check(model, example_inputs, savings)
-    small = set() if wrong else _too_small(report, savings)
+    small = set() if wrong else _too_small(fuser, savings)
     if small:
         unfuse(model)
-        report = _Fuser(model, small).report
-        if not report.replaced:
-            return report
-        savings = Savings(model, [entry.path for entry in report.replaced])
+        fuser = _Fuser(model, small)
+        if not fuser.report.replaced:
+            return fuser.report
+        savings = Savings(model, fuser.convolutions)
         wrong, errors = check(model, example_inputs, savings)
+    report = fuser.report
     report.error = errors
     if wrong:
         unfuse(model)
@@ -80,20 +81,29 @@ def _checked(model: nn.Module, example_inputs: object, report: FuseReport) -> Fu
     return report
 
 
-def _too_small(report: FuseReport, savings: Savings) -> set[str]:
+def _too_small(fuser: "_Fuser", savings: Savings) -> set[str]:
     """Paths of the convolutions alone that were called, and whose maps were too small at every call."""
-    alone = {entry.path for entry in report.replaced if entry.pattern == "conv 3x3" and savings.shapes[entry.path]}
-    return {path for path in alone if all(too_small(shape, savings.weights[path]) for shape in savings.shapes[path])}
+    return {
+        path
+        for path in fuser.alone
+        if savings.shapes[path]
+        and all(too_small(shape, savings.weights[path], savings.chains[path][0]) for shape in savings.shapes[path])
+    }
 
 
 class _Fuser:
     """One pass over a model, from the outside inwards, that fuses it and writes the report.
 
     small: paths of convolutions alone whose maps are known to be too small to gain
+
+    convolutions: the Geometry and the resize of each replaced convolution by its path; alone: the paths of those that
+    are no more than a convolution
     """
 
     def __init__(self, model: nn.Module, small: set[str]):
         self.report, self.small = FuseReport(), small
+        self.convolutions: dict[str, tuple[Geometry, str]] = {}
+        self.alone: set[str] = set()
         self.traces: dict[int, Traced | Untraceable] = {}  # by the identity of the module, like the two below
         self.done: set[int] = set()  # Sequentials whose children a fused forward calls itself
         self.written: set[int] = set()  # modules whose results are written to by those that call them
@@ -124,9 +134,14 @@ class _Fuser:
             exchange(module, [plan, *self._of_other_calls(path, module, traced)])
 
     def _replaced(self, path: str, module: nn.Module, chain: Chain) -> Entry:
-        saving = expected_saving(weight_of(chain.conv, module), chain.resize)
+        """Enters a chain that is replaced; returns its line of the report."""
+        saving = expected_saving(weight_of(chain.conv, module), chain.geometry, chain.resize)
         saving += f"; {chain.normalised} after it stays" if chain.normalised else ""
-        return Entry(_joined(path, chain.conv), chain.pattern, saving)
+        joined = _joined(path, chain.conv)
+        self.convolutions[joined] = chain.geometry, chain.resize
+        if chain.alone:
+            self.alone.add(joined)
+        return Entry(joined, chain.pattern, saving)
 
     def _of_other_calls(self, path: str, module: nn.Module, traced: Traced) -> Iterator[Plan]:
         """Plans for other calls than the traced one.
@@ -205,7 +220,7 @@ class _Fuser:
         """
         children = list(_called_children(module))
         self.exposed |= set(map(id, children))
-        if any(classify_module(child) in REPLACEABLE for child in children):
+        if any(step and step.kind == "conv" and not step.reason for step in map(classify_module, children)):
             self.report.leave(Entry(path, "forward", why))
         if id(module) in self.written or may_write(module) or any(map(self._writes_input, children)):
             self.written |= set(map(id, children))

@@ -135,9 +135,12 @@ def hooked(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "pattern", "reason"),
     [
-        (lambda: [conv(3, 3, padding_mode="reflect"), nn.ELU()], "conv + elu", "padding mode reflect"),
-        (lambda: [nn.Conv2d(3, 3, 3), nn.ELU()], "conv + elu", "padding 0"),
-        (lambda: [nn.Conv2d(3, 3, 5, padding=2), nn.ELU()], "conv + elu", "kernel size 5x5"),
+        (lambda: [nn.Conv2d(3, 3, 3, padding=(1, 2)), nn.ELU()], "conv + elu", "padding (1, 2)"),
+        (lambda: [nn.Conv2d(3, 3, 4, padding="same"), nn.ELU()], "conv + elu", "padding same"),
+        (lambda: [nn.Conv2d(3, 3, 8), nn.ELU()], "conv + elu", "kernel size 8x8"),
+        (lambda: [nn.Conv2d(3, 3, (3, 5)), nn.ELU()], "conv + elu", "kernel size 3x5"),
+        (lambda: [nn.ConvTranspose2d(3, 3, 4, 3), nn.ELU()], "conv + elu", "stride 3"),
+        (lambda: [nn.ConvTranspose2d(3, 3, 4, groups=3), nn.ELU()], "conv + elu", "groups 3"),
         (lambda: [nn.Conv2d(3, 3, 3, padding=2, dilation=2), nn.ELU()], "conv + elu", "dilation 2"),
         (lambda: [conv(3, 3, groups=3), nn.ELU()], "conv + elu", "groups 3"),
         (lambda: [conv(3, 3, stride=3), nn.ELU()], "conv + elu", "stride 3"),

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from engine.fusion.chains.classify import Owner, Step, classify_node, weight_of
+from engine.fusion.chains.convolutions import UP, conv_name, padded
 from engine.fusion.chains.mutation import WritesInput, is_written_later, writes_in_place
 from engine.fusion.chains.savings import why_no_gain
+from engine.kernels.resize_conv_act.geometry import Geometry
 
 NEVER: WritesInput = lambda name: False  # noqa: E731
 HALVINGS = ("nearest /2", "slice")
@@ -20,13 +22,16 @@ KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
 class Chain:
     """Nodes that one call replaces, in the order they run in.
 
-    resize:     "none", "up", or how the result is halved: "stride 2", "nearest /2", "slice"
+    kernel, geometry: of the convolution, with the padding before it
+    resize:     "none", "up", or how the result is halved: "nearest /2", "slice"
     halved_last: whether it ends with nearest /2, whose result is a tensor of its own
     normalised: the normalisation that keeps the chain from an activation; "" where there is none
     """
 
     conv: fx.Node
     nodes: list[fx.Node]
+    kernel: int
+    geometry: Geometry
     resize: str = "none"
     activation: str = "none"
     slope: float = 0.0
@@ -39,17 +44,31 @@ class Chain:
         return self.activation in KEEP_INPUT or (self.activation in KEEP_RESULT and self.halved_last)
 
     @property
+    def keeps_input(self) -> bool:
+        """Whether the operator keeps its input for the backward pass, and the modules as written keep a copy of it.
+
+        Torch's reflected and replicated borders keep their input too.
+        """
+        mode = self.geometry.padding_mode
+        return mode == "circular" or (mode == "zeros" and self.nodes[0] is not self.conv)
+
+    @property
     def pattern(self) -> str:
         """The chain in the words of a report."""
         parts = ["nearest x2"] if self.resize == "up" else []
-        parts.append("conv 3x3 stride 2" if self.resize == "stride 2" else "conv 3x3")
+        parts.append(self.name)
         parts += [self.activation] if self.activation != "none" else []
         parts += ["nearest /2"] if self.resize in HALVINGS else []
         return " + ".join(parts)
 
     @property
+    def name(self) -> str:
+        """Its convolution in the words of a report."""
+        return conv_name(self.kernel, self.geometry)
+
+    @property
     def alone(self) -> bool:
-        """Whether it is no more than a convolution of the same size."""
+        """Whether it is no more than a convolution."""
         return self.resize == self.activation == "none"
 
 
@@ -101,7 +120,7 @@ def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_wr
     users = source_of(chain.nodes[0]).users
     if any(writes_in_place(user, writes_input) for user in users if user not in chain.nodes):
         return "its input is changed in place"
-    reason = why_no_gain(weight_of(chain.conv, owner), chain.resize, chain.activation)
+    reason = why_no_gain(weight_of(chain.conv, owner), chain.geometry, chain.resize, chain.activation)
     between = f" ({chain.normalised} lies between it and what follows)" if chain.normalised else ""
     return reason and reason + between
 
@@ -112,27 +131,54 @@ def _longest_chain(conv: fx.Node, step: Step, owner: Owner, matches: Matches, ta
     taken: the nodes of earlier chains, which are no part of this one
     """
     before, after = source_of(conv), list(_steps_after(conv, owner))
-    up = None if before in taken else classify_node(before, owner)
-    up = up if up is not None and up.kind == "resize" and up.option in ("up", "") else None
-    if step.reason:
-        # a refused 3x3 convolution is told even alone, for it could have been replaced alone; other kernels could not
+    if step.geometry is None:
+        up = _step_before(before, owner, taken, "resize")
+        # a convolution that is refused is told even alone, for it could have been replaced alone; but not for its size
         if up or after or not step.reason.startswith("kernel size"):
             parts = [*(["upsample"] if up else []), "conv", *(s.option for _, s in after[:1] if s.option)]
             matches.skipped.append((conv, " + ".join(parts), step.reason))
         return None
-    strided = step.option == "2"
-    chain = Chain(conv, [conv], "stride 2" if strided else "none")
-    if up:
-        reason = up.reason or ("stride 2 after it" if strided else "")
-        reason = reason or ("the enlarged tensor is used elsewhere" if len(before.users) > 1 else "")
-        if reason:
-            matches.skipped.append((conv, "upsample + conv 3x3", reason))
-        else:
-            chain.resize, chain.nodes = "up", [before, conv]
+    kernel = weight_of(conv, owner).shape[-1]
+    chain = Chain(conv, [conv], kernel, step.geometry)
+    if pad := _step_before(before, owner, taken, "pad"):
+        _take_pad(chain, before, pad, matches)
+    before = source_of(chain.nodes[0])
+    if up := _step_before(before, owner, taken, "resize"):
+        _take_up(chain, before, up, matches)
     _extend(chain, after, matches)
     following = (classify_node(user, owner) for user in conv.users)
     chain.normalised = next((s.option for s in following if s and s.kind == "normalisation"), "")
     return chain
+
+
+def _step_before(node: fx.Node, owner: Owner, taken: set[fx.Node], kind: str) -> Step | None:
+    """The step of a node that gives a convolution its input, if it is of this kind; of resizes one that enlarges."""
+    step = None if node in taken else classify_node(node, owner)
+    fits = step is not None and step.kind == kind and (kind != "resize" or step.option in ("up", ""))
+    return step if fits else None
+
+
+def _take_pad(chain: Chain, node: fx.Node, step: Step, matches: Matches) -> None:
+    """Takes into the chain the padding before its convolution, or enters why it stays."""
+    geometry, reason = (None, step.reason) if step.reason else padded(step.geometry, chain.geometry)
+    reason = reason or ("the padded tensor is used elsewhere" if len(node.users) > 1 else "")
+    if reason:
+        matches.skipped.append((chain.conv, f"pad + {chain.name}", reason))
+    else:
+        chain.geometry, chain.nodes = geometry, [node, *chain.nodes]
+
+
+def _take_up(chain: Chain, node: fx.Node, step: Step, matches: Matches) -> None:
+    """Takes into the chain the resize before its convolution, or enters why it stays."""
+    reason = step.reason
+    if not reason and (chain.kernel, chain.geometry) != (3, UP):
+        strided = chain.geometry.stride != 1 and not chain.geometry.transposed
+        reason = "stride 2 after it" if strided else "nearest x2 is fused with a 3x3 convolution of padding 1 alone"
+    reason = reason or ("the enlarged tensor is used elsewhere" if len(node.users) > 1 else "")
+    if reason:
+        matches.skipped.append((chain.conv, f"upsample + {chain.name}", reason))
+    else:
+        chain.resize, chain.nodes = "up", [node, *chain.nodes]
 
 
 def _steps_after(conv: fx.Node, owner: Owner) -> Iterator[tuple[fx.Node, Step]]:
@@ -151,7 +197,9 @@ def _steps_after(conv: fx.Node, owner: Owner) -> Iterator[tuple[fx.Node, Step]]:
 def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -> None:
     """Takes into the chain the steps after its convolution, until one that does not fit."""
     for node, step in after:
-        if step.kind == "resize" and chain.resize != "none":
+        if step.kind == "resize" and (
+            chain.resize != "none" or chain.geometry.stride != 1 or chain.geometry.transposed
+        ):
             # the operator does one of x2 before and /2 after, and one of two halvings; the other stays
             return
         reason = step.reason
