@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from engine.fusion.chains.classify import classify_module, conv_tensors, weight_of
-from engine.fusion.chains.matching import Chain, Matches, find_chains
+from engine.fusion.chains.matching import Chain, Matches, NormChain, find_chains
 from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
 from engine.fusion.chains.savings import Savings, expected_saving, too_small
 from engine.fusion.check import check
@@ -17,7 +17,10 @@ from engine.kernels.resize_conv_act.geometry import Geometry
 
 
 def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = False) -> FuseReport:
-    """Lets a model compute its chains of nearest x2, 3x3 convolution, activation and nearest /2 in one operator each.
+    """Lets a model compute its chains of layers in one operator each.
+
+    A chain is a convolution with what lies around it (a padding or nearest x2 before it, an activation and nearest /2
+    after it), or a normalisation with its activation.
 
     In place. The modules stay where they are with their parameters, so optimisers, checkpoints, EMA copies and hooks
     stay valid; what changes is the forward of the modules that call the chains. Each call of it first looks whether the
@@ -60,7 +63,7 @@ def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseR
     fuser: of the model as it is fused now
     """
     savings = Savings(model, fuser.convolutions)
-    wrong, errors = check(model, example_inputs, savings)
+    wrong, errors = check(model, example_inputs, savings, len(fuser.report.replaced))
     small = set() if wrong else _too_small(fuser, savings)
     if small:
         unfuse(model)
@@ -68,7 +71,7 @@ def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseR
         if not fuser.report.replaced:
             return fuser.report
         savings = Savings(model, fuser.convolutions)
-        wrong, errors = check(model, example_inputs, savings)
+        wrong, errors = check(model, example_inputs, savings, len(fuser.report.replaced))
     report = fuser.report
     report.error = errors
     if wrong:
@@ -133,11 +136,14 @@ class _Fuser:
             plan = Plan(traced, matches.chains, module, id(module) in self.exposed)
             exchange(module, [plan, *self._of_other_calls(path, module, traced)])
 
-    def _replaced(self, path: str, module: nn.Module, chain: Chain) -> Entry:
+    def _replaced(self, path: str, module: nn.Module, chain: Chain | NormChain) -> Entry:
         """Enters a chain that is replaced; returns its line of the report."""
-        saving = expected_saving(weight_of(chain.conv, module), chain.geometry, chain.resize)
+        if isinstance(chain, NormChain):
+            passes = "statistics and result" if chain.activation == "none" else "statistics, result and activation"
+            return Entry(_joined(path, chain.head), chain.pattern, f"{passes} in one operator")
+        saving = expected_saving(weight_of(chain.head, module), chain.geometry, chain.resize)
         saving += f"; {chain.normalised} after it stays" if chain.normalised else ""
-        joined = _joined(path, chain.conv)
+        joined = _joined(path, chain.head)
         self.convolutions[joined] = chain.geometry, chain.resize
         if chain.alone:
             self.alone.add(joined)
@@ -174,9 +180,9 @@ class _Fuser:
         """The chains of a traced module, without those that are known to be too small."""
         matches = find_chains(traced.graph, module, self._child_writes(module), id(module) in self.written)
         for chain in list(matches.chains):
-            if _joined(path, chain.conv) in self.small and chain.alone:
+            if isinstance(chain, Chain) and chain.alone and _joined(path, chain.head) in self.small:
                 matches.chains.remove(chain)
-                matches.skipped.append((chain.conv, chain.pattern, "nothing to gain: its maps are small"))
+                matches.skipped.append((chain.head, chain.pattern, "nothing to gain: its maps are small"))
         return matches
 
     def _child_writes(self, module: nn.Module) -> WritesInput:

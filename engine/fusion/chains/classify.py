@@ -71,7 +71,7 @@ class Step:
 def classify_module(module: nn.Module) -> Step | None:
     """The step a module is; None for one that is no part of any chain."""
     step = _classify_by_class(module)
-    if step and step.kind != "normalisation" and not step.reason and (reason := replaced(module)):
+    if step and not step.reason and (reason := replaced(module)):
         return Step(step.kind, step.option, reason)
     return step
 

@@ -13,6 +13,8 @@ from engine.fusion.chains.savings import why_no_gain
 from engine.kernels.resize_conv_act.geometry import Geometry
 
 NEVER: WritesInput = lambda name: False  # noqa: E731
+# batch and group normalisation are replaced together with an activation, instance normalisation also alone
+REPLACED_NORMS = ("BatchNorm2d", "InstanceNorm2d", "GroupNorm")
 HALVINGS = ("nearest /2", "slice")
 # what torch keeps of an activation for its backward pass; the operator keeps the result of all but silu
 KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
@@ -20,15 +22,16 @@ KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
 
 @dataclass
 class Chain:
-    """Nodes that one call replaces, in the order they run in.
+    """A convolution and nodes around it that one call replaces, in the order they run in.
 
+    head:       the convolution
     kernel, geometry: of the convolution, with the padding before it
     resize:     "none", "up", or how the result is halved: "nearest /2", "slice"
     halved_last: whether it ends with nearest /2, whose result is a tensor of its own
     normalised: the normalisation that keeps the chain from an activation; "" where there is none
     """
 
-    conv: fx.Node
+    head: fx.Node
     nodes: list[fx.Node]
     kernel: int
     geometry: Geometry
@@ -50,7 +53,7 @@ class Chain:
         Torch's reflected and replicated borders keep their input too.
         """
         mode = self.geometry.padding_mode
-        return mode == "circular" or (mode == "zeros" and self.nodes[0] is not self.conv)
+        return mode == "circular" or (mode == "zeros" and self.nodes[0] is not self.head)
 
     @property
     def pattern(self) -> str:
@@ -73,10 +76,26 @@ class Chain:
 
 
 @dataclass
+class NormChain:
+    """A normalisation and the activation after it, which one call of norm_act replaces. head: the normalisation"""
+
+    head: fx.Node
+    nodes: list[fx.Node]
+    name: str
+    activation: str = "none"
+    slope: float = 0.0
+
+    @property
+    def pattern(self) -> str:
+        """The chain in the words of a report."""
+        return self.name if self.activation == "none" else f"{self.name} + {self.activation}"
+
+
+@dataclass
 class Matches:
     """The chains of one graph, and what looked like one and is left: (convolution, pattern, reason)."""
 
-    chains: list[Chain] = field(default_factory=list)
+    chains: list[Chain | NormChain] = field(default_factory=list)
     skipped: list[tuple[fx.Node, str, str]] = field(default_factory=list)
 
 
@@ -88,6 +107,9 @@ def find_chains(
     taken: set[fx.Node] = set()
     for node in graph.nodes:
         step = classify_node(node, owner)
+        if step and step.kind == "normalisation" and (norm := _norm_chain(node, step, owner, writes_input)):
+            matches.chains.append(norm)
+            taken.update(norm.nodes)
         if step is None or step.kind != "conv":
             continue
         chain = _longest_chain(node, step, owner, matches, taken)
@@ -102,7 +124,26 @@ def find_chains(
             matches.chains.append(chain)
             taken.update(chain.nodes)
     _keep_shared_together(graph, matches)
+    norms = {chain.head for chain in matches.chains if isinstance(chain, NormChain)}
+    for chain in matches.chains:
+        if isinstance(chain, Chain) and norms.intersection(chain.nodes[-1].users):
+            chain.normalised = ""
     return matches
+
+
+def _norm_chain(node: fx.Node, step: Step, owner: Owner, writes_input: WritesInput) -> NormChain | None:
+    """The chain of a normalisation; None where it is left."""
+    source = source_of(node)
+    if step.reason or step.option not in REPLACED_NORMS or len(node.args) != 1:
+        return None
+    if any(writes_in_place(user, writes_input) for user in source.users):
+        return None
+    chain = NormChain(node, [node], step.option)
+    users = list(node.users)
+    after = classify_node(users[0], owner) if len(users) == 1 else None
+    if after is not None and after.kind == "activation" and not after.reason:
+        chain.nodes, chain.activation, chain.slope = [node, users[0]], after.option, after.slope
+    return chain if chain.activation != "none" or step.option == "InstanceNorm2d" else None
 
 
 def source_of(node: fx.Node) -> fx.Node:
@@ -120,7 +161,7 @@ def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_wr
     users = source_of(chain.nodes[0]).users
     if any(writes_in_place(user, writes_input) for user in users if user not in chain.nodes):
         return "its input is changed in place"
-    reason = why_no_gain(weight_of(chain.conv, owner), chain.geometry, chain.resize, chain.activation)
+    reason = why_no_gain(weight_of(chain.head, owner), chain.geometry, chain.resize, chain.activation)
     between = f" ({chain.normalised} lies between it and what follows)" if chain.normalised else ""
     return reason and reason + between
 
@@ -163,7 +204,7 @@ def _take_pad(chain: Chain, node: fx.Node, step: Step, matches: Matches) -> None
     geometry, reason = (None, step.reason) if step.reason else padded(step.geometry, chain.geometry)
     reason = reason or ("the padded tensor is used elsewhere" if len(node.users) > 1 else "")
     if reason:
-        matches.skipped.append((chain.conv, f"pad + {chain.name}", reason))
+        matches.skipped.append((chain.head, f"pad + {chain.name}", reason))
     else:
         chain.geometry, chain.nodes = geometry, [node, *chain.nodes]
 
@@ -176,7 +217,7 @@ def _take_up(chain: Chain, node: fx.Node, step: Step, matches: Matches) -> None:
         reason = "stride 2 after it" if strided else "nearest x2 is fused with a 3x3 convolution of padding 1 alone"
     reason = reason or ("the enlarged tensor is used elsewhere" if len(node.users) > 1 else "")
     if reason:
-        matches.skipped.append((chain.conv, f"upsample + {chain.name}", reason))
+        matches.skipped.append((chain.head, f"upsample + {chain.name}", reason))
     else:
         chain.resize, chain.nodes = "up", [node, *chain.nodes]
 
@@ -207,7 +248,7 @@ def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -
             reason = "the result before it is used elsewhere"
         if reason:
             what = "nearest /2" if step.kind == "resize" else step.option or "activation"
-            matches.skipped.append((chain.conv, f"{chain.pattern} + {what}", reason))
+            matches.skipped.append((chain.head, f"{chain.pattern} + {what}", reason))
             return
         chain.nodes.append(node)
         chain.halved_last = step.option == "nearest /2"
@@ -220,9 +261,9 @@ def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -
 def _keep_shared_together(graph: fx.Graph, matches: Matches) -> None:
     """A convolution called several times is replaced in all of its calls or in none."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    calls_replaced = Counter(chain.conv.target for chain in matches.chains)
-    for chain in list(matches.chains):
-        conv = chain.conv
+    calls_replaced = Counter(chain.head.target for chain in matches.chains)
+    for chain in [chain for chain in matches.chains if isinstance(chain, Chain)]:
+        conv = chain.head
         if conv.op == "call_module" and calls[conv.target] != calls_replaced[conv.target]:
             matches.chains.remove(chain)
             reason = "the module is shared and another call of it cannot be fused"

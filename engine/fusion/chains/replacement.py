@@ -8,8 +8,9 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from engine import ops
 from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors
-from engine.fusion.chains.matching import NEVER, Chain, source_of
+from engine.fusion.chains.matching import NEVER, Chain, NormChain, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
+from engine.fusion.chains.normalisation import run_norm
 from engine.fusion.chains.savings import too_small
 from engine.fusion.lookups import PLAIN_TENSORS
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
@@ -118,7 +119,12 @@ def _as_written(
     return y[..., ::2, ::2] if resize == "slice" else y
 
 
-def rewrite(graph: fx.Graph, chains: list[Chain], owner: Owner = None, exposed: bool = False) -> None:
+def stays_planar(planar: bool, weight: Tensor) -> bool:
+    """Whether torch would make a contiguous result with this weight, where it would of the input."""
+    return planar and not _channels_last(weight)
+
+
+def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = None, exposed: bool = False) -> None:
     """Puts one call in place of each chain.
 
     exposed: whether the code that runs the graph may write, later on, into its inputs and outputs
@@ -126,27 +132,54 @@ def rewrite(graph: fx.Graph, chains: list[Chain], owner: Owner = None, exposed: 
     Chains that follow one another pass on the operator's channels_last result; the input of the first decides which
     layout the result of the last has.
     """
-    planar: dict[fx.Node, fx.Node] = {}  # by the call of a chain: is_planar of the input of the first in its series
+    planar: dict[fx.Node, fx.Node | bool] = {}  # by the call of a chain: whether torch would make a contiguous result
     firsts = {chain.nodes[0] for chain in chains}
     for chain in chains:
         first, last = chain.nodes[0], chain.nodes[-1]
         source = source_of(first)
         with graph.inserting_before(first):
-            tensors = _tensors_for_call(graph, chain.conv)
-            of_series = planar.get(source) or graph.call_function(is_planar, (source,))
-            chains_follow = all(user in firsts for user in last.users)
-            options = (None if chains_follow else of_series, chain.resize, tuple(chain.geometry))
-            options += (chain.activation, chain.slope)
-            # torch keeps the enlarged or padded tensor, the operator its input
-            copy_input = exposed and chain.keeps_input and comes_from_outside(source, owner)
-            copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
-            call = graph.call_function(run_chain, (source, *tensors, *options, copy_input, copy_result))
+            of_series = planar[source] if source in planar else graph.call_function(is_planar, (source,))
+            followed = [user in firsts for user in last.users]
+            asked = None if all(followed) else of_series
+            if isinstance(chain, NormChain):
+                call, of_result = _norm_call(graph, chain, owner, exposed, asked, of_series)
+            else:
+                call, of_result = _conv_call(graph, chain, owner, exposed, asked, of_series, any(followed))
         call.meta = dict(last.meta)
-        planar[call] = of_series
+        planar[call] = of_result
         firsts.discard(first)
         last.replace_all_uses_with(call)
         for node in reversed(chain.nodes):
             graph.erase_node(node)
+
+
+Asked = fx.Node | bool | None
+
+
+def _conv_call(
+    graph: fx.Graph, chain: Chain, owner: Owner, exposed: bool, asked: Asked, of_series: Asked, followed: bool
+) -> tuple[fx.Node, Asked]:
+    """The call of `run_chain` in place of a chain, and what tells whether torch would make a contiguous result."""
+    source, last = source_of(chain.nodes[0]), chain.nodes[-1]
+    tensors = _tensors_for_call(graph, chain.head)
+    options = asked, chain.resize, tuple(chain.geometry), chain.activation, chain.slope
+    # torch keeps the enlarged or padded tensor, the operator its input
+    copy_input = exposed and chain.keeps_input and comes_from_outside(source, owner)
+    copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
+    call = graph.call_function(run_chain, (source, *tensors, *options, copy_input, copy_result))
+    return call, graph.call_function(stays_planar, (of_series, tensors[0])) if followed else of_series
+
+
+def _norm_call(
+    graph: fx.Graph, chain: NormChain, owner: Owner, exposed: bool, asked: Asked, of_series: Asked
+) -> tuple[fx.Node, Asked]:
+    """The call of `run_norm` in place of a chain, and what tells whether torch would make a contiguous result."""
+    source, instance = source_of(chain.head), chain.name == "InstanceNorm2d"
+    norm = graph.create_node("get_attr", chain.head.target)
+    if instance:  # torch's makes a contiguous result of any input
+        asked, of_series = asked if asked is None else True, True
+    copy_input = exposed and instance and comes_from_outside(source, owner)
+    return graph.call_function(run_norm, (source, norm, asked, chain.activation, chain.slope, copy_input)), of_series
 
 
 def _tensors_for_call(graph: fx.Graph, conv: fx.Node) -> list[fx.Node | None]:
