@@ -9,10 +9,12 @@ The journey of `fuse(model)`, file by file:
         tracing/module_state  records the attributes that the forward reads, and undoes what it changes
     chains/matching         finds the chains in the graph
         chains/classify       says what each node is: convolution, resize, activation, or nothing
+        chains/convolutions   says which convolutions and paddings the operator has
         chains/mutation       refuses chains whose tensors are written to
         chains/savings        refuses chains that would not pay; counts products
     forward                 makes the plan, which says what the module runs and when it may, and exchanges its class
         chains/replacement    puts one call of the operator in place of each chain of the graph; runs it later
+        chains/normalisation  runs a normalisation with its activation, or leaves it to torch, as size and mode say
         lookups               says what calls of modules look up, and whether that is as it was
     check                   with example_inputs: compares outputs before and after
     report                  says what was replaced, what was left, and why

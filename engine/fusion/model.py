@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from engine.fusion.chains.classify import Step, classify_module, conv_tensors, weight_of
-from engine.fusion.chains.matching import Chain, Matches, find_chains
+from engine.fusion.chains.classify import classify_module, conv_tensors, weight_of
+from engine.fusion.chains.matching import Chain, Matches, NormChain, find_chains
 from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
 from engine.fusion.chains.savings import Savings, expected_saving, too_small
 from engine.fusion.check import check
@@ -13,12 +13,14 @@ from engine.fusion.forward import Plan, exchange, is_fused, restore
 from engine.fusion.report import Entry, FuseReport
 from engine.fusion.tracing.bytecode import is_torch, may_write
 from engine.fusion.tracing.tracer import Traced, Untraceable, trace
-
-REPLACEABLE = (Step("conv", "1"), Step("conv", "2"))
+from engine.kernels.resize_conv_act.geometry import Geometry
 
 
 def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = False) -> FuseReport:
-    """Lets a model compute its chains of nearest x2, 3x3 convolution, activation and nearest /2 in one operator each.
+    """Lets a model compute its chains of layers in one operator each.
+
+    A chain is a convolution with what lies around it (a padding or nearest x2 before it, an activation and nearest /2
+    after it), or a normalisation with its activation.
 
     In place. The modules stay where they are with their parameters, so optimisers, checkpoints, EMA copies and hooks
     stay valid; what changes is the forward of the modules that call the chains. Each call of it first looks whether the
@@ -37,9 +39,10 @@ def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = Fals
     Raises ValueError where the model cannot run on example_inputs, and as `strict` says.
     """
     unfuse(model)
-    report = _Fuser(model, set()).report
+    fuser = _Fuser(model, set())
+    report = fuser.report
     if example_inputs is not None and report.replaced:
-        report = _checked(model, example_inputs, report)
+        report = _checked(model, example_inputs, fuser)
     if strict and report.refused:
         unfuse(model)
         raise ValueError(f"fuse: left in strict mode: {'; '.join(': '.join(entry) for entry in report.refused)}")
@@ -54,21 +57,22 @@ def unfuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def _checked(model: nn.Module, example_inputs: object, report: FuseReport) -> FuseReport:
+def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseReport:
     """The report after the model ran on its example inputs; the model is fused again without what they show not to pay.
 
-    report: of the model as it is fused now
+    fuser: of the model as it is fused now
     """
-    savings = Savings(model, [entry.path for entry in report.replaced])
-    wrong, errors = check(model, example_inputs, savings)
-    small = set() if wrong else _too_small(report, savings)
+    savings = Savings(model, fuser.convolutions)
+    wrong, errors = check(model, example_inputs, savings, len(fuser.report.replaced))
+    small = set() if wrong else _too_small(fuser, savings)
     if small:
         unfuse(model)
-        report = _Fuser(model, small).report
-        if not report.replaced:
-            return report
-        savings = Savings(model, [entry.path for entry in report.replaced])
-        wrong, errors = check(model, example_inputs, savings)
+        fuser = _Fuser(model, small)
+        if not fuser.report.replaced:
+            return fuser.report
+        savings = Savings(model, fuser.convolutions)
+        wrong, errors = check(model, example_inputs, savings, len(fuser.report.replaced))
+    report = fuser.report
     report.error = errors
     if wrong:
         unfuse(model)
@@ -80,20 +84,29 @@ def _checked(model: nn.Module, example_inputs: object, report: FuseReport) -> Fu
     return report
 
 
-def _too_small(report: FuseReport, savings: Savings) -> set[str]:
+def _too_small(fuser: "_Fuser", savings: Savings) -> set[str]:
     """Paths of the convolutions alone that were called, and whose maps were too small at every call."""
-    alone = {entry.path for entry in report.replaced if entry.pattern == "conv 3x3" and savings.shapes[entry.path]}
-    return {path for path in alone if all(too_small(shape, savings.weights[path]) for shape in savings.shapes[path])}
+    return {
+        path
+        for path in fuser.alone
+        if savings.shapes[path]
+        and all(too_small(shape, savings.weights[path], savings.chains[path][0]) for shape in savings.shapes[path])
+    }
 
 
 class _Fuser:
     """One pass over a model, from the outside inwards, that fuses it and writes the report.
 
     small: paths of convolutions alone whose maps are known to be too small to gain
+
+    convolutions: the Geometry and the resize of each replaced convolution by its path; alone: the paths of those that
+    are no more than a convolution
     """
 
     def __init__(self, model: nn.Module, small: set[str]):
         self.report, self.small = FuseReport(), small
+        self.convolutions: dict[str, tuple[Geometry, str]] = {}
+        self.alone: set[str] = set()
         self.traces: dict[int, Traced | Untraceable] = {}  # by the identity of the module, like the two below
         self.done: set[int] = set()  # Sequentials whose children a fused forward calls itself
         self.written: set[int] = set()  # modules whose results are written to by those that call them
@@ -123,10 +136,18 @@ class _Fuser:
             plan = Plan(traced, matches.chains, module, id(module) in self.exposed)
             exchange(module, [plan, *self._of_other_calls(path, module, traced)])
 
-    def _replaced(self, path: str, module: nn.Module, chain: Chain) -> Entry:
-        saving = expected_saving(weight_of(chain.conv, module), chain.resize)
+    def _replaced(self, path: str, module: nn.Module, chain: Chain | NormChain) -> Entry:
+        """Enters a chain that is replaced; returns its line of the report."""
+        if isinstance(chain, NormChain):
+            passes = "statistics and result" if chain.activation == "none" else "statistics, result and activation"
+            return Entry(_joined(path, chain.head), chain.pattern, f"{passes} in one operator")
+        saving = expected_saving(weight_of(chain.head, module), chain.geometry, chain.resize)
         saving += f"; {chain.normalised} after it stays" if chain.normalised else ""
-        return Entry(_joined(path, chain.conv), chain.pattern, saving)
+        joined = _joined(path, chain.head)
+        self.convolutions[joined] = chain.geometry, chain.resize
+        if chain.alone:
+            self.alone.add(joined)
+        return Entry(joined, chain.pattern, saving)
 
     def _of_other_calls(self, path: str, module: nn.Module, traced: Traced) -> Iterator[Plan]:
         """Plans for other calls than the traced one.
@@ -159,9 +180,9 @@ class _Fuser:
         """The chains of a traced module, without those that are known to be too small."""
         matches = find_chains(traced.graph, module, self._child_writes(module), id(module) in self.written)
         for chain in list(matches.chains):
-            if _joined(path, chain.conv) in self.small and chain.alone:
+            if isinstance(chain, Chain) and chain.alone and _joined(path, chain.head) in self.small:
                 matches.chains.remove(chain)
-                matches.skipped.append((chain.conv, chain.pattern, "nothing to gain: its maps are small"))
+                matches.skipped.append((chain.head, chain.pattern, "nothing to gain: its maps are small"))
         return matches
 
     def _child_writes(self, module: nn.Module) -> WritesInput:
@@ -205,7 +226,7 @@ class _Fuser:
         """
         children = list(_called_children(module))
         self.exposed |= set(map(id, children))
-        if any(classify_module(child) in REPLACEABLE for child in children):
+        if any(step and step.kind == "conv" and not step.reason for step in map(classify_module, children)):
             self.report.leave(Entry(path, "forward", why))
         if id(module) in self.written or may_write(module) or any(map(self._writes_input, children)):
             self.written |= set(map(id, children))

@@ -46,12 +46,13 @@ class FuseReport:
     def count(self, savings: Savings) -> None:
         """Enters the products that were counted on example_inputs."""
         self.products = savings.total
-        self.replaced = [entry._replace(reason=savings.text(entry.path)) for entry in self.replaced]
+        counted = savings.chains
+        self.replaced = [e._replace(reason=savings.text(e.path)) if e.path in counted else e for e in self.replaced]
 
     def __str__(self) -> str:
         lines = [f"{len(self.replaced)} chains fused, {len(self.skipped)} left as they were"]
         lines += _table("fused", self.replaced) + _table("left", self.skipped)
-        if self.products:
+        if self.products and self.products[0]:
             written, left = self.products
             lines.append(
                 f"  products of the fused chains: {written:,} -> {left:,}, {written / max(1, left):.1f} times fewer"

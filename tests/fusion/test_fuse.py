@@ -52,7 +52,7 @@ FUNCTIONAL = [
         ),
         (
             lambda: nn.Sequential(conv(3, 4, stride=2), nn.BatchNorm2d(4), nn.ELU(), conv(4, 4, stride=2), nn.ELU()),
-            [("3", "conv 3x3 stride 2 + elu")],
+            [("1", "BatchNorm2d + elu"), ("3", "conv 3x3 stride 2 + elu")],
         ),
         (
             lambda: nn.Sequential(conv(3, 4), nn.Upsample(scale_factor=0.5), nn.ReLU()),
@@ -72,12 +72,12 @@ def test_chains_are_replaced_and_results_stay(
         expected = [("up1", f"{UP} + leaky_relu"), ("up2", f"{UP} + leaky_relu"), ("hr", "conv 3x3 + leaky_relu")]
         expected += [(f"body.{i}.{name}", "conv 3x3 + leaky_relu") for i in (0, 1) for name in ("conv1", "conv2")]
     assert patterns(report) == expected
-    assert calls(model, image()) == len(expected)
+    assert calls(model, image()) == sum("conv" in pattern for _, pattern in expected)
 
 
 def test_dcgan() -> None:
     model, _, report = fused_pair(dcgan, image(3, 5))
-    expected = [("4", UP), ("8", f"{UP} + leaky_relu"), ("10.0", "conv 3x3 + tanh")]
+    expected = [("4", UP), ("5", "BatchNorm2d + leaky_relu"), ("8", f"{UP} + leaky_relu"), ("10.0", "conv 3x3 + tanh")]
     assert patterns(report) == expected and report.refused == []
     model.eval()
     assert calls(model, image(3, 5)) == 3
@@ -135,9 +135,12 @@ def hooked(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "pattern", "reason"),
     [
-        (lambda: [conv(3, 3, padding_mode="reflect"), nn.ELU()], "conv + elu", "padding mode reflect"),
-        (lambda: [nn.Conv2d(3, 3, 3), nn.ELU()], "conv + elu", "padding 0"),
-        (lambda: [nn.Conv2d(3, 3, 5, padding=2), nn.ELU()], "conv + elu", "kernel size 5x5"),
+        (lambda: [nn.Conv2d(3, 3, 3, padding=(1, 2)), nn.ELU()], "conv + elu", "padding (1, 2)"),
+        (lambda: [nn.Conv2d(3, 3, 4, padding="same"), nn.ELU()], "conv + elu", "padding same"),
+        (lambda: [nn.Conv2d(3, 3, 8), nn.ELU()], "conv + elu", "kernel size 8x8"),
+        (lambda: [nn.Conv2d(3, 3, (3, 5)), nn.ELU()], "conv + elu", "kernel size 3x5"),
+        (lambda: [nn.ConvTranspose2d(3, 3, 4, 3), nn.ELU()], "conv + elu", "stride 3"),
+        (lambda: [nn.ConvTranspose2d(3, 3, 4, groups=3), nn.ELU()], "conv + elu", "groups 3"),
         (lambda: [nn.Conv2d(3, 3, 3, padding=2, dilation=2), nn.ELU()], "conv + elu", "dilation 2"),
         (lambda: [conv(3, 3, groups=3), nn.ELU()], "conv + elu", "groups 3"),
         (lambda: [conv(3, 3, stride=3), nn.ELU()], "conv + elu", "stride 3"),

@@ -7,11 +7,14 @@ import torch
 from torch import nn
 
 from engine.fusion.chains.classify import ACTIVATION_MODULES
+from engine.fusion.chains.convolutions import PAD_MODULES
 from engine.fusion.lookups import GLOBAL_HOOKS, HOOKS, Called, Layer, Lookups, names_in, reads_of_class, replaced
 from tests.support.fuse_models import conv
 
 LAYERS = [conv(3, 4), nn.Upsample(scale_factor=2), nn.UpsamplingNearest2d(scale_factor=2), nn.Sequential()]
 LAYERS += [kind() for kind in ACTIVATION_MODULES]
+LAYERS += [nn.ConvTranspose2d(3, 4, 4, 2, 1), *(kind(1) for kind in PAD_MODULES if kind is not nn.ConstantPad2d)]
+LAYERS += [nn.ConstantPad2d(1, 0.0)]
 # what nn.Module.__call__ and _call_impl load, and who looks at it in place of them: see the table of lookups.py
 OF_THE_LAYER = {"_compiled_call_impl", "_call_impl", "_slow_forward", "forward", *HOOKS}
 ONLY_WITH_HOOKS = {"_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"}
@@ -39,11 +42,14 @@ def test_calls_of_modules_ask_for_nothing_else() -> None:
 def test_forwards_of_layers_ask_for_nothing_else(layer: nn.Module) -> None:
     kind = type(layer)
     called = Called.of(kind)
-    methods = [getattr(kind, name) for name in called.methods if name in ("forward", "_conv_forward")]
+    methods = [
+        getattr(kind, name) for name in called.methods if name in ("forward", "_conv_forward", "_output_padding")
+    ]
     asked = set().union(*(names_in(function.__code__) for function in methods))
     options = {name for name, _ in Layer(layer).options}
     functions = {name for _, name, _ in reads_of_class(kind)}
-    assert not asked - called.methods - options - functions - {"weight", "bias"}
+    of_tensors = {"weight", "bias", "dim", "size", "append"}  # the last three for a given output_size
+    assert not asked - called.methods - options - functions - of_tensors
     assert not called.foreign and not replaced(layer)
 
 

@@ -1,4 +1,4 @@
-"""What a module or a call in a traced graph is to a chain: a convolution, a resize, an activation, or nothing."""
+"""What a module or a call of a graph is to a chain: a convolution, a padding, a resize, an activation, or nothing."""
 
 import inspect
 import operator
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from engine.fusion.chains.convolutions import PAD_MODULES, conv_geometry, pad_geometry, pair
 from engine.fusion.lookups import replaced
+from engine.kernels.resize_conv_act.geometry import Geometry
 
 ACTIVATION_FUNCTIONS = {
     F.elu: "elu",
@@ -40,7 +42,10 @@ NORMALISATIONS = {
     *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm),
     *(F.batch_norm, F.instance_norm, F.group_norm, F.local_response_norm),
 }
-CONVOLUTIONS = (F.conv2d, torch.conv2d)
+CONV_MODULES = (nn.Conv2d, nn.ConvTranspose2d)
+TRANSPOSED = (F.conv_transpose2d,)
+CONVOLUTIONS = (F.conv2d, torch.conv2d, *TRANSPOSED)
+PADS = (F.pad, torch._C._nn.pad)  # the second is what F.pad is within graphs of torch.compile
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EVEN = slice(None, None, 2)
 
@@ -49,30 +54,34 @@ EVEN = slice(None, None, 2)
 class Step:
     """What a module or a node of a graph is to a chain.
 
-    kind:   "conv", "resize", "activation" or "normalisation"
-    option: "1" or "2", the stride; "up", "nearest /2" or "slice"; the name of the activation; that of the normalisation
-    reason: why the operator cannot take it; "" where it can
-    slope:  of a LeakyReLU
+    kind:     "conv", "pad", "resize", "activation" or "normalisation"
+    option:   "up", "nearest /2" or "slice"; the name of the activation; that of the normalisation
+    reason:   why the operator cannot take it; "" where it can
+    slope:    of a LeakyReLU
+    geometry: of a convolution; of a padding that of a convolution with this padding
     """
 
     kind: str
     option: str = ""
     reason: str = ""
     slope: float = 0.0
+    geometry: Geometry | None = None
 
 
 def classify_module(module: nn.Module) -> Step | None:
     """The step a module is; None for one that is no part of any chain."""
     step = _classify_by_class(module)
-    if step and step.kind != "normalisation" and not step.reason and (reason := replaced(module)):
+    if step and not step.reason and (reason := replaced(module)):
         return Step(step.kind, step.option, reason)
     return step
 
 
 def _classify_by_class(module: nn.Module) -> Step | None:
     kind = type(module)
-    if isinstance(module, nn.Conv2d):
-        return Step("conv", str(module.stride[0]), _refusal_of_conv(module))
+    if isinstance(module, CONV_MODULES):
+        return _conv_module(module)
+    if kind in PAD_MODULES:
+        return _pad(module.padding, PAD_MODULES[kind], getattr(module, "value", None))
     if kind in (nn.Upsample, nn.UpsamplingNearest2d):
         return _resize(module.size, module.scale_factor, module.mode, module.align_corners)
     if kind in ACTIVATION_MODULES:
@@ -84,20 +93,34 @@ def _classify_by_class(module: nn.Module) -> Step | None:
         return Step("normalisation", kind.__name__)
     if isinstance(module, (nn.Upsample, *ACTIVATION_MODULES)):
         return Step("resize" if isinstance(module, nn.Upsample) else "activation", "", f"subclass {kind.__name__}")
-    if kind.__name__ == "Conv2d":
-        return Step("conv", "1", f"{kind.__module__} is not torch.nn: quantised or of another library")
+    if kind.__name__ in ("Conv2d", "ConvTranspose2d"):
+        return Step("conv", "", f"{kind.__module__} is not torch.nn: quantised or of another library")
     return None
 
 
-def _refusal_of_conv(conv: nn.Conv2d) -> str:
-    if type(conv) is not nn.Conv2d:
+def _conv_module(conv: nn.Conv2d | nn.ConvTranspose2d) -> Step:
+    if type(conv) not in CONV_MODULES:
+        plain = "Conv2d" if isinstance(conv, nn.Conv2d) else "ConvTranspose2d"
         parametrised = hasattr(conv, "parametrizations")
-        return "its weight is parametrised" if parametrised else f"{type(conv).__name__} is not a plain Conv2d"
+        name = "its weight is parametrised" if parametrised else f"{type(conv).__name__} is not a plain {plain}"
+        return Step("conv", "", name)
     # torch.nn.utils.weight_norm and spectral_norm keep the class and compute the weight in a hook
     if hasattr(conv, "weight_g") or hasattr(conv, "weight_orig"):
-        return "its weight is parametrised"
+        return Step("conv", "", "its weight is parametrised")
     options = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-    return _refusal_of_tensors(conv.weight, conv.bias) or _refusal_of_options(*options)
+    return _conv(conv.weight, conv.bias, *options, conv.transposed, conv.output_padding)
+
+
+def _conv(weight: object, bias: object, *options: object) -> Step:
+    """The step of a convolution. options: as of `conv_geometry`"""
+    geometry, reason = conv_geometry(*options)
+    reason = _refusal_of_tensors(weight, bias) or reason
+    return Step("conv", "", reason, geometry=None if reason else geometry)
+
+
+def _pad(sides: object, mode: str, value: object) -> Step:
+    geometry, reason = pad_geometry(sides, mode, value)
+    return Step("pad", "", reason, geometry=geometry)
 
 
 def _refusal_of_tensors(weight: object, bias: object) -> str:
@@ -106,32 +129,6 @@ def _refusal_of_tensors(weight: object, bias: object) -> str:
     if bias is not None and bias.dtype != weight.dtype:
         return "weight and bias have different dtypes"
     return ""
-
-
-def _refusal_of_options(
-    kernel_size: object, stride: object, padding: object, dilation: object, groups: object, padding_mode: str
-) -> str:
-    stride, dilation = pair(stride), pair(dilation)
-    if kernel_size != (3, 3):
-        return f"kernel size {kernel_size[0]}x{kernel_size[1]}"
-    if groups != 1:
-        return f"groups {groups}"
-    if dilation != (1, 1):
-        return f"dilation {dilation[0]}"
-    if padding_mode != "zeros":
-        return f"padding mode {padding_mode}"
-    if stride not in ((1, 1), (2, 2)):
-        return f"stride {stride[0]}" if stride[0] == stride[1] else f"stride {stride}"
-    if padding != "same" and pair(padding) != (1, 1):
-        return f"padding {padding if isinstance(padding, str) else pair(padding)[0]}"
-    return ""
-
-
-def pair(value: object) -> object:
-    """(rows, columns) of an option that may be one number for both."""
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
 
 
 def _resize(
@@ -164,9 +161,12 @@ def _activation(name: str, alpha: object = 1.0, slope: object = 0.0) -> Step:
     return Step("activation", name, "", float(slope) if name == "leaky_relu" else 0.0)
 
 
-_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding")
 # names of the arguments of functions that are written in C++ and have no signature to ask
-_ARGUMENTS = dict.fromkeys(CONVOLUTIONS, _CONV_ARGUMENTS) | {
+_ARGUMENTS = {
+    **dict.fromkeys((F.conv2d, torch.conv2d), (*_CONV_ARGUMENTS, "dilation", "groups")),
+    **dict.fromkeys(TRANSPOSED, (*_CONV_ARGUMENTS, "output_padding", "groups", "dilation")),
+    torch._C._nn.pad: ("input", "pad", "mode", "value"),
     F.leaky_relu_: ("input", "negative_slope"),
     F.elu_: ("input", "alpha", "scale", "input_scale"),
 }
@@ -187,7 +187,10 @@ Owner = nn.Module | None  # of the graph's own tensors and modules; None: tensor
 def classify_node(node: fx.Node, owner: Owner) -> Step | None:
     """The step a node of a graph is; None for one that is no part of any chain."""
     if node.op == "call_module":
-        return classify_module(owner.get_submodule(node.target))
+        step = classify_module(owner.get_submodule(node.target))
+        if step and step.kind == "conv" and not step.reason and len(node.args) + len(node.kwargs) != 1:
+            return Step("conv", "", "it is called with further arguments")
+        return step
     if node.op == "call_method":
         own = isinstance(getattr(Tensor, node.target, None), types.MethodDescriptorType)  # else it is replaced
         return _activation(ACTIVATION_METHODS[node.target]) if own and node.target in ACTIVATION_METHODS else None
@@ -198,6 +201,8 @@ def _classify_function(node: fx.Node, owner: Owner) -> Step | None:
     function, options = node.target, arguments_of(node)
     if function in CONVOLUTIONS:
         return _classify_conv_function(node, owner, options)
+    if function in PADS:
+        return _pad(options["pad"], options.get("mode", "constant"), options.get("value"))
     if function in (F.interpolate, F.upsample, F.upsample_nearest):
         names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
         return _resize(*(({"mode": "nearest"} | options).get(name) for name in names))
@@ -214,16 +219,15 @@ def _classify_function(node: fx.Node, owner: Owner) -> Step | None:
 
 
 def _classify_conv_function(node: fx.Node, owner: Owner, options: dict[str, object]) -> Step:
-    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
-    stride = str(pair(options["stride"])[0])
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0} | options
     weight, bias = (_tensor(t, owner) for t in conv_tensors(node))
     if weight is None or (bias is None and conv_tensors(node)[1] is not None):
-        return Step("conv", stride, "its weight is computed in forward")
+        return Step("conv", "", "its weight is computed in forward")
     if weight.dim() != 4:
-        return Step("conv", stride, "its weight has not four dimensions")
+        return Step("conv", "", "its weight has not four dimensions")
     chosen = [options[name] for name in ("stride", "padding", "dilation", "groups")]
-    reason = _refusal_of_tensors(weight, bias) or _refusal_of_options(tuple(weight.shape[2:]), *chosen, "zeros")
-    return Step("conv", stride, reason)
+    further = "zeros", node.target in TRANSPOSED, options["output_padding"]
+    return _conv(weight, bias, tuple(weight.shape[2:]), *chosen, *further)
 
 
 def conv_tensors(conv: fx.Node) -> list[object]:

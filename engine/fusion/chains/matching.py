@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from engine.fusion.chains.classify import Owner, Step, classify_node, weight_of
+from engine.fusion.chains.convolutions import UP, conv_name, padded
 from engine.fusion.chains.mutation import WritesInput, is_written_later, writes_in_place
 from engine.fusion.chains.savings import why_no_gain
+from engine.kernels.resize_conv_act.geometry import Geometry
 
 NEVER: WritesInput = lambda name: False  # noqa: E731
+# batch and group normalisation are replaced together with an activation, instance normalisation also alone
+REPLACED_NORMS = ("BatchNorm2d", "InstanceNorm2d", "GroupNorm")
 HALVINGS = ("nearest /2", "slice")
 # what torch keeps of an activation for its backward pass; the operator keeps the result of all but silu
 KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
@@ -18,15 +22,19 @@ KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
 
 @dataclass
 class Chain:
-    """Nodes that one call replaces, in the order they run in.
+    """A convolution and nodes around it that one call replaces, in the order they run in.
 
-    resize:     "none", "up", or how the result is halved: "stride 2", "nearest /2", "slice"
+    head:       the convolution
+    kernel, geometry: of the convolution, with the padding before it
+    resize:     "none", "up", or how the result is halved: "nearest /2", "slice"
     halved_last: whether it ends with nearest /2, whose result is a tensor of its own
     normalised: the normalisation that keeps the chain from an activation; "" where there is none
     """
 
-    conv: fx.Node
+    head: fx.Node
     nodes: list[fx.Node]
+    kernel: int
+    geometry: Geometry
     resize: str = "none"
     activation: str = "none"
     slope: float = 0.0
@@ -39,25 +47,55 @@ class Chain:
         return self.activation in KEEP_INPUT or (self.activation in KEEP_RESULT and self.halved_last)
 
     @property
+    def keeps_input(self) -> bool:
+        """Whether the operator keeps its input for the backward pass, and the modules as written keep a copy of it.
+
+        Torch's reflected and replicated borders keep their input too.
+        """
+        mode = self.geometry.padding_mode
+        return mode == "circular" or (mode == "zeros" and self.nodes[0] is not self.head)
+
+    @property
     def pattern(self) -> str:
         """The chain in the words of a report."""
         parts = ["nearest x2"] if self.resize == "up" else []
-        parts.append("conv 3x3 stride 2" if self.resize == "stride 2" else "conv 3x3")
+        parts.append(self.name)
         parts += [self.activation] if self.activation != "none" else []
         parts += ["nearest /2"] if self.resize in HALVINGS else []
         return " + ".join(parts)
 
     @property
+    def name(self) -> str:
+        """Its convolution in the words of a report."""
+        return conv_name(self.kernel, self.geometry)
+
+    @property
     def alone(self) -> bool:
-        """Whether it is no more than a convolution of the same size."""
+        """Whether it is no more than a convolution."""
         return self.resize == self.activation == "none"
+
+
+@dataclass
+class NormChain:
+    """A normalisation and the activation after it, which one call of norm_act replaces. head: the normalisation"""
+
+    head: fx.Node
+    nodes: list[fx.Node]
+    name: str
+    activation: str = "none"
+    slope: float = 0.0
+
+    @property
+    def pattern(self) -> str:
+        """The chain in the words of a report."""
+        return self.name if self.activation == "none" else f"{self.name} + {self.activation}"
 
 
 @dataclass
 class Matches:
     """The chains of one graph, and what looked like one and is left: (convolution, pattern, reason)."""
 
-    chains: list[Chain] = field(default_factory=list)
+    chains: list[Chain | NormChain] = field(default_factory=list)
     skipped: list[tuple[fx.Node, str, str]] = field(default_factory=list)
 
 
@@ -69,6 +107,9 @@ def find_chains(
     taken: set[fx.Node] = set()
     for node in graph.nodes:
         step = classify_node(node, owner)
+        if step and step.kind == "normalisation" and (norm := _norm_chain(node, step, owner, writes_input)):
+            matches.chains.append(norm)
+            taken.update(norm.nodes)
         if step is None or step.kind != "conv":
             continue
         chain = _longest_chain(node, step, owner, matches, taken)
@@ -83,7 +124,26 @@ def find_chains(
             matches.chains.append(chain)
             taken.update(chain.nodes)
     _keep_shared_together(graph, matches)
+    norms = {chain.head for chain in matches.chains if isinstance(chain, NormChain)}
+    for chain in matches.chains:
+        if isinstance(chain, Chain) and norms.intersection(chain.nodes[-1].users):
+            chain.normalised = ""
     return matches
+
+
+def _norm_chain(node: fx.Node, step: Step, owner: Owner, writes_input: WritesInput) -> NormChain | None:
+    """The chain of a normalisation; None where it is left."""
+    source = source_of(node)
+    if step.reason or step.option not in REPLACED_NORMS or len(node.args) != 1:
+        return None
+    if any(writes_in_place(user, writes_input) for user in source.users):
+        return None
+    chain = NormChain(node, [node], step.option)
+    users = list(node.users)
+    after = classify_node(users[0], owner) if len(users) == 1 else None
+    if after is not None and after.kind == "activation" and not after.reason:
+        chain.nodes, chain.activation, chain.slope = [node, users[0]], after.option, after.slope
+    return chain if chain.activation != "none" or step.option == "InstanceNorm2d" else None
 
 
 def source_of(node: fx.Node) -> fx.Node:
@@ -101,7 +161,7 @@ def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_wr
     users = source_of(chain.nodes[0]).users
     if any(writes_in_place(user, writes_input) for user in users if user not in chain.nodes):
         return "its input is changed in place"
-    reason = why_no_gain(weight_of(chain.conv, owner), chain.resize, chain.activation)
+    reason = why_no_gain(weight_of(chain.head, owner), chain.geometry, chain.resize, chain.activation)
     between = f" ({chain.normalised} lies between it and what follows)" if chain.normalised else ""
     return reason and reason + between
 
@@ -112,27 +172,54 @@ def _longest_chain(conv: fx.Node, step: Step, owner: Owner, matches: Matches, ta
     taken: the nodes of earlier chains, which are no part of this one
     """
     before, after = source_of(conv), list(_steps_after(conv, owner))
-    up = None if before in taken else classify_node(before, owner)
-    up = up if up is not None and up.kind == "resize" and up.option in ("up", "") else None
-    if step.reason:
-        # a refused 3x3 convolution is told even alone, for it could have been replaced alone; other kernels could not
+    if step.geometry is None:
+        up = _step_before(before, owner, taken, "resize")
+        # a convolution that is refused is told even alone, for it could have been replaced alone; but not for its size
         if up or after or not step.reason.startswith("kernel size"):
             parts = [*(["upsample"] if up else []), "conv", *(s.option for _, s in after[:1] if s.option)]
             matches.skipped.append((conv, " + ".join(parts), step.reason))
         return None
-    strided = step.option == "2"
-    chain = Chain(conv, [conv], "stride 2" if strided else "none")
-    if up:
-        reason = up.reason or ("stride 2 after it" if strided else "")
-        reason = reason or ("the enlarged tensor is used elsewhere" if len(before.users) > 1 else "")
-        if reason:
-            matches.skipped.append((conv, "upsample + conv 3x3", reason))
-        else:
-            chain.resize, chain.nodes = "up", [before, conv]
+    kernel = weight_of(conv, owner).shape[-1]
+    chain = Chain(conv, [conv], kernel, step.geometry)
+    if pad := _step_before(before, owner, taken, "pad"):
+        _take_pad(chain, before, pad, matches)
+    before = source_of(chain.nodes[0])
+    if up := _step_before(before, owner, taken, "resize"):
+        _take_up(chain, before, up, matches)
     _extend(chain, after, matches)
     following = (classify_node(user, owner) for user in conv.users)
     chain.normalised = next((s.option for s in following if s and s.kind == "normalisation"), "")
     return chain
+
+
+def _step_before(node: fx.Node, owner: Owner, taken: set[fx.Node], kind: str) -> Step | None:
+    """The step of a node that gives a convolution its input, if it is of this kind; of resizes one that enlarges."""
+    step = None if node in taken else classify_node(node, owner)
+    fits = step is not None and step.kind == kind and (kind != "resize" or step.option in ("up", ""))
+    return step if fits else None
+
+
+def _take_pad(chain: Chain, node: fx.Node, step: Step, matches: Matches) -> None:
+    """Takes into the chain the padding before its convolution, or enters why it stays."""
+    geometry, reason = (None, step.reason) if step.reason else padded(step.geometry, chain.geometry)
+    reason = reason or ("the padded tensor is used elsewhere" if len(node.users) > 1 else "")
+    if reason:
+        matches.skipped.append((chain.head, f"pad + {chain.name}", reason))
+    else:
+        chain.geometry, chain.nodes = geometry, [node, *chain.nodes]
+
+
+def _take_up(chain: Chain, node: fx.Node, step: Step, matches: Matches) -> None:
+    """Takes into the chain the resize before its convolution, or enters why it stays."""
+    reason = step.reason
+    if not reason and (chain.kernel, chain.geometry) != (3, UP):
+        strided = chain.geometry.stride != 1 and not chain.geometry.transposed
+        reason = "stride 2 after it" if strided else "nearest x2 is fused with a 3x3 convolution of padding 1 alone"
+    reason = reason or ("the enlarged tensor is used elsewhere" if len(node.users) > 1 else "")
+    if reason:
+        matches.skipped.append((chain.head, f"upsample + {chain.name}", reason))
+    else:
+        chain.resize, chain.nodes = "up", [node, *chain.nodes]
 
 
 def _steps_after(conv: fx.Node, owner: Owner) -> Iterator[tuple[fx.Node, Step]]:
@@ -151,7 +238,9 @@ def _steps_after(conv: fx.Node, owner: Owner) -> Iterator[tuple[fx.Node, Step]]:
 def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -> None:
     """Takes into the chain the steps after its convolution, until one that does not fit."""
     for node, step in after:
-        if step.kind == "resize" and chain.resize != "none":
+        if step.kind == "resize" and (
+            chain.resize != "none" or chain.geometry.stride != 1 or chain.geometry.transposed
+        ):
             # the operator does one of x2 before and /2 after, and one of two halvings; the other stays
             return
         reason = step.reason
@@ -159,7 +248,7 @@ def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -
             reason = "the result before it is used elsewhere"
         if reason:
             what = "nearest /2" if step.kind == "resize" else step.option or "activation"
-            matches.skipped.append((chain.conv, f"{chain.pattern} + {what}", reason))
+            matches.skipped.append((chain.head, f"{chain.pattern} + {what}", reason))
             return
         chain.nodes.append(node)
         chain.halved_last = step.option == "nearest /2"
@@ -172,9 +261,9 @@ def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -
 def _keep_shared_together(graph: fx.Graph, matches: Matches) -> None:
     """A convolution called several times is replaced in all of its calls or in none."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    calls_replaced = Counter(chain.conv.target for chain in matches.chains)
-    for chain in list(matches.chains):
-        conv = chain.conv
+    calls_replaced = Counter(chain.head.target for chain in matches.chains)
+    for chain in [chain for chain in matches.chains if isinstance(chain, Chain)]:
+        conv = chain.head
         if conv.op == "call_module" and calls[conv.target] != calls_replaced[conv.target]:
             matches.chains.remove(chain)
             reason = "the module is shared and another call of it cannot be fused"

@@ -8,11 +8,13 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from engine import ops
 from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors
-from engine.fusion.chains.matching import NEVER, Chain, source_of
+from engine.fusion.chains.matching import NEVER, Chain, NormChain, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
+from engine.fusion.chains.normalisation import run_norm
 from engine.fusion.chains.savings import too_small
 from engine.fusion.lookups import PLAIN_TENSORS
-from engine.kernels.resize_conv_act.reference import ACTIVATIONS
+from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
+from engine.kernels.resize_conv_act.reference import ACTIVATIONS, convolve
 
 TENSORS = (*PLAIN_TENSORS, FakeTensor, FunctionalTensor)  # the last two are what compilers trace with
 
@@ -23,6 +25,7 @@ def run_chain(
     bias: Tensor | None,
     planar: bool | None,
     resize: str,
+    geometry: tuple,
     activation: str,
     slope: float,
     copy_input: bool,
@@ -31,29 +34,32 @@ def run_chain(
     """Runs one chain by the operator, or by torch where the operator does not take the tensors.
 
     x:      (B, C, H, W)
-    weight: (Cout, C, 3, 3)
+    weight: (Cout, C, K, K), transposed (C, Cout, K, K)
     bias:   (Cout,) or None
     planar: whether torch would make a contiguous result, so that this one must be contiguous too; None: the next call
             is a chain as well, and takes the operator's channels_last result
-    resize, activation, slope: as of Chain
+    resize, geometry, activation, slope: as of Chain
     copy_input, copy_result: whether others may write into x, or into the result, after the call, though the operator
             keeps it for the backward pass: then it keeps another tensor than they have
 
     A convolution alone runs as written where its maps are too small to gain; compiled code does not ask, for one graph
     serves all sizes.
     """
-    compiling = torch.compiler.is_compiling()
-    small = resize == activation == "none" and not compiling and too_small(x.shape, weight)
-    if small or not _operator_takes(x, weight, bias, resize):
-        return _as_written(x, weight, bias, resize, activation, slope)
-    direction = resize if resize in ("none", "up") else "down"
+    compiling, where = torch.compiler.is_compiling(), Geometry(*geometry)
+    as_written = not _operator_takes(x, weight, bias, resize, where)
+    if not as_written and resize == activation == "none" and not compiling:
+        as_written = too_small(x.shape, weight, where)
+    if as_written:
+        y = _as_written(x, weight, bias, resize, where, activation, slope)
+        return y.contiguous() if planar and y.dim() == 4 and not _channels_last(weight) else y
     if copy_input and weight.requires_grad and torch.is_grad_enabled():
         x = x.clone()
-    y = ops.resize_conv_act(x, weight, bias, resize=direction, activation=activation, negative_slope=slope)
-    if resize == "nearest /2" and (compiling or x.shape[2] % 2 or x.shape[3] % 2):
-        y = y[
-            :, :, : x.shape[2] // 2, : x.shape[3] // 2
-        ]  # torch drops the last row and column, the operator keeps them
+    options = where._asdict() | {"resize": resize if resize in ("none", "up") else "down"}
+    y = ops.resize_conv_act(x, weight, bias, **options, activation=activation, negative_slope=slope)
+    if resize == "nearest /2":
+        height, width = output_sides(x.shape, weight.shape[-1], where)
+        if compiling or height % 2 or width % 2:
+            y = y[:, :, : height // 2, : width // 2]  # torch drops the last row and column, the operator keeps them
     laid_out = y.contiguous() if planar and not _channels_last(weight) else y
     return y.clone() if copy_result and laid_out is y and y.requires_grad else laid_out
 
@@ -67,14 +73,14 @@ def _channels_last(tensor: Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
-def _operator_takes(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str) -> bool:
+def _operator_takes(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, where: Geometry) -> bool:
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if not all(type(tensor) in TENSORS for tensor in tensors):
         return False
-    if x.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3) or 0 in x.shape[1:] or x.device != weight.device:
+    if x.dim() != 4 or weight.dim() != 4 or 0 in x.shape[1:] or 0 in weight.shape or x.device != weight.device:
         return False
-    if resize == "nearest /2" and (x.shape[2] == 1 or x.shape[3] == 1):
-        return False  # torch refuses to halve a side of one
+    if weight.shape[1 - where.transposed] != x.shape[1] or not _sides_fit(x, weight, resize, where):
+        return False
     if x.device.type not in ("cpu", "cuda") or x.dtype not in DTYPES:
         return False
     if torch.is_autocast_enabled(x.device.type):
@@ -83,17 +89,42 @@ def _operator_takes(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str)
     return weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
 
 
-def _as_written(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, activation: str, slope: float) -> Tensor:
+def _sides_fit(x: Tensor, weight: Tensor, resize: str, where: Geometry) -> bool:
+    """Whether the operator takes kernels and images of these sizes; where it does not, torch says what is wrong."""
+    kernel = weight.shape[-1]
+    if weight.shape[-2] != kernel or kernel > MOST_TAPS or (resize == "up" and kernel != 3):
+        return False
+    height, width = x.shape[2:]
+    most = {"reflect": min(height, width) - 1, "circular": min(height, width)}.get(where.padding_mode)
+    if most is not None and where.padding > most:
+        return False
+    # torch refuses to halve a side of one
+    least = 2 if resize == "nearest /2" else 1
+    return min(output_sides(x.shape, kernel, where)) >= least
+
+
+def _as_written(
+    x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, where: Geometry, activation: str, slope: float
+) -> Tensor:
     if resize == "up":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
-    y = F.conv2d(x, weight, bias, stride=2 if resize == "stride 2" else 1, padding=1)
+    if where.transposed:
+        y = F.conv_transpose2d(x, weight, bias, where.stride, where.padding, where.output_padding)
+    else:
+        options = {"stride": where.stride, "padding": where.padding, "padding_mode": where.padding_mode}
+        y = convolve(x, weight, bias, **options)
     y = ACTIVATIONS[activation](y, slope)
     if resize == "nearest /2":
         return F.interpolate(y, scale_factor=0.5, mode="nearest")
     return y[..., ::2, ::2] if resize == "slice" else y
 
 
-def rewrite(graph: fx.Graph, chains: list[Chain], owner: Owner = None, exposed: bool = False) -> None:
+def stays_planar(planar: bool, weight: Tensor) -> bool:
+    """Whether torch would make a contiguous result with this weight, where it would of the input."""
+    return planar and not _channels_last(weight)
+
+
+def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = None, exposed: bool = False) -> None:
     """Puts one call in place of each chain.
 
     exposed: whether the code that runs the graph may write, later on, into its inputs and outputs
@@ -101,26 +132,54 @@ def rewrite(graph: fx.Graph, chains: list[Chain], owner: Owner = None, exposed: 
     Chains that follow one another pass on the operator's channels_last result; the input of the first decides which
     layout the result of the last has.
     """
-    planar: dict[fx.Node, fx.Node] = {}  # by the call of a chain: is_planar of the input of the first in its series
+    planar: dict[fx.Node, fx.Node | bool] = {}  # by the call of a chain: whether torch would make a contiguous result
     firsts = {chain.nodes[0] for chain in chains}
     for chain in chains:
         first, last = chain.nodes[0], chain.nodes[-1]
         source = source_of(first)
         with graph.inserting_before(first):
-            tensors = _tensors_for_call(graph, chain.conv)
-            of_series = planar.get(source) or graph.call_function(is_planar, (source,))
-            chains_follow = all(user in firsts for user in last.users)
-            options = (None if chains_follow else of_series, chain.resize, chain.activation, chain.slope)
-            # torch keeps what nearest x2 makes, the operator its input
-            copy_input = exposed and chain.resize == "up" and comes_from_outside(source, owner)
-            copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
-            call = graph.call_function(run_chain, (source, *tensors, *options, copy_input, copy_result))
+            of_series = planar[source] if source in planar else graph.call_function(is_planar, (source,))
+            followed = [user in firsts for user in last.users]
+            asked = None if all(followed) else of_series
+            if isinstance(chain, NormChain):
+                call, of_result = _norm_call(graph, chain, owner, exposed, asked, of_series)
+            else:
+                call, of_result = _conv_call(graph, chain, owner, exposed, asked, of_series, any(followed))
         call.meta = dict(last.meta)
-        planar[call] = of_series
+        planar[call] = of_result
         firsts.discard(first)
         last.replace_all_uses_with(call)
         for node in reversed(chain.nodes):
             graph.erase_node(node)
+
+
+Asked = fx.Node | bool | None
+
+
+def _conv_call(
+    graph: fx.Graph, chain: Chain, owner: Owner, exposed: bool, asked: Asked, of_series: Asked, followed: bool
+) -> tuple[fx.Node, Asked]:
+    """The call of `run_chain` in place of a chain, and what tells whether torch would make a contiguous result."""
+    source, last = source_of(chain.nodes[0]), chain.nodes[-1]
+    tensors = _tensors_for_call(graph, chain.head)
+    options = asked, chain.resize, tuple(chain.geometry), chain.activation, chain.slope
+    # torch keeps the enlarged or padded tensor, the operator its input
+    copy_input = exposed and chain.keeps_input and comes_from_outside(source, owner)
+    copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
+    call = graph.call_function(run_chain, (source, *tensors, *options, copy_input, copy_result))
+    return call, graph.call_function(stays_planar, (of_series, tensors[0])) if followed else of_series
+
+
+def _norm_call(
+    graph: fx.Graph, chain: NormChain, owner: Owner, exposed: bool, asked: Asked, of_series: Asked
+) -> tuple[fx.Node, Asked]:
+    """The call of `run_norm` in place of a chain, and what tells whether torch would make a contiguous result."""
+    source, instance = source_of(chain.head), chain.name == "InstanceNorm2d"
+    norm = graph.create_node("get_attr", chain.head.target)
+    if instance:  # torch's makes a contiguous result of any input
+        asked, of_series = asked if asked is None else True, True
+    copy_input = exposed and instance and comes_from_outside(source, owner)
+    return graph.call_function(run_norm, (source, norm, asked, chain.activation, chain.slope, copy_input)), of_series
 
 
 def _tensors_for_call(graph: fx.Graph, conv: fx.Node) -> list[fx.Node | None]:

@@ -1,10 +1,12 @@
 """What fusing a chain saves: products of the convolution as written, and as the operator computes them.
 
 The rule, from the benchmark's results: nearest x2 before a convolution takes 9 of 36 products (16 with fewer than 8
-channels), nearest /2 after it a quarter, and an activation saves a pass over memory; these always pay. A convolution of
-the same size alone pays on a CPU in float32, by Winograd tiles, from 64 channels on, and where the maps are so large
-that a call's own cost does not matter and the tiles save a fifth or more. A stride of 2 alone takes the same products
-as before: nothing to gain.
+channels), nearest /2 after it a quarter; these always pay. For all others `speed` predicts, on a CPU in float32, how
+many times as fast the operator is on large maps. It counts products and numbers moved, each with what they take: an
+activation of its own is a pass over the result, a padding of its own one over the input. A chain that is predicted to
+be slower is left. A convolution alone needs a margin, tiles that save much, 64 channels, and maps so large that a
+call's own cost does not matter. Where nothing is predicted (GPUs, half precision) an activation pays, and a convolution
+alone does not.
 """
 
 from operator import attrgetter
@@ -14,94 +16,143 @@ from torch import Tensor, nn
 
 from engine.fusion.lookups import Onlooker
 from engine.kernels._observers import NativeCall
-from engine.kernels.resize_conv_act.geometry import SMALL_TILES, TRANSFORMED, Geometry, cost, form, native_sizes
+from engine.kernels.resize_conv_act.geometry import (
+    DIRECT,
+    FEWEST_CHANNELS,
+    Geometry,
+    algorithms_of,
+    cost,
+    form,
+    native_sizes,
+    output_sides,
+)
 from engine.kernels.resize_conv_act.spec import SPEC
 
-SAME_SIZE = Geometry("none", 1, 1, "zeros", False, 0)
-FEWEST_CHANNELS = 64
-FEWEST_PIXELS = 4096  # of all images of a batch together
-WORTH = (
-    0.8  # the largest part of the products as written that tiles may leave, for a convolution of the same size alone
-)
+CHANNELS_ALONE = 64  # the fewest of a convolution alone
+PIXELS_ALONE = 4096  # the fewest of a convolution alone, of all images of a batch together
+# the largest part of the products as written that tiles may leave, for a convolution alone
+WORTH = 0.8
+LEAST, LEAST_ALONE = 1.0, 1.2  # predicted speeds from which on a chain is replaced, and a convolution alone is
+# products that a library's convolution makes in the time that one number is read or written
+PRODUCTS_OF_A_NUMBER = 20.0
+# products that the operator makes while a library's convolution makes one: of tiles, of the direct sum, of 1x1 kernels
+RATE_OF_TILES, RATE_OF_DIRECT, RATE_OF_POINTS = 0.45, 0.7, 0.4
 
 
-def why_no_gain(weight: Tensor, resize: str, activation: str) -> str:
+def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, activation: str) -> str:
     """Why a chain does not pay whatever the size of its images; "" where it may pay.
 
-    weight (Cout, C, 3, 3); resize and activation as of Chain
+    weight: (Cout, C, K, K), transposed (C, Cout, K, K); geometry, resize and activation as of Chain
     """
-    if activation != "none" or resize not in ("none", "stride 2"):
+    if resize != "none":
         return ""
-    if resize == "stride 2":
-        return "nothing to gain: a stride of 2 alone takes as many products"
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return "nothing to gain: a convolution alone, not on a CPU in float32"
-    fewest = min(weight.shape[:2])
-    return f"nothing to gain: a convolution alone, of {fewest} channels" if fewest < FEWEST_CHANNELS else ""
+    predicted = weight.device.type == "cpu" and weight.dtype == torch.float32
+    if activation == "none":
+        if geometry.stride == 2 and not geometry.transposed and weight.shape[-1] == 3:
+            return "nothing to gain: a stride of 2 alone takes as many products"
+        if not predicted:
+            return "nothing to gain: a convolution alone, not on a CPU in float32"
+        fewest = min(weight.shape[:2])
+        if fewest < CHANNELS_ALONE:
+            return f"nothing to gain: a convolution alone, of {fewest} channels"
+    times = speed(weight, geometry, activation) if predicted else LEAST
+    alone = "a convolution alone, " if activation == "none" else ""
+    least = LEAST_ALONE if alone else LEAST
+    return f"nothing to gain: {alone}predicted {times:.2f} times as fast" if times < least else ""
 
 
-def too_small(x_shape: tuple[int, ...], weight: Tensor) -> bool:
-    """Whether a convolution of the same size alone has maps too small for tiles to pay. x_shape: (B, C, H, W)."""
-    pixels = x_shape[0] * x_shape[2] * x_shape[3]
-    if pixels < FEWEST_PIXELS:
+def speed(weight: Tensor, geometry: Geometry, activation: str) -> float:
+    """How many times as fast as the layers as written the operator is predicted to be, on large maps.
+
+    weight, geometry, activation: as of `why_no_gain`
+    """
+    written, computed = products_of_a_value(weight, geometry)
+    channels = weight.shape[0 if geometry.transposed else 1]
+    # of each value of the result: reads of the input, and the write of the result
+    spread = 1 / geometry.stride**2 if geometry.transposed else geometry.stride**2
+    moved = 1 + spread * channels / weight.shape[geometry.transposed]
+    passes = 2 * (activation != "none") + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
+    rate = RATE_OF_TILES if computed < written else RATE_OF_DIRECT
+    rate = RATE_OF_POINTS if weight.shape[-1] == 1 else rate
+    number = PRODUCTS_OF_A_NUMBER
+    return (channels * written + number * (moved + passes)) / (channels * computed / rate + number * moved)
+
+
+def products_of_a_value(weight: Tensor, geometry: Geometry) -> tuple[float, float]:
+    """Products of a value of the result and a channel of the input: as written, and at best as computed."""
+    written = weight.shape[-1] ** 2 / (geometry.stride**2 if geometry.transposed else 1)
+    algorithms = algorithms_of(weight.shape[-1], geometry) if min(weight.shape[:2]) >= FEWEST_CHANNELS else {}
+    return written, min([written, *((products / outputs) ** 2 for outputs, products in algorithms.values())])
+
+
+def too_small(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a convolution alone has maps too small for tiles to pay. x_shape: (B, C, H, W)."""
+    if x_shape[0] * x_shape[2] * x_shape[3] < PIXELS_ALONE:
         return True
-    products = min(cost(x_shape, weight.shape, SAME_SIZE, number) for number in (TRANSFORMED, SMALL_TILES))
-    return products > WORTH * 9 * pixels
+    forms = algorithms_of(weight.shape[-1], geometry)
+    products = min(cost(x_shape, weight.shape, geometry, number) for number in (*forms, DIRECT))
+    return products > WORTH * cost(x_shape, weight.shape, geometry, DIRECT)
 
 
-def expected_saving(weight: Tensor, resize: str) -> str:
+def expected_saving(weight: Tensor, geometry: Geometry, resize: str) -> str:
     """The saving in words, where sizes are not known: products for each value of the result and channel of x."""
-    many = min(weight.shape[:2]) >= 8
+    written, computed = products_of_a_value(weight, geometry)
     if resize == "up":
-        written, left = 9, 2.25 if many else 4
-    elif resize in ("nearest /2", "slice"):
-        written, left = 36, 9
-    else:
-        written, left = 9, 2.25 if many and resize == "none" else 9
-    return f"{written} -> {left:g} products a value" if written != left else "one pass, as many products"
+        written, computed = 9, 2.25 if min(weight.shape[:2]) >= FEWEST_CHANNELS else 4
+    elif resize != "none":
+        written, computed = 4 * written, written
+    return f"{written:g} -> {computed:.3g} products a value" if written != computed else "one pass, as many products"
 
 
 class Savings(Onlooker):
     """Counts, within its block, the products of the fused chains of a model: as written, and as the operator has them.
 
-    paths: of the weights, or of the convolutions that own them, from the model
+    chains: the Geometry and the resize of each convolution, by the path from the model of it or of its weight
 
-    weights, products, shapes: the weight, (products as written, products computed), and the shapes of the inputs of
-    each path. A chain that ran as written counts no products.
+    weights, products, shapes: by path the weight, (products as written, products computed), and the shapes of the
+    inputs. A chain that ran as written counts no products.
     """
 
-    def __init__(self, model: nn.Module, paths: list[str]):
+    def __init__(self, model: nn.Module, chains: dict[str, tuple[Geometry, str]]):
         super().__init__()
-        self.owners: dict[int, tuple[str, object]] = {}  # (path, stride) by the address of the weight
+        self.chains = chains
+        self.owners: dict[int, str] = {}  # path by the address of the weight
         self.weights: dict[str, Tensor] = {}
-        self.products, self.shapes = {path: (0, 0) for path in paths}, {path: [] for path in paths}
-        for path in paths:
+        self.products, self.shapes = {path: (0, 0) for path in chains}, {path: [] for path in chains}
+        for path in chains:
             part = attrgetter(path)(model)
             weight = part if isinstance(part, Tensor) else part.weight
-            self.owners[weight.data_ptr()] = path, getattr(part, "stride", None)
+            self.owners[weight.data_ptr()] = path
             self.weights[path] = weight
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.kiln.resize_conv_act.default and args[1].data_ptr() in self.owners:
             self._count(args[0].shape, args[1], Geometry(*args[5:11]), args[13])
         elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.owners:
-            self.shapes[self.owners[args[1].data_ptr()][0]].append(tuple(args[0].shape))  # ran as written
+            self.shapes[self.owners[args[1].data_ptr()]].append(tuple(args[0].shape))  # ran as written
         return function(*args, **(kwargs or {}))
 
     def _count(self, x_shape: torch.Size, weight: Tensor, where: Geometry, exact: bool) -> None:
-        path, stride = self.owners[weight.data_ptr()]
-        b, c, h, w = x_shape
-        cout = len(weight)
+        path = self.owners[weight.data_ptr()]
         sizes = native_sizes(x_shape, weight.shape, 0, where) | {"form": form(x_shape, weight.shape, where, exact)}
-        computed = int(
-            SPEC.work(NativeCall("resize_conv_act_forward", {}, sizes | {"dtype": 0}, seconds=0.0)).flops / 2
-        )
-        pixels = b * h * w * (4 if where.resize == "up" else 1)
-        if stride == (2, 2):
-            pixels = b * -(-h // 2) * -(-w // 2)
+        call = NativeCall("resize_conv_act_forward", {}, sizes | {"dtype": 0}, seconds=0.0)
         before = self.products[path]
-        self.products[path] = before[0] + pixels * c * cout * 9, before[1] + computed
+        self.products[path] = before[0] + self._written(path, x_shape), before[1] + int(SPEC.work(call).flops / 2)
         self.shapes[path].append(tuple(x_shape))
+
+    def _written(self, path: str, x_shape: torch.Size) -> int:
+        """Products of one call as written, the borders of a transposed convolution counted as the operator does."""
+        geometry, resize = self.chains[path]
+        scale = 2 if resize == "up" else 1
+        height, width = output_sides(
+            (*x_shape[:2], scale * x_shape[2], scale * x_shape[3]), self.kernel(path), geometry
+        )
+        taps = self.kernel(path) ** 2 / (geometry.stride**2 if geometry.transposed else 1)
+        return int(x_shape[0] * height * width * self.weights[path].shape[:2].numel() * taps)
+
+    def kernel(self, path: str) -> int:
+        """Taps along one axis."""
+        return self.weights[path].shape[-1]
 
     def text(self, path: str) -> str:
         """What fusing saves at a path, in words."""
