@@ -10,6 +10,9 @@ import torch
 
 from engine.kernels._observers import NativeCall, OperatorCall, observed
 
+# arguments that have no gradient
+CONSTANTS = {"grad_scale", "running_mean", "running_var"}
+
 
 @dataclass
 class Call:
@@ -30,7 +33,7 @@ class Call:
         """The outputs and gradients of `function` when it is called with these arguments, floats as `dtype`."""
         floats = {name for name, tensor in self.tensors.items() if tensor.is_floating_point()}
         arguments = {name: (t.to(dtype) if name in floats else t).detach() for name, t in self.tensors.items()}
-        leaves = {name: t.requires_grad_() for name, t in arguments.items() if name in floats - {"grad_scale"}}
+        leaves = {name: t.requires_grad_() for name, t in arguments.items() if name in floats - CONSTANTS}
         outputs = function(**arguments, **self.options)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         results = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
