@@ -54,7 +54,7 @@ float* scratch(Slot slot, int64_t floats) {
         buffer.data = static_cast<float*>(std::aligned_alloc(page, bytes));
         if (!buffer.data) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-        if (page == LARGE_PAGE && !std::getenv("NOHUGE")) madvise(buffer.data, bytes, MADV_HUGEPAGE);
+        if (page == LARGE_PAGE) madvise(buffer.data, bytes, MADV_HUGEPAGE);
 #endif
         buffer.size = floats;
     }

@@ -21,7 +21,7 @@ LEAST_NORM = 1e-6  # a difference is divided by the norm of the loss or gradient
 # |v - D(v)| and ReLU have no derivative at 0. Where rounding decides the sign of an element, a gradient may differ by
 # up to KINK_TOLERANCE; it then has to agree in one of so many attempts, on other images with the same weights. A wrong
 # gradient is wrong on every image.
-KINK_TOLERANCE, ATTEMPTS = 5e-2, 3
+KINK_TOLERANCE, ATTEMPTS = 5e-2, 8
 
 
 def training_images(count: int, channels: int, resolution: int, step: int, device: torch.device) -> torch.Tensor:

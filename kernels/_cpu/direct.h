@@ -106,10 +106,6 @@ template <int SIDE, class T> static inline T combine(const T* line, const float*
     return sum;
 }
 
-template <int N> struct Number {
-    static constexpr int VALUE = N;
-};
-
 // Calls body(Number<side>): what loops over taps is compiled for each side of a kernel.
 template <class Body> static inline void with_side(int side, Body body) {
     switch (side) {
@@ -125,41 +121,67 @@ template <class Body> static inline void with_side(int side, Body body) {
 
 // Loads kernels (k, n) of VL columns n from n0 on, one vector for each tap; zeros past the last column.
 template <int SIDE> static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
-    constexpr int count = SIDE * SIDE;
-    alignas(64) float lanes[count][VL];
+    constexpr int count = SIDE * SIDE, whole = count / VL * VL;
     const int n = w.columns - n0 < VL ? w.columns - n0 : VL;
-    if (n < VL) std::memset(lanes, 0, sizeof(float) * VL * count);
-    for (int lane = 0; lane < n; ++lane) {
-        const float* kernel = w.at(k, n0 + lane);
-        for (int t = 0; t < count; ++t) lanes[t][lane] = kernel[t];
+    vf loaded[count];
+    if (n == VL)
+        for (int t = 0; t < whole; t += VL) {
+            for (int lane = 0; lane < VL; ++lane) loaded[t + lane] = load(w.at(k, n0 + lane) + t);
+            transpose(loaded + t);
+        }
+    const int first = n == VL ? whole : 0;
+    if (first < count) {
+        alignas(64) float lanes[count][VL];
+        if (n < VL) std::memset(lanes, 0, sizeof lanes);
+        for (int lane = 0; lane < n; ++lane) {
+            const float* kernel = w.at(k, n0 + lane);
+            for (int t = first; t < count; ++t) lanes[t][lane] = kernel[t];
+        }
+        for (int t = first; t < count; ++t) loaded[t] = load(lanes[t]);
     }
-    for (int t = 0; t < count; ++t) taps[t] = load(lanes[w.reversed ? count - 1 - t : t]);
+    for (int t = 0; t < count; ++t) taps[t] = loaded[w.reversed ? count - 1 - t : t];
 }
 
-// Packs combinations row[r] x column[c] of the kernel, panel by panel: [panel][r][c][depth][panel width]. Rows and
-// columns are those of `stride` numbers.
+// Combinations row[r] x column[c] of kernels, `rows` times `columns` of them, in lines of `stride` numbers.
+struct Combinations {
+    const float* row;
+    int rows;
+    const float* column;
+    int columns, stride;
+    int products() const { return rows * columns; }
+};
+
+// Writes the combinations of kernels (k, n), k from k0 on and n from n0 on, as [r][c][k][width]: of each combination the
+// matrix lies `plane` after the one before.
 template <int SIDE>
-static void pack(const Weights& w, const float* row, int rows, const float* column, int columns, int stride, float* out) {
+static inline void pack_panel(const Weights& w, const Combinations& of, int k0, int count, int n0, int width, int64_t plane,
+                              float* out) {
+    constexpr int AHEAD = 8;  // steps of the depth that memory is asked for before they are read
+    for (int v = 0; v < width; v += VL)
+        for (int k = 0; k < count; ++k) {
+            for (int lane = 0; lane < VL; ++lane) __builtin_prefetch(w.at(k0 + k + AHEAD, n0 + v + lane));
+            vf kernel[SIDE * SIDE];
+            load_kernels<SIDE>(w, k0 + k, n0 + v, kernel);
+            float* to = out + int64_t(k) * width + v;
+            for (int r = 0; r < of.rows; ++r) {
+                vf line[SIDE];
+                combine_rows<SIDE>(of.row + r * of.stride, kernel, line);
+                for (int c = 0; c < of.columns; ++c, to += plane) store(to, combine<SIDE>(line, of.column + c * of.stride));
+            }
+        }
+}
+
+// Packs all combinations panel by panel: [panel][r][c][depth][panel width].
+template <int SIDE> static void pack(const Weights& w, const Combinations& of, float* out) {
     constexpr int RUN = 8;  // steps of the depth whose combinations are gathered, so that they are written in long runs
-    const int depth = w.depth, padded = w.padded(), products = rows * columns;
+    const int depth = w.depth, padded = w.padded(), products = of.products();
     for_parts<Sharing::TO_THE_NEXT>((padded + 2 * VL - 1) / (2 * VL), [&](int64_t number) {
         const int n0 = int(number) * 2 * VL, width = panel_width(n0, padded);
         float* panel = out + int64_t(n0) * products * depth;
         float* gathered = scratch(Slot::GATHERED, int64_t(products) * RUN * width);
         for (int k0 = 0; k0 < depth; k0 += RUN) {
             const int run = depth - k0 < RUN ? depth - k0 : RUN;
-            for (int k = 0; k < run; ++k)
-                for (int v = 0; v < width; v += VL) {
-                    vf kernel[SIDE * SIDE];
-                    load_kernels<SIDE>(w, k0 + k, n0 + v, kernel);
-                    for (int r = 0; r < rows; ++r) {
-                        vf line[SIDE];
-                        combine_rows<SIDE>(row + r * stride, kernel, line);
-                        for (int c = 0; c < columns; ++c)
-                            store(gathered + (int64_t(r * columns + c) * RUN + k) * width + v,
-                                  combine<SIDE>(line, column + c * stride));
-                    }
-                }
+            pack_panel<SIDE>(w, of, k0, run, n0, width, RUN * width, gathered);
             for (int p = 0; p < products; ++p)
                 std::memcpy(panel + (int64_t(p) * depth + k0) * width, gathered + int64_t(p) * RUN * width,
                             sizeof(float) * run * width);
@@ -202,7 +224,7 @@ template <int SIDE> static void pack_stencil(const Weights& w, const Stencil& s,
             float row[MOST_TAPS][MOST_TAPS], column[MOST_TAPS][MOST_TAPS];
             for (int t = 0; t < s.count[pr]; ++t) std::memcpy(row[t], s.taps[pr][t].g, sizeof row[t]);
             for (int t = 0; t < s.count[pc]; ++t) std::memcpy(column[t], s.taps[pc][t].g, sizeof column[t]);
-            pack<SIDE>(w, row[0], s.count[pr], column[0], s.count[pc], MOST_TAPS, out);
+            pack<SIDE>(w, {row[0], s.count[pr], column[0], s.count[pc], MOST_TAPS}, out);
             out += packed_floats(w, s.count[pr] * s.count[pc]);
         }
 }
@@ -447,28 +469,41 @@ static inline void unpack_kernels(const float* sums, int64_t plane, const float*
     for (int t = 0; t < SIDE * SIDE; ++t) store(taps[t], sum[t]);
 }
 
-// to[p][q] of each kernel = sum over r, c of lines[r][p] lines[c][q] sums[r][c]; lines: n of `stride` numbers.
+// Kernels of a weight gradient, to[p][q] = sum over r, c of lines[r][p] lines[c][q] sums[r][c]: those of `rows` rows and
+// `columns` columns, whole vectors, from (row0, column0) of the layout on. sums: n * n matrices, `plane` apart, of rows that
+// are `row_floats` apart; lines: n of `stride` numbers.
 template <int SIDE>
-static void unpack_gradient(const float* sums, const Sums& layout, const float* lines, int n, int stride,
-                            const WeightGradient& to) {
+static void unpack_block(const float* sums, int64_t plane, int64_t row_floats, const Sums& layout, int row0, int rows,
+                         int column0, int columns, const float* lines, int n, int stride, const WeightGradient& to) {
     constexpr int RUN = 8;  // rows of the sums at a time, so that neighbouring kernels are written together
     const bool by_output = layout.by_output;
     const int across = by_output ? layout.cout : layout.cin;
-    const int columns = layout.columns(), rows = layout.rows();
-    const int64_t plane = layout.size(1);
-    for_parts<Sharing::TO_THE_NEXT>((rows + RUN - 1) / RUN, [&](int64_t part) {
-        const int m0 = int(part) * RUN, run = rows - m0 < RUN ? rows - m0 : RUN;
+    for (int m0 = 0; m0 < rows; m0 += RUN) {
+        const int run = rows - m0 < RUN ? rows - m0 : RUN;
         for (int v = 0; v < columns; v += VL) {
             alignas(64) float kernels[RUN][SIDE * SIDE][VL];
             for (int m = 0; m < run; ++m)
-                unpack_kernels<SIDE>(sums + int64_t(m0 + m) * columns + v, plane, lines, n, stride, kernels[m]);
-            for (int lane = 0; lane < VL && v + lane < across; ++lane)
+                unpack_kernels<SIDE>(sums + (m0 + m) * row_floats + v, plane, lines, n, stride, kernels[m]);
+            for (int lane = 0; lane < VL && column0 + v + lane < across; ++lane)
                 for (int m = 0; m < run; ++m) {
-                    const int64_t o = by_output ? v + lane : m0 + m, i = by_output ? m0 + m : v + lane;
-                    float* kernel = to.data + o * to.o_step + i * to.i_step;
+                    const int64_t row = row0 + m0 + m, column = column0 + v + lane;
+                    float* kernel = to.data + (by_output ? column : row) * to.o_step + (by_output ? row : column) * to.i_step;
                     for (int t = 0; t < SIDE * SIDE; ++t) kernel[t] = kernels[m][t][lane];
                 }
         }
+    }
+}
+
+// The kernels of all sums.
+template <int SIDE>
+static void unpack_gradient(const float* sums, const Sums& layout, const float* lines, int n, int stride,
+                            const WeightGradient& to) {
+    constexpr int ROWS = 8;  // of a part
+    const int columns = layout.columns(), rows = layout.rows();
+    for_parts<Sharing::TO_THE_NEXT>((rows + ROWS - 1) / ROWS, [&](int64_t part) {
+        const int first = int(part) * ROWS, count = rows - first < ROWS ? rows - first : ROWS;
+        unpack_block<SIDE>(sums + int64_t(first) * columns, layout.size(1), columns, layout, first, count, 0, columns, lines, n,
+                           stride, to);
     });
 }
 

@@ -11,7 +11,8 @@ struct Product {
     const float* a;
     int64_t a_row, a_step;  // distance between rows m, and between successive k
     const float* b;
-    int64_t b_step;  // distance between successive k; the columns of B are read in whole vectors
+    int64_t b_step;         // distance between successive k; the columns of B are read in whole vectors
+    int64_t b_vector = VL;  // distance between neighbouring vectors of columns
     int segments;
     const int64_t* a_segment;  // offset of each segment, or null where there is one at offset 0
     const int64_t* b_segment;
@@ -29,17 +30,17 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
         for (int v = 0; v < VECTORS; ++v) sum[m][v] = splat(0.0f);
     for (int m = 0; m < ROWS; ++m)  // memory fetches the results' cache lines while the products are formed
         for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(p.c + m * p.c_row + v * VL, 1);
-    const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
+    const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step, b_vector = p.b_vector;
     const int depth = p.depth;
     for (int s = 0; s < p.segments; ++s) {
         const float* a = p.a + (p.a_segment ? p.a_segment[s] : 0);
         const float* b = p.b + (p.b_segment ? p.b_segment[s] : 0);
         const float* ahead = p.ahead ? p.ahead + (p.b_segment ? p.b_segment[s] : 0) : b;
         for (int k = 0; k < depth; ++k) {
-            for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(ahead + v * VL, 0, 2);
+            for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(ahead + v * b_vector, 0, 2);
             ahead += b_step;
             vf column[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * VL);
+            for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * b_vector);
 #pragma GCC unroll 16
             for (int m = 0; m < ROWS; ++m) {
                 const vf scalar = splat(a[m * a_row]);

@@ -6,8 +6,8 @@ namespace kiln {
 
 // The buffers by name; names with the same number share a buffer. In a thread an operator's call ends before another one
 // begins, so operators share buffers freely. Two names of one operator share only where a comment says why they never
-// meet. What one thread prepares for all (PACKED_WEIGHTS, PARAMETER_SUMS, FRAME, SPLIT_SUMS, CHUNK_SUMS, PART_SUMS,
-// COLUMN_CONSTANTS, DOMAIN_SUMS) lies in the calling thread's buffer, which no thread asks for again before all have read
+// meet. What one thread prepares for all (PACKED_WEIGHTS, PARAMETER_SUMS, ALL_TILES, ALL_INPUTS, ALL_GRADIENTS,
+// FRAME, SPLIT_SUMS, CHUNK_SUMS, PART_SUMS, COLUMN_CONSTANTS, DOMAIN_SUMS) lies in the calling thread's buffer, which no thread asks for again before all have read
 // it.
 enum class Slot {
     // resize_conv_act
@@ -20,11 +20,15 @@ enum class Slot {
     SEGMENTS,              // offsets of a weight gradient's segments
     PACKED_WEIGHTS,        // weights in the order the products read them, and the padded bias
     ZEROS,                 // the pixel that tiles read past the image's edges
-    GATHERED,              // combinations of a few weights, before they are written to the packed ones
+    GATHERED,              // combinations of a few weights: on their way to the packed ones, or multiplied at once
+    ALL_TILES,             // tiles of all images in the transformed domain: of a pass that packs its weights by panels,
+    ALL_INPUTS,            // and of both operands of a weight gradient
+    ALL_GRADIENTS,
     FRAME,                 // gradients of the pixels beside each image, which belong to those whose values stand there
     COUNT,
     SECOND_BAND = GRADIENT_BAND,         // rows of the second input in forward, which has no gradient
     SECOND_SUMS = PARAMETER_SUMS,        // the second input's convolution in forward, which has no parameter gradients
+    BLOCK_SUMS = TRANSFORMED_PRODUCTS,   // of a weight gradient whose tiles are transformed before
     THIN_PRODUCTS = TRANSFORMED_INPUTS,  // a thin pass's products with all taps; a direct pass transforms nothing
 
     // landmark_conv, which also has INPUT_BAND, GRADIENT_BAND, PARAMETER_SUMS and PACKED_WEIGHTS

@@ -26,6 +26,10 @@ typedef float vf_any __attribute__((vector_size(VL * 4), aligned(4), may_alias))
 typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 
+template <int N> struct Number {
+    static constexpr int VALUE = N;
+};
+
 static inline vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
 static inline void store(float* p, vf v) { *reinterpret_cast<vf_any*>(p) = v; }
 static inline vf splat(float s) { return s - (vf){}; }
@@ -37,6 +41,39 @@ static inline float sum_lanes(vf v) {
     std::memcpy(part, &v, sizeof v);
     for (int i = 1; i < VL / 4; ++i) part[0] += part[i];
     return (part[0][0] + part[0][1]) + (part[0][2] + part[0][3]);
+}
+
+// Lanes of two vectors: from 0 on those of the first, from VL on those of the second.
+static inline vf pick(vf first, vf second, vi lanes) {
+#ifdef __clang__
+    vf picked;
+    for (int i = 0; i < VL; ++i) picked[i] = lanes[i] < VL ? first[lanes[i]] : second[lanes[i] - VL];
+    return picked;
+#else
+    return __builtin_shuffle(first, second, lanes);
+#endif
+}
+
+// Makes rows of columns: lane j of vector i is lane i of vector j before.
+static inline void transpose(vf* rows) {
+    const auto exchange = [&](auto step) {
+        constexpr int STEP = step.VALUE;
+        vi low, high;
+        for (int lane = 0; lane < VL; ++lane) {
+            low[lane] = lane & STEP ? VL + lane - STEP : lane;
+            high[lane] = lane & STEP ? VL + lane : lane + STEP;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; ++i)
+            if (!(i & STEP)) {
+                const vf a = rows[i], b = rows[i + STEP];
+                rows[i] = pick(a, b, low), rows[i + STEP] = pick(a, b, high);
+            }
+    };
+    exchange(Number<1>{});
+    exchange(Number<2>{});
+    if constexpr (VL > 4) exchange(Number<4>{});
+    if constexpr (VL > 8) exchange(Number<8>{});
 }
 
 enum Dtype { F32 = 0, BF16 = 1, F16 = 2 };

@@ -17,6 +17,11 @@ struct Pass {
     void (*pack)(const Pass&, const Weights&, float*);
     void (*band)(const Pass&, const Band&, const Weights&, const float*, int r0, int r1, int cells, const Sink&, Images,
                  const Addend&);
+    // where all tiles are transformed before the weights are packed, panel by panel: `gather` writes a band's tiles,
+    // `panels` does the rest
+    int values;  // of a tile and a channel in the transformed domain; 0: there is no such form
+    void (*gather)(const Pass&, const Band&, const Tiles& of_band, float* u, int64_t to, int64_t tiles);
+    void (*panels)(const Pass&, const float* u, int channels, const Weights&, const Tiles& all, const Sink&, Images);
 
     int cells(int outputs) const { return (outputs - first + rows - 1) / rows; }
     Span inputs(int r0, int r1) const { return {r0 * step + low, (r1 - 1) * step + high}; }
@@ -54,19 +59,31 @@ static void direct_band(const Pass& pass, const Band& in, const Weights& w, cons
 
 // kernel: the side of the weight's kernels
 static Pass direct(const Stencil& s, int kernel, int first) {
-    return {s.step_in, s.lowest(), s.highest() + 1, s.step_out, first, s.products(), true, false, s, kernel, direct_pack, direct_band};
+    return {s.step_in, s.lowest(), s.highest() + 1, s.step_out, first, s.products(), true, false, s, kernel, direct_pack,
+            direct_band, 0, nullptr, nullptr};
 }
 
 template <class A> static void transform_pack(const Pass&, const Weights& w, float* out) {
-    pack<A::K>(w, A::G[0], A::P, A::G[0], A::P, A::K, out);
+    pack<A::K>(w, {A::G[0], A::P, A::G[0], A::P, A::K}, out);
 }
 template <class A>
 static void transform_pass(const Pass& pass, const Band& in, const Weights& w, const float* packed, int r0, int r1,
                            int cells, const Sink& sink, Images images, const Addend& add) {
     transform_band<A>(in, w, packed, pass.low, pass.first, r0, r1, cells, sink, images, add);
 }
+template <class A>
+static void gather_tiles(const Pass& pass, const Band& in, const Tiles& tiles, float* u, int64_t to, int64_t all) {
+    transform_tiles<A::IN, A::D, A::input>(in, tiles, 0, tiles.count(), A::STEP, pass.low, nullptr,
+                                           TileLayout::rows(all, in.channels), u + to * in.channels);
+}
+template <class A>
+static void panels_pass(const Pass& pass, const float* u, int channels, const Weights& w, const Tiles& all, const Sink& sink,
+                        Images images) {
+    transform_panels<A>(u, channels, w, all, pass.first, sink, images);
+}
 template <class A> static Pass transformed(int low, int first, bool reversed = false) {
-    return {A::STEP, low, low + A::IN, A::OUT, first, A::P * A::P, false, reversed, {}, A::K, transform_pack<A>, transform_pass<A>};
+    return {A::STEP, low, low + A::IN, A::OUT, first, A::P * A::P, false, reversed, {}, A::K, transform_pack<A>,
+            transform_pass<A>, A::D * A::D, gather_tiles<A>, panels_pass<A>};
 }
 
 // The weight gradient. One of input and gradient is `moved` against the other, or transformed as an algorithm's inputs:
@@ -81,7 +98,19 @@ struct WeightPass {
     // scale: the samples' factors from the first image on, or null; a direct pass has them in its input already
     void (*band)(const WeightPass&, const Band& moved, const Band& fixed, int r0, int r1, int images, const float* scale,
                  float* sums);
+    // where the tiles of all images are transformed first: `gather` writes those of a band, tile by tile from `to` on, and
+    // `finish` makes the gradient of all
+    int values, gradients;  // of a tile and a channel in the transformed domain
+    void (*gather)(const WeightPass&, const Band& moved, const Band& fixed, int r0, int r1, int images, const float* scale,
+                   const Operands&, int64_t to);
+    void (*finish)(const WeightPass&, const Operands&, const WeightGradient&);
 
+    // Whether to do so: where the sums of all kernels outgrow the cache, and the tiles do not outgrow the sums by far.
+    bool gathers(int64_t tiles) const {
+        const int64_t sums = layout.size(taps * taps), rows = round_up(layout.rows(), VL);
+        return !direct && 4 * sums > BLOCK_BYTES && tiles * (values * rows + gradients * layout.columns()) <= 4 * sums;
+    }
+    int64_t tiles(int64_t images) const { return images * cells_h * cells_w; }
     Span moved_rows(int r0, int r1) const { return {r0 * step + low, (r1 - 1) * step + high}; }
     Span fixed_rows(int r0, int r1) const { return {r0 * fixed_step + fixed_low, (r1 - 1) * fixed_step + fixed_high}; }
     Span input_rows(int r0, int r1) const { return moves_gradient ? fixed_rows(r0, r1) : moved_rows(r0, r1); }
@@ -101,7 +130,7 @@ static void direct_sums(const WeightPass& pass, const Band& moved, const Band& f
 // first: the pixel of the operand at rest that cell 0 meets; cells along the axes.
 static WeightPass direct_weights(const Stencil& s, bool moves_gradient, int first, int cells_h, int cells_w, Sums layout) {
     WeightPass p{s.step_in, s.lowest(), s.highest() + 1, 1, first, first + 1, cells_h, cells_w, moves_gradient, true,
-                 s.count[0], {}, layout, s, direct_sums};
+                 s.count[0], {}, layout, s, direct_sums, 0, 0, nullptr, nullptr};
     for (int t = 0; t < s.count[0]; ++t) std::memcpy(p.combinations[t], s.taps[0][t].g, sizeof s.taps[0][t].g);
     return p;
 }
@@ -111,11 +140,22 @@ static void transformed_sums(const WeightPass& pass, const Band& moved, const Ba
                              const float* scale, float* sums) {
     transform_weight_gradient<A>(moved, pass.low, fixed, pass.layout, r0, r1, pass.cells_w, images, scale, sums);
 }
+template <class A>
+static void gather_operands(const WeightPass& pass, const Band& moved, const Band& fixed, int r0, int r1, int images,
+                            const float* scale, const Operands& all, int64_t to) {
+    const Tiles tiles{r0, r1 - r0, pass.cells_w, images};
+    transform_operands<A>(moved, pass.low, fixed, tiles, 0, tiles.count(), scale, all, to);
+}
+template <class A>
+static void finish_gradient(const WeightPass& pass, const Operands& all, const WeightGradient& to) {
+    gradient_of_operands<A>(all, pass.layout, pass.combinations[0], MOST_TAPS, to);
+}
 // low: the input of the algorithm that cell 0 begins at; height, width: of the operand that is not moved.
 template <class A>
 static WeightPass transformed_weights(int low, bool moves_gradient, int height, int width, int cin, int cout) {
     WeightPass p{A::STEP, low, low + A::IN, A::OUT, 0, A::OUT, (height + A::OUT - 1) / A::OUT, (width + A::OUT - 1) / A::OUT,
-                 moves_gradient, false, A::P, {}, {cin, cout, !moves_gradient}, {}, transformed_sums<A>};
+                 moves_gradient, false, A::P, {}, {cin, cout, !moves_gradient}, {}, transformed_sums<A>, A::D * A::D, A::Q * A::Q,
+                 gather_operands<A>, finish_gradient<A>};
     for (int r = 0; r < A::P; ++r)
         for (int t = 0; t < A::K; ++t) p.combinations[r][t] = A::G[r][t];
     return p;
@@ -280,6 +320,37 @@ template <class Body> static void for_items(const Cut& cut, int64_t part, int pa
     }
 }
 
+// All tiles of a pass, where its weights are more than they are: they are transformed first, and then each panel of the
+// weights is packed once, multiplied with all of them, and forgotten.
+struct AllTiles {
+    const Pass& pass;
+    Tiles all;
+    Images images;
+    int channels;
+    float* u = nullptr;  // null where weights are packed first
+
+    // rows, columns: tiles of an image
+    AllTiles(const Pass& pass, const Weights& w, int rows, int columns, Images images, bool wanted)
+        : pass(pass), all{0, rows, columns, images.count}, images(images), channels(round_up(w.depth, VL)) {
+        if (wanted && fewer_than(w)) u = scratch(Slot::ALL_TILES, floats());
+    }
+    int64_t floats() const { return pass.values * plane_floats(all.count(), channels); }
+    // Whether packed weights would outgrow the cache, and be more than the tiles.
+    bool fewer_than(const Weights& w) const {
+        const int64_t packed = packed_floats(w, pass.products);
+        return pass.values && 4 * packed > BLOCK_BYTES && floats() <= packed;
+    }
+    explicit operator bool() const { return u; }
+    // Rows [r0, r1) of a band of some images, of which those before the first of all are left out.
+    void gather(const Band& in, Images band, int r0, int r1) const {
+        const int skipped = band.first < images.first ? int(images.first - band.first) : 0;
+        const Tiles tiles{r0, r1 - r0, all.columns, band.count - skipped};
+        const int64_t to = ((band.first + skipped - images.first) * all.rows + r0) * all.columns;
+        pass.gather(pass, in.image(skipped), tiles, u, to, all.count());
+    }
+    void finish(const Weights& w, const Sink& sink) const { pass.panels(pass, u, channels, w, all, sink, images); }
+};
+
 // The weights of a forward pass as it reads them. Where they are kept between calls, a copy of the weight they were made
 // of lies before them.
 struct PackedForward {
@@ -290,6 +361,10 @@ struct PackedForward {
     PackedForward(const Call& c, const float* weight)
         : call(c), pass(passes_of(c).forward), apart(direct(gathering(c.kernel, 1, c.padding), c.kernel, 0)),
           w(c.weights(weight, 0, c.merged(), false, pass.reversed)), w2(c.weights(weight, c.c1, c.c2, false, false)) {}
+    AllTiles tiles() const {
+        const int rows = pass.cells(call.out_h), columns = pass.cells(call.out_w);
+        return {pass, w, rows, columns, {0, int(call.batch)}, !call.second_apart()};
+    }
     int64_t first() const { return packed_floats(w, pass.products); }
     int64_t floats() const { return first() + (call.second_apart() ? packed_floats(w2, apart.products) : 0); }
     int64_t source() const { return (call.weight_floats() + VL - 1) / VL * VL; }
@@ -299,13 +374,17 @@ struct PackedForward {
     }
 };
 
-// answer: an int64, the floats to keep of a weight, or, where `kept` is not null, whether it was made of this weight.
+// answer: an int64, the floats to keep of a weight, 0 where a call of these sizes reads no kept one; or, where `kept` is not
+// null, whether it was made of this weight.
 KILN_FUNCTION(resize_conv_act_kept, Pointer weight, answer; Optional kept; SIZES) {
     const Call call(arguments);
     const float *weight = arguments.weight, *kept = arguments.kept;
     int64_t* answer = arguments.answer;
     const PackedForward packed(call, weight);
-    *answer = kept ? !std::memcmp(kept, weight, sizeof(float) * call.weight_floats()) : packed.source() + packed.floats();
+    if (kept)
+        *answer = !std::memcmp(kept, weight, sizeof(float) * call.weight_floats());
+    else
+        *answer = packed.tiles() ? 0 : packed.source() + packed.floats();
 }
 
 // Fills `kept` with a copy of the weight and what is packed of it.
@@ -330,8 +409,11 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, seco
     const Source source = call.source(arguments.x, second), other = call.second_source(second);
     const int padded = w.padded();
 
-    float* padded_bias = scratch(Slot::PACKED_WEIGHTS, padded + (kept ? 0 : forward.floats()));
-    if (!kept) forward.pack(padded_bias + padded);
+    const int rows = pass.cells(call.out_h), columns = pass.cells(call.out_w), threads = wanted_threads();
+    const AllTiles tiles = forward.tiles();
+
+    float* padded_bias = scratch(Slot::PACKED_WEIGHTS, padded + (kept || tiles ? 0 : forward.floats()));
+    if (!kept && !tiles) forward.pack(padded_bias + padded);
     const float* packed = kept ? kept + forward.source() : padded_bias + padded;
     const float* packed2 = packed + forward.first();
     for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
@@ -339,12 +421,12 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, seco
     Sink sink{call.dtype, call.out_h, call.out_w, call.cout, arguments.y};
     sink.bias = padded_bias, sink.activation = call.activation, sink.slope = call.slope;
 
-    const int rows = pass.cells(call.out_h), columns = pass.cells(call.out_w), threads = wanted_threads();
     const Cut cut = cut_of(call, threads);
     const auto item = [&](Images images, int band) {
         const auto [r0, r1] = cut.share(rows, band);
         if (r0 == r1) return;
         const Band in = pass.read(Slot::INPUT_BAND, source, w, images, pass.inputs(r0, r1), pass.inputs(0, columns));
+        if (tiles) return tiles.gather(in, images, r0, r1);
         Addend add{};
         if (call.second_apart()) {
             const int o0 = r0 * pass.rows, o1 = r1 * pass.rows, width = columns * pass.rows;
@@ -362,6 +444,7 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, seco
         pass.band(pass, in, w, packed, r0, r1, columns, sink, images, add);
     };
     for_parts(threads, [&](int64_t part) { for_items(cut, part, threads, item); });
+    if (tiles) tiles.finish(w, sink);
 }
 
 // Bounds of the rows (or columns) that a set of passes reads.
@@ -373,26 +456,28 @@ struct Extent {
     }
 };
 
-// sums[channel] += the gradient over rows [row0, row1), each image times its scale. A row in runs of 16 pixels: a long
-// run of equal values drifts in float32.
+// sums[channel] += the gradient over rows [row0, row1), each image times its scale. Runs of 16 pixels are added with what
+// their sum rounds off, lost[channel]: values that cancel leave a small sum of large ones.
 static void bias_gradient(const Band& delta, Images images, const float* scale, int row0, int row1, int width, int padded,
-                          float* sums) {
-    for (int i = 0; i < images.count; ++i) {
-        const Band gradient = delta.image(i);
-        for (int c = 0; c < padded; c += VL) {
-            vf sum = splat(0.0f);
+                          float* sums, float* lost) {
+    for (int c = 0; c < padded; c += VL) {
+        vf sum = load(sums + c), rest = load(lost + c);
+        for (int i = 0; i < images.count; ++i) {
+            const Band gradient = delta.image(i);
+            const vf factor = splat(scale ? scale[images.first + i] : 1.0f);
             for (int row = row0; row < row1; ++row) {
-                vf line = splat(0.0f);
                 for (int column = 0; column < width;) {
                     const int end = column + 16 < width ? column + 16 : width;
                     vf run = splat(0.0f);
                     for (; column < end; ++column) run += load(gradient.at(row, column) + c);
-                    line += run;
+                    run *= factor;
+                    const vf total = sum + run, part = total - sum;
+                    rest += (sum - (total - part)) + (run - part);
+                    sum = total;
                 }
-                sum += line;
             }
-            store(sums + c, load(sums + c) + sum * (scale ? scale[images.first + i] : 1.0f));
         }
+        store(sums + c, sum), store(lost + c, rest);
     }
 }
 
@@ -424,9 +509,13 @@ KILN_FUNCTION(resize_conv_act_backward,
 
     const Weights w = call.weights(weight, 0, call.merged(), true, input.reversed);
     const Weights w2 = call.weights(weight, call.c1, call.c2, true, false);
-    float* packed = scratch(Slot::PACKED_WEIGHTS, packed_floats(w, input.products) + packed_floats(w2, apart.products));
-    float* packed2 = packed + packed_floats(w, input.products);
-    if (need_input) input.pack(input, w, packed);
+    const int input_rows = input.cells(call.h + call.frame()), input_columns = input.cells(call.w + call.frame());
+    const AllTiles input_tiles(input, w, input_rows, input_columns, {input_from, int(call.batch - input_from)},
+                               need_input && !split && input_from < call.batch);
+    const int64_t first = input_tiles ? 0 : packed_floats(w, input.products);
+    float* packed = scratch(Slot::PACKED_WEIGHTS, first + packed_floats(w2, apart.products));
+    float* packed2 = packed + first;
+    if (need_input && !input_tiles) input.pack(input, w, packed);
     if (need_apart) apart.pack(apart, w2, packed2);
 
     Sink sink{call.dtype, call.h, call.w, call.c1, dx}, sink2{call.dtype, call.conv_h(), call.conv_w(), call.c2, dsecond};
@@ -437,17 +526,20 @@ KILN_FUNCTION(resize_conv_act_backward,
     // each part of the work has sums of its own, which are added in the order of the parts
     const int padded = round_up(call.cout, VL), threads = wanted_threads();
     const Sums &layout = weights.layout, &layout2 = apart_weights.layout;
-    const int64_t sums_size = layout.size(weights.taps * weights.taps);
+    const bool gathers = dw && weights.gathers(weights.tiles(call.batch));
+    const int64_t sums_size = gathers ? 0 : layout.size(weights.taps * weights.taps);
     const int64_t sums2_size = split ? layout2.size(apart_weights.taps * apart_weights.taps) : 0;
-    const int64_t sums_stride = sums_size + sums2_size + padded;
+    const int64_t of_biases = sums_size + sums2_size, sums_stride = of_biases + 2 * padded;
     float* all_sums = dw || db ? scratch(Slot::PARAMETER_SUMS, sums_stride * threads) : nullptr;
     if (all_sums) std::memset(all_sums, 0, sizeof(float) * sums_stride * threads);
+
+    const Operands operands(gathers ? weights.tiles(call.batch) : 0, weights.values, round_up(layout.rows(), VL),
+                         weights.gradients, layout.columns(), Slot::ALL_INPUTS, Slot::ALL_GRADIENTS);
 
     // the gradient lies dense only where every pass that reads it takes dense input
     const bool dense = !split && (!dw || weights.gradient_spacing() == DENSE) &&
                        (!need_input || input.spacing(w) == DENSE);
     const Cut cut = cut_of(call, threads);
-    const int input_rows = input.cells(call.h + frame.size), input_columns = input.cells(call.w + frame.size);
     for_parts(threads, [&](int64_t part) {
         float* sums = all_sums ? all_sums + sums_stride * part : nullptr;
         for_items(cut, part, threads, [&](Images images, int band) {
@@ -473,7 +565,9 @@ KILN_FUNCTION(resize_conv_act_backward,
             }
             const Band delta = fill_band(Slot::GRADIENT_BAND, gradient, images, nullptr, dense ? DENSE : PADDED,
                                          rows.all.first, rows.all.last, columns.all.first, columns.all.last);
-            if (do_input)
+            if (do_input && input_tiles)
+                input_tiles.gather(delta, images, of_input.first, of_input.last);
+            else if (do_input)
                 input.band(input, delta, w, packed, of_input.first, of_input.last, input_columns, sink, images, {});
             if (do_apart)
                 apart.band(apart, delta, w2, packed2, of_bias.first, of_bias.last, call.out_w, sink2, images, {});
@@ -488,7 +582,11 @@ KILN_FUNCTION(resize_conv_act_backward,
                                                    in_columns.first, in_columns.last);
                 const float* scale = grad_scale ? grad_scale + images.first : nullptr;
                 const Band &moved = weights.moves_gradient ? delta : in, &fixed = weights.moves_gradient ? in : delta;
-                weights.band(weights, moved, fixed, of_weights.first, of_weights.last, images.count, scale, sums);
+                if (gathers)
+                    weights.gather(weights, moved, fixed, of_weights.first, of_weights.last, images.count, scale, operands,
+                                   weights.tiles(images.first) + int64_t(of_weights.first) * weights.cells_w);
+                else
+                    weights.band(weights, moved, fixed, of_weights.first, of_weights.last, images.count, scale, sums);
             }
             if (dw && split && !of_bias.empty()) {
                 const Span in_rows = apart_weights.input_rows(of_bias.first, of_bias.last);
@@ -500,10 +598,11 @@ KILN_FUNCTION(resize_conv_act_backward,
             }
             if (db)
                 bias_gradient(delta, images, grad_scale, of_bias.first, of_bias.last, call.out_w, padded,
-                              sums + sums_size + sums2_size);
+                              sums + of_biases, sums + of_biases + padded);
         });
     });
     if (all_sums) add_up(all_sums, sums_stride, threads);
+    if (input_tiles) input_tiles.finish(w, sink);
     if (need_input && frame.size)
         for_parts((call.batch - input_from) * call.h, [&](int64_t row) {
             sink.add_frame(input_from + row / call.h, int(row % call.h));
@@ -517,9 +616,16 @@ KILN_FUNCTION(resize_conv_act_backward,
                                         call.weight_gradient(dw, first));
         });
     };
-    if (dw) unpack(all_sums, weights, 0);
+    if (gathers)
+        weights.finish(weights, operands, call.weight_gradient(dw, 0));
+    else if (dw)
+        unpack(all_sums, weights, 0);
     if (dw && split) unpack(all_sums + sums_size, apart_weights, call.c1);
-    if (db) std::memcpy(db, all_sums + sums_size + sums2_size, sizeof(float) * call.cout);
+    if (db)
+        for (int c = 0; c < call.cout; ++c) {
+            const float sum = all_sums[of_biases + c], lost = all_sums[of_biases + padded + c];
+            db[c] = sum - sum == 0.0f ? sum + lost : sum;  // not where it is infinite or NaN
+        }
 }
 
 }  // namespace KILN_NAMESPACE

@@ -35,15 +35,18 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
     key = (*(sizes[name] for name in PACKING), _native.load().isa())
     kept = calls.get(key)
     if kept is None or not _ask(float32, kept, sizes):
+        floats = _ask(float32, None, sizes)
+        if not floats:
+            return None
         # in new memory: another thread may be reading the old
-        kept = torch.empty(_ask(float32, None, sizes), dtype=torch.float32, device="cpu")
+        kept = torch.empty(floats, dtype=torch.float32, device="cpu")
         _keep(weight=float32, kept=kept, **sizes)
         calls[key] = kept
     return kept
 
 
 def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
-    """Whether what is kept was made of this weight; without it, how many floats it takes."""
+    """Whether what is kept was made of this weight; without it, how many floats it takes, 0 where it would not be read."""
     answer = torch.empty(1, dtype=torch.int64, device="cpu")
     _kept(weight=weight, kept=kept, answer=answer, **sizes)
     return int(answer)

@@ -118,8 +118,8 @@ def resize_conv_act(draw: random.Random) -> dict[str, Any]:
         lambda s: s[0] * (s[1] + further) * s[2] * s[3] * scale * s[4] * kernel**2,
     )
     # large enough for the kernel and the border; the result of a transposed convolution has a pixel
-    least = {"zeros": kernel - 2 * where["padding"], "reflect": where["padding"] + 1}
-    least = 1 + where["padding"] if where["transposed"] else max(least.get(where["padding_mode"], where["padding"]), 1)
+    border = {"reflect": where["padding"] + 1, "circular": where["padding"]}.get(where["padding_mode"], 1)
+    least = 1 + where["padding"] if where["transposed"] else max(kernel - 2 * where["padding"], border)
     h, w = max(h, least), max(w, least)
     channels_of = (c + further, cout) if where["transposed"] else (cout, c + further)
     shapes: dict[str, tuple[int, ...]] = {"x": (b, c, h, w), "weight": (*channels_of, kernel, kernel)}
