@@ -85,6 +85,7 @@ struct Weights {
     const float* data;
     int depth, columns;
     int64_t k_step, n_step;
+    const float* end;  // of the tensor
     bool reversed = false;
 
     int padded() const { return round_up(columns, VL); }
@@ -121,23 +122,22 @@ template <class Body> static inline void with_side(int side, Body body) {
 
 // Loads kernels (k, n) of VL columns n from n0 on, one vector for each tap; zeros past the last column.
 template <int SIDE> static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
-    constexpr int count = SIDE * SIDE, whole = count / VL * VL;
+    constexpr int count = SIDE * SIDE, vectors = (count + VL - 1) / VL;
     const int n = w.columns - n0 < VL ? w.columns - n0 : VL;
-    vf loaded[count];
-    if (n == VL)
-        for (int t = 0; t < whole; t += VL) {
+    vf loaded[vectors * VL];
+    // whole vectors of each kernel, where what they read past its end is other kernels
+    if (n == VL && w.at(k, n0 + VL - 1) + vectors * VL <= w.end && w.at(k, n0) + vectors * VL <= w.end) {
+        for (int t = 0; t < count; t += VL) {
             for (int lane = 0; lane < VL; ++lane) loaded[t + lane] = load(w.at(k, n0 + lane) + t);
             transpose(loaded + t);
         }
-    const int first = n == VL ? whole : 0;
-    if (first < count) {
-        alignas(64) float lanes[count][VL];
-        if (n < VL) std::memset(lanes, 0, sizeof lanes);
+    } else {
+        alignas(64) float lanes[count][VL] = {};
         for (int lane = 0; lane < n; ++lane) {
             const float* kernel = w.at(k, n0 + lane);
-            for (int t = first; t < count; ++t) lanes[t][lane] = kernel[t];
+            for (int t = 0; t < count; ++t) lanes[t][lane] = kernel[t];
         }
-        for (int t = first; t < count; ++t) loaded[t] = load(lanes[t]);
+        for (int t = 0; t < count; ++t) loaded[t] = load(lanes[t]);
     }
     for (int t = 0; t < count; ++t) taps[t] = loaded[w.reversed ? count - 1 - t : t];
 }

@@ -207,9 +207,9 @@ struct Call {
     Weights weights(const float* data, int first, int count, bool adjoint, bool reversed) const {
         const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;
         const int64_t o_step = transposed ? taps : taps * (c1 + c2);
-        const float* from = data + first * i_step;
-        return adjoint ? Weights{from, cout, count, o_step, i_step, reversed}
-                       : Weights{from, count, cout, i_step, o_step, reversed};
+        const float *from = data + first * i_step, *end = data + weight_floats();
+        return adjoint ? Weights{from, cout, count, o_step, i_step, end, reversed}
+                       : Weights{from, count, cout, i_step, o_step, end, reversed};
     }
     WeightGradient weight_gradient(float* data, int first) const {
         const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;

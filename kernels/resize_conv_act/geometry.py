@@ -11,6 +11,7 @@ MOST_TAPS = 7  # of a kernel along one axis
 STRIDES = (1, 2)
 DIRECT, TRANSFORMED, SMALL_TILES = 0, 1, 2
 FEWEST_CHANNELS = 8  # with fewer input or output channels the direct sum is faster
+TILES_OF_WEIGHTS = 24
 # (up, transposed, kernel, stride) -> form -> outputs of a tile and its products, both along one axis
 ALGORITHMS = {
     (True, False, 3, 1): {TRANSFORMED: (2, 3)},
@@ -132,10 +133,11 @@ def algorithms_of(kernel: int, g: Geometry) -> dict[int, tuple[int, int]]:
 def cost(x: tuple[int, ...], weight: tuple[int, ...], g: Geometry, number: int) -> float:
     """What a pass costs: products of an input and an output channel.
 
-    Packing the weights and summing their gradient cost as much as `more` tiles; more where they outgrow the L2 cache.
+    Packing the weights, and making their gradient of its sums, costs as much as TILES_OF_WEIGHTS tiles.
     """
     height, width = output_sides(x, weight[-1], g)
     outputs, along = algorithms_of(weight[-1], g).get(number, (1, weight[-1]))
     products = along**2
-    more = 24 if 4 * products * weight[0] * weight[1] <= 1 << 20 else 160
-    return products * (x[0] * -(-height // outputs) * -(-width // outputs) + more)
+    # the direct sum of a transposed convolution takes every other tap in each output
+    of_tile = products / g.stride**2 if number == DIRECT and g.transposed else products
+    return of_tile * x[0] * -(-height // outputs) * -(-width // outputs) + products * TILES_OF_WEIGHTS
