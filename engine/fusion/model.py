@@ -144,8 +144,10 @@ class _Fuser:
         """Enters a chain that is replaced; returns its line of the report."""
         conv = conv_of(chain)
         if conv is None:
-            passes = "statistics and result" if chain.activation == "none" else "statistics, result and activation"
-            return Entry(_joined(path, chain.head), chain.pattern, f"{passes} in one operator")
+            parts = ["statistics", "result", *["sum"] * bool(chain.sum), *["activation"] * (chain.activation != "none")]
+            return Entry(
+                _joined(path, chain.head), chain.pattern, f"{', '.join(parts[:-1])} and {parts[-1]} in one operator"
+            )
         saving = expected_saving(weight_of(conv.head, module), conv.geometry, conv.resize)
         joined = _joined(path, conv.head)
         self.convolutions[joined] = conv.geometry, conv.resize

@@ -1,12 +1,14 @@
 """Finds, in a traced graph, the chains that the operators resize_conv_act and norm_act compute in fewer passes."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch import fx
 
-from engine.fusion.chains.classify import Owner, Step, classify_node, weight_of
+from engine.fusion.chains.classify import Owner, Step, classify_node, sum_operands, weight_of
 from engine.fusion.chains.convolutions import UP, conv_name, padded
 from engine.fusion.chains.mutation import WritesInput, is_written_later, writes_in_place
 from engine.fusion.chains.savings import why_no_gain, why_not_folded
@@ -77,6 +79,21 @@ class Chain:
         return self.resize == self.activation == "none"
 
 
+class Sum(NamedTuple):
+    """A residual sum after a normalisation.
+
+    residual: the other tensor
+    first:    whether that is the first of both, whose order of memory the sum has
+    after:    whether it is added after the activation
+    in_place: whether the sum as written takes the place of the normalisation's result, with its dtype
+    """
+
+    residual: fx.Node
+    first: bool
+    after: bool
+    in_place: bool
+
+
 @dataclass
 class NormChain:
     """A normalisation and what lies around it, which one call of norm_act replaces.
@@ -84,6 +101,8 @@ class NormChain:
     head: the normalisation
     conv: the convolution before it, which it is folded into in evaluation, as a chain without activation; or None
     conv_pays: whether the operator takes the convolution alone too, where nothing is folded
+    sum: the residual sum in it; None where there is none
+    sum_left: why the residual sum after it is left; "" where it is taken, or there is none
     """
 
     head: fx.Node
@@ -93,19 +112,28 @@ class NormChain:
     slope: float = 0.0
     conv: Chain | None = None
     conv_pays: bool = False
+    sum: Sum | None = None
+    sum_left: str = ""
 
     @property
     def pattern(self) -> str:
         """The chain in the words of a report."""
         parts = [self.conv.pattern] if self.conv else []
         parts.append(self.name)
+        parts += ["residual"] if self.sum and not self.sum.after else []
         parts += [self.activation] if self.activation != "none" else []
+        parts += ["residual"] if self.sum and self.sum.after else []
         return " + ".join(parts)
 
     @property
     def alone(self) -> bool:
         """Whether, without its convolution, it is left to torch."""
-        return self.activation == "none" and self.name != "InstanceNorm2d"
+        return self.activation == "none" and self.sum is None and self.name != "InstanceNorm2d"
+
+    @property
+    def folded_activation(self) -> str:
+        """The activation that the convolution takes over, too, where the normalisation is folded into it."""
+        return "none" if self.sum and not self.sum.after else self.activation
 
     def without_conv(self) -> "NormChain | None":
         """The chain without its convolution; None where nothing is left to gain."""
@@ -141,7 +169,9 @@ def find_chains(
     for node in graph.nodes:
         step = classify_node(node, owner)
         if step and step.kind == "normalisation" and node not in taken:
-            norm = _norm_chain(node, step, owner, writes_input)
+            norm = _norm_chain(node, step, owner, writes_input, taken)
+            if norm and norm.sum_left:
+                matches.skipped.append((node, f"{norm.pattern} + residual", norm.sum_left))
             if norm and not norm.alone:
                 matches.chains.append(norm)
                 taken.update(norm.nodes)
@@ -152,11 +182,13 @@ def find_chains(
             continue
         reason = _refusal(chain, owner, writes_input, output_is_written)
         if chain.normalised == FOLDED_NORM and (not reason or reason.startswith(NO_GAIN)):
-            norm = _norm_around(chain, owner, writes_input)
+            norm = _norm_around(chain, owner, writes_input, taken)
             if norm and not (
-                unfolded := why_not_folded(weight_of(node, owner), chain.geometry, chain.resize, norm.activation)
+                unfolded := why_not_folded(weight_of(node, owner), chain.geometry, chain.resize, norm.folded_activation)
             ):
                 norm.conv_pays = not reason
+                if norm.sum_left:
+                    matches.skipped.append((norm.head, f"{norm.name} + residual", norm.sum_left))
                 matches.chains.append(norm)
                 taken.update(norm.nodes)
                 continue
@@ -176,28 +208,77 @@ def find_chains(
     return matches
 
 
-def _norm_around(conv: Chain, owner: Owner, writes_input: WritesInput) -> NormChain | None:
+def _norm_around(conv: Chain, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]) -> NormChain | None:
     """The chain of a convolution and the normalisation that alone reads its result; None where there is none."""
     users = list(conv.head.users)
     bare = conv.activation == "none" and conv.resize not in HALVINGS
     step = classify_node(users[0], owner) if len(users) == 1 and bare else None
-    norm = _norm_chain(users[0], step, owner, writes_input) if step and step.kind == "normalisation" else None
+    fits = step and step.kind == "normalisation"
+    norm = _norm_chain(users[0], step, owner, writes_input, taken) if fits else None
+    if norm and norm.sum and is_written_later(source_of(conv.nodes[0]), owner, writes_input):
+        return None  # the convolution would be computed where the sum stands, after the write
     return norm and replace(norm, nodes=[*conv.nodes, *norm.nodes], conv=conv)
 
 
-def _norm_chain(node: fx.Node, step: Step, owner: Owner, writes_input: WritesInput) -> NormChain | None:
+def _norm_chain(
+    node: fx.Node, step: Step, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]
+) -> NormChain | None:
     """The chain of a normalisation, also one that is left where it is alone; None where the operator has it not."""
     source = source_of(node)
     if step.reason or step.option not in REPLACED_NORMS or len(node.args) != 1:
         return None
-    if any(writes_in_place(user, writes_input) for user in source.users):
+    if any(writes_in_place(user, writes_input, source) for user in source.users):
         return None
     chain = NormChain(node, [node], step.option)
-    users = list(node.users)
-    after = classify_node(users[0], owner) if len(users) == 1 else None
-    if after is not None and after.kind == "activation" and not after.reason:
-        chain.nodes, chain.activation, chain.slope = [node, users[0]], after.option, after.slope
+    _take_activation(chain, owner)
+    _take_sum(chain, owner, writes_input, taken)
+    if chain.sum and not chain.sum.after:
+        _take_activation(chain, owner)
     return chain
+
+
+def _take_activation(chain: NormChain, owner: Owner) -> None:
+    """Takes into the chain the activation that alone reads its result."""
+    users = list(chain.nodes[-1].users)
+    step = classify_node(users[0], owner) if len(users) == 1 else None
+    if step is not None and step.kind == "activation" and not step.reason:
+        chain.nodes.append(users[0])
+        chain.activation, chain.slope = step.option, step.slope
+
+
+def _take_sum(chain: NormChain, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]) -> None:
+    """Takes into the chain the residual sum that alone reads its result.
+
+    The chain is computed where the sum stands, and its tensors are kept for the backward pass. So none of them may be
+    written to later, and the normalisation may not be called again in between.
+    """
+    last = chain.nodes[-1]
+    users = list(last.users)
+    operands = sum_operands(users[0]) if len(users) == 1 and users[0] not in taken else None
+    if operands is None:
+        return
+    one, other, in_place = operands
+    residual = other if one is last else one
+    if not isinstance(residual, fx.Node) or residual is last:
+        return
+    between = itertools.takewhile(lambda node: node is not users[0], _nodes_after(chain.head))
+    if in_place and one is not last:
+        chain.sum_left = "it is added in place to the residual"
+    elif is_written_later(residual, owner, writes_input):
+        chain.sum_left = "the residual is changed in place"
+    elif is_written_later(source_of(chain.head), owner, writes_input):
+        chain.sum_left = "its input is changed in place"
+    elif any(node.op == chain.head.op and node.target == chain.head.target for node in between):
+        chain.sum_left = "the normalisation is called again before the sum"
+    if chain.sum_left:
+        return
+    chain.nodes.append(users[0])
+    chain.sum = Sum(residual, one is residual, chain.activation != "none", in_place)
+
+
+def _nodes_after(node: fx.Node) -> Iterator[fx.Node]:
+    while (node := node.next).op != "root":
+        yield node
 
 
 def source_of(node: fx.Node) -> fx.Node:
@@ -212,8 +293,8 @@ def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_wr
     keeps_result = chain.activation in KEEP_INPUT + KEEP_RESULT
     if keeps_result and is_written_later(chain.nodes[-1], owner, writes_input, output_is_written):
         return "its result is changed in place afterwards"
-    users = source_of(chain.nodes[0]).users
-    if any(writes_in_place(user, writes_input) for user in users if user not in chain.nodes):
+    source = source_of(chain.nodes[0])
+    if any(writes_in_place(user, writes_input, source) for user in source.users if user not in chain.nodes):
         return "its input is changed in place"
     reason = why_no_gain(weight_of(chain.head, owner), chain.geometry, chain.resize, chain.activation)
     between = f" ({chain.normalised} lies between it and what follows)" if chain.normalised else ""

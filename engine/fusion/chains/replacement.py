@@ -11,7 +11,7 @@ from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors
 from engine.fusion.chains.folding import can_fold, fold
 from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, conv_of, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
-from engine.fusion.chains.normalisation import run_norm
+from engine.fusion.chains.normalisation import Residual, finish, run_norm
 from engine.fusion.chains.savings import too_small, too_small_to_fold
 from engine.fusion.lookups import PLAIN_TENSORS
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
@@ -84,32 +84,39 @@ def run_conv_norm(
     activation: str,
     slope: float,
     copy_input: bool,
+    added: tuple | None = None,
+    copy_residual: bool = False,
 ) -> Tensor:
     """activation(norm(convolution)): one convolution in evaluation, else the convolution and then `run_norm`.
 
     x, weight, bias, planar, resize, geometry, activation, slope, copy_input: as of `run_chain`
     norm:      the normalisation; its mode, parameters and statistics are those at the call
     conv_pays: whether the operator takes the convolution where nothing is folded
+    added, copy_residual: as of `run_norm`
 
     Small maps are not worth folding a weight for. Compiled code folds nothing: it would pack the weight at every call.
     """
     where = Geometry(*geometry)
-    planar = planar and not _channels_last(weight)
+    residual = None if added is None else Residual(*added)
+    if residual is None or not residual.first:
+        planar = planar and not _channels_last(weight)
     if _folds(x, weight, bias, norm, resize, where):
         if copy_input and weight.requires_grad and torch.is_grad_enabled():
             x = x.clone()
         folded = fold(x, weight, bias, norm, where.transposed)
-        # for its backward pass the operator would keep the result, where the activation as written keeps its input
-        apart = activation in KEEP_INPUT and torch.is_grad_enabled()
+        # an activation that the operator cannot take: it comes after a sum; or as written it keeps its input for the
+        # backward pass, and the operator would keep its result
+        apart = (residual is not None and not residual.after) or (activation in KEEP_INPUT and torch.is_grad_enabled())
         y = _by_operator(x, *folded, resize, where, "none" if apart else activation, slope)
-        y = ACTIVATIONS[activation](y, slope) if apart else y
+        if apart or residual is not None:
+            y = finish(y, activation if apart else "none", slope, residual)
         return y.contiguous() if planar else y
     if conv_pays:
         y = run_chain(x, weight, bias, None, resize, geometry, "none", 0.0, copy_input, False)
     else:
         x = x.clone() if copy_input and weight.requires_grad and torch.is_grad_enabled() else x
         y = _as_written(x, weight, bias, resize, where, "none", 0.0)
-    return run_norm(y, norm, planar, activation, slope, False)
+    return run_norm(y, norm, planar, activation, slope, False, added, copy_residual)
 
 
 def _folds(x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d, resize: str, where: Geometry) -> bool:
@@ -194,9 +201,13 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
     for chain in chains:
         first, last = chain.nodes[0], chain.nodes[-1]
         source = source_of(first)
-        with graph.inserting_before(first):
+        # a residual may be computed after the convolution and the normalisation
+        added = chain.sum if isinstance(chain, NormChain) else None
+        with graph.inserting_before(last if added else first):
             of_series = planar[source] if source in planar else graph.call_function(is_planar, (source,))
             followed = [user in firsts for user in last.users]
+            if added and added.first:
+                of_series = graph.call_function(is_planar, (added.residual,))
             asked = None if all(followed) else of_series
             if isinstance(chain, NormChain) and chain.conv is None:
                 call, of_result = _norm_call(graph, chain, owner, exposed, asked, of_series)
@@ -230,7 +241,10 @@ def _conv_call(
     if isinstance(chain, NormChain):
         norm = graph.create_node("get_attr", chain.head.target)
         options = norm, asked, *where, chain.conv_pays, chain.activation, chain.slope, copy_input
-        call = graph.call_function(run_conv_norm, (source, *tensors, *options))
+        further = _residual(chain, owner, exposed)
+        call = graph.call_function(run_conv_norm, (source, *tensors, *options, *further))
+        if chain.sum and chain.sum.first:
+            return call, of_series
     else:
         copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
         options = asked, *where, chain.activation, chain.slope, copy_input, copy_result
@@ -244,10 +258,18 @@ def _norm_call(
     """The call of `run_norm` in place of a chain, and what tells whether torch would make a contiguous result."""
     source, instance = source_of(chain.head), chain.name == "InstanceNorm2d"
     norm = graph.create_node("get_attr", chain.head.target)
-    if instance:  # torch's makes a contiguous result of any input
+    if instance and not (chain.sum and chain.sum.first):  # torch's makes a contiguous result of any input
         asked, of_series = asked if asked is None else True, True
     copy_input = exposed and instance and comes_from_outside(source, owner)
-    return graph.call_function(run_norm, (source, norm, asked, chain.activation, chain.slope, copy_input)), of_series
+    options = asked, chain.activation, chain.slope, copy_input, *_residual(chain, owner, exposed)
+    return graph.call_function(run_norm, (source, norm, *options)), of_series
+
+
+def _residual(chain: NormChain, owner: Owner, exposed: bool) -> tuple:
+    """The arguments added and copy_residual of `run_norm`: none where nothing is added."""
+    if chain.sum is None:
+        return ()
+    return tuple(chain.sum), exposed and comes_from_outside(chain.sum.residual, owner)
 
 
 def _tensors_for_call(graph: fx.Graph, conv: fx.Node) -> list[fx.Node | None]:
