@@ -6,7 +6,8 @@ gradients of input and parameters may differ from eager in float64 by at most tw
 model with kinks (SMOOTH) rounding decides signs and maxima, so gradients are allowed more, and the model is checked a
 second time with smooth layers in their place. A model in which nothing is fused is measured like the others, and its
 row has the reasons. Fused and eager run in the better of both layouts, torch.compile in eager's. On a CPU that
-multiplies numbers in bfloat16 eager and compile are measured under autocast too.
+multiplies numbers in bfloat16 eager and compile are measured under autocast too. Then each chain is measured alone,
+beside what engine.fuse predicts for it: fuse_chains.py.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.arguments import Arguments
+from benchmarks.suites import fuse_chains
 from benchmarks.suites.fuse_models import ARCHITECTURES, Architecture
 from benchmarks.timing.measure import Limits, Timing, interleaved
 from benchmarks.timing.rows import BF16, one_line, row, tick, within
@@ -142,12 +144,14 @@ class Measured:
     timings:  of each of PASSES; none if a result is wrong
     failed:   what is wrong
     left_out: competitors that could not run, and why
+    chains:   of each chain alone, the predicted and the measured speed: as of fuse_chains.rows
     """
 
     report: FuseReport
     timings: dict[str, dict[str, Timing]]
     failed: list[str]
     left_out: dict[str, str]
+    chains: list[dict]
 
 
 def measure(
@@ -166,7 +170,7 @@ def measure(
             models[f"{BF16}eager {name}"] = models[f"eager {name}"]
     best = {kind: _better(architecture, models, kind) for kind in ("fused", "eager", *[BF16 + "eager"] * bf16)}
     if failed := disagreements(architecture, plain, *models[best["fused"]], len(report.replaced)):
-        return Measured(report, {}, failed, {})
+        return Measured(report, {}, failed, {}, [])
     running = {"fused": models[best["fused"]], **{name: models[name] for name in models if name.startswith("eager")}}
     running |= {best[kind]: models[best[kind]] for kind in best if kind.startswith(BF16)}
     left_out = _compile(architecture, running, [best[kind] for kind in best if kind != "fused"]) if compiled else {}
@@ -174,7 +178,8 @@ def measure(
     for which in PASSES:
         calls = {name: _call(architecture, which, name, *pair) for name, pair in running.items()}
         timings[which] = interleaved(calls, rounds=rounds, after_round=ticks)
-    return Measured(report, timings, [], left_out)
+    chains = fuse_chains.rows(plain.eval(), report, functools.partial(architecture.run, x=x))
+    return Measured(report, timings, [], left_out, chains)
 
 
 def _compile(architecture: Architecture, running: Models, names: list[str]) -> dict[str, str]:
@@ -254,7 +259,7 @@ def run(arguments: Arguments, limits: Limits) -> tuple[list[dict], list[Table]]:
 def _rows(architecture: Architecture, measured: Measured) -> list[dict]:
     report = measured.report
     counts = {"replaced": len(report.replaced), "skipped": len(report.skipped), "products": report.products}
-    counts |= {"reasons": _reasons(report)}
+    counts |= {"reasons": _reasons(report), "chains": measured.chains}
     if measured.failed:
         return [row("fuse", architecture.name, {}, measured.failed) | counts]
     return [
@@ -270,10 +275,14 @@ def _reasons(report: FuseReport) -> list[str]:
 
 
 def _notes(measured: Measured) -> list[str]:
-    """Why nothing was fused, and who is left out."""
+    """Why nothing was fused, who is left out, and each chain alone."""
     report = measured.report
     notes = [] if report.replaced else [f"nothing is fused: {'; '.join(_reasons(report))}"]
-    return notes + [f"{name} left out: {why}" for name, why in measured.left_out.items()]
+    notes += [f"{name} left out: {why}" for name, why in measured.left_out.items()]
+    for chain in measured.chains:
+        speeds = f"predicted {chain['predicted']:.2f}x, measured {chain['measured']:.2f}x"
+        notes.append(f"{chain['path']}, {chain['pattern']}, {tuple(chain['shape'])}: {speeds}")
+    return notes
 
 
 def _cells(architecture: Architecture, report: FuseReport, rows: list[dict], bf16: bool) -> list[str]:

@@ -14,6 +14,7 @@ The journey of `fuse(model)`, file by file:
         chains/savings        refuses chains that would not pay; counts products
     forward                 makes the plan, which says what the module runs and when it may, and exchanges its class
         chains/replacement    puts one call of the operator in place of each chain of the graph; runs it later
+        chains/folding        makes one convolution of a convolution and a batch normalisation in evaluation
         chains/normalisation  runs a normalisation with its activation, or leaves it to torch, as size and mode say
         lookups               says what calls of modules look up, and whether that is as it was
     check                   with example_inputs: compares outputs before and after

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from engine.fusion.chains.classify import classify_module, conv_tensors, weight_of
-from engine.fusion.chains.matching import Chain, Matches, NormChain, find_chains
+from engine.fusion.chains.matching import NO_GAIN, Chain, Matches, NormChain, conv_of, find_chains
 from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
-from engine.fusion.chains.savings import Savings, expected_saving, too_small
+from engine.fusion.chains.savings import Savings, expected_saving, too_small, too_small_to_fold
 from engine.fusion.check import check
 from engine.fusion.forward import Plan, exchange, is_fused, restore
 from engine.fusion.report import Entry, FuseReport
@@ -20,7 +20,8 @@ def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = Fals
     """Lets a model compute its chains of layers in one operator each.
 
     A chain is a convolution with what lies around it (a padding or nearest x2 before it, an activation and nearest /2
-    after it), or a normalisation with its activation.
+    after it), or a normalisation with its activation, or both: a batch normalisation in evaluation is folded into the
+    convolution before it.
 
     In place. The modules stay where they are with their parameters, so optimisers, checkpoints, EMA copies and hooks
     stay valid; what changes is the forward of the modules that call the chains. Each call of it first looks whether the
@@ -85,28 +86,31 @@ def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseR
 
 
 def _too_small(fuser: "_Fuser", savings: Savings) -> set[str]:
-    """Paths of the convolutions alone that were called, and whose maps were too small at every call."""
-    return {
-        path
-        for path in fuser.alone
-        if savings.shapes[path]
-        and all(too_small(shape, savings.weights[path], savings.chains[path][0]) for shape in savings.shapes[path])
-    }
+    """Paths of convolutions, alone or folded, that were called, and whose maps were too small at every call."""
+
+    def is_small(path: str, shape: tuple[int, ...]) -> bool:
+        weight, (geometry, resize) = savings.weights[path], savings.chains[path]
+        small = path not in fuser.alone or too_small(shape, weight, geometry)
+        return small and (path not in fuser.folded or too_small_to_fold(shape, weight, geometry, resize))
+
+    called = {path for path in fuser.alone | fuser.folded if savings.shapes[path]}
+    return {path for path in called if all(is_small(path, shape) for shape in savings.shapes[path])}
 
 
 class _Fuser:
     """One pass over a model, from the outside inwards, that fuses it and writes the report.
 
-    small: paths of convolutions alone whose maps are known to be too small to gain
+    small: paths of convolutions, alone or folded, whose maps are known to be too small to gain
 
     convolutions: the Geometry and the resize of each replaced convolution by its path; alone: the paths of those that
-    are no more than a convolution
+    the operator takes as no more than a convolution; folded: of those that a normalisation is folded into
     """
 
     def __init__(self, model: nn.Module, small: set[str]):
         self.report, self.small = FuseReport(), small
         self.convolutions: dict[str, tuple[Geometry, str]] = {}
         self.alone: set[str] = set()
+        self.folded: set[str] = set()
         self.traces: dict[int, Traced | Untraceable] = {}  # by the identity of the module, like the two below
         self.done: set[int] = set()  # Sequentials whose children a fused forward calls itself
         self.written: set[int] = set()  # modules whose results are written to by those that call them
@@ -138,14 +142,21 @@ class _Fuser:
 
     def _replaced(self, path: str, module: nn.Module, chain: Chain | NormChain) -> Entry:
         """Enters a chain that is replaced; returns its line of the report."""
+        conv = conv_of(chain)
+        if conv is None:
+            parts = ["statistics", "result", *["sum"] * bool(chain.sum), *["activation"] * (chain.activation != "none")]
+            return Entry(
+                _joined(path, chain.head), chain.pattern, f"{', '.join(parts[:-1])} and {parts[-1]} in one operator"
+            )
+        saving = expected_saving(weight_of(conv.head, module), conv.geometry, conv.resize)
+        joined = _joined(path, conv.head)
+        self.convolutions[joined] = conv.geometry, conv.resize
         if isinstance(chain, NormChain):
-            passes = "statistics and result" if chain.activation == "none" else "statistics, result and activation"
-            return Entry(_joined(path, chain.head), chain.pattern, f"{passes} in one operator")
-        saving = expected_saving(weight_of(chain.head, module), chain.geometry, chain.resize)
-        saving += f"; {chain.normalised} after it stays" if chain.normalised else ""
-        joined = _joined(path, chain.head)
-        self.convolutions[joined] = chain.geometry, chain.resize
-        if chain.alone:
+            self.folded.add(joined)
+            saving += "; folded in evaluation" if chain.conv_pays else ", in evaluation: folded"
+        elif chain.normalised:
+            saving += f"; {chain.normalised} after it stays"
+        if conv.alone and (conv is chain or chain.conv_pays):
             self.alone.add(joined)
         return Entry(joined, chain.pattern, saving)
 
@@ -180,9 +191,9 @@ class _Fuser:
         """The chains of a traced module, without those that are known to be too small."""
         matches = find_chains(traced.graph, module, self._child_writes(module), id(module) in self.written)
         for chain in list(matches.chains):
-            if isinstance(chain, Chain) and chain.alone and _joined(path, chain.head) in self.small:
-                matches.chains.remove(chain)
-                matches.skipped.append((chain.head, chain.pattern, "nothing to gain: its maps are small"))
+            conv = conv_of(chain)
+            if conv and (conv is not chain or conv.alone) and _joined(path, conv.head) in self.small:
+                matches.leave_conv(chain, f"{NO_GAIN}: its maps are small")
         return matches
 
     def _child_writes(self, module: nn.Module) -> WritesInput:

@@ -52,7 +52,7 @@ FUNCTIONAL = [
         ),
         (
             lambda: nn.Sequential(conv(3, 4, stride=2), nn.BatchNorm2d(4), nn.ELU(), conv(4, 4, stride=2), nn.ELU()),
-            [("1", "BatchNorm2d + elu"), ("3", "conv 3x3 stride 2 + elu")],
+            [("0", "conv 3x3 stride 2 + BatchNorm2d + elu"), ("3", "conv 3x3 stride 2 + elu")],
         ),
         (
             lambda: nn.Sequential(conv(3, 4), nn.Upsample(scale_factor=0.5), nn.ReLU()),
@@ -72,12 +72,13 @@ def test_chains_are_replaced_and_results_stay(
         expected = [("up1", f"{UP} + leaky_relu"), ("up2", f"{UP} + leaky_relu"), ("hr", "conv 3x3 + leaky_relu")]
         expected += [(f"body.{i}.{name}", "conv 3x3 + leaky_relu") for i in (0, 1) for name in ("conv1", "conv2")]
     assert patterns(report) == expected
-    assert calls(model, image()) == sum("conv" in pattern for _, pattern in expected)
+    # in training a normalisation is not folded, and the convolution before it would gain nothing
+    assert calls(model, image()) == sum("conv" in pattern and "Norm" not in pattern for _, pattern in expected)
 
 
 def test_dcgan() -> None:
     model, _, report = fused_pair(dcgan, image(3, 5))
-    expected = [("4", UP), ("5", "BatchNorm2d + leaky_relu"), ("8", f"{UP} + leaky_relu"), ("10.0", "conv 3x3 + tanh")]
+    expected = [("4", f"{UP} + BatchNorm2d + leaky_relu"), ("8", f"{UP} + leaky_relu"), ("10.0", "conv 3x3 + tanh")]
     assert patterns(report) == expected and report.refused == []
     model.eval()
     assert calls(model, image(3, 5)) == 3

@@ -42,6 +42,8 @@ NORMALISATIONS = {
     *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm),
     *(F.batch_norm, F.instance_norm, F.group_norm, F.local_response_norm),
 }
+SUMS = (operator.add, operator.iadd, torch.add)
+IADD = "iadd_"  # what proxies.py calls `x += y` in a graph
 CONV_MODULES = (nn.Conv2d, nn.ConvTranspose2d)
 TRANSPOSED = (F.conv_transpose2d,)
 CONVOLUTIONS = (F.conv2d, torch.conv2d, *TRANSPOSED)
@@ -228,6 +230,17 @@ def _classify_conv_function(node: fx.Node, owner: Owner, options: dict[str, obje
     chosen = [options[name] for name in ("stride", "padding", "dilation", "groups")]
     further = "zeros", node.target in TRANSPOSED, options["output_padding"]
     return _conv(weight, bias, tuple(weight.shape[2:]), *chosen, *further)
+
+
+def sum_operands(node: fx.Node) -> tuple[object, object, bool] | None:
+    """What a node adds, and whether it writes the sum into the first; None for a node that adds nothing else."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    own = node.op == "call_function" and (node.target in SUMS or name == IADD)
+    if node.op == "call_method" and name in ("add", "add_"):
+        own = isinstance(getattr(Tensor, name, None), types.MethodDescriptorType)  # else it is replaced
+    if not own or len(node.args) != 2 or node.kwargs:
+        return None
+    return *node.args, name.endswith("_") or name == "iadd"
 
 
 def conv_tensors(conv: fx.Node) -> list[object]:

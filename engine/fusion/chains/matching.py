@@ -1,21 +1,25 @@
-"""Finds, in a traced graph, the chains that the operator resize_conv_act computes in one pass."""
+"""Finds, in a traced graph, the chains that the operators resize_conv_act and norm_act compute in fewer passes."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch import fx
 
-from engine.fusion.chains.classify import Owner, Step, classify_node, weight_of
+from engine.fusion.chains.classify import Owner, Step, classify_node, sum_operands, weight_of
 from engine.fusion.chains.convolutions import UP, conv_name, padded
 from engine.fusion.chains.mutation import WritesInput, is_written_later, writes_in_place
-from engine.fusion.chains.savings import why_no_gain
+from engine.fusion.chains.savings import why_no_gain, why_not_folded
 from engine.kernels.resize_conv_act.geometry import Geometry
 
 NEVER: WritesInput = lambda name: False  # noqa: E731
 # batch and group normalisation are replaced together with an activation, instance normalisation also alone
 REPLACED_NORMS = ("BatchNorm2d", "InstanceNorm2d", "GroupNorm")
+FOLDED_NORM = "BatchNorm2d"  # what a convolution's weight and bias can hold in evaluation
 HALVINGS = ("nearest /2", "slice")
+NO_GAIN = "nothing to gain"  # how a reason begins that says that a chain could be replaced but would not be faster
 # what torch keeps of an activation for its backward pass; the operator keeps the result of all but silu
 KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
 
@@ -75,20 +79,71 @@ class Chain:
         return self.resize == self.activation == "none"
 
 
+class Sum(NamedTuple):
+    """A residual sum after a normalisation.
+
+    residual: the other tensor
+    first:    whether that is the first of both, whose order of memory the sum has
+    after:    whether it is added after the activation
+    in_place: whether the sum as written takes the place of the normalisation's result, with its dtype
+    """
+
+    residual: fx.Node
+    first: bool
+    after: bool
+    in_place: bool
+
+
 @dataclass
 class NormChain:
-    """A normalisation and the activation after it, which one call of norm_act replaces. head: the normalisation"""
+    """A normalisation and what lies around it, which one call of norm_act replaces.
+
+    head: the normalisation
+    conv: the convolution before it, which it is folded into in evaluation, as a chain without activation; or None
+    conv_pays: whether the operator takes the convolution alone too, where nothing is folded
+    sum: the residual sum in it; None where there is none
+    sum_left: why the residual sum after it is left; "" where it is taken, or there is none
+    """
 
     head: fx.Node
     nodes: list[fx.Node]
     name: str
     activation: str = "none"
     slope: float = 0.0
+    conv: Chain | None = None
+    conv_pays: bool = False
+    sum: Sum | None = None
+    sum_left: str = ""
 
     @property
     def pattern(self) -> str:
         """The chain in the words of a report."""
-        return self.name if self.activation == "none" else f"{self.name} + {self.activation}"
+        parts = [self.conv.pattern] if self.conv else []
+        parts.append(self.name)
+        parts += ["residual"] if self.sum and not self.sum.after else []
+        parts += [self.activation] if self.activation != "none" else []
+        parts += ["residual"] if self.sum and self.sum.after else []
+        return " + ".join(parts)
+
+    @property
+    def alone(self) -> bool:
+        """Whether, without its convolution, it is left to torch."""
+        return self.activation == "none" and self.sum is None and self.name != "InstanceNorm2d"
+
+    @property
+    def folded_activation(self) -> str:
+        """The activation that the convolution takes over, too, where the normalisation is folded into it."""
+        return "none" if self.sum and not self.sum.after else self.activation
+
+    def without_conv(self) -> "NormChain | None":
+        """The chain without its convolution; None where nothing is left to gain."""
+        nodes = [node for node in self.nodes if node not in self.conv.nodes]
+        return None if self.alone else replace(self, nodes=nodes, conv=None, conv_pays=False)
+
+
+def conv_of(chain: Chain | NormChain) -> Chain | None:
+    """The convolution in a chain; None where there is none."""
+    return chain if isinstance(chain, Chain) else chain.conv
 
 
 @dataclass
@@ -97,6 +152,12 @@ class Matches:
 
     chains: list[Chain | NormChain] = field(default_factory=list)
     skipped: list[tuple[fx.Node, str, str]] = field(default_factory=list)
+
+    def leave_conv(self, chain: Chain | NormChain, reason: str) -> None:
+        """Enters why the convolution of a chain is left; of a chain with a normalisation that may stay."""
+        index, rest = self.chains.index(chain), None if isinstance(chain, Chain) else chain.without_conv()
+        self.chains[index : index + 1] = [rest] if rest else []
+        self.skipped.append((conv_of(chain).head, chain.pattern, reason))
 
 
 def find_chains(
@@ -107,16 +168,32 @@ def find_chains(
     taken: set[fx.Node] = set()
     for node in graph.nodes:
         step = classify_node(node, owner)
-        if step and step.kind == "normalisation" and (norm := _norm_chain(node, step, owner, writes_input)):
-            matches.chains.append(norm)
-            taken.update(norm.nodes)
+        if step and step.kind == "normalisation" and node not in taken:
+            norm = _norm_chain(node, step, owner, writes_input, taken)
+            if norm and norm.sum_left:
+                matches.skipped.append((node, f"{norm.pattern} + residual", norm.sum_left))
+            if norm and not norm.alone:
+                matches.chains.append(norm)
+                taken.update(norm.nodes)
         if step is None or step.kind != "conv":
             continue
         chain = _longest_chain(node, step, owner, matches, taken)
         if chain is None:
             continue
         reason = _refusal(chain, owner, writes_input, output_is_written)
-        if reason.startswith("nothing to gain") and matches.skipped and matches.skipped[-1][0] is node:
+        if chain.normalised == FOLDED_NORM and (not reason or reason.startswith(NO_GAIN)):
+            norm = _norm_around(chain, owner, writes_input, taken)
+            if norm and not (
+                unfolded := why_not_folded(weight_of(node, owner), chain.geometry, chain.resize, norm.folded_activation)
+            ):
+                norm.conv_pays = not reason
+                if norm.sum_left:
+                    matches.skipped.append((norm.head, f"{norm.name} + residual", norm.sum_left))
+                matches.chains.append(norm)
+                taken.update(norm.nodes)
+                continue
+            reason = f"{reason}; {unfolded}" if reason and norm else reason
+        if reason.startswith(NO_GAIN) and matches.skipped and matches.skipped[-1][0] is node:
             continue  # the last entry says already what keeps this convolution from a longer chain
         if reason:
             matches.skipped.append((node, chain.pattern, reason))
@@ -131,19 +208,77 @@ def find_chains(
     return matches
 
 
-def _norm_chain(node: fx.Node, step: Step, owner: Owner, writes_input: WritesInput) -> NormChain | None:
-    """The chain of a normalisation; None where it is left."""
+def _norm_around(conv: Chain, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]) -> NormChain | None:
+    """The chain of a convolution and the normalisation that alone reads its result; None where there is none."""
+    users = list(conv.head.users)
+    bare = conv.activation == "none" and conv.resize not in HALVINGS
+    step = classify_node(users[0], owner) if len(users) == 1 and bare else None
+    fits = step and step.kind == "normalisation"
+    norm = _norm_chain(users[0], step, owner, writes_input, taken) if fits else None
+    if norm and norm.sum and is_written_later(source_of(conv.nodes[0]), owner, writes_input):
+        return None  # the convolution would be computed where the sum stands, after the write
+    return norm and replace(norm, nodes=[*conv.nodes, *norm.nodes], conv=conv)
+
+
+def _norm_chain(
+    node: fx.Node, step: Step, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]
+) -> NormChain | None:
+    """The chain of a normalisation, also one that is left where it is alone; None where the operator has it not."""
     source = source_of(node)
     if step.reason or step.option not in REPLACED_NORMS or len(node.args) != 1:
         return None
-    if any(writes_in_place(user, writes_input) for user in source.users):
+    if any(writes_in_place(user, writes_input, source) for user in source.users):
         return None
     chain = NormChain(node, [node], step.option)
-    users = list(node.users)
-    after = classify_node(users[0], owner) if len(users) == 1 else None
-    if after is not None and after.kind == "activation" and not after.reason:
-        chain.nodes, chain.activation, chain.slope = [node, users[0]], after.option, after.slope
-    return chain if chain.activation != "none" or step.option == "InstanceNorm2d" else None
+    _take_activation(chain, owner)
+    _take_sum(chain, owner, writes_input, taken)
+    if chain.sum and not chain.sum.after:
+        _take_activation(chain, owner)
+    return chain
+
+
+def _take_activation(chain: NormChain, owner: Owner) -> None:
+    """Takes into the chain the activation that alone reads its result."""
+    users = list(chain.nodes[-1].users)
+    step = classify_node(users[0], owner) if len(users) == 1 else None
+    if step is not None and step.kind == "activation" and not step.reason:
+        chain.nodes.append(users[0])
+        chain.activation, chain.slope = step.option, step.slope
+
+
+def _take_sum(chain: NormChain, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]) -> None:
+    """Takes into the chain the residual sum that alone reads its result.
+
+    The chain is computed where the sum stands, and its tensors are kept for the backward pass. So none of them may be
+    written to later, and the normalisation may not be called again in between.
+    """
+    last = chain.nodes[-1]
+    users = list(last.users)
+    operands = sum_operands(users[0]) if len(users) == 1 and users[0] not in taken else None
+    if operands is None:
+        return
+    one, other, in_place = operands
+    residual = other if one is last else one
+    if not isinstance(residual, fx.Node) or residual is last:
+        return
+    between = itertools.takewhile(lambda node: node is not users[0], _nodes_after(chain.head))
+    if in_place and one is not last:
+        chain.sum_left = "it is added in place to the residual"
+    elif is_written_later(residual, owner, writes_input):
+        chain.sum_left = "the residual is changed in place"
+    elif is_written_later(source_of(chain.head), owner, writes_input):
+        chain.sum_left = "its input is changed in place"
+    elif any(node.op == chain.head.op and node.target == chain.head.target for node in between):
+        chain.sum_left = "the normalisation is called again before the sum"
+    if chain.sum_left:
+        return
+    chain.nodes.append(users[0])
+    chain.sum = Sum(residual, one is residual, chain.activation != "none", in_place)
+
+
+def _nodes_after(node: fx.Node) -> Iterator[fx.Node]:
+    while (node := node.next).op != "root":
+        yield node
 
 
 def source_of(node: fx.Node) -> fx.Node:
@@ -158,8 +293,8 @@ def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_wr
     keeps_result = chain.activation in KEEP_INPUT + KEEP_RESULT
     if keeps_result and is_written_later(chain.nodes[-1], owner, writes_input, output_is_written):
         return "its result is changed in place afterwards"
-    users = source_of(chain.nodes[0]).users
-    if any(writes_in_place(user, writes_input) for user in users if user not in chain.nodes):
+    source = source_of(chain.nodes[0])
+    if any(writes_in_place(user, writes_input, source) for user in source.users if user not in chain.nodes):
         return "its input is changed in place"
     reason = why_no_gain(weight_of(chain.head, owner), chain.geometry, chain.resize, chain.activation)
     between = f" ({chain.normalised} lies between it and what follows)" if chain.normalised else ""
@@ -261,10 +396,8 @@ def _extend(chain: Chain, after: list[tuple[fx.Node, Step]], matches: Matches) -
 def _keep_shared_together(graph: fx.Graph, matches: Matches) -> None:
     """A convolution called several times is replaced in all of its calls or in none."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    calls_replaced = Counter(chain.head.target for chain in matches.chains)
-    for chain in [chain for chain in matches.chains if isinstance(chain, Chain)]:
-        conv = chain.head
-        if conv.op == "call_module" and calls[conv.target] != calls_replaced[conv.target]:
-            matches.chains.remove(chain)
-            reason = "the module is shared and another call of it cannot be fused"
-            matches.skipped.append((conv, chain.pattern, reason))
+    calls_replaced = Counter(conv.head.target for conv in map(conv_of, matches.chains) if conv)
+    for chain in list(matches.chains):
+        conv = conv_of(chain)
+        if conv and conv.head.op == "call_module" and calls[conv.head.target] != calls_replaced[conv.head.target]:
+            matches.leave_conv(chain, "the module is shared and another call of it cannot be fused")

@@ -20,10 +20,12 @@ OPERATORS_IN_PLACE = {
 }
 
 
-def writes_in_place(node: fx.Node, writes_input: WritesInput) -> bool:
-    """Whether a node writes into one of its inputs."""
+def writes_in_place(node: fx.Node, writes_input: WritesInput, read: fx.Node) -> bool:
+    """Whether a node writes into this one of its inputs. read: the input"""
     if node.op == "call_module":
         return writes_input(node.target)
+    if "out" not in node.kwargs and node.args and isinstance(node.args[0], fx.Node) and node.args[0] is not read:
+        return False  # what writes in place writes into its first input, and reads the others
     name = _name(node)
     underscored = name.endswith("_") and not name.endswith("__")
     of_operator = getattr(node.target, "__module__", "") == "_operator" and name in OPERATORS_IN_PLACE
@@ -40,7 +42,7 @@ def is_written_later(node: fx.Node, owner: Owner, writes_input: WritesInput, out
     def leads_to_write(user: fx.Node) -> bool:
         if user.op == "output":
             return output_is_written
-        if writes_in_place(user, writes_input):
+        if writes_in_place(user, writes_input, node):
             return True
         return _is_view(user, owner) and is_written_later(user, owner, writes_input, output_is_written)
 

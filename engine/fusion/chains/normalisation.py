@@ -1,4 +1,7 @@
-"""Runs a normalisation and the activation after it by the operator norm_act, or as written where that is faster."""
+"""Runs a normalisation and what follows it by the operator norm_act, or as written where that is faster."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +14,99 @@ from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 # the smallest maps, in pixels, for which the operator is as fast as torch's layers: instance normalisation, for which
 # torch makes a copy; and what torch computes in one pass too
 LEAST_PIXELS, LEAST_PIXELS_OF_ONE_PASS = 64, 1024
+# the fewest numbers, of all maps, of what torch computes in one pass and then reads again for activation and sum
+LEAST_NUMBERS = 1 << 18
+IN_PLACE: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "relu": lambda y, slope: torch.relu_(y),
+    "leaky_relu": torch.nn.functional.leaky_relu_,
+    "elu": lambda y, slope: torch.nn.functional.elu_(y),
+    "silu": lambda y, slope: torch.nn.functional.silu(y, inplace=True),
+    "tanh": lambda y, slope: torch.tanh_(y),
+    "sigmoid": lambda y, slope: torch.sigmoid_(y),
+}
+
+
+class Residual(NamedTuple):
+    """A tensor that is added to a normalisation's result. first, after, in_place: as of Sum"""
+
+    tensor: Tensor
+    first: bool
+    after: bool
+    in_place: bool
 
 
 def run_norm(
-    x: Tensor, norm: nn.Module, planar: bool | None, activation: str, slope: float, copy_input: bool
+    x: Tensor,
+    norm: nn.Module,
+    planar: bool | None,
+    activation: str,
+    slope: float,
+    copy_input: bool,
+    added: tuple | None = None,
+    copy_residual: bool = False,
 ) -> Tensor:
-    """activation(norm(x)) by norm_act, or as written where that is as fast.
+    """activation(norm(x) + residual), or activation(norm(x)) + residual, by norm_act, or as written where as fast.
 
     x:          (B, C, H, W)
     norm:       BatchNorm2d, InstanceNorm2d or GroupNorm; its mode, parameters and statistics are those at the call
     planar:     whether torch would make a contiguous result; None: the next call is a chain as well
     activation, slope: as of NormChain
-    copy_input: whether others may write into x after the call; torch's instance normalisation keeps a copy of x
+    added:      the fields of Residual; None: nothing is added
+    copy_input, copy_residual: whether others may write into x, or into the residual, after the call, though torch would
+                keep a copy of x, or nothing
     """
+    residual = None if added is None else Residual(*added)
     measured = norm.training or not _has_statistics(norm)
-    if torch.compiler.is_compiling() or not _operator_takes(x, norm) or not _pays(x, norm, measured):
-        y = ACTIVATIONS[activation](norm(x), slope)
+    by_operator = not torch.compiler.is_compiling() and _operator_takes(x, norm) and _fits(x, residual)
+    if not by_operator or not _pays(x, norm, measured, activation != "none" or residual is not None):
+        y = finish(norm(x), activation, slope, residual)
     else:
         if copy_input and torch.is_grad_enabled() and not x.is_contiguous():
             x = x.clone()
         options = _options(norm, measured)
+        if residual is not None:
+            copied = copy_residual and torch.is_grad_enabled()
+            options["residual"] = residual.tensor.clone() if copied else residual.tensor
+            options["residual_place"] = "after" if residual.after else "before"
         y = ops.norm_act(
             x, norm.weight, norm.bias, eps=norm.eps, activation=activation, negative_slope=slope, **options
         )
+        if planar is False and residual is not None and residual.first:
+            return y.contiguous(memory_format=torch.channels_last)
     return y.contiguous() if planar and y.dim() == 4 else y
+
+
+def finish(y: Tensor, activation: str, slope: float, residual: Residual | None) -> Tensor:
+    """The activation and the residual sum as written, after a result of one's own.
+
+    Where nothing is recorded they take its place, as the layers as written often do.
+    """
+    if residual is None:
+        return _activated(y, activation, slope)
+    if residual.after:
+        y = _activated(y, activation, slope)
+    alone = not residual.after and type(residual.tensor) in PLAIN_TENSORS and residual.tensor.dtype == y.dtype
+    if residual.in_place or (alone and not residual.first and residual.tensor.shape == y.shape):
+        y = y.add_(residual.tensor)
+    else:
+        y = residual.tensor + y if residual.first else y + residual.tensor
+    return y if residual.after else _activated(y, activation, slope)
+
+
+def _activated(y: Tensor, activation: str, slope: float) -> Tensor:
+    if activation == "none":
+        return y
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or activation not in IN_PLACE:
+        return ACTIVATIONS[activation](y, slope)
+    return IN_PLACE[activation](y, slope)
+
+
+def _fits(x: Tensor, residual: Residual | None) -> bool:
+    """Whether the operator takes a residual of this shape, dtype and kind beside x."""
+    if residual is None:
+        return True
+    r = residual.tensor
+    return type(r) in PLAIN_TENSORS and r.shape == x.shape and r.dtype == x.dtype and r.device == x.device
 
 
 def _has_statistics(norm: nn.Module) -> bool:
@@ -60,21 +132,20 @@ def _operator_takes(x: Tensor, norm: nn.Module) -> bool:
     return not any(buffer.requires_grad for buffer in norm.buffers())
 
 
-def _pays(x: Tensor, norm: nn.Module, measured: bool) -> bool:
+def _pays(x: Tensor, norm: nn.Module, measured: bool, followed: bool) -> bool:
     """Whether the operator is faster than torch's layers for maps of this size and order of memory.
 
     measured: whether the statistics are those of x
+    followed: whether an activation or a sum is part of the chain
 
     On a CPU torch normalises by given statistics in one pass, and groups of contiguous maps too.
     """
-    if not measured:
-        return False
     pixels, planar = x.shape[2] * x.shape[3], x.is_contiguous()
+    if not measured or (isinstance(norm, nn.GroupNorm) and planar):
+        return followed and pixels >= LEAST_PIXELS_OF_ONE_PASS and x.numel() >= LEAST_NUMBERS
     if isinstance(norm, nn.InstanceNorm2d):
         return pixels >= LEAST_PIXELS
-    if isinstance(norm, nn.GroupNorm):
-        return pixels >= LEAST_PIXELS_OF_ONE_PASS and not planar
-    return planar or pixels >= LEAST_PIXELS_OF_ONE_PASS
+    return pixels >= LEAST_PIXELS_OF_ONE_PASS or (planar and isinstance(norm, nn.BatchNorm2d))
 
 
 def _options(norm: nn.Module, measured: bool) -> dict[str, object]:
@@ -90,7 +161,7 @@ def _options(norm: nn.Module, measured: bool) -> dict[str, object]:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    kept = _statistics(norm) if tracks else {}
+    kept = _statistics(norm) if tracks or not measured else {}
     return {"kind": "batch", "training": measured, "momentum": momentum, **kept}
 
 

@@ -2,16 +2,17 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from engine import ops
 from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors
-from engine.fusion.chains.matching import NEVER, Chain, NormChain, source_of
+from engine.fusion.chains.folding import can_fold, fold
+from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, conv_of, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
-from engine.fusion.chains.normalisation import run_norm
-from engine.fusion.chains.savings import too_small
+from engine.fusion.chains.normalisation import Residual, finish, run_norm
+from engine.fusion.chains.savings import too_small, too_small_to_fold
 from engine.fusion.lookups import PLAIN_TENSORS
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS, convolve
@@ -54,14 +55,77 @@ def run_chain(
         return y.contiguous() if planar and y.dim() == 4 and not _channels_last(weight) else y
     if copy_input and weight.requires_grad and torch.is_grad_enabled():
         x = x.clone()
+    y = _by_operator(x, weight, bias, resize, where, activation, slope)
+    laid_out = y.contiguous() if planar and not _channels_last(weight) else y
+    return y.clone() if copy_result and laid_out is y and y.requires_grad else laid_out
+
+
+def _by_operator(
+    x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, where: Geometry, activation: str, slope: float
+) -> Tensor:
     options = where._asdict() | {"resize": resize if resize in ("none", "up") else "down"}
     y = ops.resize_conv_act(x, weight, bias, **options, activation=activation, negative_slope=slope)
     if resize == "nearest /2":
         height, width = output_sides(x.shape, weight.shape[-1], where)
-        if compiling or height % 2 or width % 2:
+        if torch.compiler.is_compiling() or height % 2 or width % 2:
             y = y[:, :, : height // 2, : width // 2]  # torch drops the last row and column, the operator keeps them
-    laid_out = y.contiguous() if planar and not _channels_last(weight) else y
-    return y.clone() if copy_result and laid_out is y and y.requires_grad else laid_out
+    return y
+
+
+def run_conv_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: nn.BatchNorm2d,
+    planar: bool | None,
+    resize: str,
+    geometry: tuple,
+    conv_pays: bool,
+    activation: str,
+    slope: float,
+    copy_input: bool,
+    added: tuple | None = None,
+    copy_residual: bool = False,
+) -> Tensor:
+    """activation(norm(convolution)): one convolution in evaluation, else the convolution and then `run_norm`.
+
+    x, weight, bias, planar, resize, geometry, activation, slope, copy_input: as of `run_chain`
+    norm:      the normalisation; its mode, parameters and statistics are those at the call
+    conv_pays: whether the operator takes the convolution where nothing is folded
+    added, copy_residual: as of `run_norm`
+
+    Small maps are not worth folding a weight for. Compiled code folds nothing: it would pack the weight at every call.
+    """
+    where = Geometry(*geometry)
+    residual = None if added is None else Residual(*added)
+    if residual is None or not residual.first:
+        planar = planar and not _channels_last(weight)
+    if _folds(x, weight, bias, norm, resize, where):
+        if copy_input and weight.requires_grad and torch.is_grad_enabled():
+            x = x.clone()
+        folded = fold(x, weight, bias, norm, where.transposed)
+        # an activation that the operator cannot take: it comes after a sum; or as written it keeps its input for the
+        # backward pass, and the operator would keep its result
+        apart = (residual is not None and not residual.after) or (activation in KEEP_INPUT and torch.is_grad_enabled())
+        y = _by_operator(x, *folded, resize, where, "none" if apart else activation, slope)
+        if apart or residual is not None:
+            y = finish(y, activation if apart else "none", slope, residual)
+        return y.contiguous() if planar else y
+    if conv_pays:
+        y = run_chain(x, weight, bias, None, resize, geometry, "none", 0.0, copy_input, False)
+    else:
+        x = x.clone() if copy_input and weight.requires_grad and torch.is_grad_enabled() else x
+        y = _as_written(x, weight, bias, resize, where, "none", 0.0)
+    return run_norm(y, norm, planar, activation, slope, False, added, copy_residual)
+
+
+def _folds(x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d, resize: str, where: Geometry) -> bool:
+    """Whether a normalisation is folded into the convolution before it, in this call."""
+    if torch.compiler.is_compiling() or not can_fold(weight, bias, norm, where.transposed):
+        return False
+    if not _operator_takes(x, weight, bias, resize, where) or torch.is_autocast_enabled(x.device.type):
+        return False
+    return not too_small_to_fold(x.shape, weight, where, resize)
 
 
 def is_planar(x: Tensor) -> bool:
@@ -137,11 +201,15 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
     for chain in chains:
         first, last = chain.nodes[0], chain.nodes[-1]
         source = source_of(first)
-        with graph.inserting_before(first):
+        # a residual may be computed after the convolution and the normalisation
+        added = chain.sum if isinstance(chain, NormChain) else None
+        with graph.inserting_before(last if added else first):
             of_series = planar[source] if source in planar else graph.call_function(is_planar, (source,))
             followed = [user in firsts for user in last.users]
+            if added and added.first:
+                of_series = graph.call_function(is_planar, (added.residual,))
             asked = None if all(followed) else of_series
-            if isinstance(chain, NormChain):
+            if isinstance(chain, NormChain) and chain.conv is None:
                 call, of_result = _norm_call(graph, chain, owner, exposed, asked, of_series)
             else:
                 call, of_result = _conv_call(graph, chain, owner, exposed, asked, of_series, any(followed))
@@ -157,16 +225,30 @@ Asked = fx.Node | bool | None
 
 
 def _conv_call(
-    graph: fx.Graph, chain: Chain, owner: Owner, exposed: bool, asked: Asked, of_series: Asked, followed: bool
+    graph: fx.Graph,
+    chain: Chain | NormChain,
+    owner: Owner,
+    exposed: bool,
+    asked: Asked,
+    of_series: Asked,
+    followed: bool,
 ) -> tuple[fx.Node, Asked]:
-    """The call of `run_chain` in place of a chain, and what tells whether torch would make a contiguous result."""
-    source, last = source_of(chain.nodes[0]), chain.nodes[-1]
-    tensors = _tensors_for_call(graph, chain.head)
-    options = asked, chain.resize, tuple(chain.geometry), chain.activation, chain.slope
+    """The call in place of a chain with a convolution, and what tells whether torch would make a contiguous result."""
+    conv, source, last = conv_of(chain), source_of(chain.nodes[0]), chain.nodes[-1]
+    tensors, where = _tensors_for_call(graph, conv.head), (conv.resize, tuple(conv.geometry))
     # torch keeps the enlarged or padded tensor, the operator its input
-    copy_input = exposed and chain.keeps_input and comes_from_outside(source, owner)
-    copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
-    call = graph.call_function(run_chain, (source, *tensors, *options, copy_input, copy_result))
+    copy_input = exposed and conv.keeps_input and comes_from_outside(source, owner)
+    if isinstance(chain, NormChain):
+        norm = graph.create_node("get_attr", chain.head.target)
+        options = norm, asked, *where, chain.conv_pays, chain.activation, chain.slope, copy_input
+        further = _residual(chain, owner, exposed)
+        call = graph.call_function(run_conv_norm, (source, *tensors, *options, *further))
+        if chain.sum and chain.sum.first:
+            return call, of_series
+    else:
+        copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
+        options = asked, *where, chain.activation, chain.slope, copy_input, copy_result
+        call = graph.call_function(run_chain, (source, *tensors, *options))
     return call, graph.call_function(stays_planar, (of_series, tensors[0])) if followed else of_series
 
 
@@ -176,10 +258,18 @@ def _norm_call(
     """The call of `run_norm` in place of a chain, and what tells whether torch would make a contiguous result."""
     source, instance = source_of(chain.head), chain.name == "InstanceNorm2d"
     norm = graph.create_node("get_attr", chain.head.target)
-    if instance:  # torch's makes a contiguous result of any input
+    if instance and not (chain.sum and chain.sum.first):  # torch's makes a contiguous result of any input
         asked, of_series = asked if asked is None else True, True
     copy_input = exposed and instance and comes_from_outside(source, owner)
-    return graph.call_function(run_norm, (source, norm, asked, chain.activation, chain.slope, copy_input)), of_series
+    options = asked, chain.activation, chain.slope, copy_input, *_residual(chain, owner, exposed)
+    return graph.call_function(run_norm, (source, norm, *options)), of_series
+
+
+def _residual(chain: NormChain, owner: Owner, exposed: bool) -> tuple:
+    """The arguments added and copy_residual of `run_norm`: none where nothing is added."""
+    if chain.sum is None:
+        return ()
+    return tuple(chain.sum), exposed and comes_from_outside(chain.sum.residual, owner)
 
 
 def _tensors_for_call(graph: fx.Graph, conv: fx.Node) -> list[fx.Node | None]:

@@ -14,6 +14,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
+from engine.fusion.chains.folding import address_of
 from engine.fusion.lookups import Onlooker
 from engine.kernels._observers import NativeCall
 from engine.kernels.resize_conv_act.geometry import (
@@ -30,6 +31,7 @@ from engine.kernels.resize_conv_act.spec import SPEC
 
 CHANNELS_ALONE = 64  # the fewest of a convolution alone
 PIXELS_ALONE = 4096  # the fewest of a convolution alone, of all images of a batch together
+PIXELS_FOLDED = 512  # the fewest, in the result, of a convolution that a normalisation is folded into at every call
 # the largest part of the products as written that tiles may leave, for a convolution alone
 WORTH = 0.8
 LEAST, LEAST_ALONE = 1.0, 1.2  # predicted speeds from which on a chain is replaced, and a convolution alone is
@@ -46,7 +48,7 @@ def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, activation: str
     """
     if resize != "none":
         return ""
-    predicted = weight.device.type == "cpu" and weight.dtype == torch.float32
+    predicted = is_predicted(weight)
     if activation == "none":
         if geometry.stride == 2 and not geometry.transposed and weight.shape[-1] == 3:
             return "nothing to gain: a stride of 2 alone takes as many products"
@@ -55,23 +57,42 @@ def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, activation: str
         fewest = min(weight.shape[:2])
         if fewest < CHANNELS_ALONE:
             return f"nothing to gain: a convolution alone, of {fewest} channels"
-    times = speed(weight, geometry, activation) if predicted else LEAST
+    times = speed(weight, geometry, 1 if activation != "none" else 0) if predicted else LEAST
     alone = "a convolution alone, " if activation == "none" else ""
     least = LEAST_ALONE if alone else LEAST
     return f"nothing to gain: {alone}predicted {times:.2f} times as fast" if times < least else ""
 
 
-def speed(weight: Tensor, geometry: Geometry, activation: str) -> float:
+def why_not_folded(weight: Tensor, geometry: Geometry, resize: str, activation: str) -> str:
+    """Why a normalisation is not folded into the convolution before it, in evaluation; "" where it may pay.
+
+    weight, geometry, resize, activation: as of `why_no_gain`
+    """
+    if resize != "none":
+        return ""
+    if not is_predicted(weight):
+        return "" if activation != "none" else "folded it would be a convolution alone, not on a CPU in float32"
+    times = speed(weight, geometry, 1 + (activation != "none"))
+    return f"folded in evaluation, predicted {times:.2f} times as fast" if times < LEAST else ""
+
+
+def is_predicted(weight: Tensor) -> bool:
+    """Whether the speed of chains with this weight is predicted."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def speed(weight: Tensor, geometry: Geometry, operations: int) -> float:
     """How many times as fast as the layers as written the operator is predicted to be, on large maps.
 
-    weight, geometry, activation: as of `why_no_gain`
+    weight, geometry: as of `why_no_gain`
+    operations:       layers after the convolution that become part of it, each a pass over its result as written
     """
     written, computed = products_of_a_value(weight, geometry)
     channels = weight.shape[0 if geometry.transposed else 1]
     # of each value of the result: reads of the input, and the write of the result
     spread = 1 / geometry.stride**2 if geometry.transposed else geometry.stride**2
     moved = 1 + spread * channels / weight.shape[geometry.transposed]
-    passes = 2 * (activation != "none") + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
+    passes = 2 * operations + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
     rate = RATE_OF_TILES if computed < written else RATE_OF_DIRECT
     rate = RATE_OF_POINTS if weight.shape[-1] == 1 else rate
     number = PRODUCTS_OF_A_NUMBER
@@ -92,6 +113,12 @@ def too_small(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry) -> b
     forms = algorithms_of(weight.shape[-1], geometry)
     products = min(cost(x_shape, weight.shape, geometry, number) for number in (*forms, DIRECT))
     return products > WORTH * cost(x_shape, weight.shape, geometry, DIRECT)
+
+
+def too_small_to_fold(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, resize: str) -> bool:
+    """Whether folding the weight takes longer than what it saves. x_shape: (B, C, H, W); resize: as of Chain"""
+    height, width = output_sides(x_shape, weight.shape[-1], geometry)
+    return x_shape[0] * height * width * (4 if resize == "up" else 1) < PIXELS_FOLDED
 
 
 def expected_saving(weight: Tensor, geometry: Geometry, resize: str) -> str:
@@ -116,7 +143,7 @@ class Savings(Onlooker):
     def __init__(self, model: nn.Module, chains: dict[str, tuple[Geometry, str]]):
         super().__init__()
         self.chains = chains
-        self.owners: dict[int, str] = {}  # path by the address of the weight
+        self.owners: dict[int, str] = {}  # path by the address of the weight; a folded one counts as what it is made of
         self.weights: dict[str, Tensor] = {}
         self.products, self.shapes = {path: (0, 0) for path in chains}, {path: [] for path in chains}
         for path in chains:
@@ -126,14 +153,14 @@ class Savings(Onlooker):
             self.weights[path] = weight
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.kiln.resize_conv_act.default and args[1].data_ptr() in self.owners:
+        if function is torch.ops.kiln.resize_conv_act.default and address_of(args[1]) in self.owners:
             self._count(args[0].shape, args[1], Geometry(*args[5:11]), args[13])
         elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.owners:
             self.shapes[self.owners[args[1].data_ptr()]].append(tuple(args[0].shape))  # ran as written
         return function(*args, **(kwargs or {}))
 
     def _count(self, x_shape: torch.Size, weight: Tensor, where: Geometry, exact: bool) -> None:
-        path = self.owners[weight.data_ptr()]
+        path = self.owners[address_of(weight)]
         sizes = native_sizes(x_shape, weight.shape, 0, where) | {"form": form(x_shape, weight.shape, where, exact)}
         call = NativeCall("resize_conv_act_forward", {}, sizes | {"dtype": 0}, seconds=0.0)
         before = self.products[path]

@@ -1,0 +1,38 @@
+"""The suite `fuse` measures each chain of a model alone beside its prediction."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.suites import fuse_chains
+from engine import fuse
+from engine.fusion.chains import savings
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ELU()]
+    layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ELU(), nn.Conv2d(16, 8, 1), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()).eval()
+
+
+def test_every_chain_with_a_prediction_is_measured_once() -> None:
+    plain = model()
+    report = fuse(copy.deepcopy(plain))
+    before = {name: getattr(savings, name) for name in ("LEAST", "LEAST_ALONE", "PIXELS_FOLDED")}
+    rows = fuse_chains.rows(plain, report, lambda model: model(torch.randn(1, 8, 12, 12)))
+    assert [(row["path"], row["pattern"], row["shape"]) for row in rows] == [
+        ("0", "conv 3x3 + BatchNorm2d + relu", [1, 8, 12, 12]),
+        ("3", "conv 3x3 + elu", [1, 16, 12, 12]),
+        ("7", "conv 1x1 + tanh", [1, 16, 12, 12]),  # left, and measured too
+    ]
+    expected = [1 + 1, 1, 1]
+    for row, operations in zip(rows, expected, strict=True):
+        conv = plain.get_submodule(row["path"])
+        geometry = fuse_chains.classify_module(conv).geometry
+        assert row["predicted"] == pytest.approx(savings.speed(conv.weight, geometry, operations), abs=1e-3)
+        assert row["measured"] > 0
+    assert all(getattr(savings, name) == value for name, value in before.items())
+    assert not any(module._forward_pre_hooks for module in plain.modules())
