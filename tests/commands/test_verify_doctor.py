@@ -209,6 +209,8 @@ def test_a_healthy_machine(capsys):
     assert "Training works here." in printed and "BROKEN" not in printed
     assert all(name in printed for name in _contract.discover())
     assert "one fused step of a small refiner works" in printed
+    assert all(f"fused ({system})" in printed for system in SYSTEMS)
+    assert "Kiln's kernels compute 100.0 % of a step's FLOPs" in printed
 
 
 BLOCKED = """
