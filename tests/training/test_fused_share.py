@@ -21,6 +21,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((system, {}) for system in SYSTEMS),
     ("refiner", {"landmarks": True, "landmark_weight": 1.0}),
     ("began", {"upsample": "deconv", "downsample": "average"}),
+    ("wgan", {"gradient_penalty": 10.0}),
+    ("wgan", {"gradient_penalty": 10.0, "critic_norm": "none"}),
+    ("dcgan", {"layers": "resize"}),
     ("simgan", {"reg": "features", "part_weight": 1.0, "cycle_weight": 1.0}),
     ("cyclegan", {"upsample": "nearest"}),
     ("reenact", {"norm": "instance"}),
@@ -51,11 +54,19 @@ def test_the_flops_of_a_plain_step_are_those_of_torchs_counter(system: str) -> N
     assert sum(fused_share(config).rest.values()) == counter.get_total_flops() > 0
 
 
-def test_a_fused_step_has_the_flops_of_a_plain_one() -> None:
-    """ggb takes the same step either way, and no convolution before nearest /2."""
-    config = training_config("ggb")
-    fused, eager = (fused_share(replace(config, fused=value)) for value in (True, False))
+@pytest.mark.parametrize("system", ["ggb", "dcgan", "wgan"])
+def test_a_fused_step_has_the_flops_of_a_plain_one(system: str) -> None:
+    """Systems that take the same step either way, and have no convolution before nearest /2."""
+    config = preset_config(system, "quick")
+    fused, eager = fused_share(config), fused_share(replace(config, fused=False))
     assert fused.kiln == sum(eager.rest.values()) and not fused.rest
+
+
+def test_a_gradient_penalty_has_the_flops_of_plain_pytorch() -> None:
+    """But those of PyTorch's second derivative of LeakyReLU, which is zero, on its way through the first layer."""
+    config = preset_config("wgan", "quick", gradient_penalty=10.0)
+    fused, eager = fused_share(config), sum(fused_share(replace(config, fused=False)).rest.values())
+    assert 0.999 * eager < fused.kiln <= eager and not fused.rest
 
 
 def test_the_share_of_the_refiner_by_hand() -> None:
