@@ -296,7 +296,7 @@ def _recorded_gradients(
 
 def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_slope: float) -> Tensor:
     """The gradient at an activation's input from that at its result y, in operations that autograd differentiates."""
-    if activation == "none":
+    if y is None:  # of no activation
         return grad
     if activation == "relu":
         return torch.where(y > 0, grad, 0)
