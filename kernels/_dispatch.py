@@ -250,6 +250,30 @@ def _in_dual_level() -> bool:
     return False
 
 
+def drop_unreached(
+    node: torch.autograd.function.FunctionCtx, tensors: Sequence[Tensor | None], need: list[bool]
+) -> None:
+    """In a backward pass, marks in `need` the tensors whose gradient goes nowhere: nothing past them was asked for.
+
+    node: of the operator. tensors: its first arguments; need: of each of them whether it requires a gradient. So
+    `loss.backward(inputs=...)` and `torch.autograd.grad` form no gradients of parameters that they do not name.
+    """
+    functions = iter(node.next_functions)  # of those that are tensors
+    for position, tensor in enumerate(tensors):
+        if tensor is None:
+            continue
+        function, _ = next(functions)
+        if need[position] and not _reached(function):
+            need[position] = False
+
+
+def _reached(function: object) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(function)
+    except RuntimeError:  # a leaf that autograd.grad was asked for, or a pass outside of the engine
+        return True
+
+
 # the short way of ordinary calls
 
 

@@ -1,4 +1,4 @@
-"""How autograd differentiates an operator: by a fused backward at first order, past that by the reference."""
+"""How autograd differentiates an operator: by a fused backward at first order, past that mostly by the reference."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ._dispatch import Argument, Autograd, gradients_transformed, picked, under_torch_func, without_autocast
+from ._dispatch import (
+    Argument,
+    Autograd,
+    drop_unreached,
+    gradients_transformed,
+    picked,
+    under_torch_func,
+    without_autocast,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,8 @@ class Gradients:
     kept_for:   an option and its values for which backward reads the result: it is kept for these only, and backward
                 takes None for it else; None: always
     fused_for:  an option and its values that backward knows; with others the gradients are the reference's
+    recorded:   the same gradients under create_graph=True, made of what can be differentiated again. Its parameters are
+                those of backward; it returns None where the reference has to. None: the reference always has to
     """
 
     backward: Callable
@@ -34,13 +44,14 @@ class Gradients:
     only_if: Mapping[str, str] = field(default_factory=dict)
     kept_for: tuple[str, Collection[object]] | None = None
     fused_for: tuple[str, Collection[object]] | None = None
+    recorded: Callable | None = None
 
 
 def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Callable) -> Autograd:
     """The functions that torch registers. reference: the operator in plain PyTorch, on the schema's arguments.
 
-    Under create_graph=True and within transforms the gradients are the reference's, for any order. Everything that
-    depends on the operator alone is found here, once: both functions run at every call.
+    Within transforms, and under create_graph=True where `recorded` has none, the gradients are the reference's, for any
+    order. Everything that depends on the operator alone is found here, once: both functions run at every call.
     """
     names, reference = [argument.name for argument in arguments], without_autocast(reference)
     tensors = [i for i, argument in enumerate(arguments) if argument.is_tensor]
@@ -49,7 +60,10 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
     if names[:count] != list(gradients.inputs):
         raise ValueError(f"{gradients.inputs} are not the first arguments {names}")
 
-    wanted = [gradients.renamed.get(name, name) for name in inspect.signature(gradients.backward).parameters]
+    def taken_by(function: Callable) -> list[str]:
+        return [gradients.renamed.get(name, name) for name in inspect.signature(function).parameters]
+
+    wanted = taken_by(gradients.backward)
     upstream = [f"grad_{name}" for name in gradients.results] if several else ["grad"]
     kept = [i for i, name in enumerate(gradients.results) if name in wanted]
     # the values that backward has at hand, in this order
@@ -60,6 +74,8 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
     of_constant = picked([i for i, name in enumerate(upstream) if name not in wanted])
     for_backward = picked([at_hand.index(name) for name in wanted])
     for_reference = picked([at_hand.index(name) for name in names])
+    recorded = gradients.recorded and without_autocast(gradients.recorded)
+    for_recorded = picked([at_hand.index(name) for name in taken_by(gradients.recorded)] if gradients.recorded else [])
     keeps, nothing = _is_one_of(gradients.kept_for, names), (None,) * len(kept)
     fuses = _is_one_of(gradients.fused_for, [names[i] for i in options])
     only_if = [(names.index(i), [names[j] for j in options].index(o)) for i, o in gradients.only_if.items()]
@@ -85,8 +101,14 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
             need[position] = need[position] and given[option]
         if not any(need) or (several and _are_none(grads)):
             return (None,) * len(names)
-        values = (*ctx.saved_tensors, *given, *grads, need)
+        saved = ctx.saved_tensors
+        drop_unreached(ctx, saved[:count], need)
+        values = (*saved, *given, *grads, need)
         if is_grad_enabled() or gradients_transformed() or not (fuses is None or fuses(given)):
+            if recorded and is_grad_enabled() and not gradients_transformed():
+                computed = recorded(*for_recorded(values))
+                if computed is not None:
+                    return *computed, *rest
             return *_of_reference(reference, for_reference(values), need, grads), *rest
         computed = fused(*for_backward(values))
         if count == 1:

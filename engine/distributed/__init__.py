@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
+    "alone",
     "drawn",
     "from_first",
     "gather",

@@ -92,6 +92,17 @@ def joined() -> Iterator[None]:
         _world = None
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process is the only one: nothing is exchanged."""
+    global _world
+    world, _world = _world, None
+    try:
+        yield
+    finally:
+        _world = world
+
+
 def _leave() -> None:
     """End the process groups and free them at once, because gloo's threads must not outlive the interpreter."""
     dist.destroy_process_group()

@@ -15,6 +15,7 @@ from engine.host import allocator, atomic_files
 from engine.host.tf32 import allow_tf32
 from engine.systems.registry import system_class
 from engine.training import random_state, run_lock
+from engine.training.fused_share import fused_share
 
 
 def image_sets(config: TrainConfig) -> list[tuple[Path | None, Needs]]:
@@ -81,8 +82,8 @@ def require_fused(config: TrainConfig) -> None:
 
 
 def mode(config: TrainConfig) -> str:
-    """One line for the terminal that says how steps run."""
-    operators = "fused operators" if config.fused else "plain PyTorch (eager)"
+    """One line for the terminal that says how steps run, and the share of a fused step that is Kiln's."""
+    operators = f"fused operators ({fused_share(config)})" if config.fused else "plain PyTorch (eager)"
     launches = ""
     if config.device == "cuda":
         launches = ", each step one CUDA graph" if config.cuda_graph else ", launched kernel by kernel"

@@ -31,6 +31,7 @@ EXTRAS = {
     "face-recognition": ("face_recognition", "`evaluate` skips identity similarity", "pip install face_recognition"),
 }
 _IMPORT_NAMES = {"pillow": "PIL"}
+_LEAST_FUSED = 0.99  # of a step's FLOPs; less is a note
 _LOW_MEMORY, _LOW_DISK = 2 << 30, 2 << 30  # bytes; less is a note
 
 
@@ -286,6 +287,28 @@ def _one_step(device: Any) -> None:
         raise FloatingPointError("the losses are not finite")
 
 
+def check_fused() -> list[Finding]:
+    """Of each system at its paper's sizes, the share of a fused step's FLOPs that Kiln's kernels compute."""
+    if environment.attempt("torch")[0] is None:
+        return []
+    try:
+        from engine.systems.registry import SYSTEMS
+        from engine.training.fused_share import fused_share, preset_config
+
+        counted: list[tuple[str, str, dict[str, Any]]] = [(system, system, {}) for system in SYSTEMS]
+        counted.append(("wgan, penalty", "wgan", {"gradient_penalty": 10.0}))
+        findings = []
+        for subject, system, options in counted:
+            count = fused_share(preset_config(system, "paper", **options))
+            found = f"Kiln's kernels compute {count}"
+            found += f"; PyTorch the rest: {', '.join(sorted(count.rest))}" if count.rest else ""
+            state = OK if count.share >= _LEAST_FUSED else NOTE
+            findings.append(Finding(f"fused ({subject})", state, found))
+        return findings
+    except Exception as error:  # what is missing has a line of its own
+        return [Finding("fused", NOTE, f"not counted: {type(error).__name__}: {' '.join(str(error).split())[:200]}")]
+
+
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     check_python,
     check_cpu,
@@ -299,6 +322,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     check_extras,
     check_room,
     check_training,
+    check_fused,
 )
 
 

@@ -21,7 +21,17 @@ from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import channels_last, float32
 from .._native import native_function
 from . import packed_weights, reference
-from .geometry import NAME, Geometry, check_geometry, effective_stride, form, native_sizes, output_sides, raw_geometry
+from .geometry import (
+    NAME,
+    Geometry,
+    check_geometry,
+    effective_stride,
+    form,
+    native_sizes,
+    opposite,
+    output_sides,
+    raw_geometry,
+)
 from .reference import ACTIVATIONS
 
 ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
@@ -74,8 +84,9 @@ def resize_conv_act(
 
     Returns (B, Cout, Ho, Wo) of x's dtype, channels_last; Ho = 2H for "up", else (H + 2 padding - K) // stride + 1,
     transposed (H - 1) stride - 2 padding + K + output_padding. Sums are float32.
-    Gradients of first order are fused; under create_graph=True they come from the reference, for any order. SiLU
-    needs the sum before it: where a gradient is recorded it is an operation of its own, after the convolution.
+    Gradients of first order are fused. Under create_graph=True they have any order: that of x alone, without resize and
+    with zeros around, is the convolution the other way, fused again; the others come from the reference. SiLU needs the
+    sum before it: where a gradient is recorded it is an operation of its own, after the convolution.
     Raises ValueError when a shape, dtype or option does not fit. Source: the networks of Nasser 2022, figures 1 and 2;
     the convolutions of Radford et al. 2016, Isola et al. 2017 and Zhu et al. 2017.
     """
@@ -254,6 +265,48 @@ def _backward_cpu(
     return tuple(results)
 
 
+def _recorded_gradients(
+    grad,
+    y,
+    x,
+    weight,
+    second,
+    grad_scale,
+    resize,
+    stride,
+    padding,
+    padding_mode,
+    transposed,
+    output_padding,
+    activation,
+    negative_slope,
+    exact,
+    input_grad_from,
+    need,
+):
+    """The gradient of x alone, as the convolution that goes the other way; None where it is no such convolution."""
+    where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
+    back = opposite(x.shape, weight.shape[-1], where)
+    plain = second is None and grad_scale is None and not input_grad_from and activation in FROM_OUTPUT
+    if back is None or not plain or list(need) != [True, False, False, False] or weight.dtype != x.dtype:
+        return None
+    grad = before_activation(grad, y, activation, negative_slope)
+    return _forward(grad, weight, None, None, None, *back, "none", 0.0, exact, 0), None, None, None
+
+
+def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_slope: float) -> Tensor:
+    """The gradient at an activation's input from that at its result y, in operations that autograd differentiates."""
+    if y is None:  # of no activation
+        return grad
+    if activation == "relu":
+        return torch.where(y > 0, grad, 0)
+    if activation == "leaky_relu":
+        return torch.where(y > 0, grad, negative_slope * grad)
+    if activation == "elu":
+        return torch.where(y > 0, grad, grad * (y + 1))
+    return grad * (1 - y * y if activation == "tanh" else y * (1 - y))
+
+
 def _backward_fake(grad, y, x, weight, bias, second, *options):
     return tuple(gradients([x, weight, bias, second], options[-1]))
 
@@ -282,6 +335,7 @@ _forward = define(
         ["x", "weight", "bias", "second"],
         kept_for=("activation", READS_OUTPUT),
         fused_for=("activation", FROM_OUTPUT),
+        recorded=_recorded_gradients,
     ),
     autocast=("weight", "bias"),  # they are rounded as they are packed; float32 parameters get float32 gradients
 )

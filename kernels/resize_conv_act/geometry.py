@@ -93,6 +93,18 @@ def output_sides(x: tuple[int, ...], kernel: int, g: Geometry) -> tuple[int, int
     return (scale * x[2] - less) // g.stride + 1, (scale * x[3] - less) // g.stride + 1
 
 
+def opposite(x: tuple[int, ...], kernel: int, g: Geometry) -> Geometry | None:
+    """The convolution by the same weights from a result's gradient to that of x (B, C, H, W); None: there is none."""
+    if g.resize != "none" or g.padding_mode != "zeros":
+        return None
+    if g.transposed:
+        return g._replace(transposed=False, output_padding=0)
+    back = g._replace(transposed=True)
+    sides = output_sides((*x[:2], *output_sides(x, kernel, g)), kernel, back)
+    missing = {side - other for side, other in zip(x[2:], sides, strict=True)}
+    return back._replace(output_padding=missing.pop()) if missing in ({0}, {g.stride - 1}) else None
+
+
 def effective_stride(x: tuple[int, ...], kernel: int, g: Geometry) -> int:
     """The stride that a pass is computed with.
 

@@ -12,6 +12,7 @@ from engine import doctor, ops, verify
 from engine.kernels import _contract, _native, _spec
 from engine.kernels._observers import observers
 from engine.systems.registry import SYSTEMS
+from engine.training import fused_share
 from engine.verification import checks, machine
 from engine.verification.training_steps import ATTEMPTS
 from tests.support.packages import needs
@@ -209,6 +210,8 @@ def test_a_healthy_machine(capsys):
     assert "Training works here." in printed and "BROKEN" not in printed
     assert all(name in printed for name in _contract.discover())
     assert "one fused step of a small refiner works" in printed
+    assert all(f"fused ({system})" in printed for system in SYSTEMS)
+    assert "Kiln's kernels compute 100.0 % of a step's FLOPs" in printed
 
 
 BLOCKED = """
@@ -254,6 +257,28 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch):
     findings = machine.examine()
     assert [finding.state for finding in findings] == ["ok", "BROKEN"]
     assert "boom" in findings[1].found
+
+
+def test_a_system_that_is_not_fused_is_a_note(monkeypatch):
+    shares = {"dcgan": fused_share.FusedShare(95, {"mm": 4, "convolution": 1})}
+    whole = fused_share.FusedShare(100, {})
+    monkeypatch.setattr(fused_share, "fused_share", lambda config: shares.get(config.system, whole))
+    findings = {finding.subject: finding for finding in machine.check_fused()}
+    assert [*findings] == [*(f"fused ({system})" for system in SYSTEMS), "fused (wgan, penalty)"]
+    low = findings.pop("fused (dcgan)")
+    assert low.state == "note" and low.found == (
+        "Kiln's kernels compute 95.0 % of a step's FLOPs; PyTorch the rest: convolution, mm"
+    )
+    assert {finding.state for finding in findings.values()} == {"ok"}
+
+
+def test_a_share_that_cannot_be_counted_is_a_note(monkeypatch):
+    def fail(config):
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(fused_share, "fused_share", fail)
+    (finding,) = machine.check_fused()
+    assert finding.state == "note" and finding.found == "not counted: RuntimeError: no such device"
 
 
 def test_json(monkeypatch, capsys):

@@ -41,7 +41,11 @@ def plain_penalty(critic, images, fake, share):
     return sum(penalties) / len(penalties)
 
 
-@pytest.mark.parametrize("values", [{}, {"layers": "paper"}, PENALTY], ids=["clipped", "paper", "penalty"])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"layers": "paper"}, PENALTY, {**PENALTY, "layers": "paper"}],
+    ids=["clipped", "paper", "penalty", "penalty paper"],
+)
 @MODES
 def test_steps_are_those_of_the_papers(fused, values):
     """Two steps, each of two critic updates and one of G, in plain torch on copies of the networks."""
@@ -49,7 +53,7 @@ def test_steps_are_those_of_the_papers(fused, values):
     config, copies = system.config, twins(system)
     critic, g = copies["critic"], copies["generator"]
     optimisers = {name: adam(list(net.parameters()), system, name) for name, net in copies.items()}
-    expected = torch.optim.Adam if values is PENALTY else torch.optim.RMSprop
+    expected = torch.optim.Adam if "gradient_penalty" in values else torch.optim.RMSprop
     assert all(type(optimiser) is expected for optimiser in optimisers.values())
     for step in range(2):
         torch.manual_seed(step)

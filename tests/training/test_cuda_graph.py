@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.errors import InputError
 from engine.systems.base import System, approach
 from engine.systems.registry import SYSTEMS, build
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting, recording
+from engine.training.fused_share import fused_share
 from engine.training.loop import Trainer
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
@@ -343,9 +345,9 @@ def test_a_wrong_gradient_of_a_recorded_step_is_found(system: str, monkeypatch: 
 
 def test_the_mode_line_says_how_steps_are_launched() -> None:
     config = tiny_config(mode="--fused")
-    assert mode(config) == "fused operators, fp32, cpu"
-    on_gpu = TrainConfig(fused=True, device="cuda", precision="bf16")
-    assert mode(on_gpu) == "fused operators, bf16, cuda, each step one CUDA graph"
+    assert mode(config) == f"fused operators ({fused_share(config)}), fp32, cpu"
+    on_gpu = replace(config, device="cuda", precision="bf16")
+    assert mode(on_gpu).endswith(" of a step's FLOPs), bf16, cuda, each step one CUDA graph")
     assert "kernel by kernel" in mode(TrainConfig(device="cuda", cuda_graph=False))
 
 
