@@ -366,6 +366,16 @@ static void direct_rows(const Stencil& s, const Band& in, const Weights& w, cons
     }
 }
 
+// Applies an activation to n numbers in place.
+static void activate_all(Activation activation, float* data, int64_t n, float slope) {
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) store(data + i, activate(activation, load(data + i), slope));
+    if (i < n) {
+        const vf rest = load_part(F32, data, i, int(n - i));
+        store_part(F32, data, i, activate(activation, rest, slope), int(n - i));
+    }
+}
+
 // Stores one float32 row of padded pixels, the first of which is column `first`, as output row `row` of one image; leaves
 // out what lies outside of the image and its frame.
 static void put_row(const Sink& sink, int64_t image, int row, int first, int count, const float* from, int padded) {
@@ -383,10 +393,12 @@ static void put_row(const Sink& sink, int64_t image, int row, int first, int cou
     put_frame(right, columns.last);
     from += int64_t(left) * padded;
     const int64_t pixel0 = sink.pixel(image, row, first + left);
-    if (sink.channels <= THIN && sink.dtype == F32 && sink.activation == NONE && sink.data && !sink.channels2) {
-        float* to = static_cast<float*>(sink.data) + pixel0 * sink.channels;
+    if (sink.channels <= THIN && sink.dtype == F32 && sink.data && !sink.channels2) {
+        float *row = static_cast<float*>(sink.data) + pixel0 * sink.channels, *to = row;
         for (int i = left; i < right; ++i, from += padded)
             for (int c = 0; c < sink.channels; ++c) *to++ = from[c] + (sink.bias ? sink.bias[c] : 0.0f);
+        // few of a vector's lanes are channels of a pixel, all of them numbers of the row
+        if (sink.activation != NONE) activate_all(sink.activation, row, to - row, sink.slope);
         return;
     }
     with_put(sink, [&](auto put) {

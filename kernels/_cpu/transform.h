@@ -91,7 +91,7 @@ struct Addend {
 // m: sums of `padded` channels of a tile, those of one sum `plane` after those of the one before; first: the output at
 // which tile 0 begins.
 template <class A>
-static void transform_output(const float* m, int64_t plane, int c0, int padded, const Tiles& tiles, int t0, int count,
+__attribute__((noinline)) static void transform_output(const float* m, int64_t plane, int c0, int padded, const Tiles& tiles, int t0, int count,
                              int first, const Sink& sink, Images images, const Addend& add) {
     with_put(sink, [&](auto put) {
         for (int t = 0; t < count; ++t) {

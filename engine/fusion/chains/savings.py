@@ -39,6 +39,8 @@ LEAST, LEAST_ALONE = 1.0, 1.2  # predicted speeds from which on a chain is repla
 PRODUCTS_OF_A_NUMBER = 20.0
 # products that the operator makes while a library's convolution makes one: of tiles, of the direct sum, of 1x1 kernels
 RATE_OF_TILES, RATE_OF_DIRECT, RATE_OF_POINTS = 0.45, 0.7, 0.4
+# a library makes as many products for a few outputs as for a vector of them
+FEW_OUTPUTS, RATE_OF_FEW_OUTPUTS = 4, 2.0
 
 
 def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, activation: str) -> str:
@@ -95,6 +97,8 @@ def speed(weight: Tensor, geometry: Geometry, operations: int) -> float:
     passes = 2 * operations + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
     rate = RATE_OF_TILES if computed < written else RATE_OF_DIRECT
     rate = RATE_OF_POINTS if weight.shape[-1] == 1 else rate
+    if weight.shape[geometry.transposed] <= FEW_OUTPUTS and not geometry.transposed:
+        rate = RATE_OF_FEW_OUTPUTS
     number = PRODUCTS_OF_A_NUMBER
     return (channels * written + number * (moved + passes)) / (channels * computed / rate + number * moved)
 
