@@ -273,26 +273,29 @@ private:
     }
 };
 
-template <Activation KIND, class Body> static inline void with_plain_put(const Sink& sink, Body body) {
+template <Activation KIND, class Body> static inline void with_biased_put(const Sink& sink, Body body) {
     float* to = static_cast<float*>(sink.data);
     const int channels = sink.channels;
     const float* bias = sink.bias;
     const float slope = sink.slope;
-    if (bias)
-        body([=](int64_t pixel, int c, vf v) {
-            store(to + pixel * channels + c, activate(KIND, v + load(bias + c), slope));
-        });
-    else
-        body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, activate(KIND, v, slope)); });
+    body([=](int64_t pixel, int c, vf v) {
+        store(to + pixel * channels + c, activate(KIND, v + load(bias + c), slope));
+    });
 }
 
-// Calls body(put) with the put(pixel, c, v) that does the least work for this sink.
+// Calls body(put) with the put(pixel, c, v) that does the least work for this sink. Few kinds of it: each is compiled into
+// every algorithm.
 template <class Body> static inline void with_put(const Sink& sink, Body body) {
-    const bool plain = sink.dtype == F32 && sink.channels % VL == 0 && sink.data && !sink.channels2;
-    if (plain && sink.activation == NONE) return with_plain_put<NONE>(sink, body);
-    if (plain && sink.activation == ELU) return with_plain_put<ELU>(sink, body);
-    if (plain && sink.activation == RELU) return with_plain_put<RELU>(sink, body);
-    if (plain && sink.activation == LEAKY_RELU) return with_plain_put<LEAKY_RELU>(sink, body);
+    if (sink.dtype == F32 && sink.channels % VL == 0 && sink.data && !sink.channels2) {
+        float* to = static_cast<float*>(sink.data);
+        const int channels = sink.channels;
+        if (!sink.bias && sink.activation == NONE)
+            return body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, v); });
+        if (sink.bias && sink.activation == NONE) return with_biased_put<NONE>(sink, body);
+        if (sink.bias && sink.activation == ELU) return with_biased_put<ELU>(sink, body);
+        if (sink.bias && sink.activation == RELU) return with_biased_put<RELU>(sink, body);
+        if (sink.bias && sink.activation == LEAKY_RELU) return with_biased_put<LEAKY_RELU>(sink, body);
+    }
     body([&sink](int64_t pixel, int c, vf v) { sink.put(pixel, c, v); });
 }
 

@@ -1,0 +1,279 @@
+// Normalisation of rows and runs of elements: statistics, the normalised values with residual and activation, the sums of
+// their gradients, and the gradient of the input. Rows hold an element of each channel, a run those of one domain.
+#pragma once
+#include "vector.h"
+
+namespace kiln {
+namespace KILN_NAMESPACE {
+
+// Vectors next to each other of which all lanes are elements.
+template <Dtype DTYPE, int COUNT> struct Whole {
+    static constexpr int VECTORS = COUNT;
+    vf get(const void* from, int64_t at) const { return load_as(DTYPE, from, at); }
+    void put(void* to, int64_t at, vf v) const { store_as(DTYPE, to, at, v); }
+    vf only(vf v) const { return v; }
+};
+
+// A vector of which the first n lanes are elements.
+template <Dtype DTYPE> struct Part {
+    static constexpr int VECTORS = 1;
+    int n;
+    vf get(const void* from, int64_t at) const { return load_part(DTYPE, from, at, n); }
+    void put(void* to, int64_t at, vf v) const { store_part(DTYPE, to, at, v, n); }
+    vf only(vf v) const {
+        alignas(64) float lanes[VL];
+        store(lanes, v);
+        return load_part(F32, lanes, 0, n);
+    }
+};
+
+// Calls body(column, access) for all columns of a row, COUNT vectors at a time where there are as many.
+template <Dtype DTYPE, int COUNT, class Body> static inline void for_columns(int64_t width, const Body& body) {
+    int64_t c = 0;
+    for (; c + COUNT * VL <= width; c += COUNT * VL) body(c, Whole<DTYPE, COUNT>{});
+    for (; c + VL <= width; c += VL) body(c, Whole<DTYPE, 1>{});
+    if (c < width) body(c, Part<DTYPE>{int(width - c)});
+}
+
+// The tensors of a pass, dense in one order. before, after: the residual by its place, or null. result: y, or in
+// backward the gradient of x. results may be null.
+struct Tensors {
+    const void *x, *grad, *before, *after;
+    void *result, *dresidual;
+    Activation activation;
+    float slope;
+    float* kept = nullptr;  // where a float32 pass keeps the gradient before the activation from its sums on, or null
+
+    // The gradient before the activation is kept where it is a result anyway, and where it takes an exponential to form it
+    // again; then in the place of the gradient of x.
+    void keep(Dtype dtype) {
+        if (dtype != F32 || !result) return;
+        if (dresidual) {
+            kept = static_cast<float*>(dresidual);
+            dresidual = nullptr;
+        } else if (activation != NONE && activation != RELU && activation != LEAKY_RELU) {
+            kept = static_cast<float*>(result);
+        }
+    }
+};
+
+// In half precision, where conversions take longer than a branch, the activation is looked up for each vector: ANY.
+constexpr Activation ANY = Activation(-1);
+template <Activation KIND> static inline Activation activation_of(const Tensors& t) { return KIND == ANY ? t.activation : KIND; }
+
+// What normalises: with d = x - mean the sum before the activation is d scale + shift, and the gradient of x is
+// g scale - offset - d tilt for a gradient g of that sum. Each is an array over columns, or one number of a run.
+struct Constants {
+    const float *mean, *scale, *shift, *offset, *tilt;
+};
+
+template <bool ONE> static inline vf constant(const float* of, int64_t column) {
+    return ONE ? splat(*of) : load(of + column);
+}
+
+// The statistics of columns over some rows: each column's first element, the mean of the differences from it, and the
+// sum of squared differences from the mean. A first element near the mean keeps float32 sums exact where the mean is
+// large. `first`: rows before these, already in the arrays.
+template <Dtype DTYPE>
+static void column_moments(const void* x, int64_t at, int64_t rows, int64_t width, int64_t first, float* origin,
+                           double* mean, double* squares) {
+    for_columns<DTYPE, 4>(width, [=](int64_t c, auto access) {
+        constexpr int V = decltype(access)::VECTORS;
+        vf from[V], sum[V] = {}, square[V] = {};
+        for (int v = 0; v < V; ++v) {
+            from[v] = first ? load(origin + c + v * VL) : access.get(x, at + c + v * VL);
+            store(origin + c + v * VL, from[v]);
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int v = 0; v < V; ++v) sum[v] += access.get(x, at + r * width + c + v * VL) - from[v];
+        for (int v = 0; v < V; ++v) sum[v] *= 1.0f / float(rows);
+        for (int64_t r = 0; r < rows; ++r)
+            for (int v = 0; v < V; ++v) {
+                const vf d = access.get(x, at + r * width + c + v * VL) - from[v] - sum[v];
+                square[v] += d * d;
+            }
+        const double share = double(rows) / double(first + rows);
+        for (int v = 0; v < V; ++v) {
+            alignas(64) float means[VL], squared[VL];
+            store(means, sum[v]), store(squared, square[v]);
+            double *m = mean + c + v * VL, *s = squares + c + v * VL;
+            if (!first) std::memset(m, 0, sizeof(double) * VL), std::memset(s, 0, sizeof(double) * VL);
+            for (int i = 0; i < VL; ++i) {
+                const double d = means[i] - m[i];
+                s[i] += squared[i] + d * d * share * double(first);
+                m[i] += d * share;
+            }
+        }
+    });
+}
+
+struct Moments {
+    double mean, squares;
+};
+
+// The mean of a run of up to PIECE elements and the sum of squared differences from it.
+template <Dtype DTYPE> static Moments run_moments(const void* x, int64_t at, int64_t size) {
+    const float origin = load_part(DTYPE, x, at, 1)[0];
+    vf sum[4] = {}, square[4] = {};
+    for_columns<DTYPE, 4>(size, [&](int64_t i, auto access) {
+        for (int v = 0; v < decltype(access)::VECTORS; ++v)
+            sum[v] += access.only(access.get(x, at + i + v * VL) - origin);
+    });
+    const float mean = sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / float(size);
+    for_columns<DTYPE, 4>(size, [&](int64_t i, auto access) {
+        for (int v = 0; v < decltype(access)::VECTORS; ++v) {
+            const vf d = access.only(access.get(x, at + i + v * VL) - origin - mean);
+            square[v] += d * d;
+        }
+    });
+    return {double(origin) + mean, sum_lanes((square[0] + square[1]) + (square[2] + square[3]))};
+}
+
+// result = activation(normalised x + before) + after, of `rows` rows of `width` elements.
+template <Dtype DTYPE, Activation KIND, bool ONE>
+static void apply(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
+    for_columns<DTYPE, 4>(width, [&](int64_t c, auto access) {
+        constexpr int V = decltype(access)::VECTORS;
+        vf mean[V], scale[V], shift[V];
+        for (int v = 0; v < V; ++v) {
+            mean[v] = constant<ONE>(k.mean, c + v * VL);
+            scale[v] = constant<ONE>(k.scale, c + v * VL);
+            shift[v] = constant<ONE>(k.shift, c + v * VL);
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int v = 0; v < V; ++v) {
+                const int64_t at = start + r * width + c + v * VL;
+                vf z = (access.get(t.x, at) - mean[v]) * scale[v] + shift[v];
+                if (t.before) z += access.get(t.before, at);
+                z = activate(activation_of<KIND>(t), z, t.slope);
+                if (t.after) z += access.get(t.after, at);
+                access.put(t.result, at, z);
+            }
+    });
+}
+
+// The gradient before the activation, of a vector at `at` where x - mean is d.
+template <Activation KIND, class Access>
+static inline vf gradient_before(const Tensors& t, const Access& access, int64_t at, vf d, vf scale, vf shift) {
+    const vf grad = access.get(t.grad, at);
+    if (activation_of<KIND>(t) == NONE) return grad;
+    vf z = d * scale + shift;
+    if (t.before) z += access.get(t.before, at);
+    return grad * derivative_at(activation_of<KIND>(t), z, t.slope);
+}
+
+static inline void add_lanes(double* to, vf v) {
+    alignas(64) float lanes[VL];
+    store(lanes, v);
+    for (int i = 0; i < VL; ++i) to[i] += lanes[i];
+}
+
+// Adds for each column the sum of g and that of g (x - mean) over some rows.
+template <Dtype DTYPE, Activation KIND>
+static void column_sums(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width,
+                        double* of_g, double* of_gd) {
+    for_columns<DTYPE, 2>(width, [&](int64_t c, auto access) {
+        constexpr int V = decltype(access)::VECTORS;
+        vf mean[V], scale[V], shift[V], sum[V] = {}, product[V] = {};
+        for (int v = 0; v < V; ++v) {
+            mean[v] = load(k.mean + c + v * VL);
+            scale[v] = load(k.scale + c + v * VL);
+            shift[v] = load(k.shift + c + v * VL);
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int v = 0; v < V; ++v) {
+                const int64_t at = start + r * width + c + v * VL;
+                const vf d = access.get(t.x, at) - mean[v];
+                const vf g = gradient_before<KIND>(t, access, at, d, scale[v], shift[v]);
+                if (t.kept) access.put(t.kept, at, g);
+                sum[v] += g;
+                product[v] += g * d;
+            }
+        for (int v = 0; v < V; ++v) {
+            add_lanes(of_g + c + v * VL, sum[v]);
+            add_lanes(of_gd + c + v * VL, product[v]);
+        }
+    });
+}
+
+struct Sums {
+    double g, gd;
+};
+
+// The sum of g and that of g (x - mean) over a run of up to PIECE elements.
+template <Dtype DTYPE, Activation KIND>
+static Sums run_sums(const Tensors& t, const Constants& k, int64_t start, int64_t size) {
+    const vf mean = splat(*k.mean), scale = splat(*k.scale), shift = splat(*k.shift);
+    vf sum[2] = {}, product[2] = {};
+    for_columns<DTYPE, 2>(size, [&](int64_t i, auto access) {
+        for (int v = 0; v < decltype(access)::VECTORS; ++v) {
+            const int64_t at = start + i + v * VL;
+            const vf d = access.get(t.x, at) - mean;
+            const vf g = gradient_before<KIND>(t, access, at, d, scale, shift);
+            if (t.kept) access.put(t.kept, at, g);
+            sum[v] += access.only(g);
+            product[v] += access.only(g * d);
+        }
+    });
+    return {sum_lanes(sum[0] + sum[1]), sum_lanes(product[0] + product[1])};
+}
+
+// The gradient of x in `result`, and that of a residual before the activation.
+template <Dtype DTYPE, Activation KIND, bool ONE>
+static void input_gradient(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
+    for_columns<DTYPE, 2>(width, [&](int64_t c, auto access) {
+        constexpr int V = decltype(access)::VECTORS;
+        vf mean[V], scale[V], shift[V], offset[V], tilt[V];
+        for (int v = 0; v < V; ++v) {
+            mean[v] = constant<ONE>(k.mean, c + v * VL);
+            scale[v] = constant<ONE>(k.scale, c + v * VL);
+            shift[v] = constant<ONE>(k.shift, c + v * VL);
+            offset[v] = k.tilt ? constant<ONE>(k.offset, c + v * VL) : splat(0.0f);
+            tilt[v] = k.tilt ? constant<ONE>(k.tilt, c + v * VL) : splat(0.0f);
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int v = 0; v < V; ++v) {
+                const int64_t at = start + r * width + c + v * VL;
+                const vf d = access.get(t.x, at) - mean[v];
+                const vf g = t.kept ? access.get(t.kept, at)
+                                    : gradient_before<KIND>(t, access, at, d, scale[v], shift[v]);
+                if (t.dresidual) access.put(t.dresidual, at, g);
+                if (!t.result) continue;
+                // constant statistics have no tilt: an infinite x must not make its gradient NaN
+                access.put(t.result, at, k.tilt ? g * scale[v] - offset[v] - d * tilt[v] : g * scale[v]);
+            }
+    });
+}
+
+// The functions above for a dtype and an activation, chosen once for a call.
+struct Kernels {
+    decltype(&column_moments<F32>) column_moments;
+    decltype(&run_moments<F32>) run_moments;
+    decltype(&apply<F32, NONE, false>) apply_columns, apply_run, column_gradient, run_gradient;
+    decltype(&column_sums<F32, NONE>) column_sums;
+    decltype(&run_sums<F32, NONE>) run_sums;
+};
+
+template <Dtype DTYPE, Activation KIND> static Kernels kernels_for() {
+    return {column_moments<DTYPE>,           run_moments<DTYPE>,
+            apply<DTYPE, KIND, false>,       apply<DTYPE, KIND, true>,
+            input_gradient<DTYPE, KIND, false>, input_gradient<DTYPE, KIND, true>,
+            column_sums<DTYPE, KIND>,        run_sums<DTYPE, KIND>};
+}
+
+static Kernels kernels_for(Dtype dtype, Activation kind) {
+    if (dtype == BF16) return kernels_for<BF16, ANY>();
+    if (dtype == F16) return kernels_for<F16, ANY>();
+    switch (kind) {
+    case ELU: return kernels_for<F32, ELU>();
+    case RELU: return kernels_for<F32, RELU>();
+    case LEAKY_RELU: return kernels_for<F32, LEAKY_RELU>();
+    case TANH: return kernels_for<F32, TANH>();
+    case SIGMOID: return kernels_for<F32, SIGMOID>();
+    case SILU: return kernels_for<F32, SILU>();
+    default: return kernels_for<F32, NONE>();
+    }
+}
+
+}  // namespace KILN_NAMESPACE
+}  // namespace kiln
