@@ -46,7 +46,7 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
 
 
 def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
-    """Whether what is kept was made of this weight; without it, how many floats it takes, 0 where it would not be read."""
+    """Whether what is kept was made of this weight; without it, the floats it takes, 0 where it would not be read."""
     answer = torch.empty(1, dtype=torch.int64, device="cpu")
     _kept(weight=weight, kept=kept, answer=answer, **sizes)
     return int(answer)
