@@ -335,14 +335,11 @@ def gpu(capability: int) -> devices.Device:
     return devices.DEVICES[devices.OF_CAPABILITY[capability]]
 
 
-def chosen(variants: Iterable[Variant], thorough: bool) -> list[Variant]:
-    """A few variants that together cover every kernel, arithmetic and choice of form, those with large tiles first.
-
-    thorough: also every choice of the form in every arithmetic that has it, every tile size and number of warps
-    """
+def chosen(variants: Iterable[Variant]) -> list[Variant]:
+    """A few variants that together cover every kernel, arithmetic and choice of form, those with large tiles first."""
     largest: dict[frozenset, Variant] = {}
     for v in variants:
-        aspects = frozenset(_aspects(v, thorough))
+        aspects = frozenset(_aspects(v))
         known = largest.get(aspects)
         if known is None or _order(v) > _order(known):
             largest[aspects] = v
@@ -360,15 +357,9 @@ def chosen(variants: Iterable[Variant], thorough: bool) -> list[Variant]:
     return few
 
 
-def _aspects(v: Variant, thorough: bool) -> Iterator[tuple]:
-    for name, choice in v.constants.items():
-        if not TILE.match(name):
-            yield from ((v.name, mode, name, choice) for mode in v.modes) if thorough else [(v.name, name, choice)]
-        elif thorough:
-            yield v.name, name, choice
+def _aspects(v: Variant) -> Iterator[tuple]:
+    yield from ((v.name, name, choice) for name, choice in v.constants.items() if not TILE.match(name))
     yield from ((v.name, mode) for mode in v.modes)
-    if thorough:
-        yield v.name, v.num_warps
 
 
 def _order(v: Variant) -> tuple[int, str]:

@@ -37,9 +37,8 @@ def run(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
 
 
 def few(variants: list[Variant]) -> list[tuple[Variant, int]]:
-    """What every test run compiles: for sm_90 every choice of form in every arithmetic, for other targets each once."""
-    many, least = (compiled.chosen(variants, thorough) for thorough in (True, False))
-    return [(v, 90) for v in many] + [(v, c) for v in least for c in CAPABILITIES if c != 90]
+    """What every test run compiles: every kernel, arithmetic and choice of form once for each target."""
+    return [(v, c) for v in compiled.chosen(variants) for c in CAPABILITIES]
 
 
 def subset() -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ TARGETS = ["sm_80", "sm_90", "sm_100"]
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    """About 700 variants, in two minutes."""
+    """About 500 variants, in a minute and a half."""
     return outside_the_interpreter("subset")
 
 
@@ -150,7 +150,6 @@ def test_few_variants_cover_every_choice():
         for bm in (32, 64)
         for mode in ("a", "b")
     ]
-    few, many = compiled.chosen(made, thorough=False), compiled.chosen(made, thorough=True)
+    few = compiled.chosen(made)
     assert few[0].arguments["BM"] == 64 and len(few) == 2
-    assert {(m, v.arguments["FORM"]) for v in many for m in v.modes} == {("a", 0), ("a", 1), ("b", 0), ("b", 1)}
-    assert len(many) == 4
+    assert {v.arguments["FORM"] for v in few} == {0, 1} and {m for v in few for m in v.modes} == {"a", "b"}
