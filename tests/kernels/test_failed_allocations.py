@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 WITHOUT_SCRATCH = {"began_balance", "linear", "skeleton"}
 
 
-@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [16, pytest.param(3, marks=pytest.mark.slow)])
 def test_each_allocation_fails_in_turn(every, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(preload(tmp_path))}
     command = [sys.executable, "-m", "tests.support.failing_allocations", str(every)]
