@@ -335,11 +335,14 @@ def gpu(capability: int) -> devices.Device:
     return devices.DEVICES[devices.OF_CAPABILITY[capability]]
 
 
-def chosen(variants: Iterable[Variant]) -> list[Variant]:
-    """A few variants that together cover every kernel, arithmetic and choice of form, those with large tiles first."""
+def chosen(variants: Iterable[Variant], forms: bool) -> list[Variant]:
+    """A few variants that together cover every kernel and arithmetic, those with large tiles first.
+
+    forms: and every choice of form
+    """
     largest: dict[frozenset, Variant] = {}
     for v in variants:
-        aspects = frozenset(_aspects(v))
+        aspects = frozenset(_aspects(v, forms))
         known = largest.get(aspects)
         if known is None or _order(v) > _order(known):
             largest[aspects] = v
@@ -357,8 +360,9 @@ def chosen(variants: Iterable[Variant]) -> list[Variant]:
     return few
 
 
-def _aspects(v: Variant) -> Iterator[tuple]:
-    yield from ((v.name, name, choice) for name, choice in v.constants.items() if not TILE.match(name))
+def _aspects(v: Variant, forms: bool) -> Iterator[tuple]:
+    if forms:
+        yield from ((v.name, name, choice) for name, choice in v.constants.items() if not TILE.match(name))
     yield from ((v.name, mode) for mode in v.modes)
 
 

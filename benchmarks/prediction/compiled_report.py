@@ -37,8 +37,10 @@ def run(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
 
 
 def few(variants: list[Variant]) -> list[tuple[Variant, int]]:
-    """What every test run compiles: every kernel, arithmetic and choice of form once for each target."""
-    return [(v, c) for v in compiled.chosen(variants) for c in CAPABILITIES]
+    """What every test run compiles: every kernel and arithmetic for each target, every choice of form for sm_90."""
+    every = compiled.chosen(variants, forms=True)
+    some = compiled.chosen(every, forms=False)
+    return [(v, c) for c in CAPABILITIES for v in (every if c == 90 else some)]
 
 
 def subset() -> list[dict[str, Any]]:
