@@ -213,6 +213,9 @@ static void transform_band(const Band& in, const Weights& w, const float* packed
     }
 }
 
+// The combinations of taps that an algorithm's products take, the same along both axes.
+template <class A> static Combinations combinations_of() { return {A::G[0], A::P, A::G[0], A::P, A::K}; }
+
 // Runs a pass over all tiles, transformed before, where the weights are more than the tiles: the weights of a panel of
 // outputs, for as much of the depth as fits the cache, are packed and multiplied with all tiles at once, so that no packed
 // weight leaves the cache. images: those that the tiles are of.
@@ -221,7 +224,7 @@ static void transform_panels(const float* u, int channels, const Weights& w, con
                              const Sink& sink, Images images) {
     static constexpr Terms<A> terms{};
     constexpr int products = A::P * A::P, sums = A::Q * A::Q;
-    const Combinations combinations{A::G[0], A::P, A::G[0], A::P, A::K};
+    const Combinations combinations = combinations_of<A>();
     const int depth = w.depth, padded = w.padded(), count = tiles.count();
     const TileLayout layout = TileLayout::rows(count, channels);
     const int64_t panels = (padded + 2 * VL - 1) / (2 * VL);

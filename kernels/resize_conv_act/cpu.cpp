@@ -64,7 +64,7 @@ static Pass direct(const Stencil& s, int kernel, int first) {
 }
 
 template <class A> static void transform_pack(const Pass&, const Weights& w, float* out) {
-    pack<A::K>(w, {A::G[0], A::P, A::G[0], A::P, A::K}, out);
+    pack<A::K>(w, combinations_of<A>(), out);
 }
 template <class A>
 static void transform_pass(const Pass& pass, const Band& in, const Weights& w, const float* packed, int r0, int r1,
@@ -203,17 +203,18 @@ struct Call {
     }
     Source second_source(const void* second) const { return {dtype, conv_h(), conv_w(), c2, second}; }
 
+    // From a kernel of the weight to that of the next input channel, and of the next output channel.
+    int64_t input_step() const { return int64_t(kernel) * kernel * (transposed ? cout : 1); }
+    int64_t output_step() const { return int64_t(kernel) * kernel * (transposed ? 1 : c1 + c2); }
+
     // The weight as a matrix from channels [first, first + count) of the input to the output, or, adjoint, back.
     Weights weights(const float* data, int first, int count, bool adjoint, bool reversed) const {
-        const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;
-        const int64_t o_step = transposed ? taps : taps * (c1 + c2);
-        const float *from = data + first * i_step, *end = data + weight_floats();
-        return adjoint ? Weights{from, cout, count, o_step, i_step, end, reversed}
-                       : Weights{from, count, cout, i_step, o_step, end, reversed};
+        const float *from = data + first * input_step(), *end = data + weight_floats();
+        return adjoint ? Weights{from, cout, count, output_step(), input_step(), end, reversed}
+                       : Weights{from, count, cout, input_step(), output_step(), end, reversed};
     }
     WeightGradient weight_gradient(float* data, int first) const {
-        const int64_t taps = int64_t(kernel) * kernel, i_step = transposed ? taps * cout : taps;
-        return {data + first * i_step, transposed ? taps : taps * (c1 + c2), i_step};
+        return {data + first * input_step(), output_step(), input_step()};
     }
 };
 
