@@ -26,6 +26,7 @@ struct Product {
 
 template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
     vf sum[ROWS][VECTORS];
+#pragma GCC unroll 16
     for (int m = 0; m < ROWS; ++m)
         for (int v = 0; v < VECTORS; ++v) sum[m][v] = splat(0.0f);
     for (int m = 0; m < ROWS; ++m)  // memory fetches the results' cache lines while the products are formed
@@ -39,11 +40,14 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
         for (int k = 0; k < depth; ++k) {
             for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(ahead + v * b_vector, 0, 2);
             ahead += b_step;
+            const float* third[(ROWS + 2) / 3];  // each third row: the two after it need no register of their own
+#pragma GCC unroll 8
+            for (int t = 0; t < (ROWS + 2) / 3; ++t) third[t] = t ? third[t - 1] + 3 * a_row : a;
             vf column[VECTORS];
             for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * b_vector);
 #pragma GCC unroll 16
             for (int m = 0; m < ROWS; ++m) {
-                const vf scalar = splat(a[m * a_row]);
+                const vf scalar = splat(third[m / 3][m % 3 * a_row]);
                 for (int v = 0; v < VECTORS; ++v) sum[m][v] += scalar * column[v];
             }
             a += a_step;
@@ -51,11 +55,16 @@ template <int ROWS, int VECTORS> static void register_tile(const Product& p) {
         }
     }
     // C is added last: long sums are then made of short sums, which keeps their rounding error small
-    for (int m = 0; m < ROWS; ++m)
-        for (int v = 0; v < VECTORS; ++v) {
-            float* c = p.c + m * p.c_row + v * VL;
-            store(c, p.accumulate ? load(c) + sum[m][v] : sum[m][v]);
-        }
+    float* c = p.c;
+    if (p.accumulate) {
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m, c += p.c_row)
+            for (int v = 0; v < VECTORS; ++v) store(c + v * VL, load(c + v * VL) + sum[m][v]);
+    } else {
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; ++m, c += p.c_row)
+            for (int v = 0; v < VECTORS; ++v) store(c + v * VL, sum[m][v]);
+    }
 }
 
 using Tile = void (*)(const Product&);

@@ -30,11 +30,22 @@ struct TileLayout {
     static TileLayout panels(int64_t tiles, int channels) { return {plane_floats(tiles, channels), VL, tiles * VL}; }
 };
 
-// Writes the transform of one IN x IN square, whose pixel (i, j) lies at at(i, j), as a tile of P * P values.
+// Pixels of a band, from a corner on.
+struct Square {
+    const float* corner;
+    int64_t line, pixel;  // floats from a pixel to the one below it, and beside it
+    const float* operator()(int i, int j) const { return corner + i * line + j * pixel; }
+};
+
+// Writes the transform of one IN x IN square, whose pixel (i, j) lies at at(i, j), as a tile of P * P values. Meanwhile
+// memory is asked for columns [known, IN) of the square that is transformed next.
 template <int IN, int P, void (*transform)(const vf*, vf*), class At>
-static inline void transform_square(At at, int channels, float scale, const TileLayout& layout, float* out) {
+static inline void transform_square(At at, const Square& next, int known, int channels, float scale, const TileLayout& layout,
+                                    float* out) {
     const int64_t plane = layout.plane;
     for (int c = 0; c < channels; c += VL, out += layout.vector) {
+        for (int i = 0; i < IN; ++i)
+            for (int j = known; j < IN; ++j) __builtin_prefetch(next(i, j) + c, 0, 2);
         vf rows[P][IN];
         for (int j = 0; j < IN; ++j) {
             vf x[IN], r[P];
@@ -57,18 +68,19 @@ static inline void transform_square(At at, int channels, float scale, const Tile
 template <int IN, int P, void (*transform)(const vf*, vf*)>
 static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int count, int step, int offset, const float* scale,
                             const TileLayout& layout, float* out) {
-    const int channels = band.channels;
-    const int64_t line = int64_t(band.columns) * channels;
+    const int channels = band.channels, known = step < IN ? IN - step : 0;
     const float* zeros = nullptr;
-    for (int t = 0; t < count; ++t) {
-        const int image = tiles.image(t0 + t);
-        const int row = tiles.row(t0 + t) * step + offset, column = tiles.column(t0 + t) * step + offset;
+    const auto square = [&](int t) {  // its pixels past the band's edges are not those of the band
+        const float* first = band.at(tiles.row(t) * step + offset, tiles.column(t) * step + offset);
+        return Square{first + tiles.image(t) * band.image_step, int64_t(band.columns) * channels, channels};
+    };
+    for (int t = t0; t < t0 + count; ++t) {
+        const int image = tiles.image(t), row = tiles.row(t) * step + offset, column = tiles.column(t) * step + offset;
         const float factor = scale ? scale[image] : 1.0f;
-        float* to = out + t * layout.tile;
+        const Square next = square(t + 1);
+        float* to = out + (t - t0) * layout.tile;
         if (band.holds(row, column, IN)) {
-            const float* corner = band.at(row, column) + image * band.image_step;
-            transform_square<IN, P, transform>(
-                [=](int i, int j) { return corner + i * line + j * channels; }, channels, factor, layout, to);
+            transform_square<IN, P, transform>(square(t), next, known, channels, factor, layout, to);
             continue;
         }
         if (!zeros) zeros = static_cast<float*>(std::memset(scratch(Slot::ZEROS, channels), 0, sizeof(float) * channels));
@@ -76,7 +88,7 @@ static void transform_tiles(const Band& band, const Tiles& tiles, int t0, int co
         for (int i = 0; i < IN; ++i)
             for (int j = 0; j < IN; ++j)
                 pixels[i][j] = pixel_or(band.image(image), row + i, column + j, zeros);
-        transform_square<IN, P, transform>([&](int i, int j) { return pixels[i][j]; }, channels, factor, layout, to);
+        transform_square<IN, P, transform>([&](int i, int j) { return pixels[i][j]; }, next, known, channels, factor, layout, to);
     }
 }
 
@@ -138,9 +150,10 @@ __attribute__((noinline)) static void transform_output(const float* m, int64_t p
 }
 
 // Of the L2 cache, for a block's transformed inputs and products; and of memory, where a block is larger than the cache.
-constexpr int64_t BLOCK_BYTES = 1 << 20, LARGE_BLOCK_BYTES = 6 << 20;
-// Of the L2 cache, for the packed weights of a panel of outputs.
-constexpr int64_t PANEL_BYTES = 512 << 10;
+constexpr int64_t BLOCK_BYTES = 512 << 10, LARGE_BLOCK_BYTES = 2 << 20;
+// Of the L2 cache, for the packed weights of a panel of outputs; and what all packed weights or their sums may be to stay in
+// it.
+constexpr int64_t PANEL_BYTES = 512 << 10, WEIGHT_BYTES = 1 << 20;
 
 // Tiles of a block, in blocks of nearly equal size: from 28 to 112, as many as BLOCK_BYTES hold. Where the weights that each
 // block reads, or their gradients, are more than what the block's tiles write and read again, a block is larger.

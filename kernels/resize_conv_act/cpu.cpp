@@ -108,7 +108,7 @@ struct WeightPass {
     // Whether to do so: where the sums of all kernels outgrow the cache, and the tiles do not outgrow the sums by far.
     bool gathers(int64_t tiles) const {
         const int64_t sums = layout.size(taps * taps), rows = round_up(layout.rows(), VL);
-        return !direct && 4 * sums > BLOCK_BYTES && tiles * (values * rows + gradients * layout.columns()) <= 4 * sums;
+        return !direct && 4 * sums > WEIGHT_BYTES && tiles * (values * rows + gradients * layout.columns()) <= 4 * sums;
     }
     int64_t tiles(int64_t images) const { return images * cells_h * cells_w; }
     Span moved_rows(int r0, int r1) const { return {r0 * step + low, (r1 - 1) * step + high}; }
@@ -339,7 +339,7 @@ struct AllTiles {
     // Whether packed weights would outgrow the cache, and be more than the tiles.
     bool fewer_than(const Weights& w) const {
         const int64_t packed = packed_floats(w, pass.products);
-        return pass.values && 4 * packed > BLOCK_BYTES && floats() <= packed;
+        return pass.values && 4 * packed > WEIGHT_BYTES && floats() <= packed;
     }
     explicit operator bool() const { return u; }
     // Rows [r0, r1) of a band of some images, of which those before the first of all are left out.
