@@ -309,9 +309,10 @@ struct ThinRows {
     }
 };
 
-// Writes phase (pr, pc) of cell row i by matrix products; `to` is its first pixel, the next one lies to_step further.
+// Writes phase (pr, pc) of cell row i by matrix products, of which each cell reads its inputs cell_step after those of the
+// cell before; `to` is its first pixel, the next one lies to_step further.
 static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const Weights& w, const float* packed, int i,
-                       int cells, float* to, int64_t to_step, bool accumulate) {
+                       int cells, int64_t cell_step, float* to, int64_t to_step, bool accumulate) {
     const int depth = w.depth, padded = w.padded(), taps = s.count[pr] * s.count[pc];
     // where pixels lie dense, the taps of a row read one run of numbers
     const int run = in.channels == depth && taps ? s.count[pc] : 1;
@@ -325,7 +326,7 @@ static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const W
         for (int t = 0; t < segments; ++t) b_segment[t] = int64_t(t) * run * depth * width;
         Product p{};
         p.a = in.data;
-        p.a_row = int64_t(s.step_in) * in.channels;
+        p.a_row = cell_step;
         p.a_step = 1;
         p.b = packed + int64_t(n0) * taps * depth;
         p.b_step = width;
@@ -343,12 +344,12 @@ static void wide_phase(const Stencil& s, int pr, int pc, const Band& in, const W
 
 // Writes the step_out output rows of cell row i to `rows`: float32, step_out x (cells * step_out) x padded columns.
 static void wide_rows(const Stencil& s, const Band& in, const Weights& w, const float* packed, int i, int cells,
-                      float* rows, bool accumulate) {
+                      int64_t cell_step, float* rows, bool accumulate) {
     const int64_t step = int64_t(s.step_out) * w.padded();
     for (int pr = 0; pr < s.step_out; ++pr)
         for (int pc = 0; pc < s.step_out; ++pc) {
             float* to = rows + (int64_t(pr) * cells * s.step_out + pc) * w.padded();
-            wide_phase(s, pr, pc, in, w, packed, i, cells, to, step, accumulate);
+            wide_phase(s, pr, pc, in, w, packed, i, cells, cell_step, to, step, accumulate);
             packed += packed_floats(w, s.count[pr] * s.count[pc]);
         }
 }
@@ -362,7 +363,8 @@ static void direct_rows(const Stencil& s, const Band& in, const Weights& w, cons
         ThinRows thin(s, in, w, packed, cells);
         for (int i = r0; i < r1; ++i) thin.row(i, rows_of(i), accumulate), done(i);
     } else {
-        for (int i = r0; i < r1; ++i) wide_rows(s, in, w, packed, i, cells, rows_of(i), accumulate), done(i);
+        const int64_t step = int64_t(s.step_in) * in.channels;
+        for (int i = r0; i < r1; ++i) wide_rows(s, in, w, packed, i, cells, step, rows_of(i), accumulate), done(i);
     }
 }
 
@@ -421,9 +423,10 @@ static inline bool sums_by_output(int cin, int cout) { return cout > THIN || cin
 
 // Weight gradient of cell rows [i0, i1): sums += input x gradient, shifted against each other by each tap. The stencil
 // moves one of the two, `moved`; of the other, cell (i, j) meets the pixel at i + fixed_first, j + fixed_first.
-// moves_gradient: which of them is moved.
+// moves_gradient: which of them is moved; moved_step, fixed_step: floats from a cell to the next one of its row.
 static void direct_weight_gradient(const Stencil& s, bool moves_gradient, const Band& moved, const Band& fixed,
-                                   int fixed_first, const Sums& layout, int i0, int i1, int cells, float* sums) {
+                                   int fixed_first, const Sums& layout, int i0, int i1, int cells, int64_t moved_step,
+                                   int64_t fixed_step, float* sums) {
     int64_t* moved_segment = reinterpret_cast<int64_t*>(scratch(Slot::SEGMENTS, int64_t(i1 - i0) * 4));
     int64_t* fixed_segment = moved_segment + (i1 - i0);
     for (int i = 0; i < i1 - i0; ++i) {
@@ -432,7 +435,6 @@ static void direct_weight_gradient(const Stencil& s, bool moves_gradient, const 
     }
     // rows of the product are the channels of the one, columns those of the other
     const bool moved_is_rows = moves_gradient != layout.by_output;
-    const int64_t moved_step = int64_t(s.step_in) * moved.channels, fixed_step = fixed.channels;
     Product p{};
     p.a_row = 1;
     p.a_step = moved_is_rows ? moved_step : fixed_step;

@@ -42,6 +42,14 @@ static void direct_band(const Pass& pass, const Band& in, const Weights& w, cons
                         const Sink& sink, Images images, const Addend& add) {
     const Stencil& s = pass.stencil;
     const int64_t row_floats = int64_t(cells) * s.step_out * w.padded(), cell_floats = row_floats * s.step_out;
+    if (cells == 1 && r1 - r0 == 1 && !add.data && !w.thin()) {  // the images' cells are multiplied as those of one row
+        float* rows = scratch(Slot::DIRECT_ROWS, cell_floats * images.count);
+        wide_rows(s, in, w, packed, r0, images.count, in.image_step, rows, false);
+        for (int o = 0; o < s.step_out; ++o)
+            for (int i = 0; i < images.count; ++i, rows += row_floats)
+                put_row(sink, images.first + i, r0 * s.step_out + o + pass.first, pass.first, s.step_out, rows, w.padded());
+        return;
+    }
     float* rows = scratch(Slot::DIRECT_ROWS, cell_floats);
     for (int i = 0; i < images.count; ++i) {
         const auto rows_of = [&](int r) {
@@ -122,9 +130,13 @@ struct WeightPass {
 
 static void direct_sums(const WeightPass& pass, const Band& moved, const Band& fixed, int r0, int r1, int images,
                         const float*, float* sums) {
-    for (int i = 0; i < images; ++i)
-        direct_weight_gradient(pass.stencil, pass.moves_gradient, moved.image(i), fixed.image(i), pass.fixed_low,
-                               pass.layout, r0, r1, pass.cells_w, sums);
+    // images of one cell are cells of one row
+    const bool one_cell = pass.cells_w == 1 && r1 - r0 == 1;
+    const int64_t moved_step = one_cell ? moved.image_step : int64_t(pass.stencil.step_in) * moved.channels;
+    const int64_t fixed_step = one_cell ? fixed.image_step : fixed.channels;
+    for (int i = 0; i < images; i += one_cell ? images : 1)
+        direct_weight_gradient(pass.stencil, pass.moves_gradient, moved.image(i), fixed.image(i), pass.fixed_low, pass.layout,
+                               r0, r1, one_cell ? images : pass.cells_w, moved_step, fixed_step, sums);
 }
 
 // first: the pixel of the operand at rest that cell 0 meets; cells along the axes.
