@@ -298,10 +298,11 @@ def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_
     """The gradient at an activation's input from that at its result y, in operations that autograd differentiates."""
     if y is None:  # of no activation
         return grad
+    # PyTorch's own derivatives take one pass over memory; where the slopes do not change, none of them is differentiated
     if activation == "relu":
-        return torch.where(y > 0, grad, 0)
+        return torch.ops.aten.threshold_backward(grad, y.detach(), 0)
     if activation == "leaky_relu":
-        return torch.where(y > 0, grad, negative_slope * grad)
+        return torch.ops.aten.leaky_relu_backward(grad, y.detach(), negative_slope, False)
     if activation == "elu":
         return torch.where(y > 0, grad, grad * (y + 1))
     return grad * (1 - y * y if activation == "tanh" else y * (1 - y))
