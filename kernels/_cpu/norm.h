@@ -73,38 +73,32 @@ template <bool ONE> static inline vf constant(const float* of, int64_t column) {
 
 // The statistics of columns over some rows: each column's first element, the mean of the differences from it, and the
 // sum of squared differences from the mean. A first element near the mean keeps float32 sums exact where the mean is
-// large. `first`: rows before these, already in the arrays.
+// large. `first`: rows before these, already in the arrays; sums: 2 * `padded` floats to work with.
 template <Dtype DTYPE>
-static void column_moments(const void* x, int64_t at, int64_t rows, int64_t width, int64_t first, float* origin,
-                           double* mean, double* squares) {
-    for_columns<DTYPE, 4>(width, [=](int64_t c, auto access) {
-        constexpr int V = decltype(access)::VECTORS;
-        vf from[V], sum[V] = {}, square[V] = {};
-        for (int v = 0; v < V; ++v) {
-            from[v] = first ? load(origin + c + v * VL) : access.get(x, at + c + v * VL);
-            store(origin + c + v * VL, from[v]);
-        }
-        for (int64_t r = 0; r < rows; ++r)
-            for (int v = 0; v < V; ++v) sum[v] += access.get(x, at + r * width + c + v * VL) - from[v];
-        for (int v = 0; v < V; ++v) sum[v] *= 1.0f / float(rows);
-        for (int64_t r = 0; r < rows; ++r)
-            for (int v = 0; v < V; ++v) {
-                const vf d = access.get(x, at + r * width + c + v * VL) - from[v] - sum[v];
-                square[v] += d * d;
-            }
-        const double share = double(rows) / double(first + rows);
-        for (int v = 0; v < V; ++v) {
-            alignas(64) float means[VL], squared[VL];
-            store(means, sum[v]), store(squared, square[v]);
-            double *m = mean + c + v * VL, *s = squares + c + v * VL;
-            if (!first) std::memset(m, 0, sizeof(double) * VL), std::memset(s, 0, sizeof(double) * VL);
-            for (int i = 0; i < VL; ++i) {
-                const double d = means[i] - m[i];
-                s[i] += squared[i] + d * d * share * double(first);
-                m[i] += d * share;
-            }
-        }
+static void column_moments(const void* x, int64_t at, int64_t rows, int64_t width, int64_t padded, int64_t first, float* sums,
+                           float* origin, double* mean, double* squares) {
+    float* of_squares = sums + padded;
+    std::memset(sums, 0, sizeof(float) * 2 * padded);
+    const auto for_all = [&](int64_t count, auto body) {  // row by row, as they lie in memory
+        for (int64_t r = 0; r < count; ++r)
+            for_columns<DTYPE, 4>(width, [&](int64_t column, auto access) {
+                for (int64_t c = column; c < column + access.VECTORS * VL; c += VL) body(c, access.get(x, at + r * width + c));
+            });
+    };
+    if (!first) for_all(1, [=](int64_t c, vf value) { store(origin + c, value); });
+    for_all(rows, [=](int64_t c, vf value) { store(sums + c, load(sums + c) + (value - load(origin + c))); });
+    for (int64_t c = 0; c < width; c += VL) store(sums + c, load(sums + c) * (1.0f / float(rows)));
+    for_all(rows, [=](int64_t c, vf value) {
+        const vf d = value - load(origin + c) - load(sums + c);
+        store(of_squares + c, load(of_squares + c) + d * d);
     });
+    const double share = double(rows) / double(first + rows);
+    if (!first) std::memset(mean, 0, sizeof(double) * padded), std::memset(squares, 0, sizeof(double) * padded);
+    for (int64_t c = 0; c < padded; ++c) {
+        const double d = sums[c] - mean[c];
+        squares[c] += of_squares[c] + d * d * share * double(first);
+        mean[c] += d * share;
+    }
 }
 
 struct Moments {
@@ -132,24 +126,17 @@ template <Dtype DTYPE> static Moments run_moments(const void* x, int64_t at, int
 // result = activation(normalised x + before) + after, of `rows` rows of `width` elements.
 template <Dtype DTYPE, Activation KIND, bool ONE>
 static void apply(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
-    for_columns<DTYPE, 4>(width, [&](int64_t c, auto access) {
-        constexpr int V = decltype(access)::VECTORS;
-        vf mean[V], scale[V], shift[V];
-        for (int v = 0; v < V; ++v) {
-            mean[v] = constant<ONE>(k.mean, c + v * VL);
-            scale[v] = constant<ONE>(k.scale, c + v * VL);
-            shift[v] = constant<ONE>(k.shift, c + v * VL);
-        }
-        for (int64_t r = 0; r < rows; ++r)
-            for (int v = 0; v < V; ++v) {
-                const int64_t at = start + r * width + c + v * VL;
-                vf z = (access.get(t.x, at) - mean[v]) * scale[v] + shift[v];
+    for (int64_t r = 0; r < rows; ++r)
+        for_columns<DTYPE, 4>(width, [&](int64_t first, auto access) {
+            for (int64_t c = first; c < first + access.VECTORS * VL; c += VL) {
+                const int64_t at = start + r * width + c;
+                vf z = (access.get(t.x, at) - constant<ONE>(k.mean, c)) * constant<ONE>(k.scale, c) + constant<ONE>(k.shift, c);
                 if (t.before) z += access.get(t.before, at);
                 z = activate(activation_of<KIND>(t), z, t.slope);
                 if (t.after) z += access.get(t.after, at);
                 access.put(t.result, at, z);
             }
-    });
+        });
 }
 
 // The gradient before the activation, of a vector at `at` where x - mean is d.
@@ -168,32 +155,24 @@ static inline void add_lanes(double* to, vf v) {
     for (int i = 0; i < VL; ++i) to[i] += lanes[i];
 }
 
-// Adds for each column the sum of g and that of g (x - mean) over some rows.
+// Adds for each column the sum of g and that of g (x - mean) over some rows. sums: 2 * `padded` floats to work with.
 template <Dtype DTYPE, Activation KIND>
-static void column_sums(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width,
-                        double* of_g, double* of_gd) {
-    for_columns<DTYPE, 2>(width, [&](int64_t c, auto access) {
-        constexpr int V = decltype(access)::VECTORS;
-        vf mean[V], scale[V], shift[V], sum[V] = {}, product[V] = {};
-        for (int v = 0; v < V; ++v) {
-            mean[v] = load(k.mean + c + v * VL);
-            scale[v] = load(k.scale + c + v * VL);
-            shift[v] = load(k.shift + c + v * VL);
-        }
-        for (int64_t r = 0; r < rows; ++r)
-            for (int v = 0; v < V; ++v) {
-                const int64_t at = start + r * width + c + v * VL;
-                const vf d = access.get(t.x, at) - mean[v];
-                const vf g = gradient_before<KIND>(t, access, at, d, scale[v], shift[v]);
+static void column_sums(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width, int64_t padded,
+                        float* sums, double* of_g, double* of_gd) {
+    std::memset(sums, 0, sizeof(float) * 2 * padded);
+    for (int64_t r = 0; r < rows; ++r)
+        for_columns<DTYPE, 4>(width, [&](int64_t first, auto access) {
+            for (int64_t c = first; c < first + access.VECTORS * VL; c += VL) {
+                const int64_t at = start + r * width + c;
+                const vf d = access.get(t.x, at) - load(k.mean + c);
+                const vf g = gradient_before<KIND>(t, access, at, d, load(k.scale + c), load(k.shift + c));
                 if (t.kept) access.put(t.kept, at, g);
-                sum[v] += g;
-                product[v] += g * d;
+                float *sum = sums + c, *product = sum + padded;
+                store(sum, load(sum) + g);
+                store(product, load(product) + g * d);
             }
-        for (int v = 0; v < V; ++v) {
-            add_lanes(of_g + c + v * VL, sum[v]);
-            add_lanes(of_gd + c + v * VL, product[v]);
-        }
-    });
+        });
+    for (int64_t c = 0; c < width; c += VL) add_lanes(of_g + c, load(sums + c)), add_lanes(of_gd + c, load(sums + padded + c));
 }
 
 struct Sums {
@@ -221,28 +200,20 @@ static Sums run_sums(const Tensors& t, const Constants& k, int64_t start, int64_
 // The gradient of x in `result`, and that of a residual before the activation.
 template <Dtype DTYPE, Activation KIND, bool ONE>
 static void input_gradient(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
-    for_columns<DTYPE, 2>(width, [&](int64_t c, auto access) {
-        constexpr int V = decltype(access)::VECTORS;
-        vf mean[V], scale[V], shift[V], offset[V], tilt[V];
-        for (int v = 0; v < V; ++v) {
-            mean[v] = constant<ONE>(k.mean, c + v * VL);
-            scale[v] = constant<ONE>(k.scale, c + v * VL);
-            shift[v] = constant<ONE>(k.shift, c + v * VL);
-            offset[v] = k.tilt ? constant<ONE>(k.offset, c + v * VL) : splat(0.0f);
-            tilt[v] = k.tilt ? constant<ONE>(k.tilt, c + v * VL) : splat(0.0f);
-        }
-        for (int64_t r = 0; r < rows; ++r)
-            for (int v = 0; v < V; ++v) {
-                const int64_t at = start + r * width + c + v * VL;
-                const vf d = access.get(t.x, at) - mean[v];
+    const vf none = splat(0.0f);
+    for (int64_t r = 0; r < rows; ++r)
+        for_columns<DTYPE, 4>(width, [&](int64_t first, auto access) {
+            for (int64_t c = first; c < first + access.VECTORS * VL; c += VL) {
+                const int64_t at = start + r * width + c;
+                const vf d = access.get(t.x, at) - constant<ONE>(k.mean, c), scale = constant<ONE>(k.scale, c);
                 const vf g = t.kept ? access.get(t.kept, at)
-                                    : gradient_before<KIND>(t, access, at, d, scale[v], shift[v]);
+                                    : gradient_before<KIND>(t, access, at, d, scale, constant<ONE>(k.shift, c));
                 if (t.dresidual) access.put(t.dresidual, at, g);
-                if (!t.result) continue;
                 // constant statistics have no tilt: an infinite x must not make its gradient NaN
-                access.put(t.result, at, k.tilt ? g * scale[v] - offset[v] - d * tilt[v] : g * scale[v]);
+                const vf less = k.tilt ? constant<ONE>(k.offset, c) + d * constant<ONE>(k.tilt, c) : none;
+                if (t.result) access.put(t.result, at, g * scale - less);
             }
-    });
+        });
 }
 
 // The functions above for a dtype and an activation, chosen once for a call.

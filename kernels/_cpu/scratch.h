@@ -55,6 +55,7 @@ enum class Slot {
     COLUMN_CONSTANTS = PARAMETER_SUMS,     // what normalises each column, or each domain
     DOMAIN_SUMS = SEGMENTS,                // float64 sums of gradients of all domains and channels
     CHANNEL_SUMS = DIRECT_ROWS,            // float64 statistics of a domain's channels
+    ROW_SUMS = GRADIENT_BAND,              // float32 sums of a block of rows
 
     // image_batch
     MIRRORED_ROW = INPUT_BAND,             // one row of bytes in reverse order

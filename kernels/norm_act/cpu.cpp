@@ -235,8 +235,9 @@ static void forward_columns(const Columns& view, const Kernels& run, const Tenso
     };
     const auto measure = [&](int64_t domain, int64_t part) {
         const ColumnMoments m = moments(domain, part);
+        float* sums = scratch(Slot::ROW_SUMS, 2 * padded);
         view.for_blocks(domain, part, [&](int64_t start, int64_t rows, int64_t before) {
-            run.column_moments(t.x, start, rows, view.width, before, m.origin, m.mean, m.squares);
+            run.column_moments(t.x, start, rows, view.width, padded, before, sums, m.origin, m.mean, m.squares);
         });
     };
     const auto settle = [&](int64_t domain) {
@@ -307,9 +308,10 @@ static void backward_columns(const Columns& view, const Kernels& run, const Tens
     };
     const auto measure = [&](int64_t domain, int64_t part) {
         double* of = parts + (domain * view.chunks + part) * 2 * padded;
+        float* sums = scratch(Slot::ROW_SUMS, 2 * padded);
         std::memset(of, 0, sizeof(double) * 2 * padded);
         view.for_blocks(domain, part, [&](int64_t start, int64_t rows, int64_t) {
-            run.column_sums(t, constants_of(domain), start, rows, view.width, of, of + padded);
+            run.column_sums(t, constants_of(domain), start, rows, view.width, padded, sums, of, of + padded);
         });
     };
     const auto settle = [&](int64_t domain) {
