@@ -12,7 +12,7 @@ SOURCES = tuple(str(path) for path in sorted(Path(__file__).parent.rglob("*.py")
 
 
 class InductorPass(CustomGraphPass):
-    """Puts the operator in place of every chain of a graph; Inductor compiles what lies around them.
+    """Puts the operators in place of every chain of a graph; Inductor compiles what lies around them.
 
     torch.compile(model, options={"pre_grad_custom_pass": engine.fusion.inductor_pass})
     """

@@ -28,6 +28,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -42,6 +44,7 @@ GLOBAL_HOOKS = tuple(
     for kind in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 )
 PLAIN_TENSORS = (torch.Tensor, nn.Parameter)  # subclasses may answer torch's functions themselves
+TRACED_TENSORS = (*PLAIN_TENSORS, FakeTensor, FunctionalTensor)  # the last two are what compilers trace with
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # what the interpreter asks a class for, though no code names it
 SPECIAL = ("__call__", "__getattribute__", "__getattr__", "__iter__")

@@ -42,6 +42,8 @@ NORMALISATIONS = {
     *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm),
     *(F.batch_norm, F.instance_norm, F.group_norm, F.local_response_norm),
 }
+# of graphs of torch.compile, where a layer's forward is a call of these; the layer's class
+NORM_FUNCTIONS = {F.batch_norm: "BatchNorm2d", F.instance_norm: "InstanceNorm2d"}
 SUMS = (operator.add, operator.iadd, torch.add)
 IADD = "iadd_"  # what proxies.py calls `x += y` in a graph
 CONV_MODULES = (nn.Conv2d, nn.ConvTranspose2d)
@@ -230,6 +232,22 @@ def _classify_conv_function(node: fx.Node, owner: Owner, options: dict[str, obje
     chosen = [options[name] for name in ("stride", "padding", "dilation", "groups")]
     further = "zeros", node.target in TRANSPOSED, options["output_padding"]
     return _conv(weight, bias, tuple(weight.shape[2:]), *chosen, *further)
+
+
+def own_statistics(node: fx.Node) -> dict[str, object] | None:
+    """The arguments of a NORM_FUNCTIONS call that normalises by the statistics of its input; None of another node.
+
+    Keys: weight, bias, running_mean, running_var, momentum, eps
+    """
+    if node.op != "call_function" or node.target not in NORM_FUNCTIONS:
+        return None
+    options = {"training": False, "use_input_stats": True, "momentum": 0.1, "eps": 1e-5} | arguments_of(node)
+    measured = options["training" if node.target is F.batch_norm else "use_input_stats"]
+    numbers = all(isinstance(options[name], (int, float)) for name in ("momentum", "eps"))
+    if measured is not True or not numbers:
+        return None
+    names = ("weight", "bias", "running_mean", "running_var", "momentum", "eps")
+    return {name: options.get(name) for name in names}
 
 
 def sum_operands(node: fx.Node) -> tuple[object, object, bool] | None:

@@ -8,7 +8,15 @@ from typing import NamedTuple
 
 from torch import fx
 
-from engine.fusion.chains.classify import Owner, Step, classify_node, sum_operands, weight_of
+from engine.fusion.chains.classify import (
+    NORM_FUNCTIONS,
+    Owner,
+    Step,
+    classify_node,
+    own_statistics,
+    sum_operands,
+    weight_of,
+)
 from engine.fusion.chains.convolutions import UP, conv_name, padded
 from engine.fusion.chains.mutation import WritesInput, is_written_later, writes_in_place
 from engine.fusion.chains.savings import why_no_gain, why_not_folded
@@ -225,11 +233,15 @@ def _norm_chain(
 ) -> NormChain | None:
     """The chain of a normalisation, also one that is left where it is alone; None where the operator has it not."""
     source = source_of(node)
-    if step.reason or step.option not in REPLACED_NORMS or len(node.args) != 1:
+    if node.op == "call_module":
+        known = not step.reason and step.option in REPLACED_NORMS and len(node.args) == 1
+    else:
+        known = owner is None and own_statistics(node) is not None
+    if not known:
         return None
     if any(writes_in_place(user, writes_input, source) for user in source.users):
         return None
-    chain = NormChain(node, [node], step.option)
+    chain = NormChain(node, [node], NORM_FUNCTIONS.get(node.target, step.option))
     _take_activation(chain, owner)
     _take_sum(chain, owner, writes_input, taken)
     if chain.sum and not chain.sum.after:
@@ -268,12 +280,20 @@ def _take_sum(chain: NormChain, owner: Owner, writes_input: WritesInput, taken: 
         chain.sum_left = "the residual is changed in place"
     elif is_written_later(source_of(chain.head), owner, writes_input):
         chain.sum_left = "its input is changed in place"
-    elif any(node.op == chain.head.op and node.target == chain.head.target for node in between):
+    elif any(_shares_statistics(node, chain.head) for node in between):
         chain.sum_left = "the normalisation is called again before the sum"
     if chain.sum_left:
         return
     chain.nodes.append(users[0])
     chain.sum = Sum(residual, one is residual, chain.activation != "none", in_place)
+
+
+def _shares_statistics(node: fx.Node, norm: fx.Node) -> bool:
+    """Whether a call may read or move the statistics that a normalisation keeps."""
+    if norm.op == "call_module":
+        return node.op == norm.op and node.target == norm.target
+    kept = own_statistics(norm)["running_mean"]
+    return kept is not None and kept in node.all_input_nodes
 
 
 def _nodes_after(node: fx.Node) -> Iterator[fx.Node]:

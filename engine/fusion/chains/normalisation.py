@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine import ops
 from engine.fusion.chains.classify import DTYPES
-from engine.fusion.lookups import PLAIN_TENSORS
+from engine.fusion.lookups import PLAIN_TENSORS, TRACED_TENSORS
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 
 # the smallest maps, in pixels, for which the operator is as fast as torch's layers: instance normalisation, for which
@@ -71,6 +71,45 @@ def run_norm(
         y = ops.norm_act(
             x, norm.weight, norm.bias, eps=norm.eps, activation=activation, negative_slope=slope, **options
         )
+        if planar is False and residual is not None and residual.first:
+            return y.contiguous(memory_format=torch.channels_last)
+    return y.contiguous() if planar and y.dim() == 4 else y
+
+
+def run_norm_function(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    instance: bool,
+    planar: bool | None,
+    activation: str,
+    slope: float,
+    added: tuple | None = None,
+) -> Tensor:
+    """What `run_norm` computes, of F.batch_norm or, instance, F.instance_norm by the statistics of x, in compiled code.
+
+    Inductor goes over memory more often, and one graph serves all sizes: the operator takes whatever it can.
+    """
+    residual = None if added is None else Residual(*added)
+    tensors = [t for t in (x, weight, bias, running_mean, running_var, residual and residual.tensor) if t is not None]
+    plain = all(type(t) in TRACED_TENSORS and t.dtype == x.dtype and t.device == x.device for t in tensors)
+    fits = x.dim() == 4 and x.dtype in DTYPES and x.device.type in ("cpu", "cuda") and eps > 0
+    fits = fits and (residual is None or residual.tensor.shape == x.shape)
+    if not plain or not fits or torch.is_autocast_enabled(x.device.type):
+        normalise = torch.nn.functional.instance_norm if instance else torch.nn.functional.batch_norm
+        y = finish(
+            normalise(x, running_mean, running_var, weight, bias, True, momentum, eps), activation, slope, residual
+        )
+    else:
+        options = {"activation": activation, "negative_slope": slope}
+        if residual is not None:
+            options |= {"residual": residual.tensor, "residual_place": "after" if residual.after else "before"}
+        kept = {"running_mean": running_mean, "running_var": running_var, "momentum": momentum, "eps": eps}
+        y = ops.norm_act(x, weight, bias, kind="instance" if instance else "batch", **kept, **options)
         if planar is False and residual is not None and residual.first:
             return y.contiguous(memory_format=torch.channels_last)
     return y.contiguous() if planar and y.dim() == 4 else y

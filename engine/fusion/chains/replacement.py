@@ -3,21 +3,17 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
 from engine import ops
-from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors
+from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors, own_statistics
 from engine.fusion.chains.folding import can_fold, fold
 from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, conv_of, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
-from engine.fusion.chains.normalisation import Residual, finish, run_norm
+from engine.fusion.chains.normalisation import Residual, finish, run_norm, run_norm_function
 from engine.fusion.chains.savings import too_small, too_small_to_fold
-from engine.fusion.lookups import PLAIN_TENSORS
+from engine.fusion.lookups import TRACED_TENSORS
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS, convolve
-
-TENSORS = (*PLAIN_TENSORS, FakeTensor, FunctionalTensor)  # the last two are what compilers trace with
 
 
 def run_chain(
@@ -139,7 +135,7 @@ def _channels_last(tensor: Tensor) -> bool:
 
 def _operator_takes(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, where: Geometry) -> bool:
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    if not all(type(tensor) in TENSORS for tensor in tensors):
+    if not all(type(tensor) in TRACED_TENSORS for tensor in tensors):
         return False
     if x.dim() != 4 or weight.dim() != 4 or 0 in x.shape[1:] or 0 in weight.shape or x.device != weight.device:
         return False
@@ -255,11 +251,15 @@ def _conv_call(
 def _norm_call(
     graph: fx.Graph, chain: NormChain, owner: Owner, exposed: bool, asked: Asked, of_series: Asked
 ) -> tuple[fx.Node, Asked]:
-    """The call of `run_norm` in place of a chain, and what tells whether torch would make a contiguous result."""
+    """The call in place of a chain without convolution, and what tells whether torch would make a contiguous result."""
     source, instance = source_of(chain.head), chain.name == "InstanceNorm2d"
-    norm = graph.create_node("get_attr", chain.head.target)
     if instance and not (chain.sum and chain.sum.first):  # torch's makes a contiguous result of any input
         asked, of_series = asked if asked is None else True, True
+    if chain.head.op == "call_function":
+        tensors = *own_statistics(chain.head).values(), instance
+        options = asked, chain.activation, chain.slope, *_residual(chain, owner, exposed)[:1]
+        return graph.call_function(run_norm_function, (source, *tensors, *options)), of_series
+    norm = graph.create_node("get_attr", chain.head.target)
     copy_input = exposed and instance and comes_from_outside(source, owner)
     options = asked, chain.activation, chain.slope, copy_input, *_residual(chain, owner, exposed)
     return graph.call_function(run_norm, (source, norm, *options)), of_series
