@@ -110,3 +110,16 @@ def test_compiling_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(systems, "COMPILE_SECONDS", 0.5)
     with pytest.raises(own_process.Failed, match="longer than"):
         systems.peak_memory("compile", config, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("fused", "of_eager", "fails"),
+    [(9e-4, None, False), (1.1e-3, 9e-4, False), (1.1e-3, 5e-4, True), (float("nan"), 1.0, True)],
+)
+def test_how_far_a_gradient_may_be_from_eager_s(monkeypatch, fused, of_eager, fails):
+    """A fixed tolerance, or twice what eager's own layouts differ by, which are asked only where it is broken."""
+    found = iter([fused, of_eager])
+    monkeypatch.setattr(systems, "step_differences", lambda *systems: {"loss_d": 0.0, "gradient": next(found)})
+    failed = systems.disagreements(tiny_config(system="dcgan"), "cpu")
+    assert failed == ([f"gradient differs by {fused:.1e}, eager's two layouts by {of_eager:.1e}"] if fails else [])
+    assert next(found, "asked") == ("asked" if of_eager else of_eager)
