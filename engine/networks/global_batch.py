@@ -158,23 +158,26 @@ def _column(values: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """F.dropout of a rank's share (B, C, H, W), with the choice that one process would make for the global batch."""
-    return _dropped(F.dropout, x, probability, training)
+    """F.dropout of a rank's share (B, C, H, W), with the choice that one process would make for the global batch.
+
+    The choice does not depend on the order of memory: fused and eager networks drop the same elements.
+    """
+    return x * _kept(F.dropout, x, tuple(x.shape[1:]), probability) if training else x
 
 
 def dropout2d(x: Tensor, probability: float, training: bool) -> Tensor:
     """F.dropout2d (whole channels) of a rank's share (B, C, H, W), with the choice of one process, as in dropout."""
-    return _dropped(F.dropout2d, x, probability, training)
+    return x * _kept(F.dropout2d, x, (x.shape[1], 1, 1), probability) if training else x
 
 
-def _dropped(drop: Callable[[Tensor, float, bool], Tensor], x: Tensor, probability: float, training: bool) -> Tensor:
-    if distributed.size() == 1 or not training:
-        return drop(x, probability, training)
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+def _kept(
+    drop: Callable[[Tensor, float, bool], Tensor], x: Tensor, of_image: tuple[int, ...], probability: float
+) -> Tensor:
+    """The factors that `drop` takes for x, `of_image` for each image."""
 
     def draw(rows: int) -> Tensor:
-        # ones of the global batch's shape and layout make the random generator draw as it does for that batch
-        kept = torch.ones((rows, *x.shape[1:]), dtype=x.dtype, device=x.device).contiguous(memory_format=layout)
-        return drop(kept, probability, True)
+        # the random generator draws for ones as it does for a tensor of the global batch
+        return drop(torch.ones((rows, *of_image), dtype=x.dtype, device=x.device), probability, True)
 
-    return x * distributed.drawn(draw, len(x))
+    factors = draw(len(x)) if distributed.size() == 1 else distributed.drawn(draw, len(x))
+    return factors if x.is_contiguous() else factors.contiguous(memory_format=torch.channels_last)
