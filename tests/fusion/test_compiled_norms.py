@@ -11,6 +11,7 @@ from torch._dynamo import lookup_backend
 
 from engine.fusion import inductor_pass
 from tests.support.fuse_checks import image, seeded
+from tests.support.fuse_models import SumsInARow
 
 
 class Summed(nn.Module):
@@ -48,6 +49,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "group": (lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU()), 0),
     "residual before": (lambda: Summed(False), 1),
     "residual after": (lambda: Summed(True), 1),
+    "residuals in a row": (SumsInARow, 2),
     "statistics moved in between": (Again, 0),
     "convolution": (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ELU()), 1),
 }

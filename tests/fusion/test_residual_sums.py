@@ -12,7 +12,7 @@ from engine.fusion import FuseReport, fuse
 from engine.fusion.chains import normalisation, savings
 from engine.fusion.lookups import Onlooker
 from tests.support.fuse_checks import assert_same, image, patterns, seeded
-from tests.support.fuse_models import conv
+from tests.support.fuse_models import SumsInARow, conv
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "BatchNorm2d": lambda: nn.BatchNorm2d(4),
@@ -142,6 +142,17 @@ def test_body_in_a_sequential(last: bool) -> None:
     plain, fused, report = pair(lambda: nn.Sequential(Cyclegan(), Cyclegan()))
     assert [pattern for _, pattern in patterns(report)].count("InstanceNorm2d + residual") == 2
     assert sums(fused, maps(last)) == 2
+    assert_same_in_all_modes(fused, plain, last)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_a_sum_adds_the_result_of_another(last: bool) -> None:
+    plain, fused, report = pair(SumsInARow)
+    assert [pattern for _, pattern in patterns(report)] == [
+        f"{norm} + residual + relu" for norm in ("BatchNorm2d", "InstanceNorm2d")
+    ]
+    assert sums(fused, maps(last)) == 2
+    plain(maps(last))
     assert_same_in_all_modes(fused, plain, last)
 
 

@@ -194,11 +194,14 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
     """
     planar: dict[fx.Node, fx.Node | bool] = {}  # by the call of a chain: whether torch would make a contiguous result
     firsts = {chain.nodes[0] for chain in chains}
+    calls: dict[fx.Node, fx.Node] = {}  # by the node whose result a chain had
     for chain in chains:
         first, last = chain.nodes[0], chain.nodes[-1]
         source = source_of(first)
         # a residual may be computed after the convolution and the normalisation
         added = chain.sum if isinstance(chain, NormChain) else None
+        if added:
+            added = chain.sum = added._replace(residual=calls.get(added.residual, added.residual))
         with graph.inserting_before(last if added else first):
             of_series = planar[source] if source in planar else graph.call_function(is_planar, (source,))
             followed = [user in firsts for user in last.users]
@@ -210,6 +213,7 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
             else:
                 call, of_result = _conv_call(graph, chain, owner, exposed, asked, of_series, any(followed))
         call.meta = dict(last.meta)
+        calls[last] = call
         planar[call] = of_result
         firsts.discard(first)
         last.replace_all_uses_with(call)
