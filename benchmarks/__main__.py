@@ -1,6 +1,7 @@
 """`python -m benchmarks SUITE`: fused against PyTorch on this machine, each after its equivalence check.
 
 `python -m benchmarks compare A.json B.json` tells what changed between two results beyond noise;
+`python -m benchmarks merge OUT.json A.json B.json ...` makes one result of several suites measured apart;
 `python -m benchmarks html A.json OUT.html` makes the page of one again;
 `python -m benchmarks readme A.json` writes the README's table and plot from one;
 `python -m benchmarks ranks` tells on paper what 8 to 1024 GPUs bring;
@@ -14,13 +15,14 @@ Where the processor multiplies numbers in bfloat16, eager and compile in bfloat1
 from benchmarks import selftest
 from benchmarks.arguments import Arguments, check
 from benchmarks.prediction import ranks
-from benchmarks.reports import compare, page, readme
+from benchmarks.reports import compare, merge, page, readme
 from benchmarks.run import run
 from engine import cli
 
 # in place of a suite: on saved results, on paper, and on the benchmark itself
 COMMANDS = {
     "compare": compare.main,
+    "merge": merge.main,
     "html": page.main,
     "readme": readme.main,
     "ranks": ranks.main,
