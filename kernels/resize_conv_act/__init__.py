@@ -298,7 +298,7 @@ def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_
     """The gradient at an activation's input from that at its result y, in operations that autograd differentiates."""
     if y is None:  # of no activation
         return grad
-    # PyTorch's own derivatives take one pass over memory; where the slopes do not change, none of them is differentiated
+    # PyTorch's own derivatives take one pass over memory; slopes that do not change are not differentiated
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, y.detach(), 0)
     if activation == "leaky_relu":
