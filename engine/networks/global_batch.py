@@ -179,5 +179,5 @@ def _kept(
         # the random generator draws for ones as it does for a tensor of the global batch
         return drop(torch.ones((rows, *of_image), dtype=x.dtype, device=x.device), probability, True)
 
-    factors = draw(len(x)) if distributed.size() == 1 else distributed.drawn(draw, len(x))
+    factors = distributed.drawn(draw, len(x))
     return factors if x.is_contiguous() else factors.contiguous(memory_format=torch.channels_last)

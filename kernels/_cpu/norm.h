@@ -35,6 +35,15 @@ template <Dtype DTYPE, int COUNT, class Body> static inline void for_columns(int
     if (c < width) body(c, Part<DTYPE>{int(width - c)});
 }
 
+// Calls body(column, index, access) for each vector of `rows` rows that begin at index `start`, as they lie in memory.
+template <Dtype DTYPE, class Body>
+static inline void for_vectors(int64_t start, int64_t rows, int64_t width, const Body& body) {
+    for (int64_t r = 0; r < rows; ++r)
+        for_columns<DTYPE, 4>(width, [&](int64_t first, auto access) {
+            for (int64_t c = first; c < first + access.VECTORS * VL; c += VL) body(c, start + r * width + c, access);
+        });
+}
+
 // The tensors of a pass, dense in one order. before, after: the residual by its place, or null. result: y, or in
 // backward the gradient of x. results may be null.
 struct Tensors {
@@ -79,11 +88,8 @@ static void column_moments(const void* x, int64_t at, int64_t rows, int64_t widt
                            float* origin, double* mean, double* squares) {
     float* of_squares = sums + padded;
     std::memset(sums, 0, sizeof(float) * 2 * padded);
-    const auto for_all = [&](int64_t count, auto body) {  // row by row, as they lie in memory
-        for (int64_t r = 0; r < count; ++r)
-            for_columns<DTYPE, 4>(width, [&](int64_t column, auto access) {
-                for (int64_t c = column; c < column + access.VECTORS * VL; c += VL) body(c, access.get(x, at + r * width + c));
-            });
+    const auto for_all = [&](int64_t count, auto body) {
+        for_vectors<DTYPE>(at, count, width, [&](int64_t c, int64_t i, auto access) { body(c, access.get(x, i)); });
     };
     if (!first) for_all(1, [=](int64_t c, vf value) { store(origin + c, value); });
     for_all(rows, [=](int64_t c, vf value) { store(sums + c, load(sums + c) + (value - load(origin + c))); });
@@ -126,17 +132,13 @@ template <Dtype DTYPE> static Moments run_moments(const void* x, int64_t at, int
 // result = activation(normalised x + before) + after, of `rows` rows of `width` elements.
 template <Dtype DTYPE, Activation KIND, bool ONE>
 static void apply(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
-    for (int64_t r = 0; r < rows; ++r)
-        for_columns<DTYPE, 4>(width, [&](int64_t first, auto access) {
-            for (int64_t c = first; c < first + access.VECTORS * VL; c += VL) {
-                const int64_t at = start + r * width + c;
-                vf z = (access.get(t.x, at) - constant<ONE>(k.mean, c)) * constant<ONE>(k.scale, c) + constant<ONE>(k.shift, c);
-                if (t.before) z += access.get(t.before, at);
-                z = activate(activation_of<KIND>(t), z, t.slope);
-                if (t.after) z += access.get(t.after, at);
-                access.put(t.result, at, z);
-            }
-        });
+    for_vectors<DTYPE>(start, rows, width, [&](int64_t c, int64_t at, auto access) {
+        vf z = (access.get(t.x, at) - constant<ONE>(k.mean, c)) * constant<ONE>(k.scale, c) + constant<ONE>(k.shift, c);
+        if (t.before) z += access.get(t.before, at);
+        z = activate(activation_of<KIND>(t), z, t.slope);
+        if (t.after) z += access.get(t.after, at);
+        access.put(t.result, at, z);
+    });
 }
 
 // The gradient before the activation, of a vector at `at` where x - mean is d.
@@ -160,18 +162,14 @@ template <Dtype DTYPE, Activation KIND>
 static void column_sums(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width, int64_t padded,
                         float* sums, double* of_g, double* of_gd) {
     std::memset(sums, 0, sizeof(float) * 2 * padded);
-    for (int64_t r = 0; r < rows; ++r)
-        for_columns<DTYPE, 4>(width, [&](int64_t first, auto access) {
-            for (int64_t c = first; c < first + access.VECTORS * VL; c += VL) {
-                const int64_t at = start + r * width + c;
-                const vf d = access.get(t.x, at) - load(k.mean + c);
-                const vf g = gradient_before<KIND>(t, access, at, d, load(k.scale + c), load(k.shift + c));
-                if (t.kept) access.put(t.kept, at, g);
-                float *sum = sums + c, *product = sum + padded;
-                store(sum, load(sum) + g);
-                store(product, load(product) + g * d);
-            }
-        });
+    for_vectors<DTYPE>(start, rows, width, [&](int64_t c, int64_t at, auto access) {
+        const vf d = access.get(t.x, at) - load(k.mean + c);
+        const vf g = gradient_before<KIND>(t, access, at, d, load(k.scale + c), load(k.shift + c));
+        if (t.kept) access.put(t.kept, at, g);
+        float *sum = sums + c, *product = sum + padded;
+        store(sum, load(sum) + g);
+        store(product, load(product) + g * d);
+    });
     for (int64_t c = 0; c < width; c += VL) add_lanes(of_g + c, load(sums + c)), add_lanes(of_gd + c, load(sums + padded + c));
 }
 
@@ -201,19 +199,15 @@ static Sums run_sums(const Tensors& t, const Constants& k, int64_t start, int64_
 template <Dtype DTYPE, Activation KIND, bool ONE>
 static void input_gradient(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
     const vf none = splat(0.0f);
-    for (int64_t r = 0; r < rows; ++r)
-        for_columns<DTYPE, 4>(width, [&](int64_t first, auto access) {
-            for (int64_t c = first; c < first + access.VECTORS * VL; c += VL) {
-                const int64_t at = start + r * width + c;
-                const vf d = access.get(t.x, at) - constant<ONE>(k.mean, c), scale = constant<ONE>(k.scale, c);
-                const vf g = t.kept ? access.get(t.kept, at)
-                                    : gradient_before<KIND>(t, access, at, d, scale, constant<ONE>(k.shift, c));
-                if (t.dresidual) access.put(t.dresidual, at, g);
-                // constant statistics have no tilt: an infinite x must not make its gradient NaN
-                const vf less = k.tilt ? constant<ONE>(k.offset, c) + d * constant<ONE>(k.tilt, c) : none;
-                if (t.result) access.put(t.result, at, g * scale - less);
-            }
-        });
+    for_vectors<DTYPE>(start, rows, width, [&](int64_t c, int64_t at, auto access) {
+        const vf d = access.get(t.x, at) - constant<ONE>(k.mean, c), scale = constant<ONE>(k.scale, c);
+        const vf g = t.kept ? access.get(t.kept, at)
+                            : gradient_before<KIND>(t, access, at, d, scale, constant<ONE>(k.shift, c));
+        if (t.dresidual) access.put(t.dresidual, at, g);
+        // constant statistics have no tilt: an infinite x must not make its gradient NaN
+        const vf less = k.tilt ? constant<ONE>(k.offset, c) + d * constant<ONE>(k.tilt, c) : none;
+        if (t.result) access.put(t.result, at, g * scale - less);
+    });
 }
 
 // The functions above for a dtype and an activation, chosen once for a call.

@@ -1,7 +1,7 @@
 """Runs a normalisation and what follows it by the operator norm_act, or as written where that is faster."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +63,10 @@ def run_norm(
     else:
         if copy_input and torch.is_grad_enabled() and not x.is_contiguous():
             x = x.clone()
-        options = _options(norm, measured)
-        if residual is not None:
-            copied = copy_residual and torch.is_grad_enabled()
-            options["residual"] = residual.tensor.clone() if copied else residual.tensor
-            options["residual_place"] = "after" if residual.after else "before"
-        y = ops.norm_act(
-            x, norm.weight, norm.bias, eps=norm.eps, activation=activation, negative_slope=slope, **options
-        )
-        if planar is False and residual is not None and residual.first:
-            return y.contiguous(memory_format=torch.channels_last)
+        if residual is not None and copy_residual and torch.is_grad_enabled():
+            residual = residual._replace(tensor=residual.tensor.clone())
+        options = {"eps": norm.eps, **_options(norm, measured)}
+        y = _by_operator(x, norm.weight, norm.bias, planar, activation, slope, residual, options)
     return y.contiguous() if planar and y.dim() == 4 else y
 
 
@@ -105,14 +99,29 @@ def run_norm_function(
             normalise(x, running_mean, running_var, weight, bias, True, momentum, eps), activation, slope, residual
         )
     else:
-        options = {"activation": activation, "negative_slope": slope}
-        if residual is not None:
-            options |= {"residual": residual.tensor, "residual_place": "after" if residual.after else "before"}
-        kept = {"running_mean": running_mean, "running_var": running_var, "momentum": momentum, "eps": eps}
-        y = ops.norm_act(x, weight, bias, kind="instance" if instance else "batch", **kept, **options)
-        if planar is False and residual is not None and residual.first:
-            return y.contiguous(memory_format=torch.channels_last)
+        options = {"kind": "instance" if instance else "batch", "momentum": momentum, "eps": eps}
+        options |= {"running_mean": running_mean, "running_var": running_var}
+        y = _by_operator(x, weight, bias, planar, activation, slope, residual, options)
     return y.contiguous() if planar and y.dim() == 4 else y
+
+
+def _by_operator(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    planar: bool | None,
+    activation: str,
+    slope: float,
+    residual: Residual | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """The operator's result, in channels_last where a residual that comes first decides so. options: of norm_act"""
+    if residual is not None:
+        options = options | {"residual": residual.tensor, "residual_place": "after" if residual.after else "before"}
+    y = ops.norm_act(x, weight, bias, activation=activation, negative_slope=slope, **options)
+    if planar is False and residual is not None and residual.first:
+        return y.contiguous(memory_format=torch.channels_last)
+    return y
 
 
 def finish(y: Tensor, activation: str, slope: float, residual: Residual | None) -> Tensor:
