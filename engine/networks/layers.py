@@ -76,6 +76,7 @@ class Conv(nn.Module):
         second: Tensor | None = None,
         grad_scale: Tensor | None = None,
         input_grad_from: int = 0,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """Run the layer: (B, C, H, W) -> (B, out_channels, ...).
 
@@ -83,6 +84,7 @@ class Conv(nn.Module):
         grad_scale:      (B,) float32, which multiplies each sample's contribution to the gradients of the layer's
                          parameters, and nothing else
         input_grad_from: samples before it get no gradient in x and second
+        residual:        like the result: it is added before the activation
         """
         return RESIZE_CONV_ACT[self.fused](
             x,
@@ -96,6 +98,7 @@ class Conv(nn.Module):
             output_padding=self.output_padding,
             activation=self.activation,
             second=second,
+            residual=residual,
             grad_scale=grad_scale,
             input_grad_from=input_grad_from,
         )

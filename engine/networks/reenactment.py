@@ -64,8 +64,9 @@ class Residual(nn.Module):
         y = self.first(x) if self.norm is None else self.norm(self.first(x))
         if self.dropout:
             y = dropout(y, self.dropout, self.training)
-        y = self.second(y)
-        return x + y if self.last_norm is None else self.last_norm(y, residual=x)
+        if self.last_norm is None:
+            return self.second(y, residual=x)
+        return self.last_norm(self.second(y), residual=x)
 
 
 def normalisation(norm: bool, channels: int, fused: bool, activation: str = "leaky_relu") -> InstanceNorm | None:

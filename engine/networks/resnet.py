@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from engine.networks.layers import Conv
@@ -19,12 +18,12 @@ class RefinerBlock(nn.Module):
     def __init__(self, filters: int, *, fused: bool):
         super().__init__()
         self.first = Conv(filters, filters, activation="relu", fused=fused)
-        self.second = Conv(filters, filters, activation="none", fused=fused)
+        self.second = Conv(filters, filters, activation="relu", fused=fused)
         # a block starts close to the identity: the signal keeps its scale up to the tanh, however many blocks there are
         self.second.start_gain = 0.1
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.second(self.first(x)))
+        return self.second(self.first(x), residual=x)
 
 
 class SimganRefiner(nn.Module):

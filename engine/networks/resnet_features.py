@@ -25,7 +25,8 @@ class FeatureBlock(nn.Module):
         super().__init__()
         resize = "none" if inputs == outputs else "down"
         self.conv1 = Conv(inputs, outputs, resize=resize, activation="relu", fused=fused)
-        self.conv2 = Conv(outputs, outputs, activation="none", fused=fused)
+        self.conv2 = Conv(outputs, outputs, activation="relu", fused=fused)
+        self.conv2.start_gain = 1.0  # a sum follows it
         self.downsample = (
             None
             if inputs == outputs
@@ -34,7 +35,7 @@ class FeatureBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        return torch.relu(shortcut + self.conv2(self.conv1(x)))
+        return self.conv2(self.conv1(x), residual=shortcut)
 
 
 class ResnetFeatures(nn.Module):

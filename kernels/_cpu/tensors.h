@@ -199,15 +199,16 @@ struct Frame {
     }
 };
 
-// A dense NHWC tensor to write, with the bias and activation that are applied on the way. channels2 further channels go
-// to data2. data or data2 may be null: their channels are then left out.
+// A dense NHWC tensor to write, with the bias, residual and activation that are applied on the way. channels2 further
+// channels go to data2. data or data2 may be null: their channels are then left out.
 struct Sink {
     Dtype dtype;
     int height, width, channels;
     void* data;
     int channels2 = 0;
     void* data2 = nullptr;
-    const float* bias = nullptr;  // padded to whole vectors
+    const float* bias = nullptr;      // padded to whole vectors
+    const void* residual = nullptr;   // a tensor like data that is added to it; there is no channels2 then
     Activation activation = NONE;
     float slope = 0;
     Frame frame{};  // takes what lies outside of the image
@@ -225,6 +226,8 @@ struct Sink {
 
     void put(int64_t pixel, int c, vf v) const {
         if (bias) v += load(bias + c);
+        if (residual && c < channels)
+            v += load_part(dtype, residual, pixel * channels + c, channels - c < VL ? channels - c : VL);
         v = activate(activation, v, slope);
         if (c + VL <= channels) {
             if (data) store_as(dtype, data, pixel * channels + c, v);
@@ -273,13 +276,16 @@ private:
     }
 };
 
-template <Activation KIND, class Body> static inline void with_biased_put(const Sink& sink, Body body) {
+template <Activation KIND, bool RESIDUAL = false, class Body>
+static inline void with_biased_put(const Sink& sink, Body body) {
     float* to = static_cast<float*>(sink.data);
     const int channels = sink.channels;
-    const float* bias = sink.bias;
+    const float *bias = sink.bias, *residual = static_cast<const float*>(sink.residual);
     const float slope = sink.slope;
     body([=](int64_t pixel, int c, vf v) {
-        store(to + pixel * channels + c, activate(KIND, v + load(bias + c), slope));
+        v += load(bias + c);
+        if (RESIDUAL) v += load(residual + pixel * channels + c);
+        store(to + pixel * channels + c, activate(KIND, v, slope));
     });
 }
 
@@ -289,6 +295,11 @@ template <class Body> static inline void with_put(const Sink& sink, Body body) {
     if (sink.dtype == F32 && sink.channels % VL == 0 && sink.data && !sink.channels2) {
         float* to = static_cast<float*>(sink.data);
         const int channels = sink.channels;
+        if (sink.residual) {
+            if (sink.bias && sink.activation == NONE) return with_biased_put<NONE, true>(sink, body);
+            if (sink.bias && sink.activation == RELU) return with_biased_put<RELU, true>(sink, body);
+            return body([&sink](int64_t pixel, int c, vf v) { sink.put(pixel, c, v); });
+        }
         if (!sink.bias && sink.activation == NONE)
             return body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, v); });
         if (sink.bias && sink.activation == NONE) return with_biased_put<NONE>(sink, body);

@@ -55,12 +55,13 @@ def resize_conv_act(
     output_padding: int = 0,
     activation: str = "none",
     second: Tensor | None = None,
+    residual: Tensor | None = None,
     grad_scale: Tensor | None = None,
     negative_slope: float = 0.2,
     exact: bool | None = None,
     input_grad_from: int = 0,
 ) -> Tensor:
-    """activation(convolution(resize(x) with second's channels after it) + bias), all in one pass.
+    """activation(convolution(resize(x) with second's channels after it) + bias + residual), all in one pass.
 
     x:              (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last is read in place)
     weight:         (Cout, C + C2, K, K), transposed (C + C2, Cout, K, K), K from 1 to 7; of x's dtype, or float32
@@ -76,7 +77,9 @@ def resize_conv_act(
     output_padding: 0, or 1 at stride 2: rows and columns that are added to a transposed convolution's result
     activation:     "none", "elu" (alpha 1), "relu", "leaky_relu" (negative_slope), "tanh", "sigmoid", "silu"
     second:         (B, C2, Hc, Wc) further input channels at the size the convolution runs at: (2H, 2W) for "up"
-    grad_scale:     (B,) float32: factor of each sample in the gradients of weight and bias only (not of x and second)
+    residual:       like the result, any strides: a tensor that is added before the activation, or None
+    grad_scale:     (B,) float32: factor of each sample in the gradients of weight and bias only (not of x, second and
+                    residual)
     negative_slope: >= 0, of "leaky_relu"
     exact:          True: the direct sum of products, no Winograd tiles (norm-wise error up to 2e-5 in float32 without);
                     None: as the environment variable KILN_EXACT=1 says, else False
@@ -96,10 +99,10 @@ def resize_conv_act(
     if inference and not torch.compiler.is_compiling():
         packed_weights.keep(weight)
     apart = activation == "silu" and torch.is_grad_enabled()
-    apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second))
+    apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second, residual))
     where = raw_geometry(weight.shape[-1], resize, stride, padding, padding_mode, transposed, output_padding)
     options = "none" if apart else activation, float(negative_slope), exact, input_grad_from
-    y = _forward(x, weight, bias, second, grad_scale, *where, *options)
+    y = _forward(x, weight, bias, second, residual, grad_scale, *where, *options)
     return F.silu(y) if apart else y
 
 
@@ -108,6 +111,7 @@ def check(
     weight: Tensor,
     bias: Tensor | None,
     second: Tensor | None,
+    residual: Tensor | None,
     grad_scale: Tensor | None,
     resize: str,
     stride: int,
@@ -153,11 +157,13 @@ def check(
     ):
         if tensor is not None and tensor.dtype not in (dtype, others):
             refuse(NAME, f"{name} is {tensor.dtype} but x is {dtype}")
+    if residual is not None:
+        require_like(NAME, "residual", residual, output_shape(x, weight, where), dtype)
 
 
 def check_backward(grad, y, x, weight, bias, second, grad_scale, *options):
     *where, activation, negative_slope, exact, input_grad_from, need = options
-    check(x, weight, bias, second, grad_scale, *where, activation, negative_slope, exact, input_grad_from)
+    check(x, weight, bias, second, None, grad_scale, *where, activation, negative_slope, exact, input_grad_from)
     check_result(NAME, grad, y, output_shape(x, weight, Geometry(*where)), x.dtype, activation)
     require_need(NAME, need, [x, weight, bias, second])
 
@@ -198,6 +204,7 @@ def _forward_cpu(
     weight,
     bias,
     second,
+    residual,
     grad_scale,
     resize,
     stride,
@@ -212,15 +219,15 @@ def _forward_cpu(
 ):
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     y = output(x, weight, where)
-    x, second = channels_last(x), channels_last(second)
+    x, second, residual = channels_last(x), channels_last(second), channels_last(residual)
     weights, biases = float32(weight), float32(bias)
     sizes = _sizes(x, weight, second, where, activation, negative_slope, exact)
     kept = packed_weights.packed(weight, weights, sizes)
-    _native_forward(x=x, weight=weights, bias=biases, second=second, y=y, kept=kept, **sizes)
+    _native_forward(x=x, weight=weights, bias=biases, second=second, residual=residual, y=y, kept=kept, **sizes)
     return y
 
 
-def _forward_fake(x, weight, bias, second, grad_scale, *options):
+def _forward_fake(x, weight, bias, second, residual, grad_scale, *options):
     return output(x, weight, Geometry(*options[:6]))
 
 
@@ -265,6 +272,21 @@ def _backward_cpu(
     return tuple(results)
 
 
+def _gradients(
+    grad, y, x, weight, bias, second, grad_scale, resize, stride, padding, padding_mode, transposed, output_padding,
+    activation, negative_slope, exact, input_grad_from, need,
+):  # fmt: skip
+    """The gradients of x, weight, bias, second and residual."""
+    *need, need_residual = need
+    if need_residual:  # its own gradient is that before the activation, from which the others follow
+        grad, y, activation = before_activation(grad, y, activation, negative_slope), None, "none"
+    where = resize, stride, padding, padding_mode, transposed, output_padding
+    options = *where, activation, negative_slope, exact, input_grad_from
+    if not any(need):
+        return None, None, None, None, grad
+    return *_backward(grad, y, x, weight, bias, second, grad_scale, *options, need), grad
+
+
 def _recorded_gradients(
     grad,
     y,
@@ -288,10 +310,12 @@ def _recorded_gradients(
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     back = opposite(x.shape, weight.shape[-1], where)
     plain = second is None and grad_scale is None and not input_grad_from and activation in FROM_OUTPUT
-    if back is None or not plain or list(need) != [True, False, False, False] or weight.dtype != x.dtype:
+    alone = list(need) in ([True, False, False, False, False], [True, False, False, False, True])
+    if back is None or not plain or not alone or weight.dtype != x.dtype:
         return None
     grad = before_activation(grad, y, activation, negative_slope)
-    return _forward(grad, weight, None, None, None, *back, "none", 0.0, exact, 0), None, None, None
+    dx = _forward(grad, weight, None, None, None, None, *back, "none", 0.0, exact, 0)
+    return dx, None, None, None, grad if need[4] else None
 
 
 def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_slope: float) -> Tensor:
@@ -303,6 +327,10 @@ def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_
         return torch.ops.aten.threshold_backward(grad, y.detach(), 0)
     if activation == "leaky_relu":
         return torch.ops.aten.leaky_relu_backward(grad, y.detach(), negative_slope, False)
+    if not torch.is_grad_enabled():
+        if activation == "elu":
+            return torch.ops.aten.elu_backward(grad, 1, 1, 1, True, y)
+        return (torch.ops.aten.tanh_backward if activation == "tanh" else torch.ops.aten.sigmoid_backward)(grad, y)
     if activation == "elu":
         return torch.where(y > 0, grad, grad * (y + 1))
     return grad * (1 - y * y if activation == "tanh" else y * (1 - y))
@@ -325,15 +353,16 @@ _backward = define(
     fake=_backward_fake,
 )
 _forward = define(
-    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? grad_scale, {OPTIONS}) -> Tensor",
+    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? residual, Tensor? grad_scale, {OPTIONS}) "
+    "-> Tensor",
     check=check,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=reference.resize_conv_act,
     gradients=Gradients(
-        _backward,
-        ["x", "weight", "bias", "second"],
+        _gradients,
+        ["x", "weight", "bias", "second", "residual"],
         kept_for=("activation", READS_OUTPUT),
         fused_for=("activation", FROM_OUTPUT),
         recorded=_recorded_gradients,

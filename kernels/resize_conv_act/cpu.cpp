@@ -1,4 +1,4 @@
-// resize_conv_act on the CPU: activation(conv(resize(x) | second) + bias), dense NHWC tensors, float32 arithmetic.
+// resize_conv_act on the CPU: activation(conv(resize(x) | second) + bias + residual), dense NHWC tensors, float32 arithmetic.
 // Each of the three passes is a row of taps (direct.h) or a transformed product (transform.h), run band by band.
 #include "../_cpu/transform.h"
 
@@ -410,9 +410,9 @@ KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
     packed.pack(kept + packed.source());
 }
 
-// x, second (or null), y: NHWC; weight, bias (or null): float32; kept: null where the weights are packed for this call
-// alone.
-KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, second, kept; SIZES) {
+// x, second (or null), residual (or null, like y), y: NHWC; weight, bias (or null): float32; kept: null where the weights
+// are packed for this call alone.
+KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, second, residual, kept; SIZES) {
     const Call call(arguments);
     const void* second = arguments.second;
     const float *bias = arguments.bias, *kept = arguments.kept;
@@ -432,7 +432,8 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, seco
     for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
 
     Sink sink{call.dtype, call.out_h, call.out_w, call.cout, arguments.y};
-    sink.bias = padded_bias, sink.activation = call.activation, sink.slope = call.slope;
+    sink.bias = padded_bias, sink.residual = arguments.residual;
+    sink.activation = call.activation, sink.slope = call.slope;
 
     const Cut cut = cut_of(call, threads);
     const auto item = [&](Images images, int band) {

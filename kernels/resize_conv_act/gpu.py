@@ -76,7 +76,7 @@ def parts(x: Tensor, weight: Tensor, second: Tensor | None, where: Geometry) -> 
 
 
 def forward(
-    x, weight, bias, second, grad_scale, resize, stride, padding, padding_mode, transposed, output_padding,
+    x, weight, bias, second, residual, grad_scale, resize, stride, padding, padding_mode, transposed, output_padding,
     activation, negative_slope, exact, input_grad_from,
 ):  # fmt: skip
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
@@ -89,7 +89,8 @@ def forward(
         padded(channels_last(x)), first.packed(weight, x.dtype, False), y, first.taps, exact,
         second=padded(channels_last(second)) if others else None,
         second_weights=others[0].packed(weight, x.dtype, False) if others else None, around=first.fold,
-        bias=None if bias is None else bias.contiguous(), activation=activation, slope=negative_slope,
+        bias=None if bias is None else bias.contiguous(), residual=channels_last(residual), activation=activation,
+        slope=negative_slope,
     )  # fmt: skip
     return y
 

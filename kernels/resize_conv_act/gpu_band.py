@@ -27,14 +27,14 @@ def _matrix(weights, n, N, C, c, number):
 
 @triton.jit(do_not_specialize=["batch", "H", "band_rows", "bands"])
 def conv_band_kernel(
-    x, weights, bias, y, batch, H, W, C, N, band_rows, bands, slope,
-    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    x, weights, bias, residual, y, batch, H, W, C, N, band_rows, bands, slope,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """y (batch, H, W, N) from x (batch, H, W, C): a program writes BM columns, BN channels and a band of rows.
 
-    The columns are those of neighbouring images, side by side. weights (N, 9, C), C at most BK. WIDE: offsets take 64
-    bits.
+    The columns are those of neighbouring images, side by side. weights (N, 9, C), C at most BK; residual is like y.
+    WIDE: offsets take 64 bits.
     """
     slope = single(slope)
     n_blocks = tl.cdiv(N, BN)
@@ -74,11 +74,12 @@ def conv_band_kernel(
         value = above
         if HAS_BIAS:
             value += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-        value = activate(value, ACTIVATION, slope)
         # the outputs above this row are complete now; those above the band belong to the band before it
         at = (start + (row - 1) * W + column)[:, None] * N + n[None, :]
         wanted = (valid & (row > top))[:, None] & (n < N)[None, :]
-        tl.store(y + at, rounded(value, y.dtype.element_ty), mask=wanted)
+        if HAS_RESIDUAL:
+            value += tl.load(residual + at, mask=wanted, other=0.0).to(tl.float32)
+        tl.store(y + at, rounded(activate(value, ACTIVATION, slope), y.dtype.element_ty), mask=wanted)
         above, beside = beside, below
 
 
@@ -97,11 +98,18 @@ def band(height: int, tiles: int) -> int:
 
 
 def convolve_in_bands(
-    x: Tensor, weights: Tensor, y: Tensor, bias: Tensor | None, activation: int, slope: float
+    x: Tensor,
+    weights: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: int,
+    slope: float,
 ) -> None:
     """Writes y from x, both channels_last and x padded, by conv_band_kernel; `applies` must be true.
 
-    weights: (N, 9, C), as `packed` gives them
+    weights:  (N, 9, C), as `packed` gives them
+    residual: like y
     """
     batch, channels, height, width = x.shape
     n = y.shape[1]
@@ -113,14 +121,14 @@ def convolve_in_bands(
     def cost() -> Cost:
         read = 3 * size(x) * triton.cdiv(n, bn) * (rows + 2) / rows
         flops = 2.0 * y.numel() * 9 * channels
-        gathered = read + tiles * bands * size(weights) / triton.cdiv(n, bn) + size(y)
-        return Cost(flops, size(x, weights, bias, y), gathered, matrix=True)
+        gathered = read + tiles * bands * size(weights) / triton.cdiv(n, bn) + size(residual, y)
+        return Cost(flops, size(x, weights, bias, residual, y), gathered, matrix=True)
 
     launch(
-        conv_band_kernel, (tiles * bands,), x=x, weights=weights, bias=weights if bias is None else bias, y=y,
+        conv_band_kernel, (tiles * bands,), x=x, weights=weights, bias=weights if bias is None else bias,
+        residual=y if residual is None else residual, y=y,
         batch=batch, H=height, W=width, C=channels, N=n, band_rows=rows, bands=bands,
-        slope=slope,
-        ACTIVATION=activation, HAS_BIAS=bias is not None, WIDE=wide(x, y), PRECISION="ieee",
-        BM=COLUMNS, BN=bn, BK=max(16, triton.next_power_of_2(channels)),
+        slope=slope, ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
+        WIDE=wide(x, y), PRECISION="ieee", BM=COLUMNS, BN=bn, BK=max(16, triton.next_power_of_2(channels)),
         cost=cost, num_warps=8, num_stages=3, oldest=H100,
     )  # fmt: skip

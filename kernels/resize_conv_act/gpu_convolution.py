@@ -100,16 +100,17 @@ _SCALARS = ["batch", "H", "W", "height", "width", "K", "stride", "shift", "rest"
 
 @triton.jit(do_not_specialize=_SCALARS)
 def conv_kernel(
-    x, weights, second, second_weights, bias, y, batch, H, W, C, C2, N, grid_height, grid_width, height, width,
-    K, stride, shift, rest, border, slope,
+    x, weights, second, second_weights, bias, residual, y, batch, H, W, C, C2, N, grid_height, grid_width, height,
+    width, K, stride, shift, rest, border, slope,
     SPREAD: tl.constexpr, SECOND: tl.constexpr, BORDERED: tl.constexpr, ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FLAT: tl.constexpr, FLAT2: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BK2: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, FLAT: tl.constexpr, FLAT2: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BK2: tl.constexpr,
 ):  # fmt: skip
     """y (batch, height, width, N) from x (batch, H, W, C): a program has BM pixels of a phase and BN channels.
 
     The padding is SPREAD shift + rest. second holds further channels: (batch, H, W, C2) for BESIDE, (batch, height,
-    width, C2) for AROUND, 0: there is none. BORDERED: `border` says what is beside x. WIDE: offsets take 64 bits.
+    width, C2) for AROUND, 0: there is none. residual is like y. BORDERED: `border` says what is beside x. WIDE: offsets
+    take 64 bits.
     """
     slope = single(slope)
     pid = tl.program_id(0)
@@ -152,10 +153,12 @@ def conv_kernel(
         )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    acc = activate(acc, ACTIVATION, slope)
     pixel = ((tl.cast(sample, tl.int64) if WIDE else sample) * (height * width) + oy * width + ox) * N
+    at = pixel[:, None] + n[None, :]
     inside = valid[:, None] & (n < N)[None, :]
-    tl.store(y + pixel[:, None] + n[None, :], rounded(acc, y.dtype.element_ty), mask=inside)
+    if HAS_RESIDUAL:
+        acc += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + at, rounded(activate(acc, ACTIVATION, slope), y.dtype.element_ty), mask=inside)
 
 
 def precision(dtype: torch.dtype, exact: bool) -> str:
@@ -201,11 +204,11 @@ def conv_tiles(pixels: int, phases: int, n: int, dtype: torch.dtype, exact: bool
 def convolve(
     x: Tensor, weights: Tensor, y: Tensor, taps: Taps, exact: bool, *,
     second: Tensor | None = None, second_weights: Tensor | None = None, around: bool = False,
-    bias: Tensor | None = None, activation: str = "none", slope: float = 0.0,
+    bias: Tensor | None = None, residual: Tensor | None = None, activation: str = "none", slope: float = 0.0,
 ) -> None:  # fmt: skip
     """Writes y from x by the taps, in one launch of conv_kernel or of conv_band_kernel, as tuning chooses.
 
-    x, second, y: channels_last, x and second padded; weights, second_weights: as `packed` gives them
+    x, second, residual, y: channels_last, x and second padded; weights, second_weights: as `packed` gives them
     around:       second is as large as y and takes 3x3 taps around each pixel; else it is as large as x
     """
     batch, channels, height, width = x.shape
@@ -218,27 +221,27 @@ def convolve(
         outputs, each = batch * out_height * out_width, taps.kernel**2 / phases
         per_output = each * channels + (9 if around else each) * further
         m_blocks, n_blocks = triton.cdiv(pixels, tile["BM"]), triton.cdiv(n, tile["BN"])
-        gathered = (outputs * n_blocks + m_blocks * phases * n) * per_output * x.element_size() + size(y)
-        moved = size(x, weights, second, second_weights, bias, y)
+        gathered = (outputs * n_blocks + m_blocks * phases * n) * per_output * x.element_size() + size(residual, y)
+        moved = size(x, weights, second, second_weights, bias, residual, y)
         return Cost(2.0 * outputs * n * per_output, moved, gathered, matrix=not exact or x.dtype != torch.float32)
 
     def run(tile: dict[str, int]) -> None:
         if not tile:
-            convolve_in_bands(x, weights, y, bias, ACTIVATION_NUMBERS[activation], slope)
+            convolve_in_bands(x, weights, y, bias, residual, ACTIVATION_NUMBERS[activation], slope)
             return
         blocks = triton.cdiv(pixels, tile["BM"]) * phases * triton.cdiv(n, tile["BN"])
         shift, rest = divmod(taps.padding, taps.spread)
         launch(
             conv_kernel, (blocks,), x=x, weights=weights, second=x if second is None else second,
-            second_weights=weights if second is None else second_weights, bias=weights if bias is None else bias, y=y,
-            batch=batch, H=height, W=width, C=channels, C2=further, N=n, grid_height=grid[0], grid_width=grid[1],
-            height=out_height, width=out_width, K=taps.kernel, stride=taps.stride, shift=shift, rest=rest,
-            border=taps.border, slope=slope,
+            second_weights=weights if second is None else second_weights, bias=weights if bias is None else bias,
+            residual=y if residual is None else residual, y=y, batch=batch, H=height, W=width, C=channels, C2=further,
+            N=n, grid_height=grid[0], grid_width=grid[1], height=out_height, width=out_width, K=taps.kernel,
+            stride=taps.stride, shift=shift, rest=rest, border=taps.border, slope=slope,
             SPREAD=taps.spread, SECOND=0 if second is None else AROUND.value if around else BESIDE.value,
             BORDERED=taps.border > 0, ACTIVATION=ACTIVATION_NUMBERS[activation], HAS_BIAS=bias is not None,
-            FLAT=channels <= FEW_CHANNELS, FLAT2=further <= FEW_CHANNELS, WIDE=wide(x, second, y),
-            PRECISION=precision(x.dtype, exact), BK=_block(channels, x.dtype), BK2=_block(further, x.dtype),
-            cost=lambda: cost(tile), **tile,
+            HAS_RESIDUAL=residual is not None, FLAT=channels <= FEW_CHANNELS, FLAT2=further <= FEW_CHANNELS,
+            WIDE=wide(x, second, y), PRECISION=precision(x.dtype, exact), BK=_block(channels, x.dtype),
+            BK2=_block(further, x.dtype), cost=lambda: cost(tile), **tile,
         )  # fmt: skip
 
     problem = (*taps, batch, channels, further, height, width, n, x.dtype, precision(x.dtype, exact))

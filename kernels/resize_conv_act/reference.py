@@ -32,6 +32,7 @@ def resize_conv_act(
     output_padding: int = 0,
     activation: str = "none",
     second: Tensor | None = None,
+    residual: Tensor | None = None,
     grad_scale: Tensor | None = None,
     negative_slope: float = 0.2,
     exact: bool | None = None,
@@ -50,6 +51,8 @@ def resize_conv_act(
     else:
         layer = partial(convolve, stride=stride, padding=padding, padding_mode=padding_mode)
     y = weigh_samples(layer, [x], weight, bias, grad_scale, x.dtype)
+    if residual is not None:  # it is as large as the result
+        return ACTIVATIONS[activation]((y[:, :, ::2, ::2] if resize == "down" else y) + residual, negative_slope)
     y = ACTIVATIONS[activation](y, negative_slope)
     return y[:, :, ::2, ::2] if resize == "down" else y
 

@@ -20,8 +20,8 @@ _SPREAD = {"stride": 2, "transposed": True}
 
 def _sample(
     b: int, c: int, h: int, w: int, cout: int, resize: str, activation: str, *,
-    kernel: int = 3, second: int = 0, bias: bool = True, grad_scale: bool = False, input_grad_from: int = 0,
-    layout: str = "channels_last", inference: bool = False, **where: Any,
+    kernel: int = 3, second: int = 0, bias: bool = True, residual: bool = False, grad_scale: bool = False,
+    input_grad_from: int = 0, layout: str = "channels_last", inference: bool = False, **where: Any,
 ) -> Sample:  # fmt: skip
     """where: further options of WHERE."""
     scale = 2 if resize == "up" else 1
@@ -31,9 +31,12 @@ def _sample(
         shapes["bias"] = (cout,)
     if second:
         shapes["second"] = (b, second, scale * h, scale * w)
+    if residual:
+        shapes["residual"] = (b, cout, *output_sides((b, c, h, w), kernel, _geometry(kernel, resize, where)))
     if grad_scale:
         shapes["grad_scale"] = (b,)
-    extras = [f"second {second}" * bool(second), "no bias" * (not bias), "grad_scale" * grad_scale]
+    extras = [f"second {second}" * bool(second), "no bias" * (not bias), "residual" * residual]
+    extras.append("grad_scale" * grad_scale)
     extras.append("inference" * inference)
     options = {"resize": resize, "activation": activation, **where}
     if input_grad_from:
@@ -77,6 +80,10 @@ def _samples() -> list[Sample]:
             _sample(3, 96, 11, 6, 112, resize, "elu", grad_scale=True),
             _sample(2, 4, 12, 10, 3, resize, "elu", grad_scale=True),
             _sample(2, 16, 70, 30, 2, resize, "none", grad_scale=True),
+            _sample(2, 16, 10, 13, 32, resize, "relu", residual=True, grad_scale=True),
+            _sample(1, 24, 6, 9, 17, resize, "tanh", residual=True, second=3, bias=False, layout="sliced"),
+            _sample(2, 9, 7, 8, 3, resize, "none", residual=True, layout="contiguous"),
+            _sample(2, 16, 8, 8, 16, resize, "silu", residual=True, inference=True),
         ]
     return [*samples, *(sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)), *_many_channels()]
 
@@ -89,6 +96,9 @@ def _many_channels() -> list[Sample]:
         _sample(1, 64, 6, 5, 20, "none", "elu", kernel=5, grad_scale=True),
         _sample(2, 64, 6, 5, 24, "none", "elu", padding_mode="reflect", grad_scale=True),
         _sample(2, 16, 4, 3, 64, "none", "relu", kernel=4, **_SPREAD),
+        _sample(2, 16, 4, 3, 64, "none", "elu", kernel=4, residual=True, **_SPREAD),
+        _sample(2, 16, 11, 9, 16, "none", "leaky_relu", residual=True, input_grad_from=1, padding_mode="reflect"),
+        _sample(3, 40, 7, 6, 32, "none", "sigmoid", kernel=1, residual=True, stride=2),
         _sample(5, 24, 1, 1, 17, "none", "relu", kernel=4, padding=0, transposed=True, grad_scale=True),
     ]
 
@@ -130,9 +140,13 @@ def _of_kind(kernel: int, where: dict[str, Any]) -> list[Sample]:
     ]
 
 
+def _geometry(kernel: int, resize: str, options: dict[str, Any]) -> Geometry:
+    chosen = [{**options, "resize": resize}.get(name, value) for name, value in zip(WHERE, DEFAULTS, strict=True)]
+    return raw_geometry(kernel, *chosen)
+
+
 def _where(s: Sample) -> Geometry:
-    chosen = [s.options.get(name, default) for name, default in zip(WHERE, DEFAULTS, strict=True)]
-    return raw_geometry(s.shapes["weight"][-1], *chosen)
+    return _geometry(s.shapes["weight"][-1], s.options["resize"], s.options)
 
 
 def _sizes(s: Sample) -> tuple[int, int, int, int]:
@@ -155,8 +169,9 @@ def _flops(s: Sample) -> float:
 
 def _bytes(s: Sample, dtype: torch.dtype) -> float:
     _, x, out, weight = _sizes(s)
-    # forward reads x and the weight and writes y; backward reads x, y, dy and the weight and writes dx and dw
-    return float(dtype.itemsize) * (3 * x + 3 * out + 3 * weight)
+    # forward reads x and the weight and writes y; backward reads x, y, dy and the weight and writes dx and dw; a
+    # residual is read, and its gradient written
+    return float(dtype.itemsize) * (3 * x + (5 if "residual" in s.shapes else 3) * out + 3 * weight)
 
 
 def _work(call: NativeCall) -> Work:
@@ -172,7 +187,7 @@ def _work(call: NativeCall) -> Work:
     if not call.function.endswith(("_forward", "_backward")):
         return Work("weights kept by inference", 0.0, 8.0 * weight)
     if call.function.endswith("_forward"):
-        products, moved = first + apart, x + second + weight + y
+        products, moved = first + apart, x + second + weight + y * (2 if call.pointers.get("residual") else 1)
     else:
         dx, dsecond, dw = (call.pointers[name] != 0 for name in ("dx", "dsecond", "dweight"))
         products = first * ((dx or (dsecond and not apart)) + dw) + apart * (dsecond + dw)
@@ -226,6 +241,7 @@ def _benchmarks() -> list[Sample]:
         _sample(1, 256, 32, 32, 256, "none", "relu", **_REFLECT),
         _sample(1, 256, 64, 64, 256, "none", "relu", **_REFLECT),
         _sample(25, 64, 32, 32, 64, "none", "relu", **_REFLECT),
+        _sample(16, 64, 64, 64, 64, "none", "relu", residual=True),
         _sample(1, 64, 128, 128, 128, "none", "relu", stride=2),
         _sample(1, 256, 32, 32, 128, "none", "relu", **_SPREAD, output_padding=1),
         _sample(1, 128, 64, 64, 64, "none", "relu", **_SPREAD, output_padding=1),

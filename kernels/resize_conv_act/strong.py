@@ -38,6 +38,7 @@ def resize_conv_act(
     output_padding: int = 0,
     activation: str = "none",
     second: Tensor | None = None,
+    residual: Tensor | None = None,
     grad_scale: Tensor | None = None,
     negative_slope: float = 0.2,
     exact: bool | None = None,
@@ -62,6 +63,7 @@ def resize_conv_act(
             library = partial(convolve, **where, padding_mode=padding_mode)
         layer = partial(_apart, library)
     y = weigh_samples(layer, [x, second], weight, bias, grad_scale, x.dtype)
+    y = y if residual is None else y.add_(residual)
     return ACTIVATIONS[activation](y, negative_slope)
 
 

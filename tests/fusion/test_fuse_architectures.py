@@ -10,7 +10,7 @@ from engine import fuse, unfuse
 
 # number of chains that are more than a convolution alone, and number of all chains
 EXPECTED = {
-    "kornia RRDBNet (ESRGAN)": (15, 19),
+    "kornia RRDBNet (ESRGAN)": (16, 19),
     "U-Net": (17, 17),
     "DCGAN generator": (3, 3),
     "BEGAN autoencoder": (17, 17),
@@ -23,18 +23,18 @@ EXPECTED = {
     "StarGAN generator": (18, 30),
     "fast neural style": (26, 26),
     "VGG-16 features": (13, 13),
-    "EDSR baseline": (16, 34),
-    "diffusers AutoencoderKL": (21, 41),
-    "diffusers AutoencoderKL decoder": (13, 25),
-    "diffusers AutoencoderTiny decoder": (24, 34),
-    "diffusers UNet2DModel": (17, 33),
+    "EDSR baseline": (33, 34),
+    "diffusers AutoencoderKL": (37, 41),
+    "diffusers AutoencoderKL decoder": (21, 25),
+    "diffusers AutoencoderTiny decoder": (34, 34),
+    "diffusers UNet2DModel": (33, 33),
     "transformers ResNet-18": (17, 17),
     "transformers Swin2SR": (4, 4),
-    "transformers Janus VQVAE decoder": (1, 13),
-    "MONAI AutoencoderKL decoder": (5, 9),
+    "transformers Janus VQVAE decoder": (7, 13),
+    "MONAI AutoencoderKL decoder": (7, 9),
     "MONAI BasicUNet": (0, 9),
     "MONAI BasicUNet (as it comes)": (18, 27),
-    "MONAI UNet (residual units)": (17, 22),
+    "MONAI UNet (residual units)": (20, 25),
     "MONAI FlexibleUNet (ResNet-18)": (21, 21),
 }
 

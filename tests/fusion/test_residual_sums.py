@@ -1,4 +1,4 @@
-"""engine.fuse takes residual sums after a normalisation into its operator: results, gradients, statistics, writes."""
+"""engine.fuse takes residual sums into the operator before them: results, gradients, statistics, writes."""
 
 import copy
 import operator
@@ -19,6 +19,8 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "InstanceNorm2d": lambda: nn.InstanceNorm2d(4, affine=True),
     "GroupNorm": lambda: nn.GroupNorm(2, 4),
 }
+# what a sum may follow
+LAYERS: dict[str, Callable[[], nn.Module]] = {"BatchNorm2d": NORMS["BatchNorm2d"], "conv 3x3": lambda: conv(4, 4)}
 
 
 def added_in_place(y: Tensor, x: Tensor) -> Tensor:
@@ -43,14 +45,15 @@ def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Sums(Onlooker):
-    """Counts calls of norm_act with a residual."""
+    """Counts calls of norm_act and resize_conv_act with a residual."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.kiln.norm_act.default and args[3] is not None
+        place = {torch.ops.kiln.norm_act.default: 3, torch.ops.kiln.resize_conv_act.default: 4}.get(function)
+        self.count += place is not None and args[place] is not None
         return function(*args, **(kwargs or {}))
 
 
@@ -127,6 +130,42 @@ def test_without_an_activation_and_after_one(norm: str) -> None:
         assert_same_in_all_modes(fused, plain, last=False)
 
 
+class ConvBlock(nn.Module):
+    """end(conv(elu(conv(x))) + shortcut(x)). up: the second convolution follows nearest x2, and so does the shortcut"""
+
+    def __init__(self, add: str, end: nn.Module, up: bool = False):
+        super().__init__()
+        self.first, self.second, self.shortcut = conv(4, 4), conv(4, 4), nn.Conv2d(4, 4, 1)
+        self.add, self.end, self.up = SUMS[add], end, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, shortcut = nn.functional.elu(self.first(x)), self.shortcut(x)
+        if self.up:
+            y, shortcut = (nn.functional.interpolate(t, scale_factor=2) for t in (y, shortcut))
+        return self.end(self.add(self.second(y), shortcut))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("add", SUMS)
+@pytest.mark.parametrize("end", [nn.ReLU(True), nn.LeakyReLU(0.1), nn.SiLU(), nn.Hardtanh(-9, 9)], ids=str)
+def test_sums_after_convolutions(end: nn.Module, add: str, last: bool) -> None:
+    for up in (False, True):
+        plain, fused, report = pair(lambda up=up: nn.Sequential(ConvBlock(add, end, up), nn.Hardtanh(-9, 9)))
+        activation = {nn.ReLU: " + relu", nn.LeakyReLU: " + leaky_relu", nn.SiLU: " + silu"}.get(type(end), "")
+        expected = "nearest x2 + " * up + f"conv 3x3 + residual{activation}"
+        assert ("0.second", expected) in patterns(report)
+        assert sums(fused, maps(last)) == 1
+        assert_same_in_all_modes(fused, plain, last)
+
+
+def test_autocast_adds_in_the_dtype_of_the_sum() -> None:
+    plain, fused, _ = pair(lambda: ConvBlock("x + y", nn.ReLU()))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = plain(maps()), fused(maps())
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
 class Cyclegan(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -159,38 +198,39 @@ def test_a_sum_adds_the_result_of_another(last: bool) -> None:
 class Other(nn.Module):
     """Adds something that is no image of the same kind."""
 
-    def __init__(self, other: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, layer: str) -> None:
         super().__init__()
-        self.norm, self.other = nn.BatchNorm2d(4), other
+        self.layer = LAYERS[layer]()
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return torch.relu(self.norm(x) + self.other(residual))
+        return torch.relu(self.layer(x) + torch.neg(residual))
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(
     "residual", [image(2, 4, 1, 1), image(4, 1, 1), image(2, 4, 32, 32).double(), image(2, 4, 32, 32).half()]
 )
-def test_residuals_of_another_kind_are_added_as_written(residual: Tensor) -> None:
-    plain, fused, report = pair(lambda: Other(torch.neg))
-    assert patterns(report) == [("norm", "BatchNorm2d + residual + relu")]
+def test_residuals_of_another_kind_are_added_as_written(residual: Tensor, layer: str) -> None:
+    plain, fused, report = pair(lambda: Other(layer))
+    assert patterns(report) == [("layer", f"{layer} + residual + relu")]
     expected, found = plain(maps(), residual), fused(maps(), residual)
     assert found.dtype == expected.dtype
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class Writes(nn.Module):
     """Writes into what a sum reads, or into the sum."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, layer: str, place: str) -> None:
         super().__init__()
-        self.norm, self.place = nn.BatchNorm2d(4), place
+        self.layer, self.place = LAYERS[layer](), place
 
     def forward(self, x: Tensor) -> Tensor:
         y, residual = x * 2, x * 3
         if self.place == "sum into the residual":
-            residual += self.norm(y)
+            residual += self.layer(y)
             return torch.relu(residual)
-        z = self.norm(y)
+        z = self.layer(y)
         if self.place == "input":
             y.add_(1)
         z = torch.relu(z + residual)
@@ -212,28 +252,32 @@ REASONS = {
 }
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("place", [*REASONS, "input"])
-def test_writes_in_the_forward(place: str) -> None:
-    plain, fused, report = pair(lambda: Writes(place))
-    assert [entry.reason for entry in report.skipped] == ([REASONS[place]] if REASONS.get(place) else [])
+def test_writes_in_the_forward(place: str, layer: str) -> None:
+    plain, fused, report = pair(lambda: Writes(layer, place))
+    if layer == "BatchNorm2d" or place != "input":
+        reasons = [entry.reason for entry in report.skipped if not entry.reason.startswith("nothing to gain")]
+        assert reasons == ([REASONS[place]] if REASONS.get(place) else [])
     with torch.no_grad():
         torch.testing.assert_close(fused(maps()), plain(maps()), rtol=1e-4, atol=1e-5)
     if place == "input":
-        return  # torch itself keeps the input of a normalisation
+        return  # torch itself keeps the input of either layer
     x, other = maps().requires_grad_(), maps().requires_grad_()
     expected = torch.autograd.grad(plain(x).square().sum(), x)
     torch.testing.assert_close(torch.autograd.grad(fused(other).square().sum(), other), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("write", [lambda x, y: x.add_(1), lambda x, y: y.mul_(2)], ids=["residual", "result"])
-def test_in_place_operations_outside(write: Callable[[Tensor, Tensor], object]) -> None:
+def test_in_place_operations_outside(write: Callable[[Tensor, Tensor], object], layer: str) -> None:
     class Added(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm = nn.BatchNorm2d(4)
+            self.layer = LAYERS[layer]()
 
         def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-            return nn.functional.elu(self.norm(x) + residual)
+            return nn.functional.elu(self.layer(x) + residual)
 
     plain, fused, _ = pair(Added)
 

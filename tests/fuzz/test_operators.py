@@ -19,7 +19,7 @@ from torch import Tensor
 from engine import ops
 from engine.kernels import _native, _spec
 from engine.kernels.resize_conv_act import FROM_OUTPUT
-from engine.kernels.resize_conv_act.geometry import DIRECT, Geometry, form, raw_geometry
+from engine.kernels.resize_conv_act.geometry import DIRECT, Geometry, form, output_sides, raw_geometry
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 from engine.verification.checks import limited
 from tests.fuzz.budget import examples
@@ -125,6 +125,8 @@ def resize_conv_act(draw: random.Random) -> dict[str, Any]:
     shapes: dict[str, tuple[int, ...]] = {"x": (b, c, h, w), "weight": (*channels_of, kernel, kernel)}
     shapes |= {"bias": (cout,)} if activation in KINKED or draw.random() < 0.6 else {}
     shapes |= {"second": (b, further, side * h, side * w)} if further else {}
+    if draw.random() < 0.25:
+        shapes["residual"] = (b, cout, *output_sides((b, c, h, w), kernel, raw_geometry(kernel, **where)))
     options = {**where, "activation": activation, "input_grad_from": draw.choice([0, 0, draw.randint(0, b)])}
     options["negative_slope"] = draw.choice([0.2, 0.0, 1.0, 0.01])
     return {"shapes": shapes, "options": options, "integers": activation in KINKED}

@@ -5,6 +5,7 @@ import torch
 
 from engine import ops
 from engine.kernels import _contract, _native, _spec
+from engine.kernels.resize_conv_act.spec import WHERE
 from tests.support.instruction_sets import INSTRUCTION_SETS
 
 CASES = [
@@ -80,10 +81,14 @@ def _opcheck_cases():
         weight, bias = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
         yield (
             torch.ops.kiln.resize_conv_act.default,
-            (x, weight, bias, second, torch.rand(2), *where, "elu", 0.2, False, 1),
+            (x, weight, bias, second, None, torch.rand(2), *where, "elu", 0.2, False, 1),
         )
         narrow = weight[:5] if where[4] else weight[:, :5]
-        yield torch.ops.kiln.resize_conv_act.default, (x, narrow, None, None, None, *where, "none", 0.2, True, 0)
+        none = None, None, None, None
+        yield torch.ops.kiln.resize_conv_act.default, (x, narrow, *none, *where, "none", 0.2, True, 0)
+        residual = ops.resize_conv_act(x, narrow, **dict(zip(WHERE, where, strict=True))).detach().requires_grad_()
+        more = None, None, residual, None
+        yield torch.ops.kiln.resize_conv_act.default, (x, narrow, *more, *where, "relu", 0.2, False, 0)
     v, r = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
     yield torch.ops.kiln.l1_autoencoder_loss.default, (v, r, True)
     yield torch.ops.kiln.skeleton.default, (v, torch.randn(2, requires_grad=True))
@@ -184,7 +189,8 @@ def test_silu_with_and_without_gradient(resize):
     with torch.no_grad():
         torch.testing.assert_close(ops.resize_conv_act(x, weight, resize=resize, activation="silu"), y)
     where = ("up" if resize == "up" else "none", 2 if resize == "down" else 1, 1, "zeros", False, 0)
-    direct = torch.ops.kiln.resize_conv_act(x, weight, None, None, None, *where, "silu", 0.2, False, 0)
+    none = None, None, None, None
+    direct = torch.ops.kiln.resize_conv_act(x, weight, *none, *where, "silu", 0.2, False, 0)
     wanted = torch.autograd.grad(y.square().sum(), (x, weight))
     # a gradient's element may be a small difference of large sums, so the error is judged against the whole gradient
     for gradient, expected in zip(torch.autograd.grad(direct.square().sum(), (x, weight)), wanted, strict=True):

@@ -32,6 +32,21 @@ NO_GAIN = "nothing to gain"  # how a reason begins that says that a chain could 
 KEEP_INPUT, KEEP_RESULT = ("elu", "leaky_relu"), ("relu", "tanh", "sigmoid")
 
 
+class Sum(NamedTuple):
+    """A residual sum after a convolution or a normalisation.
+
+    residual: the other tensor
+    first:    whether that is the first of both, whose order of memory the sum has
+    after:    whether it is added after the activation
+    in_place: whether the sum as written takes the place of what it is added to, with its dtype
+    """
+
+    residual: fx.Node
+    first: bool
+    after: bool
+    in_place: bool
+
+
 @dataclass
 class Chain:
     """A convolution and nodes around it that one call replaces, in the order they run in.
@@ -40,6 +55,8 @@ class Chain:
     kernel, geometry: of the convolution, with the padding before it
     resize:     "none", "up", or how the result is halved: "nearest /2", "slice"
     halved_last: whether it ends with nearest /2, whose result is a tensor of its own
+    sum:        the residual sum before its activation; None where there is none
+    sum_left:   why the residual sum after it is left; "" where it is taken, or there is none
     normalised: the normalisation that keeps the chain from an activation; "" where there is none
     """
 
@@ -51,6 +68,8 @@ class Chain:
     activation: str = "none"
     slope: float = 0.0
     halved_last: bool = False
+    sum: Sum | None = None
+    sum_left: str = ""
     normalised: str = ""
 
     @property
@@ -72,6 +91,7 @@ class Chain:
         """The chain in the words of a report."""
         parts = ["nearest x2"] if self.resize == "up" else []
         parts.append(self.name)
+        parts += ["residual"] if self.sum else []
         parts += [self.activation] if self.activation != "none" else []
         parts += ["nearest /2"] if self.resize in HALVINGS else []
         return " + ".join(parts)
@@ -84,22 +104,12 @@ class Chain:
     @property
     def alone(self) -> bool:
         """Whether it is no more than a convolution."""
-        return self.resize == self.activation == "none"
+        return self.resize == "none" and not self.operations
 
-
-class Sum(NamedTuple):
-    """A residual sum after a normalisation.
-
-    residual: the other tensor
-    first:    whether that is the first of both, whose order of memory the sum has
-    after:    whether it is added after the activation
-    in_place: whether the sum as written takes the place of the normalisation's result, with its dtype
-    """
-
-    residual: fx.Node
-    first: bool
-    after: bool
-    in_place: bool
+    @property
+    def operations(self) -> int:
+        """How many layers after the convolution it has, but for a halving."""
+        return (self.sum is not None) + (self.activation != "none")
 
 
 @dataclass
@@ -139,9 +149,9 @@ class NormChain:
         return self.activation == "none" and self.sum is None and self.name != "InstanceNorm2d"
 
     @property
-    def folded_activation(self) -> str:
-        """The activation that the convolution takes over, too, where the normalisation is folded into it."""
-        return "none" if self.sum and not self.sum.after else self.activation
+    def folded_operations(self) -> int:
+        """How many layers after the normalisation the convolution takes over too, where it is folded into it."""
+        return (self.activation != "none") + (self.sum is not None and not self.sum.after)
 
     def without_conv(self) -> "NormChain | None":
         """The chain without its convolution; None where nothing is left to gain."""
@@ -185,14 +195,14 @@ def find_chains(
                 taken.update(norm.nodes)
         if step is None or step.kind != "conv":
             continue
-        chain = _longest_chain(node, step, owner, matches, taken)
+        chain = _longest_chain(node, step, owner, matches, writes_input, taken)
         if chain is None:
             continue
         reason = _refusal(chain, owner, writes_input, output_is_written)
         if chain.normalised == FOLDED_NORM and (not reason or reason.startswith(NO_GAIN)):
             norm = _norm_around(chain, owner, writes_input, taken)
             if norm and not (
-                unfolded := why_not_folded(weight_of(node, owner), chain.geometry, chain.resize, norm.folded_activation)
+                unfolded := why_not_folded(weight_of(node, owner), chain.geometry, chain.resize, norm.folded_operations)
             ):
                 norm.conv_pays = not reason
                 if norm.sum_left:
@@ -201,6 +211,8 @@ def find_chains(
                 taken.update(norm.nodes)
                 continue
             reason = f"{reason}; {unfolded}" if reason and norm else reason
+        if chain.sum_left:
+            matches.skipped.append((node, f"{chain.pattern} + residual", chain.sum_left))
         if reason.startswith(NO_GAIN) and matches.skipped and matches.skipped[-1][0] is node:
             continue  # the last entry says already what keeps this convolution from a longer chain
         if reason:
@@ -219,7 +231,7 @@ def find_chains(
 def _norm_around(conv: Chain, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]) -> NormChain | None:
     """The chain of a convolution and the normalisation that alone reads its result; None where there is none."""
     users = list(conv.head.users)
-    bare = conv.activation == "none" and conv.resize not in HALVINGS
+    bare = not conv.operations and conv.resize not in HALVINGS
     step = classify_node(users[0], owner) if len(users) == 1 and bare else None
     fits = step and step.kind == "normalisation"
     norm = _norm_chain(users[0], step, owner, writes_input, taken) if fits else None
@@ -249,7 +261,7 @@ def _norm_chain(
     return chain
 
 
-def _take_activation(chain: NormChain, owner: Owner) -> None:
+def _take_activation(chain: Chain | NormChain, owner: Owner) -> None:
     """Takes into the chain the activation that alone reads its result."""
     users = list(chain.nodes[-1].users)
     step = classify_node(users[0], owner) if len(users) == 1 else None
@@ -258,11 +270,11 @@ def _take_activation(chain: NormChain, owner: Owner) -> None:
         chain.activation, chain.slope = step.option, step.slope
 
 
-def _take_sum(chain: NormChain, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]) -> None:
+def _take_sum(chain: Chain | NormChain, owner: Owner, writes_input: WritesInput, taken: set[fx.Node]) -> None:
     """Takes into the chain the residual sum that alone reads its result.
 
     The chain is computed where the sum stands, and its tensors are kept for the backward pass. So none of them may be
-    written to later, and the normalisation may not be called again in between.
+    written to later, and a normalisation may not be called again in between.
     """
     last = chain.nodes[-1]
     users = list(last.users)
@@ -273,19 +285,27 @@ def _take_sum(chain: NormChain, owner: Owner, writes_input: WritesInput, taken: 
     residual = other if one is last else one
     if not isinstance(residual, fx.Node) or residual is last:
         return
+    if isinstance(chain, Chain) and _kernel(residual, owner) > chain.kernel:
+        return  # of two convolutions that are added the one with more products takes the sum: a shortcut has few
     between = itertools.takewhile(lambda node: node is not users[0], _nodes_after(chain.head))
     if in_place and one is not last:
         chain.sum_left = "it is added in place to the residual"
     elif is_written_later(residual, owner, writes_input):
         chain.sum_left = "the residual is changed in place"
-    elif is_written_later(source_of(chain.head), owner, writes_input):
+    elif is_written_later(source_of(chain.nodes[0]), owner, writes_input):
         chain.sum_left = "its input is changed in place"
-    elif any(_shares_statistics(node, chain.head) for node in between):
+    elif isinstance(chain, NormChain) and any(_shares_statistics(node, chain.head) for node in between):
         chain.sum_left = "the normalisation is called again before the sum"
     if chain.sum_left:
         return
     chain.nodes.append(users[0])
     chain.sum = Sum(residual, one is residual, chain.activation != "none", in_place)
+
+
+def _kernel(node: fx.Node, owner: Owner) -> int:
+    """Taps along one axis of a convolution that is read once and that the operator has; 0 for any other node."""
+    step = classify_node(node, owner) if len(node.users) == 1 else None
+    return weight_of(node, owner).shape[-1] if step and step.geometry and step.kind == "conv" else 0
 
 
 def _shares_statistics(node: fx.Node, norm: fx.Node) -> bool:
@@ -316,12 +336,14 @@ def _refusal(chain: Chain, owner: Owner, writes_input: WritesInput, output_is_wr
     source = source_of(chain.nodes[0])
     if any(writes_in_place(user, writes_input, source) for user in source.users if user not in chain.nodes):
         return "its input is changed in place"
-    reason = why_no_gain(weight_of(chain.head, owner), chain.geometry, chain.resize, chain.activation)
+    reason = why_no_gain(weight_of(chain.head, owner), chain.geometry, chain.resize, chain.operations)
     between = f" ({chain.normalised} lies between it and what follows)" if chain.normalised else ""
     return reason and reason + between
 
 
-def _longest_chain(conv: fx.Node, step: Step, owner: Owner, matches: Matches, taken: set[fx.Node]) -> Chain | None:
+def _longest_chain(
+    conv: fx.Node, step: Step, owner: Owner, matches: Matches, writes_input: WritesInput, taken: set[fx.Node]
+) -> Chain | None:
     """The longest chain around a convolution; what had to be left out of it is entered in matches.skipped.
 
     taken: the nodes of earlier chains, which are no part of this one
@@ -342,6 +364,10 @@ def _longest_chain(conv: fx.Node, step: Step, owner: Owner, matches: Matches, ta
     if up := _step_before(before, owner, taken, "resize"):
         _take_up(chain, before, up, matches)
     _extend(chain, after, matches)
+    if not chain.operations and chain.resize not in HALVINGS:
+        _take_sum(chain, owner, writes_input, taken)
+        if chain.sum:
+            _take_activation(chain, owner)
     following = (classify_node(user, owner) for user in conv.users)
     chain.normalised = next((s.option for s in following if s and s.kind == "normalisation"), "")
     return chain

@@ -27,7 +27,7 @@ IN_PLACE: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 class Residual(NamedTuple):
-    """A tensor that is added to a normalisation's result. first, after, in_place: as of Sum"""
+    """A tensor that is added to the result of a normalisation or a convolution. first, after, in_place: as of Sum"""
 
     tensor: Tensor
     first: bool

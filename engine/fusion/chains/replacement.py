@@ -27,6 +27,8 @@ def run_chain(
     slope: float,
     copy_input: bool,
     copy_result: bool,
+    added: tuple | None = None,
+    copy_residual: bool = False,
 ) -> Tensor:
     """Runs one chain by the operator, or by torch where the operator does not take the tensors.
 
@@ -38,34 +40,61 @@ def run_chain(
     resize, geometry, activation, slope: as of Chain
     copy_input, copy_result: whether others may write into x, or into the result, after the call, though the operator
             keeps it for the backward pass: then it keeps another tensor than they have
+    added, copy_residual: as of `run_norm`; the sum comes before the activation
 
     A convolution alone runs as written where its maps are too small to gain; compiled code does not ask, for one graph
     serves all sizes.
     """
     compiling, where = torch.compiler.is_compiling(), Geometry(*geometry)
     as_written = not _operator_takes(x, weight, bias, resize, where)
-    if not as_written and resize == activation == "none" and not compiling:
+    if not as_written and resize == activation == "none" and added is None and not compiling:
         as_written = too_small(x.shape, weight, where)
+    residual = None if added is None else Residual(*added)
+    if residual is None or not residual.first:
+        planar = planar and not _channels_last(weight)
     if as_written:
-        y = _as_written(x, weight, bias, resize, where, activation, slope)
-        return y.contiguous() if planar and y.dim() == 4 and not _channels_last(weight) else y
+        y = _as_written(x, weight, bias, resize, where, activation, slope, residual)
+        return y.contiguous() if planar and y.dim() == 4 else y
     if copy_input and weight.requires_grad and torch.is_grad_enabled():
         x = x.clone()
-    y = _by_operator(x, weight, bias, resize, where, activation, slope)
-    laid_out = y.contiguous() if planar and not _channels_last(weight) else y
+    if residual is not None and copy_residual and torch.is_grad_enabled():
+        residual = residual._replace(tensor=residual.tensor.clone())
+    y = _by_operator(x, weight, bias, resize, where, activation, slope, residual)
+    laid_out = y.contiguous() if planar else y
     return y.clone() if copy_result and laid_out is y and y.requires_grad else laid_out
 
 
 def _by_operator(
-    x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, where: Geometry, activation: str, slope: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    resize: str,
+    where: Geometry,
+    activation: str,
+    slope: float,
+    residual: Residual | None = None,
 ) -> Tensor:
+    """The operator's result; a sum comes before the activation. A residual that does not fit is added to the result."""
     options = where._asdict() | {"resize": resize if resize in ("none", "up") else "down"}
+    if residual is not None and not _takes_residual(x, weight, resize, where, residual.tensor):
+        y = ops.resize_conv_act(x, weight, bias, **options)
+        return finish(y, activation, slope, residual)
+    options |= {"residual": None if residual is None else residual.tensor}
     y = ops.resize_conv_act(x, weight, bias, **options, activation=activation, negative_slope=slope)
     if resize == "nearest /2":
         height, width = output_sides(x.shape, weight.shape[-1], where)
         if torch.compiler.is_compiling() or height % 2 or width % 2:
             y = y[:, :, : height // 2, : width // 2]  # torch drops the last row and column, the operator keeps them
     return y
+
+
+def _takes_residual(x: Tensor, weight: Tensor, resize: str, where: Geometry, residual: Tensor) -> bool:
+    """Whether the operator adds this residual, which must be like its result."""
+    if torch.is_autocast_enabled(x.device.type) or type(residual) not in TRACED_TENSORS or residual.dim() != 4:
+        return False
+    sides = output_sides(x.shape, weight.shape[-1], where._replace(resize=resize))
+    shape = x.shape[0], weight.shape[where.transposed], *sides
+    return residual.shape == shape and residual.dtype == x.dtype and residual.device == x.device
 
 
 def run_conv_norm(
@@ -99,13 +128,15 @@ def run_conv_norm(
     if _folds(x, weight, bias, norm, resize, where):
         if copy_input and weight.requires_grad and torch.is_grad_enabled():
             x = x.clone()
+        if residual is not None and copy_residual and torch.is_grad_enabled():
+            residual = residual._replace(tensor=residual.tensor.clone())
         folded = fold(x, weight, bias, norm, where.transposed)
-        # an activation that the operator cannot take: it comes after a sum; or as written it keeps its input for the
-        # backward pass, and the operator would keep its result
-        apart = (residual is not None and not residual.after) or (activation in KEEP_INPUT and torch.is_grad_enabled())
-        y = _by_operator(x, *folded, resize, where, "none" if apart else activation, slope)
-        if apart or residual is not None:
-            y = finish(y, activation if apart else "none", slope, residual)
+        # as written such an activation keeps its input for the backward pass, and the operator would keep its result
+        apart = activation in KEEP_INPUT and torch.is_grad_enabled()
+        before = None if residual is None or residual.after else residual
+        y = _by_operator(x, *folded, resize, where, "none" if apart else activation, slope, before)
+        if apart or residual is not before:
+            y = finish(y, activation if apart else "none", slope, None if residual is before else residual)
         return y.contiguous() if planar else y
     if conv_pays:
         y = run_chain(x, weight, bias, None, resize, geometry, "none", 0.0, copy_input, False)
@@ -164,7 +195,14 @@ def _sides_fit(x: Tensor, weight: Tensor, resize: str, where: Geometry) -> bool:
 
 
 def _as_written(
-    x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, where: Geometry, activation: str, slope: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    resize: str,
+    where: Geometry,
+    activation: str,
+    slope: float,
+    residual: Residual | None = None,
 ) -> Tensor:
     if resize == "up":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -173,7 +211,7 @@ def _as_written(
     else:
         options = {"stride": where.stride, "padding": where.padding, "padding_mode": where.padding_mode}
         y = convolve(x, weight, bias, **options)
-    y = ACTIVATIONS[activation](y, slope)
+    y = ACTIVATIONS[activation](y, slope) if residual is None else finish(y, activation, slope, residual)
     if resize == "nearest /2":
         return F.interpolate(y, scale_factor=0.5, mode="nearest")
     return y[..., ::2, ::2] if resize == "slice" else y
@@ -199,7 +237,7 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
         first, last = chain.nodes[0], chain.nodes[-1]
         source = source_of(first)
         # a residual may be computed after the convolution and the normalisation
-        added = chain.sum if isinstance(chain, NormChain) else None
+        added = chain.sum
         if added:
             added = chain.sum = added._replace(residual=calls.get(added.residual, added.residual))
         with graph.inserting_before(last if added else first):
@@ -241,14 +279,13 @@ def _conv_call(
     if isinstance(chain, NormChain):
         norm = graph.create_node("get_attr", chain.head.target)
         options = norm, asked, *where, chain.conv_pays, chain.activation, chain.slope, copy_input
-        further = _residual(chain, owner, exposed)
-        call = graph.call_function(run_conv_norm, (source, *tensors, *options, *further))
-        if chain.sum and chain.sum.first:
-            return call, of_series
+        run = run_conv_norm
     else:
         copy_result = exposed and chain.keeps_more and is_written_later(last, owner, NEVER, True)
-        options = asked, *where, chain.activation, chain.slope, copy_input, copy_result
-        call = graph.call_function(run_chain, (source, *tensors, *options))
+        options, run = (asked, *where, chain.activation, chain.slope, copy_input, copy_result), run_chain
+    call = graph.call_function(run, (source, *tensors, *options, *_residual(chain, owner, exposed)))
+    if chain.sum and chain.sum.first:
+        return call, of_series
     return call, graph.call_function(stays_planar, (of_series, tensors[0])) if followed else of_series
 
 
@@ -269,7 +306,7 @@ def _norm_call(
     return graph.call_function(run_norm, (source, norm, *options)), of_series
 
 
-def _residual(chain: NormChain, owner: Owner, exposed: bool) -> tuple:
+def _residual(chain: Chain | NormChain, owner: Owner, exposed: bool) -> tuple:
     """The arguments added and copy_residual of `run_norm`: none where nothing is added."""
     if chain.sum is None:
         return ()

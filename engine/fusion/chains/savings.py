@@ -3,10 +3,10 @@
 The rule, from the benchmark's results: nearest x2 before a convolution takes 9 of 36 products (16 with fewer than 8
 channels), nearest /2 after it a quarter; these always pay. For all others `speed` predicts, on a CPU in float32, how
 many times as fast the operator is on large maps. It counts products and numbers moved, each with what they take: an
-activation of its own is a pass over the result, a padding of its own one over the input. A chain that is predicted to
-be slower is left. A convolution alone needs a margin, tiles that save much, 64 channels, and maps so large that a
-call's own cost does not matter. Where nothing is predicted (GPUs, half precision) an activation pays, and a convolution
-alone does not.
+activation or a sum of its own is a pass over the result, a padding of its own one over the input. A chain that is
+predicted to be slower is left. A convolution alone needs a margin, tiles that save much, 64 channels, and maps so large
+that a call's own cost does not matter. Where nothing is predicted (GPUs, half precision) an activation or a sum pays,
+and a convolution alone does not.
 """
 
 from operator import attrgetter
@@ -43,15 +43,17 @@ RATE_OF_TILES, RATE_OF_DIRECT, RATE_OF_POINTS = 0.45, 0.7, 0.4
 FEW_OUTPUTS, RATE_OF_FEW_OUTPUTS = 4, 2.0
 
 
-def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, activation: str) -> str:
+def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, operations: int) -> str:
     """Why a chain does not pay whatever the size of its images; "" where it may pay.
 
-    weight: (Cout, C, K, K), transposed (C, Cout, K, K); geometry, resize and activation as of Chain
+    weight:     (Cout, C, K, K), transposed (C, Cout, K, K)
+    geometry, resize: as of Chain
+    operations: layers after the convolution that become part of it, each a pass over its result as written
     """
     if resize != "none":
         return ""
     predicted = is_predicted(weight)
-    if activation == "none":
+    if not operations:
         if geometry.stride == 2 and not geometry.transposed and weight.shape[-1] == 3:
             return "nothing to gain: a stride of 2 alone takes as many products"
         if not predicted:
@@ -59,22 +61,22 @@ def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, activation: str
         fewest = min(weight.shape[:2])
         if fewest < CHANNELS_ALONE:
             return f"nothing to gain: a convolution alone, of {fewest} channels"
-    times = speed(weight, geometry, 1 if activation != "none" else 0) if predicted else LEAST
-    alone = "a convolution alone, " if activation == "none" else ""
+    times = speed(weight, geometry, operations) if predicted else LEAST
+    alone = "" if operations else "a convolution alone, "
     least = LEAST_ALONE if alone else LEAST
     return f"nothing to gain: {alone}predicted {times:.2f} times as fast" if times < least else ""
 
 
-def why_not_folded(weight: Tensor, geometry: Geometry, resize: str, activation: str) -> str:
+def why_not_folded(weight: Tensor, geometry: Geometry, resize: str, operations: int) -> str:
     """Why a normalisation is not folded into the convolution before it, in evaluation; "" where it may pay.
 
-    weight, geometry, resize, activation: as of `why_no_gain`
+    weight, geometry, resize: as of `why_no_gain`; operations: those after the normalisation
     """
     if resize != "none":
         return ""
     if not is_predicted(weight):
-        return "" if activation != "none" else "folded it would be a convolution alone, not on a CPU in float32"
-    times = speed(weight, geometry, 1 + (activation != "none"))
+        return "" if operations else "folded it would be a convolution alone, not on a CPU in float32"
+    times = speed(weight, geometry, 1 + operations)
     return f"folded in evaluation, predicted {times:.2f} times as fast" if times < LEAST else ""
 
 
@@ -86,8 +88,7 @@ def is_predicted(weight: Tensor) -> bool:
 def speed(weight: Tensor, geometry: Geometry, operations: int) -> float:
     """How many times as fast as the layers as written the operator is predicted to be, on large maps.
 
-    weight, geometry: as of `why_no_gain`
-    operations:       layers after the convolution that become part of it, each a pass over its result as written
+    weight, geometry, operations: as of `why_no_gain`
     """
     written, computed = products_of_a_value(weight, geometry)
     channels = weight.shape[0 if geometry.transposed else 1]
@@ -158,7 +159,7 @@ class Savings(Onlooker):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.kiln.resize_conv_act.default and address_of(args[1]) in self.owners:
-            self._count(args[0].shape, args[1], Geometry(*args[5:11]), args[13])
+            self._count(args[0].shape, args[1], Geometry(*args[6:12]), args[14])
         elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.owners:
             self.shapes[self.owners[args[1].data_ptr()]].append(tuple(args[0].shape))  # ran as written
         return function(*args, **(kwargs or {}))
