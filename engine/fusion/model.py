@@ -86,30 +86,30 @@ def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseR
 
 
 def _too_small(fuser: "_Fuser", savings: Savings) -> set[str]:
-    """Paths of convolutions, alone or folded, that were called, and whose maps were too small at every call."""
+    """Paths of convolutions, without resize or folded, that were called, with maps too small at every call."""
 
     def is_small(path: str, shape: tuple[int, ...]) -> bool:
         weight, (geometry, resize) = savings.weights[path], savings.chains[path]
-        small = path not in fuser.alone or too_small(shape, weight, geometry)
+        small = path not in fuser.sized or too_small(shape, weight, geometry, fuser.sized[path])
         return small and (path not in fuser.folded or too_small_to_fold(shape, weight, geometry, resize))
 
-    called = {path for path in fuser.alone | fuser.folded if savings.shapes[path]}
+    called = {path for path in fuser.sized.keys() | fuser.folded if savings.shapes[path]}
     return {path for path in called if all(is_small(path, shape) for shape in savings.shapes[path])}
 
 
 class _Fuser:
     """One pass over a model, from the outside inwards, that fuses it and writes the report.
 
-    small: paths of convolutions, alone or folded, whose maps are known to be too small to gain
+    small: paths of convolutions, without resize or folded, whose maps are known to be too small to gain
 
-    convolutions: the Geometry and the resize of each replaced convolution by its path; alone: the paths of those that
-    the operator takes as no more than a convolution; folded: of those that a normalisation is folded into
+    convolutions: the Geometry and the resize of each replaced convolution by its path; sized: of those without resize
+    how many layers after them their chain has; folded: the paths of those that a normalisation is folded into
     """
 
     def __init__(self, model: nn.Module, small: set[str]):
         self.report, self.small = FuseReport(), small
         self.convolutions: dict[str, tuple[Geometry, str]] = {}
-        self.alone: set[str] = set()
+        self.sized: dict[str, int] = {}
         self.folded: set[str] = set()
         self.traces: dict[int, Traced | Untraceable] = {}  # by the identity of the module, like the two below
         self.done: set[int] = set()  # Sequentials whose children a fused forward calls itself
@@ -156,8 +156,8 @@ class _Fuser:
             saving += "; folded in evaluation" if chain.conv_pays else ", in evaluation: folded"
         elif chain.normalised:
             saving += f"; {chain.normalised} after it stays"
-        if conv.alone and (conv is chain or chain.conv_pays):
-            self.alone.add(joined)
+        if conv.resize == "none" and (conv is chain or chain.conv_pays):
+            self.sized[joined] = conv.operations
         return Entry(joined, chain.pattern, saving)
 
     def _of_other_calls(self, path: str, module: nn.Module, traced: Traced) -> Iterator[Plan]:
@@ -192,7 +192,7 @@ class _Fuser:
         matches = find_chains(traced.graph, module, self._child_writes(module), id(module) in self.written)
         for chain in list(matches.chains):
             conv = conv_of(chain)
-            if conv and (conv is not chain or conv.alone) and _joined(path, conv.head) in self.small:
+            if conv and _joined(path, conv.head) in self.small:
                 matches.leave_conv(chain, f"{NO_GAIN}: its maps are small")
         return matches
 

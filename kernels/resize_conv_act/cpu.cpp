@@ -113,10 +113,11 @@ struct WeightPass {
                    const Operands&, int64_t to);
     void (*finish)(const WeightPass&, const Operands&, const WeightGradient&);
 
-    // Whether to do so: where the sums of all kernels outgrow the cache, and the tiles do not outgrow the sums by far.
+    // Whether to do so: where the sums of all kernels, which else each part of the work has of its own, fill much of a
+    // cache, and the tiles do not outgrow the sums by far.
     bool gathers(int64_t tiles) const {
         const int64_t sums = layout.size(taps * taps), rows = round_up(layout.rows(), VL);
-        return !direct && 4 * sums > WEIGHT_BYTES && tiles * (values * rows + gradients * layout.columns()) <= 4 * sums;
+        return !direct && 4 * sums > WEIGHT_BYTES / 4 && tiles * (values * rows + gradients * layout.columns()) <= 4 * sums;
     }
     int64_t tiles(int64_t images) const { return images * cells_h * cells_w; }
     Span moved_rows(int r0, int r1) const { return {r0 * step + low, (r1 - 1) * step + high}; }

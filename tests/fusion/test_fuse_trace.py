@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.fusion import fuse
+from engine.fusion.chains import savings
 from engine.fusion.tracing.tracer import Untraceable, trace
 from tests.support.fuse_checks import HALF, UP, assert_same, calls, fused_pair, image, patterns, seeded
 from tests.support.fuse_models import (
@@ -303,18 +304,20 @@ def test_normalisation_between_is_told() -> None:
     assert [entry.reason for entry in report.replaced] == [
         "9 -> 4 products a value; folded in evaluation",
         "9 -> 2.25 products a value; GroupNorm after it stays",
+        "one pass, as many products",
     ]
-    assert report.skipped == [("7", "conv 3x3", "nothing to gain: a convolution alone, of 3 channels")]
+    assert report.skipped == []
     assert_same(model, plain, image())
 
 
-def test_small_maps_gain_nothing() -> None:
+def test_small_maps_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(savings, "PRODUCTS_OF_A_CALL", 4e6)
     model = seeded(lambda: nn.Sequential(conv(64, 64), nn.BatchNorm2d(64), conv(64, 64), nn.ReLU()))
-    report = fuse(model, example_inputs=image(1, 64, 6, 6))
-    assert patterns(report) == [("2", "conv 3x3 + relu")] and report.refused == []
-    assert report.skipped == [("0", "conv 3x3 + BatchNorm2d", "nothing to gain: its maps are small")]
+    small = fuse(model, example_inputs=image(1, 64, 6, 6))
+    why = "nothing to gain: its maps are small"
+    assert small.skipped == [("0", "conv 3x3 + BatchNorm2d", why), ("2", "conv 3x3 + relu", why)]
+    assert str(small).endswith("nothing is gained: the model runs as it did") and type(model) is nn.Sequential
     large = patterns(fuse(model, example_inputs=image(4, 64, 32, 32)))
     assert large == [("0", "conv 3x3 + BatchNorm2d"), ("2", "conv 3x3 + relu")]
-    alone = nn.Sequential(conv(64, 64), nn.BatchNorm2d(64))
-    text = str(fuse(alone, example_inputs=image(1, 64, 6, 6)))
-    assert text.endswith("nothing is gained: the model runs as it did") and type(alone) is nn.Sequential
+    model.eval()
+    assert (calls(model, image(1, 64, 6, 6)), calls(model, image(4, 64, 32, 32))) == (0, 2)

@@ -42,13 +42,12 @@ def run_chain(
             keeps it for the backward pass: then it keeps another tensor than they have
     added, copy_residual: as of `run_norm`; the sum comes before the activation
 
-    A convolution alone runs as written where its maps are too small to gain; compiled code does not ask, for one graph
-    serves all sizes.
+    It runs as written where its maps are too small to gain; compiled code does not ask, for one graph serves all sizes.
     """
-    compiling, where = torch.compiler.is_compiling(), Geometry(*geometry)
+    where = Geometry(*geometry)
     as_written = not _operator_takes(x, weight, bias, resize, where)
-    if not as_written and resize == activation == "none" and added is None and not compiling:
-        as_written = too_small(x.shape, weight, where)
+    if not as_written and resize == "none" and not torch.compiler.is_compiling():
+        as_written = too_small(x.shape, weight, where, (activation != "none") + (added is not None))
     residual = None if added is None else Residual(*added)
     if residual is None or not residual.first:
         planar = planar and not _channels_last(weight)

@@ -4,9 +4,9 @@ The rule, from the benchmark's results: nearest x2 before a convolution takes 9 
 channels), nearest /2 after it a quarter; these always pay. For all others `speed` predicts, on a CPU in float32, how
 many times as fast the operator is on large maps. It counts products and numbers moved, each with what they take: an
 activation or a sum of its own is a pass over the result, a padding of its own one over the input. A chain that is
-predicted to be slower is left. A convolution alone needs a margin, tiles that save much, 64 channels, and maps so large
-that a call's own cost does not matter. Where nothing is predicted (GPUs, half precision) an activation or a sum pays,
-and a convolution alone does not.
+predicted to be slower is left, and one whose maps are so small that a call's own cost is more than what it saves. A
+convolution alone needs a margin, and 16 channels. Where nothing is predicted (GPUs, half precision) an activation or a
+sum pays, and a convolution alone does not.
 """
 
 from operator import attrgetter
@@ -18,29 +18,25 @@ from engine.fusion.chains.folding import address_of
 from engine.fusion.lookups import Onlooker
 from engine.kernels._observers import NativeCall
 from engine.kernels.resize_conv_act.geometry import (
-    DIRECT,
     FEWEST_CHANNELS,
     Geometry,
     algorithms_of,
-    cost,
     form,
     native_sizes,
     output_sides,
 )
 from engine.kernels.resize_conv_act.spec import SPEC
 
-CHANNELS_ALONE = 64  # the fewest of a convolution alone
-PIXELS_ALONE = 4096  # the fewest of a convolution alone, of all images of a batch together
+CHANNELS_ALONE = 16  # the fewest of the input of a convolution alone
 PIXELS_FOLDED = 512  # the fewest, in the result, of a convolution that a normalisation is folded into at every call
-# the largest part of the products as written that tiles may leave, for a convolution alone
-WORTH = 0.8
-LEAST, LEAST_ALONE = 1.0, 1.2  # predicted speeds from which on a chain is replaced, and a convolution alone is
-# products that a library's convolution makes in the time that one number is read or written
-PRODUCTS_OF_A_NUMBER = 20.0
+LEAST, LEAST_ALONE = 1.0, 1.25  # predicted speeds from which on a chain is replaced, and a convolution alone is
+# products that a library's convolution makes in the time that one number is read or written; and in the time by which
+# a call of the operator is longer than one of a library, whatever the size
+PRODUCTS_OF_A_NUMBER, PRODUCTS_OF_A_CALL = 20.0, 4e6
 # products that the operator makes while a library's convolution makes one: of tiles, of the direct sum, of 1x1 kernels
-RATE_OF_TILES, RATE_OF_DIRECT, RATE_OF_POINTS = 0.45, 0.7, 0.4
+RATE_OF_TILES, RATE_OF_DIRECT, RATE_OF_POINTS = 0.7, 0.9, 0.85
 # a library makes as many products for a few outputs as for a vector of them
-FEW_OUTPUTS, RATE_OF_FEW_OUTPUTS = 4, 2.0
+FEW_OUTPUTS, RATE_OF_FEW_OUTPUTS = 4, 3.0
 
 
 def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, operations: int) -> str:
@@ -54,13 +50,11 @@ def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, operations: int
         return ""
     predicted = is_predicted(weight)
     if not operations:
-        if geometry.stride == 2 and not geometry.transposed and weight.shape[-1] == 3:
-            return "nothing to gain: a stride of 2 alone takes as many products"
         if not predicted:
             return "nothing to gain: a convolution alone, not on a CPU in float32"
-        fewest = min(weight.shape[:2])
-        if fewest < CHANNELS_ALONE:
-            return f"nothing to gain: a convolution alone, of {fewest} channels"
+        channels = weight.shape[1 - geometry.transposed]
+        if channels < CHANNELS_ALONE:
+            return f"nothing to gain: a convolution alone, of {channels} channels"
     times = speed(weight, geometry, operations) if predicted else LEAST
     alone = "" if operations else "a convolution alone, "
     least = LEAST_ALONE if alone else LEAST
@@ -98,8 +92,8 @@ def speed(weight: Tensor, geometry: Geometry, operations: int) -> float:
     passes = 2 * operations + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
     rate = RATE_OF_TILES if computed < written else RATE_OF_DIRECT
     rate = RATE_OF_POINTS if weight.shape[-1] == 1 else rate
-    if weight.shape[geometry.transposed] <= FEW_OUTPUTS and not geometry.transposed:
-        rate = RATE_OF_FEW_OUTPUTS
+    few = weight.shape[geometry.transposed] <= FEW_OUTPUTS < channels
+    rate = RATE_OF_FEW_OUTPUTS if few and weight.shape[-1] > 1 else rate
     number = PRODUCTS_OF_A_NUMBER
     return (channels * written + number * (moved + passes)) / (channels * computed / rate + number * moved)
 
@@ -111,13 +105,17 @@ def products_of_a_value(weight: Tensor, geometry: Geometry) -> tuple[float, floa
     return written, min([written, *((products / outputs) ** 2 for outputs, products in algorithms.values())])
 
 
-def too_small(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry) -> bool:
-    """Whether a convolution alone has maps too small for tiles to pay. x_shape: (B, C, H, W)."""
-    if x_shape[0] * x_shape[2] * x_shape[3] < PIXELS_ALONE:
-        return True
-    forms = algorithms_of(weight.shape[-1], geometry)
-    products = min(cost(x_shape, weight.shape, geometry, number) for number in (*forms, DIRECT))
-    return products > WORTH * cost(x_shape, weight.shape, geometry, DIRECT)
+def too_small(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, operations: int) -> bool:
+    """Whether a chain without resize has maps so small that a call's own cost is more than what it would save.
+
+    x_shape: (B, C, H, W); others: as of `why_no_gain`
+    """
+    if not is_predicted(weight):
+        return False
+    height, width = output_sides(x_shape, weight.shape[-1], geometry)
+    values, pairs = x_shape[0] * height * width, weight.shape[0] * weight.shape[1]
+    products = values * pairs * products_of_a_value(weight, geometry)[0] + PRODUCTS_OF_A_NUMBER * weight.numel()
+    return products * (1 - 1 / speed(weight, geometry, operations)) < PRODUCTS_OF_A_CALL
 
 
 def too_small_to_fold(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, resize: str) -> bool:
