@@ -20,3 +20,9 @@ def float32(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or (tensor.dtype is torch.float32 and tensor.is_contiguous()):
         return tensor
     return tensor.detach().float().contiguous()
+
+
+def float32_in_order(weight: Tensor) -> Tensor:
+    """The weight itself where it is float32 and dense, contiguous or in channels_last order, else a copy that is."""
+    in_order = weight.is_contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else False
+    return weight if in_order and weight.dtype is torch.float32 else float32(weight)

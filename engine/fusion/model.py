@@ -7,6 +7,7 @@ from torch import fx, nn
 from engine.fusion.chains.classify import classify_module, conv_tensors, weight_of
 from engine.fusion.chains.matching import NO_GAIN, Chain, Matches, NormChain, conv_of, find_chains
 from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
+from engine.fusion.chains.replacement import following
 from engine.fusion.chains.savings import Savings, expected_saving, too_small, too_small_to_fold
 from engine.fusion.check import check
 from engine.fusion.forward import Plan, exchange, is_fused, restore
@@ -126,7 +127,7 @@ class _Fuser:
             self._leave(path, module, str(traced))
             return
         matches = self._matches(path, module, traced)
-        crossing = _crossing(matches, traced)
+        crossing = _crossing(matches, traced, module)
         if crossing != traced.inlined:
             traced = trace(module, crossing)
             matches = self._matches(path, module, traced)
@@ -258,11 +259,16 @@ def _called_children(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _crossing(matches: Matches, traced: Traced) -> set[str]:
-    """The inlined Sequentials that share a chain with what is outside them; the others are fused on their own."""
+def _crossing(matches: Matches, traced: Traced, module: nn.Module) -> set[str]:
+    """The inlined Sequentials that share a chain, or chains that follow one another, with what is outside them.
+
+    The others are fused on their own.
+    """
     crossing: set[str] = set()
+    firsts = {chain.nodes[0] for chain in matches.chains}
     for chain in matches.chains:
-        owners = {_owner(node, traced.inlined) for node in chain.nodes}
+        next_ones = filter(None, following(chain.nodes[-1], firsts, module))
+        owners = {_owner(node, traced.inlined) for node in (*chain.nodes, *next_ones)}
         if len(owners) > 1:
             crossing |= {name for name in traced.inlined for owner in owners if f"{owner}.".startswith(f"{name}.")}
     return crossing

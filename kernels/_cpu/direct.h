@@ -79,12 +79,12 @@ static inline Stencil enlarging_adjoint() {
     return {2, 1, {4}, {{{-1, {0, 0, 1}}, {0, {0, 1, 1}}, {1, {1, 1, 0}}, {2, {1, 0, 0}}}}};
 }
 
-// A weight tensor, float32 contiguous, read as a matrix depth x columns of kernels: kernel (k, n) lies at
-// k * k_step + n * n_step. reversed: the taps of each axis are read from the last to the first.
+// A weight tensor, float32 and dense, read as a matrix depth x columns of kernels: the taps of kernel (k, n) lie tap_step
+// apart from k * k_step + n * n_step on. reversed: the taps of each axis are read from the last to the first.
 struct Weights {
     const float* data;
     int depth, columns;
-    int64_t k_step, n_step;
+    int64_t k_step, n_step, tap_step;
     const float* end;  // of the tensor
     bool reversed = false;
 
@@ -124,9 +124,12 @@ template <class Body> static inline void with_side(int side, Body body) {
 template <int SIDE> static inline void load_kernels(const Weights& w, int k, int n0, vf* taps) {
     constexpr int count = SIDE * SIDE, vectors = (count + VL - 1) / VL;
     const int n = w.columns - n0 < VL ? w.columns - n0 : VL;
+    const float *first = w.at(k, n0), *last = w.at(k, n0 + n - 1);
     vf loaded[vectors * VL];
-    // whole vectors of each kernel, where what they read past its end is other kernels
-    if (n == VL && w.at(k, n0 + VL - 1) + vectors * VL <= w.end && w.at(k, n0) + vectors * VL <= w.end) {
+    if (n == VL && w.tap_step > 1 && w.n_step == 1) {
+        for (int t = 0; t < count; ++t) loaded[t] = load(first + t * w.tap_step);
+    } else if (n == VL && w.tap_step == 1 && first + vectors * VL <= w.end && last + vectors * VL <= w.end) {
+        // whole vectors of each kernel: what they read past its end is other kernels
         for (int t = 0; t < count; t += VL) {
             for (int lane = 0; lane < VL; ++lane) loaded[t + lane] = load(w.at(k, n0 + lane) + t);
             transpose(loaded + t);
@@ -135,11 +138,22 @@ template <int SIDE> static inline void load_kernels(const Weights& w, int k, int
         alignas(64) float lanes[count][VL] = {};
         for (int lane = 0; lane < n; ++lane) {
             const float* kernel = w.at(k, n0 + lane);
-            for (int t = 0; t < count; ++t) lanes[t][lane] = kernel[t];
+            for (int t = 0; t < count; ++t) lanes[t][lane] = kernel[t * w.tap_step];
         }
         for (int t = 0; t < count; ++t) loaded[t] = load(lanes[t]);
     }
     for (int t = 0; t < count; ++t) taps[t] = loaded[w.reversed ? count - 1 - t : t];
+}
+
+// Loads kernels (k + j, n0 ... n0 + VL - 1) for VL steps j of the depth, which are neighbours in memory, to taps[j].
+template <int SIDE> static inline void load_steps(const Weights& w, int k, int n0, vf (*taps)[SIDE * SIDE]) {
+    constexpr int count = SIDE * SIDE;
+    for (int t = 0; t < count; ++t) {
+        vf rows[VL];
+        for (int lane = 0; lane < VL; ++lane) rows[lane] = load(w.at(k, n0 + lane) + t * w.tap_step);
+        transpose(rows);
+        for (int j = 0; j < VL; ++j) taps[j][w.reversed ? count - 1 - t : t] = rows[j];
+    }
 }
 
 // Combinations row[r] x column[c] of kernels, `rows` times `columns` of them, in lines of `stride` numbers.
@@ -157,11 +171,18 @@ template <int SIDE>
 static inline void pack_panel(const Weights& w, const Combinations& of, int k0, int count, int n0, int width, int64_t plane,
                               float* out) {
     constexpr int AHEAD = 8;  // steps of the depth that memory is asked for before they are read
+    vf kernels[VL][SIDE * SIDE];
     for (int v = 0; v < width; v += VL)
         for (int k = 0; k < count; ++k) {
-            for (int lane = 0; lane < VL; ++lane) __builtin_prefetch(w.at(k0 + k + AHEAD, n0 + v + lane));
-            vf kernel[SIDE * SIDE];
-            load_kernels<SIDE>(w, k0 + k, n0 + v, kernel);
+            const bool whole = n0 + v + VL <= w.columns && k / VL * VL + VL <= count;
+            const bool by_steps = w.k_step == 1 && w.tap_step > 1 && whole;
+            const vf* kernel = kernels[by_steps ? k % VL : 0];
+            if (!by_steps) {
+                for (int lane = 0; lane < VL; ++lane) __builtin_prefetch(w.at(k0 + k + AHEAD, n0 + v + lane));
+                load_kernels<SIDE>(w, k0 + k, n0 + v, kernels[0]);
+            } else if (k % VL == 0) {
+                load_steps<SIDE>(w, k0 + k, n0 + v, kernels);
+            }
             float* to = out + int64_t(k) * width + v;
             for (int r = 0; r < of.rows; ++r) {
                 vf line[SIDE];
@@ -173,17 +194,18 @@ static inline void pack_panel(const Weights& w, const Combinations& of, int k0, 
 
 // Packs all combinations panel by panel: [panel][r][c][depth][panel width].
 template <int SIDE> static void pack(const Weights& w, const Combinations& of, float* out) {
-    constexpr int RUN = 8;  // steps of the depth whose combinations are gathered, so that they are written in long runs
+    // steps of the depth whose combinations are gathered, so that they are written in long runs
+    const int run_length = w.tap_step > 1 && VL > 8 ? VL : 8;
     const int depth = w.depth, padded = w.padded(), products = of.products();
     for_parts<Sharing::TO_THE_NEXT>((padded + 2 * VL - 1) / (2 * VL), [&](int64_t number) {
         const int n0 = int(number) * 2 * VL, width = panel_width(n0, padded);
         float* panel = out + int64_t(n0) * products * depth;
-        float* gathered = scratch(Slot::GATHERED, int64_t(products) * RUN * width);
-        for (int k0 = 0; k0 < depth; k0 += RUN) {
-            const int run = depth - k0 < RUN ? depth - k0 : RUN;
-            pack_panel<SIDE>(w, of, k0, run, n0, width, RUN * width, gathered);
+        float* gathered = scratch(Slot::GATHERED, int64_t(products) * run_length * width);
+        for (int k0 = 0; k0 < depth; k0 += run_length) {
+            const int run = depth - k0 < run_length ? depth - k0 : run_length;
+            pack_panel<SIDE>(w, of, k0, run, n0, width, run_length * width, gathered);
             for (int p = 0; p < products; ++p)
-                std::memcpy(panel + (int64_t(p) * depth + k0) * width, gathered + int64_t(p) * RUN * width,
+                std::memcpy(panel + (int64_t(p) * depth + k0) * width, gathered + int64_t(p) * run_length * width,
                             sizeof(float) * run * width);
         }
     });
@@ -208,8 +230,9 @@ template <int SIDE> static void pack_thin(const Weights& w, const Stencil& s, fl
                     for (int n = 0; n < w.columns; ++n, ++column) {
                         const int n0 = panel_start(column), width = panel_width(n0, padded);
                         for (int k = 0; k < depth; ++k) {
-                            float line[SIDE];
-                            combine_rows<SIDE>(s.taps[pr][r].g, w.at(k, n), line);
+                            float kernel[SIDE * SIDE], line[SIDE];
+                            for (int t = 0; t < SIDE * SIDE; ++t) kernel[t] = w.at(k, n)[t * w.tap_step];
+                            combine_rows<SIDE>(s.taps[pr][r].g, kernel, line);
                             out[int64_t(n0) * depth + int64_t(k) * width + (column - n0)] =
                                 combine<SIDE>(line, s.taps[pc][c].g);
                         }

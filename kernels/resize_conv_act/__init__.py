@@ -18,7 +18,7 @@ from .._checks import (
 )
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
-from .._layout import channels_last, float32
+from .._layout import channels_last, float32, float32_in_order
 from .._native import native_function
 from . import packed_weights, reference
 from .geometry import (
@@ -196,6 +196,7 @@ def _sizes(x, weight, second, where, activation, negative_slope, exact):
     channels = x.shape[1] + (0 if where.resize == "up" else sizes["further"])
     sizes["form"] = form(x.shape, (channels, sizes["cout"], weight.shape[-1]), where, exact)
     options = {"activation": ACTIVATION_NUMBERS[activation], "negative_slope": negative_slope}
+    options["weight_last"] = not weight.is_contiguous()
     return sizes | options | {"dtype": DTYPES[x.dtype]}
 
 
@@ -220,8 +221,8 @@ def _forward_cpu(
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     y = output(x, weight, where)
     x, second, residual = channels_last(x), channels_last(second), channels_last(residual)
-    weights, biases = float32(weight), float32(bias)
-    sizes = _sizes(x, weight, second, where, activation, negative_slope, exact)
+    weights, biases = float32_in_order(weight), float32(bias)
+    sizes = _sizes(x, weights, second, where, activation, negative_slope, exact)
     kept = packed_weights.packed(weight, weights, sizes)
     _native_forward(x=x, weight=weights, bias=biases, second=second, residual=residual, y=y, kept=kept, **sizes)
     return y
@@ -261,10 +262,11 @@ def _backward_cpu(
     results = gradients([x, weight, bias, second], need)
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
-    sizes = _sizes(x, weight, second, where, activation, negative_slope, exact)
+    weights = float32_in_order(weight)
+    sizes = _sizes(x, weights, second, where, activation, negative_slope, exact)
     grad = channels_last(grad)
     y = channels_last(y) if activation in READS_OUTPUT else grad
-    read = {"x": channels_last(x), "weight": float32(weight), "second": channels_last(second)}
+    read = {"x": channels_last(x), "weight": weights, "second": channels_last(second)}
     read |= {"y": y, "grad": grad, "grad_scale": float32(grad_scale)}
     written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
     _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)

@@ -175,16 +175,16 @@ static WeightPass transformed_weights(int low, bool moves_gradient, int height, 
 }
 
 // The sizes and options of a call. SIZES: as its arguments declare them; channels, further: those of x and of second;
-// up: nearest x2 before the convolution.
+// up: nearest x2 before the convolution; weight_last: the weight lies in channels_last order.
 #define SIZES \
-    Integer dtype, activation, form, batch, up, transposed, border; \
+    Integer dtype, activation, form, batch, up, transposed, border, weight_last; \
     Size kernel, stride, padding, channels, further, height, width, out_height, out_width, cout; \
     Real negative_slope;
 struct Call {
     Dtype dtype;
     Activation activation;
     Form form;
-    bool up, transposed;
+    bool up, transposed, weight_last;
     Border border;
     int kernel, stride, padding;
     int64_t batch;
@@ -194,8 +194,8 @@ struct Call {
     template <class A>
     explicit Call(const A& a)
         : dtype(Dtype(a.dtype)), activation(Activation(a.activation)), form(Form(a.form)), up(a.up),
-          transposed(a.transposed), border(Border(a.border)), kernel(a.kernel), stride(a.stride), padding(a.padding),
-          batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width), out_h(a.out_height),
+          transposed(a.transposed), weight_last(a.weight_last), border(Border(a.border)), kernel(a.kernel),
+          stride(a.stride), padding(a.padding), batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width), out_h(a.out_height),
           out_w(a.out_width), cout(a.cout), slope(float(a.negative_slope)) {
         if (kernel < 1 || kernel > MOST_TAPS || stride < 1 || stride > MOST_TAPS) refuse("no such kernel or stride");
     }
@@ -216,15 +216,19 @@ struct Call {
     }
     Source second_source(const void* second) const { return {dtype, conv_h(), conv_w(), c2, second}; }
 
-    // From a kernel of the weight to that of the next input channel, and of the next output channel.
+    // From a kernel of a contiguous weight to that of the next input channel, and of the next output channel.
     int64_t input_step() const { return int64_t(kernel) * kernel * (transposed ? cout : 1); }
     int64_t output_step() const { return int64_t(kernel) * kernel * (transposed ? 1 : c1 + c2); }
 
     // The weight as a matrix from channels [first, first + count) of the input to the output, or, adjoint, back.
     Weights weights(const float* data, int first, int count, bool adjoint, bool reversed) const {
-        const float *from = data + first * input_step(), *end = data + weight_floats();
-        return adjoint ? Weights{from, cout, count, output_step(), input_step(), end, reversed}
-                       : Weights{from, count, cout, input_step(), output_step(), end, reversed};
+        // in channels_last order the second of both axes is the last one in memory
+        const int64_t input = weight_last && !transposed ? 1 : input_step();
+        const int64_t output = weight_last && transposed ? 1 : output_step();
+        const int64_t tap = !weight_last ? 1 : transposed ? cout : c1 + c2;
+        const float *from = data + first * input, *end = data + weight_floats();
+        return adjoint ? Weights{from, cout, count, output, input, tap, end, reversed}
+                       : Weights{from, count, cout, input, output, tap, end, reversed};
     }
     WeightGradient weight_gradient(float* data, int first) const {
         return {data + first * input_step(), output_step(), input_step()};

@@ -14,7 +14,7 @@ from .. import _native
 
 _kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_function("resize_conv_act_keep")
 # what decides, beside the weight, how it is packed
-PACKING = ("up", "transposed", "form", "kernel", "stride", "padding", "channels", "further", "cout")
+PACKING = ("up", "transposed", "weight_last", "form", "kernel", "stride", "padding", "channels", "further", "cout")
 KEPT = WeakTensorKeyDictionary()  # weight -> form of a call -> the packed weight; an entry dies with its weight
 
 
@@ -27,7 +27,7 @@ def keep(weight: Tensor) -> None:
 def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | None:
     """What is kept of a weight for a forward call of such sizes, made now where need be; None: nothing is kept.
 
-    float32: the weight's values, contiguous.
+    float32: the weight's values, in the order that the sizes tell
     """
     calls = KEPT.get(weight)
     if calls is None:

@@ -38,6 +38,8 @@ OTHER_ACTIVATIONS = {
     *(F.gelu, F.selu, F.celu, F.prelu, F.relu6, F.softplus, F.mish, F.hardswish, F.hardtanh, F.glu),
     *(nn.GELU, nn.SELU, nn.CELU, nn.PReLU, nn.ReLU6, nn.Softplus, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.GLU),
 }
+# layers and functions that make a result element by element, in its input's order of memory
+ELEMENTWISE = {*ACTIVATION_FUNCTIONS, *ACTIVATION_MODULES, *OTHER_ACTIVATIONS, nn.Identity} - {F.glu, nn.GLU}
 NORMALISATIONS = {
     *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm),
     *(F.batch_norm, F.instance_norm, F.group_norm, F.local_response_norm),
@@ -232,6 +234,17 @@ def _classify_conv_function(node: fx.Node, owner: Owner, options: dict[str, obje
     chosen = [options[name] for name in ("stride", "padding", "dilation", "groups")]
     further = "zeros", node.target in TRANSPOSED, options["output_padding"]
     return _conv(weight, bias, tuple(weight.shape[2:]), *chosen, *further)
+
+
+def is_elementwise(node: fx.Node, owner: Owner) -> bool:
+    """Whether a node makes its result of its first input element by element, in that input's order of memory."""
+    if node.op == "call_module":
+        module = owner.get_submodule(node.target)
+        # a dropout draws in the order of memory; this one drops nothing
+        keeps_all = isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0
+        return (keeps_all or type(module) in ELEMENTWISE) and not replaced(module)
+    names = ACTIVATION_METHODS if node.op == "call_method" else ELEMENTWISE
+    return node.op in ("call_method", "call_function") and node.target in names
 
 
 def own_statistics(node: fx.Node) -> dict[str, object] | None:

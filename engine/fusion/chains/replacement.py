@@ -1,11 +1,13 @@
 """Puts one call in place of each chain of a graph: `rewrite` the graph, `run_chain` is what the call runs."""
 
+from collections.abc import Collection, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from engine import ops
-from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors, own_statistics
+from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors, is_elementwise, own_statistics
 from engine.fusion.chains.folding import can_fold, fold
 from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, conv_of, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
@@ -226,8 +228,8 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
 
     exposed: whether the code that runs the graph may write, later on, into its inputs and outputs
 
-    Chains that follow one another pass on the operator's channels_last result; the input of the first decides which
-    layout the result of the last has.
+    Chains that follow one another, with nothing but elementwise layers between them, pass on the operator's
+    channels_last result; the input of the first decides which layout the result of the last has.
     """
     planar: dict[fx.Node, fx.Node | bool] = {}  # by the call of a chain: whether torch would make a contiguous result
     firsts = {chain.nodes[0] for chain in chains}
@@ -240,8 +242,11 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
         if added:
             added = chain.sum = added._replace(residual=calls.get(added.residual, added.residual))
         with graph.inserting_before(last if added else first):
-            of_series = planar[source] if source in planar else graph.call_function(is_planar, (source,))
-            followed = [user in firsts for user in last.users]
+            made_by = source
+            while made_by not in planar and is_elementwise(made_by, owner):
+                made_by = source_of(made_by)
+            of_series = planar[made_by] if made_by in planar else graph.call_function(is_planar, (source,))
+            followed = [first is not None for first in following(last, firsts, owner)]
             if added and added.first:
                 of_series = graph.call_function(is_planar, (added.residual,))
             asked = None if all(followed) else of_series
@@ -256,6 +261,18 @@ def rewrite(graph: fx.Graph, chains: list[Chain | NormChain], owner: Owner = Non
         last.replace_all_uses_with(call)
         for node in reversed(chain.nodes):
             graph.erase_node(node)
+
+
+def following(node: fx.Node, firsts: Collection[fx.Node], owner: Owner) -> Iterator[fx.Node | None]:
+    """For each use of a node, past elementwise layers, the chain's first node that uses it; None for another use.
+
+    firsts: the first nodes of all chains
+    """
+    for user in node.users:
+        if user not in firsts and is_elementwise(user, owner):
+            yield from following(user, firsts, owner)
+        else:
+            yield user if user in firsts else None
 
 
 Asked = fx.Node | bool | None
