@@ -18,7 +18,7 @@ from .._checks import (
 )
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
-from .._layout import channels_last, float32, float32_in_order
+from .._layout import channels_last, dense_order, float32, float32_in_order, in_contiguous_order
 from .._native import native_function
 from . import packed_weights, reference
 from .geometry import (
@@ -233,9 +233,17 @@ def _forward_fake(x, weight, bias, second, residual, grad_scale, *options):
 
 
 def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
-    """Empty gradients of x, weight, bias and second; those not needed have no elements."""
+    """Empty gradients of x, weight, bias and second, to be written; those not needed have no elements."""
     orders = [torch.channels_last, torch.contiguous_format, torch.contiguous_format, torch.channels_last]
     return empty_gradients(like, need, orders)
+
+
+def in_order(results: list[Tensor], like: list[Tensor | None], need: list[bool]) -> tuple[Tensor, ...]:
+    """What was written, the gradient of x and that of second in the order of their tensors, as PyTorch has them."""
+    for i in (0, 3):
+        if need[i] and like[i] is not None and dense_order(like[i]) is torch.contiguous_format:
+            results[i] = in_contiguous_order(results[i])
+    return tuple(results)
 
 
 def _backward_cpu(
@@ -271,7 +279,7 @@ def _backward_cpu(
     written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
     _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)
     round_sums([dw, db], [dweight, dbias])
-    return tuple(results)
+    return in_order(results, [x, weight, bias, second], need)
 
 
 def _gradients(
@@ -339,7 +347,8 @@ def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_
 
 
 def _backward_fake(grad, y, x, weight, bias, second, *options):
-    return tuple(gradients([x, weight, bias, second], options[-1]))
+    orders = [dense_order(x), *[torch.contiguous_format] * 2, dense_order(x if second is None else second)]
+    return tuple(empty_gradients([x, weight, bias, second], options[-1], orders))
 
 
 OPTIONS = (

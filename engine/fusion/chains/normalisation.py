@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine import ops
 from engine.fusion.chains.classify import DTYPES
 from engine.fusion.lookups import PLAIN_TENSORS, TRACED_TENSORS
+from engine.kernels._layout import contiguous
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 
 # the smallest maps, in pixels, for which the operator is as fast as torch's layers: instance normalisation, for which
@@ -67,7 +68,7 @@ def run_norm(
             residual = residual._replace(tensor=residual.tensor.clone())
         options = {"eps": norm.eps, **_options(norm, measured)}
         y = _by_operator(x, norm.weight, norm.bias, planar, activation, slope, residual, options)
-    return y.contiguous() if planar and y.dim() == 4 else y
+    return contiguous(y) if planar and y.dim() == 4 else y
 
 
 def run_norm_function(
@@ -102,7 +103,7 @@ def run_norm_function(
         options = {"kind": "instance" if instance else "batch", "momentum": momentum, "eps": eps}
         options |= {"running_mean": running_mean, "running_var": running_var}
         y = _by_operator(x, weight, bias, planar, activation, slope, residual, options)
-    return y.contiguous() if planar and y.dim() == 4 else y
+    return contiguous(y) if planar and y.dim() == 4 else y
 
 
 def _by_operator(

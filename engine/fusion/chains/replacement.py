@@ -14,6 +14,7 @@ from engine.fusion.chains.mutation import comes_from_outside, is_written_later
 from engine.fusion.chains.normalisation import Residual, finish, run_norm, run_norm_function
 from engine.fusion.chains.savings import too_small, too_small_to_fold
 from engine.fusion.lookups import TRACED_TENSORS
+from engine.kernels._layout import contiguous
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS, convolve
 
@@ -55,13 +56,13 @@ def run_chain(
         planar = planar and not _channels_last(weight)
     if as_written:
         y = _as_written(x, weight, bias, resize, where, activation, slope, residual)
-        return y.contiguous() if planar and y.dim() == 4 else y
+        return contiguous(y) if planar and y.dim() == 4 else y
     if copy_input and weight.requires_grad and torch.is_grad_enabled():
         x = x.clone()
     if residual is not None and copy_residual and torch.is_grad_enabled():
         residual = residual._replace(tensor=residual.tensor.clone())
     y = _by_operator(x, weight, bias, resize, where, activation, slope, residual)
-    laid_out = y.contiguous() if planar else y
+    laid_out = contiguous(y) if planar else y
     return y.clone() if copy_result and laid_out is y and y.requires_grad else laid_out
 
 
@@ -138,7 +139,7 @@ def run_conv_norm(
         y = _by_operator(x, *folded, resize, where, "none" if apart else activation, slope, before)
         if apart or residual is not before:
             y = finish(y, activation if apart else "none", slope, None if residual is before else residual)
-        return y.contiguous() if planar else y
+        return contiguous(y) if planar else y
     if conv_pays:
         y = run_chain(x, weight, bias, None, resize, geometry, "none", 0.0, copy_input, False)
     else:

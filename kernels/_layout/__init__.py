@@ -1,0 +1,87 @@
+"""The layouts in memory that the kernels read: dense, channels_last or contiguous, and float32 parameters."""
+
+import torch
+from torch import Tensor
+
+from .._contract import define
+from .._gradients import Gradients
+from .._native import native_function
+
+# from how many numbers and channels on a change of order is a kernel's: PyTorch's copies element by element
+LEAST_NUMBERS, LEAST_CHANNELS = 1 << 13, 8
+_transpose = native_function("layout_transpose")
+
+
+def channels_last(tensor: Tensor | None) -> Tensor | None:
+    """The tensor itself where it lies dense in channels_last order, else a copy that does; None stays None."""
+    if tensor is None or tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor
+    if not (tensor.is_contiguous() and _is_for_a_kernel(tensor)):
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return _transposed(tensor, torch.channels_last)
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """tensor.contiguous() of (B, C, H, W), by a kernel where there is one; autograd differentiates it."""
+    if tensor.is_contiguous() or torch.compiler.is_compiling() or not _is_for_a_kernel(tensor):
+        return tensor.contiguous()
+    return _contiguous(tensor)
+
+
+def in_contiguous_order(x: Tensor) -> Tensor:
+    """A copy in contiguous order of (B, C, H, W) with any strides; autograd does not see it."""
+    if _is_for_a_kernel(x) and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return _transposed(x, torch.contiguous_format)
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _is_for_a_kernel(tensor: Tensor) -> bool:
+    if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() >= LEAST_NUMBERS and tensor.shape[1] >= LEAST_CHANNELS
+
+
+def _transposed(tensor: Tensor, order: torch.memory_format) -> Tensor:
+    """A copy of a dense tensor in the other order. order: of the copy"""
+    copy = torch.empty_like(tensor, memory_format=order)
+    batch, channels, height, width = tensor.shape
+    rows, columns = channels, height * width
+    if order is torch.contiguous_format:
+        rows, columns = columns, rows
+    _transpose(x=tensor, y=copy, batch=batch, rows=rows, columns=columns)
+    return copy
+
+
+def _clone(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+_contiguous = define(
+    "contiguous(Tensor x) -> Tensor",
+    check=lambda x: None,
+    cpu=in_contiguous_order,
+    cuda=_clone,
+    fake=lambda x: torch.empty_like(x, memory_format=torch.contiguous_format),
+    reference=_clone,
+    gradients=Gradients(lambda grad: grad, ["x"]),
+    triton=False,
+)
+
+
+def dense_order(features: Tensor) -> torch.memory_format:
+    """The order in which a kernel reads features that it takes in either: theirs where dense, else channels_last."""
+    planar = features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last)
+    return torch.contiguous_format if planar else torch.channels_last
+
+
+def float32(tensor: Tensor | None) -> Tensor | None:
+    """The tensor itself where it is float32 and contiguous, else a copy that is; None stays None."""
+    if tensor is None or (tensor.dtype is torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().float().contiguous()
+
+
+def float32_in_order(weight: Tensor) -> Tensor:
+    """The weight itself where it is float32 and dense, contiguous or in channels_last order, else a copy that is."""
+    in_order = weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if in_order and weight.dtype is torch.float32 else float32(weight)
