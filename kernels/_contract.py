@@ -28,7 +28,7 @@ class Operator:
     @property
     def decomposition(self) -> Callable:
         """torch.ops.kiln.<name> in plain PyTorch: the same arguments and results."""
-        return _decompositions[self.name]
+        return decomposition(self.name)
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -123,6 +123,11 @@ def discover() -> dict[str, Operator]:
         if folder.is_dir() and not folder.name.startswith("_") and (folder / "__init__.py").is_file():
             importlib.import_module(f"{__package__}.{folder.name}")
     return OPERATORS
+
+
+def decomposition(name: str) -> Callable:
+    """torch.ops.kiln.<name> in plain PyTorch: the same arguments and results."""
+    return _decompositions[name]
 
 
 def find(name: str) -> Operator:

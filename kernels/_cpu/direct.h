@@ -150,7 +150,11 @@ template <int SIDE> static inline void load_steps(const Weights& w, int k, int n
     constexpr int count = SIDE * SIDE;
     for (int t = 0; t < count; ++t) {
         vf rows[VL];
-        for (int lane = 0; lane < VL; ++lane) rows[lane] = load(w.at(k, n0 + lane) + t * w.tap_step);
+        for (int lane = 0; lane < VL; ++lane) {
+            const float* from = w.at(k, n0 + lane) + t * w.tap_step;
+            rows[lane] = load(from);
+            __builtin_prefetch(from + 2 * VL, 0, 2);
+        }
         transpose(rows);
         for (int j = 0; j < VL; ++j) taps[j][w.reversed ? count - 1 - t : t] = rows[j];
     }
@@ -170,7 +174,7 @@ struct Combinations {
 template <int SIDE>
 static inline void pack_panel(const Weights& w, const Combinations& of, int k0, int count, int n0, int width, int64_t plane,
                               float* out) {
-    constexpr int AHEAD = 8;  // steps of the depth that memory is asked for before they are read
+    constexpr int AHEAD = 32;  // steps of the depth that memory is asked for before they are read
     vf kernels[VL][SIDE * SIDE];
     for (int v = 0; v < width; v += VL)
         for (int k = 0; k < count; ++k) {
@@ -178,7 +182,9 @@ static inline void pack_panel(const Weights& w, const Combinations& of, int k0, 
             const bool by_steps = w.k_step == 1 && w.tap_step > 1 && whole;
             const vf* kernel = kernels[by_steps ? k % VL : 0];
             if (!by_steps) {
-                for (int lane = 0; lane < VL; ++lane) __builtin_prefetch(w.at(k0 + k + AHEAD, n0 + v + lane));
+                const float* ahead = w.at(k0 + k + AHEAD, n0 + v);
+                const int64_t step = w.tap_step > 1 ? w.tap_step : w.n_step;
+                for (int i = 0; i < (w.tap_step > 1 ? SIDE * SIDE : VL); ++i) __builtin_prefetch(ahead + i * step, 0, 2);
                 load_kernels<SIDE>(w, k0 + k, n0 + v, kernels[0]);
             } else if (k % VL == 0) {
                 load_steps<SIDE>(w, k0 + k, n0 + v, kernels);

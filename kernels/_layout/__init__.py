@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .._checks import refuse
 from .._contract import define
 from .._gradients import Gradients
 from .._native import native_function
@@ -14,11 +15,17 @@ _transpose = native_function("layout_transpose")
 
 def channels_last(tensor: Tensor | None) -> Tensor | None:
     """The tensor itself where it lies dense in channels_last order, else a copy that does; None stays None."""
-    if tensor is None or tensor.is_contiguous(memory_format=torch.channels_last):
+    return in_order(tensor, torch.channels_last)
+
+
+def in_order(tensor: Tensor | None, order: torch.memory_format) -> Tensor | None:
+    """The tensor itself where it lies dense in this order, else a copy that does; None stays None."""
+    if tensor is None or tensor.is_contiguous(memory_format=order):
         return tensor
-    if not (tensor.is_contiguous() and _is_for_a_kernel(tensor)):
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return _transposed(tensor, torch.channels_last)
+    other = torch.channels_last if order is torch.contiguous_format else torch.contiguous_format
+    if _is_for_a_kernel(tensor) and tensor.is_contiguous(memory_format=other):
+        return _transposed(tensor, order)
+    return tensor.contiguous(memory_format=order)
 
 
 def contiguous(tensor: Tensor) -> Tensor:
@@ -28,15 +35,8 @@ def contiguous(tensor: Tensor) -> Tensor:
     return _contiguous(tensor)
 
 
-def in_contiguous_order(x: Tensor) -> Tensor:
-    """A copy in contiguous order of (B, C, H, W) with any strides; autograd does not see it."""
-    if _is_for_a_kernel(x) and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return _transposed(x, torch.contiguous_format)
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def _is_for_a_kernel(tensor: Tensor) -> bool:
-    if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
+    if tensor.dtype is not torch.float32 or tensor.device.type != "cpu" or tensor.dim() != 4:
         return False
     return tensor.numel() >= LEAST_NUMBERS and tensor.shape[1] >= LEAST_CHANNELS
 
@@ -56,10 +56,20 @@ def _clone(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
+def _contiguous_cpu(x: Tensor) -> Tensor:
+    copy = in_order(x, torch.contiguous_format)
+    return copy if copy is not x else _clone(x)
+
+
+def _check(x: Tensor) -> None:
+    if x.dim() != 4 or x.layout is not torch.strided:
+        refuse("contiguous", f"x must be a dense (B, C, H, W), not {tuple(x.shape)}")
+
+
 _contiguous = define(
     "contiguous(Tensor x) -> Tensor",
-    check=lambda x: None,
-    cpu=in_contiguous_order,
+    check=_check,
+    cpu=_contiguous_cpu,
     cuda=_clone,
     fake=lambda x: torch.empty_like(x, memory_format=torch.contiguous_format),
     reference=_clone,

@@ -7,7 +7,7 @@ from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype, require_like
 from .._contract import define, publish
 from .._gradients import Gradients
-from .._layout import dense_order
+from .._layout import dense_order, in_order
 from .._native import native_function
 from . import reference
 
@@ -63,7 +63,7 @@ def _sizes(features: Tensor, order: torch.memory_format) -> dict[str, int]:
 def _forward_cpu(features):
     result = output(features)
     order = dense_order(features)
-    dense = features.contiguous(memory_format=order)
+    dense = in_order(features, order)
     _native_forward(features=dense, result=result, **_sizes(dense, order))
     return result
 
@@ -74,7 +74,7 @@ def _forward_fake(features):
 
 def _backward_cpu(grad, features):
     order = dense_order(features)
-    dense, grad = features.contiguous(memory_format=order), grad.contiguous()
+    dense, grad = in_order(features, order), grad.contiguous()
     result = torch.empty_like(dense, memory_format=order)
     _native_backward(features=dense, grad=grad, dfeatures=result, **_sizes(dense, order))
     return result

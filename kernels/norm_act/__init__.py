@@ -9,7 +9,7 @@ from .._availability import gpu_function
 from .._checks import DTYPES, refuse, require_activation, require_dtype, require_like, require_need
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
-from .._layout import dense_order, float32
+from .._layout import dense_order, float32, in_order
 from .._native import native_function
 from ..resize_conv_act import ACTIVATION_NUMBERS
 from . import reference
@@ -210,7 +210,7 @@ def _options(x, order, groups, constant, eps, activation, negative_slope, residu
 
 def dense(order: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in this order of memory."""
-    return [None if tensor is None else tensor.contiguous(memory_format=order) for tensor in tensors]
+    return [in_order(tensor, order) for tensor in tensors]
 
 
 def _forward_cpu(

@@ -18,7 +18,7 @@ from .._checks import (
 )
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
-from .._layout import channels_last, dense_order, float32, float32_in_order, in_contiguous_order
+from .._layout import channels_last, dense_order, float32, float32_in_order, in_order
 from .._native import native_function
 from . import packed_weights, reference
 from .geometry import (
@@ -238,11 +238,12 @@ def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
     return empty_gradients(like, need, orders)
 
 
-def in_order(results: list[Tensor], like: list[Tensor | None], need: list[bool]) -> tuple[Tensor, ...]:
+def ordered(results: list[Tensor], like: list[Tensor | None], need: list[bool]) -> tuple[Tensor, ...]:
     """What was written, the gradient of x and that of second in the order of their tensors, as PyTorch has them."""
     for i in (0, 3):
-        if need[i] and like[i] is not None and dense_order(like[i]) is torch.contiguous_format:
-            results[i] = in_contiguous_order(results[i])
+        if need[i] and like[i] is not None:
+            order, written = dense_order(like[i]), results[i]  # an empty tensor lies in every order
+            results[i] = in_order(written, order) if len(written) else torch.empty_like(written, memory_format=order)
     return tuple(results)
 
 
@@ -279,7 +280,7 @@ def _backward_cpu(
     written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
     _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)
     round_sums([dw, db], [dweight, dbias])
-    return in_order(results, [x, weight, bias, second], need)
+    return ordered(results, [x, weight, bias, second], need)
 
 
 def _gradients(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._gpu.activation_backward import through_activation
 from .._layout import channels_last
-from . import ACTIVATION_NUMBERS, gradients, in_order, output
+from . import ACTIVATION_NUMBERS, gradients, ordered, output
 from .geometry import BORDERS, Geometry, effective_stride
 from .gpu_border import fold_border
 from .gpu_convolution import Taps, convolve, precision
@@ -105,7 +105,7 @@ def backward(
     if x.shape[0] == 0:
         for gradient in (dweight, dbias):
             gradient.zero_()
-        return in_order(results, [x, weight, bias, second], need)
+        return ordered(results, [x, weight, bias, second], need)
     weight = weight.contiguous()
     scale = None if grad_scale is None else grad_scale.float().contiguous()
     dz, weighted, bias_rows = through_activation(
@@ -125,7 +125,7 @@ def backward(
             bias_rows = None  # the bias's gradient is complete: the second input adds nothing to it
     if bias_rows is not None:
         sum_gradients(None, (0, 0), (0, 0), dweight, 0, bias_rows, dbias, fold=False)
-    return in_order(results, [x, weight, bias, second], need)
+    return ordered(results, [x, weight, bias, second], need)
 
 
 def _input_gradient(dz: Tensor, weights: Tensor, gradient: Tensor, taps: Taps, exact: bool) -> None:

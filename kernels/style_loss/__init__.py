@@ -7,7 +7,7 @@ from .._availability import gpu_function
 from .._checks import DTYPES, require, require_dtype, require_like, require_need
 from .._contract import define, publish
 from .._gradients import Gradients, empty_gradients
-from .._layout import dense_order, float32
+from .._layout import dense_order, float32, in_order
 from .._native import native_function
 from . import reference
 
@@ -71,7 +71,7 @@ def _dense(a: Tensor, b: Tensor) -> dict[str, Tensor | int]:
     """Both as they are read in place, and their sizes, as the native functions take them."""
     batch, channels, height, width = a.shape
     of_a, of_b = dense_order(a), dense_order(b)
-    features = {"a": a.contiguous(memory_format=of_a), "b": b.contiguous(memory_format=of_b)}
+    features = {"a": in_order(a, of_a), "b": in_order(b, of_b)}
     planar = {"a_planar": of_a == torch.contiguous_format, "b_planar": of_b == torch.contiguous_format}
     sizes = {"batch": batch, "pixels": height * width, "channels": channels}
     return {"dtype": DTYPES[a.dtype], **features, **planar, **sizes}
