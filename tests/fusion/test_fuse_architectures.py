@@ -17,7 +17,7 @@ EXPECTED = {
     "depth decoder": (7, 7),
     "pix2pix U-Net 256": (15, 15),
     "PatchGAN": (5, 5),
-    "CycleGAN ResNet-9": (42, 42),
+    "CycleGAN ResNet-9": (46, 46),
     "DCGAN generator (published)": (5, 5),
     "DCGAN discriminator": (5, 5),
     "StarGAN generator": (22, 34),
@@ -27,15 +27,15 @@ EXPECTED = {
     "diffusers AutoencoderKL": (37, 41),
     "diffusers AutoencoderKL decoder": (21, 25),
     "diffusers AutoencoderTiny decoder": (34, 35),
-    "diffusers UNet2DModel": (33, 33),
+    "diffusers UNet2DModel": (34, 34),
     "transformers ResNet-18": (19, 19),
     "transformers Swin2SR": (4, 5),
     "transformers Janus VQVAE decoder": (7, 15),
     "MONAI AutoencoderKL decoder": (7, 10),
     "MONAI BasicUNet": (0, 17),
     "MONAI BasicUNet (as it comes)": (18, 35),
-    "MONAI UNet (residual units)": (24, 33),
-    "MONAI FlexibleUNet (ResNet-18)": (21, 21),
+    "MONAI UNet (residual units)": (30, 39),
+    "MONAI FlexibleUNet (ResNet-18)": (21, 22),
 }
 
 

@@ -311,7 +311,7 @@ def test_normalisation_between_is_told() -> None:
 
 
 def test_small_maps_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(savings, "PRODUCTS_OF_A_CALL", 4e6)
+    monkeypatch.setattr(savings, "PRODUCTS_OF_A_CALL", 5e6)
     model = seeded(lambda: nn.Sequential(conv(64, 64), nn.BatchNorm2d(64), conv(64, 64), nn.ReLU()))
     small = fuse(model, example_inputs=image(1, 64, 6, 6))
     why = "nothing to gain: its maps are small"

@@ -29,14 +29,14 @@ from engine.kernels.resize_conv_act.spec import SPEC
 
 CHANNELS_ALONE = 16  # the fewest of the input of a convolution alone
 PIXELS_FOLDED = 512  # the fewest, in the result, of a convolution that a normalisation is folded into at every call
-LEAST, LEAST_ALONE = 1.0, 1.25  # predicted speeds from which on a chain is replaced, and a convolution alone is
-# products that a library's convolution makes in the time that one number is read or written; and in the time by which
-# a call of the operator is longer than one of a library, whatever the size
-PRODUCTS_OF_A_NUMBER, PRODUCTS_OF_A_CALL = 20.0, 4e6
+LEAST, LEAST_ALONE = 1.0, 1.15  # predicted speeds from which on a chain is replaced, and a convolution alone is
+# products that a library's convolution makes in the time that one number is read or written; in that by which a call of
+# the operator is longer than one of a library, whatever its size; and in that in which a number of the weight is packed
+PRODUCTS_OF_A_NUMBER, PRODUCTS_OF_A_CALL, PRODUCTS_OF_A_WEIGHT = 20.0, 5e6, 4.0
 # products that the operator makes while a library's convolution makes one: of tiles, of the direct sum, of 1x1 kernels
 RATE_OF_TILES, RATE_OF_DIRECT, RATE_OF_POINTS = 0.7, 0.9, 0.85
-# a library makes as many products for a few outputs as for a vector of them
-FEW_OUTPUTS, RATE_OF_FEW_OUTPUTS = 4, 3.0
+# a library makes so many times the products for a few outputs, as many as for a vector of them
+FEW_OUTPUTS, PRODUCTS_OF_FEW_OUTPUTS = 4, 3.0
 
 
 def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, operations: int) -> str:
@@ -84,18 +84,23 @@ def speed(weight: Tensor, geometry: Geometry, operations: int) -> float:
 
     weight, geometry, operations: as of `why_no_gain`
     """
+    written, computed = _costs(weight, geometry, operations)
+    return written / computed
+
+
+def _costs(weight: Tensor, geometry: Geometry, operations: int) -> tuple[float, float]:
+    """What a value of the result takes on large maps, in products of a library: as written, and by the operator."""
     written, computed = products_of_a_value(weight, geometry)
-    channels = weight.shape[0 if geometry.transposed else 1]
+    channels, outputs = weight.shape[1 - geometry.transposed], weight.shape[geometry.transposed]
     # of each value of the result: reads of the input, and the write of the result
     spread = 1 / geometry.stride**2 if geometry.transposed else geometry.stride**2
-    moved = 1 + spread * channels / weight.shape[geometry.transposed]
+    moved = 1 + spread * channels / outputs
     passes = 2 * operations + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
     rate = RATE_OF_TILES if computed < written else RATE_OF_DIRECT
     rate = RATE_OF_POINTS if weight.shape[-1] == 1 else rate
-    few = weight.shape[geometry.transposed] <= FEW_OUTPUTS < channels
-    rate = RATE_OF_FEW_OUTPUTS if few and weight.shape[-1] > 1 else rate
-    number = PRODUCTS_OF_A_NUMBER
-    return (channels * written + number * (moved + passes)) / (channels * computed / rate + number * moved)
+    few, number = outputs <= FEW_OUTPUTS < channels and weight.shape[-1] > 1, PRODUCTS_OF_A_NUMBER
+    of_library = channels * written * (PRODUCTS_OF_FEW_OUTPUTS if few else 1) + number * (moved + passes)
+    return of_library, channels * computed / (1 if few else rate) + number * moved
 
 
 def products_of_a_value(weight: Tensor, geometry: Geometry) -> tuple[float, float]:
@@ -113,9 +118,9 @@ def too_small(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, oper
     if not is_predicted(weight):
         return False
     height, width = output_sides(x_shape, weight.shape[-1], geometry)
-    values, pairs = x_shape[0] * height * width, weight.shape[0] * weight.shape[1]
-    products = values * pairs * products_of_a_value(weight, geometry)[0] + PRODUCTS_OF_A_NUMBER * weight.numel()
-    return products * (1 - 1 / speed(weight, geometry, operations)) < PRODUCTS_OF_A_CALL
+    written, computed = _costs(weight, geometry, operations)
+    saved = x_shape[0] * height * width * weight.shape[geometry.transposed] * (written - computed)
+    return saved + PRODUCTS_OF_A_WEIGHT * weight.numel() * (1 - computed / written) < PRODUCTS_OF_A_CALL
 
 
 def too_small_to_fold(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, resize: str) -> bool:
