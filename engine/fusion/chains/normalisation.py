@@ -58,8 +58,13 @@ def run_norm(
     """
     residual = None if added is None else Residual(*added)
     measured = norm.training or not _has_statistics(norm)
-    by_operator = not torch.compiler.is_compiling() and _operator_takes(x, norm) and _fits(x, residual)
-    if not by_operator or not _pays(x, norm, measured, activation != "none" or residual is not None):
+    by_operator = _operator_takes(x, norm) and _fits(x, residual)
+    if by_operator and torch.compiler.is_compiling():
+        # as in run_norm_function; a momentum of None is another number at each call
+        by_operator = measured and not isinstance(norm, nn.GroupNorm) and norm.momentum is not None
+    elif by_operator:
+        by_operator = _pays(x, norm, measured, activation != "none" or residual is not None)
+    if not by_operator:
         y = finish(norm(x), activation, slope, residual)
     else:
         if copy_input and torch.is_grad_enabled() and not x.is_contiguous():
