@@ -20,9 +20,22 @@ from engine.fusion import FuseReport
 from engine.fusion.chains import savings
 from engine.fusion.chains.classify import ACTIVATION_MODULES, classify_module
 from engine.fusion.chains.convolutions import conv_name
+from engine.kernels.resize_conv_act.geometry import output_sides
 
 ROUNDS = 3
 ACTIVATIONS = {name: module for module, name in ACTIVATION_MODULES.items()}
+
+
+class Summed(nn.Module):
+    """after(before(x) + residual). residual: like the result of before"""
+
+    def __init__(self, before: nn.Module, residual: Tensor, after: nn.Module):
+        super().__init__()
+        self.before, self.after = before, after
+        self.register_buffer("residual", residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.before(x) + self.residual)
 
 
 @dataclass(frozen=True)
@@ -31,13 +44,13 @@ class Case:
 
     path: str
     pattern: str
-    layers: nn.Sequential
+    layers: nn.Module
     shape: tuple[int, ...]
     predicted: float
 
 
 def cases(model: nn.Module, report: FuseReport, run: Callable[[nn.Module], object]) -> list[Case]:
-    """The chains of a report that have a prediction: a plain convolution, perhaps a BatchNorm2d, perhaps an activation.
+    """The chains of a report that have a prediction: a convolution, and perhaps BatchNorm2d, residual sum, activation.
 
     model: as it was before it was fused; run: calls it with its input
     """
@@ -76,15 +89,23 @@ def _case(path: str, pattern: str, conv: nn.Conv2d | nn.ConvTranspose2d, shape: 
         return None  # nearest x2 or a padding lies before it
     layers: list[nn.Module] = [copy.deepcopy(conv)]
     for part in after:
-        if part != "BatchNorm2d" and part not in ACTIVATIONS:
+        if part == "BatchNorm2d":
+            layers.append(nn.BatchNorm2d(channels).eval())
+        elif part in ACTIVATIONS:
+            layers.append(ACTIVATIONS[part]())
+        elif part != "residual":
             return None
-        layers.append(nn.BatchNorm2d(channels).eval() if part == "BatchNorm2d" else ACTIVATIONS[part]())
-    return Case(path, pattern, nn.Sequential(*layers), shape, savings.speed(conv.weight, geometry, len(after)))
+    chain: nn.Module = nn.Sequential(*layers)
+    if "residual" in after:
+        place = 1 + after.index("residual")
+        residual = torch.randn(shape[0], channels, *output_sides(shape, conv.kernel_size[0], geometry))
+        chain = Summed(chain[:place], residual, chain[place:])
+    return Case(path, pattern, chain, shape, savings.speed(conv.weight, geometry, len(after)))
 
 
 def measured(case: Case) -> float:
     """How many times as fast as its layers as written one chain is."""
-    folded = any(isinstance(layer, nn.BatchNorm2d) for layer in case.layers)
+    folded = any(isinstance(layer, nn.BatchNorm2d) for layer in case.layers.modules())
     x = torch.randn(case.shape).contiguous(memory_format=torch.channels_last)
     written = case.layers.to(memory_format=torch.channels_last)
     fused = copy.deepcopy(written)

@@ -102,8 +102,8 @@ def step_differences(fused: System, eager: System, step: int, steps: int) -> dic
         of_losses = {name: relative_error(losses[name], exact[name], LEAST_NORM) for name in exact}
         gradients = {f"gradient of the {name}": relative_error(ours[name], wanted[name], LEAST_NORM) for name in wanted}
         for name, difference in {**of_losses, **gradients}.items():
-            # of a gradient the best attempt counts; of a loss, which is continuous, the worst, unless the difference may
-            # come from such a gradient: some systems take several optimiser steps in a training step
+            # of a gradient the best attempt counts; of a loss, which is continuous, the worst, unless the difference
+            # may come from such a gradient: some systems take several optimiser steps in a training step
             take = min if name in gradients or smallest.get(name, 0.0) <= KINK_TOLERANCE else max
             smallest[name] = take(smallest[name], difference) if name in smallest else difference
         at_kinks = any(LOSS_TOLERANCE < difference <= KINK_TOLERANCE for difference in gradients.values())

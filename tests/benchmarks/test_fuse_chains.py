@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.suites import fuse_chains
 from engine import fuse
@@ -16,6 +16,37 @@ def model() -> nn.Module:
     layers = [nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ELU()]
     layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ELU(), nn.Conv2d(16, 8, 1), nn.Tanh()]
     return nn.Sequential(*layers, nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()).eval()
+
+
+class Block(nn.Module):
+    """Two residual sums, one after a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x) + x)
+        return torch.relu(self.norm(self.second(y)) + y)
+
+
+def test_chains_with_a_sum_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Block().eval()
+    report = fuse(copy.deepcopy(plain))
+    seen = []
+    measured = fuse_chains.measured
+    monkeypatch.setattr(fuse_chains, "measured", lambda case: (seen.append(case), measured(case))[1])
+    rows = fuse_chains.rows(plain, report, lambda model: model(torch.randn(1, 16, 20, 20)))
+    patterns = ["conv 3x3 + residual + relu", "conv 3x3 + BatchNorm2d + residual + relu"]
+    assert [row["pattern"] for row in rows] == patterns
+    for case, pattern in zip(seen, patterns, strict=True):
+        layers = copy.deepcopy(case.layers)
+        with fuse_chains.everything_pays():
+            assert [entry.pattern for entry in fuse(layers).replaced] == [pattern]
+            x = torch.randn(case.shape)
+            with torch.no_grad():
+                torch.testing.assert_close(layers(x), case.layers(x), rtol=1e-4, atol=1e-4)
 
 
 def test_every_chain_with_a_prediction_is_measured_once() -> None:
