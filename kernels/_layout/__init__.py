@@ -15,12 +15,12 @@ _transpose = native_function("layout_transpose")
 
 def channels_last(tensor: Tensor | None) -> Tensor | None:
     """The tensor itself where it lies dense in channels_last order, else a copy that does; None stays None."""
-    return in_order(tensor, torch.channels_last)
+    return None if tensor is None else in_order(tensor, torch.channels_last)
 
 
-def in_order(tensor: Tensor | None, order: torch.memory_format) -> Tensor | None:
-    """The tensor itself where it lies dense in this order, else a copy that does; None stays None."""
-    if tensor is None or tensor.is_contiguous(memory_format=order):
+def in_order(tensor: Tensor, order: torch.memory_format) -> Tensor:
+    """The tensor itself where it lies dense in this order, else a copy that does."""
+    if tensor.is_contiguous(memory_format=order):
         return tensor
     other = torch.channels_last if order is torch.contiguous_format else torch.contiguous_format
     if _is_for_a_kernel(tensor) and tensor.is_contiguous(memory_format=other):

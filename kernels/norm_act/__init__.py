@@ -210,7 +210,7 @@ def _options(x, order, groups, constant, eps, activation, negative_slope, residu
 
 def dense(order: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in this order of memory."""
-    return [in_order(tensor, order) for tensor in tensors]
+    return [None if tensor is None else in_order(tensor, order) for tensor in tensors]
 
 
 def _forward_cpu(

@@ -240,9 +240,9 @@ def gradients(like: list[Tensor | None], need: list[bool]) -> list[Tensor]:
 
 def ordered(results: list[Tensor], like: list[Tensor | None], need: list[bool]) -> tuple[Tensor, ...]:
     """What was written, the gradient of x and that of second in the order of their tensors, as PyTorch has them."""
-    for i in (0, 3):
-        if need[i] and like[i] is not None:
-            order, written = dense_order(like[i]), results[i]  # an empty tensor lies in every order
+    for i, tensor in ((0, like[0]), (3, like[3])):
+        if need[i] and tensor is not None:
+            order, written = dense_order(tensor), results[i]  # an empty tensor lies in every order
             results[i] = in_order(written, order) if len(written) else torch.empty_like(written, memory_format=order)
     return tuple(results)
 
