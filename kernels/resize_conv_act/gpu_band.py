@@ -75,11 +75,13 @@ def conv_band_kernel(
         if HAS_BIAS:
             value += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         # the outputs above this row are complete now; those above the band belong to the band before it
-        at = (start + (row - 1) * W + column)[:, None] * N + n[None, :]
         wanted = (valid & (row > top))[:, None] & (n < N)[None, :]
         if HAS_RESIDUAL:
+            at = (start + (row - 1) * W + column)[:, None] * N + n[None, :]
             value += tl.load(residual + at, mask=wanted, other=0.0).to(tl.float32)
-        tl.store(y + at, rounded(activate(value, ACTIVATION, slope), y.dtype.element_ty), mask=wanted)
+        value = activate(value, ACTIVATION, slope)
+        at = (start + (row - 1) * W + column)[:, None] * N + n[None, :]
+        tl.store(y + at, rounded(value, y.dtype.element_ty), mask=wanted)
         above, beside = beside, below
 
 

@@ -94,6 +94,12 @@ def _add_products(
     return acc
 
 
+@triton.jit
+def _start(sample, oy, ox, N, height, width, WIDE: tl.constexpr):
+    """Where the channels of the pixels (oy, ox) of images begin in a result (batch, height, width, N)."""
+    return ((tl.cast(sample, tl.int64) if WIDE else sample) * (height * width) + oy * width + ox) * N
+
+
 # whether these are multiples of 16 tells the compiler nothing that it can use: one code serves all
 _SCALARS = ["batch", "H", "W", "height", "width", "K", "stride", "shift", "rest", "border"]
 
@@ -153,12 +159,15 @@ def conv_kernel(
         )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    pixel = ((tl.cast(sample, tl.int64) if WIDE else sample) * (height * width) + oy * width + ox) * N
-    at = pixel[:, None] + n[None, :]
-    inside = valid[:, None] & (n < N)[None, :]
     if HAS_RESIDUAL:
-        acc += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, rounded(activate(acc, ACTIVATION, slope), y.dtype.element_ty), mask=inside)
+        pixel = _start(sample, oy, ox, N, height, width, WIDE)
+        inside = valid[:, None] & (n < N)[None, :]
+        acc += tl.load(residual + pixel[:, None] + n[None, :], mask=inside, other=0.0).to(tl.float32)
+    acc = activate(acc, ACTIVATION, slope)
+    # formed here, so that they take no registers during the activation
+    pixel = _start(sample, oy, ox, N, height, width, WIDE)
+    inside = valid[:, None] & (n < N)[None, :]
+    tl.store(y + pixel[:, None] + n[None, :], rounded(acc, y.dtype.element_ty), mask=inside)
 
 
 def precision(dtype: torch.dtype, exact: bool) -> str:
@@ -182,8 +191,9 @@ def conv_tiles(pixels: int, phases: int, n: int, dtype: torch.dtype, exact: bool
     widest = min(256 if half else 128, max(16, triton.next_power_of_2(n)))
 
     def tile(bm: int, bn: int) -> dict[str, int]:
-        # a float32 product is three products whose factors' parts stay in registers: a thread has half the elements
-        warps = 8 if bm * bn >= (128 * 128 if half else 64 * 128) else 4
+        # a float32 product is three products whose factors' parts stay in registers: a thread has half the elements; a
+        # quarter of those where it is made without matrix units
+        warps = 8 if bm * bn >= (128 * 128 if half else 64 * 32 if exact else 64 * 128) else 4
         stages = 4 if half and bm + bn < 320 else 3
         return {"BM": tuning.block(pixels, bm), "BN": bn, "num_warps": warps, "num_stages": stages}
 
