@@ -93,5 +93,5 @@ def float32(tensor: Tensor | None) -> Tensor | None:
 
 def float32_in_order(weight: Tensor) -> Tensor:
     """The weight itself where it is float32 and dense, contiguous or in channels_last order, else a copy that is."""
-    in_order = weight.is_contiguous(memory_format=torch.channels_last)
-    return weight if in_order and weight.dtype is torch.float32 else float32(weight)
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if last and weight.dtype is torch.float32 else float32(weight)

@@ -321,8 +321,8 @@ def _recorded_gradients(
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     back = opposite(x.shape, weight.shape[-1], where)
     plain = second is None and grad_scale is None and not input_grad_from and activation in FROM_OUTPUT
-    alone = list(need) in ([True, False, False, False, False], [True, False, False, False, True])
-    if back is None or not plain or not alone or weight.dtype != x.dtype:
+    of_parameters = any(need[1:4])
+    if back is None or not plain or not need[0] or of_parameters or weight.dtype != x.dtype:
         return None
     grad = before_activation(grad, y, activation, negative_slope)
     dx = _forward(grad, weight, None, None, None, None, *back, "none", 0.0, exact, 0)

@@ -195,8 +195,8 @@ struct Call {
     explicit Call(const A& a)
         : dtype(Dtype(a.dtype)), activation(Activation(a.activation)), form(Form(a.form)), up(a.up),
           transposed(a.transposed), weight_last(a.weight_last), border(Border(a.border)), kernel(a.kernel),
-          stride(a.stride), padding(a.padding), batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width), out_h(a.out_height),
-          out_w(a.out_width), cout(a.cout), slope(float(a.negative_slope)) {
+          stride(a.stride), padding(a.padding), batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width),
+          out_h(a.out_height), out_w(a.out_width), cout(a.cout), slope(float(a.negative_slope)) {
         if (kernel < 1 || kernel > MOST_TAPS || stride < 1 || stride > MOST_TAPS) refuse("no such kernel or stride");
     }
 

@@ -102,11 +102,6 @@ class Chain:
         return conv_name(self.kernel, self.geometry)
 
     @property
-    def alone(self) -> bool:
-        """Whether it is no more than a convolution."""
-        return self.resize == "none" and not self.operations
-
-    @property
     def operations(self) -> int:
         """How many layers after the convolution it has, but for a halving."""
         return (self.sum is not None) + (self.activation != "none")

@@ -35,6 +35,10 @@ class Residual(NamedTuple):
     after: bool
     in_place: bool
 
+    def kept(self, copy: bool) -> "Residual":
+        """What an operator may keep for the backward pass: with a copy of the tensor where others may write into it."""
+        return self._replace(tensor=self.tensor.clone()) if copy and torch.is_grad_enabled() else self
+
 
 def run_norm(
     x: Tensor,
@@ -69,8 +73,7 @@ def run_norm(
     else:
         if copy_input and torch.is_grad_enabled() and not x.is_contiguous():
             x = x.clone()
-        if residual is not None and copy_residual and torch.is_grad_enabled():
-            residual = residual._replace(tensor=residual.tensor.clone())
+        residual = residual and residual.kept(copy_residual)
         options = {"eps": norm.eps, **_options(norm, measured)}
         y = _by_operator(x, norm.weight, norm.bias, planar, activation, slope, residual, options)
     return contiguous(y) if planar and y.dim() == 4 else y

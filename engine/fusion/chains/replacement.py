@@ -59,8 +59,7 @@ def run_chain(
         return contiguous(y) if planar and y.dim() == 4 else y
     if copy_input and weight.requires_grad and torch.is_grad_enabled():
         x = x.clone()
-    if residual is not None and copy_residual and torch.is_grad_enabled():
-        residual = residual._replace(tensor=residual.tensor.clone())
+    residual = residual and residual.kept(copy_residual)
     y = _by_operator(x, weight, bias, resize, where, activation, slope, residual)
     laid_out = contiguous(y) if planar else y
     return y.clone() if copy_result and laid_out is y and y.requires_grad else laid_out
@@ -130,8 +129,7 @@ def run_conv_norm(
     if _folds(x, weight, bias, norm, resize, where):
         if copy_input and weight.requires_grad and torch.is_grad_enabled():
             x = x.clone()
-        if residual is not None and copy_residual and torch.is_grad_enabled():
-            residual = residual._replace(tensor=residual.tensor.clone())
+        residual = residual and residual.kept(copy_residual)
         folded = fold(x, weight, bias, norm, where.transposed)
         # as written such an activation keeps its input for the backward pass, and the operator would keep its result
         apart = activation in KEEP_INPUT and torch.is_grad_enabled()
