@@ -251,19 +251,25 @@ def _in_dual_level() -> bool:
 
 
 def drop_unreached(
-    node: torch.autograd.function.FunctionCtx, tensors: Sequence[Tensor | None], need: list[bool]
+    node: torch.autograd.function.FunctionCtx,
+    tensors: Sequence[Tensor | None],
+    need: list[bool],
+    along: Sequence[int | None],
 ) -> None:
     """In a backward pass, marks in `need` the tensors whose gradient goes nowhere: nothing past them was asked for.
 
     node: of the operator. tensors: its first arguments; need: of each of them whether it requires a gradient. So
     `loss.backward(inputs=...)` and `torch.autograd.grad` form no gradients of parameters that they do not name.
+    along: of each tensor another one before it, with whose gradient its own comes almost for nothing, or None: where
+    that is formed nobody is asked. (Asking for a leaf that autograd.grad names takes torch an exception, 15 us.)
     """
     functions = iter(node.next_functions)  # of those that are tensors
     for position, tensor in enumerate(tensors):
         if tensor is None:
             continue
         function, _ = next(functions)
-        if need[position] and not _reached(function):
+        other = along[position]
+        if need[position] and not (other is not None and need[other]) and not _reached(function):
             need[position] = False
 
 

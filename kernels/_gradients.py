@@ -30,6 +30,7 @@ class Gradients:
     results:    names of what the operator returns. One of several is differentiable if backward takes its gradient
     renamed:    parameter of backward -> what it takes, where the names differ
     only_if:    input -> the option without which it has no gradient
+    along:      input -> one before it, with whose gradient its own comes almost for nothing
     kept_for:   an option and its values for which backward reads the result: it is kept for these only, and backward
                 takes None for it else; None: always
     fused_for:  an option and its values that backward knows; with others the gradients are the reference's
@@ -42,6 +43,7 @@ class Gradients:
     results: Sequence[str] = ("y",)
     renamed: Mapping[str, str] = field(default_factory=dict)
     only_if: Mapping[str, str] = field(default_factory=dict)
+    along: Mapping[str, str] = field(default_factory=dict)
     kept_for: tuple[str, Collection[object]] | None = None
     fused_for: tuple[str, Collection[object]] | None = None
     recorded: Callable | None = None
@@ -79,6 +81,7 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
     keeps, nothing = _is_one_of(gradients.kept_for, names), (None,) * len(kept)
     fuses = _is_one_of(gradients.fused_for, [names[i] for i in options])
     only_if = [(names.index(i), [names[j] for j in options].index(o)) for i, o in gradients.only_if.items()]
+    along = [names.index(gradients.along[name]) if name in gradients.along else None for name in names[:count]]
     rest = (None,) * (len(names) - count)
     is_grad_enabled = torch.is_grad_enabled
 
@@ -102,7 +105,7 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
         if not any(need) or (several and _are_none(grads)):
             return (None,) * len(names)
         saved = ctx.saved_tensors
-        drop_unreached(ctx, saved[:count], need)
+        drop_unreached(ctx, saved[:count], need, along)
         values = (*saved, *given, *grads, need)
         if is_grad_enabled() or gradients_transformed() or not (fuses is None or fuses(given)):
             if recorded and is_grad_enabled() and not gradients_transformed():

@@ -45,7 +45,7 @@ static inline void for_vectors(int64_t start, int64_t rows, int64_t width, const
 }
 
 // The tensors of a pass, dense in one order. before, after: the residual by its place, or null. result: y, or in
-// backward the gradient of x. results may be null.
+// backward the gradient of x. results may be null. Kernels take it by value: no write can change what is read of it.
 struct Tensors {
     const void *x, *grad, *before, *after;
     void *result, *dresidual;
@@ -76,9 +76,14 @@ struct Constants {
     const float *mean, *scale, *shift, *offset, *tilt;
 };
 
-template <bool ONE> static inline vf constant(const float* of, int64_t column) {
-    return ONE ? splat(*of) : load(of + column);
-}
+// One of them, where a run's number is read once, before anything is written.
+template <bool ONE> struct Constant {
+    const float* of;
+    vf one;
+
+    explicit Constant(const float* values) : of(values), one(splat(ONE && values ? *values : 0.0f)) {}
+    vf at(int64_t column) const { return ONE ? one : load(of + column); }
+};
 
 // The statistics of columns over some rows: each column's first element, the mean of the differences from it, and the
 // sum of squared differences from the mean. A first element near the mean keeps float32 sums exact where the mean is
@@ -131,9 +136,10 @@ template <Dtype DTYPE> static Moments run_moments(const void* x, int64_t at, int
 
 // result = activation(normalised x + before) + after, of `rows` rows of `width` elements.
 template <Dtype DTYPE, Activation KIND, bool ONE>
-static void apply(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
+static void apply(Tensors t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
+    const Constant<ONE> mean(k.mean), scale(k.scale), shift(k.shift);
     for_vectors<DTYPE>(start, rows, width, [&](int64_t c, int64_t at, auto access) {
-        vf z = (access.get(t.x, at) - constant<ONE>(k.mean, c)) * constant<ONE>(k.scale, c) + constant<ONE>(k.shift, c);
+        vf z = (access.get(t.x, at) - mean.at(c)) * scale.at(c) + shift.at(c);
         if (t.before) z += access.get(t.before, at);
         z = activate(activation_of<KIND>(t), z, t.slope);
         if (t.after) z += access.get(t.after, at);
@@ -159,7 +165,7 @@ static inline void add_lanes(double* to, vf v) {
 
 // Adds for each column the sum of g and that of g (x - mean) over some rows. sums: 2 * `padded` floats to work with.
 template <Dtype DTYPE, Activation KIND>
-static void column_sums(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width, int64_t padded,
+static void column_sums(Tensors t, const Constants& k, int64_t start, int64_t rows, int64_t width, int64_t padded,
                         float* sums, double* of_g, double* of_gd) {
     std::memset(sums, 0, sizeof(float) * 2 * padded);
     for_vectors<DTYPE>(start, rows, width, [&](int64_t c, int64_t at, auto access) {
@@ -179,7 +185,7 @@ struct Sums {
 
 // The sum of g and that of g (x - mean) over a run of up to PIECE elements.
 template <Dtype DTYPE, Activation KIND>
-static Sums run_sums(const Tensors& t, const Constants& k, int64_t start, int64_t size) {
+static Sums run_sums(Tensors t, const Constants& k, int64_t start, int64_t size) {
     const vf mean = splat(*k.mean), scale = splat(*k.scale), shift = splat(*k.shift);
     vf sum[2] = {}, product[2] = {};
     for_columns<DTYPE, 2>(size, [&](int64_t i, auto access) {
@@ -197,16 +203,16 @@ static Sums run_sums(const Tensors& t, const Constants& k, int64_t start, int64_
 
 // The gradient of x in `result`, and that of a residual before the activation.
 template <Dtype DTYPE, Activation KIND, bool ONE>
-static void input_gradient(const Tensors& t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
-    const vf none = splat(0.0f);
+static void input_gradient(Tensors t, const Constants& k, int64_t start, int64_t rows, int64_t width) {
+    const Constant<ONE> mean(k.mean), scale(k.scale), shift(k.shift), offset(k.offset), tilt(k.tilt);
+    // constant statistics have no tilt: an infinite x must not make its gradient NaN
+    const bool tilted = k.tilt;
     for_vectors<DTYPE>(start, rows, width, [&](int64_t c, int64_t at, auto access) {
-        const vf d = access.get(t.x, at) - constant<ONE>(k.mean, c), scale = constant<ONE>(k.scale, c);
-        const vf g = t.kept ? access.get(t.kept, at)
-                            : gradient_before<KIND>(t, access, at, d, scale, constant<ONE>(k.shift, c));
+        const vf d = access.get(t.x, at) - mean.at(c), factor = scale.at(c);
+        const vf g = t.kept ? access.get(t.kept, at) : gradient_before<KIND>(t, access, at, d, factor, shift.at(c));
         if (t.dresidual) access.put(t.dresidual, at, g);
-        // constant statistics have no tilt: an infinite x must not make its gradient NaN
-        const vf less = k.tilt ? constant<ONE>(k.offset, c) + d * constant<ONE>(k.tilt, c) : none;
-        if (t.result) access.put(t.result, at, g * scale - less);
+        const vf less = tilted ? offset.at(c) + d * tilt.at(c) : splat(0.0f);
+        if (t.result) access.put(t.result, at, g * factor - less);
     });
 }
 

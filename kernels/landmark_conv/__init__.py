@@ -209,6 +209,7 @@ _forward = define(
         _backward,
         ["landmarks", "weight", "bias", "image"],
         only_if={"landmarks": "subpixel"},
+        along={"bias": "weight"},
         kept_for=("activation", READS_OUTPUT),
     ),
     autocast=(),

@@ -65,7 +65,7 @@ _forward = define(
     cuda=_forward_any,
     fake=_forward_fake,
     reference=reference.linear,
-    gradients=Gradients(_backward, ["x", "weight", "bias"]),
+    gradients=Gradients(_backward, ["x", "weight", "bias"], along={"bias": "weight"}),
     autocast=(),
     triton=False,
 )

@@ -316,5 +316,7 @@ forward = define(
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,
     reference=_reference,
-    gradients=Gradients(_gradients, ["x", "weight", "bias", "residual"], ["y", "mean", "var"]),
+    gradients=Gradients(
+        _gradients, ["x", "weight", "bias", "residual"], ["y", "mean", "var"], along={"bias": "weight"}
+    ),
 )

@@ -71,11 +71,15 @@ struct Steps {
         for (int64_t part = 0; part < parts; ++part) body(part);
     }
 
-    // Calls body(domain, part) for all parts of all domains in the order in which they lie in memory, or the reverse.
-    template <class Body> void share_parts(Round round, bool reversed, const Body& body) const {
-        const int64_t count = domains * round.parts;
+    // Calls body(domain, part) for all parts of all domains in the order in which they lie in memory; backwards: blocks of
+    // them from the last to the first, in each of which the processor still foresees what is read next.
+    template <class Body> void share_parts(Round round, bool backwards, const Body& body) const {
+        const int64_t count = domains * round.parts, block = count * BLOCK / size + 1, tail = count % block;
         share(count, [&](int64_t i) {
-            const int64_t number = reversed ? count - 1 - i : i, of = number / round.together;
+            const int64_t after = i - tail;
+            int64_t number = i;
+            if (backwards) number = after < 0 ? count + after : count - tail - (after / block + 1) * block + after % block;
+            const int64_t of = number / round.together;
             body(of % domains, of / domains * round.together + number % round.together);
         });
     }

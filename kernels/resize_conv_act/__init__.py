@@ -375,6 +375,7 @@ _forward = define(
     gradients=Gradients(
         _gradients,
         ["x", "weight", "bias", "second", "residual"],
+        along={"bias": "weight"},
         kept_for=("activation", READS_OUTPUT),
         fused_for=("activation", FROM_OUTPUT),
         recorded=_recorded_gradients,

@@ -11,7 +11,7 @@ MOST_TAPS = 7  # of a kernel along one axis
 STRIDES = (1, 2)
 DIRECT, TRANSFORMED, SMALL_TILES = 0, 1, 2
 FEWEST_CHANNELS = 8  # with fewer input or output channels the direct sum is faster
-TILES_OF_WEIGHTS = 24
+TILES_OF_WEIGHTS = 8
 # (up, transposed, kernel, stride) -> form -> outputs of a tile and its products, both along one axis
 ALGORITHMS = {
     (True, False, 3, 1): {TRANSFORMED: (2, 3)},

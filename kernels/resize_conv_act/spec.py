@@ -268,8 +268,9 @@ SPEC = Spec(
     operator="resize_conv_act",
     samples=_samples(),
     benchmarks=_benchmarks(),
-    # float32: the Winograd tiles' allowance is 2e-5 (the docstring names it); what they reach is nearer 1e-6
-    floor={torch.float32: 1e-6, torch.bfloat16: 1e-4, torch.float16: 2e-5},
+    # float32: the Winograd tiles' allowance is 2e-5 (the docstring names it); they reach 2e-6 on inputs of so few bits
+    # that direct sums, and so eager, have no error at all
+    floor={torch.float32: 3e-6, torch.bfloat16: 1e-4, torch.float16: 2e-5},
     flops=_flops,
     bytes=_bytes,
     strong=strong,
