@@ -180,7 +180,7 @@ def verify_captured(steps: int, device: torch.device, recorder: Recorder | None 
     for step in range(1, WARM_UP + steps + 1):
         for one in (plain, recorded):
             one.set_learning_rate(config.lr / step)
-        found = recorded_differences(plain, recorded, graphed, training_batch(config, step, device), step)
+        found = recorded_differences(plain, recorded, graphed, step, WARM_UP + steps)
         differences += [dataclasses.replace(one, what=f"{one.what} at step {step}") for one in found]
     failed = [one for one in differences if not one.passed]
     worst = failed[0] if failed else max(differences, key=lambda one: one.relative / one.allowed)

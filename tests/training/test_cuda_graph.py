@@ -1,6 +1,7 @@
 """The recorded step against plain steps, bit for bit, with a tape in place of the CUDA graph."""
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -341,6 +342,22 @@ def test_a_wrong_gradient_of_a_recorded_step_is_found(system: str, monkeypatch: 
 
     row = verify_with(wrong, system, monkeypatch)
     assert not row.passed and " of the " in row.worst, row
+
+
+@pytest.mark.parametrize("faults, passed", [(1, True), (1000, False)])
+def test_a_recorded_step_may_differ_at_a_kink_of_some_images(
+    faults: int, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference as a kink makes it is no fault where other images have none; a fault is one on all images."""
+    numbers = itertools.count()
+
+    def differs(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        if 4 <= next(numbers) < 4 + faults:  # from the third step on
+            for gradient in gradients(optimiser):
+                gradient *= 1.01
+
+    row = verify_with(differs, "refiner", monkeypatch)
+    assert row.passed == passed, row
 
 
 def test_the_mode_line_says_how_steps_are_launched() -> None:
