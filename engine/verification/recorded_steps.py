@@ -51,13 +51,13 @@ def recorded_differences(
     Where rounding may have decided the sign of an element at a kink, as KINK_TOLERANCE has it, the step is taken again
     on other images: it has to agree on one of them. Not the first step: what it makes has no state to go back to.
     """
-    before = {name: tensor.clone() for name, tensor in plain.weights().items()}, copy.deepcopy(plain.state_dict())
+    state = {name: tensor.clone() for name, tensor in plain.weights().items()}, copy.deepcopy(plain.state_dict())
     attempts = ATTEMPTS if plain.steps_done else 1
     for attempt in range(attempts):
-        if attempt:
-            plain.load_weights(before[0])
-            plain.load_state_dict(before[1])
-        found = _differences(plain, recorded, step, number + attempt * 1000 * steps)
+        for system in (plain, recorded) if plain.steps_done else ():
+            system.load_weights(state[0])
+            system.load_state_dict(state[1])
+        found = _differences(state[0], plain, recorded, step, number + attempt * 1000 * steps)
         missed = [one.relative for one in found if not one.passed]
         if not missed or not all(relative <= KINK_TOLERANCE for relative in missed):  # NaN is no kink
             break
@@ -65,14 +65,10 @@ def recorded_differences(
 
 
 def _differences(
-    plain: System, recorded: System, step: Callable[[Batch], dict[str, Tensor]], seed: int
+    before: dict[str, Tensor], plain: System, recorded: System, step: Callable[[Batch], dict[str, Tensor]], seed: int
 ) -> list[Difference]:
-    """Of one attempt. seed: of the images and of the random numbers of the step"""
+    """Of one attempt, from the weights `before`. seed: of the images and of the random numbers of the step"""
     batch = training_batch(plain.config, seed, plain.device)
-    before = {name: tensor.clone() for name, tensor in plain.weights().items()}
-    if plain.steps_done:
-        recorded.load_weights(before)
-        recorded.load_state_dict(copy.deepcopy(plain.state_dict()))
     torch.manual_seed(seed)
     expected = plain.step(batch)
     torch.manual_seed(seed)
