@@ -1,22 +1,27 @@
 """`python -m benchmarks merge OUT.json A.json B.json ...`: one result of several, whose suites were measured apart.
 
 All must be of one machine, one commit and the same versions and settings, for what differs in these differs in speed.
-A row that several have is that of the last. The limits are the best that any of them measured, the date the latest.
+Commits between which nothing that is timed has changed (MEASURED) count as one: the first is kept. A row that several
+have is that of the last; a model of `fuse` that failed gives way to its passes. The limits are the best that any of
+them measured, the date the latest.
 """
 
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from benchmarks.checkout import ROOT
 from benchmarks.reports import saved
 from engine import cli
 from engine.errors import InputError
 from engine.host import atomic_files
 
 SAME = ("commit", "device", "precision", "threads", "steady_memory")
+MEASURED = ("kernels", "engine", "bindings", "benchmarks/timing")
 PACKAGES = ("torch", "triton", "numpy")
 
 
@@ -35,15 +40,29 @@ def merged(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     (first_name, first), *others = results.items()
     facts = _facts(first)
     for name, result in others:
-        for what, value in _facts(result).items():
+        theirs = _facts(result)
+        if _code(theirs["commit"]) == _code(facts["commit"]):
+            theirs["commit"] = facts["commit"]
+        for what, value in theirs.items():
             if value != facts[what]:
                 difference = f"{first_name} and {name} differ in {what} ({facts[what]} and {value})"
                 raise InputError(f"{difference}: merge results of one machine, commit and setting")
     rows = {(row["suite"], row["name"], row.get("axis")): row for r in results.values() for row in r["rows"]}
+    measured = {(row["suite"], row["name"].partition(", ")[0]) for row in rows.values() if "failed" not in row}
+    rows = {key: row for key, row in rows.items() if "failed" not in row or key[:2] not in measured}
     limits = [result["limits"] for result in results.values() if result["limits"]]
     best = {name: max(each[name] for each in limits) for name in limits[0]} if limits else None
     date = max(result["date"] or "" for result in results.values()) or None
     return first | {"schema": saved.SCHEMA, "date": date, "limits": best, "rows": list(rows.values())}
+
+
+def _code(commit: str | None) -> str | None:
+    """Git's names of a commit's MEASURED folders; the commit itself where git lacks it or files were changed (a +)."""
+    command = ["git", "rev-parse", *(f"{commit}:{folder}" for folder in MEASURED)]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return commit
 
 
 def _facts(result: dict[str, Any]) -> dict[str, object]:

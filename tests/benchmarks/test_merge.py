@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import benchmarks.__main__ as bench
 from benchmarks.reports import merge, saved
+from engine.errors import InputError
 from tests.support.benchmark_results import INTEL, PREDICTED
 from tests.support.tiny_run import command
 
@@ -41,6 +43,14 @@ def test_the_last_row_the_best_limits_and_the_latest_date(whole):
     assert found["date"] == "2031-01-01" and found["limits"] == again["limits"]
 
 
+def test_a_model_that_failed_gives_way_to_its_passes(whole):
+    failed = {"suite": "fuse", "name": "U-Net", "failed": ["input: error 1"]}
+    other = failed | {"name": "DCGAN"}
+    passes = [{"suite": "fuse", "name": f"U-Net, {which}", "speedup": {"eager": 2.0}} for which in ("forward", "both")]
+    found = merge.merged({"a": whole | {"rows": [failed, other]}, "b": whole | {"rows": passes}})
+    assert found["rows"] == [other, *passes]
+
+
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
@@ -57,6 +67,28 @@ def test_what_does_not_fit_is_refused(whole, changed, word, tmp_path, capsys):
     message = capsys.readouterr().err
     assert f"differ in {word}" in message and message.count("\n") == 1
     assert not (tmp_path / "out.json").exists()
+
+
+def test_commits_that_change_nothing_timed_count_as_one(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(merge, "ROOT", tmp_path)
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    git("init", "--quiet")
+    commits = []
+    for name in (*(f"{folder}/code" for folder in merge.MEASURED), "docs/text", "kernels/code"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{len(commits)}")
+        git("add", ".")
+        git("-c", "user.name=a", "-c", "user.email=a", "commit", "--quiet", "--message", name)
+        commits.append(git("rev-parse", "HEAD").strip())
+    before, documented, changed = commits[-3:]
+    step = part(whole, "step", commit=documented)
+    assert merge.merged({"a": part(whole, "ops", commit=before), "b": step})["commit"] == before
+    for other in (changed, f"{documented}+"):
+        with pytest.raises(InputError, match="differ in commit"):
+            merge.merged({"a": step, "b": part(whole, "ops", commit=other)})
 
 
 def test_the_command_writes_what_can_be_read_again(tmp_path, capsys):
