@@ -57,7 +57,7 @@ fuzz: $(SANITIZED)/built  ## random files, models, tables and operator calls for
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
 
-RESULT ?= benchmarks/results/amd-epyc-2-cores_5e9df41.json
+RESULT ?= benchmarks/results/amd-epyc-2-cores_ffe7551.json
 readme-figures: $(VENV)/installed  ## the README's measured table and plot, from the saved result RESULT=file
 	$(RUN) -m benchmarks readme $(RESULT)
 

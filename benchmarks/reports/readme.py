@@ -32,6 +32,17 @@ ROWS = {
     "nearest x2 + conv 3x3 + ELU, 25x64x32x32": ("ops", "resize_conv_act 25x64x32x32->64 up elu"),
     "conv 3x3 + ELU + nearest /2, 25x64x64x64": ("ops", "resize_conv_act 25x64x64x64->64 down elu"),
     "conv 3x3 + ELU, 25x64x64x64": ("ops", "resize_conv_act 25x64x64x64->64 none elu"),
+    "reflected conv 3x3 + ReLU, 25x64x32x32": ("ops", "resize_conv_act 25x64x32x32->64 3x3 reflect relu"),
+    "conv 4x4 stride 2 + LeakyReLU, 64x128x16x16 -> 256": (
+        "ops",
+        "resize_conv_act 64x128x16x16->256 4x4/2 leaky_relu",
+    ),
+    "transposed conv 4x4 stride 2 + ReLU, 64x128x16x16 -> 64": (
+        "ops",
+        "resize_conv_act 64x128x16x16->64 transposed 4x4/2 relu",
+    ),
+    "batch norm + LeakyReLU, 64x64x32x32": ("ops", "norm_act 64x64x32x32 batch leaky_relu"),
+    "instance norm + ReLU, 1x64x128x128": ("ops", "norm_act 1x64x128x128 instance relu"),
     "conv of 68 landmark heatmaps and an image, 3x3, 25x64x64 -> 64": (
         "ops",
         "landmark_conv 25x(3+68)x64x64->64 3x3 padding 1",
