@@ -8,4 +8,4 @@ LINKED = re.search(r"\[every sample\]\((.*?)\)", (ROOT / "README.md").read_text(
 CURRENT = ROOT / LINKED  # of the newest schema: every suite
 INTEL = RESULTS / "intel-xeon-2-cores_b379813.json"  # schema 2: every suite but systems
 AMD = RESULTS / "amd-epyc-2-cores_cf8bbf7.json"  # schema 1
-PREDICTED = RESULTS / "predict_h100_bf16_3386849.json"  # schema 3: predictions, without times
+PREDICTED = RESULTS / "predict_h100_bf16_7bf67a1.json"  # schema 6: predictions, without times
