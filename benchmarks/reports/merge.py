@@ -2,8 +2,7 @@
 
 All must be of one machine, one commit and the same versions and settings, for what differs in these differs in speed.
 Commits between which nothing that is timed has changed (MEASURED) count as one: the first is kept. A row that several
-have is that of the last; a model of `fuse` that failed gives way to its passes. The limits are the best that any of
-them measured, the date the latest.
+have is that of the last. The limits are the best that any of them measured, the date the latest.
 """
 
 import json
@@ -40,16 +39,11 @@ def merged(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     (first_name, first), *others = results.items()
     facts = _facts(first)
     for name, result in others:
-        theirs = _facts(result)
-        if _code(theirs["commit"]) == _code(facts["commit"]):
-            theirs["commit"] = facts["commit"]
-        for what, value in theirs.items():
-            if value != facts[what]:
+        for what, value in _facts(result).items():
+            if value != facts[what] and not (what == "commit" and _code(value) == _code(facts[what])):
                 difference = f"{first_name} and {name} differ in {what} ({facts[what]} and {value})"
                 raise InputError(f"{difference}: merge results of one machine, commit and setting")
     rows = {(row["suite"], row["name"], row.get("axis")): row for r in results.values() for row in r["rows"]}
-    measured = {(row["suite"], row["name"].partition(", ")[0]) for row in rows.values() if "failed" not in row}
-    rows = {key: row for key, row in rows.items() if "failed" not in row or key[:2] not in measured}
     limits = [result["limits"] for result in results.values() if result["limits"]]
     best = {name: max(each[name] for each in limits) for name in limits[0]} if limits else None
     date = max(result["date"] or "" for result in results.values()) or None

@@ -117,7 +117,9 @@ def fuse_block(result: dict[str, Any], path: str) -> str | None:
         model, _, which = row["name"].partition(", ")
         counts = f"{row['replaced']}, {row['skipped']}" if "replaced" in row else "-"
         note = row.get("not_run") or figures.why_not(row)
-        cells = ["-", note] if note else [which, _time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
+        cells = (
+            [which or "-", note] if note else [which, _time(row["timings"]["fused"]["median"]), *_speedups(row, 2)[:2]]
+        )
         cells += [] if note else _beside(row) * bf16
         lines.append(f"| {' | '.join([model, counts, *cells, *['-'] * (len(heads) - 2 - len(cells))])} |")
     lines += [f"\n{text}" for text in dict.fromkeys(text for row in rows for text in _notes_of_fuse(row))]

@@ -265,11 +265,12 @@ def _rows(architecture: Architecture, measured: Measured) -> list[dict]:
     report = measured.report
     counts = {"replaced": len(report.replaced), "skipped": len(report.skipped), "products": report.products}
     counts |= {"reasons": _reasons(report), "chains": measured.chains}
-    if measured.failed:
-        return [row("fuse", architecture.name, {}, measured.failed) | counts]
     return [
-        row("fuse", f"{architecture.name}, {which}", timings, [], measured.left_out) | counts
-        for which, timings in measured.timings.items()
+        row(
+            "fuse", f"{architecture.name}, {which}", measured.timings.get(which, {}), measured.failed, measured.left_out
+        )
+        | counts
+        for which in PASSES
     ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import nn
 
 import benchmarks.__main__ as bench
 from benchmarks.arguments import Arguments
+from benchmarks.reports import merge, saved
 from benchmarks.suites import fuse, fuse_networks
 from benchmarks.suites.fuse_models import ARCHITECTURES, Architecture
 from engine.fusion.chains import savings
+from tests.support.benchmark_results import INTEL
 from tests.support.tiny_run import command
 
 
@@ -58,6 +61,16 @@ def test_a_model_in_which_nothing_is_fused_is_measured(small, monkeypatch, tmp_p
     assert [row["name"] for row in rows] == ["pooled, forward", "pooled, forward + backward"]
     assert all(row["replaced"] == 0 and row["reasons"] and row["speedup"]["eager"] > 0 for row in rows)
     assert "pooled: nothing is fused: " in capsys.readouterr().out
+
+
+def test_a_model_that_differs_gives_way_to_the_same_model_measured_later(monkeypatch):
+    measured = fuse.measure(FUSED, 2, lambda _: None, compiled=False, bf16=False)
+    result = saved.read(INTEL)
+    first, later = (
+        result | {"rows": fuse._rows(FUSED, each)} for each in (replace(measured, failed=["off"], timings={}), measured)
+    )
+    assert [(row["name"], row["failed"]) for row in first["rows"]] == [(f"chain, {w}", ["off"]) for w in fuse.PASSES]
+    assert merge.merged({"a": first, "b": later})["rows"] == later["rows"]
 
 
 def test_a_model_that_does_not_compile_says_why(small, monkeypatch, tmp_path, capsys):

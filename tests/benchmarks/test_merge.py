@@ -43,14 +43,6 @@ def test_the_last_row_the_best_limits_and_the_latest_date(whole):
     assert found["date"] == "2031-01-01" and found["limits"] == again["limits"]
 
 
-def test_a_model_that_failed_gives_way_to_its_passes(whole):
-    failed = {"suite": "fuse", "name": "U-Net", "failed": ["input: error 1"]}
-    other = failed | {"name": "DCGAN"}
-    passes = [{"suite": "fuse", "name": f"U-Net, {which}", "speedup": {"eager": 2.0}} for which in ("forward", "both")]
-    found = merge.merged({"a": whole | {"rows": [failed, other]}, "b": whole | {"rows": passes}})
-    assert found["rows"] == [other, *passes]
-
-
 @pytest.mark.parametrize(
     ("changed", "word"),
     [

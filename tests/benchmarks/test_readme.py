@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -13,19 +14,29 @@ from benchmarks.reports import readme, saved
 from benchmarks.timing import rows
 from benchmarks.timing.measure import Timing
 from engine.errors import InputError
-from tests.support.benchmark_results import AMD, CURRENT, LINKED
+from tests.support.benchmark_results import AMD, INTEL
 from tests.support.places import ROOT
 from tests.support.tiny_run import command
 
 
+def intel() -> dict[str, Any]:
+    """The Intel machine's result as it lies in its file, with a row for each of the README's that is younger."""
+    result = json.loads(INTEL.read_text())
+    seconds = {"fused": 0.01, "eager contiguous": 0.02, "compile contiguous": 0.03, "strong contiguous": 0.015}
+    timings = {name: Timing([each] * 3) for name, each in seconds.items()}
+    known = {row["name"].removesuffix(" channels_last") for row in result["rows"]}
+    younger = [rows.row(suite, name, timings, []) for suite, name in readme.ROWS.values() if name not in known]
+    result["rows"] += json.loads(json.dumps(younger))
+    return result
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder that stands for the checkout, with its README and pages and one result."""
+    """A folder that stands for the checkout, with its README and one result."""
+    shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", *readme.PAGES):
-        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    shutil.copy(CURRENT, tmp_path / "benchmarks" / "results" / "new.json")
+    (tmp_path / "benchmarks" / "results" / "new.json").write_text(json.dumps(intel()))
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     return tmp_path
 
@@ -33,7 +44,8 @@ def checkout(tmp_path, monkeypatch):
 def test_the_readme_is_as_written():
     """`make readme-figures` wrote it from the result that it links, and nobody changed it by hand since."""
     text = (ROOT / "README.md").read_text()
-    again = readme.replaced(text, readme.block(saved.read(CURRENT), LINKED))
+    link = re.search(r"\[every sample\]\((.*?)\)", text).group(1)
+    again = readme.replaced(text, readme.block(saved.read(ROOT / link), link))
     # the date of an older commit is known only if this checkout's history has it
     written, expected = (re.sub(r"(commit \w{12}) of [\d-]+", r"\1", t) for t in (text, again))
     assert written == expected and (ROOT / readme.PLOT).is_file() and readme.PLOT in text
@@ -55,10 +67,12 @@ def test_the_tables_of_other_suites(checkout):
         rows.row("fuse", "U-Net, forward", timings, []) | counts,
         {"suite": "fuse", "name": "absent", "not_run": "x is not installed"},
     ]
-    result = json.loads(CURRENT.read_text())
+    result = intel()
     result["rows"] += json.loads(json.dumps(added))
     path = checkout / "benchmarks" / "results" / "new.json"
     path.write_text(json.dumps(result))
+    for name in readme.PAGES:
+        shutil.copy(ROOT / name, checkout / name)
     assert command(bench.main, "readme", path) == 0
     systems, fuse = ((checkout / name).read_text() for name in readme.PAGES)
     assert "| began 32x32 | 10 ms | 2.00x | 1.50x |" in systems and "| wrong 32x32 | FAILED its check" in systems
@@ -74,7 +88,7 @@ def test_bf16_memory_and_what_is_left_out():
     plain = rows.row("systems", "wrong 64x64", {}, ["off"])
     counts = {"replaced": 0, "skipped": 1, "reasons": ["kernel size"]}
     model = rows.row("fuse", "U-Net, forward", timings, [], left_out) | counts
-    result = saved.read(CURRENT) | {"rows": [step, plain, model]}
+    result = saved.newest(intel(), "intel.json") | {"rows": [step, plain, model]}
     systems, fuse = readme.systems_block(result, "x.json"), readme.fuse_block(result, "x.json")
     assert "| step | fused | eager | compile | bf16 eager | bf16 compile | memory of eager's |" in systems
     assert "| began 64x64 | 10 ms | 2.00x | - | 0.50x | - | 25% |" in systems
@@ -88,7 +102,7 @@ def test_the_command(checkout, capsys):
     before = (checkout / "README.md").read_text()
     assert command(bench.main, "readme", checkout / "benchmarks" / "results" / "new.json") == 0
     after = (checkout / "README.md").read_text()
-    assert "(benchmarks/results/new.json)" in after and f"commit {saved.read(CURRENT)['commit'][:12]}" in after
+    assert "(benchmarks/results/new.json)" in after and "Intel Xeon Processor (AVX-512), 2 threads" in after
     outside = [re.sub(f"{readme.BEGIN}.*{readme.END}", "", text, flags=re.DOTALL) for text in (before, after)]
     assert outside[0] == outside[1] and len(outside[0]) < len(before)
     assert command(bench.main, "readme", checkout / "benchmarks" / "results" / "new.json") == 0
@@ -96,16 +110,14 @@ def test_the_command(checkout, capsys):
     drawn = ElementTree.parse(checkout / readme.PLOT).getroot()
     assert drawn.tag.endswith("svg") and float(drawn.get("width")) > 500
     words = "".join(drawn.itertext())
-    assert all(title.split(", ")[0] in words for title in readme.ROWS)
-    largest = next(row for row in saved.read(CURRENT)["rows"] if row["suite"] == "step" and "batch 25" in row["name"])
-    assert f"{largest['speedup']['eager']:.2f}x" in words
+    assert all(title.split(", ")[0] in words for title in readme.ROWS) and "4.63x" in words
     assert "prefers-color-scheme: dark" in words and set(re.findall(r"var\((.*?)\)", words)) <= {"--card"}
 
 
 def test_every_figure_is_the_result_s():
-    result = saved.read(CURRENT) | {"date": "2031-02-03"}
+    result = saved.newest(intel(), "intel.json") | {"date": "2031-02-03"}
     text = readme.block(result, "x.json")
-    assert f"2031-02-03, commit {result['commit'][:12]}" in text
+    assert "2031-02-03, commit b379813eee9f" in text
     rows = {(row["suite"], row["name"].removesuffix(" channels_last")): row for row in result["rows"]}
     for title, key in readme.ROWS.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {title} |"))
@@ -119,7 +131,7 @@ def test_every_figure_is_the_result_s():
 
 
 def test_a_row_that_failed_has_no_speed():
-    result = saved.read(CURRENT)
+    result = saved.newest(intel(), "intel.json")
     row = next(row for row in result["rows"] if row["name"].startswith("style_loss 16x128x32x32"))
     row["failed"] = ["output: error 1"]
     text = readme.block(result, "x.json")
@@ -140,7 +152,7 @@ def test_what_cannot_be_written(checkout, capsys):
 
 
 def test_a_result_without_memory_or_date(monkeypatch):
-    result = copy.deepcopy(saved.read(CURRENT)) | {"commit": "0" * 40, "date": None}
+    result = copy.deepcopy(saved.newest(intel(), "intel.json")) | {"commit": "0" * 40}
     for row in result["rows"]:
         row.pop("memory", None)
     text = readme.block(result, "x.json")

@@ -1,11 +1,7 @@
 """Saved results that tests of the benchmark's reports read."""
 
-import re
+from tests.support.places import RESULTS
 
-from tests.support.places import RESULTS, ROOT
-
-LINKED = re.search(r"\[every sample\]\((.*?)\)", (ROOT / "README.md").read_text()).group(1)
-CURRENT = ROOT / LINKED  # of the newest schema: every suite
 INTEL = RESULTS / "intel-xeon-2-cores_b379813.json"  # schema 2: every suite but systems
 AMD = RESULTS / "amd-epyc-2-cores_cf8bbf7.json"  # schema 1
 PREDICTED = RESULTS / "predict_h100_bf16_7bf67a1.json"  # schema 6: predictions, without times
