@@ -7,8 +7,8 @@ namespace kiln {
 // The buffers by name; names with the same number share a buffer. In a thread an operator's call ends before another one
 // begins, so operators share buffers freely. Two names of one operator share only where a comment says why they never
 // meet. What one thread prepares for all (PACKED_WEIGHTS, PARAMETER_SUMS, ALL_TILES, ALL_INPUTS, ALL_GRADIENTS,
-// FRAME, SPLIT_SUMS, CHUNK_SUMS, PART_SUMS, COLUMN_CONSTANTS, DOMAIN_SUMS) lies in the calling thread's buffer, which no thread asks for again before all have read
-// it.
+// COLUMNS, COLUMN_RESULTS, FRAME, SPLIT_SUMS, CHUNK_SUMS, PART_SUMS, COLUMN_CONSTANTS, DOMAIN_SUMS) lies in the calling
+// thread's buffer, which no thread asks for again before all have read it.
 enum class Slot {
     // resize_conv_act
     INPUT_BAND,            // rows of an input as float32; in backward those of the second input follow the first's
@@ -26,6 +26,10 @@ enum class Slot {
     ALL_GRADIENTS,
     FRAME,                 // gradients of the pixels beside each image, which belong to those whose values stand there
     COUNT,
+    COPIED_WEIGHTS = TRANSFORMED_PRODUCTS,  // of an unpacked pass, which transforms nothing: a block of the weights, or of
+                                            // their gradient; what its pixels meet, and their products
+    COLUMNS = ALL_INPUTS,
+    COLUMN_RESULTS = ALL_TILES,
     SECOND_BAND = GRADIENT_BAND,         // rows of the second input in forward, which has no gradient
     SECOND_SUMS = PARAMETER_SUMS,        // the second input's convolution in forward, which has no parameter gradients
     BLOCK_SUMS = TRANSFORMED_PRODUCTS,   // of a weight gradient whose tiles are transformed before

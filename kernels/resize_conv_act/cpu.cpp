@@ -1,12 +1,14 @@
 // resize_conv_act on the CPU: activation(conv(resize(x) | second) + bias + residual), dense NHWC tensors, float32 arithmetic.
 // Each of the three passes is a row of taps (direct.h) or a transformed product (transform.h), run band by band.
 #include "../_cpu/transform.h"
+#include "../_cpu/unpacked.h"
 
 namespace kiln {
 namespace KILN_NAMESPACE {
 
-// TRANSFORMED: the algorithm of the call's kernel and stride; SMALL_TILES: that of smaller tiles, with fewer weights.
-enum Form { DIRECT = 0, TRANSFORMED = 1, SMALL_TILES = 2 };
+// TRANSFORMED: the algorithm of the call's kernel and stride; SMALL_TILES: that of smaller tiles, with fewer weights;
+// UNPACKED: the direct sum of few pixels, over weights as they lie.
+enum Form { DIRECT = 0, TRANSFORMED = 1, SMALL_TILES = 2, UNPACKED = 3 };
 
 // One convolution pass: cell r makes the outputs r * rows + first ... from the inputs r * step + low ... r * step + high - 1.
 struct Pass {
@@ -198,6 +200,7 @@ struct Call {
           stride(a.stride), padding(a.padding), batch(a.batch), c1(a.channels), c2(a.further), h(a.height), w(a.width),
           out_h(a.out_height), out_w(a.out_width), cout(a.cout), slope(float(a.negative_slope)) {
         if (kernel < 1 || kernel > MOST_TAPS || stride < 1 || stride > MOST_TAPS) refuse("no such kernel or stride");
+        if (form == UNPACKED && (up || border != ZEROS)) refuse("no such form of this convolution");
     }
 
     int conv_h() const { return up ? 2 * h : h; }
@@ -212,6 +215,13 @@ struct Call {
         Source s{dtype, h, w, c1, x};
         s.border = border;
         if (c2 && !second_apart()) s.channels2 = c2, s.data2 = second;
+        return s;
+    }
+    // The gradient before the activation. y: read where there is one
+    Source gradient(const void* grad, const void* y) const {
+        Source s{dtype, out_h, out_w, cout, grad};
+        s.activation = activation, s.slope = slope;
+        if (activation != NONE) s.output = y;
         return s;
     }
     Source second_source(const void* second) const { return {dtype, conv_h(), conv_w(), c2, second}; }
@@ -234,6 +244,68 @@ struct Call {
         return {data + first * input_step(), output_step(), input_step()};
     }
 };
+
+static Meeting meeting_of(const Call& c) {
+    return c.transposed ? Meeting{c.kernel, c.stride, c.padding, c.h, c.w, c.c1 + c.c2, c.out_h, c.out_w, c.cout, c.weight_last}
+                        : Meeting{c.kernel, c.stride, c.padding, c.out_h, c.out_w, c.cout, c.h, c.w, c.c1 + c.c2, c.weight_last};
+}
+
+// The whole batch as a dense band: of the smaller tensor a matrix, of the larger one with what is met beside it.
+static Band smaller_band(Slot slot, const Meeting& m, const Source& source, Images images, const float* scale) {
+    return fill_band(slot, source, images, scale, DENSE, 0, m.rows, 0, m.width);
+}
+static Band larger_band(Slot slot, const Meeting& m, const Source& source, Images images, const float* scale) {
+    const Span rows = m.reached_rows(), columns = m.reached_columns();
+    return fill_band(slot, source, images, scale, DENSE, rows.first, rows.last, columns.first, columns.last);
+}
+static float* columns_of(const Meeting& m, const Band& larger, int64_t images, bool tap_first) {
+    float* columns = scratch(Slot::COLUMNS, m.pixels(images) * m.step());
+    gather_columns(m, larger, images, tap_first, columns);
+    return columns;
+}
+
+// From the larger to the smaller tensor, for these images. columns: those of all images
+static void unpacked_gather(const Meeting& m, const float* columns, const float* weight, Images images, const Sink& sink) {
+    const int64_t pixels = m.pixels(images.count);
+    if (!pixels) return;
+    const int padded = round_up(m.channels, VL), threads = wanted_threads();
+    float* results = scratch(Slot::COLUMN_RESULTS, pixels * padded);
+    columns += m.pixels(images.first) * m.step();
+    for_parts(threads, [&](int64_t part) {
+        const Span share = share_of(m.channels, DOT_COLUMNS, part, threads);
+        dot_rows(m, columns, weight, pixels, share.first, share.last, results, padded);
+    });
+    for_parts(int64_t(images.count) * m.rows, [&](int64_t row) {
+        put_row(sink, images.first + row / m.rows, int(row % m.rows), 0, m.width, results + row * m.width * padded, padded);
+    });
+}
+
+// From the smaller tensor, a matrix of all images, to the larger, for these images.
+static void unpacked_scatter(const Meeting& m, const float* small, const float* weight, Images images, const Sink& sink) {
+    const int64_t pixels = m.pixels(images.count), step = m.step();
+    const int padded = round_up(m.large_channels, VL), threads = wanted_threads();
+    float* products = scratch(Slot::COLUMN_RESULTS, pixels * step);
+    small += m.pixels(images.first) * m.channels;
+    for_parts(threads, [&](int64_t part) {
+        const Span share = share_of(m.depth(), VL, part, threads);
+        multiply_rows(m, small, weight, pixels, share.first, share.last, products);
+    });
+    for_parts(int64_t(images.count) * m.large_rows, [&](int64_t row) {
+        const int64_t image = row / m.large_rows;
+        float* sums = scratch(Slot::DIRECT_ROWS, int64_t(m.large_width) * padded);
+        for (int column = 0; column < m.large_width; ++column)
+            scatter_columns(m, products + m.pixels(image) * step, int(row % m.large_rows), column, sums + column * padded);
+        put_row(sink, images.first + image, int(row % m.large_rows), 0, m.large_width, sums, padded);
+    });
+}
+
+static void unpacked_weights(const Meeting& m, const float* small, const float* columns, int64_t images, float* dw) {
+    const int threads = wanted_threads();
+    for_parts(threads, [&](int64_t part) {
+        const Span share = share_of(m.channels, 1, part, threads);
+        multiply_pixels(m, small, columns, m.pixels(images), share.first, share.last, dw);
+    });
+}
 
 struct Passes {
     Pass forward, input;
@@ -415,30 +487,52 @@ KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
     packed.pack(kept + packed.source());
 }
 
+// Room for a bias, filled up with zeros to whole vectors, and for `further` floats after it.
+static float* padded_bias(const Call& call, const float* bias, int64_t further) {
+    const int padded = round_up(call.cout, VL);
+    float* room = scratch(Slot::PACKED_WEIGHTS, padded + further);
+    for (int c = 0; c < padded; ++c) room[c] = bias && c < call.cout ? bias[c] : 0.0f;
+    return room;
+}
+
+static void forward_unpacked(const Call& call, const Source& source, const float* weight, const Sink& sink) {
+    const Meeting m = meeting_of(call);
+    const Images all{0, int(call.batch)};
+    if (call.transposed) {
+        unpacked_scatter(m, smaller_band(Slot::INPUT_BAND, m, source, all, nullptr).data, weight, all, sink);
+    } else {
+        const Band larger = larger_band(Slot::INPUT_BAND, m, source, all, nullptr);
+        unpacked_gather(m, columns_of(m, larger, call.batch, m.tap_first), weight, all, sink);
+    }
+}
+
 // x, second (or null), residual (or null, like y), y: NHWC; weight, bias (or null): float32; kept: null where the weights
 // are packed for this call alone.
 KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, second, residual, kept; SIZES) {
     const Call call(arguments);
     const void* second = arguments.second;
     const float *bias = arguments.bias, *kept = arguments.kept;
+    const Source source = call.source(arguments.x, second), other = call.second_source(second);
+    Sink sink{call.dtype, call.out_h, call.out_w, call.cout, arguments.y};
+    sink.residual = arguments.residual, sink.activation = call.activation, sink.slope = call.slope;
+    if (call.form == UNPACKED) {
+        sink.bias = padded_bias(call, bias, 0);
+        return forward_unpacked(call, source, arguments.weight, sink);
+    }
+
     const PackedForward forward(call, arguments.weight);
     const Pass &pass = forward.pass, &apart = forward.apart;
     const Weights &w = forward.w, &w2 = forward.w2;
-    const Source source = call.source(arguments.x, second), other = call.second_source(second);
     const int padded = w.padded();
 
     const int rows = pass.cells(call.out_h), columns = pass.cells(call.out_w), threads = wanted_threads();
     const AllTiles tiles = forward.tiles();
 
-    float* padded_bias = scratch(Slot::PACKED_WEIGHTS, padded + (kept || tiles ? 0 : forward.floats()));
-    if (!kept && !tiles) forward.pack(padded_bias + padded);
-    const float* packed = kept ? kept + forward.source() : padded_bias + padded;
+    float* biases = padded_bias(call, bias, kept || tiles ? 0 : forward.floats());
+    if (!kept && !tiles) forward.pack(biases + padded);
+    const float* packed = kept ? kept + forward.source() : biases + padded;
     const float* packed2 = packed + forward.first();
-    for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
-
-    Sink sink{call.dtype, call.out_h, call.out_w, call.cout, arguments.y};
-    sink.bias = padded_bias, sink.residual = arguments.residual;
-    sink.activation = call.activation, sink.slope = call.slope;
+    sink.bias = biases;
 
     const Cut cut = cut_of(call, threads);
     const auto item = [&](Images images, int band) {
@@ -500,12 +594,61 @@ static void bias_gradient(const Band& delta, Images images, const float* scale, 
     }
 }
 
+// sums, lost: as `bias_gradient` leaves them
+static void finish_bias_gradient(int channels, const float* sums, const float* lost, float* db) {
+    for (int c = 0; c < channels; ++c)
+        db[c] = sums[c] - sums[c] == 0.0f ? sums[c] + lost[c] : sums[c];  // not where it is infinite or NaN
+}
+
+// The gradients of the images before `first` are zero.
+static void clear_before(const Call& call, int64_t first, void* dx, void* dsecond) {
+    const int64_t element = element_size(call.dtype);
+    if (dx) std::memset(dx, 0, element * first * call.h * call.w * call.c1);
+    if (dsecond) std::memset(dsecond, 0, element * first * call.conv_h() * call.conv_w() * call.c2);
+}
+
+template <class A> static void backward_unpacked(const Call& call, const A& arguments) {
+    const Meeting m = meeting_of(call);
+    const float *weight = arguments.weight, *grad_scale = arguments.grad_scale;
+    void *dx = arguments.dx, *dsecond = arguments.dsecond;
+    float *dw = arguments.dweight, *db = arguments.dbias;
+    const int64_t input_from = arguments.input_grad_from;
+    const Images all{0, int(call.batch)}, wanted{input_from, int(call.batch - input_from)};
+    const Source source = call.source(arguments.x, arguments.second), gradient = call.gradient(arguments.grad, arguments.y);
+    Sink sink{call.dtype, call.h, call.w, call.c1, dx};
+    sink.channels2 = call.c2, sink.data2 = dsecond;
+
+    const Band delta = call.transposed ? larger_band(Slot::GRADIENT_BAND, m, gradient, all, nullptr)
+                                       : smaller_band(Slot::GRADIENT_BAND, m, gradient, all, nullptr);
+    if (dx || dsecond) {
+        if (call.transposed)
+            unpacked_gather(m, columns_of(m, delta, call.batch, m.tap_first), weight, wanted, sink);
+        else
+            unpacked_scatter(m, delta.data, weight, wanted, sink);
+    }
+    clear_before(call, input_from, dx, dsecond);
+    if (dw) {
+        const Band in = call.transposed ? smaller_band(Slot::INPUT_BAND, m, source, all, grad_scale)
+                                        : larger_band(Slot::INPUT_BAND, m, source, all, grad_scale);
+        const Band &smaller = call.transposed ? in : delta, &larger = call.transposed ? delta : in;
+        unpacked_weights(m, smaller.data, columns_of(m, larger, call.batch, false), call.batch, dw);
+    }
+    if (db) {
+        const int padded = round_up(call.cout, VL);
+        float* sums = scratch(Slot::PARAMETER_SUMS, 2 * padded);
+        std::memset(sums, 0, sizeof(float) * 2 * padded);
+        bias_gradient(delta, all, grad_scale, 0, call.out_h, call.out_w, padded, sums, sums + padded);
+        finish_bias_gradient(call.cout, sums, sums + padded, db);
+    }
+}
+
 // x, second (or null), y (read where there is an activation), grad (of y): NHWC; weight, grad_scale (or null): float32.
 // The gradients of weight and bias are float32; each gradient is null where not needed.
 KILN_FUNCTION(resize_conv_act_backward,
               Pointer x, weight, y, grad; Optional second, grad_scale, dx, dsecond, dweight, dbias; SIZES
               Integer input_grad_from;) {
     const Call call(arguments);
+    if (call.form == UNPACKED) return backward_unpacked(call, arguments);
     const float *weight = arguments.weight, *grad_scale = arguments.grad_scale;
     const void* second = arguments.second;
     void *dx = arguments.dx, *dsecond = arguments.dsecond;
@@ -522,9 +665,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     const int64_t input_from = arguments.input_grad_from;  // images before this one get no gradient in x and second
 
     const Source source = call.source(arguments.x, second), other = call.second_source(second);
-    Source gradient{call.dtype, call.out_h, call.out_w, call.cout, arguments.grad};
-    gradient.activation = call.activation, gradient.slope = call.slope;
-    if (call.activation != NONE) gradient.output = arguments.y;
+    const Source gradient = call.gradient(arguments.grad, arguments.y);
 
     const Weights w = call.weights(weight, 0, call.merged(), true, input.reversed);
     const Weights w2 = call.weights(weight, call.c1, call.c2, true, false);
@@ -626,9 +767,7 @@ KILN_FUNCTION(resize_conv_act_backward,
         for_parts((call.batch - input_from) * call.h, [&](int64_t row) {
             sink.add_frame(input_from + row / call.h, int(row % call.h));
         });
-    const int64_t element = element_size(call.dtype);
-    if (dx) std::memset(dx, 0, element * input_from * call.h * call.w * call.c1);
-    if (dsecond) std::memset(dsecond, 0, element * input_from * call.conv_h() * call.conv_w() * call.c2);
+    clear_before(call, input_from, dx, dsecond);
     const auto unpack = [&](const float* sums, const WeightPass& pass, int first) {
         with_side(call.kernel, [&](auto side) {
             unpack_gradient<side.VALUE>(sums, pass.layout, pass.combinations[0], pass.taps, MOST_TAPS,
@@ -640,11 +779,7 @@ KILN_FUNCTION(resize_conv_act_backward,
     else if (dw)
         unpack(all_sums, weights, 0);
     if (dw && split) unpack(all_sums + sums_size, apart_weights, call.c1);
-    if (db)
-        for (int c = 0; c < call.cout; ++c) {
-            const float sum = all_sums[of_biases + c], lost = all_sums[of_biases + padded + c];
-            db[c] = sum - sum == 0.0f ? sum + lost : sum;  // not where it is infinite or NaN
-        }
+    if (db) finish_bias_gradient(call.cout, all_sums + of_biases, all_sums + of_biases + padded, db);
 }
 
 }  // namespace KILN_NAMESPACE

@@ -9,9 +9,11 @@ RESIZES = ("none", "up", "down")
 BORDERS = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 MOST_TAPS = 7  # of a kernel along one axis
 STRIDES = (1, 2)
-DIRECT, TRANSFORMED, SMALL_TILES = 0, 1, 2
+DIRECT, TRANSFORMED, SMALL_TILES, UNPACKED = 0, 1, 2, 3
 FEWEST_CHANNELS = 8  # with fewer input or output channels the direct sum is faster
-TILES_OF_WEIGHTS = 8
+# packing the weights, and making their gradient of its sums, costs as much as so many tiles; reading them as they lie
+# costs as much as so many pixels, and each pixel then costs more
+TILES_OF_WEIGHTS, PIXELS_OF_WEIGHTS, COST_UNPACKED = 8, 1.5, 1.1
 # (up, transposed, kernel, stride) -> form -> outputs of a tile and its products, both along one axis
 ALGORITHMS = {
     (True, False, 3, 1): {TRANSFORMED: (2, 3)},
@@ -125,15 +127,17 @@ def native_sizes(x: tuple[int, ...], weight: tuple[int, ...], further: int, g: G
 
 
 def form(x: tuple[int, ...], weight: tuple[int, ...], g: Geometry, exact: bool) -> int:
-    """The number of the algebra that runs: DIRECT, TRANSFORMED or SMALL_TILES.
+    """The number of the algebra that runs: DIRECT, TRANSFORMED, SMALL_TILES or UNPACKED.
 
-    x, weight: shapes, (B, C, H, W) and (Cout, C, K, K), transposed (C, Cout, K, K). Few channels: the direct sum. Else
-    the algorithm of ALGORITHMS that costs least.
+    x, weight: shapes, (B, C, H, W) and (Cout, C, K, K), transposed (C, Cout, K, K). Few channels, or exact: a direct
+    sum. Else the algorithm of ALGORITHMS that costs least; UNPACKED with pixels so few that a direct sum is cheaper,
+    because it needs no packed weights.
     """
-    algorithms = algorithms_of(weight[-1], g)
-    if exact or not algorithms or min(weight[:2]) < FEWEST_CHANNELS:
-        return DIRECT
-    return min(algorithms, key=lambda number: cost(x, weight, g, number))
+    few_channels = min(weight[:2]) < FEWEST_CHANNELS
+    numbers = [DIRECT] if exact or few_channels else list(algorithms_of(weight[-1], g)) or [DIRECT]
+    if g.resize == "none" and g.padding_mode == "zeros" and not few_channels:
+        numbers.append(UNPACKED)
+    return min(numbers, key=lambda number: cost(x, weight, g, number))
 
 
 def algorithms_of(kernel: int, g: Geometry) -> dict[int, tuple[int, int]]:
@@ -143,13 +147,13 @@ def algorithms_of(kernel: int, g: Geometry) -> dict[int, tuple[int, int]]:
 
 
 def cost(x: tuple[int, ...], weight: tuple[int, ...], g: Geometry, number: int) -> float:
-    """What a pass costs: products of an input and an output channel.
-
-    Packing the weights, and making their gradient of its sums, costs as much as TILES_OF_WEIGHTS tiles.
-    """
+    """What a pass costs: products of an input and an output channel."""
     height, width = output_sides(x, weight[-1], g)
     outputs, along = algorithms_of(weight[-1], g).get(number, (1, weight[-1]))
     products = along**2
+    if number == UNPACKED:
+        pixels = x[0] * (x[2] * x[3] if g.transposed else height * width)
+        return products * (COST_UNPACKED * pixels + PIXELS_OF_WEIGHTS)
     # the direct sum of a transposed convolution takes every other tap in each output
     of_tile = products / g.stride**2 if number == DIRECT and g.transposed else products
     return of_tile * x[0] * -(-height // outputs) * -(-width // outputs) + products * TILES_OF_WEIGHTS

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _native
+from .geometry import UNPACKED
 
 _kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_function("resize_conv_act_keep")
 # what decides, beside the weight, how it is packed
@@ -30,7 +31,7 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
     float32: the weight's values, in the order that the sizes tell
     """
     calls = KEPT.get(weight)
-    if calls is None:
+    if calls is None or sizes["form"] == UNPACKED:
         return None
     key = (*(sizes[name] for name in PACKING), _native.load().isa())
     kept = calls.get(key)

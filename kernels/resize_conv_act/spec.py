@@ -7,7 +7,7 @@ import torch
 
 from .._observers import NativeCall
 from .._spec import Sample, Spec, Work
-from .geometry import ALGORITHMS, DIRECT, Geometry, output_sides, raw_geometry
+from .geometry import ALGORITHMS, DIRECT, UNPACKED, Geometry, output_sides, raw_geometry
 from .reference import ACTIVATIONS
 from .strong import resize_conv_act as strong
 
@@ -85,12 +85,18 @@ def _samples() -> list[Sample]:
             _sample(2, 9, 7, 8, 3, resize, "none", residual=True, layout="contiguous"),
             _sample(2, 16, 8, 8, 16, resize, "silu", residual=True, inference=True),
         ]
-    return [*samples, *(sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)), *_many_channels()]
+    return [*samples, *(sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)), *_further()]
 
 
-def _many_channels() -> list[Sample]:
-    """Samples of other kinds whose channels take the kernels' larger tiles, and one of a single pixel."""
+def _further() -> list[Sample]:
+    """Samples of other kinds: of channels that take the kernels' larger tiles, of few and of more pixels."""
+    few = {"second": 3, "grad_scale": True, "input_grad_from": 1}
     return [
+        *(_sample(2, 9, 23, 22, 24, "none", "leaky_relu", kernel=k, stride=2) for k in (1, 2, 3, 4, 5, 7)),
+        *(_sample(2, 16, 3, 3, 20, "none", "elu", kernel=k, **few) for k in (1, 3, 4, 5, 7)),
+        *(_sample(2, 16, 3, 3, 20, "none", "elu", kernel=k, **few, **_SPREAD) for k in (2, 3, 4, 5)),
+        _sample(2, 16, 4, 4, 20, "none", "tanh", kernel=3, transposed=True, residual=True, layout="sliced"),
+        _sample(1, 40, 6, 6, 24, "none", "elu", kernel=3, padding=0),
         _sample(2, 64, 5, 6, 20, "none", "relu", kernel=1),
         _sample(2, 72, 6, 6, 24, "none", "leaky_relu", kernel=4, stride=2, second=3),
         _sample(1, 64, 6, 5, 20, "none", "elu", kernel=5, grad_scale=True),
@@ -200,8 +206,8 @@ def _work(call: NativeCall) -> Work:
 
 def _form(up: bool, transposed: bool, kernel: int, stride: int, which: int) -> tuple[str, float]:
     """What computes a call, in words, and its products of an input and an output channel for each output pixel."""
-    if which == DIRECT:
-        return "direct", 4.0 if up else kernel**2 / (stride**2 if transposed else 1)
+    if which in (DIRECT, UNPACKED):
+        return "direct" if which == DIRECT else "unpacked", 4.0 if up else kernel**2 / (stride**2 if transposed else 1)
     outputs, products = ALGORITHMS[up, transposed and stride != 1, kernel, stride][which]
     return f"{outputs}x{outputs} tiles", products**2 / outputs**2
 
