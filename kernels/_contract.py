@@ -47,6 +47,7 @@ def define(
     gradients: Gradients | None = None,
     autocast: Collection[str] | None = None,
     triton: bool = True,
+    plan: Callable | None = None,
 ) -> Callable:
     """Registers torch.ops.kiln.<name> and returns what calls it: its default overload, by a shorter way where one is.
 
@@ -58,11 +59,13 @@ def define(
     gradients:  how autograd differentiates it; None: no argument has a gradient
     autocast:   floating-point tensors are cast to the autocast dtype first, except these arguments; None: nothing is
     triton:     `cuda` launches Triton kernels, which torch.compile is to see (as those of a torch.library.triton_op)
+    plan:       gives what cpu takes as one argument more, its last: all that follows from shapes and dtypes of tensors
+                and from the options. Calls that are equal in these are checked and planned once. None: cpu has no plan
     """
     name = schema.split("(", 1)[0]
     arguments = _dispatch.declare(schema)
     names = [argument.name for argument in arguments]
-    if list(inspect.signature(cpu).parameters) != names:
+    if list(inspect.signature(cpu).parameters) != [*names, "plan"][: len(names) + bool(plan)]:
         raise TypeError(f"kiln::{name} has the arguments {names}; {cpu.__qualname__} takes others")
     plain, autograd = None, None
     if reference is not None:
@@ -79,6 +82,7 @@ def define(
         autograd=autograd,
         autocast=autocast,
         triton=triton,
+        plan=plan,
     )
     return functools.wraps(cpu)(call)  # whoever calls it, reads its parameters: Gradients does
 

@@ -38,6 +38,7 @@ class Argument(NamedTuple):
     name: str
     is_tensor: bool  # or an optional tensor
     is_optional: bool  # whether None may stand in its place
+    is_list: bool
 
 
 def declare(schema: str) -> list[Argument]:
@@ -46,7 +47,7 @@ def declare(schema: str) -> list[Argument]:
     arguments = _overload(schema.split("(", 1)[0])._schema.arguments
     types = [str(argument.type) for argument in arguments]
     return [
-        Argument(argument.name, kind in ("Tensor", "Optional[Tensor]"), kind.startswith("Optional"))
+        Argument(argument.name, kind in ("Tensor", "Optional[Tensor]"), kind.startswith("Optional"), "List" in kind)
         for argument, kind in zip(arguments, types, strict=True)
     ]
 
@@ -63,6 +64,7 @@ def register(
     autograd: Autograd | None,
     autocast: Collection[str] | None,
     triton: bool,
+    plan: Callable | None,
 ) -> Callable:
     """Registers what runs a declared operator, as `_contract.define` says, and returns what calls it.
 
@@ -78,7 +80,7 @@ def register(
         check(*args)
 
     checked_cuda = _after(check_all, cuda)
-    LIBRARY.impl(name, _on_cpu(check_all, cpu, cuda), "CPU")
+    LIBRARY.impl(name, _on_cpu(check_all, _with(plan, cpu) if plan else cpu, cuda), "CPU")
     LIBRARY.impl(name, _on_its_device(checked_cuda), "CUDA")
     torch.library.register_fake(f"kiln::{name}", _after(check_all, fake), lib=LIBRARY)
     rule = functools.partial(_written_out, checked_cuda if triton else None, plain)
@@ -94,7 +96,8 @@ def register(
     if autocast is not None:
         for device in AUTOCAST:
             LIBRARY.impl(name, _cast_first(overload, device, kept), f"Autocast{device.upper()}")
-    return _direct(overload, [*tensors.values()], _on_cpu(check, cpu, cuda), autograd, in_transforms)
+    on_cpu = _planned(check, plan, cpu, cuda, arguments) if plan else _on_cpu(check, cpu, cuda)
+    return _direct(overload, [*tensors.values()], on_cpu, autograd, in_transforms)
 
 
 def _after(check: Callable, function: Callable) -> Callable:
@@ -118,6 +121,10 @@ def _on_cpu(check: Callable, cpu: Callable, cuda: Callable) -> Callable:
         return cuda(*args) if _gpu_kernels_on_cpu else cpu(*args)
 
     return run
+
+
+def _with(plan: Callable, cpu: Callable) -> Callable:
+    return lambda *args: cpu(*args, plan(*args))
 
 
 _gpu_kernels_on_cpu = INTERPRETED
@@ -250,6 +257,9 @@ def _in_dual_level() -> bool:
     return False
 
 
+FEW_NUMBERS = 4096  # of the arguments of an operator whose gradients take less than asking for a leaf
+
+
 def drop_unreached(
     node: torch.autograd.function.FunctionCtx,
     tensors: Sequence[Tensor | None],
@@ -261,16 +271,33 @@ def drop_unreached(
     node: of the operator. tensors: its first arguments; need: of each of them whether it requires a gradient. So
     `loss.backward(inputs=...)` and `torch.autograd.grad` form no gradients of parameters that they do not name.
     along: of each tensor another one before it, with whose gradient its own comes almost for nothing, or None: where
-    that is formed nobody is asked. (Asking for a leaf that autograd.grad names takes torch an exception, 15 us.)
+    that is formed nobody is asked. Asking for a leaf that autograd.grad names takes torch an exception, 15 us: of small
+    tensors the gradient is formed in less, so leaves among them are not asked for, unless what is formed is recorded.
     """
-    functions = iter(node.next_functions)  # of those that are tensors
+    functions, small = None, not _grad_enabled() and _are_small(tensors)
     for position, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
-        function, _ = next(functions)
         other = along[position]
-        if need[position] and not (other is not None and need[other]) and not _reached(function):
-            need[position] = False
+        if not need[position] or (other is not None and need[other]) or (small and tensor.is_leaf):
+            continue
+        if functions is None:
+            functions = _functions(node, tensors)
+        need[position] = _reached(functions[position])
+
+
+def _are_small(tensors: Sequence[Tensor | None]) -> bool:
+    numbers = 0
+    for tensor in tensors:
+        if tensor is not None:
+            if type(tensor) not in _PLAIN_TYPES:  # of a compiler, whose graph is for other sizes too
+                return False
+            numbers += tensor.numel()
+    return numbers < FEW_NUMBERS
+
+
+def _functions(node: torch.autograd.function.FunctionCtx, tensors: Sequence[Tensor | None]) -> list[object]:
+    """What takes the gradient of each tensor; those of None are none of torch's."""
+    functions = iter(node.next_functions)
+    return [None if tensor is None else next(functions)[0] for tensor in tensors]
 
 
 def _reached(function: object) -> bool:
@@ -284,16 +311,48 @@ def _reached(function: object) -> bool:
 
 
 def picked(positions: list[int]) -> Callable[[Sequence], tuple]:
-    """What takes the values at these positions out of a sequence, as a tuple."""
+    """What takes the values at these positions out of a tuple, as a tuple."""
     if not positions:
         return lambda values: ()
-    if len(positions) == 1:
-        (only,) = positions
-        return lambda values: (values[only],)
+    if positions == [*range(positions[0], positions[-1] + 1)]:
+        return itemgetter(slice(positions[0], positions[-1] + 1))
     return itemgetter(*positions)
 
 
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter}
+MOST_PLANS = 1024  # kept of one operator
+
+
+def _planned(check: Callable, plan: Callable, cpu: Callable, cuda: Callable, arguments: list[Argument]) -> Callable:
+    """`_on_cpu` of an operator with a plan: the first call of a kind is checked and planned for all that follow."""
+    of_tensors = picked([i for i, argument in enumerate(arguments) if argument.is_tensor])
+    of_lists = picked([i for i, argument in enumerate(arguments) if argument.is_list])
+    of_values = picked([i for i, argument in enumerate(arguments) if not (argument.is_tensor or argument.is_list)])
+    plans: dict[tuple, object] = {}
+
+    def run(*args: object) -> object:
+        if _gpu_kernels_on_cpu:
+            check(*args)
+            return cuda(*args)
+        kind = (
+            *[tensor if tensor is None else (tensor.shape, tensor.dtype) for tensor in of_tensors(args)],
+            *map(tuple, of_lists(args)),
+            of_values(args),
+        )
+        try:
+            known = plans.get(kind)
+        except TypeError:  # an option that is no value: check says what is wrong with it
+            check(*args)
+            raise
+        if known is None:
+            check(*args)
+            known = plan(*args)
+            if len(plans) == MOST_PLANS:
+                plans.clear()
+            plans[kind] = known
+        return cpu(*args, known)
+
+    return run
 
 
 def _direct(
@@ -303,9 +362,9 @@ def _direct(
 
     That saves its passages between Python and C++: a third of what a small forward and backward cost. Compilers, modes,
     transforms, autocast, tracing, the profiler and every unusual tensor (subclass, lazily negated, zeros without
-    memory, on another device) still go through it. tensors: positions of tensors among the arguments. in_transforms:
-    what the older ONNX exporter gets, which traces TorchScript, and torch.compile within forward-mode differentiation,
-    whose levels its graphs enter unseen by torch.autograd.forward_ad.
+    memory, of a transform that has ended, on another device) still go through it. tensors: positions of tensors among
+    the arguments. in_transforms: what the older ONNX exporter gets, which traces TorchScript, and torch.compile within
+    forward-mode differentiation, whose levels its graphs enter unseen by torch.autograd.forward_ad.
     """
     if autograd is not None:
         setup_context, backward = autograd
@@ -319,17 +378,20 @@ def _direct(
 
         Function.backward = staticmethod(backward)
         Function.__name__ = f"{overload._opname}_direct"
+        # past what torch.autograd.Function's own does for transforms and for tensors that outlived one
+        record = super(torch.autograd.Function, Function).apply
 
     is_compiling, of_tensors = torch.compiler.is_compiling, picked(tensors)
 
     def call(*args: object) -> object:
         if is_compiling():
             return in_transforms(*args) if forward_ad._current_level >= 0 else overload(*args)
-        if not _only_autograd_listens(of_tensors(args)):
+        given = of_tensors(args)
+        if not _only_autograd_listens(given):
             to_onnx = _tracing_state() is not None and torch.onnx.is_in_onnx_export()
             return in_transforms(*args) if to_onnx else overload(*args)
-        if autograd is not None and _grad_enabled() and _any_requires_grad(*args):
-            return Function.apply(*args)
+        if autograd is not None and _grad_enabled() and _any_requires_grad(*given):
+            return record(*args)
         return cpu(*args)
 
     return call
@@ -340,10 +402,22 @@ _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C.
 under_torch_func, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
 _autocast_enabled, _profiler_enabled = torch.is_autocast_enabled, torch.autograd._profiler_enabled
 _grad_enabled, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
-_strided = torch.strided
+_keys = torch._C._dispatch_keys
 _older_vmap = functools.partial(
     torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode")
 )
+
+
+def _plain_keys() -> set[int]:
+    """What the dispatcher reads of a dense tensor in the CPU's memory, made outside of inference mode and in it."""
+    with torch.inference_mode(False):
+        outside = torch.empty(0, device="cpu")
+    with torch.inference_mode():
+        inside = torch.empty(0, device="cpu")
+    return {_keys(outside).raw_repr(), _keys(inside).raw_repr()}
+
+
+_PLAIN_KEYS = _plain_keys()
 
 
 def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
@@ -359,13 +433,7 @@ def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
     ):
         return False
     for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in _PLAIN_TYPES
-            or not tensor.is_cpu
-            or tensor.layout is not _strided
-            or tensor.is_neg()
-            or tensor._is_zerotensor()
-        ):
+        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or _keys(tensor).raw_repr() not in _PLAIN_KEYS):
             return False
     return True
 

@@ -36,6 +36,7 @@ def load() -> ModuleType:
 def native_function(name: str) -> Callable[..., None]:
     """The native function of this name, which takes its arguments by the names that its C++ states (KILN_FUNCTION).
 
+    As keywords, or in one dictionary, which saves a microsecond where they are many.
     A tensor, dense in the order that the function reads, stands for the address of its first element; None for no
     tensor. It asks for as many threads as torch uses. It is looked up at its first call: without the extension an
     operator still imports, and that call raises NativeMissing. Raises TypeError when a name is missing or unknown,
@@ -44,8 +45,9 @@ def native_function(name: str) -> Callable[..., None]:
     run: Callable[[int, dict[str, Any]], None] | None = None
     threads = torch.get_num_threads
 
-    def call(**arguments: Any) -> None:
+    def call(given: dict[str, Any] | None = None, /, **named: Any) -> None:
         nonlocal run
+        arguments = named if given is None else given
         if run is None:
             run = load().function(name)
         if not observers:

@@ -36,9 +36,9 @@ def contiguous(tensor: Tensor) -> Tensor:
 
 
 def _is_for_a_kernel(tensor: Tensor) -> bool:
-    if tensor.dtype is not torch.float32 or tensor.device.type != "cpu" or tensor.dim() != 4:
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.numel() < LEAST_NUMBERS:
         return False
-    return tensor.numel() >= LEAST_NUMBERS and tensor.shape[1] >= LEAST_CHANNELS
+    return tensor.dim() == 4 and tensor.shape[1] >= LEAST_CHANNELS
 
 
 def _transposed(tensor: Tensor, order: torch.memory_format) -> Tensor:

@@ -97,6 +97,12 @@ def _check_running(x: Tensor, kind: str, mean: Tensor | None, var: Tensor | None
     if mean is not None and kind not in ("batch", "instance"):
         refuse(NAME, f"running_mean is given, but {kind} normalisation has no running statistics")
     _check_channels(x, running_mean=mean, running_var=var)
+    _check_constant(mean, var)  # of every call: `check` runs once for all that are equal in shapes
+
+
+def _check_constant(mean: Tensor | None, var: Tensor | None) -> None:
+    if mean is not None and var is not None and (mean.requires_grad or var.requires_grad):
+        refuse(NAME, "running_mean and running_var are constants; they cannot require a gradient")
 
 
 def _check_channels(x: Tensor, **tensors: Tensor | None) -> None:
@@ -153,9 +159,8 @@ def check(
         require_like(NAME, "residual", residual, shape, x.dtype)
     if (given_mean is None) != (given_var is None):
         refuse(NAME, "given_mean and given_var must be given together")
+    _check_constant(given_mean, given_var)
     if given_mean is not None and given_var is not None:
-        if given_mean.requires_grad or given_var.requires_grad:
-            refuse(NAME, "running_mean and running_var are constants; they cannot require a gradient")
         if groups or statistics_only:
             refuse(NAME, "given_mean and given_var are of channels: groups must be 0, and a result wanted")
     elif not statistics_only and batch * (channels // groups if groups else 1) * height * width == 1:
@@ -186,9 +191,8 @@ def outputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Empty y, in this order of memory, mean and var; what is not wanted has no elements."""
     y = x.new_empty(0) if statistics_only else torch.empty_like(x, memory_format=order)
-    shape = (0,) if given else statistics_shape(x, groups)
-    mean, var = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
-    return y, mean, var
+    mean = x.new_empty(0 if given else statistics_shape(x, groups), dtype=torch.float32)
+    return y, mean, torch.empty_like(mean)
 
 
 def gradients(like: list[Tensor | None], order: torch.memory_format, need: list[bool]) -> list[Tensor]:
@@ -201,11 +205,24 @@ def sizes(x: Tensor, groups: int) -> dict[str, int]:
     return {"batch": batch, "channels": channels, "pixels": height * width, "groups": groups}
 
 
-def _options(x, order, groups, constant, eps, activation, negative_slope, residual_after):
-    planar = order == torch.contiguous_format
-    flags = {"planar": planar, "constant": constant, "residual_after": residual_after}
-    named = {"activation": ACTIVATION_NUMBERS[activation], "eps": eps, "negative_slope": negative_slope}
-    return {"dtype": DTYPES[x.dtype], **sizes(x, groups), **flags, **named}
+def _plan(x, groups, constant, activation, residual_after):
+    """What native calls take beside tensors, eps and the slope: of x in channels_last order, and contiguous."""
+    flags = {"constant": constant, "residual_after": residual_after, "activation": ACTIVATION_NUMBERS[activation]}
+    plan = {"dtype": DTYPES[x.dtype], **sizes(x, groups), **flags}
+    return tuple(plan | {"planar": planar} for planar in (False, True))
+
+
+def _plan_forward(
+    x, weight, bias, residual, given_mean, given_var, groups, eps, activation, negative_slope, residual_after,
+    statistics_only,
+):  # fmt: skip
+    return _plan(x, groups, given_mean is not None, activation, residual_after)
+
+
+def _plan_backward(
+    grad, x, weight, bias, residual, mean, var, means, groups, constant, eps, activation, negative_slope, need
+):
+    return _plan(x, groups, constant, activation, False)
 
 
 def dense(order: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
@@ -215,17 +232,17 @@ def dense(order: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | 
 
 def _forward_cpu(
     x, weight, bias, residual, given_mean, given_var, groups, eps, activation, negative_slope, residual_after,
-    statistics_only,
+    statistics_only, plan,
 ):  # fmt: skip
     constant, order = given_mean is not None, dense_order(x)
     y, mean, var = outputs(x, order, constant, groups, statistics_only)
     if not x.numel():
         return y, mean.fill_(nan), var.fill_(nan)
-    options = _options(x, order, groups, constant, eps, activation, negative_slope, residual_after)
+    options = {"eps": eps, "negative_slope": negative_slope, **plan[order is torch.contiguous_format]}
     x, residual = dense(order, x, residual)
     statistics = {"mean": float32(given_mean) if constant else mean, "var": float32(given_var) if constant else var}
     read = {"x": x, "weight": float32(weight), "bias": float32(bias), "residual": residual}
-    _native_forward(**read, **statistics, y=None if statistics_only else y, **options)
+    _native_forward({**options, **read, **statistics, "y": None if statistics_only else y})
     return y, mean, var
 
 
@@ -237,7 +254,7 @@ def _forward_fake(
 
 
 def _backward_cpu(
-    grad, x, weight, bias, residual, mean, var, means, groups, constant, eps, activation, negative_slope, need
+    grad, x, weight, bias, residual, mean, var, means, groups, constant, eps, activation, negative_slope, need, plan
 ):
     order = dense_order(x)
     results = gradients([x, weight, bias, residual], order, need)
@@ -245,12 +262,12 @@ def _backward_cpu(
         return tuple(result.zero_() for result in results)
     dx, dweight, dbias, dresidual = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
-    options = _options(x, order, groups, constant, eps, activation, negative_slope, False)
+    options = {"eps": eps, "negative_slope": negative_slope, **plan[order is torch.contiguous_format]}
     x, grad, residual = dense(order, x, grad, residual)
     read = {"x": x, "grad": grad, "residual": residual, "weight": float32(weight), "bias": float32(bias)}
     read |= {"mean": float32(mean), "var": float32(var), "means": float32(means)}
     written = {"dx": dx if need[0] else None, "dresidual": dresidual if need[3] else None, "dweight": dw, "dbias": db}
-    _native_backward(**read, **written, **options)
+    _native_backward({**options, **read, **written})
     round_sums([dw, db], [dweight, dbias])
     return tuple(results)
 
@@ -264,6 +281,7 @@ backward = define(
     "Tensor? means, SymInt groups, bool constant, float eps, str activation, float negative_slope, bool[] need) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     check=check_backward,
+    plan=_plan_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
@@ -312,6 +330,7 @@ forward = define(
     "SymInt groups, float eps, str activation, float negative_slope, bool residual_after, bool statistics_only) "
     "-> (Tensor, Tensor, Tensor)",
     check=check,
+    plan=_plan_forward,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

@@ -1,6 +1,7 @@
 """A convolution of any kind with a nearest-neighbour resize, bias and activation: one operator."""
 
 import os
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -190,14 +191,30 @@ def output(x: Tensor, weight: Tensor, where: Geometry) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _sizes(x, weight, second, where, activation, negative_slope, exact):
+class Plan(NamedTuple):
+    """What follows from shapes, dtypes and options."""
+
+    shape: tuple[int, ...]  # of the result
+    strides: tuple[int, ...]
+    sizes: tuple[dict[str, int], dict[str, int]]  # as native calls take them, of a contiguous weight and of another
+
+
+def _plan(x, weight, second, activation, exact, where):
+    result = torch.empty(output_shape(x, weight, where), device="meta", memory_format=torch.channels_last)
     where = where._replace(stride=effective_stride(x.shape, weight.shape[-1], where))
     sizes = native_sizes(x.shape, weight.shape, 0 if second is None else second.shape[1], where)
     channels = x.shape[1] + (0 if where.resize == "up" else sizes["further"])
     sizes["form"] = form(x.shape, (channels, sizes["cout"], weight.shape[-1]), where, exact)
-    options = {"activation": ACTIVATION_NUMBERS[activation], "negative_slope": negative_slope}
-    options["weight_last"] = not weight.is_contiguous()
-    return sizes | options | {"dtype": DTYPES[x.dtype]}
+    sizes |= {"activation": ACTIVATION_NUMBERS[activation], "dtype": DTYPES[x.dtype]}
+    return Plan(result.shape, result.stride(), tuple(sizes | {"weight_last": last} for last in (False, True)))
+
+
+def _plan_forward(x, weight, bias, second, residual, grad_scale, *options):
+    return _plan(x, weight, second, options[6], options[8], Geometry(*options[:6]))
+
+
+def _plan_backward(grad, y, x, weight, bias, second, grad_scale, *options):
+    return _plan(x, weight, second, options[6], options[8], Geometry(*options[:6]))
 
 
 def _forward_cpu(
@@ -217,14 +234,15 @@ def _forward_cpu(
     negative_slope,
     exact,
     input_grad_from,
+    plan,
 ):
-    where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
-    y = output(x, weight, where)
+    y = x.new_empty_strided(plan.shape, plan.strides)
     x, second, residual = channels_last(x), channels_last(second), channels_last(residual)
     weights, biases = float32_in_order(weight), float32(bias)
-    sizes = _sizes(x, weights, second, where, activation, negative_slope, exact)
+    sizes = plan.sizes[not weights.is_contiguous()]
     kept = packed_weights.packed(weight, weights, sizes)
-    _native_forward(x=x, weight=weights, bias=biases, second=second, residual=residual, y=y, kept=kept, **sizes)
+    tensors = {"x": x, "weight": weights, "bias": biases, "second": second, "residual": residual, "y": y, "kept": kept}
+    _native_forward({**sizes, **tensors, "negative_slope": negative_slope})
     return y
 
 
@@ -266,19 +284,20 @@ def _backward_cpu(
     exact,
     input_grad_from,
     need,
+    plan,
 ):
-    where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     results = gradients([x, weight, bias, second], need)
     dx, dweight, dbias, dsecond = results
     dw, db = float32_sums([dweight, dbias], need[1:3])
     weights = float32_in_order(weight)
-    sizes = _sizes(x, weights, second, where, activation, negative_slope, exact)
+    sizes = plan.sizes[not weights.is_contiguous()]
     grad = channels_last(grad)
     y = channels_last(y) if activation in READS_OUTPUT else grad
     read = {"x": channels_last(x), "weight": weights, "second": channels_last(second)}
     read |= {"y": y, "grad": grad, "grad_scale": float32(grad_scale)}
     written = {"dx": dx if need[0] else None, "dsecond": dsecond if need[3] else None, "dweight": dw, "dbias": db}
-    _native_backward(**read, **written, **sizes, input_grad_from=input_grad_from)
+    options = {"negative_slope": negative_slope, "input_grad_from": input_grad_from}
+    _native_backward({**sizes, **options, **read, **written})
     round_sums([dw, db], [dweight, dbias])
     return ordered(results, [x, weight, bias, second], need)
 
@@ -360,6 +379,7 @@ _backward = define(
     f"{NAME}_backward(Tensor grad, Tensor? y, Tensor x, Tensor weight, Tensor? bias, Tensor? second, "
     f"Tensor? grad_scale, {OPTIONS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
     check=check_backward,
+    plan=_plan_backward,
     cpu=_backward_cpu,
     cuda=gpu_function(__name__, "backward"),
     fake=_backward_fake,
@@ -368,6 +388,7 @@ _forward = define(
     f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? residual, Tensor? grad_scale, {OPTIONS}) "
     "-> Tensor",
     check=check,
+    plan=_plan_forward,
     cpu=_forward_cpu,
     cuda=gpu_function(__name__, "forward"),
     fake=_forward_fake,

@@ -4,19 +4,22 @@ In training every weight changes in each step and is packed once in it. Where a 
 form is kept, and with it a copy of the weight. Each call compares that copy bit for bit: no kept form is ever stale.
 """
 
+from operator import itemgetter
+from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import _native
+from .._of_tensors import OfTensors
 from .geometry import UNPACKED
 
 _kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_function("resize_conv_act_keep")
 # what decides, beside the weight, how it is packed
 PACKING = ("up", "transposed", "weight_last", "form", "kernel", "stride", "padding", "channels", "further", "cout")
-KEPT = WeakTensorKeyDictionary()  # weight -> form of a call -> the packed weight; an entry dies with its weight
+_packing = itemgetter(*PACKING)
+KEPT: OfTensors[dict[tuple, Tensor]] = OfTensors()  # weight -> form of a call -> the packed weight
 
 
 def keep(weight: Tensor) -> None:
@@ -33,7 +36,7 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
     calls = KEPT.get(weight)
     if calls is None or sizes["form"] == UNPACKED:
         return None
-    key = (*(sizes[name] for name in PACKING), _native.load().isa())
+    key = _packing(sizes), _native.load().isa()
     kept = calls.get(key)
     if kept is None or not _ask(float32, kept, sizes):
         floats = _ask(float32, None, sizes)
@@ -41,13 +44,23 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
             return None
         # in new memory: another thread may be reading the old
         kept = torch.empty(floats, dtype=torch.float32, device="cpu")
-        _keep(weight=float32, kept=kept, **sizes)
+        _keep({**sizes, "weight": float32, "kept": kept, "negative_slope": 0.0})
         calls[key] = kept
     return kept
 
 
 def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
     """Whether what is kept was made of this weight; without it, the floats it takes, 0 where it would not be read."""
-    answer = torch.empty(1, dtype=torch.int64, device="cpu")
-    _kept(weight=weight, kept=kept, answer=answer, **sizes)
-    return int(answer)
+    answer = _memory.answer
+    _kept({**sizes, "weight": weight, "kept": kept, "answer": answer, "negative_slope": 0.0})
+    return answer.item()
+
+
+class _Memory(local):
+    """Of each thread: the native functions run without Python's lock."""
+
+    def __init__(self) -> None:
+        self.answer = torch.empty(1, dtype=torch.int64, device="cpu")
+
+
+_memory = _Memory()

@@ -1,5 +1,7 @@
 """Calls go past the dispatcher only where nothing but autograd would listen there, and the results are the same."""
 
+import gc
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -8,6 +10,7 @@ from engine import ops
 from engine.kernels import _availability, _contract, _dispatch, _native, _spec
 from engine.kernels._gradients import Gradients
 from engine.kernels._observers import OperatorCall, observed, observers
+from engine.kernels._of_tensors import OfTensors
 
 
 class Listener(TorchDispatchMode):
@@ -178,3 +181,45 @@ def test_the_interpreter_says_where_it_cannot_work(triton, numpy, works, monkeyp
     if not works:
         with pytest.raises(ImportError, match=r"numpy<2\.5"):
             _availability.gpu_function("engine.kernels.gram", "forward")()
+
+
+def test_calls_of_a_planned_kind_are_refused_as_ever():
+    """A call that fits is planned for those like it; what differs in what a check reads is checked itself."""
+    x, weight, mean, var = torch.randn(2, 8, 5, 5), torch.randn(8, 8, 3, 3), torch.zeros(8), torch.ones(8)
+    running = {"kind": "batch", "training": False}
+    for _ in range(2):
+        assert ops.resize_conv_act(x, weight).shape == (2, 8, 5, 5)
+        with pytest.raises(ValueError, match="stride is 3; it must be 1 or 2"):
+            ops.resize_conv_act(x, weight, stride=3)
+        with pytest.raises(ValueError, match=r"stride is \[1, 1\]; it must be 1 or 2"):
+            ops.resize_conv_act(x, weight, stride=[1, 1])
+        with pytest.raises(ValueError, match=r"weight is torch\.float64 but x is torch\.float32"):
+            ops.resize_conv_act(x, weight.double())
+        ops.norm_act(x, running_mean=mean, running_var=var, **running)
+        with pytest.raises(ValueError, match="cannot require a gradient"):
+            ops.norm_act(x, running_mean=mean.clone().requires_grad_(), running_var=var, **running)
+    # of numbers that are equal and not the same each keeps its own meaning
+    zeros = [ops.resize_conv_act(x, weight, activation="leaky_relu", negative_slope=slope) for slope in (0.0, -0.0)]
+    assert torch.signbit(zeros[0]).any() and not torch.signbit(zeros[1]).any()
+
+
+def test_tensors_that_outlived_a_transform():
+    kept = []
+    torch.func.grad(lambda x: (kept.append(x), x.sum())[1])(torch.randn(1, 8, 4, 4))
+    weight = torch.randn(8, 8, 3, 3, requires_grad=True)
+    expected = ops.resize_conv_act(kept[0].clone(), weight)
+    torch.testing.assert_close(ops.resize_conv_act(kept[0], weight), expected, rtol=0, atol=0)
+
+
+def test_what_is_kept_of_a_tensor_ends_with_it():
+    values, tensor, other = OfTensors(), torch.nn.Parameter(torch.ones(2)), torch.ones(2)
+    values[tensor], values[other] = [1], [2]
+    values[tensor] = [3]
+    assert tensor in values and values[tensor] == [3] and values.get(torch.ones(2)) is None
+    graph = tensor * 2  # holds the tensor when no name does
+    del tensor
+    (again,) = [function.variable for function, _ in graph.grad_fn.next_functions if function]
+    assert values[again] == [3]
+    del again, graph
+    gc.collect()
+    assert len(values._values) == 1 and values[other] == [2]

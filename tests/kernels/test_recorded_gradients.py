@@ -110,7 +110,7 @@ def _written(call: Any) -> set[str]:
 
 
 def test_only_gradients_that_are_asked_for_are_formed() -> None:
-    x, weight, bias = (tensor.requires_grad_() for tensor in _tensors(6))
+    x, weight, bias = (tensor.requires_grad_() for tensor in _tensors(16))
 
     def y() -> Tensor:
         return ops.resize_conv_act(x, weight, bias, activation="elu").sum()
