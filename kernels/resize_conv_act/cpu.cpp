@@ -1,4 +1,4 @@
-// resize_conv_act on the CPU: activation(conv(resize(x) | second) + bias + residual), dense NHWC tensors, float32 arithmetic.
+// resize_conv_act on the CPU: activation(scale conv(resize(x) | second) + bias + residual), dense NHWC tensors, float32.
 // Each of the three passes is a row of taps (direct.h) or a transformed product (transform.h), run band by band.
 #include "../_cpu/transform.h"
 
@@ -415,12 +415,12 @@ KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
     packed.pack(kept + packed.source());
 }
 
-// x, second (or null), residual (or null, like y), y: NHWC; weight, bias (or null): float32; kept: null where the weights
-// are packed for this call alone.
-KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, second, residual, kept; SIZES) {
+// x, second (or null), residual (or null, like y), y: NHWC; weight, scale and bias (or null): float32; kept: null where the
+// weights are packed for this call alone.
+KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional scale, bias, second, residual, kept; SIZES) {
     const Call call(arguments);
     const void* second = arguments.second;
-    const float *bias = arguments.bias, *kept = arguments.kept;
+    const float *scale = arguments.scale, *bias = arguments.bias, *kept = arguments.kept;
     const PackedForward forward(call, arguments.weight);
     const Pass &pass = forward.pass, &apart = forward.apart;
     const Weights &w = forward.w, &w2 = forward.w2;
@@ -430,14 +430,18 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, seco
     const int rows = pass.cells(call.out_h), columns = pass.cells(call.out_w), threads = wanted_threads();
     const AllTiles tiles = forward.tiles();
 
-    float* padded_bias = scratch(Slot::PACKED_WEIGHTS, padded + (kept || tiles ? 0 : forward.floats()));
-    if (!kept && !tiles) forward.pack(padded_bias + padded);
-    const float* packed = kept ? kept + forward.source() : padded_bias + padded;
+    float* biases = scratch(Slot::PACKED_WEIGHTS, 2 * padded + (kept || tiles ? 0 : forward.floats()));
+    float *scales = biases + padded, *packed_now = scales + padded;
+    if (!kept && !tiles) forward.pack(packed_now);
+    const float* packed = kept ? kept + forward.source() : packed_now;
     const float* packed2 = packed + forward.first();
-    for (int c = 0; c < padded; ++c) padded_bias[c] = bias && c < call.cout ? bias[c] : 0.0f;
+    for (int c = 0; c < padded; ++c) {
+        biases[c] = bias && c < call.cout ? bias[c] : 0.0f;
+        if (scale) scales[c] = c < call.cout ? scale[c] : 0.0f;
+    }
 
     Sink sink{call.dtype, call.out_h, call.out_w, call.cout, arguments.y};
-    sink.bias = padded_bias, sink.residual = arguments.residual;
+    sink.bias = biases, sink.scale = scale ? scales : nullptr, sink.residual = arguments.residual;
     sink.activation = call.activation, sink.slope = call.slope;
 
     const Cut cut = cut_of(call, threads);
