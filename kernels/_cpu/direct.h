@@ -427,7 +427,10 @@ static void put_row(const Sink& sink, int64_t image, int row, int first, int cou
     if (sink.channels <= THIN && sink.dtype == F32 && sink.data && !sink.channels2) {
         float *row = static_cast<float*>(sink.data) + pixel0 * sink.channels, *to = row;
         for (int i = left; i < right; ++i, from += padded)
-            for (int c = 0; c < sink.channels; ++c) *to++ = from[c] + (sink.bias ? sink.bias[c] : 0.0f);
+            for (int c = 0; c < sink.channels; ++c) {
+                const float value = sink.scale ? from[c] * sink.scale[c] : from[c];
+                *to++ = value + (sink.bias ? sink.bias[c] : 0.0f);
+            }
         if (const float* more = static_cast<const float*>(sink.residual))
             for (int64_t i = 0; i < to - row; ++i) row[i] += more[pixel0 * sink.channels + i];
         // few of a vector's lanes are channels of a pixel, all of them numbers of the row

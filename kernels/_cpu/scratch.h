@@ -15,10 +15,10 @@ enum class Slot {
     GRADIENT_BAND,         // rows of the gradient before the activation as float32
     TRANSFORMED_INPUTS,    // a block of tiles in the transformed domain
     TRANSFORMED_PRODUCTS,  // the products of that block, or in a weight gradient its transformed gradients
-    DIRECT_ROWS,           // results of a direct pass for one cell row, before bias and activation
+    DIRECT_ROWS,           // results of a direct pass for one cell row, before scale, bias and activation
     PARAMETER_SUMS,        // the parameters' gradients, summed by each thread apart
     SEGMENTS,              // offsets of a weight gradient's segments
-    PACKED_WEIGHTS,        // weights in the order the products read them, and the padded bias
+    PACKED_WEIGHTS,        // weights in the order the products read them, and the padded bias and scale
     ZEROS,                 // the pixel that tiles read past the image's edges
     GATHERED,              // combinations of a few weights: on their way to the packed ones, or multiplied at once
     ALL_TILES,             // tiles of all images in the transformed domain: of a pass that packs its weights by panels,

@@ -199,7 +199,7 @@ struct Frame {
     }
 };
 
-// A dense NHWC tensor to write, with the bias, residual and activation that are applied on the way. channels2 further
+// A dense NHWC tensor to write, with the scale, bias, residual and activation that are applied on the way. channels2 further
 // channels go to data2. data or data2 may be null: their channels are then left out.
 struct Sink {
     Dtype dtype;
@@ -207,8 +207,9 @@ struct Sink {
     void* data;
     int channels2 = 0;
     void* data2 = nullptr;
-    const float* bias = nullptr;      // padded to whole vectors
-    const void* residual = nullptr;   // a tensor like data that is added to it; there is no channels2 then
+    const float* bias = nullptr;     // padded to whole vectors
+    const float* scale = nullptr;    // likewise: factors of what the bias is added to; only where there is a bias
+    const void* residual = nullptr;  // a tensor like data that is added to it; there is no channels2 then
     Activation activation = NONE;
     float slope = 0;
     Frame frame{};  // takes what lies outside of the image
@@ -225,7 +226,7 @@ struct Sink {
     }
 
     void put(int64_t pixel, int c, vf v) const {
-        if (bias) v += load(bias + c);
+        if (bias) v = scale ? v * load(scale + c) + load(bias + c) : v + load(bias + c);
         if (residual && c < channels)
             v += load_part(dtype, residual, pixel * channels + c, channels - c < VL ? channels - c : VL);
         v = activate(activation, v, slope);
@@ -276,17 +277,34 @@ private:
     }
 };
 
-template <Activation KIND, bool RESIDUAL = false, class Body>
-static inline void with_biased_put(const Sink& sink, Body body) {
+// Calls body with a put of whole float32 vectors; true.
+template <Activation KIND, bool SCALED, bool RESIDUAL, class Body>
+static inline bool with_biased_put(const Sink& sink, Body body) {
     float* to = static_cast<float*>(sink.data);
     const int channels = sink.channels;
-    const float *bias = sink.bias, *residual = static_cast<const float*>(sink.residual);
+    const float *bias = sink.bias, *scale = sink.scale, *residual = static_cast<const float*>(sink.residual);
     const float slope = sink.slope;
     body([=](int64_t pixel, int c, vf v) {
-        v += load(bias + c);
+        v = SCALED ? v * load(scale + c) + load(bias + c) : v + load(bias + c);
         if (RESIDUAL) v += load(residual + pixel * channels + c);
         store(to + pixel * channels + c, activate(KIND, v, slope));
     });
+    return true;
+}
+
+// Calls body with such a put where one is compiled for the sink's activation and residual; whether there is one.
+template <bool SCALED, class Body> static inline bool biased_put_of(const Sink& sink, Body body) {
+    switch (sink.activation) {
+    case NONE:
+        if (sink.residual) return with_biased_put<NONE, SCALED, true>(sink, body);
+        return with_biased_put<NONE, SCALED, false>(sink, body);
+    case RELU:
+        if (sink.residual) return with_biased_put<RELU, SCALED, true>(sink, body);
+        return with_biased_put<RELU, SCALED, false>(sink, body);
+    case ELU: return !sink.residual && with_biased_put<ELU, SCALED, false>(sink, body);
+    case LEAKY_RELU: return !sink.residual && with_biased_put<LEAKY_RELU, SCALED, false>(sink, body);
+    default: return false;
+    }
 }
 
 // Calls body(put) with the put(pixel, c, v) that does the least work for this sink. Few kinds of it: each is compiled into
@@ -295,17 +313,9 @@ template <class Body> static inline void with_put(const Sink& sink, Body body) {
     if (sink.dtype == F32 && sink.channels % VL == 0 && sink.data && !sink.channels2) {
         float* to = static_cast<float*>(sink.data);
         const int channels = sink.channels;
-        if (sink.residual) {
-            if (sink.bias && sink.activation == NONE) return with_biased_put<NONE, true>(sink, body);
-            if (sink.bias && sink.activation == RELU) return with_biased_put<RELU, true>(sink, body);
-            return body([&sink](int64_t pixel, int c, vf v) { sink.put(pixel, c, v); });
-        }
-        if (!sink.bias && sink.activation == NONE)
+        if (!sink.bias && !sink.residual && sink.activation == NONE)
             return body([=](int64_t pixel, int c, vf v) { store(to + pixel * channels + c, v); });
-        if (sink.bias && sink.activation == NONE) return with_biased_put<NONE>(sink, body);
-        if (sink.bias && sink.activation == ELU) return with_biased_put<ELU>(sink, body);
-        if (sink.bias && sink.activation == RELU) return with_biased_put<RELU>(sink, body);
-        if (sink.bias && sink.activation == LEAKY_RELU) return with_biased_put<LEAKY_RELU>(sink, body);
+        if (sink.bias && (sink.scale ? biased_put_of<true>(sink, body) : biased_put_of<false>(sink, body))) return;
     }
     body([&sink](int64_t pixel, int c, vf v) { sink.put(pixel, c, v); });
 }

@@ -1,4 +1,4 @@
-"""A convolution of any kind with a nearest-neighbour resize, bias and activation: one operator."""
+"""A convolution of any kind with a nearest-neighbour resize, scale, bias and activation: one operator."""
 
 import os
 from typing import NamedTuple
@@ -48,6 +48,7 @@ def resize_conv_act(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     resize: str = "none",
     stride: int = 1,
     padding: int | None = None,
@@ -62,12 +63,14 @@ def resize_conv_act(
     exact: bool | None = None,
     input_grad_from: int = 0,
 ) -> Tensor:
-    """activation(convolution(resize(x) with second's channels after it) + bias + residual), all in one pass.
+    """activation(scale convolution(resize(x) with second's channels after it) + bias + residual), all in one pass.
 
     x:              (B, C, H, W) float32, bfloat16 or float16; any strides (channels_last is read in place)
     weight:         (Cout, C + C2, K, K), transposed (C + C2, Cout, K, K), K from 1 to 7; of x's dtype, or float32
                     beside x in half precision, as under autocast
     bias:           (Cout,) likewise, or None
+    scale:          (Cout,) likewise: a factor of each channel of the convolution, or None. So a normalisation whose
+                    statistics are given is part of the convolution before it, whose weight stays as it is
     resize:         "none"; "up": x is enlarged by nearest x2 before the convolution, which is 3x3 with padding 1;
                     "down": the result keeps its even rows and columns (nearest /2 after the convolution), which is a
                     stride of 2
@@ -100,10 +103,10 @@ def resize_conv_act(
     if inference and not torch.compiler.is_compiling():
         packed_weights.keep(weight)
     apart = activation == "silu" and torch.is_grad_enabled()
-    apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, second, residual))
+    apart = apart and any(t is not None and t.requires_grad for t in (x, weight, bias, scale, second, residual))
     where = raw_geometry(weight.shape[-1], resize, stride, padding, padding_mode, transposed, output_padding)
     options = "none" if apart else activation, float(negative_slope), exact, input_grad_from
-    y = _forward(x, weight, bias, second, residual, grad_scale, *where, *options)
+    y = _forward(x, weight, bias, scale, second, residual, grad_scale, *where, *options)
     return F.silu(y) if apart else y
 
 
@@ -111,6 +114,7 @@ def check(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    scale: Tensor | None,
     second: Tensor | None,
     residual: Tensor | None,
     grad_scale: Tensor | None,
@@ -134,9 +138,9 @@ def check(
     if not (channels > 0 and height > 0 and width > 0):
         refuse(NAME, f"no empty channels or sides: x is {tuple(x.shape)}")
     if second is not None:
-        scale = 2 if resize == "up" else 1
-        if second.dim() != 4 or (second.shape[0], *second.shape[2:]) != (batch, scale * height, scale * width):
-            wanted = f"({batch}, C2, {scale * height}, {scale * width})"
+        times = 2 if resize == "up" else 1
+        if second.dim() != 4 or (second.shape[0], *second.shape[2:]) != (batch, times * height, times * width):
+            wanted = f"({batch}, C2, {times * height}, {times * width})"
             refuse(NAME, f"second is {tuple(second.shape)}; it must be {wanted}")
         channels += second.shape[1]
     kernel = weight.shape
@@ -146,14 +150,16 @@ def check(
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     check_geometry(x.shape, kernel[-1], where)
     cout = kernel[transposed]
-    if bias is not None and bias.shape != (cout,):
-        refuse(NAME, f"bias must be ({cout},)")
+    for name, values in (("bias", bias), ("scale", scale)):
+        if values is not None and values.shape != (cout,):
+            refuse(NAME, f"{name} must be ({cout},)")
     if not 0 <= input_grad_from <= batch:
         refuse(NAME, f"input_grad_from is {input_grad_from}; it must lie in 0 .. {batch}")
     require_factors(NAME, grad_scale, batch)
     for name, tensor, others in (
         ("weight", weight, torch.float32),
         ("bias", bias, torch.float32),
+        ("scale", scale, torch.float32),
         ("second", second, dtype),
     ):
         if tensor is not None and tensor.dtype not in (dtype, others):
@@ -164,7 +170,7 @@ def check(
 
 def check_backward(grad, y, x, weight, bias, second, grad_scale, *options):
     *where, activation, negative_slope, exact, input_grad_from, need = options
-    check(x, weight, bias, second, None, grad_scale, *where, activation, negative_slope, exact, input_grad_from)
+    check(x, weight, bias, None, second, None, grad_scale, *where, activation, negative_slope, exact, input_grad_from)
     check_result(NAME, grad, y, output_shape(x, weight, Geometry(*where)), x.dtype, activation)
     require_need(NAME, need, [x, weight, bias, second])
 
@@ -209,7 +215,7 @@ def _plan(x, weight, second, activation, exact, where):
     return Plan(result.shape, result.stride(), tuple(sizes | {"weight_last": last} for last in (False, True)))
 
 
-def _plan_forward(x, weight, bias, second, residual, grad_scale, *options):
+def _plan_forward(x, weight, bias, scale, second, residual, grad_scale, *options):
     return _plan(x, weight, second, options[6], options[8], Geometry(*options[:6]))
 
 
@@ -221,6 +227,7 @@ def _forward_cpu(
     x,
     weight,
     bias,
+    scale,
     second,
     residual,
     grad_scale,
@@ -238,15 +245,15 @@ def _forward_cpu(
 ):
     y = x.new_empty_strided(plan.shape, plan.strides)
     x, second, residual = channels_last(x), channels_last(second), channels_last(residual)
-    weights, biases = float32_in_order(weight), float32(bias)
+    weights = float32_in_order(weight)
     sizes = plan.sizes[not weights.is_contiguous()]
-    kept = packed_weights.packed(weight, weights, sizes)
-    tensors = {"x": x, "weight": weights, "bias": biases, "second": second, "residual": residual, "y": y, "kept": kept}
-    _native_forward({**sizes, **tensors, "negative_slope": negative_slope})
+    read = {"x": x, "weight": weights, "scale": float32(scale), "bias": float32(bias)}
+    read |= {"second": second, "residual": residual, "kept": packed_weights.packed(weight, weights, sizes)}
+    _native_forward({**sizes, **read, "y": y, "negative_slope": negative_slope})
     return y
 
 
-def _forward_fake(x, weight, bias, second, residual, grad_scale, *options):
+def _forward_fake(x, weight, bias, scale, second, residual, grad_scale, *options):
     return output(x, weight, Geometry(*options[:6]))
 
 
@@ -303,18 +310,25 @@ def _backward_cpu(
 
 
 def _gradients(
-    grad, y, x, weight, bias, second, grad_scale, resize, stride, padding, padding_mode, transposed, output_padding,
-    activation, negative_slope, exact, input_grad_from, need,
+    grad, y, x, weight, bias, scale, second, grad_scale, resize, stride, padding, padding_mode, transposed,
+    output_padding, activation, negative_slope, exact, input_grad_from, need,
 ):  # fmt: skip
-    """The gradients of x, weight, bias, second and residual."""
-    *need, need_residual = need
+    """The gradients of x, weight, bias, scale, second and residual."""
+    need_x, need_weight, need_bias, need_scale, need_second, need_residual = need
     if need_residual:  # its own gradient is that before the activation, from which the others follow
         grad, y, activation = before_activation(grad, y, activation, negative_slope), None, "none"
     where = resize, stride, padding, padding_mode, transposed, output_padding
     options = *where, activation, negative_slope, exact, input_grad_from
+    need = [need_x, need_weight or need_scale, need_bias, need_second]
     if not any(need):
-        return None, None, None, None, grad
-    return *_backward(grad, y, x, weight, bias, second, grad_scale, *options, need), grad
+        return None, None, None, None, None, grad
+    product = weight if scale is None else reference.scaled(weight, scale, transposed)
+    dx, dweight, dbias, dsecond = _backward(grad, y, x, product, bias, second, grad_scale, *options, need)
+    dscale = None
+    if scale is not None and need[1]:  # what came is the gradient of the product
+        dscale = (dweight.float() * weight).sum((0, 2, 3) if transposed else (1, 2, 3)).to(scale.dtype)
+        dweight = reference.scaled(dweight, scale, transposed).to(weight.dtype)
+    return dx, dweight, dbias, dscale, dsecond, grad
 
 
 def _recorded_gradients(
@@ -322,6 +336,7 @@ def _recorded_gradients(
     y,
     x,
     weight,
+    scale,
     second,
     grad_scale,
     resize,
@@ -340,12 +355,13 @@ def _recorded_gradients(
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     back = opposite(x.shape, weight.shape[-1], where)
     plain = second is None and grad_scale is None and not input_grad_from and activation in FROM_OUTPUT
-    of_parameters = any(need[1:4])
-    if back is None or not plain or not need[0] or of_parameters or weight.dtype != x.dtype:
+    of_others = any(need[1:5])
+    weight = weight if scale is None else reference.scaled(weight, scale, transposed)
+    if back is None or not plain or not need[0] or of_others or weight.dtype != x.dtype:
         return None
     grad = before_activation(grad, y, activation, negative_slope)
-    dx = _forward(grad, weight, None, None, None, None, *back, "none", 0.0, exact, 0)
-    return dx, None, None, None, grad if need[4] else None
+    dx = _forward(grad, weight, None, None, None, None, None, *back, "none", 0.0, exact, 0)
+    return dx, None, None, None, None, grad if need[5] else None
 
 
 def before_activation(grad: Tensor, y: Tensor | None, activation: str, negative_slope: float) -> Tensor:
@@ -385,8 +401,8 @@ _backward = define(
     fake=_backward_fake,
 )
 _forward = define(
-    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? second, Tensor? residual, Tensor? grad_scale, {OPTIONS}) "
-    "-> Tensor",
+    f"{NAME}(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? second, Tensor? residual, "
+    f"Tensor? grad_scale, {OPTIONS}) -> Tensor",
     check=check,
     plan=_plan_forward,
     cpu=_forward_cpu,
@@ -395,11 +411,15 @@ _forward = define(
     reference=reference.resize_conv_act,
     gradients=Gradients(
         _gradients,
-        ["x", "weight", "bias", "second", "residual"],
+        ["x", "weight", "bias", "scale", "second", "residual"],
         along={"bias": "weight"},
         kept_for=("activation", READS_OUTPUT),
         fused_for=("activation", FROM_OUTPUT),
         recorded=_recorded_gradients,
     ),
-    autocast=("weight", "bias"),  # they are rounded as they are packed; float32 parameters get float32 gradients
+    autocast=(
+        "weight",
+        "bias",
+        "scale",
+    ),  # they are rounded as they are packed; float32 parameters get float32 gradients
 )

@@ -1,4 +1,4 @@
-// resize_conv_act on the CPU: activation(conv(resize(x) | second) + bias + residual), dense NHWC tensors, float32 arithmetic.
+// resize_conv_act on the CPU: activation(scale conv(resize(x) | second) + bias + residual), dense NHWC tensors, float32.
 // Each of the three passes is a row of taps (direct.h) or a transformed product (transform.h), run band by band.
 #include "../_cpu/transform.h"
 #include "../_cpu/unpacked.h"
@@ -487,12 +487,17 @@ KILN_FUNCTION(resize_conv_act_keep, Pointer weight, kept; SIZES) {
     packed.pack(kept + packed.source());
 }
 
-// Room for a bias, filled up with zeros to whole vectors, and for `further` floats after it.
-static float* padded_bias(const Call& call, const float* bias, int64_t further) {
+// Room for scale and bias, filled up to whole vectors and given to `sink`, and for `further` floats after them.
+// returns: where those lie
+static float* per_channel(const Call& call, const float* scale, const float* bias, int64_t further, Sink& sink) {
     const int padded = round_up(call.cout, VL);
-    float* room = scratch(Slot::PACKED_WEIGHTS, padded + further);
-    for (int c = 0; c < padded; ++c) room[c] = bias && c < call.cout ? bias[c] : 0.0f;
-    return room;
+    float *biases = scratch(Slot::PACKED_WEIGHTS, 2 * padded + further), *scales = biases + padded;
+    for (int c = 0; c < padded; ++c) {
+        biases[c] = bias && c < call.cout ? bias[c] : 0.0f;
+        if (scale) scales[c] = c < call.cout ? scale[c] : 0.0f;
+    }
+    sink.bias = biases, sink.scale = scale ? scales : nullptr;
+    return scales + padded;
 }
 
 static void forward_unpacked(const Call& call, const Source& source, const float* weight, const Sink& sink) {
@@ -506,17 +511,17 @@ static void forward_unpacked(const Call& call, const Source& source, const float
     }
 }
 
-// x, second (or null), residual (or null, like y), y: NHWC; weight, bias (or null): float32; kept: null where the weights
-// are packed for this call alone.
-KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, second, residual, kept; SIZES) {
+// x, second (or null), residual (or null, like y), y: NHWC; weight, scale and bias (or null): float32; kept: null where the
+// weights are packed for this call alone.
+KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional scale, bias, second, residual, kept; SIZES) {
     const Call call(arguments);
     const void* second = arguments.second;
-    const float *bias = arguments.bias, *kept = arguments.kept;
+    const float *scale = arguments.scale, *bias = arguments.bias, *kept = arguments.kept;
     const Source source = call.source(arguments.x, second), other = call.second_source(second);
     Sink sink{call.dtype, call.out_h, call.out_w, call.cout, arguments.y};
     sink.residual = arguments.residual, sink.activation = call.activation, sink.slope = call.slope;
     if (call.form == UNPACKED) {
-        sink.bias = padded_bias(call, bias, 0);
+        per_channel(call, scale, bias, 0, sink);
         return forward_unpacked(call, source, arguments.weight, sink);
     }
 
@@ -528,11 +533,10 @@ KILN_FUNCTION(resize_conv_act_forward, Pointer x, weight, y; Optional bias, seco
     const int rows = pass.cells(call.out_h), columns = pass.cells(call.out_w), threads = wanted_threads();
     const AllTiles tiles = forward.tiles();
 
-    float* biases = padded_bias(call, bias, kept || tiles ? 0 : forward.floats());
-    if (!kept && !tiles) forward.pack(biases + padded);
-    const float* packed = kept ? kept + forward.source() : biases + padded;
+    float* packed_now = per_channel(call, scale, bias, kept || tiles ? 0 : forward.floats(), sink);
+    if (!kept && !tiles) forward.pack(packed_now);
+    const float* packed = kept ? kept + forward.source() : packed_now;
     const float* packed2 = packed + forward.first();
-    sink.bias = biases;
 
     const Cut cut = cut_of(call, threads);
     const auto item = [&](Images images, int band) {

@@ -44,11 +44,14 @@ class Part(NamedTuple):
     fold: bool
     transposed: bool
 
-    def packed(self, weight: Tensor, dtype: torch.dtype, adjoint: bool) -> Tensor:
-        """The weights as the forward pass takes them, or as the input's gradient does (adjoint)."""
+    def packed(self, weight: Tensor, dtype: torch.dtype, adjoint: bool, scale: Tensor | None = None) -> Tensor:
+        """The weights as the forward pass takes them, or as the input's gradient does (adjoint).
+
+        scale: (Cout,) contiguous, which multiplies the weights of the forward pass; None: 1
+        """
         rows, columns = (self.inputs, self.outputs) if adjoint else (self.outputs, self.inputs)
         reverse = adjoint != self.transposed
-        return packed(weight, dtype, rows, columns, self.start, reverse=reverse, fold=self.fold)
+        return packed(weight, dtype, rows, columns, self.start, reverse=reverse, fold=self.fold, scale=scale)
 
     def partial_gradient(
         self, dz: Tensor, x: Tensor, precision: str
@@ -76,19 +79,19 @@ def parts(x: Tensor, weight: Tensor, second: Tensor | None, where: Geometry) -> 
 
 
 def forward(
-    x, weight, bias, second, residual, grad_scale, resize, stride, padding, padding_mode, transposed, output_padding,
-    activation, negative_slope, exact, input_grad_from,
+    x, weight, bias, scale, second, residual, grad_scale, resize, stride, padding, padding_mode, transposed,
+    output_padding, activation, negative_slope, exact, input_grad_from,
 ):  # fmt: skip
     where = Geometry(resize, stride, padding, padding_mode, transposed, output_padding)
     y = output(x, weight, where)
     if not y.numel():
         return y
-    weight = weight.contiguous()
+    weight, scale = weight.contiguous(), None if scale is None else scale.contiguous()
     first, *others = parts(x, weight, second, where)
     convolve(
-        padded(channels_last(x)), first.packed(weight, x.dtype, False), y, first.taps, exact,
+        padded(channels_last(x)), first.packed(weight, x.dtype, False, scale), y, first.taps, exact,
         second=padded(channels_last(second)) if others else None,
-        second_weights=others[0].packed(weight, x.dtype, False) if others else None, around=first.fold,
+        second_weights=others[0].packed(weight, x.dtype, False, scale) if others else None, around=first.fold,
         bias=None if bias is None else bias.contiguous(), residual=channels_last(residual), activation=activation,
         slope=negative_slope,
     )  # fmt: skip

@@ -13,13 +13,13 @@ from .gpu_convolution import FEW_CHANNELS
 
 @triton.jit(do_not_specialize=["rows", "columns", "K", "first", "by_row", "by_column"])
 def pack_weights_kernel(
-    weight, packed, rows, columns, width, K, first, by_row, by_column,
-    FOLD: tl.constexpr, REVERSED: tl.constexpr, BLOCK: tl.constexpr,
+    weight, scale, packed, rows, columns, width, K, first, by_row, by_column,
+    FOLD: tl.constexpr, REVERSED: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Packs kernels, (kernel, kernel) each at weight + first + row by_row + column by_column, to (rows, taps, width).
 
     From columns to width there are zeros. REVERSED: the taps are in reverse order. FOLD: of 3x3 kernels come the 4x4
-    taps of nearest x2 and the convolution in one.
+    taps of nearest x2 and the convolution in one. SCALED: row r is multiplied by scale[r].
     """
     side = 4 if FOLD else K
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -38,6 +38,8 @@ def pack_weights_kernel(
                 value += tl.load(source + p * 3 + q, mask=inside & part, other=0.0).to(tl.float32)
     else:
         value = tl.load(source + tap, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        value *= tl.load(scale + row, mask=row < rows, other=0.0).to(tl.float32)
     tl.store(packed + at, rounded(value, packed.dtype.element_ty), mask=row < rows)
 
 
@@ -73,20 +75,22 @@ def padded(x: Tensor) -> Tensor:
 
 def packed(
     weight: Tensor, dtype: torch.dtype, rows: tuple[int, int], columns: tuple[int, int], first: int, *,
-    reverse: bool, fold: bool,
+    reverse: bool, fold: bool, scale: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Packs kernels of weight (A, B, K, K), contiguous, to (rows, taps, aligned columns).
 
     rows, columns: how many there are, and how many elements of weight lie between neighbours
     first:         element of weight that the first kernel begins with
+    scale:         (rows,) contiguous factors of the rows; None: 1
     """
     kernel, taps = weight.shape[-1], 16 if fold else weight.shape[-1] ** 2
     result = torch.empty((rows[0], taps, aligned(columns[0])), dtype=dtype, device=weight.device)
     block = tuning.ELEMENTS
     launch(
-        pack_weights_kernel, (triton.cdiv(result.numel(), block),), weight=weight, packed=result, rows=rows[0],
-        columns=columns[0], width=result.shape[2], K=kernel, first=first, by_row=rows[1], by_column=columns[1],
-        FOLD=fold, REVERSED=reverse, BLOCK=block,
+        pack_weights_kernel, (triton.cdiv(result.numel(), block),), weight=weight,
+        scale=weight if scale is None else scale, packed=result, rows=rows[0], columns=columns[0],
+        width=result.shape[2], K=kernel, first=first, by_row=rows[1], by_column=columns[1],
+        FOLD=fold, REVERSED=reverse, SCALED=scale is not None, BLOCK=block,
         cost=lambda: Cost(
             10.0 * result.numel() * fold, kernel**2 * rows[0] * columns[0] * weight.element_size() + size(result)
         ),

@@ -24,6 +24,7 @@ def resize_conv_act(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     resize: str = "none",
     stride: int = 1,
     padding: int | None = None,
@@ -40,6 +41,7 @@ def resize_conv_act(
 ) -> Tensor:
     """The same signature and result as the public operator; `exact` changes nothing here."""
     x, second = gradient_from(x, input_grad_from), gradient_from(second, input_grad_from)
+    weight = weight if scale is None else scaled(weight, scale, transposed)
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if resize == "up":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -55,6 +57,11 @@ def resize_conv_act(
         return ACTIVATIONS[activation]((y[:, :, ::2, ::2] if resize == "down" else y) + residual, negative_slope)
     y = ACTIVATIONS[activation](y, negative_slope)
     return y[:, :, ::2, ::2] if resize == "down" else y
+
+
+def scaled(weight: Tensor, scale: Tensor, transposed: bool) -> Tensor:
+    """The weight of a convolution whose output channels are multiplied by a scale (Cout,)."""
+    return weight * scale.view((-1, 1, 1) if transposed else (-1, 1, 1, 1))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, padding_mode: str) -> Tensor:

@@ -20,24 +20,26 @@ _SPREAD = {"stride": 2, "transposed": True}
 
 def _sample(
     b: int, c: int, h: int, w: int, cout: int, resize: str, activation: str, *,
-    kernel: int = 3, second: int = 0, bias: bool = True, residual: bool = False, grad_scale: bool = False,
-    input_grad_from: int = 0, layout: str = "channels_last", inference: bool = False, **where: Any,
+    kernel: int = 3, second: int = 0, bias: bool = True, scale: bool = False, residual: bool = False,
+    grad_scale: bool = False, input_grad_from: int = 0, layout: str = "channels_last", inference: bool = False,
+    **where: Any,
 ) -> Sample:  # fmt: skip
     """where: further options of WHERE."""
-    scale = 2 if resize == "up" else 1
+    times = 2 if resize == "up" else 1
     channels = (c + second, cout) if where.get("transposed") else (cout, c + second)
     shapes = {"x": (b, c, h, w), "weight": (*channels, kernel, kernel)}
     if bias:
         shapes["bias"] = (cout,)
+    if scale:
+        shapes["scale"] = (cout,)
     if second:
-        shapes["second"] = (b, second, scale * h, scale * w)
+        shapes["second"] = (b, second, times * h, times * w)
     if residual:
         shapes["residual"] = (b, cout, *output_sides((b, c, h, w), kernel, _geometry(kernel, resize, where)))
     if grad_scale:
         shapes["grad_scale"] = (b,)
-    extras = [f"second {second}" * bool(second), "no bias" * (not bias), "residual" * residual]
-    extras.append("grad_scale" * grad_scale)
-    extras.append("inference" * inference)
+    extras = [f"second {second}" * bool(second), "no bias" * (not bias), "scale" * scale, "residual" * residual]
+    extras += ["grad_scale" * grad_scale, "inference" * inference]
     options = {"resize": resize, "activation": activation, **where}
     if input_grad_from:
         options["input_grad_from"] = input_grad_from
@@ -85,7 +87,30 @@ def _samples() -> list[Sample]:
             _sample(2, 9, 7, 8, 3, resize, "none", residual=True, layout="contiguous"),
             _sample(2, 16, 8, 8, 16, resize, "silu", residual=True, inference=True),
         ]
-    return [*samples, *(sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)), *_further()]
+    others = [sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)]
+    return [*samples, *others, *_further(), *_scaled()]
+
+
+def _scaled() -> list[Sample]:
+    """Samples with a scale, as of a normalisation: with gradients, and as inference runs them."""
+    samples = []
+    for resize in KINDS:
+        samples += [
+            _sample(2, 16, 10, 9, 32, resize, "relu", scale=True, grad_scale=True),
+            _sample(2, 16, 9, 12, 32, resize, "relu", scale=True, inference=True),
+            _sample(2, 18, 7, 6, 19, resize, "elu", scale=True, second=5),
+            _sample(2, 18, 7, 6, 19, resize, "silu", scale=True, second=5, residual=True, inference=True),
+            _sample(2, 9, 7, 8, 3, resize, "tanh", scale=True, bias=False, layout="contiguous"),
+            _sample(1, 24, 12, 17, 3, resize, "none", scale=True, residual=True, inference=True, layout="sliced"),
+            _sample(1, 16, 12, 17, 16, resize, "none", scale=True, residual=True, inference=True),
+            _sample(2, 16, 8, 9, 16, resize, "leaky_relu", scale=True, residual=True),
+        ]
+    for kernel, where in ((1, {}), (4, {"stride": 2}), (7, {"padding_mode": "reflect"}), (4, _SPREAD), (3, _SPREAD)):
+        samples += [
+            _sample(2, 24, 9, 7, 17, "none", "elu", kernel=kernel, scale=True, **where),
+            _sample(2, 16, 9, 8, 32, "none", "leaky_relu", kernel=kernel, scale=True, inference=True, **where),
+        ]
+    return [*samples, _sample(3, 24, 1, 1, 17, "none", "relu", kernel=4, padding=0, transposed=True, scale=True)]
 
 
 def _further() -> list[Sample]:

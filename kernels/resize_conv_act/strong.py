@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._constants import constant
 from .._grad_scale import weigh_samples
-from .reference import convolve, gradient_from, same_padding
+from .reference import convolve, gradient_from, same_padding, scaled
 
 # rows: the four taps of the stride-2 transposed convolution; columns: the three of the convolution after nearest x2
 FOLD = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
@@ -30,6 +30,7 @@ def resize_conv_act(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     resize: str = "none",
     stride: int = 1,
     padding: int | None = None,
@@ -50,6 +51,7 @@ def resize_conv_act(
     takes 36; "down" is the convolution at stride 2, a quarter of the reference's products.
     """
     x, second = gradient_from(x, input_grad_from), gradient_from(second, input_grad_from)
+    weight = weight if scale is None else scaled(weight, scale, transposed)
     if resize == "up":
         layer = _enlarged
     else:

@@ -52,7 +52,7 @@ class Sums(Onlooker):
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        place = {torch.ops.kiln.norm_act.default: 3, torch.ops.kiln.resize_conv_act.default: 4}.get(function)
+        place = {torch.ops.kiln.norm_act.default: 3, torch.ops.kiln.resize_conv_act.default: 5}.get(function)
         self.count += place is not None and args[place] is not None
         return function(*args, **(kwargs or {}))
 

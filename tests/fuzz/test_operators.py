@@ -112,10 +112,10 @@ def convolution(draw: random.Random) -> tuple[int, dict[str, Any]]:
 def resize_conv_act(draw: random.Random) -> dict[str, Any]:
     activation, further = draw.choice(list(ACTIVATIONS)), draw.choice([0, 0, 0, size(draw, 12)])
     kernel, where = convolution(draw)
-    scale, side = (4, 2) if where["resize"] == "up" else (1, 1)
+    times, side = (4, 2) if where["resize"] == "up" else (1, 1)
     b, c, h, w, cout = bounded(
         [batch(draw), channels(draw), *sides(draw), channels(draw)],
-        lambda s: s[0] * (s[1] + further) * s[2] * s[3] * scale * s[4] * kernel**2,
+        lambda s: s[0] * (s[1] + further) * s[2] * s[3] * times * s[4] * kernel**2,
     )
     # large enough for the kernel and the border; the result of a transposed convolution has a pixel
     border = {"reflect": where["padding"] + 1, "circular": where["padding"]}.get(where["padding_mode"], 1)
@@ -124,6 +124,7 @@ def resize_conv_act(draw: random.Random) -> dict[str, Any]:
     channels_of = (c + further, cout) if where["transposed"] else (cout, c + further)
     shapes: dict[str, tuple[int, ...]] = {"x": (b, c, h, w), "weight": (*channels_of, kernel, kernel)}
     shapes |= {"bias": (cout,)} if activation in KINKED or draw.random() < 0.6 else {}
+    shapes |= {"scale": (cout,)} if draw.random() < 0.3 else {}
     shapes |= {"second": (b, further, side * h, side * w)} if further else {}
     if draw.random() < 0.25:
         shapes["residual"] = (b, cout, *output_sides((b, c, h, w), kernel, raw_geometry(kernel, **where)))

@@ -10,10 +10,10 @@ from engine.kernels import _native
 
 X, WEIGHT, Y = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3), torch.empty(1, 1, 3, 3)
 CONV = {
-    "x": X, "weight": WEIGHT, "bias": None, "second": None, "residual": None, "y": Y, "kept": None, "dtype": 0,
-    "activation": 0, "form": 0, "batch": 1, "up": False, "transposed": False, "border": 0, "weight_last": False,
-    "kernel": 3, "stride": 1, "padding": 1, "channels": 2, "further": 0, "height": 3, "width": 3, "out_height": 3,
-    "out_width": 3, "cout": 1, "negative_slope": 0.2,
+    "x": X, "weight": WEIGHT, "scale": None, "bias": None, "second": None, "residual": None, "y": Y, "kept": None,
+    "dtype": 0, "activation": 0, "form": 0, "batch": 1, "up": False, "transposed": False, "border": 0,
+    "weight_last": False, "kernel": 3, "stride": 1, "padding": 1, "channels": 2, "further": 0, "height": 3, "width": 3,
+    "out_height": 3, "out_width": 3, "cout": 1, "negative_slope": 0.2,
 }  # fmt: skip
 GRAM = {"features": X, "result": Y, "dtype": 0, "batch": 1, "pixels": 9, "channels": 2, "planar": True}
 

@@ -5,6 +5,8 @@ import torch
 
 from engine import ops
 from engine.kernels import _contract, _native, _spec
+from engine.kernels.resize_conv_act import packed_weights
+from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 from engine.kernels.resize_conv_act.spec import WHERE
 from tests.support.instruction_sets import INSTRUCTION_SETS
 
@@ -81,13 +83,14 @@ def _opcheck_cases():
         weight, bias = torch.randn(8, 8, 3, 3, requires_grad=True), torch.randn(8, requires_grad=True)
         yield (
             torch.ops.kiln.resize_conv_act.default,
-            (x, weight, bias, second, None, torch.rand(2), *where, "elu", 0.2, False, 1),
+            (x, weight, bias, None, second, None, torch.rand(2), *where, "elu", 0.2, False, 1),
         )
         narrow = weight[:5] if where[4] else weight[:, :5]
-        none = None, None, None, None
+        none = None, None, None, None, None
         yield torch.ops.kiln.resize_conv_act.default, (x, narrow, *none, *where, "none", 0.2, True, 0)
         residual = ops.resize_conv_act(x, narrow, **dict(zip(WHERE, where, strict=True))).detach().requires_grad_()
-        more = None, None, residual, None
+        factors = torch.randn(8, requires_grad=True)
+        more = None, factors, None, residual, None
         yield torch.ops.kiln.resize_conv_act.default, (x, narrow, *more, *where, "relu", 0.2, False, 0)
     v, r = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
     yield torch.ops.kiln.l1_autoencoder_loss.default, (v, r, True)
@@ -189,7 +192,7 @@ def test_silu_with_and_without_gradient(resize):
     with torch.no_grad():
         torch.testing.assert_close(ops.resize_conv_act(x, weight, resize=resize, activation="silu"), y)
     where = ("up" if resize == "up" else "none", 2 if resize == "down" else 1, 1, "zeros", False, 0)
-    none = None, None, None, None
+    none = None, None, None, None, None
     direct = torch.ops.kiln.resize_conv_act(x, weight, *none, *where, "silu", 0.2, False, 0)
     wanted = torch.autograd.grad(y.square().sum(), (x, weight))
     # a gradient's element may be a small difference of large sums, so the error is judged against the whole gradient
@@ -213,12 +216,12 @@ def test_compiles_in_one_graph():
 @pytest.mark.parametrize("resize", ["none", "up", "down"])
 def test_autocast(resize):
     """The image is cast, the parameters and their gradients stay float32: as near to float64 as the dtype rule asks."""
-    x, bias = torch.randn(2, 8, 8, 8), torch.randn(16)
+    x, bias, scale = torch.randn(2, 8, 8, 8), torch.randn(16), torch.rand(16)
     weight = torch.randn(16, 8, 3, 3) / 8
 
-    def gradients(function, dtype, **options):
-        leaves = [t.detach().to(dtype).requires_grad_() for t in (x.bfloat16(), weight, bias)]
-        y = function(*leaves, resize=resize, activation="elu", **options)
+    def gradients(function, dtype):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x.bfloat16(), weight, bias, scale)]
+        y = function(*leaves[:3], scale=leaves[3], resize=resize, activation="elu")
         return y, torch.autograd.grad(y.square().sum(), leaves)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -266,6 +269,9 @@ GOOD = {"x": torch.randn(2, 4, 6, 6), "weight": torch.randn(8, 4, 3, 3), "bias":
         ({"resize": "up", "weight": torch.randn(8, 4, 5, 5)}, "resize 'up' takes a 3x3 kernel"),
         ({"resize": "up", "padding_mode": "reflect"}, "resize 'up' takes a 3x3 kernel"),
         ({"bias": torch.randn(7)}, "bias must be (8,)"),
+        ({"scale": torch.randn(1)}, "scale must be (8,)"),
+        ({"scale": torch.randn(8, 1, 1)}, "scale must be (8,)"),
+        ({"scale": torch.randn(8).double()}, "scale is torch.float64"),
         ({"second": torch.randn(2, 1, 12, 12)}, "second is"),
         ({"grad_scale": torch.ones(3)}, "grad_scale must be (2,)"),
         ({"x": torch.randn(2, 4, 6, 6).double()}, "float64"),
@@ -315,6 +321,35 @@ def test_packed_weights_are_never_stale():
                 again = ops.resize_conv_act(x[..., :side, :side], weight)
         fresh = ops.resize_conv_act(x[..., :side, :side], trained)
         assert torch.equal(kept, fresh) and torch.equal(kept, again)
+
+
+def test_a_scale_reads_the_same_packed_weights():
+    """Inference keeps one packed form of a weight, whatever multiplies what comes of it."""
+    x, weight, bias = torch.randn(2, 16, 12, 12), torch.randn(16, 16, 3, 3), torch.randn(16)
+    with torch.no_grad():
+        plain = ops.resize_conv_act(x, weight)
+        (kept,) = packed_weights.KEPT[weight].values()
+        for scale in (torch.rand(16) - 0.5, torch.zeros(16)):
+            expected = plain * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+            torch.testing.assert_close(ops.resize_conv_act(x, weight, bias, scale=scale), expected)
+        (still,) = packed_weights.KEPT[weight].values()
+    assert still is kept
+
+
+@pytest.mark.parametrize("cout", [3, 16, 17])
+@pytest.mark.parametrize("factor", [0.0, torch.inf, torch.nan])
+def test_a_scale_stays_in_its_channel(factor, cout):
+    x, weight, bias, scale = torch.randn(1, 9, 8, 8), torch.randn(cout, 9, 3, 3), torch.randn(cout), torch.rand(cout)
+    changed = scale.clone()
+    changed[1] = factor
+    for activation in ("none", "relu"):
+        before, after = (ops.resize_conv_act(x, weight, bias, scale=s, activation=activation) for s in (scale, changed))
+        others = [c for c in range(cout) if c != 1]
+        torch.testing.assert_close(after[:, others], before[:, others])
+        if factor == 0:
+            torch.testing.assert_close(after[:, 1], ACTIVATIONS[activation](bias[1], 0.2).expand(1, 8, 8))
+        else:
+            assert not after[:, 1].isfinite().all()
 
 
 @pytest.mark.parametrize("side", [(2, 579), (579, 2)])

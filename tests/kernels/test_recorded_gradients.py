@@ -36,17 +36,18 @@ def _tensors(side: int, *, kernel_size: int = 3, transposed: bool = False, **_: 
 
 def _penalty(function: Any, tensors: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[Tensor, ...]:
     """The gradients of a penalty for the gradient of x."""
-    x, weight, bias = (tensor.clone().requires_grad_() for tensor in tensors)
-    y = function(x, weight, bias, **options)
-    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    y = function(*leaves[:3], **options, scale=leaves[3] if len(leaves) > 3 else None)
+    (first,) = torch.autograd.grad(y.square().sum(), leaves[0], create_graph=True)
     (first.square().sum() + y.sum()).backward()
-    return first.detach(), x.grad, weight.grad, bias.grad
+    return first.detach(), *(leaf.grad for leaf in leaves)
 
 
-def _same(geometry: dict[str, Any], activation: str, side: int) -> Products:
+def _same(geometry: dict[str, Any], activation: str, side: int, scaled: bool = False) -> Products:
     options = {"activation": activation, **geometry}
     options.pop("kernel_size", None)
     tensors, operator = _tensors(side, **geometry), ops.OPERATORS["resize_conv_act"]
+    tensors = (*tensors, torch.linspace(-1, 2, 10)) if scaled else tensors
     expected = _penalty(operator.reference, tensors, options)
     for fused, eager in zip(_penalty(operator.function, tensors, options), expected, strict=True):
         assert _spec.relative_error(fused, eager) < 2e-5
@@ -61,11 +62,13 @@ def test_a_penalty_for_the_gradient_of_x_runs_no_convolution_of_pytorch(geometry
         for side in (7, 8):
             products = _same(geometry, activation, side)
             assert products.kiln and not products.rest, (activation, side)
+    products = _same(geometry, "elu", 8, scaled=True)
+    assert products.kiln and not products.rest
 
 
 @pytest.mark.parametrize("geometry", REFERENCES, ids=str)
 def test_other_gradients_are_those_of_the_reference(geometry: dict[str, Any]) -> None:
-    assert _same(geometry, "elu", 8).rest
+    assert _same(geometry, "elu", 8).rest and _same(geometry, "elu", 8, scaled=True).rest
 
 
 def test_unlike_sides_are_left_to_the_reference() -> None:

@@ -162,7 +162,7 @@ class Savings(Onlooker):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.kiln.resize_conv_act.default and address_of(args[1]) in self.owners:
-            self._count(args[0].shape, args[1], Geometry(*args[6:12]), args[14])
+            self._count(args[0].shape, args[1], Geometry(*args[7:13]), args[15])
         elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.owners:
             self.shapes[self.owners[args[1].data_ptr()]].append(tuple(args[0].shape))  # ran as written
         return function(*args, **(kwargs or {}))
