@@ -23,7 +23,8 @@ import dis
 import operator
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -237,17 +238,20 @@ class Lookups:
         for space, name, value in reads:
             spaces.setdefault(id(space), (space, {}))[1].setdefault(name, value)
         # a getter of one name gives no tuple, so each has two at least
-        self.places = [
-            (space, operator.itemgetter(*names, next(iter(names))), (*names.values(), next(iter(names.values()))))
-            for space, names in spaces.values()
+        self.places: list[tuple[Callable, object]] = [
+            (operator.itemgetter(*names, next(iter(names))), space) for space, names in spaces.values()
         ]
+        found = [value for _, names in spaces.values() for value in (*names.values(), next(iter(names.values())))]
         for kind, names in methods.items():
             get = operator.attrgetter("__class__", "__mro__", *names)
-            self.places.append((kind, get, get(kind)))
+            self.places.append((get, kind))
+            found += get(kind)
+        self.values = tuple(found)
 
     def are_as_they_were(self) -> bool:
         """Whether every name still has its value."""
         try:
-            return all(all(map(operator.is_, get(place), values)) for place, get, values in self.places)
+            now = chain.from_iterable([get(place) for get, place in self.places])
+            return all(map(operator.is_, now, self.values))
         except (KeyError, AttributeError):
             return False

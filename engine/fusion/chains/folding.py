@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from engine.fusion.lookups import PLAIN_TENSORS
+from engine.kernels._of_tensors import OfTensors
 
-FOLDED = WeakTensorKeyDictionary()  # weight -> {normalisation: the folded weight}; an entry dies with its weight
-MADE_OF = WeakTensorKeyDictionary()  # folded weight -> the address of the weight that it was made of
+FOLDED: OfTensors[WeakKeyDictionary[nn.Module, Tensor]] = OfTensors()  # weight -> normalisation -> the folded weight
+MADE_OF: OfTensors[int] = OfTensors()  # folded weight -> the address of the weight that it was made of
 
 
 def can_fold(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d, transposed: bool) -> bool:
@@ -24,17 +24,21 @@ def can_fold(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d, transpos
     The gradient of gamma would be a difference of large sums, one over the weight and one of the mean: it loses digits
     that the normalisation as written keeps. So nothing is folded where it is wanted.
     """
-    statistics = norm.running_mean, norm.running_var
-    if norm.training or None in (statistics[0], statistics[1]):
+    if norm.training:
         return False
-    given = [tensor for tensor in (*statistics, norm.weight, norm.bias) if tensor is not None]
-    channels = weight.shape[1 if transposed else 0]
-    fit = all(
-        type(t) in PLAIN_TENSORS and t.shape == (channels,) and t.dtype in (weight.dtype, torch.float32) for t in given
-    )
-    if not fit or any(t.device != weight.device or t.requires_grad for t in statistics):
+    mean, var, gamma = norm.running_mean, norm.running_var, norm.weight
+    if mean is None or var is None or mean.requires_grad or var.requires_grad:
         return False
-    return not (torch.is_grad_enabled() and norm.weight is not None and norm.weight.requires_grad)
+    shape, dtypes, device = weight.shape[transposed : transposed + 1], (weight.dtype, torch.float32), weight.device
+    for tensor in (mean, var, gamma, norm.bias):
+        if tensor is not None and (
+            type(tensor) not in PLAIN_TENSORS
+            or tensor.shape != shape
+            or tensor.dtype not in dtypes
+            or tensor.device != device
+        ):
+            return False
+    return gamma is None or not (gamma.requires_grad and torch.is_grad_enabled())
 
 
 def fold(
@@ -44,14 +48,13 @@ def fold(
 
     x: (B, C, H, W); weight: (Cout, C, K, K), transposed (C, Cout, K, K); bias: (Cout,) or None
     """
+    gamma, beta, mean = norm.weight, norm.bias, norm.running_mean.float()
     scale = torch.rsqrt(norm.running_var.float() + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
-    mean = norm.running_mean.float()
+    scale = scale if gamma is None else scale * gamma
     shift = -mean * scale if bias is None else (bias - mean) * scale
-    shift = shift if norm.bias is None else shift + norm.bias
+    shift = shift if beta is None else shift + beta
     scale = scale.view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1))
-    recorded = any(t is not None and t.requires_grad for t in (x, weight, bias, norm.bias))
-    if recorded and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, beta)):
         folded = weight * scale
     else:
         folded = torch.mul(weight, scale, out=_kept(weight, norm))
@@ -61,7 +64,9 @@ def fold(
 
 def _kept(weight: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """Memory for a folded weight, the same at every call."""
-    of_weight = FOLDED.setdefault(weight, WeakKeyDictionary())
+    of_weight = FOLDED.get(weight)
+    if of_weight is None:
+        of_weight = FOLDED[weight] = WeakKeyDictionary()
     kept = of_weight.get(norm)
     if kept is None or kept.shape != weight.shape or kept.stride() != weight.stride() or kept.device != weight.device:
         # a tensor made in inference mode could not be written to outside of it

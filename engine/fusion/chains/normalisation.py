@@ -172,21 +172,21 @@ def _has_statistics(norm: nn.Module) -> bool:
 
 def _operator_takes(x: Tensor, norm: nn.Module) -> bool:
     """Whether the operator takes these tensors; where it does not, torch does or says what is wrong."""
-    tensors = [
-        x,
-        *norm.parameters(),
-        *(b for b in norm.buffers() if b is not getattr(norm, "num_batches_tracked", None)),
-    ]
-    if not all(type(tensor) in PLAIN_TENSORS and tensor.dtype == x.dtype for tensor in tensors):
+    dtype, device = x.dtype, x.device.type
+    if type(x) not in PLAIN_TENSORS or x.dim() != 4 or dtype not in DTYPES or device not in ("cpu", "cuda"):
         return False
-    if x.dim() != 4 or x.dtype not in DTYPES or x.device.type not in ("cpu", "cuda"):
-        return False
+    for tensor in norm._parameters.values():
+        if tensor is not None and (type(tensor) not in PLAIN_TENSORS or tensor.dtype != dtype):
+            return False
+    for name, tensor in norm._buffers.items():
+        if tensor is None or name == "num_batches_tracked":
+            continue
+        if type(tensor) not in PLAIN_TENSORS or tensor.dtype != dtype or tensor.requires_grad:
+            return False
     channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
     if x.shape[1] != channels or not x.numel() or x.shape[2] * x.shape[3] < 2:
         return False
-    if torch.is_autocast_enabled(x.device.type) or not norm.eps > 0:
-        return False
-    return not any(buffer.requires_grad for buffer in norm.buffers())
+    return norm.eps > 0 and not torch.is_autocast_enabled(device)
 
 
 def _pays(x: Tensor, norm: nn.Module, measured: bool, followed: bool) -> bool:

@@ -1,6 +1,7 @@
 """Puts one call in place of each chain of a graph: `rewrite` the graph, `run_chain` is what the call runs."""
 
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, c
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
 from engine.fusion.chains.normalisation import Residual, finish, run_norm, run_norm_function
 from engine.fusion.chains.savings import too_small, too_small_to_fold
-from engine.fusion.lookups import TRACED_TENSORS
+from engine.fusion.lookups import PLAIN_TENSORS, TRACED_TENSORS
 from engine.kernels._layout import contiguous
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS, convolve
@@ -49,7 +50,7 @@ def run_chain(
     """
     where = Geometry(*geometry)
     as_written = not _operator_takes(x, weight, bias, resize, where)
-    if not as_written and resize == "none" and not torch.compiler.is_compiling():
+    if not as_written and resize == "none" and _has_plain_sizes(x):
         as_written = too_small(x.shape, weight, where, (activation != "none") + (added is not None))
     residual = None if added is None else Residual(*added)
     if residual is None or not residual.first:
@@ -76,12 +77,23 @@ def _by_operator(
     residual: Residual | None = None,
 ) -> Tensor:
     """The operator's result; a sum comes before the activation. A residual that does not fit is added to the result."""
-    options = where._asdict() | {"resize": resize if resize in ("none", "up") else "down"}
-    if residual is not None and not _takes_residual(x, weight, resize, where, residual.tensor):
-        y = ops.resize_conv_act(x, weight, bias, **options)
+    apart = residual is not None and not _takes_residual(x, weight, resize, where, residual.tensor)
+    y = ops.resize_conv_act(
+        x,
+        weight,
+        bias,
+        resize=resize if resize in ("none", "up") else "down",
+        stride=where.stride,
+        padding=where.padding,
+        padding_mode=where.padding_mode,
+        transposed=where.transposed,
+        output_padding=where.output_padding,
+        activation="none" if apart else activation,
+        negative_slope=slope,
+        residual=None if residual is None or apart else residual.tensor,
+    )
+    if apart:
         return finish(y, activation, slope, residual)
-    options |= {"residual": None if residual is None else residual.tensor}
-    y = ops.resize_conv_act(x, weight, bias, **options, activation=activation, negative_slope=slope)
     if resize == "nearest /2":
         height, width = output_sides(x.shape, weight.shape[-1], where)
         if torch.compiler.is_compiling() or height % 2 or width % 2:
@@ -93,9 +105,17 @@ def _takes_residual(x: Tensor, weight: Tensor, resize: str, where: Geometry, res
     """Whether the operator adds this residual, which must be like its result."""
     if torch.is_autocast_enabled(x.device.type) or type(residual) not in TRACED_TENSORS or residual.dim() != 4:
         return False
-    sides = output_sides(x.shape, weight.shape[-1], where._replace(resize=resize))
-    shape = x.shape[0], weight.shape[where.transposed], *sides
-    return residual.shape == shape and residual.dtype == x.dtype and residual.device == x.device
+    result = _result_once if _has_plain_sizes(x) else _result
+    same = residual.dtype == x.dtype and residual.device == x.device
+    return same and residual.shape == result(x.shape, weight.shape, resize, where)
+
+
+def _result(x: tuple[int, ...], weight: tuple[int, ...], resize: str, where: Geometry) -> tuple[int, ...]:
+    """The shape of the operator's result, from the shapes of its input and weight."""
+    return x[0], weight[where.transposed], *output_sides(x, weight[-1], where._replace(resize=resize))
+
+
+_result_once = lru_cache(maxsize=1024)(_result)
 
 
 def run_conv_norm(
@@ -148,11 +168,11 @@ def run_conv_norm(
 
 def _folds(x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d, resize: str, where: Geometry) -> bool:
     """Whether a normalisation is folded into the convolution before it, in this call."""
-    if torch.compiler.is_compiling() or not can_fold(weight, bias, norm, where.transposed):
+    if torch.compiler.is_compiling() or norm.training or not _operator_takes(x, weight, bias, resize, where):
         return False
-    if not _operator_takes(x, weight, bias, resize, where) or torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type) or too_small_to_fold(x.shape, weight, where, resize):
         return False
-    return not too_small_to_fold(x.shape, weight, where, resize)
+    return can_fold(weight, bias, norm, where.transposed)
 
 
 def is_planar(x: Tensor) -> bool:
@@ -165,33 +185,43 @@ def _channels_last(tensor: Tensor) -> bool:
 
 
 def _operator_takes(x: Tensor, weight: Tensor, bias: Tensor | None, resize: str, where: Geometry) -> bool:
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if not all(type(tensor) in TRACED_TENSORS for tensor in tensors):
+    for tensor in (x, weight, bias):
+        if tensor is not None and type(tensor) not in TRACED_TENSORS:
+            return False
+    device, dtype = x.device, x.dtype
+    if device != weight.device or device.type not in ("cpu", "cuda") or dtype not in DTYPES:
         return False
-    if x.dim() != 4 or weight.dim() != 4 or 0 in x.shape[1:] or 0 in weight.shape or x.device != weight.device:
+    fit = _fit_once if _has_plain_sizes(x) else _fit
+    if not fit(x.shape, weight.shape, resize, where):
         return False
-    if weight.shape[1 - where.transposed] != x.shape[1] or not _sides_fit(x, weight, resize, where):
-        return False
-    if x.device.type not in ("cpu", "cuda") or x.dtype not in DTYPES:
-        return False
-    if torch.is_autocast_enabled(x.device.type):
-        dtypes = (torch.float32, torch.get_autocast_dtype(x.device.type))
+    if torch.is_autocast_enabled(device.type):
+        dtypes = (torch.float32, torch.get_autocast_dtype(device.type))
         return weight.dtype in dtypes and (bias is None or bias.dtype in dtypes)
-    return weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype)
+    return weight.dtype == dtype and (bias is None or bias.dtype == dtype)
 
 
-def _sides_fit(x: Tensor, weight: Tensor, resize: str, where: Geometry) -> bool:
-    """Whether the operator takes kernels and images of these sizes; where it does not, torch says what is wrong."""
-    kernel = weight.shape[-1]
-    if weight.shape[-2] != kernel or kernel > MOST_TAPS or (resize == "up" and kernel != 3):
+def _fit(x: tuple[int, ...], weight: tuple[int, ...], resize: str, where: Geometry) -> bool:
+    """Whether the operator takes tensors of these shapes; where it does not, torch says what is wrong."""
+    if len(x) != 4 or len(weight) != 4 or 0 in x[1:] or 0 in weight or weight[1 - where.transposed] != x[1]:
         return False
-    height, width = x.shape[2:]
+    kernel = weight[-1]
+    if weight[-2] != kernel or kernel > MOST_TAPS or (resize == "up" and kernel != 3):
+        return False
+    height, width = x[2:]
     most = {"reflect": min(height, width) - 1, "circular": min(height, width)}.get(where.padding_mode)
     if most is not None and where.padding > most:
         return False
     # torch refuses to halve a side of one
     least = 2 if resize == "nearest /2" else 1
-    return min(output_sides(x.shape, kernel, where)) >= least
+    return min(output_sides(x, kernel, where)) >= least
+
+
+def _has_plain_sizes(x: Tensor) -> bool:
+    """Whether what the sizes of x lead to may be remembered: those of a compiler's tensors stand for others too."""
+    return type(x) in PLAIN_TENSORS and not torch.compiler.is_compiling()
+
+
+_fit_once = lru_cache(maxsize=1024)(_fit)
 
 
 def _as_written(

@@ -9,6 +9,8 @@ convolution alone needs a margin, and 16 channels. Where nothing is predicted (G
 sum pays, and a convolution alone does not.
 """
 
+from functools import lru_cache
+from math import prod
 from operator import attrgetter
 
 import torch
@@ -84,29 +86,32 @@ def speed(weight: Tensor, geometry: Geometry, operations: int) -> float:
 
     weight, geometry, operations: as of `why_no_gain`
     """
-    written, computed = _costs(weight, geometry, operations)
+    written, computed = _costs(weight.shape, geometry, operations)
     return written / computed
 
 
-def _costs(weight: Tensor, geometry: Geometry, operations: int) -> tuple[float, float]:
+def _costs(weight: tuple[int, ...], geometry: Geometry, operations: int) -> tuple[float, float]:
     """What a value of the result takes on large maps, in products of a library: as written, and by the operator."""
     written, computed = products_of_a_value(weight, geometry)
-    channels, outputs = weight.shape[1 - geometry.transposed], weight.shape[geometry.transposed]
+    channels, outputs = weight[1 - geometry.transposed], weight[geometry.transposed]
     # of each value of the result: reads of the input, and the write of the result
     spread = 1 / geometry.stride**2 if geometry.transposed else geometry.stride**2
     moved = 1 + spread * channels / outputs
     passes = 2 * operations + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
     rate = RATE_OF_TILES if computed < written else RATE_OF_DIRECT
-    rate = RATE_OF_POINTS if weight.shape[-1] == 1 else rate
-    few, number = outputs <= FEW_OUTPUTS < channels and weight.shape[-1] > 1, PRODUCTS_OF_A_NUMBER
+    rate = RATE_OF_POINTS if weight[-1] == 1 else rate
+    few, number = outputs <= FEW_OUTPUTS < channels and weight[-1] > 1, PRODUCTS_OF_A_NUMBER
     of_library = channels * written * (PRODUCTS_OF_FEW_OUTPUTS if few else 1) + number * (moved + passes)
     return of_library, channels * computed / (1 if few else rate) + number * moved
 
 
-def products_of_a_value(weight: Tensor, geometry: Geometry) -> tuple[float, float]:
-    """Products of a value of the result and a channel of the input: as written, and at best as computed."""
-    written = weight.shape[-1] ** 2 / (geometry.stride**2 if geometry.transposed else 1)
-    algorithms = algorithms_of(weight.shape[-1], geometry) if min(weight.shape[:2]) >= FEWEST_CHANNELS else {}
+def products_of_a_value(weight: tuple[int, ...], geometry: Geometry) -> tuple[float, float]:
+    """Products of a value of the result and a channel of the input: as written, and at best as computed.
+
+    weight: its shape
+    """
+    written = weight[-1] ** 2 / (geometry.stride**2 if geometry.transposed else 1)
+    algorithms = algorithms_of(weight[-1], geometry) if min(weight[:2]) >= FEWEST_CHANNELS else {}
     return written, min([written, *((products / outputs) ** 2 for outputs, products in algorithms.values())])
 
 
@@ -115,12 +120,16 @@ def too_small(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, oper
 
     x_shape: (B, C, H, W); others: as of `why_no_gain`
     """
-    if not is_predicted(weight):
-        return False
-    height, width = output_sides(x_shape, weight.shape[-1], geometry)
+    return is_predicted(weight) and _saved(x_shape, weight.shape, geometry, operations) < PRODUCTS_OF_A_CALL
+
+
+@lru_cache(maxsize=1024)
+def _saved(x: tuple[int, ...], weight: tuple[int, ...], geometry: Geometry, operations: int) -> float:
+    """The products that a chain saves. x, weight: shapes"""
+    height, width = output_sides(x, weight[-1], geometry)
     written, computed = _costs(weight, geometry, operations)
-    saved = x_shape[0] * height * width * weight.shape[geometry.transposed] * (written - computed)
-    return saved + PRODUCTS_OF_A_WEIGHT * weight.numel() * (1 - computed / written) < PRODUCTS_OF_A_CALL
+    of_maps = x[0] * height * width * weight[geometry.transposed] * (written - computed)
+    return of_maps + PRODUCTS_OF_A_WEIGHT * prod(weight) * (1 - computed / written)
 
 
 def too_small_to_fold(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, resize: str) -> bool:
@@ -131,7 +140,7 @@ def too_small_to_fold(x_shape: tuple[int, ...], weight: Tensor, geometry: Geomet
 
 def expected_saving(weight: Tensor, geometry: Geometry, resize: str) -> str:
     """The saving in words, where sizes are not known: products for each value of the result and channel of x."""
-    written, computed = products_of_a_value(weight, geometry)
+    written, computed = products_of_a_value(weight.shape, geometry)
     if resize == "up":
         written, computed = 9, 2.25 if min(weight.shape[:2]) >= FEWEST_CHANNELS else 4
     elif resize != "none":
