@@ -128,7 +128,7 @@ def _call(layers: nn.Module, x: Tensor, inference: bool) -> Callable[[], object]
 @contextmanager
 def everything_pays() -> Iterator[None]:
     """Within the block no chain is left for its predicted speed or its size."""
-    patched = {"LEAST": 0.0, "LEAST_ALONE": 0.0, "PIXELS_FOLDED": 0, "PRODUCTS_OF_A_CALL": -math.inf}
+    patched = {"LEAST": 0.0, "LEAST_ALONE": 0.0, "PRODUCTS_OF_A_CALL": -math.inf}
     before = {name: getattr(savings, name) for name in patched}
     try:
         for name, value in patched.items():

@@ -8,7 +8,7 @@ from engine.fusion.chains.classify import classify_module, conv_tensors, weight_
 from engine.fusion.chains.matching import NO_GAIN, Chain, Matches, NormChain, conv_of, find_chains
 from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
 from engine.fusion.chains.replacement import following
-from engine.fusion.chains.savings import Savings, expected_saving, too_small, too_small_to_fold
+from engine.fusion.chains.savings import Savings, expected_saving, too_small
 from engine.fusion.check import check
 from engine.fusion.forward import Plan, exchange, is_fused, restore
 from engine.fusion.report import Entry, FuseReport
@@ -87,31 +87,28 @@ def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseR
 
 
 def _too_small(fuser: "_Fuser", savings: Savings) -> set[str]:
-    """Paths of convolutions, without resize or folded, that were called, with maps too small at every call."""
+    """Paths of convolutions without resize that were called, with maps too small at every call."""
 
     def is_small(path: str, shape: tuple[int, ...]) -> bool:
-        weight, (geometry, resize) = savings.weights[path], savings.chains[path]
-        small = path not in fuser.sized or too_small(shape, weight, geometry, fuser.sized[path])
-        return small and (path not in fuser.folded or too_small_to_fold(shape, weight, geometry, resize))
+        return too_small(shape, savings.weights[path], savings.chains[path][0], fuser.sized[path])
 
-    called = {path for path in fuser.sized.keys() | fuser.folded if savings.shapes[path]}
+    called = {path for path in fuser.sized if savings.shapes[path]}
     return {path for path in called if all(is_small(path, shape) for shape in savings.shapes[path])}
 
 
 class _Fuser:
     """One pass over a model, from the outside inwards, that fuses it and writes the report.
 
-    small: paths of convolutions, without resize or folded, whose maps are known to be too small to gain
+    small: paths of convolutions without resize whose maps are known to be too small to gain
 
     convolutions: the Geometry and the resize of each replaced convolution by its path; sized: of those without resize
-    how many layers after them their chain has; folded: the paths of those that a normalisation is folded into
+    how many layers after them they take over, a normalisation that is folded among them
     """
 
     def __init__(self, model: nn.Module, small: set[str]):
         self.report, self.small = FuseReport(), small
         self.convolutions: dict[str, tuple[Geometry, str]] = {}
         self.sized: dict[str, int] = {}
-        self.folded: set[str] = set()
         self.traces: dict[int, Traced | Untraceable] = {}  # by the identity of the module, like the two below
         self.done: set[int] = set()  # Sequentials whose children a fused forward calls itself
         self.written: set[int] = set()  # modules whose results are written to by those that call them
@@ -153,12 +150,11 @@ class _Fuser:
         joined = _joined(path, conv.head)
         self.convolutions[joined] = conv.geometry, conv.resize
         if isinstance(chain, NormChain):
-            self.folded.add(joined)
             saving += "; folded in evaluation" if chain.conv_pays else ", in evaluation: folded"
         elif chain.normalised:
             saving += f"; {chain.normalised} after it stays"
-        if conv.resize == "none" and (conv is chain or chain.conv_pays):
-            self.sized[joined] = conv.operations
+        if conv.resize == "none":
+            self.sized[joined] = conv.operations if conv is chain else 1 + chain.folded_operations
         return Entry(joined, chain.pattern, saving)
 
     def _of_other_calls(self, path: str, module: nn.Module, traced: Traced) -> Iterator[Plan]:

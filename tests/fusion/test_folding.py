@@ -1,11 +1,14 @@
 """engine.fuse folds a batch normalisation in evaluation into the convolution before it, whatever changes later."""
 
 import copy
+import math
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._dynamo import lookup_backend
 
 import engine
 from engine.fusion import fuse, unfuse
@@ -14,7 +17,7 @@ from engine.fusion.lookups import Onlooker
 from tests.support.fuse_checks import FLOOR, assert_same, image, patterns, seeded
 from tests.support.fuse_models import conv
 
-SIDE = 36  # maps of the batch are large enough to fold for
+SIDE = 36
 CONVOLUTIONS: dict[str, Callable[[], list[nn.Module]]] = {
     "conv 3x3": lambda: [conv(3, 8)],
     "conv 3x3 reflect": lambda: [nn.ReflectionPad2d(1), nn.Conv2d(3, 8, 3, bias=False)],
@@ -231,10 +234,155 @@ def test_one_convolution_with_two_normalisations() -> None:
     assert_equal_outputs(fused, plain, maps())
 
 
-def test_small_maps_and_wrong_sizes_run_as_written() -> None:
+def one_chain(kind: str) -> nn.Module:
+    return seeded(lambda: nn.Sequential(*CONVOLUTIONS[kind](), trained(nn.BatchNorm2d(8)))).eval()
+
+
+def norm_of(model: nn.Module) -> nn.BatchNorm2d:
+    return next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d))
+
+
+class Products(Onlooker):
+    """Keeps the arguments of the operator's calls, and the sizes of all other results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.kiln.resize_conv_act.default:
+            self.calls.append(args)
+        else:
+            self.made.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_no_weight_is_made(kind: str) -> None:
+    """The operator gets the layer's own weight, and all that is made beside its result has a number a channel."""
+    fused = one_chain(kind)
+    assert len(fuse(fused).replaced) == 1
+    (weight,) = (p for p in fused.parameters() if p.dim() == 4)
+    x = maps(last=True)
+    with torch.no_grad(), Products() as seen:
+        fused(x)
+    (call,) = seen.calls
+    assert call[1].data_ptr() == weight.data_ptr() and call[2].shape == call[3].shape == (8,)
+    assert max(seen.made) == 8 and len(seen.made) <= 5
+
+
+@pytest.mark.parametrize("factor", [0.0, -3.0, math.inf, math.nan])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_scale_of_one_channel(kind: str, factor: float) -> None:
+    """It stays in its channel, where numbers that are none stand at the same places."""
+    plain, fused = one_chain(kind), one_chain(kind)
+    fuse(fused)
+    for model in (plain, fused):
+        norm_of(model).weight.data[3] = factor
+    with torch.no_grad():
+        assert folds(fused, maps())
+        expected, found = plain(maps()), fused(maps())
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    known = expected.isfinite()
+    assert known.all(3).all(2).all(0).tolist() == [c != 3 or math.isfinite(factor) for c in range(8)]
+    torch.testing.assert_close(found[known], expected[known], rtol=1e-4, atol=1e-4)
+
+
+class Block(nn.Module):
+    """As in a ResNet."""
+
+    def __init__(self, after: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.after = conv(3, 3), trained(nn.BatchNorm2d(3)), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x))) + x if self.after else torch.relu(self.norm(self.conv(x)) + x)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_residual_sums(after: bool) -> None:
+    plain, fused = (seeded(lambda: Block(after)).eval() for _ in range(2))
+    assert len(fuse(fused).replaced) == 1
+    for _ in range(2):
+        with torch.no_grad():
+            assert folds(fused, maps())
+        assert_equal_outputs(fused, plain, maps())
+        assert_same(fused, plain, maps())
+        for model in (plain, fused):
+            model.norm.running_var.mul_(3)
+            model.conv.weight.data.neg_()
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_autocast_runs_as_written(kind: str) -> None:
+    plain, fused = fused_pair(kind)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not folds(fused, maps())
+        torch.testing.assert_close(fused(maps()), plain(maps()), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: fuse_again(pickle.loads(pickle.dumps(model)))])
+def test_copies_have_their_own_weights(copied: Callable[[nn.Module], nn.Module]) -> None:
+    plain, fused = fused_pair()
+    assert_equal_outputs(fused, plain, maps())
+    other, expected = copied(fused), copy.deepcopy(plain)
+    for model in (other, expected):
+        model[0].weight.data.mul_(2)
+        model[1].running_mean.add_(1)
+    with torch.no_grad():
+        assert folds(other, maps()) and folds(fused, maps())
+    assert_equal_outputs(other, expected, maps())
+    assert_equal_outputs(fused, plain, maps())
+
+
+def fuse_again(model: nn.Module) -> nn.Module:
+    """A model that comes back from a file is not fused."""
+    assert len(fuse(model).replaced) == 1
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "folded"),
+    [
+        (lambda: nn.Sequential(nn.Upsample(scale_factor=2), conv(3, 8, bias=False), nn.BatchNorm2d(8)), True),
+        (lambda: nn.Sequential(conv(16, 16), nn.BatchNorm2d(16), nn.ReLU()), True),
+        (lambda: nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()), False),
+    ],
+    ids=["nearest x2", "16 channels", "3 channels"],
+)
+def test_compiled_code_folds_what_the_operator_takes_anyway(make: Callable[[], nn.Module], folded: bool) -> None:
+    """And follows what changes after it was compiled."""
+    plain, fused = (seeded(make).eval() for _ in range(2))
+    for model in (plain, fused):
+        torch.manual_seed(1)
+        trained(norm_of(model))
+    assert len(fuse(fused).replaced) == 1
+    x = image(2, next(p for p in plain.parameters()).shape[1], SIDE, SIDE)
+    normalisations: list[int] = []
+
+    def backend(module: fx.GraphModule, example_inputs: list) -> Callable:
+        normalisations.append(sum("batch_norm" in str(node.target) for node in module.graph.nodes))
+        return lookup_backend("aot_eager")(module, example_inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, fullgraph=True, backend=backend)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)
+        for model in (plain, fused):
+            norm_of(model).running_var.mul_(3)
+    assert normalisations == [not folded]
+    torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)  # a gradient of the scale is recorded
+    assert normalisations == [not folded, 1]
+
+
+def test_small_maps_and_wrong_sizes_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(savings, "PRODUCTS_OF_A_CALL", 5e6)
     plain, fused = fused_pair()
     with torch.no_grad():
-        assert not folds(fused, image(1, 3, 8, 8))
+        assert folds(fused, image(8, 3, 64, 64)) and not folds(fused, image(1, 3, 8, 8))
         torch.testing.assert_close(fused(image(1, 3, 8, 8)), plain(image(1, 3, 8, 8)), rtol=1e-4, atol=1e-5)
         for x in (image(0, 3, 8, 8), image(3, SIDE, SIDE), image(2, 4, SIDE, SIDE)):
             outcomes = []
@@ -271,9 +419,10 @@ def test_a_result_that_is_read_twice_is_not_folded() -> None:
     assert_equal_outputs(fused, plain, maps())
 
 
-def test_example_inputs_check_and_count_what_is_folded() -> None:
+def test_example_inputs_check_and_count_what_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(savings, "PRODUCTS_OF_A_CALL", 5e6)
     model = seeded(lambda: nn.Sequential(*(conv(8, 8), trained(nn.BatchNorm2d(8)), nn.ReLU()))).eval()
-    report = fuse(model, example_inputs=image(2, 8, SIDE, SIDE))
+    report = fuse(model, example_inputs=image(8, 8, 64, 64))
     assert len(report.replaced) == 1 and "products" in report.replaced[0].reason
     assert report.products[0] == 4 * report.products[1] and report.error[0] <= report.error[2]
     assert fuse(model, example_inputs=image(1, 8, 8, 8)).skipped == [

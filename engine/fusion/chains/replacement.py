@@ -13,7 +13,7 @@ from engine.fusion.chains.folding import can_fold, fold
 from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, conv_of, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
 from engine.fusion.chains.normalisation import Residual, finish, run_norm, run_norm_function
-from engine.fusion.chains.savings import too_small, too_small_to_fold
+from engine.fusion.chains.savings import too_small
 from engine.fusion.lookups import PLAIN_TENSORS, TRACED_TENSORS
 from engine.kernels._layout import contiguous
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
@@ -50,8 +50,7 @@ def run_chain(
     """
     where = Geometry(*geometry)
     as_written = not _operator_takes(x, weight, bias, resize, where)
-    if not as_written and resize == "none" and _has_plain_sizes(x):
-        as_written = too_small(x.shape, weight, where, (activation != "none") + (added is not None))
+    as_written = as_written or _is_small(x, weight, resize, where, (activation != "none") + (added is not None))
     residual = None if added is None else Residual(*added)
     if residual is None or not residual.first:
         planar = planar and not _channels_last(weight)
@@ -75,6 +74,7 @@ def _by_operator(
     activation: str,
     slope: float,
     residual: Residual | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """The operator's result; a sum comes before the activation. A residual that does not fit is added to the result."""
     apart = residual is not None and not _takes_residual(x, weight, resize, where, residual.tensor)
@@ -82,6 +82,7 @@ def _by_operator(
         x,
         weight,
         bias,
+        scale=scale,
         resize=resize if resize in ("none", "up") else "down",
         stride=where.stride,
         padding=where.padding,
@@ -140,21 +141,23 @@ def run_conv_norm(
     conv_pays: whether the operator takes the convolution where nothing is folded
     added, copy_residual: as of `run_norm`
 
-    Small maps are not worth folding a weight for. Compiled code folds nothing: it would pack the weight at every call.
+    Nothing is folded where maps are too small to gain. Compiled code folds what the operator takes anyway.
     """
     where = Geometry(*geometry)
     residual = None if added is None else Residual(*added)
     if residual is None or not residual.first:
         planar = planar and not _channels_last(weight)
-    if _folds(x, weight, bias, norm, resize, where):
+    operations = 1 + (activation != "none") + (residual is not None and not residual.after)
+    folds = _folds(x, weight, bias, norm, resize, where, operations)
+    if folds and (conv_pays or not torch.compiler.is_compiling()):
         if copy_input and weight.requires_grad and torch.is_grad_enabled():
             x = x.clone()
         residual = residual and residual.kept(copy_residual)
-        folded = fold(x, weight, bias, norm, where.transposed)
+        scale, shift = fold(bias, norm)
         # as written such an activation keeps its input for the backward pass, and the operator would keep its result
         apart = activation in KEEP_INPUT and torch.is_grad_enabled()
         before = None if residual is None or residual.after else residual
-        y = _by_operator(x, *folded, resize, where, "none" if apart else activation, slope, before)
+        y = _by_operator(x, weight, shift, resize, where, "none" if apart else activation, slope, before, scale)
         if apart or residual is not before:
             y = finish(y, activation if apart else "none", slope, None if residual is before else residual)
         return contiguous(y) if planar else y
@@ -166,13 +169,27 @@ def run_conv_norm(
     return run_norm(y, norm, planar, activation, slope, False, added, copy_residual)
 
 
-def _folds(x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d, resize: str, where: Geometry) -> bool:
-    """Whether a normalisation is folded into the convolution before it, in this call."""
-    if torch.compiler.is_compiling() or norm.training or not _operator_takes(x, weight, bias, resize, where):
+def _folds(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: nn.BatchNorm2d,
+    resize: str,
+    where: Geometry,
+    operations: int,
+) -> bool:
+    """Whether a normalisation can be folded into the convolution before it, in this call, and gains by it.
+
+    operations: layers after the convolution that it takes over
+    """
+    if not can_fold(weight, norm, where.transposed) or not _operator_takes(x, weight, bias, resize, where):
         return False
-    if torch.is_autocast_enabled(x.device.type) or too_small_to_fold(x.shape, weight, where, resize):
-        return False
-    return can_fold(weight, bias, norm, where.transposed)
+    return not (torch.is_autocast_enabled(x.device.type) or _is_small(x, weight, resize, where, operations))
+
+
+def _is_small(x: Tensor, weight: Tensor, resize: str, where: Geometry, operations: int) -> bool:
+    """Whether the maps of a chain are too small to gain. operations: as of `_folds`"""
+    return resize == "none" and _has_plain_sizes(x) and too_small(x.shape, weight, where, operations)
 
 
 def is_planar(x: Tensor) -> bool:

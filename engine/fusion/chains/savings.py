@@ -16,7 +16,6 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from engine.fusion.chains.folding import address_of
 from engine.fusion.lookups import Onlooker
 from engine.kernels._observers import NativeCall
 from engine.kernels.resize_conv_act.geometry import (
@@ -30,7 +29,6 @@ from engine.kernels.resize_conv_act.geometry import (
 from engine.kernels.resize_conv_act.spec import SPEC
 
 CHANNELS_ALONE = 16  # the fewest of the input of a convolution alone
-PIXELS_FOLDED = 512  # the fewest, in the result, of a convolution that a normalisation is folded into at every call
 LEAST, LEAST_ALONE = 1.0, 1.15  # predicted speeds from which on a chain is replaced, and a convolution alone is
 # products that a library's convolution makes in the time that one number is read or written; in that by which a call of
 # the operator is longer than one of a library, whatever its size; and in that in which a number of the weight is packed
@@ -132,12 +130,6 @@ def _saved(x: tuple[int, ...], weight: tuple[int, ...], geometry: Geometry, oper
     return of_maps + PRODUCTS_OF_A_WEIGHT * prod(weight) * (1 - computed / written)
 
 
-def too_small_to_fold(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, resize: str) -> bool:
-    """Whether folding the weight takes longer than what it saves. x_shape: (B, C, H, W); resize: as of Chain"""
-    height, width = output_sides(x_shape, weight.shape[-1], geometry)
-    return x_shape[0] * height * width * (4 if resize == "up" else 1) < PIXELS_FOLDED
-
-
 def expected_saving(weight: Tensor, geometry: Geometry, resize: str) -> str:
     """The saving in words, where sizes are not known: products for each value of the result and channel of x."""
     written, computed = products_of_a_value(weight.shape, geometry)
@@ -160,7 +152,7 @@ class Savings(Onlooker):
     def __init__(self, model: nn.Module, chains: dict[str, tuple[Geometry, str]]):
         super().__init__()
         self.chains = chains
-        self.owners: dict[int, str] = {}  # path by the address of the weight; a folded one counts as what it is made of
+        self.owners: dict[int, str] = {}  # path by the address of the weight
         self.weights: dict[str, Tensor] = {}
         self.products, self.shapes = {path: (0, 0) for path in chains}, {path: [] for path in chains}
         for path in chains:
@@ -170,14 +162,14 @@ class Savings(Onlooker):
             self.weights[path] = weight
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.kiln.resize_conv_act.default and address_of(args[1]) in self.owners:
+        if function is torch.ops.kiln.resize_conv_act.default and args[1].data_ptr() in self.owners:
             self._count(args[0].shape, args[1], Geometry(*args[7:13]), args[15])
         elif function is torch.ops.aten.convolution.default and args[1].data_ptr() in self.owners:
             self.shapes[self.owners[args[1].data_ptr()]].append(tuple(args[0].shape))  # ran as written
         return function(*args, **(kwargs or {}))
 
     def _count(self, x_shape: torch.Size, weight: Tensor, where: Geometry, exact: bool) -> None:
-        path = self.owners[address_of(weight)]
+        path = self.owners[weight.data_ptr()]
         sizes = native_sizes(x_shape, weight.shape, 0, where) | {"form": form(x_shape, weight.shape, where, exact)}
         call = NativeCall("resize_conv_act_forward", {}, sizes | {"dtype": 0}, seconds=0.0)
         before = self.products[path]
