@@ -86,16 +86,6 @@ def _samples() -> list[Sample]:
             _sample(1, 24, 6, 9, 17, resize, "tanh", residual=True, second=3, bias=False, layout="sliced"),
             _sample(2, 9, 7, 8, 3, resize, "none", residual=True, layout="contiguous"),
             _sample(2, 16, 8, 8, 16, resize, "silu", residual=True, inference=True),
-        ]
-    others = [sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)]
-    return [*samples, *others, *_further(), *_scaled()]
-
-
-def _scaled() -> list[Sample]:
-    """Samples with a scale, as of a normalisation: with gradients, and as inference runs them."""
-    samples = []
-    for resize in KINDS:
-        samples += [
             _sample(2, 16, 10, 9, 32, resize, "relu", scale=True, grad_scale=True),
             _sample(2, 16, 9, 12, 32, resize, "relu", scale=True, inference=True),
             _sample(2, 18, 7, 6, 19, resize, "elu", scale=True, second=5),
@@ -105,12 +95,8 @@ def _scaled() -> list[Sample]:
             _sample(1, 16, 12, 17, 16, resize, "none", scale=True, residual=True, inference=True),
             _sample(2, 16, 8, 9, 16, resize, "leaky_relu", scale=True, residual=True),
         ]
-    for kernel, where in ((1, {}), (4, {"stride": 2}), (7, {"padding_mode": "reflect"}), (4, _SPREAD), (3, _SPREAD)):
-        samples += [
-            _sample(2, 24, 9, 7, 17, "none", "elu", kernel=kernel, scale=True, **where),
-            _sample(2, 16, 9, 8, 32, "none", "leaky_relu", kernel=kernel, scale=True, inference=True, **where),
-        ]
-    return [*samples, _sample(3, 24, 1, 1, 17, "none", "relu", kernel=4, padding=0, transposed=True, scale=True)]
+    others = [sample for kernel, where in OTHERS for sample in _of_kind(kernel, where)]
+    return [*samples, *others, *_further(), *_scaled()]
 
 
 def _further() -> list[Sample]:
@@ -132,6 +118,17 @@ def _further() -> list[Sample]:
         _sample(3, 40, 7, 6, 32, "none", "sigmoid", kernel=1, residual=True, stride=2),
         _sample(5, 24, 1, 1, 17, "none", "relu", kernel=4, padding=0, transposed=True, grad_scale=True),
     ]
+
+
+def _scaled() -> list[Sample]:
+    """Samples of other kinds with a scale: with gradients, and as inference runs them."""
+    samples = [_sample(3, 24, 1, 1, 17, "none", "relu", kernel=4, padding=0, transposed=True, scale=True)]
+    for kernel, where in ((1, {}), (4, {"stride": 2}), (7, {"padding_mode": "reflect"}), (4, _SPREAD), (3, _SPREAD)):
+        samples += [
+            _sample(2, 24, 9, 7, 17, "none", "elu", kernel=kernel, scale=True, **where),
+            _sample(2, 16, 9, 8, 32, "none", "leaky_relu", kernel=kernel, scale=True, inference=True, **where),
+        ]
+    return samples
 
 
 # the convolutions that are not 3x3 with padding 1: (kernel, further options)
