@@ -408,16 +408,17 @@ _older_vmap = functools.partial(
 )
 
 
+@cache
 def _plain_keys() -> set[int]:
-    """What the dispatcher reads of a dense tensor in the CPU's memory, made outside of inference mode and in it."""
+    """What the dispatcher reads of a dense tensor in the CPU's memory, made outside of inference mode and in it.
+
+    Found at the first call: `import engine.ops` makes no tensor, after which torch would no longer be configured.
+    """
     with torch.inference_mode(False):
         outside = torch.empty(0, device="cpu")
     with torch.inference_mode():
         inside = torch.empty(0, device="cpu")
     return {_keys(outside).raw_repr(), _keys(inside).raw_repr()}
-
-
-_PLAIN_KEYS = _plain_keys()
 
 
 def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
@@ -432,8 +433,9 @@ def _only_autograd_listens(tensors: Sequence[Tensor | None]) -> bool:
         or _profiler_enabled()
     ):
         return False
+    plain = _plain_keys()
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or _keys(tensor).raw_repr() not in _PLAIN_KEYS):
+        if tensor is not None and (type(tensor) not in _PLAIN_TYPES or _keys(tensor).raw_repr() not in plain):
             return False
     return True
 

@@ -118,14 +118,14 @@ def _check_channels(x: Tensor, **tensors: Tensor | None) -> None:
 
 def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
     """Moves running statistics towards those of `count` values each; of images' own statistics their mean is taken."""
-    with torch.no_grad():
-        if mean.dim() == 2:
-            mean, var = mean.mean(0), var.mean(0)
-        for running, value in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-            if running.dtype == value.dtype:
-                running.lerp_(value, momentum)
-            else:
-                running.copy_(torch.lerp(running.to(value.dtype), value, momentum))
+    mean, var = mean.detach(), var.detach()
+    if mean.dim() == 2:
+        mean, var = mean.mean(0), var.mean(0)
+    for running, value in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+        if running.dtype == value.dtype:
+            running.lerp_(value, momentum)
+        else:
+            running.copy_(torch.lerp(running.to(value.dtype), value, momentum))
 
 
 def check(

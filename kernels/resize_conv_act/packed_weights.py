@@ -19,6 +19,7 @@ _kept, _keep = _native.native_function("resize_conv_act_kept"), _native.native_f
 # what decides, beside the weight, how it is packed
 PACKING = ("up", "transposed", "weight_last", "form", "kernel", "stride", "padding", "channels", "further", "cout")
 _packing = itemgetter(*PACKING)
+_of_thread = local()  # native functions run without Python's lock: each thread has its own memory for their answers
 KEPT: OfTensors[dict[tuple, Tensor]] = OfTensors()  # weight -> form of a call -> the packed weight
 
 
@@ -51,16 +52,8 @@ def packed(weight: Tensor, float32: Tensor, sizes: dict[str, Any]) -> Tensor | N
 
 def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
     """Whether what is kept was made of this weight; without it, the floats it takes, 0 where it would not be read."""
-    answer = _memory.answer
+    answer = getattr(_of_thread, "answer", None)
+    if answer is None:
+        answer = _of_thread.answer = torch.empty(1, dtype=torch.int64, device="cpu")
     _kept({**sizes, "weight": weight, "kept": kept, "answer": answer, "negative_slope": 0.0})
     return answer.item()
-
-
-class _Memory(local):
-    """Of each thread: the native functions run without Python's lock."""
-
-    def __init__(self) -> None:
-        self.answer = torch.empty(1, dtype=torch.int64, device="cpu")
-
-
-_memory = _Memory()

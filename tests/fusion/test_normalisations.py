@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 import engine
 from engine.fusion import fuse, unfuse
+from engine.fusion.chains import normalisation
 from engine.fusion.lookups import Onlooker
 from tests.support.fuse_checks import assert_same, image, patterns, seeded
 from tests.support.fuse_models import conv
@@ -237,3 +238,12 @@ def test_example_inputs_leave_statistics() -> None:
     report = engine.fuse(model, example_inputs=image(4, 4, SIDE, SIDE))
     assert len(report.replaced) == 5 and report.products and report.error[0] <= report.error[2]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_small_batches_in_training_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contiguous maps of fewer numbers than pay for a call are torch's layer's, whatever their sides."""
+    monkeypatch.setattr(normalisation, "LEAST_NUMBERS_OF_A_BATCH", 1 << 12)
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+    assert fuse(model).replaced
+    assert norm_calls(model, torch.randn(3, 4, 16, 16)) == 0
+    assert norm_calls(model, torch.randn(4, 4, 16, 16)) == 1

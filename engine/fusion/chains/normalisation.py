@@ -15,8 +15,9 @@ from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 # the smallest maps, in pixels, for which the operator is as fast as torch's layers: instance normalisation, for which
 # torch makes a copy; and what torch computes in one pass too
 LEAST_PIXELS, LEAST_PIXELS_OF_ONE_PASS = 64, 1024
-# the fewest numbers, of all maps, of what torch computes in one pass and then reads again for activation and sum
-LEAST_NUMBERS = 1 << 18
+# the fewest numbers, of all maps, of what torch computes in one pass and then reads again for activation and sum; and
+# of a batch of contiguous maps in training, where a call's own cost is no more than what the operator saves
+LEAST_NUMBERS, LEAST_NUMBERS_OF_A_BATCH = 1 << 18, 1 << 16
 IN_PLACE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "relu": lambda y, slope: torch.relu_(y),
     "leaky_relu": torch.nn.functional.leaky_relu_,
@@ -202,7 +203,9 @@ def _pays(x: Tensor, norm: nn.Module, measured: bool, followed: bool) -> bool:
         return followed and pixels >= LEAST_PIXELS_OF_ONE_PASS and x.numel() >= LEAST_NUMBERS
     if isinstance(norm, nn.InstanceNorm2d):
         return pixels >= LEAST_PIXELS
-    return pixels >= LEAST_PIXELS_OF_ONE_PASS or (planar and isinstance(norm, nn.BatchNorm2d))
+    if planar and isinstance(norm, nn.BatchNorm2d):
+        return x.numel() >= LEAST_NUMBERS_OF_A_BATCH
+    return pixels >= LEAST_PIXELS_OF_ONE_PASS
 
 
 def _options(norm: nn.Module, measured: bool) -> dict[str, object]:
