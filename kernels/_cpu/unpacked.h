@@ -90,8 +90,16 @@ static void dot_tile(const float* a, int64_t a_row, const float* b, int64_t b_ro
         for (int i = 0; i < COLUMNS; ++i) right[i] = load_part(F32, b + i * b_row, k, depth - k);
         add(k, right);
     }
-    for (int r = 0; r < ROWS; ++r)
-        for (int i = 0; i < COLUMNS; ++i) c[r * c_row + i] += sum_lanes(sum[r][i]);
+    for (int r = 0; r < ROWS; ++r) {
+        if constexpr (COLUMNS == 4) {
+            quad total;
+            std::memcpy(&total, c + r * c_row, sizeof total);
+            total += sums_of_four(sum[r]);
+            std::memcpy(c + r * c_row, &total, sizeof total);
+        } else {
+            for (int i = 0; i < COLUMNS; ++i) c[r * c_row + i] += sum_lanes(sum[r][i]);
+        }
+    }
 }
 
 template <int COLUMNS> static inline auto dot_tile_of(int rows) {

@@ -76,6 +76,26 @@ static inline void transpose(vf* rows) {
     if constexpr (VL > 8) exchange(Number<8>{});
 }
 
+// Adds up each of four vectors: lane i of the result is the sum of v[i]. In the first step even lanes take pairs of v[0] or
+// v[2] and odd ones of v[1] or v[3], in the second every fourth lane those of one vector.
+typedef float quad __attribute__((vector_size(16)));
+static inline quad sums_of_four(const vf* v) {
+    const auto halved = [](vf a, vf b, auto step) {
+        constexpr int STEP = step.VALUE;
+        vi low, high;
+        for (int lane = 0; lane < VL; ++lane) {
+            low[lane] = lane & STEP ? VL + lane - STEP : lane;
+            high[lane] = lane & STEP ? VL + lane : lane + STEP;
+        }
+        return pick(a, b, low) + pick(a, b, high);
+    };
+    const vf sum = halved(halved(v[0], v[1], Number<1>{}), halved(v[2], v[3], Number<1>{}), Number<2>{});
+    quad parts[VL / 4];
+    std::memcpy(parts, &sum, sizeof sum);
+    for (int i = 1; i < VL / 4; ++i) parts[0] += parts[i];
+    return parts[0];
+}
+
 enum Dtype { F32 = 0, BF16 = 1, F16 = 2 };
 
 static inline vf half_to_float(vh raw) {

@@ -11,9 +11,10 @@ MOST_TAPS = 7  # of a kernel along one axis
 STRIDES = (1, 2)
 DIRECT, TRANSFORMED, SMALL_TILES, UNPACKED = 0, 1, 2, 3
 FEWEST_CHANNELS = 8  # with fewer input or output channels the direct sum is faster
-# packing the weights, and making their gradient of its sums, costs as much as so many tiles; reading them as they lie
-# costs as much as so many pixels, and each pixel then costs more
-TILES_OF_WEIGHTS, PIXELS_OF_WEIGHTS, COST_UNPACKED = 8, 1.5, 1.1
+# packing the weights, and making their gradient of its sums, costs as much as so many tiles; transforming a tile, as so
+# many products of each of its numbers along an axis; reading weights as they lie, as so many pixels
+TILES_OF_WEIGHTS, PRODUCTS_OF_A_TRANSFORM, PIXELS_OF_WEIGHTS = 14, 2.0, 1.5
+COST_UNPACKED = 1.1  # of a product with weights as they lie
 # (up, transposed, kernel, stride) -> form -> outputs of a tile and its products, both along one axis
 ALGORITHMS = {
     (True, False, 3, 1): {TRANSFORMED: (2, 3)},
@@ -156,4 +157,6 @@ def cost(x: tuple[int, ...], weight: tuple[int, ...], g: Geometry, number: int) 
         return products * (COST_UNPACKED * pixels + PIXELS_OF_WEIGHTS)
     # the direct sum of a transposed convolution takes every other tap in each output
     of_tile = products / g.stride**2 if number == DIRECT and g.transposed else products
+    if number != DIRECT:
+        of_tile *= 1 + PRODUCTS_OF_A_TRANSFORM * along * (1 / weight[0] + 1 / weight[1])
     return of_tile * x[0] * -(-height // outputs) * -(-width // outputs) + products * TILES_OF_WEIGHTS
