@@ -56,4 +56,4 @@ def _ask(weight: Tensor, kept: Tensor | None, sizes: dict[str, Any]) -> int:
     if answer is None:
         answer = _of_thread.answer = torch.empty(1, dtype=torch.int64, device="cpu")
     _kept({**sizes, "weight": weight, "kept": kept, "answer": answer, "negative_slope": 0.0})
-    return answer.item()
+    return int(answer)

@@ -104,7 +104,7 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
         )
 
     flags = ["--fused", "--data", str(images), "--resolution", "16", "--filters", "4", "--batch-size", "5", "--steps",
-             "60", "--crop", "random", "--log-every", "1", "--checkpoint-every", "1000"]  # fmt: skip
+             "150", "--crop", "random", "--log-every", "1", "--checkpoint-every", "1000"]  # fmt: skip
     whole, parts = command("whole", *flags), command("parts", *flags)
     metrics = tmp_path / "parts" / "metrics.jsonl"
     while parts.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 7):
@@ -120,5 +120,5 @@ def test_the_command_interrupted_and_resumed_on_image_files(tmp_path: Path) -> N
     assert again.returncode == 0, text
     assert "going on from step" in text
     a, b = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "parts")
-    assert a.step == b.step == 60
+    assert a.step == b.step == 150
     assert same(a.weights, b.weights) and same(a.state, b.state)
