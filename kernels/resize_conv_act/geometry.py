@@ -14,7 +14,8 @@ FEWEST_CHANNELS = 8  # with fewer input or output channels the direct sum is fas
 # packing the weights, and making their gradient of its sums, costs as much as so many tiles; transforming a tile, as so
 # many products of each of its numbers along an axis; reading weights as they lie, as so many pixels
 TILES_OF_WEIGHTS, PRODUCTS_OF_A_TRANSFORM, PIXELS_OF_WEIGHTS = 14, 2.0, 1.5
-COST_UNPACKED = 1.1  # of a product with weights as they lie
+# of a product with weights as they lie; what so many pixels meet stays in a cache
+COST_UNPACKED, MOST_PIXELS_UNPACKED = 1.1, 128
 # (up, transposed, kernel, stride) -> form -> outputs of a tile and its products, both along one axis
 ALGORITHMS = {
     (True, False, 3, 1): {TRANSFORMED: (2, 3)},
@@ -96,6 +97,12 @@ def output_sides(x: tuple[int, ...], kernel: int, g: Geometry) -> tuple[int, int
     return (scale * x[2] - less) // g.stride + 1, (scale * x[3] - less) // g.stride + 1
 
 
+def smaller_pixels(x: tuple[int, ...], kernel: int, g: Geometry) -> int:
+    """Pixels, of all images, of the smaller of input and result."""
+    height, width = x[2:] if g.transposed else output_sides(x, kernel, g)
+    return x[0] * height * width
+
+
 def opposite(x: tuple[int, ...], kernel: int, g: Geometry) -> Geometry | None:
     """The convolution by the same weights from a result's gradient to that of x (B, C, H, W); None: there is none."""
     if g.resize != "none" or g.padding_mode != "zeros":
@@ -137,8 +144,8 @@ def form(x: tuple[int, ...], weight: tuple[int, ...], g: Geometry, exact: bool) 
     few_channels = min(weight[:2]) < FEWEST_CHANNELS
     numbers = [DIRECT] if exact or few_channels else list(algorithms_of(weight[-1], g)) or [DIRECT]
     if g.resize == "none" and g.padding_mode == "zeros" and not few_channels:
-        numbers.append(UNPACKED)
-    return min(numbers, key=lambda number: cost(x, weight, g, number))
+        numbers += [UNPACKED] * (smaller_pixels(x, weight[-1], g) <= MOST_PIXELS_UNPACKED)
+    return min(numbers, key=lambda number: sum(costs(x, weight, g, number)))
 
 
 def algorithms_of(kernel: int, g: Geometry) -> dict[int, tuple[int, int]]:
@@ -147,16 +154,15 @@ def algorithms_of(kernel: int, g: Geometry) -> dict[int, tuple[int, int]]:
     return ALGORITHMS.get((g.resize == "up", transposed, kernel, g.stride), {})
 
 
-def cost(x: tuple[int, ...], weight: tuple[int, ...], g: Geometry, number: int) -> float:
-    """What a pass costs: products of an input and an output channel."""
+def costs(x: tuple[int, ...], weight: tuple[int, ...], g: Geometry, number: int) -> tuple[float, float]:
+    """What a pass costs, in products of an input and an output channel: for its pixels, and for its weights."""
     height, width = output_sides(x, weight[-1], g)
     outputs, along = algorithms_of(weight[-1], g).get(number, (1, weight[-1]))
     products = along**2
     if number == UNPACKED:
-        pixels = x[0] * (x[2] * x[3] if g.transposed else height * width)
-        return products * (COST_UNPACKED * pixels + PIXELS_OF_WEIGHTS)
+        return products * COST_UNPACKED * smaller_pixels(x, weight[-1], g), products * PIXELS_OF_WEIGHTS
     # the direct sum of a transposed convolution takes every other tap in each output
     of_tile = products / g.stride**2 if number == DIRECT and g.transposed else products
     if number != DIRECT:
         of_tile *= 1 + PRODUCTS_OF_A_TRANSFORM * along * (1 / weight[0] + 1 / weight[1])
-    return of_tile * x[0] * -(-height // outputs) * -(-width // outputs) + products * TILES_OF_WEIGHTS
+    return of_tile * x[0] * -(-height // outputs) * -(-width // outputs), products * TILES_OF_WEIGHTS
