@@ -8,7 +8,7 @@ from engine.fusion.chains.classify import classify_module, conv_tensors, weight_
 from engine.fusion.chains.matching import NO_GAIN, Chain, Matches, NormChain, conv_of, find_chains
 from engine.fusion.chains.mutation import WritesInput, comes_from_outside, is_written_later
 from engine.fusion.chains.replacement import following
-from engine.fusion.chains.savings import Savings, expected_saving, too_small
+from engine.fusion.chains.savings import Savings, expected_saving, is_slower
 from engine.fusion.check import check
 from engine.fusion.forward import Plan, exchange, is_fused, restore
 from engine.fusion.report import Entry, FuseReport
@@ -31,8 +31,8 @@ def fuse(model: nn.Module, *, example_inputs: object = None, strict: bool = Fals
 
     example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments for the model. With it the outputs are
                     compared with those before (allowed: at most twice eager's error against float64, and the operator's
-                    floor), the backward pass is tried, the products saved are counted, and what is too small to gain
-                    is left. Where outputs differ, everything is restored and reported as left.
+                    floor), the backward pass is tried, the products saved are counted, and what loses on maps of
+                    this size is left. Where outputs differ, everything is restored and reported as left.
     strict:         whether to restore everything and raise ValueError if anything that looked like a chain was left,
                     except where there is nothing to gain.
 
@@ -66,10 +66,10 @@ def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseR
     """
     savings = Savings(model, fuser.convolutions)
     wrong, errors = check(model, example_inputs, savings, len(fuser.report.replaced))
-    small = set() if wrong else _too_small(fuser, savings)
-    if small:
+    slow = set() if wrong else _too_slow(fuser, savings)
+    if slow:
         unfuse(model)
-        fuser = _Fuser(model, small)
+        fuser = _Fuser(model, slow)
         if not fuser.report.replaced:
             return fuser.report
         savings = Savings(model, fuser.convolutions)
@@ -86,27 +86,28 @@ def _checked(model: nn.Module, example_inputs: object, fuser: "_Fuser") -> FuseR
     return report
 
 
-def _too_small(fuser: "_Fuser", savings: Savings) -> set[str]:
-    """Paths of convolutions without resize that were called, with maps too small at every call."""
+def _too_slow(fuser: "_Fuser", savings: Savings) -> set[str]:
+    """Paths of convolutions without resize that were called, and lose on the maps of every call, in training too."""
 
-    def is_small(path: str, shape: tuple[int, ...]) -> bool:
-        return too_small(shape, savings.weights[path], savings.chains[path][0], fuser.sized[path])
+    def loses(path: str, shape: tuple[int, ...]) -> bool:
+        chain = savings.weights[path], savings.chains[path][0], fuser.sized[path]
+        return all(is_slower(shape, *chain, training) for training in (False, True))
 
     called = {path for path in fuser.sized if savings.shapes[path]}
-    return {path for path in called if all(is_small(path, shape) for shape in savings.shapes[path])}
+    return {path for path in called if all(loses(path, shape) for shape in savings.shapes[path])}
 
 
 class _Fuser:
     """One pass over a model, from the outside inwards, that fuses it and writes the report.
 
-    small: paths of convolutions without resize whose maps are known to be too small to gain
+    slow: paths of convolutions without resize that are known to lose on their maps
 
     convolutions: the Geometry and the resize of each replaced convolution by its path; sized: of those without resize
     how many layers after them they take over, a normalisation that is folded among them
     """
 
-    def __init__(self, model: nn.Module, small: set[str]):
-        self.report, self.small = FuseReport(), small
+    def __init__(self, model: nn.Module, slow: set[str]):
+        self.report, self.slow = FuseReport(), slow
         self.convolutions: dict[str, tuple[Geometry, str]] = {}
         self.sized: dict[str, int] = {}
         self.traces: dict[int, Traced | Untraceable] = {}  # by the identity of the module, like the two below
@@ -185,12 +186,12 @@ class _Fuser:
         return self.traces[id(module)]
 
     def _matches(self, path: str, module: nn.Module, traced: Traced) -> Matches:
-        """The chains of a traced module, without those that are known to be too small."""
+        """The chains of a traced module, without those that are known to lose."""
         matches = find_chains(traced.graph, module, self._child_writes(module), id(module) in self.written)
         for chain in list(matches.chains):
             conv = conv_of(chain)
-            if conv and _joined(path, conv.head) in self.small:
-                matches.leave_conv(chain, f"{NO_GAIN}: its maps are small")
+            if conv and _joined(path, conv.head) in self.slow:
+                matches.leave_conv(chain, f"{NO_GAIN}: slower on maps of this size")
         return matches
 
     def _child_writes(self, module: nn.Module) -> WritesInput:

@@ -31,7 +31,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 @pytest.fixture
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The predicted speed of these small convolutions does not matter here."""
-    monkeypatch.setattr(savings, "speed", lambda *args: 2.0)
+    monkeypatch.setattr(savings, "speed_on_large_maps", lambda *args: 2.0)
 
 
 @pytest.mark.usefixtures("everything_pays")

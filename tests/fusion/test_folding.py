@@ -13,6 +13,7 @@ from torch._dynamo import lookup_backend
 import engine
 from engine.fusion import fuse, unfuse
 from engine.fusion.chains import savings
+from engine.fusion.chains.speed import speed
 from engine.fusion.lookups import Onlooker
 from tests.support.fuse_checks import FLOOR, assert_same, image, patterns, seeded
 from tests.support.fuse_models import conv
@@ -35,7 +36,7 @@ ENDS: dict[str, Callable[[], list[nn.Module]]] = {
 
 @pytest.fixture(autouse=True)
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(savings, "speed", lambda *args: 2.0)
+    monkeypatch.setattr(savings, "speed_on_large_maps", lambda *args: 2.0)
 
 
 class Calls(Onlooker):
@@ -379,7 +380,7 @@ def test_compiled_code_folds_what_the_operator_takes_anyway(make: Callable[[], n
 
 
 def test_small_maps_and_wrong_sizes_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(savings, "PRODUCTS_OF_A_CALL", 5e6)
+    monkeypatch.setattr(savings, "speed", speed)
     plain, fused = fused_pair()
     with torch.no_grad():
         assert folds(fused, image(8, 3, 64, 64)) and not folds(fused, image(1, 3, 8, 8))
@@ -420,13 +421,13 @@ def test_a_result_that_is_read_twice_is_not_folded() -> None:
 
 
 def test_example_inputs_check_and_count_what_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(savings, "PRODUCTS_OF_A_CALL", 5e6)
+    monkeypatch.setattr(savings, "speed", speed)
     model = seeded(lambda: nn.Sequential(*(conv(8, 8), trained(nn.BatchNorm2d(8)), nn.ReLU()))).eval()
     report = fuse(model, example_inputs=image(8, 8, 64, 64))
     assert len(report.replaced) == 1 and "products" in report.replaced[0].reason
     assert report.products[0] == 4 * report.products[1] and report.error[0] <= report.error[2]
     assert fuse(model, example_inputs=image(1, 8, 8, 8)).skipped == [
-        ("0", "conv 3x3 + BatchNorm2d + relu", "nothing to gain: its maps are small")
+        ("0", "conv 3x3 + BatchNorm2d + relu", "nothing to gain: slower on maps of this size")
     ]
 
 
@@ -441,7 +442,7 @@ def test_a_wrong_folded_result_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_predicted_to_be_slower_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(savings, "speed", lambda weight, geometry, operations: 0.5)
+    monkeypatch.setattr(savings, "speed_on_large_maps", lambda weight, geometry, operations: 0.5)
     report = fuse(layers())
     assert patterns(report) == [("1", "BatchNorm2d + relu")]
     (left,) = report.skipped

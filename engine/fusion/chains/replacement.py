@@ -13,7 +13,7 @@ from engine.fusion.chains.folding import can_fold, fold
 from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, conv_of, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
 from engine.fusion.chains.normalisation import Residual, finish, run_norm, run_norm_function
-from engine.fusion.chains.savings import too_small
+from engine.fusion.chains.savings import is_slower
 from engine.fusion.lookups import PLAIN_TENSORS, TRACED_TENSORS
 from engine.kernels._layout import contiguous
 from engine.kernels.resize_conv_act.geometry import MOST_TAPS, Geometry, output_sides
@@ -46,11 +46,11 @@ def run_chain(
             keeps it for the backward pass: then it keeps another tensor than they have
     added, copy_residual: as of `run_norm`; the sum comes before the activation
 
-    It runs as written where its maps are too small to gain; compiled code does not ask, for one graph serves all sizes.
+    It runs as written where maps of this size would lose; compiled code does not ask, for one graph serves all sizes.
     """
     where = Geometry(*geometry)
     as_written = not _operator_takes(x, weight, bias, resize, where)
-    as_written = as_written or _is_small(x, weight, resize, where, (activation != "none") + (added is not None))
+    as_written = as_written or _is_slower(x, weight, resize, where, (activation != "none") + (added is not None))
     residual = None if added is None else Residual(*added)
     if residual is None or not residual.first:
         planar = planar and not _channels_last(weight)
@@ -141,7 +141,7 @@ def run_conv_norm(
     conv_pays: whether the operator takes the convolution where nothing is folded
     added, copy_residual: as of `run_norm`
 
-    Nothing is folded where maps are too small to gain. Compiled code folds what the operator takes anyway.
+    Nothing is folded where maps of this size would lose. Compiled code folds what the operator takes anyway.
     """
     where = Geometry(*geometry)
     residual = None if added is None else Residual(*added)
@@ -184,12 +184,15 @@ def _folds(
     """
     if not can_fold(weight, norm, where.transposed) or not _operator_takes(x, weight, bias, resize, where):
         return False
-    return not (torch.is_autocast_enabled(x.device.type) or _is_small(x, weight, resize, where, operations))
+    return not (torch.is_autocast_enabled(x.device.type) or _is_slower(x, weight, resize, where, operations))
 
 
-def _is_small(x: Tensor, weight: Tensor, resize: str, where: Geometry, operations: int) -> bool:
-    """Whether the maps of a chain are too small to gain. operations: as of `_folds`"""
-    return resize == "none" and _has_plain_sizes(x) and too_small(x.shape, weight, where, operations)
+def _is_slower(x: Tensor, weight: Tensor, resize: str, where: Geometry, operations: int) -> bool:
+    """Whether a chain is predicted to lose by being fused, in this call. operations: as of `_folds`"""
+    if resize != "none" or not _has_plain_sizes(x):
+        return False
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return is_slower(x.shape, weight, where, operations, training)
 
 
 def is_planar(x: Tensor) -> bool:

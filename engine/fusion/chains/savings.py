@@ -1,21 +1,18 @@
-"""What fusing a chain saves: products of the convolution as written, and as the operator computes them.
+"""What fusing a chain saves: time, and products of the convolution as written and as the operator computes them.
 
 The rule, from the benchmark's results: nearest x2 before a convolution takes 9 of 36 products (16 with fewer than 8
-channels), nearest /2 after it a quarter; these always pay. For all others `speed` predicts, on a CPU in float32, how
-many times as fast the operator is on large maps. It counts products and numbers moved, each with what they take: an
-activation or a sum of its own is a pass over the result, a padding of its own one over the input. A chain that is
-predicted to be slower is left, and one whose maps are so small that a call's own cost is more than what it saves. A
-convolution alone needs a margin, and 16 channels. Where nothing is predicted (GPUs, half precision) an activation or a
-sum pays, and a convolution alone does not.
+channels), nearest /2 after it a quarter; these always pay. For all others speed.py predicts, on a CPU in float32, how
+many times as fast the operator is. A chain that is slower on large maps is left, and at each call one that is slower on
+maps of that size runs as written. A convolution alone needs a margin, and 16 channels. Where nothing is predicted
+(GPUs, half precision) an activation or a sum pays, and a convolution alone does not.
 """
 
-from functools import lru_cache
-from math import prod
 from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
+from engine.fusion.chains.speed import speed, speed_on_large_maps
 from engine.fusion.lookups import Onlooker
 from engine.kernels._observers import NativeCall
 from engine.kernels.resize_conv_act.geometry import (
@@ -29,14 +26,7 @@ from engine.kernels.resize_conv_act.geometry import (
 from engine.kernels.resize_conv_act.spec import SPEC
 
 CHANNELS_ALONE = 16  # the fewest of the input of a convolution alone
-LEAST, LEAST_ALONE = 1.0, 1.15  # predicted speeds from which on a chain is replaced, and a convolution alone is
-# products that a library's convolution makes in the time that one number is read or written; in that by which a call of
-# the operator is longer than one of a library, whatever its size; and in that in which a number of the weight is packed
-PRODUCTS_OF_A_NUMBER, PRODUCTS_OF_A_CALL, PRODUCTS_OF_A_WEIGHT = 20.0, 5e6, 4.0
-# products that the operator makes while a library's convolution makes one: of tiles, of the direct sum, of 1x1 kernels
-RATE_OF_TILES, RATE_OF_DIRECT, RATE_OF_POINTS = 0.7, 0.9, 0.85
-# a library makes so many times the products for a few outputs, as many as for a vector of them
-FEW_OUTPUTS, PRODUCTS_OF_FEW_OUTPUTS = 4, 3.0
+LEAST, LEAST_ALONE = 1.0, 1.1  # predicted speeds from which on a chain is replaced, and a convolution alone is
 
 
 def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, operations: int) -> str:
@@ -55,10 +45,16 @@ def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, operations: int
         channels = weight.shape[1 - geometry.transposed]
         if channels < CHANNELS_ALONE:
             return f"nothing to gain: a convolution alone, of {channels} channels"
-    times = speed(weight, geometry, operations) if predicted else LEAST
+    if not predicted:
+        return ""
+    times = speed_on_large_maps(weight.shape, geometry, operations)
     alone = "" if operations else "a convolution alone, "
-    least = LEAST_ALONE if alone else LEAST
-    return f"nothing to gain: {alone}predicted {times:.2f} times as fast" if times < least else ""
+    return "" if _pays(times, operations) else f"nothing to gain: {alone}predicted {times:.2f} times as fast"
+
+
+def _pays(times: float, operations: int) -> bool:
+    """Whether a predicted speed is enough."""
+    return times >= (LEAST if operations else LEAST_ALONE)
 
 
 def why_not_folded(weight: Tensor, geometry: Geometry, resize: str, operations: int) -> str:
@@ -70,37 +66,13 @@ def why_not_folded(weight: Tensor, geometry: Geometry, resize: str, operations: 
         return ""
     if not is_predicted(weight):
         return "" if operations else "folded it would be a convolution alone, not on a CPU in float32"
-    times = speed(weight, geometry, 1 + operations)
-    return f"folded in evaluation, predicted {times:.2f} times as fast" if times < LEAST else ""
+    times = speed_on_large_maps(weight.shape, geometry, 1 + operations)
+    return "" if _pays(times, 1) else f"folded in evaluation, predicted {times:.2f} times as fast"
 
 
 def is_predicted(weight: Tensor) -> bool:
     """Whether the speed of chains with this weight is predicted."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32
-
-
-def speed(weight: Tensor, geometry: Geometry, operations: int) -> float:
-    """How many times as fast as the layers as written the operator is predicted to be, on large maps.
-
-    weight, geometry, operations: as of `why_no_gain`
-    """
-    written, computed = _costs(weight.shape, geometry, operations)
-    return written / computed
-
-
-def _costs(weight: tuple[int, ...], geometry: Geometry, operations: int) -> tuple[float, float]:
-    """What a value of the result takes on large maps, in products of a library: as written, and by the operator."""
-    written, computed = products_of_a_value(weight, geometry)
-    channels, outputs = weight[1 - geometry.transposed], weight[geometry.transposed]
-    # of each value of the result: reads of the input, and the write of the result
-    spread = 1 / geometry.stride**2 if geometry.transposed else geometry.stride**2
-    moved = 1 + spread * channels / outputs
-    passes = 2 * operations + 2 * (geometry.padding_mode != "zeros") * (moved - 1)
-    rate = RATE_OF_TILES if computed < written else RATE_OF_DIRECT
-    rate = RATE_OF_POINTS if weight[-1] == 1 else rate
-    few, number = outputs <= FEW_OUTPUTS < channels and weight[-1] > 1, PRODUCTS_OF_A_NUMBER
-    of_library = channels * written * (PRODUCTS_OF_FEW_OUTPUTS if few else 1) + number * (moved + passes)
-    return of_library, channels * computed / (1 if few else rate) + number * moved
 
 
 def products_of_a_value(weight: tuple[int, ...], geometry: Geometry) -> tuple[float, float]:
@@ -113,21 +85,14 @@ def products_of_a_value(weight: tuple[int, ...], geometry: Geometry) -> tuple[fl
     return written, min([written, *((products / outputs) ** 2 for outputs, products in algorithms.values())])
 
 
-def too_small(x_shape: tuple[int, ...], weight: Tensor, geometry: Geometry, operations: int) -> bool:
-    """Whether a chain without resize has maps so small that a call's own cost is more than what it would save.
+def is_slower(x: tuple[int, ...], weight: Tensor, geometry: Geometry, operations: int, training: bool) -> bool:
+    """Whether a chain without resize is predicted to be slower than as written, on maps of this size.
 
-    x_shape: (B, C, H, W); others: as of `why_no_gain`
+    x:        (B, C, H, W)
+    training: forward and backward; else forward alone
+    others:   as of `why_no_gain`
     """
-    return is_predicted(weight) and _saved(x_shape, weight.shape, geometry, operations) < PRODUCTS_OF_A_CALL
-
-
-@lru_cache(maxsize=1024)
-def _saved(x: tuple[int, ...], weight: tuple[int, ...], geometry: Geometry, operations: int) -> float:
-    """The products that a chain saves. x, weight: shapes"""
-    height, width = output_sides(x, weight[-1], geometry)
-    written, computed = _costs(weight, geometry, operations)
-    of_maps = x[0] * height * width * weight[geometry.transposed] * (written - computed)
-    return of_maps + PRODUCTS_OF_A_WEIGHT * prod(weight) * (1 - computed / written)
+    return is_predicted(weight) and not _pays(speed(x, weight.shape, geometry, operations, training), operations)
 
 
 def expected_saving(weight: Tensor, geometry: Geometry, resize: str) -> str:
