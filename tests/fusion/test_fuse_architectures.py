@@ -33,8 +33,8 @@ EXPECTED = {
     "transformers Janus VQVAE decoder": (7, 15),
     "MONAI AutoencoderKL decoder": (7, 10),
     "MONAI BasicUNet": (0, 17),
-    "MONAI BasicUNet (as it comes)": (18, 35),
-    "MONAI UNet (residual units)": (30, 39),
+    "MONAI BasicUNet (as it comes)": (21, 38),
+    "MONAI UNet (residual units)": (26, 35),
     "MONAI FlexibleUNet (ResNet-18)": (21, 22),
 }
 

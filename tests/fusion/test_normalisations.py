@@ -242,7 +242,7 @@ def test_example_inputs_leave_statistics() -> None:
 
 def test_small_batches_in_training_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contiguous maps of fewer numbers than pay for a call are torch's layer's, whatever their sides."""
-    monkeypatch.setattr(normalisation, "LEAST_NUMBERS_OF_A_BATCH", 1 << 12)
+    monkeypatch.setitem(normalisation.LEAST_NUMBERS, ("batch", True, True), (1 << 20, 1 << 12))
     model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
     assert fuse(model).replaced
     assert norm_calls(model, torch.randn(3, 4, 16, 16)) == 0

@@ -41,7 +41,7 @@ SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.fixture(autouse=True)
 def everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(savings, "speed_on_large_maps", lambda *args: 2.0)
-    monkeypatch.setattr(normalisation, "LEAST_NUMBERS", 0)
+    monkeypatch.setattr(normalisation, "LEAST_NUMBERS", dict.fromkeys(normalisation.LEAST_NUMBERS, (0, 0)))
 
 
 class Sums(Onlooker):

@@ -3,8 +3,8 @@
 The rule, from the benchmark's results: nearest x2 before a convolution takes 9 of 36 products (16 with fewer than 8
 channels), nearest /2 after it a quarter; these always pay. For all others speed.py predicts, on a CPU in float32, how
 many times as fast the operator is. A chain that is slower on large maps is left, and at each call one that is slower on
-maps of that size runs as written. A convolution alone needs a margin, and 16 channels. Where nothing is predicted
-(GPUs, half precision) an activation or a sum pays, and a convolution alone does not.
+maps of that size runs as written. A convolution alone needs a margin, 16 channels, and a kernel of more than one tap.
+Where nothing is predicted (GPUs, half precision) an activation or a sum pays, and a convolution alone does not.
 """
 
 from operator import attrgetter
@@ -45,6 +45,8 @@ def why_no_gain(weight: Tensor, geometry: Geometry, resize: str, operations: int
         channels = weight.shape[1 - geometry.transposed]
         if channels < CHANNELS_ALONE:
             return f"nothing to gain: a convolution alone, of {channels} channels"
+        if weight.shape[-1] == 1:
+            return "nothing to gain: a 1x1 convolution alone is one matrix product either way"
     if not predicted:
         return ""
     times = speed_on_large_maps(weight.shape, geometry, operations)
