@@ -417,9 +417,6 @@ _forward = define(
         fused_for=("activation", FROM_OUTPUT),
         recorded=_recorded_gradients,
     ),
-    autocast=(
-        "weight",
-        "bias",
-        "scale",
-    ),  # they are rounded as they are packed; float32 parameters get float32 gradients
+    # they are rounded as they are packed; float32 parameters get float32 gradients
+    autocast=("weight", "bias", "scale"),
 )
