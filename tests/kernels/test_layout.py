@@ -54,7 +54,7 @@ def test_gradients_of_images_lie_as_the_images(given: torch.memory_format) -> No
 @pytest.mark.parametrize(("inputs", "outputs"), [(40, 36), (16, 3), (5, 17)])
 def test_weights_in_channels_last_order_give_the_same_bits(inputs: int, outputs: int, options: dict) -> None:
     shape = (inputs, outputs) if options.get("transposed") else (outputs, inputs)
-    x, weight = torch.randn(2, inputs, 12, 12), torch.randn(*shape, 3, 3)
+    x, weight = torch.randn(2, inputs, 24, 24), torch.randn(*shape, 3, 3)
     results = []
     for order in ORDERS:
         given = x.clone().requires_grad_(), weight.contiguous(memory_format=order).requires_grad_()
@@ -64,3 +64,14 @@ def test_weights_in_channels_last_order_give_the_same_bits(inputs: int, outputs:
         results.append([y, *kept, *torch.autograd.grad(y.square().sum(), given)])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"transposed": True, "stride": 2}], ids=str)
+def test_weights_read_as_they_lie_are_summed_in_their_order(options: dict) -> None:
+    """Few pixels: each order of memory has an order of sums, and both are right."""
+    x, weight = torch.randn(1, 40, 4, 4), torch.randn(40, 40, 3, 3)
+    convolve = torch.nn.functional.conv_transpose2d if options.get("transposed") else torch.nn.functional.conv2d
+    exact = convolve(x.double(), weight.double(), stride=2, padding=1)
+    for order in ORDERS:
+        y = ops.resize_conv_act(x, weight.contiguous(memory_format=order), **options)
+        torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
