@@ -624,9 +624,10 @@ template <class A> static void backward_unpacked(const Call& call, const A& argu
 
     const Band delta = call.transposed ? larger_band(Slot::GRADIENT_BAND, m, gradient, all, nullptr)
                                        : smaller_band(Slot::GRADIENT_BAND, m, gradient, all, nullptr);
+    const float* columns = nullptr;  // of the gradient, in the weight's order
     if (dx || dsecond) {
         if (call.transposed)
-            unpacked_gather(m, columns_of(m, delta, call.batch, m.tap_first), weight, wanted, sink);
+            unpacked_gather(m, columns = columns_of(m, delta, call.batch, m.tap_first), weight, wanted, sink);
         else
             unpacked_scatter(m, delta.data, weight, wanted, sink);
     }
@@ -635,7 +636,8 @@ template <class A> static void backward_unpacked(const Call& call, const A& argu
         const Band in = call.transposed ? smaller_band(Slot::INPUT_BAND, m, source, all, grad_scale)
                                         : larger_band(Slot::INPUT_BAND, m, source, all, grad_scale);
         const Band &smaller = call.transposed ? in : delta, &larger = call.transposed ? delta : in;
-        unpacked_weights(m, smaller.data, columns_of(m, larger, call.batch, false), call.batch, dw);
+        if (!columns || m.tap_first) columns = columns_of(m, larger, call.batch, false);  // dw is contiguous
+        unpacked_weights(m, smaller.data, columns, call.batch, dw);
     }
     if (db) {
         const int padded = round_up(call.cout, VL);

@@ -216,8 +216,13 @@ def _pays(x: Tensor, norm: nn.Module, measured: bool, followed: bool) -> bool:
     if x.device.type != "cpu":
         return measured or followed
     kind = "group" if isinstance(norm, nn.GroupNorm) else "instance" if isinstance(norm, nn.InstanceNorm2d) else "batch"
-    recorded = torch.is_grad_enabled() and (x.requires_grad or (norm.weight is not None and norm.weight.requires_grad))
-    return x.numel() >= LEAST_NUMBERS[kind if measured else "stored", x.is_contiguous(), recorded][followed]
+    of_call = kind if measured else "stored", x.is_contiguous(), is_recorded(x, norm.weight)
+    return x.numel() >= LEAST_NUMBERS[of_call][followed]
+
+
+def is_recorded(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether a layer's call records gradients of its input or its weight."""
+    return torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
 
 
 def _options(norm: nn.Module, measured: bool) -> dict[str, object]:

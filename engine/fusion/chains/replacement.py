@@ -12,7 +12,7 @@ from engine.fusion.chains.classify import DTYPES, Owner, conv_tensors, is_elemen
 from engine.fusion.chains.folding import can_fold, fold
 from engine.fusion.chains.matching import KEEP_INPUT, NEVER, Chain, NormChain, conv_of, source_of
 from engine.fusion.chains.mutation import comes_from_outside, is_written_later
-from engine.fusion.chains.normalisation import Residual, finish, run_norm, run_norm_function
+from engine.fusion.chains.normalisation import Residual, finish, is_recorded, run_norm, run_norm_function
 from engine.fusion.chains.savings import is_slower
 from engine.fusion.lookups import PLAIN_TENSORS, TRACED_TENSORS
 from engine.kernels._layout import contiguous
@@ -191,8 +191,7 @@ def _is_slower(x: Tensor, weight: Tensor, resize: str, where: Geometry, operatio
     """Whether a chain is predicted to lose by being fused, in this call. operations: as of `_folds`"""
     if resize != "none" or not _has_plain_sizes(x):
         return False
-    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return is_slower(x.shape, weight, where, operations, training)
+    return is_slower(x.shape, weight, where, operations, is_recorded(x, weight))
 
 
 def is_planar(x: Tensor) -> bool:

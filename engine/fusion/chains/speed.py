@@ -59,12 +59,56 @@ class Operator(NamedTuple):
 
 # of a forward pass without gradients, and of forward and backward
 INFERENCE = (
-    Written(19.3, 12.4, 8.87e-6, 6.63e-6, 48.5e-6, 259e-6, 105e-6, 91.6e-6, 272e-6),
-    Operator(46.8, 4310e-6, 7.51e-6, 9.80e-6, 9.19e-6, 8.50e-6, 12.6e-6, 125e-6, 124e-6, 187e-6, 33.0e-6),
+    Written(
+        call=19.3,
+        layer=12.4,
+        product=8.87e-6,
+        point=6.63e-6,
+        few=48.5e-6,
+        read=259e-6,
+        write=105e-6,
+        layered=91.6e-6,
+        weight=272e-6,
+    ),
+    Operator(
+        call=46.8,
+        pixel=4310e-6,
+        tile=7.51e-6,
+        direct=9.80e-6,
+        few=9.19e-6,
+        point=8.50e-6,
+        unpacked=12.6e-6,
+        read=125e-6,
+        write=124e-6,
+        packed=187e-6,
+        weight=33.0e-6,
+    ),
 )
 TRAINING = (
-    Written(104, 43.9, 27.0e-6, 14.6e-6, 84.8e-6, 876e-6, 1310e-6, 764e-6, 1420e-6),
-    Operator(254, 6420e-6, 30.3e-6, 30.0e-6, 35.9e-6, 31.0e-6, 41.0e-6, 196e-6, 377e-6, 485e-6, 383e-6),
+    Written(
+        call=104,
+        layer=43.9,
+        product=27.0e-6,
+        point=14.6e-6,
+        few=84.8e-6,
+        read=876e-6,
+        write=1310e-6,
+        layered=764e-6,
+        weight=1420e-6,
+    ),
+    Operator(
+        call=254,
+        pixel=6420e-6,
+        tile=30.3e-6,
+        direct=30.0e-6,
+        few=35.9e-6,
+        point=31.0e-6,
+        unpacked=41.0e-6,
+        read=196e-6,
+        write=377e-6,
+        packed=485e-6,
+        weight=383e-6,
+    ),
 )
 
 
