@@ -112,7 +112,7 @@ def autograd_of(gradients: Gradients, arguments: list[Argument], reference: Call
                 computed = recorded(*for_recorded(values))
                 if computed is not None:
                     return *computed, *rest
-            return *_of_reference(reference, for_reference(values), need, grads), *rest
+            return *of_reference(reference, for_reference(values), need, grads), *rest
         computed = fused(*for_backward(values))
         if count == 1:
             return computed, *rest
@@ -138,7 +138,7 @@ def _are_none(values: Sequence[object]) -> bool:
     return True
 
 
-def _of_reference(
+def of_reference(
     reference: Callable, arguments: tuple, need: list[bool], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of the reference's first len(need) arguments, themselves differentiable where grad mode is on."""
@@ -151,11 +151,11 @@ def _of_reference(
         return tuple(r for r, grad in zip(results, upstream, strict=True) if grad is not None)
 
     grads = tuple(grad for grad in upstream if grad is not None)
-    gradients = iter(_pulled_back(differentiated, [arguments[i] for i in wanted], grads))
+    gradients = iter(pulled_back(differentiated, [arguments[i] for i in wanted], grads))
     return [next(gradients) if needed else None for needed in need]
 
 
-def _pulled_back(function: Callable, values: Sequence[Tensor], grads: tuple[Tensor, ...]) -> Sequence[Tensor]:
+def pulled_back(function: Callable, values: Sequence[Tensor], grads: tuple[Tensor, ...]) -> Sequence[Tensor]:
     """The gradients of a function's arguments at these values from those of its results."""
     if under_torch_func():
         return torch.func.vjp(function, *values)[1](grads)

@@ -12,7 +12,7 @@ from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import dense_order, float32, in_order
 from .._native import native_function
 from ..resize_conv_act import ACTIVATION_NUMBERS
-from . import reference
+from . import reference, twice
 
 KINDS = ("batch", "instance", "group", "layer")
 PLACES = ("before", "after")
@@ -56,9 +56,10 @@ def norm_act(
 
     Returns y like x, dense in x's order of memory. Statistics and sums are float32, joined in float64 on the CPU, where
     the bits do not depend on the number of threads. Backward keeps x and the statistics but no y: it forms the sum
-    before the activation again. Gradients of first order are fused; under create_graph=True they come from the
-    reference, for any order. A channel with a NaN becomes NaN. Raises ValueError when a shape, dtype or option does not
-    fit, and where PyTorch does because a statistic would be of one value.
+    before the activation again. Gradients of first order are fused, and so is the gradient of the gradient of x in
+    float32 without a residual sum, where the activation is "none", "relu" or "leaky_relu"; all others under
+    create_graph=True come from the reference, for any order. A channel with a NaN becomes NaN. Raises ValueError when a
+    shape, dtype or option does not fit, and where PyTorch does because a statistic would be of one value.
     Sources: Ioffe and Szegedy 2015; Ulyanov et al. 2016; Wu and He 2018; Ba et al. 2016.
     """
     parts = _parts(x, kind, groups)
@@ -304,6 +305,30 @@ def _gradients(
     return [*results[:3], grad_y if passed else results[3]]
 
 
+def _recorded_gradients(
+    grad_y, x, weight, bias, residual, given_mean, mean, var, groups, eps, activation, negative_slope, residual_after,
+    need,
+):  # fmt: skip
+    """The gradient of x alone, as a function that is differentiated again; None where the reference has to give it."""
+    alone = residual is None and given_mean is None and need[0] and not any(need[1:])
+    single = all(tensor is None or tensor.dtype is torch.float32 for tensor in (x, weight, bias))
+    if not (alone and single and x.numel() and activation in twice.ACTIVATIONS):
+        return None
+    options = twice.Options(groups, eps, activation, negative_slope)
+    return twice.GradientOfX.apply(grad_y, x, weight, bias, mean, var, options, _gradient_of_x, _without_residual), *[
+        None
+    ] * 3
+
+
+def _gradient_of_x(grad, x, weight, bias, mean, var, options):
+    need = [True, False, False, False]
+    return backward(grad, x, weight, bias, None, mean, var, None, options.groups, False, *options[1:], need)[0]
+
+
+def _without_residual(x, weight, bias, options):
+    return _reference(x, weight, bias, None, None, None, *options, False, False)[0]
+
+
 def _reference(
     x, weight, bias, residual, given_mean, given_var, groups, eps, activation, negative_slope, residual_after,
     statistics_only,
@@ -336,6 +361,10 @@ forward = define(
     fake=_forward_fake,
     reference=_reference,
     gradients=Gradients(
-        _gradients, ["x", "weight", "bias", "residual"], ["y", "mean", "var"], along={"bias": "weight"}
+        _gradients,
+        ["x", "weight", "bias", "residual"],
+        ["y", "mean", "var"],
+        along={"bias": "weight"},
+        recorded=_recorded_gradients,
     ),
 )

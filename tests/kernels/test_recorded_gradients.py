@@ -1,4 +1,4 @@
-"""Gradients of resize_conv_act under create_graph=True, and gradients that nothing asks for."""
+"""Gradients of resize_conv_act and norm_act under create_graph=True, and gradients that nothing asks for."""
 
 from typing import Any
 
@@ -96,6 +96,68 @@ def test_a_third_derivative() -> None:
 
     operator = ops.OPERATORS["resize_conv_act"]
     assert _spec.relative_error(third(operator.function), third(operator.reference)) < 2e-5
+
+
+NORMS: dict[str, dict[str, Any]] = {
+    "batch": {"kind": "batch"},
+    "instance": {"kind": "instance"},
+    "group": {"kind": "group", "groups": 3},
+    "layer": {"kind": "layer"},
+}
+
+
+def _norm_penalty(function: Any, order: torch.memory_format, affine: bool, options: dict[str, Any]) -> list[Tensor]:
+    """The gradient of x, and those of a penalty for it with respect to x, weight, bias and the gradient of y."""
+    generator = torch.Generator().manual_seed(5)
+    x, upstream, direction = (torch.randn(3, 12, 5, 6, generator=generator) for _ in range(3))
+    x = x.contiguous(memory_format=order)
+    parameters = [torch.linspace(-1, 2, 12), torch.linspace(1, -1, 12)] if affine else []
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, *parameters)]
+    upstream.requires_grad_()
+    y = function(*leaves, **options)
+    (first,) = torch.autograd.grad(y, leaves[0], upstream, create_graph=True)
+    value = (first.square() * direction).sum() + y.square().sum()
+    return [first.detach(), *torch.autograd.grad(value, [*leaves, upstream])]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_penalty_for_the_gradient_of_what_is_normalised(kind: str, activation: str) -> None:
+    operator = ops.OPERATORS["norm_act"]
+    options = {**NORMS[kind], "activation": activation, "negative_slope": 0.3}
+    for order in (torch.channels_last, torch.contiguous_format):
+        for affine in (False, True):
+            fused, eager = (_norm_penalty(f, order, affine, options) for f in (operator.function, operator.reference))
+            for ours, theirs in zip(fused, eager, strict=True):
+                assert _spec.relative_error(ours, theirs) < 5e-6
+
+
+@pytest.mark.parametrize("activation", ("none", "relu", "leaky_relu"))
+def test_a_penalty_normalises_by_the_operator(activation: str) -> None:
+    """PyTorch's normalisations run in no pass of it."""
+    with torch.profiler.profile() as profiler:
+        _norm_penalty(ops.norm_act, torch.channels_last, True, {"kind": "layer", "activation": activation})
+    names = {event.key for event in profiler.key_averages()}
+    assert "kiln::norm_act_backward" in names
+    assert not [name for name in names if name.startswith(("aten::native_group_norm", "aten::var_mean"))]
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_a_third_derivative_of_what_is_normalised(kind: str) -> None:
+    generator = torch.Generator().manual_seed(7)
+    x, direction = (torch.randn(3, 12, 5, 6, generator=generator) for _ in range(2))
+
+    def third(function: Any) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), torch.linspace(-1, 2, 12).requires_grad_()]
+        value = (function(*leaves, activation="leaky_relu", **NORMS[kind]).square() * direction).sum()
+        for _ in range(2):
+            (gradient,) = torch.autograd.grad(value, leaves[0], create_graph=True)
+            value = (gradient.square() * direction).sum()
+        return list(torch.autograd.grad(value, leaves))
+
+    operator = ops.OPERATORS["norm_act"]
+    for fused, eager in zip(third(operator.function), third(operator.reference), strict=True):
+        assert _spec.relative_error(fused, eager) < 2e-5
 
 
 def _written(call: Any) -> set[str]:
