@@ -12,7 +12,7 @@ from .._gradients import Gradients, empty_gradients, float32_sums, round_sums
 from .._layout import dense_order, float32, in_order
 from .._native import native_function
 from ..resize_conv_act import ACTIVATION_NUMBERS
-from . import reference, twice
+from . import reference, second_derivative
 
 KINDS = ("batch", "instance", "group", "layer")
 PLACES = ("before", "after")
@@ -312,12 +312,12 @@ def _recorded_gradients(
     """The gradient of x alone, as a function that is differentiated again; None where the reference has to give it."""
     alone = residual is None and given_mean is None and need[0] and not any(need[1:])
     single = all(tensor is None or tensor.dtype is torch.float32 for tensor in (x, weight, bias))
-    if not (alone and single and x.numel() and activation in twice.ACTIVATIONS):
+    if not (alone and single and x.numel() and activation in second_derivative.ACTIVATIONS):
         return None
-    options = twice.Options(groups, eps, activation, negative_slope)
-    return twice.GradientOfX.apply(grad_y, x, weight, bias, mean, var, options, _gradient_of_x, _without_residual), *[
-        None
-    ] * 3
+    options = second_derivative.Options(groups, eps, activation, negative_slope)
+    return second_derivative.GradientOfX.apply(
+        grad_y, x, weight, bias, mean, var, options, _gradient_of_x, _without_residual
+    ), *[None] * 3
 
 
 def _gradient_of_x(grad, x, weight, bias, mean, var, options):
