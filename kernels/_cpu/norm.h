@@ -87,12 +87,13 @@ template <bool ONE> struct Constant {
 
 // The statistics of columns over some rows: each column's first element, the mean of the differences from it, and the
 // sum of squared differences from the mean. A first element near the mean keeps float32 sums exact where the mean is
-// large. `first`: rows before these, already in the arrays; sums: 2 * `padded` floats to work with.
+// large; where it lies far from the mean, what the sum of differences rounds off comes back as the rest of those from
+// their mean. `first`: rows before these, already in the arrays; sums: 3 * `padded` floats to work with.
 template <Dtype DTYPE>
 static void column_moments(const void* x, int64_t at, int64_t rows, int64_t width, int64_t padded, int64_t first, float* sums,
                            float* origin, double* mean, double* squares) {
-    float* of_squares = sums + padded;
-    std::memset(sums, 0, sizeof(float) * 2 * padded);
+    float *of_squares = sums + padded, *rest = of_squares + padded;
+    std::memset(sums, 0, sizeof(float) * 3 * padded);
     const auto for_all = [&](int64_t count, auto body) {
         for_vectors<DTYPE>(at, count, width, [&](int64_t c, int64_t i, auto access) { body(c, access.get(x, i)); });
     };
@@ -102,11 +103,12 @@ static void column_moments(const void* x, int64_t at, int64_t rows, int64_t widt
     for_all(rows, [=](int64_t c, vf value) {
         const vf d = value - load(origin + c) - load(sums + c);
         store(of_squares + c, load(of_squares + c) + d * d);
+        store(rest + c, load(rest + c) + d);
     });
     const double share = double(rows) / double(first + rows);
     if (!first) std::memset(mean, 0, sizeof(double) * padded), std::memset(squares, 0, sizeof(double) * padded);
     for (int64_t c = 0; c < padded; ++c) {
-        const double d = sums[c] - mean[c];
+        const double d = sums[c] + rest[c] / double(rows) - mean[c];
         squares[c] += of_squares[c] + d * d * share * double(first);
         mean[c] += d * share;
     }
@@ -116,10 +118,10 @@ struct Moments {
     double mean, squares;
 };
 
-// The mean of a run of up to PIECE elements and the sum of squared differences from it.
+// The mean of a run of up to PIECE elements and the sum of squared differences from it, as of columns.
 template <Dtype DTYPE> static Moments run_moments(const void* x, int64_t at, int64_t size) {
     const float origin = load_part(DTYPE, x, at, 1)[0];
-    vf sum[4] = {}, square[4] = {};
+    vf sum[4] = {}, square[4] = {}, rest[4] = {};
     for_columns<DTYPE, 4>(size, [&](int64_t i, auto access) {
         for (int v = 0; v < decltype(access)::VECTORS; ++v)
             sum[v] += access.only(access.get(x, at + i + v * VL) - origin);
@@ -129,9 +131,12 @@ template <Dtype DTYPE> static Moments run_moments(const void* x, int64_t at, int
         for (int v = 0; v < decltype(access)::VECTORS; ++v) {
             const vf d = access.only(access.get(x, at + i + v * VL) - origin - mean);
             square[v] += d * d;
+            rest[v] += d;
         }
     });
-    return {double(origin) + mean, sum_lanes((square[0] + square[1]) + (square[2] + square[3]))};
+    const float of_rest = sum_lanes((rest[0] + rest[1]) + (rest[2] + rest[3]));
+    return {double(origin) + mean + double(of_rest) / double(size),
+            sum_lanes((square[0] + square[1]) + (square[2] + square[3]))};
 }
 
 // result = activation(normalised x + before) + after, of `rows` rows of `width` elements.

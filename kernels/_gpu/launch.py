@@ -167,10 +167,13 @@ def _settle(function: Any, begun: set[int]) -> None:
 def register_bound(arguments: Mapping[str, Any], of_gpu: Callable[[], int]) -> dict[str, int]:
     """Triton's option maxnreg where it helps, by a kernel's arguments and the GPU's capability times ten.
 
-    On Blackwell ptxas parks values of the TF32 forms on the stack, in loops too, to fit one more program on a
-    multiprocessor. It stops doing so where a bound is given, even the hardware's own bound.
+    On Blackwell ptxas parks values on the stack, in loops too, to fit one more program on a multiprocessor: of the TF32
+    forms, of two taps' sums together, and of the highest tiles with a flat second input beside a spread one. It stops
+    doing so where a bound is given, even the hardware's own bound.
     """
-    wanted = arguments.get("PRECISION") in ("tf32", "tf32x3") and of_gpu() >= BLACKWELL
+    crowded = arguments.get("PRECISION") in ("tf32", "tf32x3") or arguments.get("TOGETHER") == 2
+    crowded = crowded or bool(arguments.get("FLAT2") and arguments.get("SPREAD") == 2 and arguments.get("BM") == 256)
+    wanted = crowded and of_gpu() >= BLACKWELL
     return {"maxnreg": MOST_REGISTERS} if wanted else {}
 
 

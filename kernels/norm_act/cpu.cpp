@@ -239,7 +239,7 @@ static void forward_columns(const Columns& view, const Kernels& run, const Tenso
     };
     const auto measure = [&](int64_t domain, int64_t part) {
         const ColumnMoments m = moments(domain, part);
-        float* sums = scratch(Slot::ROW_SUMS, 2 * padded);
+        float* sums = scratch(Slot::ROW_SUMS, 3 * padded);
         view.for_blocks(domain, part, [&](int64_t start, int64_t rows, int64_t before) {
             run.column_moments(t.x, start, rows, view.width, padded, before, sums, m.origin, m.mean, m.squares);
         });

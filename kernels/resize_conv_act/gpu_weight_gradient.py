@@ -218,11 +218,12 @@ def _products_of_taps(small: Tensor, large: Tensor, taps: Taps, precision: str) 
     # a float32 product is three products, and each of its factors is held in two parts
     narrow = together == 3 and not half
     bc = min(32 if narrow else 64, max(16, triton.next_power_of_2(count * channels if flat else channels)))
-    widest = 128 if half and not flat else 64
-    if taps.border and (together == 3 if half else precision == "ieee"):
-        widest //= 2  # the positions in a border take registers too
+    exact = not half and precision == "ieee"
+    # the sums of three taps, and the positions in a border, take registers too
+    widest = 128 if half and not flat and together < 3 else 32 if exact and taps.border else 64
     bn = min(widest, max(16, triton.next_power_of_2(n)))
-    bp = tuning.block(area, min(64 if half and bn > 16 else 32, max(16, triton.next_power_of_2(area))))
+    fewest = 32 if exact else 16  # steps of 16 exact pixels leave no registers
+    bp = tuning.block(area, min(64 if half and bn > 16 else 32, max(fewest, triton.next_power_of_2(area))))
     steps = batch * triton.cdiv(area, bp)
     rows = triton.cdiv(count * channels, bc) if flat else triton.cdiv(count, together) * triton.cdiv(channels, bc)
     tiles = rows * triton.cdiv(n, bn)

@@ -131,6 +131,18 @@ def test_nan_stays_in_what_shares_a_statistic(kind, layout):
         assert torch.equal(found.isnan().any(-1).any(-1), expected)
 
 
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 16, 1, 231), (8, 16, 16, 16), (3, 30, 24, 24)])
+def test_means_near_zero(shape, layout, instruction_set):
+    """Of standard deviation 1, to a few 1e-8: a mean's error moves all values of its channel, and adds up in sums."""
+    x = drawn(*shape, layout=layout)
+    for groups, dims in ((0, (0, 2, 3)), (shape[1], (2, 3)), (1, (1, 2, 3))):
+        _, mean, _ = torch.ops.kiln.norm_act(x, None, None, None, None, None, groups, 1e-5, "none", 0.2, False, True)
+        exact = x.double().mean(dims)
+        assert (mean.double().view_as(exact) - exact).abs().max() < 6e-8
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_large_mean_costs_no_accuracy(kind, layout):

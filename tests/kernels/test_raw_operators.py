@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import engine.kernels._skeleton  # noqa: F401, registers it
 from tests.support.places import ROOT
 from tests.support.raw_calls import REFUSALS, registered, valid_calls
 

@@ -152,7 +152,7 @@ def judge(call: RawCall) -> bool:
     an operator with a reference, the reference's values.
     """
     try:
-        fakes = _results(call.overload(*(_on_meta(a) for a in call.arguments)))
+        fakes = _results(call.overload(*_on_meta(call)))
     except REFUSALS as refusal:
         _must_refuse(call, refusal)
         return False
@@ -188,10 +188,15 @@ def _results(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return results if isinstance(results, tuple) else (results,)
 
 
-def _on_meta(value: object) -> object:
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+def _on_meta(call: RawCall) -> list[object]:
+    """The arguments, tensors without their numbers; one that stands for an option keeps the number that torch reads."""
+    schema = call.overload._schema.arguments
+    return [
+        torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        if isinstance(value, Tensor) and value.layout == torch.strided and "Tensor" in str(argument.type)
+        else value
+        for argument, value in zip(schema, call.arguments, strict=True)
+    ]
 
 
 def _agree(results: tuple[Tensor, ...], expected: tuple[Tensor, ...], allowed: float) -> None:
