@@ -36,7 +36,8 @@ PRELOAD = $(foreach library,libasan.so libubsan.so libstdc++.so.6,$(shell $(CXX)
 SANITIZING = LD_PRELOAD="$(PRELOAD)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1
 
-$(SANITIZED)/built: $(VENV)/installed
+NATIVE := setup.py $(shell find bindings kernels -name '*.cpp' -o -name '*.h')
+$(SANITIZED)/built: $(VENV)/installed $(NATIVE)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE bindings kernels engine \
 		| tar -x -C $(SANITIZED)
