@@ -1,8 +1,8 @@
 """`python -m benchmarks merge OUT.json A.json B.json ...`: one result of several, whose suites were measured apart.
 
 All must be of one machine, one commit and the same versions and settings, for what differs in these differs in speed.
-Commits between which nothing that is timed has changed (MEASURED) count as one: the first is kept. A row that several
-have is that of the last. The limits are the best that any of them measured, the date the latest.
+Commits between which nothing that is timed has changed (MEASURED but NOT_TIMED) count as one: the first is kept. A row
+that several have is that of the last. The limits are the best that any of them measured, the date the latest.
 """
 
 import json
@@ -21,6 +21,7 @@ from engine.host import atomic_files
 
 SAME = ("commit", "device", "precision", "threads", "steady_memory")
 MEASURED = ("kernels", "engine", "bindings", "benchmarks/timing")
+NOT_TIMED = ("engine/verification",)
 PACKAGES = ("torch", "triton", "numpy")
 
 
@@ -40,7 +41,7 @@ def merged(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     facts = _facts(first)
     for name, result in others:
         for what, value in _facts(result).items():
-            if value != facts[what] and not (what == "commit" and _code(value) == _code(facts[what])):
+            if value != facts[what] and not (what == "commit" and _same_code(value, facts[what])):
                 difference = f"{first_name} and {name} differ in {what} ({facts[what]} and {value})"
                 raise InputError(f"{difference}: merge results of one machine, commit and setting")
     rows = {(row["suite"], row["name"], row.get("axis")): row for r in results.values() for row in r["rows"]}
@@ -50,13 +51,14 @@ def merged(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return first | {"schema": saved.SCHEMA, "date": date, "limits": best, "rows": list(rows.values())}
 
 
-def _code(commit: str | None) -> str | None:
-    """Git's names of a commit's MEASURED folders; the commit itself where git lacks it or files were changed (a +)."""
-    command = ["git", "rev-parse", *(f"{commit}:{folder}" for folder in MEASURED)]
+def _same_code(one: str | None, other: str | None) -> bool:
+    """Whether nothing timed differs between two commits; not where Git lacks one or files were changed (a +)."""
+    folders = (*MEASURED, *(f":!{folder}" for folder in NOT_TIMED))
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return commit
+        command = ["git", "diff", "--quiet", f"{one}", f"{other}", "--", *folders]
+        return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def _facts(result: dict[str, Any]) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Makes the rows of `kiln verify`: operators, training steps, operators on trained tensors, captured steps."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
@@ -25,7 +24,9 @@ from engine.verification.operator_calls import Call, captured
 from engine.verification.recorded_steps import recorded_differences
 from engine.verification.training_steps import (
     LOSS_TOLERANCE,
+    restore,
     results,
+    saved_state,
     step_differences,
     training_batch,
     training_config,
@@ -148,8 +149,7 @@ def verify_training(steps: int, device: torch.device, system: str = "refiner") -
 def verify_trained(fused: System, eager: System, steps: int) -> Row:
     """Check each operator call of one more step from eager's state: fused and eager in float32 against float64."""
     began = time.perf_counter()
-    fused.load_weights(eager.weights())
-    fused.load_state_dict(copy.deepcopy(eager.state_dict()))
+    restore(fused, saved_state(eager))
     with captured() as calls:
         results(fused, training_batch(eager.config, steps + 1, eager.device), seed=steps + 1)
     errors = []

@@ -4,7 +4,6 @@ What a step changes is compared, and not where many steps lead. Adam divides a g
 whose gradient is nothing but rounding (a bias before a norm) moves by the whole learning rate in either direction.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,15 @@ from torch.utils._pytree import tree_leaves
 from engine.data import Batch
 from engine.kernels._spec import relative_error
 from engine.systems.base import System
-from engine.verification.training_steps import ATTEMPTS, KINK_TOLERANCE, LEAST_NORM, LOSS_TOLERANCE, training_batch
+from engine.verification.training_steps import (
+    ATTEMPTS,
+    KINK_TOLERANCE,
+    LEAST_NORM,
+    LOSS_TOLERANCE,
+    restore,
+    saved_state,
+    training_batch,
+)
 
 # of what a step adds to the weights of a network: their gradients differ by rounding, which Adam magnifies
 UPDATE_TOLERANCE = 1e-3
@@ -51,12 +58,11 @@ def recorded_differences(
     Where rounding may have decided the sign of an element at a kink, as KINK_TOLERANCE has it, the step is taken again
     on other images: it has to agree on one of them. Not the first step: what it makes has no state to go back to.
     """
-    state = {name: tensor.clone() for name, tensor in plain.weights().items()}, copy.deepcopy(plain.state_dict())
+    state = saved_state(plain)
     attempts = ATTEMPTS if plain.steps_done else 1
     for attempt in range(attempts):
         for system in (plain, recorded) if plain.steps_done else ():
-            system.load_weights(state[0])
-            system.load_state_dict(state[1])
+            restore(system, state)
         found = _differences(state[0], plain, recorded, step, number + attempt * 1000 * steps)
         missed = [one.relative for one in found if not one.passed]
         if not missed or not all(relative <= KINK_TOLERANCE for relative in missed):  # NaN is no kink

@@ -84,23 +84,43 @@ def results(system: System, batch: Batch, seed: int) -> tuple[dict[str, torch.Te
     return losses, gradients
 
 
+def saved_state(system: System) -> tuple[dict[str, torch.Tensor], dict]:
+    """A copy of the weights and of all else that a step changes, for `restore`."""
+    return {name: tensor.clone() for name, tensor in system.weights().items()}, copy.deepcopy(system.state_dict())
+
+
+def restore(system: System, state: tuple[dict[str, torch.Tensor], dict]) -> None:
+    """Set a system back to a state that `saved_state` gave."""
+    system.load_weights(state[0])
+    system.load_state_dict(state[1])
+
+
+def differences_on(
+    fused: System, eager: System, state: tuple[dict[str, torch.Tensor], dict], number: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The relative differences of losses, and of gradients, in a step of both systems from a state.
+
+    number: of the step, which seeds its images and random numbers
+    """
+    for system in (fused, eager):
+        restore(system, state)
+    data = training_batch(eager.config, number, eager.device)
+    (losses, ours), (exact, wanted) = (results(system, data, number) for system in (fused, eager))
+    of_losses = {name: relative_error(losses[name], exact[name], LEAST_NORM) for name in exact}
+    gradients = {f"gradient of the {name}": relative_error(ours[name], wanted[name], LEAST_NORM) for name in wanted}
+    return of_losses, gradients
+
+
 def step_differences(fused: System, eager: System, step: int, steps: int) -> dict[str, float]:
     """Take one step of both systems from eager's state; returns the relative difference of each loss and gradient.
 
     step:  number of the step; steps: how many steps are compared in total
     """
-    before = {name: tensor.clone() for name, tensor in eager.weights().items()}, copy.deepcopy(eager.state_dict())
+    before = saved_state(eager)
     smallest: dict[str, float] = {}
     for attempt in range(ATTEMPTS):
-        for system in (fused, eager):
-            system.load_weights(before[0])
-            system.load_state_dict(before[1])
         # the images of a further attempt belong to no other step
-        number = step + attempt * 1000 * steps
-        data = training_batch(eager.config, number, eager.device)
-        (losses, ours), (exact, wanted) = (results(system, data, number) for system in (fused, eager))
-        of_losses = {name: relative_error(losses[name], exact[name], LEAST_NORM) for name in exact}
-        gradients = {f"gradient of the {name}": relative_error(ours[name], wanted[name], LEAST_NORM) for name in wanted}
+        of_losses, gradients = differences_on(fused, eager, before, step + attempt * 1000 * steps)
         for name, difference in {**of_losses, **gradients}.items():
             # of a gradient the best attempt counts; of a loss, which is continuous, the worst, unless the difference
             # may come from such a gradient: some systems take several optimiser steps in a training step

@@ -69,15 +69,17 @@ def test_commits_that_change_nothing_timed_count_as_one(whole, tmp_path, monkeyp
 
     git("init", "--quiet")
     commits = []
-    for name in (*(f"{folder}/code" for folder in merge.MEASURED), "docs/text", "kernels/code"):
+    folders = (*merge.MEASURED, "docs", *merge.NOT_TIMED, "kernels")
+    for name in (f"{folder}/code" for folder in folders):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{len(commits)}")
         git("add", ".")
         git("-c", "user.name=a", "-c", "user.email=a", "commit", "--quiet", "--message", name)
         commits.append(git("rev-parse", "HEAD").strip())
-    before, documented, changed = commits[-3:]
+    before, documented, verified, changed = commits[-4:]
     step = part(whole, "step", commit=documented)
-    assert merge.merged({"a": part(whole, "ops", commit=before), "b": step})["commit"] == before
+    for commit in (before, verified):
+        assert merge.merged({"a": part(whole, "ops", commit=commit), "b": step})["commit"] == commit
     for other in (changed, f"{documented}+"):
         with pytest.raises(InputError, match="differ in commit"):
             merge.merged({"a": step, "b": part(whole, "ops", commit=other)})
