@@ -58,7 +58,7 @@ fuzz: $(SANITIZED)/built  ## random files, models, tables and operator calls for
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)
 
-RESULT ?= benchmarks/results/amd-epyc-2-cores_ffe7551.json
+RESULT ?= benchmarks/results/amd-epyc-2-cores_39cf1d3.json
 readme-figures: $(VENV)/installed  ## the README's measured table and plot, from the saved result RESULT=file
 	$(RUN) -m benchmarks readme $(RESULT)
 
