@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from engine import ops
 from engine.kernels import _spec
-from engine.kernels.norm_act import over_ranks
+from engine.kernels.norm_act import KINDS, over_ranks
 from engine.kernels.resize_conv_act.reference import ACTIVATIONS
 from tests.support.instruction_sets import INSTRUCTION_SETS
+from tests.support.normalisation import kind_options
 
-KINDS = ["batch", "instance", "group", "layer"]
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
 REFERENCE = ops.OPERATORS["norm_act"].reference
 SPEC = _spec.specs()["norm_act"]
@@ -21,10 +21,6 @@ SPEC = _spec.specs()["norm_act"]
 
 def drawn(*shape: int, layout: torch.memory_format = torch.channels_last, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=layout)
-
-
-def options_of(kind: str, channels: int) -> dict[str, object]:
-    return {"kind": kind} | ({"groups": 3 if channels % 3 == 0 else 1} if kind == "group" else {})
 
 
 def results(function, tensors: dict[str, Tensor], dtype: torch.dtype, **options: object) -> list[Tensor]:
@@ -52,7 +48,7 @@ def test_channels_and_sides(shape, kind, layout, instruction_set):
     """Whole vectors of channels or pixels, and not; a residual and every option of the affine map."""
     x, residual = drawn(*shape, layout=layout), drawn(*shape, seed=1)
     weight, bias = drawn(shape[1], 1, 1, 1, seed=2).flatten(), drawn(shape[1], 1, 1, 1, seed=3).flatten()
-    options = options_of(kind, shape[1])
+    options = kind_options(kind, shape[1])
     agree({"x": x, "weight": weight, "bias": bias}, activation="elu", **options)
     agree({"x": x, "weight": weight, "residual": residual}, activation="silu", **options)
     agree({"x": x, "bias": bias, "residual": residual}, activation="tanh", residual_place="after", **options)
@@ -121,7 +117,7 @@ def test_evaluation_takes_statistics_as_constants(layout):
 def test_nan_stays_in_what_shares_a_statistic(kind, layout):
     x = drawn(2, 6, 8, 8, layout=layout)
     x[0, 1, 2, 3] = torch.nan
-    y, gradient = results(ops.norm_act, {"x": x}, torch.float32, activation="relu", **options_of(kind, 6))
+    y, gradient = results(ops.norm_act, {"x": x}, torch.float32, activation="relu", **kind_options(kind, 6))
     expected = torch.zeros(2, 6, dtype=torch.bool)
     expected[
         (slice(None), 1) if kind == "batch" else (0, {"instance": 1, "layer": slice(None)}.get(kind, slice(2)))
@@ -148,7 +144,7 @@ def test_means_near_zero(shape, layout, instruction_set):
 def test_a_large_mean_costs_no_accuracy(kind, layout):
     """Mean 1000, standard deviation 1: where squares minus the square of the mean would lose all digits."""
     x = drawn(8, 30, 24, 24, layout=layout) + 1000
-    options = options_of(kind, 30)
+    options = kind_options(kind, 30)
     exact, eager = (results(REFERENCE, {"x": x}, dtype, **options) for dtype in (torch.float64, torch.float32))
     found = results(ops.norm_act, {"x": x}, torch.float32, **options)
     for one, plain, truth in zip(found, eager, exact, strict=True):
@@ -169,7 +165,9 @@ def test_bits_do_not_depend_on_threads(shape, kind, layout):
     try:
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
-            found.append(results(ops.norm_act, tensors, torch.float32, activation="elu", **options_of(kind, shape[1])))
+            found.append(
+                results(ops.norm_act, tensors, torch.float32, activation="elu", **kind_options(kind, shape[1]))
+            )
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -224,7 +222,7 @@ def test_an_empty_batch(kind):
     """Results without elements, gradients of zero, running statistics that stay."""
     x, weight = torch.zeros(0, 6, 4, 4, requires_grad=True), torch.ones(6, requires_grad=True)
     running = {"running_mean": torch.zeros(6), "running_var": torch.ones(6)} if kind in ("batch", "instance") else {}
-    y = ops.norm_act(x, weight, activation="relu", **running, **options_of(kind, 6))
+    y = ops.norm_act(x, weight, activation="relu", **running, **kind_options(kind, 6))
     of_x, of_weight = torch.autograd.grad(y.sum(), (x, weight))
     assert y.shape == of_x.shape == x.shape and torch.equal(of_weight, torch.zeros(6))
     assert not running or (running["running_mean"].eq(0).all() and running["running_var"].eq(1).all())
@@ -248,7 +246,7 @@ def test_gradient_penalty(kind, activation):
             t.clone().requires_grad_() for t in (drawn(*shape), torch.ones(6), torch.zeros(6), drawn(*shape, seed=1))
         ]
         x, weight, bias, residual = leaves
-        y = function(x, weight, bias, residual=residual, activation=activation, **options_of(kind, 6))
+        y = function(x, weight, bias, residual=residual, activation=activation, **kind_options(kind, 6))
         first = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
@@ -296,7 +294,7 @@ def test_compiles_in_one_graph(kind):
 
     def loss(x: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
         running = {"running_mean": mean, "running_var": var}
-        return ops.norm_act(x, weight, activation="elu", **running, **options_of(kind, 6)).square().sum()
+        return ops.norm_act(x, weight, activation="elu", **running, **kind_options(kind, 6)).square().sum()
 
     moved = [None if t is None else t.clone() for t in kept]
     expected = torch.autograd.grad(loss(x, *moved), x)[0]

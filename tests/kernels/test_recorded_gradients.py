@@ -9,7 +9,9 @@ from torch import Tensor
 from engine import ops
 from engine.kernels import _spec
 from engine.kernels._observers import NativeCall, OperatorCall, observed
+from engine.kernels.norm_act import KINDS
 from engine.training.fused_share import Products
+from tests.support.normalisation import kind_options
 
 GEOMETRIES: list[dict[str, Any]] = [
     {},
@@ -98,14 +100,6 @@ def test_a_third_derivative() -> None:
     assert _spec.relative_error(third(operator.function), third(operator.reference)) < 2e-5
 
 
-NORMS: dict[str, dict[str, Any]] = {
-    "batch": {"kind": "batch"},
-    "instance": {"kind": "instance"},
-    "group": {"kind": "group", "groups": 3},
-    "layer": {"kind": "layer"},
-}
-
-
 def _norm_penalty(function: Any, order: torch.memory_format, affine: bool, options: dict[str, Any]) -> list[Tensor]:
     """The gradient of x, and those of a penalty for it with respect to x, weight, bias and the gradient of y."""
     generator = torch.Generator().manual_seed(5)
@@ -121,10 +115,10 @@ def _norm_penalty(function: Any, order: torch.memory_format, affine: bool, optio
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_penalty_for_the_gradient_of_what_is_normalised(kind: str, activation: str) -> None:
     operator = ops.OPERATORS["norm_act"]
-    options = {**NORMS[kind], "activation": activation, "negative_slope": 0.3}
+    options = {**kind_options(kind, 12), "activation": activation, "negative_slope": 0.3}
     for order in (torch.channels_last, torch.contiguous_format):
         for affine in (False, True):
             fused, eager = (_norm_penalty(f, order, affine, options) for f in (operator.function, operator.reference))
@@ -142,14 +136,14 @@ def test_a_penalty_normalises_by_the_operator(activation: str) -> None:
     assert not [name for name in names if name.startswith(("aten::native_group_norm", "aten::var_mean"))]
 
 
-@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_third_derivative_of_what_is_normalised(kind: str) -> None:
     generator = torch.Generator().manual_seed(7)
     x, direction = (torch.randn(3, 12, 5, 6, generator=generator) for _ in range(2))
 
     def third(function: Any) -> list[Tensor]:
         leaves = [x.clone().requires_grad_(), torch.linspace(-1, 2, 12).requires_grad_()]
-        value = (function(*leaves, activation="leaky_relu", **NORMS[kind]).square() * direction).sum()
+        value = (function(*leaves, activation="leaky_relu", **kind_options(kind, 12)).square() * direction).sum()
         for _ in range(2):
             (gradient,) = torch.autograd.grad(value, leaves[0], create_graph=True)
             value = (gradient.square() * direction).sum()
