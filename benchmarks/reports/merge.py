@@ -55,7 +55,7 @@ def _same_code(one: str | None, other: str | None) -> bool:
     """Whether nothing timed differs between two commits; not where Git lacks one or files were changed (a +)."""
     folders = (*MEASURED, *(f":!{folder}" for folder in NOT_TIMED))
     try:
-        command = ["git", "diff", "--quiet", f"{one}", f"{other}", "--", *folders]
+        command = ["git", "diff", "--quiet", "--end-of-options", f"{one}", f"{other}", "--", *folders]
         return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
     except OSError:
         return False

@@ -18,6 +18,7 @@ from engine.systems.kinds import REFINE
 from engine.systems.registry import build
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
+from engine.verification.training_steps import restore, saved_state
 from tests.support.operator_choice import always
 from tests.support.tape import NoWaiting
 from tests.support.training_fakes import assert_same, batch_of, tiny_config
@@ -189,8 +190,7 @@ def test_the_algebra_is_the_same_over_50_steps(form: tuple[str, ...], monkeypatc
             torch.manual_seed(step)
             losses.append({key: value.item() for key, value in system.step(batch).items()})
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-        eager.load_weights(fused.weights())
-        eager.load_state_dict(copy.deepcopy(fused.state_dict()))
+        restore(eager, saved_state(fused))
     assert losses[0]["pool_fill"] == 1
 
 
@@ -198,8 +198,7 @@ def test_both_load_each_others_state() -> None:
     first, second = (build(tiny(*FAST, "--lr", "0.0001", mode=mode), "cpu") for mode in ("--fused", "--eager"))
     assert_same(first.weights(), second.weights())
     train(first, 0, 3)
-    second.load_weights(first.weights())
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    restore(second, saved_state(first))
     assert train(second, 3, 4)[0] == pytest.approx(train(first, 3, 4)[0], rel=1e-3, abs=1e-4)
 
 

@@ -20,6 +20,7 @@ from engine.systems.kinds import DRIVE
 from engine.training.cuda_graph import GraphedStep
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
+from engine.verification.training_steps import restore, saved_state
 from tests.support.ggb_fakes import batch_of, config_of, heatmaps_of
 from tests.support.tape import NoWaiting, Tape, rates_on_device
 
@@ -293,8 +294,7 @@ def test_resume_goes_on_exactly(first: bool, second: bool) -> None:
     for step in range(4):
         system.step(batch_of(system.config, step))
     twin = GgbSystem(config_of(fused=second, seed=9), "cpu")
-    twin.load_weights({name: tensor.clone() for name, tensor in system.weights().items()})
-    twin.load_state_dict(copy.deepcopy(system.state_dict()))
+    restore(twin, saved_state(system))
     for step in range(4, 8):
         a, b = ({k: v.item() for k, v in s.step(batch_of(system.config, step)).items()} for s in (system, twin))
         assert a == (b if first == second else pytest.approx(b, rel=1e-4))

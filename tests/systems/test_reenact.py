@@ -24,7 +24,7 @@ from engine.systems.registry import build
 from engine.training import random_state
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
-from engine.verification.training_steps import step_differences
+from engine.verification.training_steps import restore, saved_state, step_differences
 from tests.support.gram_matrix import gram
 from tests.support.operator_choice import always
 from tests.support.training_fakes import smooth_images
@@ -224,8 +224,7 @@ def test_fused_and_eager_agree_on_the_steps_of_a_run_with_norms() -> None:
     eager, fused = build(config_of(*flags), "cpu"), build(config_of(*flags, mode="--fused"), "cpu")
     apart = []
     for step in range(15):
-        fused.load_weights(eager.weights())
-        fused.load_state_dict(copy.deepcopy(eager.state_dict()))
+        restore(fused, saved_state(eager))
         batch = batch_of(eager.config, step)
         wanted, found = eager.step(batch), fused.step(batch)
         assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in wanted.items()}, 1e-5)
@@ -337,8 +336,7 @@ def test_fused_goes_on_from_an_eager_run() -> None:
     for step in range(2):
         system.step(batch_of(config, step))
     twin = build(config_of(mode="--fused"), "cpu")
-    twin.load_weights(system.weights())
-    twin.load_state_dict(copy.deepcopy(system.state_dict()))
+    restore(twin, saved_state(system))
     a, b = system.step(batch_of(config, 2)), twin.step(batch_of(config, 2))
     assert {k: v.item() for k, v in a.items()} == pytest.approx({k: v.item() for k, v in b.items()}, rel=1e-4)
 

@@ -13,6 +13,7 @@ from engine.networks.refiner import landmark_maps, pyramid
 from engine.systems.refiner import RefinerSystem
 from engine.systems.registry import build
 from engine.training.metrics import LossMeter
+from engine.verification.training_steps import restore, saved_state
 from tests.support.operator_choice import always
 from tests.support.training_fakes import batch_of, tiny_config, worst
 
@@ -201,8 +202,7 @@ def test_fused_and_eager_go_on_from_each_others_state(first: str, second: str) -
     for step in range(5):
         system.step(batch_of(config, step))
     twin = build(tiny_config(mode=second), "cpu")
-    twin.load_weights(system.weights())
-    twin.load_state_dict(copy.deepcopy(system.state_dict()))
+    restore(twin, saved_state(system))
     for step in range(5, 10):
         a, b = system.step(batch_of(config, step)), twin.step(batch_of(config, step))
         assert {k: v.item() for k, v in a.items()} == pytest.approx({k: v.item() for k, v in b.items()}, rel=1e-4)

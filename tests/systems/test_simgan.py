@@ -17,6 +17,7 @@ from engine.systems.registry import build
 from engine.systems.simgan import SimganSystem
 from engine.training.metrics import LossMeter
 from engine.training.resolve import resolve
+from engine.verification.training_steps import restore, saved_state
 from tests.support.tape import NoWaiting
 from tests.support.training_fakes import assert_same, batch_of, tiny_config, worst
 from tests.support.unpaired_runs import (
@@ -199,8 +200,7 @@ def test_both_load_each_others_state() -> None:
     first, second = (build(tiny(mode=mode), "cpu") for mode in ("--fused", "--eager"))
     assert_same(first.weights(), second.weights())
     train(first, 0, 3)
-    second.load_weights(first.weights())
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    restore(second, saved_state(first))
     torch.manual_seed(5)
     expected = train(first, 3, 5)
     torch.manual_seed(5)
