@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from engine.errors import InputError
 from engine.networks.autoencoder import Decoder
 from engine.networks.layers import LANDMARK_HEATMAP, SMALLEST, Conv, level_sizes
 
+_SMALL_START = 1e-4  # of the last layer of a correction: training starts near the enlarged copy
 # name -> sizes at which G sees the image: from the freest to the most restrictive (figure 2 of the paper)
 MODELS = {"A": (8,), "B": (8, 16), "C": (8, 16, 32)}
 
@@ -38,6 +40,35 @@ def pyramid(images: Tensor, sizes: Iterable[int]) -> dict[int, Tensor]:
     }
 
 
+@cache
+def _cubic(small: int, side: int, device: torch.device) -> Tensor:
+    """The matrix (side, small) float32 that enlarges a column of pixels by cubic interpolation.
+
+    Row r is the weights of the pixel at r * small / side: pixel i of the small column stays at i * side / small, where
+    `pyramid` took it from. Beyond the last pixel the column goes on as it ends. Source: Keys 1981, with a = -1/2.
+    """
+    places = torch.arange(side, dtype=torch.float64) * small / side
+    below = places.floor().long()
+    matrix = torch.zeros(side, small, dtype=torch.float64)
+    for neighbour in range(-1, 3):
+        away = (places - below - neighbour).abs()
+        near = 1.5 * away**3 - 2.5 * away**2 + 1
+        far = -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
+        weight = torch.where(away <= 1, near, torch.where(away < 2, far, torch.zeros_like(away)))
+        matrix[torch.arange(side), (below + neighbour).clamp(0, small - 1)] += weight
+    return matrix.float().to(device)
+
+
+def enlarge(small: Tensor, side: int) -> Tensor:
+    """Enlarge shrunken copies by cubic interpolation; every pixel stays where `pyramid` took it from.
+
+    small:   (B, C, s, s)
+    returns: (B, C, side, side) channels_last, in the dtype of `small`
+    """
+    matrix = _cubic(small.shape[-1], side, small.device).to(small.dtype)
+    return (matrix @ small @ matrix.T).contiguous(memory_format=torch.channels_last)
+
+
 def landmark_maps(
     landmarks: Tensor, resolution: int, size: int = SMALLEST, sigma: float = 1.0, *, fused: bool = True
 ) -> Tensor:
@@ -58,6 +89,7 @@ class RefinerGenerator(nn.Module):
 
     inject:    sizes at which G sees the image, 8 among them
     landmarks: whether 68 heatmaps join the 8x8 image
+    correct:   the decoder's image is added to the sharpest copy, enlarged; the paper's G makes the image anew
     Source: the refiner paper, section 2.1 and figure 2; the landmarks are proposed in its conclusion.
     """
 
@@ -69,14 +101,17 @@ class RefinerGenerator(nn.Module):
         *,
         inject: Sequence[int] = MODELS["B"],
         landmarks: bool = False,
+        correct: bool = False,
         fused: bool = True,
     ):
         super().__init__()
-        self.resolution = resolution
+        self.resolution, self.correct = resolution, correct
         self.inject = check_inject(inject, resolution)
         self.first = Conv(channels, filters, second_channels=LANDMARKS if landmarks else 0, fused=fused)
         joining = dict.fromkeys(self.inject[1:], channels)
         self.decoder = Decoder(resolution, filters, channels, inject=joining, fused=fused)
+        if correct:
+            self.decoder.last.start_gain = _SMALL_START
 
     def forward(
         self, pyramid: Mapping[int, Tensor], heatmaps: Tensor | None = None, grad_scale: Tensor | None = None
@@ -89,4 +124,5 @@ class RefinerGenerator(nn.Module):
         returns:    (B, channels, R, R), images in [-1, 1] that no activation squashes
         """
         x = self.first(pyramid[SMALLEST], second=heatmaps, grad_scale=grad_scale)
-        return self.decoder(x, {size: pyramid[size] for size in self.inject[1:]}, grad_scale)
+        made = self.decoder(x, {size: pyramid[size] for size in self.inject[1:]}, grad_scale)
+        return made + enlarge(pyramid[self.inject[-1]], self.resolution).to(made.dtype) if self.correct else made

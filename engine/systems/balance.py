@@ -1,26 +1,83 @@
-"""What refiner and began share: an autoencoder D as discriminator, and k, which balances the two losses of D.
+"""What refiner and began share: an autoencoder D as discriminator, k, which balances its two losses, and a critic.
 
     L(v)  = |v - D(v)|                                          BalancedSystem.autoencoder_loss
     L_D   = L(x) - k L(G(z))                                    BalancedSystem.discriminate_once: its gradient
     k    <- clamp(k + lambda_k (gamma L(x) - L(G(z))), 0, 1)    BalancedSystem.balance
 
 x is a photo, G(z) a generated image. Source: Berthelot et al. 2017 (BEGAN), section 3.
+
+D reconstructs a soft image better than a photo, so L(G(z)) forgives blur. With --critic-weight w a second discriminator
+C, that of simgan, judges patches, and w times its verdict joins L_G:
+
+    L_C   = -log C(x) - log(1 - C(G(z)))                        BalancedSystem.criticise: its gradient
+    L_G  += w (-log C(G(z)))                                    C: probability of a patch of being of a photo
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import distributed
+from engine.config import TrainConfig
+from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss
+from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_loss
 from engine.pages.panels import chart
 from engine.systems.base import System
 
+CRITIC_BETAS = (0.5, 0.99)
+
+
+@dataclass(frozen=True)
+class BalancedConfig(TrainConfig):
+    """Options that refiner and began share."""
+
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "hidden", "d_filters", "critic_filters")
+    SMALL: ClassVar[dict[str, Any]] = {
+        **TrainConfig.SMALL,
+        "gamma": 0.9,
+        "lambda_k": 0.05,
+        "hidden": 16,
+        "critic_weight": 0.1,
+        "critic_filters": 8,
+    }
+
+    hidden: int = 64
+    """h: how many numbers the discriminator encodes an image to."""
+    gamma: float = 0.5
+    """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
+    lambda_k: float = 0.001
+    """Rate of k, the weight of L(G(z)) in the discriminator's loss."""
+    d_filters: int = 0
+    """The width of the discriminator; 0 = --filters."""
+    critic_weight: float = 0.0
+    """Weight of a second discriminator, which judges patches of 23x23 pixels, in the generator's loss: it does not
+    forgive blur, as an autoencoder does. 0 = none, as in the paper."""
+    critic_filters: int = 32
+    """The width of that second discriminator."""
+
+    def check(self) -> None:
+        super().check()
+        self.at_least(1, "hidden", "critic_filters")
+        self.at_most(1 << 16, "hidden")
+        self.at_most(1 << 14, "d_filters", "critic_filters")
+        self.at_least(0, "lambda_k", "d_filters", "critic_weight")
+        self.between(0, 1, "gamma")
+
+    def check_resumed(self, saved: "TrainConfig") -> None:
+        super().check_resumed(saved)
+        if bool(self.critic_weight) != bool(getattr(saved, "critic_weight", 0)):
+            raise InputError("the critic cannot be switched on or off in a resumed run; start another --out")
+
 
 class BalancedSystem(System):
-    """A system with `discriminator`, an autoencoder, and `k`, () float32. Its configuration has gamma and lambda_k."""
+    """A system with `discriminator`, an autoencoder, and `k`, () float32; its configuration is a BalancedConfig.
+
+    critic: the second discriminator; None without --critic-weight
+    """
 
     headline = ("l_real", "l_fake", "k", "measure")
     charts = (
@@ -33,12 +90,25 @@ class BalancedSystem(System):
         chart("Balance", "Weight of generated images in the discriminator's loss.", noisy=False, k="k"),
         chart("Convergence", "L(x) + |gamma L(x) - L(G(z))|: lower is better.", measure="M"),
         chart("Losses", "What is minimised.", zero=False, loss_d="discriminator", loss_g="generator"),
+        chart(
+            "Critic of patches",
+            "Cross-entropy: guessing is 1.39 for the critic, 0.69 for the generator.",
+            l_critic="critic",
+            l_realism="generator",
+        ),
     )
     discriminator: Autoencoder
 
-    def __init__(self, config, device: str | torch.device):
+    def __init__(self, config: BalancedConfig, device: str | torch.device):
         super().__init__(config, device)
         self.k = torch.zeros((), dtype=torch.float32, device=self.device)
+        self.critic: LocalDiscriminator | None = None
+        if config.critic_weight:
+            self.critic = LocalDiscriminator(config.critic_filters, config.channels, fused=config.fused)
+
+    def critics(self) -> dict[str, nn.Module]:
+        """The critic by its name, for `networks`; nothing where there is none."""
+        return {"critic": self.critic} if self.critic else {}
 
     def autoencoder_loss(
         self, v: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0
@@ -68,6 +138,30 @@ class BalancedSystem(System):
         per_sample, _ = self.autoencoder_loss(both, torch.cat([ones, -self.k.expand(n)]), input_grad_from=n)
         (per_sample.sum() / n).backward()
         return per_sample.detach(), both.grad[n:]
+
+    def criticise(self, images: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run C on [x; G(z)], forward and backward; C's parameters get the gradient of L_C.
+
+        images:  x (B, C, R, R)
+        fake:    G(z) (B, C, R, R); its graph is not entered
+        returns: the gradient of w (-log C(G(z))) at G(z), (B, C, R, R), for the generator; and the two losses
+        """
+        of_real, of_fake = self._verdict(torch.cat([images, fake.detach()])).chunk(2)
+        l_critic = patch_loss(of_real, REAL) + patch_loss(of_fake, REFINED)
+        l_critic.backward()
+        seen = fake.detach().requires_grad_()
+        l_realism = self.realism(seen)
+        (self.config.critic_weight * l_realism).backward()
+        return seen.grad, {"l_critic": l_critic.detach(), "l_realism": l_realism.detach()}
+
+    def realism(self, fake: Tensor) -> Tensor:
+        """Compute -log C(G(z)), the mean over patches, (); C's parameters get no gradient of it."""
+        with frozen([self.critic]):
+            return patch_loss(self._verdict(fake), REAL)
+
+    def _verdict(self, images: Tensor) -> Tensor:
+        with self.precision():
+            return self.critic(images)
 
     def balance(self, per_sample: Tensor, content: Tensor, lambda_r: float) -> Balance:
         """Compute the losses of the global batch, and set k for the next step.

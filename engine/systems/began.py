@@ -15,6 +15,7 @@ One step: z -> G -> D([x; G(z)]) -> dD -> dG -> Adam -> EMA -> k. Which function
     dL_G                 BeganSystem._one_pass: the gradient at G(z) goes backward through G
     Adam of D and G      BeganSystem.update
     moving average of G  System.average
+    dL_C, -log C(G(z))   BalancedSystem.criticise, with --critic-weight
     L_D, L_G, k          BalancedSystem.balance: the losses that are shown, and k of the next step
 
 With --eager, BeganSystem._textbook takes the place of _one_pass: every loss as its equation, D three times.
@@ -26,13 +27,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.config import TrainConfig
 from engine.data import Batch
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
 from engine.networks.initialisation import initialise
-from engine.systems.balance import BalancedSystem
+from engine.systems.balance import CRITIC_BETAS, BalancedConfig, BalancedSystem
 from engine.systems.generation import NoiseSystem
 
 BETA2 = 0.999
@@ -40,19 +40,17 @@ Output = Literal["none", "tanh", "sigmoid"]
 
 
 @dataclass(frozen=True)
-class BeganConfig(TrainConfig):
+class BeganConfig(BalancedConfig):
     """Options of began."""
 
     FIXED: ClassVar[tuple[str, ...]] = (
-        *TrainConfig.FIXED,
-        "hidden",
+        *BalancedConfig.FIXED,
         "activation",
         "generator_output",
         "discriminator_output",
         "upsample",
         "downsample",
     )
-    SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "gamma": 0.9, "lambda_k": 0.05, "hidden": 16}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. With gamma 0.5 and lambda_k 0.001, k stays near 0 in 2,500 steps, and G
         # makes one mean face, which D reconstructs well. A gamma near 1, a larger lambda_k and a beta1 of 0.5 bring
@@ -90,10 +88,6 @@ class BeganConfig(TrainConfig):
     system: str = "began"
     hidden: int = 64
     """h: the length of the noise, and how many numbers the discriminator encodes an image to."""
-    gamma: float = 0.5
-    """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
-    lambda_k: float = 0.001
-    """Rate of k, the weight of L(G(z)) in the discriminator's loss."""
     beta1: float = 0.9
     """Adam's decay of the mean gradient; 0.5 lets variety come sooner in short runs."""
     activation: Literal["elu", "relu"] = "elu"
@@ -109,10 +103,6 @@ class BeganConfig(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        self.at_least(1, "hidden")
-        self.at_most(1 << 16, "hidden")
-        self.at_least(0, "lambda_k")
-        self.between(0, 1, "gamma")
         if not 0 <= self.beta1 < 1:
             raise InputError(f"--beta1 must be at least 0 and below 1, got {self.beta1}")
 
@@ -128,7 +118,7 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         super().__init__(config, device)
         self.discriminator = Autoencoder(
             config.resolution,
-            config.filters,
+            config.d_filters or config.filters,
             config.channels,
             hidden=config.hidden,
             activation=config.activation,
@@ -141,7 +131,7 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         for offset, (name, network) in enumerate(self.networks().items()):
             initialise(network, 1000 * config.seed + offset)
             network.to(self.device)
-            self.add_optimiser(name, network, betas=(config.beta1, BETA2))
+            self.add_optimiser(name, network, betas=CRITIC_BETAS if name == "critic" else (config.beta1, BETA2))
         self.start_average()
         # began_balance takes a content loss; this system has none
         self.no_content = torch.zeros_like(self.k)
@@ -165,34 +155,47 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         )
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"discriminator": self.discriminator, "generator": self.generator}
+        return {"discriminator": self.discriminator, "generator": self.generator, **self.critics()}
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Update D and G, both from the same old weights and the same k, then update k."""
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        per_sample = self._gradients(batch.images, self.generate(len(batch.images)))
+        per_sample, verdicts = self._gradients(batch.images, self.generate(len(batch.images)))
         for optimiser in self.optimisers.values():
             optimiser.step()
         self.average("ema", self.generator)
-        return self.balance(per_sample, self.no_content, lambda_r=0.0)._asdict()
+        losses = self.balance(per_sample, self.no_content, lambda_r=0.0)._asdict() | verdicts
+        if self.critic:
+            losses["loss_g"] = losses["loss_g"] + self.config.critic_weight * losses["l_realism"]
+        return losses
 
-    def _one_pass(self, images: Tensor, fake: Tensor) -> Tensor:
-        """Form the gradients of both networks from one pass of D over [x; G(z)]; returns L of the samples (2B,)."""
+    def _one_pass(self, images: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Form the gradients of all networks from one pass of D over [x; G(z)].
+
+        returns: L of the samples (2B,), and name -> () of the critic's losses
+        """
         per_sample, to_fake = self.discriminate_once(images, fake)
+        verdicts: dict[str, Tensor] = {}
+        if self.critic:
+            of_critic, verdicts = self.criticise(images, fake)
+            to_fake = to_fake + of_critic
         fake.backward(to_fake)
-        return per_sample
+        return per_sample, verdicts
 
-    def _textbook(self, images: Tensor, fake: Tensor) -> Tensor:
+    def _textbook(self, images: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Form all gradients as textbooks do: D three times, L(G(z)) once for each network. Returns as _one_pass."""
         of_real, l_real = self.autoencoder_loss(images)
         _, l_fake_for_d = self.autoencoder_loss(fake.detach())
         of_fake, loss_g = self.autoencoder_loss(fake)
         loss_d = l_real - self.k * l_fake_for_d
+        if self.critic:
+            loss_g = loss_g + self.config.critic_weight * self.realism(fake)
         loss_g.backward()
         self.optimisers["discriminator"].zero_grad(set_to_none=True)
         loss_d.backward()
-        return torch.cat([of_real, of_fake]).detach()
+        verdicts = self.criticise(images, fake)[1] if self.critic else {}
+        return torch.cat([of_real, of_fake]).detach(), verdicts
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:
@@ -208,4 +211,5 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         side = self.config.resolution
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         noise = torch.empty(1, self.config.hidden, device=self.device)
-        return [(self.discriminator, (image,), 2 if fused else 3), (self.generator, (noise,), 1)]
+        passes = [(self.discriminator, (image,), 2 if fused else 3), (self.generator, (noise,), 1)]
+        return passes + ([(self.critic, (image,), 2)] if self.critic else [])

@@ -14,8 +14,9 @@ One step: z -> G -> D([x; G(z)]) -> dD -> E -> dG -> Adam -> EMA -> k. Which fun
     z, G(z)                  RefinerSystem._refine -> generate -> pyramid
     L(x), L(G(z)), dL_D      BalancedSystem.discriminate_once: D once over [x; G(z)], forward and backward
     |E(v) - e| and gradient  RefinerSystem._landmark_loss, with --landmark-weight
-    L_RCN, dL_G              RefinerSystem._one_pass: what reaches G(z) from D, E and L_RCN goes backward through G
-    Adam of D, G and E       RefinerSystem.update
+    dL_C, -log C(G(z))       BalancedSystem.criticise, with --critic-weight
+    L_RCN, dL_G              RefinerSystem._one_pass: what reaches G(z) from D, E, C and L_RCN goes backward through G
+    Adam of D, G, E and C    RefinerSystem.update
     moving average of G      System.average
     L_D, L_G, k              BalancedSystem.balance: the losses that are shown, and k of the next step
 
@@ -29,7 +30,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.config import Origins, Sizes, TrainConfig
+from engine.config import Origins, Sizes
 from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
@@ -39,7 +40,7 @@ from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
 from engine.pages.panels import chart
-from engine.systems.balance import BalancedSystem
+from engine.systems.balance import CRITIC_BETAS, BalancedConfig, BalancedSystem
 from engine.systems.kinds import REFINE
 
 BETAS = (0.9, 0.999)
@@ -49,18 +50,11 @@ ABLATION: dict[str, dict[str, Any]] = {"A": {"model": "A"}, "B": {"model": "B"},
 
 
 @dataclass(frozen=True)
-class RefinerConfig(TrainConfig):
+class RefinerConfig(BalancedConfig):
     """Options of the refiner."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "hidden", "inject", "landmarks")
-    SMALL: ClassVar[dict[str, Any]] = {
-        **TrainConfig.SMALL,
-        "gamma": 0.9,
-        "lambda_k": 0.05,
-        "hidden": 16,
-        "inject": (8, 16),
-        "model": "B",
-    }
+    FIXED: ClassVar[tuple[str, ...]] = (*BalancedConfig.FIXED, "inject", "landmarks", "correct")
+    SMALL: ClassVar[dict[str, Any]] = {**BalancedConfig.SMALL, "inject": (8, 16), "model": "B", "correct": True}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance. D reconstructs a soft G(z)
         # better than a photo: L(G(z)) is about 0.7 L(x). So with gamma 0.5 k stays 0 and nothing sharpens, and with the
@@ -93,18 +87,14 @@ class RefinerConfig(TrainConfig):
         },
     }
 
-    hidden: int = 64
-    """h: how many numbers the discriminator encodes an image to."""
     model: Literal["A", "B", "C", "custom"] = "B"
     """Where the generator sees the image: A at 8x8, B also at 16x16, C also at 32x32."""
     inject: Sizes = ()
     """Where the generator sees the image, as a list of sizes instead of --model."""
-    gamma: float = 0.5
-    """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
-    lambda_k: float = 0.001
-    """Rate of k, the weight of L(G(z)) in the discriminator's loss."""
     lambda_r: float = 0.5
     """Share of the content loss in the generator's loss: how much of the input stays."""
+    correct: bool = False
+    """The generator corrects the sharpest image it sees, enlarged, instead of making the image anew."""
     landmarks: bool = False
     """Give the generator 68 landmark heatmaps beside the 8x8 image (data with landmarks only)."""
     landmark_weight: float = 0.0
@@ -129,10 +119,8 @@ class RefinerConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         check_inject(self.inject, self.resolution)
-        self.at_least(1, "hidden")
-        self.at_most(1 << 16, "hidden")
-        self.at_least(0, "lambda_k", "landmark_weight")
-        self.between(0, 1, "gamma", "lambda_r")
+        self.at_least(0, "landmark_weight")
+        self.between(0, 1, "lambda_r")
 
     def check_resumed(self, saved: "RefinerConfig") -> None:
         super().check_resumed(saved)
@@ -160,7 +148,8 @@ class RefinerSystem(BalancedSystem):
 
     def __init__(self, config: RefinerConfig, device: str | torch.device):
         super().__init__(config, device)
-        shape = (config.resolution, config.filters, config.channels)
+        width = config.d_filters or config.filters
+        shape = (config.resolution, width, config.channels)
         self.discriminator = Autoencoder(*shape, hidden=config.hidden, fused=config.fused)
         self.generator = build_generator(config)
         self.estimator = LandmarkEstimator(*shape, fused=config.fused) if config.landmark_weight else None
@@ -170,7 +159,7 @@ class RefinerSystem(BalancedSystem):
             network.to(self.device)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         for name, network in self.networks().items():
-            self.add_optimiser(name, network, betas=BETAS)
+            self.add_optimiser(name, network, betas=CRITIC_BETAS if name == "critic" else BETAS)
         scalar = {"dtype": torch.float32, "device": self.device}
         self.lambda_r = torch.tensor(config.lambda_r, **scalar)
         self.landmark_weight = torch.tensor(config.landmark_weight, **scalar)
@@ -186,7 +175,7 @@ class RefinerSystem(BalancedSystem):
 
     def networks(self) -> dict[str, nn.Module]:
         networks = {"discriminator": self.discriminator, "generator": self.generator}
-        return networks | ({"estimator": self.estimator} if self.estimator else {})
+        return networks | ({"estimator": self.estimator} if self.estimator else {}) | self.critics()
 
     def averaged(self) -> dict[str, nn.Module]:
         return {"ema": self.ema}
@@ -205,6 +194,8 @@ class RefinerSystem(BalancedSystem):
         loss_g = balance.loss_g
         if self.estimator:
             loss_g = loss_g + self.landmark_weight * losses["l_landmarks"]
+        if self.critic:
+            loss_g = loss_g + self.config.critic_weight * losses["l_realism"]
         return {
             "loss_d": balance.loss_d,
             "loss_g": loss_g,
@@ -246,6 +237,10 @@ class RefinerSystem(BalancedSystem):
             (errors.sum() / n).backward()
             to_fake = to_fake + self.landmark_weight * both.grad[n:]
             losses["l_landmarks_real"], losses["l_landmarks"] = errors.detach()[:n].mean(), errors.detach()[n:].mean()
+        if self.critic:
+            of_critic, verdicts = self.criticise(images, fake)
+            to_fake = to_fake + of_critic
+            losses |= verdicts
         _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
         torch.autograd.backward([fake, self.lambda_r * l_content], [to_fake, None])
         return per_sample, losses | {"l_content": l_content.detach()}
@@ -266,9 +261,13 @@ class RefinerSystem(BalancedSystem):
             loss_e, l_landmarks = self._landmark_loss(images, target).mean(), self._landmark_loss(fake, target).mean()
             loss_g = loss_g + self.landmark_weight * l_landmarks
             losses["l_landmarks_real"], losses["l_landmarks"] = loss_e.detach(), l_landmarks.detach()
+        if self.critic:
+            loss_g = loss_g + self.config.critic_weight * self.realism(fake)
         loss_g.backward()
         self.optimisers["discriminator"].zero_grad(set_to_none=True)
         loss_d.backward()
+        if self.critic:
+            losses |= self.criticise(images, fake)[1]
         if self.estimator:
             self.optimisers["estimator"].zero_grad(set_to_none=True)
             loss_e.backward()
@@ -301,7 +300,8 @@ class RefinerSystem(BalancedSystem):
             (self.discriminator, (image,), 2 if fused else 3),
             (self.generator, (pyramid(image, self.generator.inject), maps), 1),
         ]
-        return passes + ([(self.estimator, (image,), 2)] if self.estimator else [])
+        judges = [network for network in (self.estimator, self.critic) if network]
+        return passes + [(network, (image,), 2) for network in judges]
 
 
 def build_generator(config: RefinerConfig) -> RefinerGenerator:
@@ -312,6 +312,7 @@ def build_generator(config: RefinerConfig) -> RefinerGenerator:
         config.channels,
         inject=config.inject,
         landmarks=config.landmarks,
+        correct=config.correct,
         fused=config.fused,
     )
 

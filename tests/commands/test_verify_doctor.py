@@ -71,7 +71,7 @@ def test_training_rows_pass(system):
     assert row.passed and 0 < row.error < 1e-4, row
     assert trained.passed and trained.variant == "after 2 steps" and 0 < trained.error <= trained.allowed, trained
     if system == "refiner":
-        assert row.checks == 2 * (7 + 2)  # losses, and D's and G's gradients
+        assert row.checks == 2 * (9 + 3)  # losses, and the gradients of D, G and the critic
         assert trained.checks > 20 * 4  # outputs and gradients of every layer's call
 
 

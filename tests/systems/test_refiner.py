@@ -1,6 +1,7 @@
 """The step of refiner against equation (4) of the paper, written with torch.nn and plain autograd."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from tests.support.training_fakes import batch_of, tiny_config, worst
 
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 LANDMARKS = ("--landmarks", "--landmark-weight", "0.3")
+CRITIC = ("--critic-weight", "0.2", "--critic-filters", "4", "--correct", "--d-filters", "3")
+FLAGS = pytest.mark.parametrize("flags", [(), LANDMARKS, CRITIC], ids=["plain", "landmarks", "critic"])
 
 
 def losses_of(mode: str, steps: int, *flags: str) -> list[dict[str, float]]:
@@ -47,6 +50,15 @@ def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float]
         gradients["estimator"] = torch.autograd.grad(
             values["l_landmarks_real"], list(system.estimator.parameters()), retain_graph=True
         )
+    if system.critic:
+        # of the two logits of each patch the first is for photos
+        of_photos, of_results = (system.critic(v).log_softmax(1) for v in (batch.images, fake))
+        values["l_critic"] = -of_photos[:, 0].mean() - of_results[:, 1].mean()
+        values["l_realism"] = -of_results[:, 0].mean()
+        loss_g = loss_g + config.critic_weight * values["l_realism"]
+        gradients["critic"] = torch.autograd.grad(
+            values["l_critic"], list(system.critic.parameters()), retain_graph=True
+        )
     gradients["generator"] = torch.autograd.grad(loss_g, list(g.parameters()), retain_graph=True)
     gradients["discriminator"] = torch.autograd.grad(loss_d, list(d.parameters()))
     values |= {"loss_d": loss_d, "loss_g": loss_g}
@@ -54,7 +66,7 @@ def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float]
 
 
 @MODES
-@pytest.mark.parametrize("flags", [(), LANDMARKS], ids=["plain", "landmarks"])
+@FLAGS
 def test_step_is_equation_4_with_adam(mode: str, flags: tuple[str, ...]) -> None:
     config = tiny_config("--gamma", "0.8", "--lambda-r", "0.3", "--lambda-k", "0.5", "--lr", "0.01", *flags, mode=mode)
     system = build(config, "cpu")
@@ -70,8 +82,9 @@ def test_step_is_equation_4_with_adam(mode: str, flags: tuple[str, ...]) -> None
             for index, after in enumerate(network.parameters()):
                 old = moments[name].get(index, {"exp_avg": 0, "exp_avg_sq": 0})
                 gradient = gradients[name][index]
-                mean = (0.9 * old["exp_avg"] + 0.1 * gradient) / (1 - 0.9**step)
-                square = (0.999 * old["exp_avg_sq"] + 0.001 * gradient**2) / (1 - 0.999**step)
+                beta1, beta2 = (0.5, 0.99) if name == "critic" else (0.9, 0.999)
+                mean = (beta1 * old["exp_avg"] + (1 - beta1) * gradient) / (1 - beta1**step)
+                square = (beta2 * old["exp_avg_sq"] + (1 - beta2) * gradient**2) / (1 - beta2**step)
                 change = -0.01 * mean / (square.sqrt() + 1e-8)
                 # where a gradient is nearly zero, Adam's first steps magnify rounding
                 sure = gradient.abs() > 1e-5
@@ -82,7 +95,7 @@ def test_step_is_equation_4_with_adam(mode: str, flags: tuple[str, ...]) -> None
         assert losses["measure"].item() == pytest.approx(wanted["l_real"] + abs(balance), rel=1e-4)
 
 
-@pytest.mark.parametrize("flags", [(), LANDMARKS], ids=["plain", "landmarks"])
+@FLAGS
 def test_fused_and_eager_agree_over_50_steps(flags: tuple[str, ...]) -> None:
     assert worst(losses_of("--fused", 50, *flags), losses_of("--eager", 50, *flags)) < 1e-4
 
@@ -160,6 +173,30 @@ def test_estimator_learns_from_photos_only() -> None:
         results.append([p.clone() for p in system.estimator.parameters()])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_correction_starts_at_the_enlarged_copy_and_keeps_its_pixels() -> None:
+    config = tiny_config("--correct", "--resolution", "32", "--inject", "8,16")
+    images = batch_of(config).images
+    with torch.no_grad():
+        result = load_from(config)(images)
+    # every second pixel is one that G was given
+    assert (result[:, :, ::2, ::2] - images[:, :, ::2, ::2]).abs().max() < 0.1
+    assert (result - images).abs().mean() < 0.1
+
+
+def load_from(config) -> torch.nn.Module:
+    module = RefinerSystem.trained(config)
+    module.generator.load_state_dict(build(config, "cpu").generator.state_dict())
+    return module
+
+
+def test_the_critic_starts_and_stops_with_the_run() -> None:
+    plain, judged = tiny_config(), tiny_config(*CRITIC)
+    with pytest.raises(InputError, match="critic cannot be switched on or off"):
+        dataclasses.replace(plain, critic_weight=0.1).check_resumed(plain)
+    with pytest.raises(InputError, match="--correct"):
+        judged.check_resumed(dataclasses.replace(judged, correct=False))
 
 
 def test_estimator_leaves_the_start_of_the_others_as_it_was() -> None:
