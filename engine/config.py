@@ -121,6 +121,8 @@ class TrainConfig:
     """Steps between two decays of the step schedule."""
     lr_decay: float = 0.9
     """Factor of each decay of the step schedule."""
+    lr_floor: float = 0.0
+    """The learning rate does not fall below this share of --lr."""
     ema: float = 0.999
     """Decay of the generator's moving average (the weights that refine uses); 0 = the last weights."""
 
@@ -132,6 +134,10 @@ class TrainConfig:
     """Swap left and right landmarks in mirrored images; the code of the reenactment paper does not."""
     crop: Literal["center", "random"] = "center"
     """Which square to cut out of an image that is not square."""
+    augment_geometry: float = 0.0
+    """How strongly images are turned, scaled and shifted, anew each time: 0 to 1 (15 degrees, 16 %, 8 %)."""
+    augment_light: float = 0.0
+    """How strongly their brightness, colours and the direction of their light change: 0 to 1."""
 
     log_every: int = 20
     """Steps between two readings of the losses."""
@@ -187,6 +193,9 @@ class TrainConfig:
             raise InputError(f"--ema must be at least 0 and below 1, got {self.ema}")
         if not 0 < self.lr < float("inf") or not 0 < self.lr_decay <= 1:
             raise InputError(f"--lr must be positive and --lr-decay in (0, 1], got {self.lr} and {self.lr_decay}")
+        self.between(0, 1, "lr_floor", "augment_geometry", "augment_light")
+        if self.augment_geometry and self.crop == "random":
+            raise InputError("--crop random and --augment-geometry both move the image; leave one of them out")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("no CUDA device here; use --device cpu")
         if self.precision == "tf32" and self.device != "cuda":

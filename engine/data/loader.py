@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data.augmentation import FINER, Augmentation
 from engine.data.batch import Batch
 from engine.data.dataset import ImageSet
 from engine.data.decoding.assemble import assemble_images, assemble_landmarks
@@ -39,6 +40,8 @@ class LoaderOptions:
     mirror       whether half of the samples, chosen at random, are mirrored
     mirror_swap  left and right landmarks change places in mirrored images
     crop         "center": the central square; "random": R x R windows of the central square resized to R + R/8
+    geometry     how strongly images are turned, scaled and shifted, 0 to 1 (engine.data.augmentation)
+    light        how strongly their light and colours change, 0 to 1
     rank         this process's place among world_size; ranks take disjoint parts of every global batch
     batches      how many batches, one after the other, the samples of one call are: a rank takes its share of each
     members      images of a sample: 1; 2 (a pair of the set's pairs, or two frames of a clip); 3 (frames of a clip)
@@ -55,6 +58,8 @@ class LoaderOptions:
     mirror: bool = True
     mirror_swap: bool = True
     crop: str = "center"
+    geometry: float = 0.0
+    light: float = 0.0
     rank: int = 0
     world_size: int = 1
     batches: int = 1
@@ -67,6 +72,11 @@ class LoaderOptions:
         object.__setattr__(self, "device", torch.device(self.device))
         if self.loader not in KINDS:
             raise InputError(f"loader {self.loader!r} is none of {', '.join(KINDS)}")
+        if self.geometry and self.crop == "random":
+            raise InputError("random crops and augmented geometry both move the image: take one of them")
+        for name in ("geometry", "light"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augmentation of {name} goes from 0 to 1, got {getattr(self, name)}")
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
             raise InputError(
                 f"batch size {self.batch_size}, rank {self.rank} of {self.world_size}: all must count from 1 "
@@ -75,8 +85,13 @@ class LoaderOptions:
 
     @property
     def stored(self) -> int:
-        """Side in pixels of the squares that windows are cut from."""
-        return stored_size(self.resolution, self.crop)
+        """Side in pixels of the squares that images are made from."""
+        return FINER * self.resolution if self.geometry else stored_size(self.resolution, self.crop)
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the windows that are cut from them: with geometry the whole square, else the resolution."""
+        return self.stored if self.geometry else self.resolution
 
     @property
     def global_batch_size(self) -> int:
@@ -107,8 +122,9 @@ class Loader(ABC):
         corners, self._sides = central_square(images.sizes)
         self._corners = corners_in_file(corners, self._sides, images.sizes, images.orientations)
         self._stream = ShuffledStream(
-            self._groups.count, options.seed, mirror=options.mirror, slack=self._stored - options.resolution
+            self._groups.count, options.seed, mirror=options.mirror, slack=self._stored - options.window
         )
+        self._augmentation = Augmentation(options.geometry, options.light)
         # which samples of all ranks' next ones are this rank's: a share of each batch
         places = np.arange(options.global_batch_size).reshape(options.batches, options.world_size, -1)
         self._own = slice(None) if options.world_size == 1 else places[:, options.rank].reshape(-1)
@@ -145,12 +161,12 @@ class Loader(ABC):
         return batch
 
     def fixed(self, count: int) -> Batch:
-        """`count` samples spread evenly over the set, unmirrored, cut from the middle; the same on every call."""
+        """`count` samples spread evenly over the set, as they are, cut from the middle; the same on every call."""
         samples = np.arange(count, dtype=np.int64) * self._groups.count // count
-        middle = np.full((count, 2), (self._stored - self.options.resolution) // 2, np.int64)
+        middle = np.full((count, 2), (self._stored - self.options.window) // 2, np.int64)
         draw = self._images_of(Draw(samples, np.zeros(count, bool), middle, fixed_words(count)))
         squares = self._squares_of(draw.indices)
-        return self._assemble(torch.from_numpy(draw.indices), send(draw, self.device), *squares)
+        return self._assemble(torch.from_numpy(draw.indices), send(draw, self.device), *squares, augmented=False)
 
     def state_dict(self) -> dict[str, int | str]:
         """Where the stream stands; loads into a loader of another kind, batch size or world size."""
@@ -218,7 +234,9 @@ class Loader(ABC):
             np.tile(draw.words, members),
         )
 
-    def _assemble(self, indices: Tensor, sent: DeviceDraw, store: Tensor, rows: Tensor) -> Batch:
+    def _assemble(
+        self, indices: Tensor, sent: DeviceDraw, store: Tensor, rows: Tensor, *, augmented: bool = True
+    ) -> Batch:
         """The batch of images whose stored squares are there.
 
         indices: (members * B,) int64 on the host.
@@ -226,13 +244,14 @@ class Loader(ABC):
         store:   (M, S, S, C) uint8; rows: (members * B,) of it that hold the images.
         """
         options, members = self.options, self.options.members
-        images = assemble_images(store, rows, sent.offsets, sent.mirror, options.resolution, fused=options.fused)
-        landmarks = [None] * members
+        images = assemble_images(store, rows, sent.offsets, sent.mirror, options.window, fused=options.fused)
+        landmarks = None
         if self._landmarks is not None:
             stored = self._landmarks.index_select(0, sent.indices)
-            placed = assemble_landmarks(stored, sent.offsets, sent.mirror, options.resolution, swap=options.mirror_swap)
-            landmarks = placed.chunk(members)
-        parts = zip(images.chunk(members), landmarks, indices.chunk(members), strict=True)
+            landmarks = assemble_landmarks(stored, sent.offsets, sent.mirror, options.window, swap=options.mirror_swap)
+        images, landmarks = self._augmentation(images, landmarks, sent.words if augmented else None)
+        of_members = [None] * members if landmarks is None else landmarks.chunk(members)
+        parts = zip(images.chunk(members), of_members, indices.chunk(members), strict=True)
         first, *more = (Batch(*part) for part in parts)
         return replace(first, more=tuple(more))
 

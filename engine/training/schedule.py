@@ -16,6 +16,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         lr *= 0.5 * (1 + math.cos(math.pi * done / length))
     elif config.lr_schedule == "linear":
         lr *= min(1.0, 2 * (1 - step / config.steps))  # CycleGAN, section 4: 100 epochs, then 100 of decay
+    lr = max(lr, config.lr_floor * config.lr)
     if step < config.lr_warmup:
         lr *= step / config.lr_warmup
     return lr

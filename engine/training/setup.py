@@ -63,6 +63,8 @@ def open_loaders(config: TrainConfig, datasets: Sequence[ImageSet], device: torc
             mirror=config.mirror,
             mirror_swap=config.mirror_swap,
             crop=config.crop,
+            geometry=config.augment_geometry,
+            light=config.augment_light,
             loader=config.loader,
             fused=config.fused,
         )

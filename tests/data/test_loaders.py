@@ -99,6 +99,29 @@ def test_both_loaders_give_the_same_bits(tmp_path: Path, crop: str, mirror: bool
     dali.close()
 
 
+@pytest.mark.parametrize("kind", ["resident", "dali"])
+def test_augmented_batches_are_the_same_again(tmp_path: Path, kind: str) -> None:
+    """Anew each epoch, the same with each loader and after a resume; the fixed images stay as they are."""
+    points = np.random.default_rng(0).uniform(8, 32, (11, 68, 2))
+    folder = write_manifest_set(tmp_path / "set", [picture(i, 40, 40) for i in range(11)], points)
+    images = open_dataset(folder, channels=3, resolution=32)
+    strong = {"resolution": 32, "geometry": 1.0, "light": 1.0}
+    loader, other, plain = load(images, kind, **strong), load(images, "resident", **strong), load(images, resolution=32)
+    seen = [loader.next() for _ in range(9)]
+    for batch in seen[:5]:
+        assert_same(batch, other.next())
+    resumed = load(images, kind, **strong)
+    resumed.load_state_dict(other.state_dict())
+    for batch in seen[5:]:
+        assert_same(batch, resumed.next())
+    versions = [batch.images[i] for batch in seen for i in range(4) if batch.indices[i] == 3]
+    assert not any(torch.equal(a, b) for number, a in enumerate(versions) for b in versions[:number])
+    assert (loader.fixed(6).images - plain.fixed(6).images).abs().max() < 0.02
+    torch.testing.assert_close(loader.fixed(6).landmarks, plain.fixed(6).landmarks, rtol=0, atol=1e-3)
+    for used in (loader, resumed):
+        used.close()
+
+
 class FakeEvent:
     """Counts what torch.cuda.Event is asked for; `log` gets (number of the event, what)."""
 
@@ -136,7 +159,7 @@ def test_what_is_uploaded_is_the_draw() -> None:
     for step in range(5):
         draw = stream.draw(5 * step, 5)
         wanted, sent = send(draw, torch.device("cpu")), uploads(draw)
-        for name in ("indices", "offsets", "mirror"):
+        for name in ("indices", "offsets", "mirror", "words"):
             a, b = getattr(sent, name), getattr(wanted, name)
             assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
@@ -316,6 +339,8 @@ def test_auto_says_what_and_why(pictures: ImageSet, monkeypatch: pytest.MonkeyPa
         ({"resolution": 512}, "resolution 512"),
         ({"channels": 4}, "channels 4"),
         ({"crop": "middle"}, "crop 'middle'"),
+        ({"crop": "random", "geometry": 0.5}, "take one of them"),
+        ({"light": 1.5}, "light goes from 0 to 1"),
         ({"kind": "fast"}, "loader 'fast'"),
     ],
 )

@@ -154,6 +154,8 @@ def test_learning_rates() -> None:
     assert values == pytest.approx([0.1, 0.5, 1, 0.5, 0])
     linear = tiny_config("--lr", "2", "--lr-schedule", "linear", "--steps", "100")
     assert [learning_rate(linear, s) for s in (1, 50, 51, 75, 100)] == pytest.approx([2, 2, 1.96, 1, 0])
+    floor = tiny_config("--lr", "2", "--lr-schedule", "linear", "--steps", "100", "--lr-floor", "0.3")
+    assert [learning_rate(floor, s) for s in (1, 75, 90, 100)] == pytest.approx([2, 1, 0.6, 0.6])
 
 
 @pytest.mark.parametrize(

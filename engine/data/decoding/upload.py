@@ -9,21 +9,23 @@ from torch import Tensor
 
 from engine.data.shuffling import Draw
 
-_INTEGERS, _BYTES = 3, 25  # of an image: its index, x and y as int64; with one byte more for the mirroring
+_INTEGERS, _BYTES = 4, 33  # of an image: its index, word, x and y as int64; with one byte more for the mirroring
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceDraw:
-    """A draw on the device: indices (B,) int64, offsets (B, 2) int64, mirror (B,) bool."""
+    """A draw on the device: indices (B,) int64, offsets (B, 2) int64, mirror (B,) bool, words (B,) int64."""
 
     indices: Tensor
     offsets: Tensor
     mirror: Tensor
+    words: Tensor
 
 
 def send(draw: Draw, device: torch.device) -> DeviceDraw:
     """A draw of any size, copied as it is; where the device is a GPU, the host waits for the copy."""
-    return DeviceDraw(*(torch.from_numpy(part).to(device) for part in (draw.indices, draw.offsets, draw.mirror)))
+    parts = (draw.indices, draw.offsets, draw.mirror, draw.words.view(np.int64))
+    return DeviceDraw(*(torch.from_numpy(part).to(device) for part in parts))
 
 
 @dataclass
@@ -68,10 +70,12 @@ class Uploads:
         memory = slot.memory.numpy()
         integers = memory[:split].view(np.int64)
         integers[:size] = draw.indices
-        integers[size:] = draw.offsets.reshape(-1)
+        integers[size : 2 * size] = draw.words.view(np.int64)
+        integers[2 * size :] = draw.offsets.reshape(-1)
         memory[split:] = draw.mirror
         uploaded = torch.empty_like(slot.memory, device=self._device).copy_(slot.memory, non_blocking=True)
         slot.copied.record()
         slot.used = True
         integers = uploaded[:split].view(torch.int64)
-        return DeviceDraw(integers[:size], integers[size:].view(size, 2), uploaded[split:].view(torch.bool))
+        offsets, mirror = integers[2 * size :].view(size, 2), uploaded[split:].view(torch.bool)
+        return DeviceDraw(integers[:size], offsets, mirror, integers[size : 2 * size])
