@@ -6,8 +6,8 @@ images that were not trained on. The command writes table.md, table.csv, table.j
 interruption the same command goes on; it does not train again the rows that are done.
 """
 
+from engine.ablation.running import AblateOptions, ablate, split_words
 from engine.cli import parse, run
-from engine.evaluation.ablation import AblateOptions, ablate, split_words
 
 
 def main(argv: list[str]) -> int:

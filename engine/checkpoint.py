@@ -32,6 +32,7 @@ from engine.systems.registry import config_from_json
 
 T = TypeVar("T")
 FOLDER = "checkpoints"
+BEST = "best"  # in that folder: a link to the checkpoint that measured best on images that are not trained on
 FORMAT = 1
 FILES = ("weights.safetensors", "state.pt", "config.json")
 FILE_BYTES = 1 << 36  # of a file, at most
@@ -86,6 +87,30 @@ def save(
         _write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
     _prune(folder, step, keep)
     return final
+
+
+def mark_best(path: Path, keep: int = 3) -> None:
+    """Make checkpoints/best a link to the run's newest checkpoint, `path`; `save` then keeps it. Raises OSError.
+
+    keep: as for `save`; the one that was the best before is kept no longer
+    """
+    atomic_files.link(path.parent / BEST, path.name)
+    _prune(path.parent, _step_of(path), keep)
+
+
+def best(run_dir: Path) -> Path | None:
+    """The checkpoint of a run that measured best, or None where there is none that is intact.
+
+    Where it is damaged or gone, one line on standard error says so.
+    """
+    marked = Path(run_dir) / FOLDER / BEST
+    if not os.path.lexists(marked):
+        return None
+    if wrong := problem(marked):
+        print(f"skipping {marked}: {wrong}; taking the newest checkpoint instead", file=sys.stderr)
+        return None
+    # the name of the step's own folder, where it is a link to that
+    return marked.parent / os.readlink(marked) if marked.is_symlink() else marked
 
 
 def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
@@ -302,7 +327,10 @@ def _prune(folder: Path, newest: int, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints up to the step `newest`; one line says where that fails."""
     # a checkpoint after `newest` can only be a damaged one that a resume skipped: it is neither counted nor removed
     old = sorted(path for path in folder.glob("step_*") if 0 <= _step_of(path) <= newest)
+    marked = folder / BEST
     for path in old[:-keep]:
+        if marked.is_symlink() and os.readlink(marked) == path.name:
+            continue
         try:
             atomic_files.remove_folder(path)
         except OSError as error:

@@ -38,7 +38,7 @@ Sizes = Annotated[
         metavar="8,16,...",
         instance_from_str=_sizes,
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [",".join(map(str, value)) or "of the model"],
+        str_from_instance=lambda value: [",".join(map(str, value)) or "as described"],
     ),
 ]
 
@@ -64,7 +64,7 @@ class TrainConfig:
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {}, "paper": {}}
-    FIXED: ClassVar[tuple[str, ...]] = ("system", "seed", "resolution", "channels", "filters")
+    FIXED: ClassVar[tuple[str, ...]] = ("system", "seed", "resolution", "channels", "filters", "hold_out")
     SMALL: ClassVar[dict[str, Any]] = {"resolution": 32, "filters": 8, "batch_size": 4}
 
     fused: Switch = False
@@ -77,6 +77,8 @@ class TrainConfig:
     """Folder or zip of images; default the embedded avatars."""
     split: str = ""
     """Train only on this split of --data, for example train; default all of it."""
+    hold_out: int = 0
+    """Leave every Nth image out of the training, with all others of its person or clip, to measure on; 0 = none."""
     out: Path | None = None
     """Run folder to write; default runs/SYSTEM-TIME."""
     resume: Switch = field(default=False, metadata=_NOT_SAVED)
@@ -139,6 +141,16 @@ class TrainConfig:
     augment_light: float = 0.0
     """How strongly their brightness, colours and the direction of their light change: 0 to 1."""
 
+    eval_every: int = 0
+    """Steps between two measurements on images that are not trained on (--hold-out or --eval-split); 0 = none. The
+    best step is kept as checkpoints/best, which refine, sample, reenact and export take."""
+    eval_split: str = ""
+    """Measure on this split of --data instead of the images of --hold-out."""
+    best_by: Literal["auto", "swd", "ssim", "l1"] = "auto"
+    """What makes a step the best: the smallest sliced Wasserstein distance or L1, or the largest SSIM; auto: swd, and
+    ssim for systems that reenact."""
+    patience: int = 0
+    """Stop after so many measurements in a row that were no better than the best one; 0 = never."""
     log_every: int = 20
     """Steps between two readings of the losses."""
     sample_every: int = 200
@@ -180,7 +192,20 @@ class TrainConfig:
         """Raise InputError for values that cannot train. A system's class checks its own fields too."""
         level_sizes(self.resolution)
         self.at_least(1, "steps", "batch_size", "filters", "lr_every", "log_every", "checkpoint_every", "keep")
-        self.at_least(0, "threads", "lr_warmup", "sample_every", "seed")
+        self.at_least(0, "threads", "lr_warmup", "sample_every", "seed", "hold_out", "eval_every", "patience")
+        if self.hold_out == 1:
+            raise InputError("--hold-out 1 leaves nothing to train on; --hold-out 20 leaves out every 20th image")
+        if self.eval_every and not self.hold_out and not self.eval_split:
+            raise InputError(
+                "--eval-every needs images that are not trained on: add --hold-out 20 (every 20th image of --data), or "
+                "--eval-split with a split that --split leaves out"
+            )
+        if self.eval_split and (self.data is None or self.eval_split == self.split or not self.split):
+            raise InputError(
+                "--eval-split needs --data with splits, and another split to train on: --split train --eval-split test"
+            )
+        if self.patience and not self.eval_every:
+            raise InputError("--patience counts measurements: add --eval-every")
         # a run file of a stranger with a number that no network has costs neither memory nor time
         self.at_most(1 << 14, "filters")
         if self.batch_size % self.ranks:

@@ -11,7 +11,7 @@ from engine.data.inventory import unused_text
 from engine.data.loader import Loader, LoaderOptions
 from engine.data.reading import read_set
 from engine.data.resident import ResidentLoader
-from engine.data.selection import in_groups, of_split, with_points
+from engine.data.selection import held_out, in_groups, of_split, with_points
 from engine.data.streaming import StreamingLoader
 from engine.data.validation import default_quarantine_file
 from engine.distributed import torchrun
@@ -33,6 +33,8 @@ def open_dataset(
     points: int = 0,
     members: int = 1,
     split: str = "",
+    hold_out: int = 0,
+    held: bool = False,
     look: str = "photo",
     progress: bool = True,
 ) -> ImageSet:
@@ -42,6 +44,7 @@ def open_dataset(
     points    68 or 18: leaves out images without so many landmarks
     members   images of one sample: 2 needs pairs, or clips of two frames, 3 clips of three; others are left out
     split     only the images of this split; "" = all
+    hold_out, held  without every so many-th image, or with held only these; 0 = all (engine.data.selection.held_out)
     look      "photo" or "game", of the embedded avatars; with several members they are rendered as clips
     progress  bars on standard error
     Everything is decoded once before it returns (a second start finds the verdicts in the cache folder). Files that
@@ -58,7 +61,7 @@ def open_dataset(
             print(f"kiln: {images.name}: {remark}", file=sys.stderr)
         if images.listing.unused:
             print(f"kiln: {images.name}: not used: {unused_text(images.listing.unused)}", file=sys.stderr)
-    images = of_split(images, split)
+    images = held_out(of_split(images, split), hold_out, held=held)
     if points:
         images = with_points(images, points)
     if not len(images):

@@ -27,6 +27,47 @@ def of_split(images: ImageSet, split: str) -> ImageSet:
     return images.subset(keep)
 
 
+def held_out(images: ImageSet, every: int, *, held: bool) -> ImageSet:
+    """The images that a training holds out to measure on, or the others.
+
+    every: the first of every so many images is held out, with all images of the same person, of its clip and of its
+           pairs; 0 holds out none
+    held:  True gives the images that are held out, False the others
+    Raises InputError where one of the two parts would be empty.
+    """
+    if not every:
+        return images
+    groups = _together(images)
+    keep = (groups % every == 0) == held
+    if keep.all() or not keep.any():
+        raise InputError(
+            f"{images.root}: of {int(groups.max(initial=-1)) + 1:,} separate images, people or clips, holding out "
+            f"every {every}th leaves none to {'measure on' if held else 'train on'}; take another number"
+        )
+    return images.subset(keep)
+
+
+def _together(images: ImageSet) -> np.ndarray:
+    """(N,) int64, from 0: the same number for images that show the same person, or are of one clip or pair."""
+    parent = np.arange(len(images))
+
+    def first_of(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    links = [] if images.pairs is None else [tuple(pair) for pair in images.pairs.tolist()]
+    for numbers in (images.identities, images.clips):
+        seen: dict[int, int] = {}
+        for index, number in enumerate(() if numbers is None else numbers.tolist()):
+            if number >= 0:
+                links.append((seen.setdefault(number, index), index))
+    for a, b in links:
+        a, b = sorted((first_of(a), first_of(b)))
+        parent[b] = a
+    return np.unique([first_of(index) for index in range(len(images))], return_inverse=True)[1]
+
+
 def with_points(images: ImageSet, points: int) -> ImageSet:
     """The images that have landmarks; the others are quarantined.
 

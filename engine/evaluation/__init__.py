@@ -3,5 +3,5 @@
 evaluating.py does the work of `kiln evaluate`; base.py says what an evaluation offers; refined.py, generated.py and
 driven.py are the evaluations of the three kinds of systems. measures.py names every measure and lays them out as a
 table; likeness.py, sliced_wasserstein.py, fidelity.py, identity.py and neighbours.py compute them; figures.py draws
-them. ablation.py does the work of `kiln ablate`, ablation_table.py writes its table.
+them.
 """

@@ -33,6 +33,8 @@ class Tools:
     device:     where the Inception network runs
     seed:       of the random patches and directions of the sliced Wasserstein distance
     batch_size: images per pass of the Inception network
+    thorough:   False measures only what takes a second or two, as a training does between its steps, without progress
+                bars: likeness, sharpness, sliced Wasserstein distance and detection
     """
 
     finder: FaceFinder
@@ -40,6 +42,7 @@ class Tools:
     device: torch.device
     seed: int = 0
     batch_size: int = 32
+    thorough: bool = True
 
 
 class Evaluation(ABC):
@@ -103,9 +106,10 @@ def spread_indices(total: int, limit: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * total // count
 
 
-def in_batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:
+def in_batches(items: Sequence[Any], size: int, what: str, *, progress: bool = True) -> Iterator[Sequence[Any]]:
     """The items in pieces of `size`, with a progress bar labelled `what`."""
-    with tqdm(total=len(items), unit=" images", desc=what, disable=None, dynamic_ncols=True) as progress:
+    shown = {"disable": None if progress else True, "dynamic_ncols": True}
+    with tqdm(total=len(items), unit=" images", desc=what, **shown) as bar:
         for start in range(0, len(items), size):
             yield items[start : start + size]
-            progress.update(len(items[start : start + size]))
+            bar.update(len(items[start : start + size]))

@@ -20,6 +20,7 @@ from engine.evaluation.base import Evaluation, Tools, in_batches, read, spread_i
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity, landmark_error
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
+from engine.evaluation.sharpness import sharpness
 from engine.host import atomic_files
 from engine.inference.trained import Trained
 
@@ -35,12 +36,12 @@ class Driven(Evaluation):
 
     result = "result"
 
-    def __init__(self, model: Trained, dataset: ImageSet, *, limit: int, batch_size: int):
+    def __init__(self, model: Trained, dataset: ImageSet, *, limit: int, batch_size: int, progress: bool = True):
         groups = group_images(dataset, 2)
         samples = spread_indices(groups.count, limit)
         pairs = groups(samples, fixed_words(len(samples)))[:2].T
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for batch in in_batches(pairs, batch_size, "driving"):
+        for batch in in_batches(pairs, batch_size, "driving", progress=progress):
             parts.append(drive(model, dataset, batch))
         self.sources, self.results, self.targets, self.points = map(torch.cat, zip(*parts, strict=True))
         self._data = dataset
@@ -51,9 +52,12 @@ class Driven(Evaluation):
         measures: Measures = {name: {} for name in sets}
         for name in ("result", "source"):
             measures[name] |= compare(sets[name], self.targets)
+            measures[name]["sharpness"] = sharpness(sets[name], self.targets)
         measures["result"]["swd"] = distribution_distance(self.results, self.targets, tools.seed)
-        for name, rate in detection_rates(sets, tools.finder).items():
+        for name, rate in detection_rates(sets, tools.finder, progress=tools.thorough).items():
             measures[name]["detection_rate"] = rate
+        if not tools.thorough:
+            return measures
         measures["result"]["identity"] = identity(self.results, self.sources) or SKIPPED
         if self.points.shape[1] != POINTS:
             measures["result"]["landmark_error"] = NO_DETECTOR

@@ -21,7 +21,6 @@ from engine.evaluation.measures import UNITS, Measures, table
 from engine.evaluation.refined import Refined
 from engine.host import atomic_files
 from engine.host.environment import pick_device
-from engine.inference.exported import is_exported
 from engine.inference.faces import FaceFinder
 from engine.inference.trained import Trained, load_trained
 from engine.systems.kinds import DRIVE, GENERATE, REFINE
@@ -59,10 +58,13 @@ class EvaluateOptions(MeasureOptions):
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
     """Run folder (its newest good checkpoint) or checkpoint folder."""
-    data: Path
+    data: Path | None = None
     """Folder or zip of images that were not trained on; pairs or clips for ggb and reenact."""
     split: str = ""
     """Measure only on the images of this split of --data, for example test."""
+    held_out: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Measure on the images that the run held out (its --hold-out or --eval-split); --data then only says where the
+    run's images are now."""
     training: Path | None = None
     """The images that a generator was trained on, to look for copies of them; default the data of the run."""
     out: Path | None = None
@@ -77,11 +79,14 @@ class EvaluateOptions(MeasureOptions):
     """Run the plain PyTorch references instead of the fused operators."""
 
 
-def open_set(config: TrainConfig, path: Path | None, split: str = "", *, single: bool = False) -> ImageSet:
+def open_set(
+    config: TrainConfig, path: Path | None, split: str = "", *, single: bool = False, held_out: bool = False
+) -> ImageSet:
     """The images at `path` that a trained system can be measured on: with landmarks or in pairs where it needs them.
 
-    path:   None takes the embedded avatars
-    single: accept images without landmarks and pairs
+    path:     None takes the embedded avatars
+    single:   accept images without landmarks and pairs
+    held_out: only those that a training of this configuration held out
     Raises InputError.
     """
     system = system_class(config.system)
@@ -91,19 +96,26 @@ def open_set(config: TrainConfig, path: Path | None, split: str = "", *, single:
         points, members = need.points, 2
     elif not single and getattr(config, "landmarks", False):
         points = need.points
-    shape = {"channels": config.channels, "resolution": config.resolution}
+    shape: dict[str, Any] = {"channels": config.channels, "resolution": config.resolution}
+    if held_out:
+        split = config.eval_split or config.split
+        shape |= {"hold_out": 0 if config.eval_split else config.hold_out, "held": True}
     return open_dataset(path, **shape, points=points, members=members, split=split, look=need.look)
 
 
-def training_set(config: TrainConfig, given: Path | None, fallback: ImageSet) -> ImageSet:
+def training_set(model: Trained, given: Path | None, fallback: ImageSet) -> ImageSet:
     """The images that a generator was trained on.
 
     given:    the option --training; None takes the data of the run
-    fallback: taken where the data of the run no longer exist
+    fallback: taken where the data of the run no longer exist, and for an exported model, which does not name them
     """
-    if given is None and config.data is not None and not config.data.exists():
-        print(f"kiln evaluate: note: {config.data} is gone: copies are looked for in --data; or give --training",
-              file=sys.stderr)  # fmt: skip
+    config, note = model.config, ""
+    if given is None and model.step is None:
+        note = "an exported model does not say where the images of its training are"
+    elif given is None and config.data is not None and not config.data.exists():
+        note = f"{config.data} is gone"
+    if note:
+        print(f"kiln evaluate: note: {note}: copies are looked for in --data; or give --training", file=sys.stderr)
         return fallback
     return open_set(config, given or config.data, config.split if given is None else "")
 
@@ -118,7 +130,7 @@ def apply_model(model: Trained, dataset: ImageSet, options: MeasureOptions, *, t
         real = None if options.real is None else open_set(model.config, options.real, single=True)
         return Refined(model, dataset, real=real, limit=options.limit, batch_size=batch_size)
     if kind is GENERATE:
-        known = training_set(model.config, training, dataset)
+        known = training_set(model, training, dataset)
         return Generated(model, dataset, known, count=options.n, limit=options.limit, batch_size=batch_size, seed=seed)
     return Driven(model, dataset, limit=options.limit, batch_size=batch_size)
 
@@ -147,19 +159,37 @@ def write(out: Path, about: dict[str, Any], measures: Measures) -> Path:
     return path
 
 
+def chosen_set(options: EvaluateOptions, config: TrainConfig) -> ImageSet:
+    """The images that the options name. Raises InputError for options that contradict each other."""
+    if not options.held_out:
+        if options.data is None:
+            raise InputError("give the images to measure on: --data PATH, or --held-out for those the run held out")
+        return open_set(config, options.data, options.split)
+    if options.split:
+        raise InputError("--held-out and --split both say which images to take; give one")
+    if not config.hold_out and not config.eval_split:
+        raise InputError(f"{options.model} held nothing out: it was trained without --hold-out; give --data PATH")
+    return open_set(config, options.data or config.data, held_out=True)
+
+
+def _default_folder(options: EvaluateOptions, model: Trained, dataset: ImageSet) -> Path:
+    """Where an evaluation is written: in its run's folder, or below the current one for an exported model."""
+    part = "held-out" if options.held_out else options.split
+    name = "-".join(filter(None, (Path(dataset.name).stem, part)))
+    if model.step is None:
+        return Path("evaluation") / f"{model.path.name}-{name}"
+    return model.path.absolute().parent.parent / "evaluation" / f"{name}-step_{model.step:08d}"
+
+
 def evaluate_model(options: EvaluateOptions) -> str:
     """Measure a trained model, write metrics.json and the figures, and return the table. Raises InputError."""
     if options.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
     options.check()
     finder, device = FaceFinder(), pick_device(options.device)
-    if is_exported(options.model):
-        raise InputError(f"{options.model} holds no checkpoint; give a run folder or one of its checkpoints")
     model = load_trained(options.model, device, fused=not options.eager, ema=options.weights == "ema")
-    dataset = open_set(model.config, options.data, options.split)
-    run_dir = model.path.absolute().parent.parent
-    name = "-".join(filter(None, (Path(dataset.name).stem, options.split)))
-    out = options.out or run_dir / "evaluation" / f"{name}-step_{model.step:08d}"
+    dataset = chosen_set(options, model.config)
+    out = options.out or _default_folder(options, model, dataset)
     print(f"data    {dataset.summary()}", flush=True)
     evaluation = apply_model(model, dataset, options, training=options.training, batch_size=options.batch_size,
                              seed=options.seed)  # fmt: skip
@@ -170,5 +200,11 @@ def evaluate_model(options: EvaluateOptions) -> str:
     measures = evaluation.measure(tools)
     evaluation.draw(measures, out)
     about = describe(model, evaluation)
-    about |= {"weights": options.weights, "data": str(options.data), "split": options.split, "seed": options.seed}
+    about |= {
+        "weights": options.weights,
+        "data": str(options.data or model.config.data),
+        "split": options.split,
+        "held_out": options.held_out,
+        "seed": options.seed,
+    }
     return f"{table(measures)}\n{write(out, about, measures)}"

@@ -12,9 +12,10 @@ from engine.data import ImageSet
 from engine.data.pixel_values import from_uint8, result_pixels
 from engine.evaluation.base import Evaluation, Tools, chunks, in_batches, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
-from engine.evaluation.identity import SKIPPED, package, recognition
+from engine.evaluation.identity import SKIPPED, recogniser, recognition
 from engine.evaluation.measures import Measures, detection_rates, distribution_distance
 from engine.evaluation.neighbours import nearest
+from engine.evaluation.sharpness import sharpness
 from engine.inference.sample_grid import save_grid
 from engine.inference.trained import Trained
 
@@ -31,10 +32,10 @@ class Generated(Evaluation):
     result = "generated"
 
     def __init__(self, model: Trained, dataset: ImageSet, training: ImageSet, *, count: int, limit: int,
-                 batch_size: int, seed: int):  # fmt: skip
+                 batch_size: int, seed: int, progress: bool = True):  # fmt: skip
         noise = model.module.noise(count, torch.Generator().manual_seed(seed))
         results = []
-        for batch in in_batches(noise, batch_size, "generating"):
+        for batch in in_batches(noise, batch_size, "generating", progress=progress):
             with torch.inference_mode():
                 results.append(torch.from_numpy(result_pixels(model.module(batch.to(model.device)))))
         self.results = torch.cat(results)
@@ -49,12 +50,15 @@ class Generated(Evaluation):
         sets = {"generated": self.results, "real": self.reals}
         measures: Measures = {"generated": {}, "real": {}}
         measures["generated"]["swd"] = distribution_distance(self.results, self.reals, tools.seed)
+        measures["generated"]["sharpness"] = sharpness(self.results, self.reals)
+        for name, rate in detection_rates(sets, tools.finder, progress=tools.thorough).items():
+            measures[name]["detection_rate"] = rate
+        if not tools.thorough:
+            return measures
         measures["generated"] |= inception_measures(
             self.results, self.reals, tools.inception, tools.device, tools.batch_size
         )
-        for name, rate in detection_rates(sets, tools.finder).items():
-            measures[name]["detection_rate"] = rate
-        if package() is None:
+        if recogniser() is None:
             measures["generated"]["recognition"] = SKIPPED
         else:
             training = chunks(self.training, self._known, self._config, "recognising faces")

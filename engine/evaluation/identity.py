@@ -1,50 +1,85 @@
-"""Measures identity and landmark errors with the face_recognition package, where it is installed."""
+"""Measures identity, recognition and landmark errors with dlib's face models, where they are installed.
 
+The models are those of the package face_recognition, which the papers name: the HOG detector, the landmarks, and the
+embedding in which two pictures of a person are closer than 0.6. They are read without that package, because it asks pip
+for a dlib that has to be compiled, and ends the process where a part of it is missing.
+"""
+
+import importlib.util
 from collections.abc import Iterable
-from types import ModuleType
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from engine.host.environment import attempt
 
-SKIPPED = "not measured: face_recognition is not installed (pip install face_recognition)"
-SAME_PERSON = 0.6  # the package's own threshold
+SKIPPED = "not measured: dlib's face models are not installed (pip install 'kiln-engine[identity]')"
+SAME_PERSON = 0.6  # face_recognition's own threshold
 _WORKING_SIDE = 256  # images are enlarged to about this side, because the detector needs faces of about 80 pixels
-
-# face_recognition gives the 68 points by part, and some of them twice: part -> places of its points in the iBUG order
-_PARTS = {
-    "chin": range(17),
-    "left_eyebrow": range(17, 22),
-    "right_eyebrow": range(22, 27),
-    "nose_bridge": range(27, 31),
-    "nose_tip": range(31, 36),
-    "left_eye": range(36, 42),
-    "right_eye": range(42, 48),
-    "top_lip": (48, 49, 50, 51, 52, 53, 54, 64, 63, 62, 61, 60),
-    "bottom_lip": (54, 55, 56, 57, 58, 59, 48, 60, 67, 66, 65, 64),
-}
 _OUTER_EYES = (36, 45)
 
 
-def package() -> ModuleType | None:
-    """The module face_recognition, or None where it is not installed."""
-    return attempt("face_recognition")[0]
+class Recogniser:
+    """dlib's models. Images are (C, R, R) uint8; of several faces the largest counts.
+
+    dlib:   the module
+    folder: the folder of the models' files
+    """
+
+    def __init__(self, dlib: Any, folder: Path):
+        self._detect = dlib.get_frontal_face_detector()
+        self._five = dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
+        self._all = dlib.shape_predictor(str(folder / "shape_predictor_68_face_landmarks.dat"))
+        self._network = dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))
+
+    def embed(self, image: Tensor) -> np.ndarray | None:
+        """The embedding (128,) of the face; None without a face."""
+        pixels, _ = _enlarged(image)
+        face = self._face(pixels)
+        return (
+            None if face is None else np.array(self._network.compute_face_descriptor(pixels, self._five(pixels, face)))
+        )
+
+    def landmarks(self, image: Tensor) -> np.ndarray | None:
+        """The landmarks (68, 2) of the face, x and y in pixels of the image; None without a face."""
+        pixels, factor = _enlarged(image)
+        face = self._face(pixels)
+        if face is None:
+            return None
+        points = np.array([(point.x, point.y) for point in self._all(pixels, face).parts()], np.float64)
+        return (points + 0.5) / factor - 0.5
+
+    def _face(self, pixels: np.ndarray) -> Any:
+        """The rectangle of the largest face; None without a face."""
+        return max(self._detect(pixels, 0), key=lambda box: box.area(), default=None)
+
+
+@cache
+def recogniser() -> Recogniser | None:
+    """The models, or None where they are not installed."""
+    dlib, _ = attempt("dlib")
+    found = importlib.util.find_spec("face_recognition_models")
+    if dlib is None or found is None or found.origin is None:
+        return None
+    return Recogniser(dlib, Path(found.origin).parent / "models")
 
 
 def identity(results: Tensor, originals: Tensor) -> dict[str, float] | None:
-    """How alike the faces of results and originals are, pair by pair; None where face_recognition is missing.
+    """How alike the faces of results and originals are, pair by pair; None where the models are missing.
 
     results, originals: (N, C, R, R) uint8
     Returns "distance", the mean distance of the face embeddings, "same_person", the share of pairs closer than 0.6, and
     "pairs", the number of pairs in which both images have a face; only "pairs" when there is none.
     """
-    module = package()
-    if module is None:
+    models = recogniser()
+    if models is None:
         return None
     distances = []
     for a, b in zip(results, originals, strict=True):
-        embeddings = [_embed(module, image) for image in (a, b)]
+        embeddings = [models.embed(image) for image in (a, b)]
         if all(embedding is not None for embedding in embeddings):
             distances.append(float(np.linalg.norm(embeddings[0] - embeddings[1])))
     if not distances:
@@ -54,20 +89,20 @@ def identity(results: Tensor, originals: Tensor) -> dict[str, float] | None:
 
 
 def recognition(generated: Tensor, training: Iterable[Tensor]) -> dict[str, int] | None:
-    """How many generated images show no face or a person of the training set; None where face_recognition is missing.
+    """How many generated images show no face or a person of the training set; None where the models are missing.
 
     generated: (N, C, R, R) uint8; training: the training images in such pieces
     Returns "images", "not_detected" (images without a face), "identified" (images closer than 0.6 to a training face)
     and "training_faces". Source: the face generator's paper, section 4 (1,000 images).
     """
-    module = package()
-    if module is None:
+    models = recogniser()
+    if models is None:
         return None
-    faces = [face for image in generated if (face := _embed(module, image)) is not None]
+    faces = [face for image in generated if (face := models.embed(image)) is not None]
     identified = np.zeros(len(faces), bool)
     known = 0
     for images in training:
-        people = [face for image in images if (face := _embed(module, image)) is not None]
+        people = [face for image in images if (face := models.embed(image)) is not None]
         known += len(people)
         if people and faces:
             between = np.linalg.norm(np.stack(faces)[:, None] - np.stack(people), axis=2)
@@ -81,18 +116,18 @@ def recognition(generated: Tensor, training: Iterable[Tensor]) -> dict[str, int]
 
 
 def landmark_error(results: Tensor, points: Tensor) -> dict[str, float] | None:
-    """How far the landmarks in the results lie from the wanted points; None where face_recognition is missing.
+    """How far the landmarks in the results lie from the wanted points; None where the models are missing.
 
     results: (N, C, R, R) uint8; points: (N, 68, 2) x, y in pixels of R (NaN is an unknown point)
     Returns "pixels", the mean distance, "percent", the same in percent of the distance between the outer corners of the
     eyes in `points`, and "images", the number of results with a face; only "images" when there is none.
     """
-    module = package()
-    if module is None:
+    models = recogniser()
+    if models is None:
         return None
     pixels, percent = [], []
     for image, wanted in zip(results, points.double().numpy(), strict=True):
-        detected = _landmarks(module, image)
+        detected = models.landmarks(image)
         if detected is None or not np.isfinite(wanted[list(_OUTER_EYES)]).all():
             continue
         error = float(np.nanmean(np.linalg.norm(detected - wanted, axis=1)))
@@ -110,21 +145,3 @@ def _enlarged(image: Tensor) -> tuple[np.ndarray, int]:
         pixels = np.repeat(pixels, 3, axis=2)
     factor = max(1, round(_WORKING_SIDE / pixels.shape[0]))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1), factor
-
-
-def _embed(module: ModuleType, image: Tensor) -> np.ndarray | None:
-    """The embedding (128,) of the first face, or None without a face."""
-    embeddings = module.face_encodings(_enlarged(image)[0])
-    return embeddings[0] if embeddings else None
-
-
-def _landmarks(module: ModuleType, image: Tensor) -> np.ndarray | None:
-    """The landmarks (68, 2) of the first face in pixels of the image, or None without a face."""
-    pixels, factor = _enlarged(image)
-    faces = module.face_landmarks(pixels)
-    if not faces:
-        return None
-    points = np.empty((68, 2))
-    for part, places in _PARTS.items():
-        points[list(places)] = faces[0][part]
-    return (points + 0.5) / factor - 0.5

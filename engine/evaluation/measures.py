@@ -18,7 +18,7 @@ from engine.evaluation.likeness import likeness
 from engine.inference.faces import FaceFinder
 
 Measures = dict[str, dict[str, Any]]
-NO_FACES = "not measured: face_recognition finds no face to compare"
+NO_FACES = "not measured: dlib finds no face to compare"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ MEASURES = (
             "L1 (lower is better)"),
     Measure("psnr", "mean", "psnr", "dB", "PSNR in dB"),
     Measure("ssim", "mean", "ssim", "Gaussian window 11x11, sigma 1.5 (-1 to 1)", "SSIM"),
+    Measure("sharpness", None, "sharpness", "mean variance of the Laplacian of grey values, as a share of that of the "
+            "photos: 1 is as sharp as they are", "sharpness (photos: 1)", ".3f"),
     Measure("swd", "mean", "swd", "sliced Wasserstein distance to the set it is compared to x 1000, per level of the "
             "Laplacian pyramid", "SWD x 1000 (lower is better)", ".2f"),
     Measure("fid", None, "FID", "Fréchet Inception Distance (torch-fidelity)", "FID (lower is better)", ".2f"),
@@ -54,14 +56,14 @@ MEASURES = (
             "Inception Score"),
     Measure("detection_rate", None, "faces detected", "share of images in which OpenCV's frontal face cascade finds a "
             "face", "faces detected, %", ".1%", percent=True),
-    Measure("identity", "distance", "identity", "face_recognition: mean distance of the embeddings of result and "
+    Measure("identity", "distance", "identity", "dlib's face models: mean distance of the embeddings of result and "
             "original (driven: source), share of pairs closer than 0.6 (same_person), pairs in which both had a face",
             "identity distance (lower is better)"),
     Measure("identity", "same_person", "same person", "", "same person, %", ".1%", percent=True),
     Measure("landmark_error", "percent", "landmark error", "mean distance of the 68 landmarks found in the images from "
             "those wanted, in pixels and in percent of the distance between the outer corners of the eyes",
             "landmark error, % of eye distance", ".2f"),
-    Measure("recognition", "not_detected", "no face (dlib)", "face_recognition: images without a face, and images "
+    Measure("recognition", "not_detected", "no face (dlib)", "dlib's face models: images without a face, and images "
             "closer than 0.6 to a training face (identified)", "images without a face (dlib)", ".0f"),
     Measure("recognition", "identified", "identified", "", "identified as a training face", ".0f"),
     Measure("nearest", "mean", "nearest training", "root mean square distance to the nearest training image or its "
@@ -164,15 +166,16 @@ def distribution_distance(results: Tensor, reals: Tensor, seed: int) -> dict[str
     return sliced_wasserstein.distance(spread(results, count), spread(reals, count), seed=seed)
 
 
-def detection_rates(sets: Mapping[str, Tensor], finder: FaceFinder) -> dict[str, float]:
+def detection_rates(sets: Mapping[str, Tensor], finder: FaceFinder, *, progress: bool = True) -> dict[str, float]:
     """Name of a set -> share of its images (N, C, R, R) uint8 in which the cascade finds a face."""
     rates = {}
     total = sum(map(len, sets.values()))
-    with tqdm(total=total, unit=" images", desc="finding faces", disable=None, dynamic_ncols=True) as progress:
+    shown = {"disable": None if progress else True, "dynamic_ncols": True}
+    with tqdm(total=total, unit=" images", desc="finding faces", **shown) as bar:
         for name, images in sets.items():
             hits = 0
             for image in images:
                 hits += bool(finder.boxes(np.ascontiguousarray(image.permute(1, 2, 0).numpy()).squeeze()))
-                progress.update()
+                bar.update()
             rates[name] = hits / len(images)
     return rates

@@ -1,7 +1,7 @@
 """Measures how good a refiner is: refiner, simgan, cyclegan.
 
 The system refiner makes each image anew from shrunken copies of it, and the result is compared with the image. "input"
-is the sharpest of these copies, enlarged bilinearly; the result has to be better than the input.
+is the sharpest of these copies, enlarged by cubic interpolation; the result has to be better than the input.
 The systems simgan and cyclegan refine synthetic images. L1, PSNR, SSIM and identity then say how much of the input
 stays (the paper's likeness and |x - R(x)|); sliced Wasserstein distance, FID and detection rate say how much like
 photos the result has become.
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data import ImageSet
@@ -22,8 +21,10 @@ from engine.evaluation.base import Evaluation, Tools, in_batches, read, read_all
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
+from engine.evaluation.sharpness import sharpness
 from engine.host import atomic_files
 from engine.inference.trained import Trained
+from engine.networks.refiner import enlarge, pyramid
 
 NO_REAL = "skipped: needs real photos to compare to; give them with --real"
 
@@ -39,12 +40,13 @@ class Refined(Evaluation):
 
     result = "refined"
 
-    def __init__(self, model: Trained, dataset: ImageSet, *, real: ImageSet | None, limit: int, batch_size: int):
+    def __init__(self, model: Trained, dataset: ImageSet, *, real: ImageSet | None, limit: int, batch_size: int,
+                 progress: bool = True):  # fmt: skip
         config = model.config
         self.inject: tuple[int, ...] = getattr(config, "inject", ())
         indices = spread_indices(len(dataset), limit)
         inputs, results, originals = [], [], []
-        for batch in in_batches(indices, batch_size, "refining"):
+        for batch in in_batches(indices, batch_size, "refining", progress=progress):
             pairs = list(read(dataset, batch, config))
             pixels = np.stack([pixels for pixels, _ in pairs])
             images = network_input(pixels, model.device)
@@ -54,7 +56,9 @@ class Refined(Evaluation):
             with torch.inference_mode():
                 results.append(torch.from_numpy(result_pixels(model.module(images, points))))
                 if self.inject:
-                    inputs.append(torch.from_numpy(result_pixels(seen_by(images, max(self.inject)))))
+                    side = max(self.inject)
+                    seen = enlarge(pyramid(images, (side,))[side], config.resolution)
+                    inputs.append(torch.from_numpy(result_pixels(seen)))
             originals.append(torch.from_numpy(pixels))
         self.results, self.originals = torch.cat(results), torch.cat(originals)
         self.inputs = torch.cat(inputs) if inputs else self.originals
@@ -77,8 +81,11 @@ class Refined(Evaluation):
         photos = self.reals if self.reals is not None else self.originals if self.inject else None
         for name in ("refined", "input"):
             measures[name]["swd"] = NO_REAL if photos is None else distribution_distance(sets[name], photos, tools.seed)
-        for name, rate in detection_rates(sets, tools.finder).items():
+            measures[name]["sharpness"] = NO_REAL if photos is None else sharpness(sets[name], photos)
+        for name, rate in detection_rates(sets, tools.finder, progress=tools.thorough).items():
             measures[name]["detection_rate"] = rate
+        if not tools.thorough:
+            return measures
         measures["refined"]["identity"] = identity(self.results, self.originals) or SKIPPED
         if photos is None:
             return measures | {"refined": measures["refined"] | {"fid": NO_REAL, "inception_score": NO_REAL}}
@@ -112,17 +119,3 @@ class Refined(Evaluation):
         images, results = self.originals[chosen], self.results[chosen]
         maps = figures.heatmaps({"original" if self.inject else "input": images}, "refined", results, images)
         atomic_files.write_bytes(out / "heatmaps.png", maps)
-
-
-def seen_by(images: Tensor, side: int) -> Tensor:
-    """The shrunken copy of side `side` that the model saw, enlarged bilinearly to the size of the images.
-
-    images: (N, C, R, R) in [-1, 1]. Each sample stays at the place of the pixel that it was taken from.
-    """
-    factor = images.shape[-1] // side
-    small = images[:, :, ::factor, ::factor]
-    # nearest-neighbour shrinking keeps the first pixel of every block: sample i lies at i * factor, not at the centre
-    places = torch.arange(images.shape[-1], device=images.device, dtype=images.dtype) / factor
-    places = (2 * places + 1) / side - 1
-    grid = torch.stack(torch.meshgrid(places, places, indexing="xy"), dim=-1).expand(len(images), -1, -1, -1)
-    return F.grid_sample(small.contiguous(), grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -168,6 +168,17 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
+def link(path: Path, target: str) -> None:
+    """Make `path` a symbolic link to `target` beside it, in place of what link is there. Raises OSError."""
+    with naming(path):
+        sweep(path.parent)
+        with tempfile.TemporaryDirectory(prefix=_REST, dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            made.symlink_to(target)
+            made.replace(path)
+        _flush(path.parent)
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """A block whose OSError names `path`: that of a failed read or write, as on a full disk, names no file."""

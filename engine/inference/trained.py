@@ -39,7 +39,8 @@ class Trained:
 def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = True, fused: bool = True) -> nn.Module:
     """The trained model of a run, checkpoint or folder of `kiln export`, in eval mode; its weights need no gradients.
 
-    path:  run folder (its newest good checkpoint), checkpoint folder, or exported folder
+    path:  run folder (its best checkpoint where it measured that, else its newest good one), checkpoint folder, or
+           exported folder
     ema:   take the moving average of the generator's weights, else the last weights; an exported folder holds only one
            of them, which is taken
     fused: run Kiln's operators, else their plain PyTorch references
@@ -86,7 +87,7 @@ def load_trained(
         saved, weights = exported.read(path)
         part = exported.PART
     else:
-        stored = checkpoint.load(path)
+        stored = checkpoint.load(checkpoint.best(path) or path)
         path, saved, weights, step = stored.path, stored.config, stored.weights, stored.step
     system = system_class(saved.system)
     if kind not in (None, system.kind):

@@ -1,11 +1,12 @@
 """The discriminator of refiner and began, an autoencoder, and its decoder, which their generators have too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.errors import InputError
 from engine.networks.layers import SMALLEST, Conv, Linear, from_rows, level_sizes, to_rows
 
 
@@ -50,10 +51,23 @@ class Encoder(nn.Module):
         return x
 
 
+def check_levels(widths: Sequence[int], depths: Sequence[int], resolution: int) -> None:
+    """Raise InputError unless both lists are empty or have one number, of at least 1, for each level."""
+    sizes = level_sizes(resolution)
+    for name, numbers in (("--g-widths", widths), ("--g-depths", depths)):
+        if numbers and (len(numbers) != len(sizes) or min(numbers) < 1 or max(numbers) > 1 << 14):
+            raise InputError(
+                f"{name} needs a number from 1 to {1 << 14} for each of the levels {', '.join(map(str, sizes))}, got "
+                f"{','.join(map(str, numbers))}"
+            )
+
+
 class Decoder(nn.Module):
     """Decode maps of 8x8 to images: at each level two convs with n filters and x2, then a conv to the image.
 
     The first convolution of a level also does the x2 before it.
+    widths:   filters of each level, from 8x8 on; empty: n
+    depths:   convolutions of each level; empty: two
     inject:   size -> number of channels that join at that size, after the x2
     upsample: "nearest", or "deconv": a transposed convolution in place of the nearest x2 and the convolution after it
     output:   what ends the decoder: "none", "tanh", or "sigmoid" (spread from [0, 1] to [-1, 1])
@@ -65,6 +79,8 @@ class Decoder(nn.Module):
         filters: int,
         channels: int,
         *,
+        widths: Sequence[int] = (),
+        depths: Sequence[int] = (),
         inject: Mapping[int, int] | None = None,
         activation: str = "elu",
         output: str = "none",
@@ -74,28 +90,33 @@ class Decoder(nn.Module):
         super().__init__()
         inject = inject or {}
         self.sizes = level_sizes(resolution)
+        self.widths = tuple(widths) or (filters,) * len(self.sizes)
+        self.depths = tuple(depths) or (2,) * len(self.sizes)
         self.blocks = nn.ModuleList()
         style: dict[str, Any] = {"activation": activation, "fused": fused}
-        first: nn.Module
-        for size in self.sizes:
+        before = self.widths[0]
+        for size, width, depth in zip(self.sizes, self.widths, self.depths, strict=True):
             if size > SMALLEST and upsample == "deconv":
-                first = Conv(filters, filters, kernel_size=4, stride=2, transposed=True, **style)
+                self.blocks.append(Conv(before, width, kernel_size=4, stride=2, transposed=True, **style))
             else:
                 resize = "none" if size == SMALLEST else "up"
                 second = 0 if size == SMALLEST else inject.get(size, 0)
-                first = Conv(filters, filters, resize=resize, second_channels=second, **style)
-            self.blocks += [first, Conv(filters, filters, **style)]
-        self.last = Conv(filters, channels, activation=output, fused=fused)
+                self.blocks.append(Conv(before, width, resize=resize, second_channels=second, **style))
+            self.blocks += [Conv(width, width, **style) for _ in range(depth - 1)]
+            before = width
+        self.last = Conv(before, channels, activation=output, fused=fused)
 
     def forward(
         self, x: Tensor, injected: Mapping[int, Tensor] | None = None, grad_scale: Tensor | None = None
     ) -> Tensor:
-        """x (B, filters, 8, 8), injected: size -> (B, C2, size, size) -> (B, channels, R, R); grad_scale as in Conv."""
+        """x (B, n, 8, 8), injected: size -> (B, C2, size, size) -> (B, channels, R, R); grad_scale as in Conv."""
         injected = injected or {}
-        for level, size in enumerate(self.sizes):
-            joining = {"second": injected[size]} if level and size in injected else {}
-            x = self.blocks[2 * level](x, grad_scale=grad_scale, **joining)
-            x = self.blocks[2 * level + 1](x, grad_scale=grad_scale)
+        blocks = iter(self.blocks)
+        for size, depth in zip(self.sizes, self.depths, strict=True):
+            joining = {"second": injected[size]} if size > SMALLEST and size in injected else {}
+            x = next(blocks)(x, grad_scale=grad_scale, **joining)
+            for _ in range(depth - 1):
+                x = next(blocks)(x, grad_scale=grad_scale)
         x = self.last(x, grad_scale=grad_scale)
         return 2 * x - 1 if self.last.activation == "sigmoid" else x
 

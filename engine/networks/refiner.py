@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,7 @@ class RefinerGenerator(nn.Module):
     """G(z): conv of the 8x8 image, then the decoder; a sharper copy joins after each x2 whose size is in `inject`.
 
     inject:    sizes at which G sees the image, 8 among them
+    widths, depths: filters and convolutions of each level, as in Decoder
     landmarks: whether 68 heatmaps join the 8x8 image
     correct:   the decoder's image is added to the sharpest copy, enlarged; the paper's G makes the image anew
     Source: the refiner paper, section 2.1 and figure 2; the landmarks are proposed in its conclusion.
@@ -100,6 +102,8 @@ class RefinerGenerator(nn.Module):
         channels: int,
         *,
         inject: Sequence[int] = MODELS["B"],
+        widths: Sequence[int] = (),
+        depths: Sequence[int] = (),
         landmarks: bool = False,
         correct: bool = False,
         fused: bool = True,
@@ -107,9 +111,10 @@ class RefinerGenerator(nn.Module):
         super().__init__()
         self.resolution, self.correct = resolution, correct
         self.inject = check_inject(inject, resolution)
-        self.first = Conv(channels, filters, second_channels=LANDMARKS if landmarks else 0, fused=fused)
-        joining = dict.fromkeys(self.inject[1:], channels)
-        self.decoder = Decoder(resolution, filters, channels, inject=joining, fused=fused)
+        shape: dict[str, Any] = {"widths": widths, "depths": depths, "inject": dict.fromkeys(self.inject[1:], channels)}
+        entry = widths[0] if widths else filters
+        self.first = Conv(channels, entry, second_channels=LANDMARKS if landmarks else 0, fused=fused)
+        self.decoder = Decoder(resolution, filters, channels, **shape, fused=fused)
         if correct:
             self.decoder.last.start_gain = _SMALL_START
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import distributed
-from engine.config import TrainConfig
+from engine.config import Sizes, TrainConfig
 from engine.errors import InputError
-from engine.networks.autoencoder import Autoencoder
+from engine.networks.autoencoder import Autoencoder, check_levels
 from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_loss
 from engine.pages.panels import chart
@@ -35,7 +35,14 @@ CRITIC_BETAS = (0.5, 0.99)
 class BalancedConfig(TrainConfig):
     """Options that refiner and began share."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "hidden", "d_filters", "critic_filters")
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.FIXED,
+        "hidden",
+        "g_widths",
+        "g_depths",
+        "d_filters",
+        "critic_filters",
+    )
     SMALL: ClassVar[dict[str, Any]] = {
         **TrainConfig.SMALL,
         "gamma": 0.9,
@@ -51,6 +58,10 @@ class BalancedConfig(TrainConfig):
     """BEGAN's balance L(G(z)) / L(x): higher gives more variety."""
     lambda_k: float = 0.001
     """Rate of k, the weight of L(G(z)) in the discriminator's loss."""
+    g_widths: Sizes = ()
+    """The generator's filters at each level, from 8x8 up, as 96,96,64,64; default --filters at each."""
+    g_depths: Sizes = ()
+    """The generator's convolutions at each level, as 2,4,3,2; default two, as in the paper."""
     d_filters: int = 0
     """The width of the discriminator; 0 = --filters."""
     critic_weight: float = 0.0
@@ -66,6 +77,7 @@ class BalancedConfig(TrainConfig):
         self.at_most(1 << 14, "d_filters", "critic_filters")
         self.at_least(0, "lambda_k", "d_filters", "critic_weight")
         self.between(0, 1, "gamma")
+        check_levels(self.g_widths, self.g_depths, self.resolution)
 
     def check_resumed(self, saved: "TrainConfig") -> None:
         super().check_resumed(saved)

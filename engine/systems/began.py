@@ -148,6 +148,8 @@ class BeganSystem(BalancedSystem, NoiseSystem):
             config.filters,
             config.channels,
             hidden=config.hidden,
+            widths=config.g_widths,
+            depths=config.g_depths,
             activation=config.activation,
             output=config.generator_output,
             upsample=config.upsample,

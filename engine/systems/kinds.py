@@ -13,6 +13,7 @@ class Kind:
     does:      what the command does, in the words of an error message
     task:      the pipeline tag of this kind on model hubs
     usage:     Python code that calls `model`, the module that `engine.load` returns
+    best_by:   the measure that tells which step of a training is the best: "swd", "ssim" or "l1"
     """
 
     name: str
@@ -21,6 +22,7 @@ class Kind:
     does: str
     task: str
     usage: str
+    best_by: str
 
     @property
     def next_steps(self) -> tuple[tuple[str, str], ...]:
@@ -35,6 +37,7 @@ REFINE = Kind(
     does="refines images",
     task="image-to-image",
     usage="refined = model(images)",
+    best_by="swd",
 )
 GENERATE = Kind(
     name="generate",
@@ -43,6 +46,7 @@ GENERATE = Kind(
     does="makes images from noise",
     task="unconditional-image-generation",
     usage="images = model(model.noise(16, torch.Generator().manual_seed(0)))",
+    best_by="swd",
 )
 DRIVE = Kind(
     name="drive",
@@ -51,5 +55,6 @@ DRIVE = Kind(
     does="moves an image to other landmarks or another pose",
     task="image-to-image",
     usage="driven = model(images, points)  # points (B, K, 2) in pixels",
+    best_by="ssim",
 )
 KINDS = (REFINE, GENERATE, DRIVE)

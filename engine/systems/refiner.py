@@ -311,6 +311,8 @@ def build_generator(config: RefinerConfig) -> RefinerGenerator:
         config.filters,
         config.channels,
         inject=config.inject,
+        widths=config.g_widths,
+        depths=config.g_depths,
         landmarks=config.landmarks,
         correct=config.correct,
         fused=config.fused,

@@ -1,14 +1,14 @@
 """The training loop of every system.
 
 One step is `Trainer._one_step`: learning rate -> next batch -> System.step (or its CUDA graph) -> losses noted on the
-device; every log_every steps the losses are read and recorded, every sample_every a grid is drawn, every
-checkpoint_every a checkpoint and the report are written.
+device; every log_every steps the losses are read and recorded, every eval_every held-out images are measured, every
+sample_every a grid is drawn, every checkpoint_every a checkpoint and the report are written.
 """
 
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from engine.systems.base import System
 from engine.systems.registry import build
 from engine.training import completion, random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
+from engine.training.held_out import PREFIX, Best, HeldOut
 from engine.training.memory import require_memory
 from engine.training.metrics import LossMeter, MetricsLog, missing, missing_text, read_metrics
 from engine.training.progress import Progress, lasting_output, memory_mb
@@ -104,9 +105,19 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
             system = build(own, device)
         sizes = ", ".join(f"{name} {parameter_count(net):,}" for name, net in system.networks().items())
         print(f"model   {config.system}: {sizes} parameters\nmode    {mode(config)}")
-        return Trainer(config, origins, system, loader, start).run()
+        with distributed.together():
+            held_out = _held_out(own, system) if config.eval_every and distributed.rank() == 0 else None
+        return Trainer(config, origins, system, loader, start, held_out).run()
     finally:
         loader.close()
+
+
+def _held_out(config: TrainConfig, system: System) -> HeldOut:
+    """What measures the run between its steps; one line for each of its sets. Raises InputError."""
+    sets = [open_set(config, path, need, held=True) for path, need in image_sets(config)]
+    for images in sets:
+        print(f"measure {images.summary()}")
+    return HeldOut(system, sets)
 
 
 class Trainer:
@@ -122,8 +133,10 @@ class Trainer:
         system: System,
         loader: "Loader | Together",
         start: checkpoint.Checkpoint | None = None,
+        held_out: HeldOut | None = None,
     ):
         self.config, self.origins, self.system, self.loader = config, origins, system, loader
+        self.held_out, self.best = held_out, Best.of(system)
         self.run_dir: Path = config.out
         self.meter = LossMeter(system.device)
         on_gpu = system.device.type == "cuda"
@@ -151,14 +164,16 @@ class Trainer:
             self._began = time.monotonic()
             self._open_interval()
             distributed.from_first(self._first_samples)
-            while self.step < config.steps and not self._asked(stop):
+            while self.step < config.steps and not self._settled() and not self._asked(stop):
                 self._one_step()
-            if self.step < config.steps:
+            if self.step < config.steps and not self._settled():
                 return self._stopped(stop)
             if self.step == self.first_step:  # the run was finished before, but not all that it writes was there
                 distributed.from_first(self._sample)
             distributed.from_first(self._last_report)
         print(f"done    {self.step} steps; {self.saved}")
+        if self.best.value is not None:
+            print(f"best    {self._best_in_words()}")
         if self._report_works:
             print(f"        {self.run_dir / 'report.html'}")
         return 0
@@ -204,13 +219,41 @@ class Trainer:
             losses = self._train_on(self.loader.next())
             self.meter.add(step, losses)
         self.step = step
-        last = step == config.steps
-        self.progress.show(step, self._read() if step % config.log_every == 0 or last else None)
+        measured, is_best = self._measure() if self._measured_now() else ({}, False)
+        last = step == config.steps or self._settled()
+        self.progress.show(step, self._read(measured) if step % config.log_every == 0 or last or measured else None)
         with self._pause():
-            if completion.grid_due(config, step):
+            if completion.grid_due(config, step) or self._settled():
                 distributed.from_first(self._sample)
-            if step % config.checkpoint_every == 0 or last:
+            if step % config.checkpoint_every == 0 or last or is_best:
                 self._save()
+            if is_best:
+                distributed.from_first(self._mark_best)
+
+    # measurements on images that are not trained on
+
+    def _measured_now(self) -> bool:
+        every = self.config.eval_every
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _measure(self) -> tuple[dict[str, float], bool]:
+        """Measure the held-out images on the first rank; the measures, and whether this step is the best so far."""
+        with self._pause():
+            measured = distributed.from_first(lambda: self.held_out.measure())
+        return measured, self.best.take(measured, self.step)
+
+    def _settled(self) -> bool:
+        """Whether --patience ends the run: so many measurements in a row were no better than the best one."""
+        return 0 < self.config.patience <= self.best.later
+
+    def _mark_best(self) -> None:
+        with self._writing("checkpoints/best"):
+            checkpoint.mark_best(self.saved, self.config.keep)
+
+    def _best_in_words(self) -> str:
+        best, place = self.best, f"{checkpoint.FOLDER}/{checkpoint.BEST}"
+        waited = f"; stopped after {best.later} measurements that were no better" if self._settled() else ""
+        return f"step {best.step}, {best.by} {best.value:.4g} on held-out images: {place}{waited}"
 
     # records
 
@@ -228,8 +271,11 @@ class Trainer:
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._began
 
-    def _read(self) -> str:
-        """Read the losses from the device, record them, and return the text of the progress line."""
+    def _read(self, measured: Mapping[str, float]) -> str:
+        """Read the losses from the device, record them, and return the text of the progress line.
+
+        measured: the measures of this step on held-out images, which are recorded too; {} where there are none
+        """
         self.meter.share()
         values, bad = self.meter.read()
         self._check_losses(values, bad)
@@ -247,10 +293,13 @@ class Trainer:
             "images_per_s": round(speed, 3),
             "data_wait": round(waiting, 4),
             "memory_mb": round(memory_mb(self.system.device), 1),
+            **{name: round(value, 5) for name, value in measured.items()},
         }
         distributed.from_first(lambda: self._write(record))
         self._recorded = self.step
         shown = " ".join(f"{name} {values[name]:.4g}" for name in self.system.headline if name in values)
+        of_held_out = "".join(f" {name.removeprefix(PREFIX)} {value:.4g}" for name, value in measured.items())
+        shown += f", held out:{of_held_out}" if measured else ""
         return f"{shown}, {speed:.4g} images/s, {record['memory_mb']:.0f} MB, data {100 * waiting:.0f} %"
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -300,6 +349,7 @@ class Trainer:
             "meter": self.meter.state_dict(),
             "recorded": self._recorded,
             "elapsed": self._elapsed(),
+            "best": self.best.state_dict(),
         }
 
     def _restore(self, start: checkpoint.Checkpoint) -> None:
@@ -322,6 +372,8 @@ class Trainer:
         # version 0.2.0 did not save it; its meter counts the steps since then
         self._recorded = state.get("recorded", self.step - self.meter.count)
         self._elapsed_before = state["elapsed"]
+        if "best" in state:  # runs before 0.3 did not measure
+            self.best.load_state_dict(state["best"])
 
     def _save(self) -> None:
         self.meter.share()  # every rank goes on from the sums that are saved

@@ -38,6 +38,38 @@ _LATEST_BYTES, _EARLIER_BYTES, _EARLIER_COUNT = 3_000_000, 300_000, 15
 _GRID_BYTES, _GRID_PIXELS = 1 << 28, 1 << 26  # of a file that is taken for a sample grid, at most
 # the charts of every run; the charts of its system stand before them
 GENERAL = (
+    Chart(
+        "Held-out images: sliced Wasserstein distance",
+        (Curve("held_out_swd", "x 1000"),),
+        note="How unlike photos the results are as a set: lower is better.",
+        noisy=False,
+    ),
+    Chart(
+        "Held-out images: SSIM",
+        (Curve("held_out_ssim", "SSIM"),),
+        note="How like its original each result is: 1 is equal.",
+        noisy=False,
+        zero=False,
+    ),
+    Chart(
+        "Held-out images: L1",
+        (Curve("held_out_l1", "L1"),),
+        note="Mean distance of each result to its original.",
+        noisy=False,
+    ),
+    Chart(
+        "Held-out images: sharpness",
+        (Curve("held_out_sharpness", "of photos"),),
+        note="1 is as sharp as photos.",
+        noisy=False,
+    ),
+    Chart(
+        "Held-out images: faces found",
+        (Curve("held_out_detection_rate", "%", 100.0),),
+        note="Share of results in which a face is found.",
+        noisy=False,
+    ),
+    Chart("Held-out images: PSNR", (Curve("held_out_psnr", "dB"),), noisy=False, zero=False),
     Chart("Learning rate", (Curve("lr", "lr"),), noisy=False),
     Chart("Speed", (Curve("images_per_s", "images/s"),)),
     Chart("Waiting for data", (Curve("data_wait", "% of the time", 100.0),)),

@@ -24,11 +24,25 @@ def image_sets(config: TrainConfig) -> list[tuple[Path | None, Needs]]:
     return list(zip(paths, system_class(config.system).needs(config), strict=False))
 
 
-def open_set(config: TrainConfig, path: Path | None, need: Needs) -> ImageSet:
-    """Open the images of a set that the system can use. Raises InputError when there are none."""
+def open_set(config: TrainConfig, path: Path | None, need: Needs, *, held: bool = False) -> ImageSet:
+    """Open the images of a set that the system can use. Raises InputError when there are none.
+
+    held: those that it is measured on, not those that it trains on
+    """
     shape = {"channels": config.channels, "resolution": config.resolution}
-    split = config.split if path == config.data else ""
-    return open_dataset(path, **shape, points=need.points, members=need.members, split=split, look=need.look)
+    split, hold_out = config.split if path == config.data else "", config.hold_out
+    if held and path == config.data and config.eval_split:
+        split, hold_out, held = config.eval_split, 0, False
+    return open_dataset(
+        path,
+        **shape,
+        points=need.points,
+        members=need.members,
+        split=split,
+        hold_out=hold_out,
+        held=held,
+        look=need.look,
+    )
 
 
 def require_same_data(datasets: Sequence[ImageSet]) -> None:

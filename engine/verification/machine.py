@@ -28,7 +28,11 @@ EXTRAS = {
         "`evaluate` and `refine --face-crop` cannot run",
         "pip install 'kiln-engine[eval]'",
     ),
-    "face-recognition": ("face_recognition", "`evaluate` skips identity similarity", "pip install face_recognition"),
+    "dlib-bin": (
+        "dlib",
+        "`evaluate` skips identity, recognition and landmark error",
+        "pip install 'kiln-engine[identity]'",
+    ),
 }
 _IMPORT_NAMES = {"pillow": "PIL"}
 _LEAST_FUSED = 0.99  # of a step's FLOPs; less is a note

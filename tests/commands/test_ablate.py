@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from engine import ablate, checkpoint, evaluate, train
+from engine.ablation import running as ablation
+from engine.ablation import table as ablation_table
 from engine.config import saved_fields
 from engine.data import avatars
 from engine.data.opening import AVATAR_SEED
-from engine.evaluation import ablation, ablation_table
 from engine.systems import registry
 from engine.systems.registry import config_class
 from engine.training.loop import Trainer

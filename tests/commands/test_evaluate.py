@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from engine import checkpoint, evaluate, refine
-from engine.evaluation import figures, refined
+from engine.evaluation import figures, identity, refined
 from engine.evaluation import sliced_wasserstein as swd
 from engine.evaluation.identity import SKIPPED
 from engine.evaluation.likeness import likeness
 from tests.support.checkpoint_reads import count_reads
 from tests.support.data_images import picture, write_manifest_set, write_pictures
+from tests.support.evaluation_fakes import MeanColour
 from tests.support.packages import needs
 from tests.support.tiny_run import command, make_run
 
@@ -137,17 +138,6 @@ def test_ssim_is_that_of_wang_et_al():
     assert likeness(a, b)["ssim"][0] == pytest.approx(ssim.mean(), abs=1e-6)
 
 
-def test_what_the_model_saw_is_interpolated_at_the_right_places():
-    """Bilinear interpolation of a ramp is the ramp, up to the border's last samples."""
-    ramp = torch.arange(32.0).expand(1, 3, 32, 32) / 16 - 1
-    for x in (ramp, ramp.transpose(2, 3)):
-        for side in (8, 16):
-            found, last = refined.seen_by(x, side), 32 - 32 // side + 1
-            torch.testing.assert_close(found[:, :, :last, :last], x[:, :, :last, :last])
-    constant = torch.full((2, 1, 16, 16), 0.3)
-    torch.testing.assert_close(refined.seen_by(constant, 8), constant)
-
-
 def test_error_maps_average_the_channels():
     a, b = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     a[0, :, 0, 0] = torch.tensor([30, 60, 0])
@@ -218,7 +208,7 @@ def test_bad_input(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     for words, message in [
-        ((run,), "missing --data"),
+        ((run,), "--data PATH, or --held-out"),
         ((run, "--data", tmp_path / "empty"), "no image file"),
         ((run, "--data", tmp_path / "missing"), "there is no folder or zip"),
         ((tmp_path / "missing", "--data", data), "does not exist"),
@@ -280,14 +270,7 @@ def test_faces_are_found_in_a_face():
 
 def test_identity_is_measured_where_the_package_is(monkeypatch):
     """With a stand-in whose embedding is the mean colour the distances are known."""
-    from types import SimpleNamespace
-
-    from engine.evaluation import identity
-
-    package = SimpleNamespace(
-        face_encodings=lambda pixels: [pixels.reshape(-1, 3).mean(0) / 255] if pixels.any() else []
-    )
-    monkeypatch.setattr(identity, "attempt", lambda name: (package, None))
+    monkeypatch.setattr(identity, "recogniser", MeanColour)
     a = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     b = a.clone()
     a[0] += 51

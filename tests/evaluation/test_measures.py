@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from engine.data import avatars
 from engine.errors import InputError
 from engine.evaluation import fidelity, figures, identity, measures
 from engine.evaluation.neighbours import nearest
+from engine.evaluation.sharpness import sharpness
+from tests.support.evaluation_fakes import MeanColour
+from tests.support.packages import needs
 
 
 def random_images(count: int, side: int = 16, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -103,20 +107,11 @@ def test_nothing_but_the_known_inception_file_is_taken(monkeypatch, tmp_path):
     assert "6726825d" in fidelity.URL
 
 
-# face_recognition
-
-
-def face_package(**functions):
-    return lambda name: (SimpleNamespace(**functions), None)
-
-
-def mean_colour(pixels):
-    """An embedding that is known: the mean colour; a black image has no face."""
-    return [pixels.reshape(-1, 3).mean(0) / 255] if pixels.any() else []
+# dlib's face models
 
 
 def test_recognition_counts_faces_and_known_persons(monkeypatch):
-    monkeypatch.setattr(identity, "attempt", face_package(face_encodings=mean_colour))
+    monkeypatch.setattr(identity, "recogniser", MeanColour)
     generated = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     generated[1] += 30
     generated[2] += 255
@@ -127,32 +122,20 @@ def test_recognition_counts_faces_and_known_persons(monkeypatch):
     found = identity.recognition(generated, training.split(2))
     near = [g for g in (30, 255, 128) if min(abs(g - t) / 255 * 3**0.5 for t in (10, 20)) < 0.6]
     assert found == {"images": 4, "not_detected": 1, "identified": len(near), "training_faces": 2}
-    monkeypatch.setattr(identity, "attempt", lambda name: (None, "no module"))
+    monkeypatch.setattr(identity, "recogniser", lambda: None)
     assert identity.recognition(generated, [training]) is None
     assert identity.landmark_error(generated, torch.zeros(4, 68, 2)) is None
 
 
 def test_the_landmark_error_is_the_distance_to_the_wanted_points(monkeypatch):
-    """A stand-in that finds the points it was told, in pixels of the enlarged image, by the package's parts."""
+    """A stand-in that finds the points it was told, by the value of the image's first pixel."""
     generator = np.random.default_rng(0)
     wanted = generator.uniform(2, 14, (3, 68, 2))
     wanted[1, 5] = np.nan  # a point that nobody marked does not count
-    there = {}
-
-    def landmarks(pixels):
-        factor, number = pixels.shape[0] // 16, int(pixels[0, 0, 0])
-        if number == 2:
-            return []
-        points = (there[number] + 0.5) * factor - 0.5
-        lips = {"top_lip": [*range(48, 55), 64, 63, 62, 61, 60], "bottom_lip": [*range(54, 60), 48, 60, 67, 66, 65, 64]}
-        ranges = {"chin": (0, 17), "left_eyebrow": (17, 22), "right_eyebrow": (22, 27), "nose_bridge": (27, 31),
-                  "nose_tip": (31, 36), "left_eye": (36, 42), "right_eye": (42, 48)}  # fmt: skip
-        places = {name: list(range(*ends)) for name, ends in ranges.items()} | lips
-        return [{name: [tuple(points[i]) for i in part] for name, part in places.items()}]
-
-    monkeypatch.setattr(identity, "attempt", face_package(face_landmarks=landmarks))
+    there = {0: wanted[0] + [3, 4], 1: np.where(np.isnan(wanted[1]), 7, wanted[1] + [0, 1])}
+    finds = SimpleNamespace(landmarks=lambda image: there.get(int(image[0, 0, 0])))
+    monkeypatch.setattr(identity, "recogniser", lambda: finds)
     images = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 1, 16, 16).contiguous()
-    there[0], there[1] = wanted[0] + [3, 4], np.where(np.isnan(wanted[1]), 7, wanted[1] + [0, 1])
     found = identity.landmark_error(images, torch.from_numpy(wanted))
     eyes = [np.linalg.norm(w[36] - w[45]) for w in wanted]
     assert found["images"] == 2
@@ -160,14 +143,64 @@ def test_the_landmark_error_is_the_distance_to_the_wanted_points(monkeypatch):
     assert found["percent"] == pytest.approx(100 * (5 / eyes[0] + 1 / eyes[1]) / 2)
 
 
-def test_the_real_packages_landmarks_are_in_the_order_of_the_avatars():
-    pytest.importorskip("face_recognition")
-    from engine.data import avatars
+def avatar(number: int, frame: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """A rendered face, (3, 256, 256) uint8, and its landmarks."""
+    pixels, points = avatars.render(number, frame, "photo", 256)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), points
 
-    pixels, points = avatars.render(0, 0, "photo", 256)
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    found = identity.landmark_error(image, torch.from_numpy(points)[None])
-    assert found["images"] == 0 or found["percent"] < 25
+
+@needs("dlib", "face_recognition_models")
+def test_the_real_landmarks_are_in_the_order_of_the_avatars():
+    found = []
+    for number in range(6):
+        image, points = avatar(number)
+        found.append(identity.landmark_error(image[None], torch.from_numpy(points)[None]))
+    seen = [one["percent"] for one in found if one["images"]]
+    assert len(seen) >= 3 and max(seen) < 25
+
+
+@needs("dlib", "face_recognition_models")
+def test_the_real_embedding_tells_people_apart():
+    models = identity.recogniser()
+    faces = [face for number in range(8) if (face := models.embed(avatar(number)[0])) is not None]
+    assert len(faces) >= 4 and all(face.shape == (128,) for face in faces)
+    image = avatar(0)[0]
+    same = identity.identity(image[None], image[None])
+    assert same == {"distance": 0.0, "same_person": 1.0, "pairs": 1.0}
+    assert models.embed(torch.zeros(3, 64, 64, dtype=torch.uint8)) is None
+    between = [np.linalg.norm(a - b) for place, a in enumerate(faces) for b in faces[:place]]
+    assert np.mean(between) > 0.1
+
+
+@needs("dlib", "face_recognition_models", "face_recognition", "pkg_resources")
+def test_the_embedding_is_that_of_face_recognition():
+    face_recognition = pytest.importorskip("face_recognition")
+    image = avatar(1)[0]
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    boxes = face_recognition.face_locations(pixels, number_of_times_to_upsample=0)
+    (wanted,) = face_recognition.face_encodings(pixels, boxes, model="small")
+    np.testing.assert_allclose(identity.recogniser().embed(image), wanted, atol=1e-6)
+
+
+# sharpness
+
+
+def test_sharpness_is_the_ratio_of_laplacian_variances():
+    a, b = random_images(3, 20), random_images(5, 20, seed=1)
+    b = (b // 2 + 60).to(torch.uint8)
+
+    def variance(images):
+        grey = np.einsum("nchw,c->nhw", images.double().numpy(), [0.299, 0.587, 0.114])
+        edges = (
+            grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] - 4 * grey[:, 1:-1, 1:-1]
+        )
+        return edges.reshape(len(edges), -1).var(1).mean()
+
+    assert sharpness(b, a) == pytest.approx(variance(b) / variance(a))
+    assert sharpness(a, a) == 1 and sharpness(a[:, :1], a[:, :1]) == 1
+    assert sharpness(a, torch.zeros_like(a)) is None
+    soft = torch.nn.functional.avg_pool2d(a.double(), 3, 1, 1).to(torch.uint8)
+    assert sharpness(soft, a) < 0.2
 
 
 # tables

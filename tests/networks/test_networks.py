@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from engine.networks.autoencoder import Autoencoder, Decoder
+from engine.networks.autoencoder import Autoencoder, Decoder, check_levels
 from engine.networks.initialisation import initialise
 from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import Conv, Linear, from_rows, level_sizes, parameter_count, to_rows
@@ -28,11 +28,12 @@ def conv_like(layer: Conv) -> nn.Conv2d:
 def textbook_decoder(decoder: Decoder, x: torch.Tensor, injected: dict[int, torch.Tensor]) -> torch.Tensor:
     """Build the decoder that BEGAN describes: two convs with ELU a level, nearest x2 after each level but the last."""
     convs = iter(map(conv_like, [*decoder.blocks, decoder.last]))
+    depths = dict(zip(decoder.sizes, decoder.depths, strict=True))
     while True:
         if x.shape[-1] in injected:
             x = torch.cat([x, injected[x.shape[-1]]], 1)
-        x = F.elu(next(convs)(x))
-        x = F.elu(next(convs)(x))
+        for _ in range(depths[x.shape[-1]]):
+            x = F.elu(next(convs)(x))
         if x.shape[-1] == decoder.sizes[-1]:
             return next(convs)(x)
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -62,8 +63,12 @@ def test_discriminator_is_the_textbook_autoencoder(resolution: int, channels: in
 
 @MODES
 @pytest.mark.parametrize("inject", [(8,), (8, 16), (8, 32), (8, 16, 32)])
-def test_generator_is_the_textbook_decoder_of_shrunken_images(inject: tuple[int, ...], fused: bool) -> None:
-    network = RefinerGenerator(64, 3, 3, inject=inject, fused=fused)
+@pytest.mark.parametrize(("widths", "depths"), [((), ()), ((5, 4, 2, 3), (1, 4, 3, 2))], ids=["even", "uneven"])
+def test_generator_is_the_textbook_decoder_of_shrunken_images(
+    inject: tuple[int, ...], widths: tuple[int, ...], depths: tuple[int, ...], fused: bool
+) -> None:
+    network = RefinerGenerator(64, 3, 3, inject=inject, widths=widths, depths=depths, fused=fused)
+    assert widths in ((), network.decoder.widths) and (depths or (2, 2, 2, 2)) == network.decoder.depths
     initialise(network, 1)
     images = smooth_images(0, 2, 64)
     copies = {size: F.interpolate(images, size=size, mode="nearest") for size in inject}
@@ -116,6 +121,17 @@ def test_levels() -> None:
     for wrong in (8, 48, 100, 512, 0, -16):
         with pytest.raises(InputError, match="16, 32, 64, 128 or 256"):
             level_sizes(wrong)
+
+
+def test_lists_of_levels() -> None:
+    check_levels((), (), 64)
+    check_levels((4, 5, 6), (), 32)
+    for widths, depths, says in (
+        ((1, 2), (), "--g-widths needs a number from 1 to 16384 for each of the levels 8, 16, 32, got 1,2"),
+        ((), (1, 0, 2), "--g-depths"),
+    ):
+        with pytest.raises(InputError, match=says):
+            check_levels(widths, depths, 32)
 
 
 def test_inject_lists() -> None:

@@ -25,8 +25,9 @@ ENGINE = [
     ["engine.systems"],
     ["engine.checkpoint"],
     ["engine.inference"],
+    ["engine.evaluation"],
     ["engine.training"],
-    ["engine.evaluation", "engine.verification"],
+    ["engine.ablation", "engine.verification"],
     [*(f"engine.{name}" for name in COMMANDS), "engine.data.__main__"],
     ["engine"],  # engine/__init__.py, the front door: it hands out names of fusion and inference when they are used
 ]
@@ -36,7 +37,7 @@ ENGINE = [
 DATA = [
     [
         f"engine.data.{name}"
-        for name in ("landmarks", "needs", "cache", "shuffling", "pixel_values", "batch", "avatars")
+        for name in ("landmarks", "needs", "cache", "shuffling", "pixel_values", "augmentation", "batch", "avatars")
     ],
     ["engine.data.decoding"],
     ["engine.data.layouts"],

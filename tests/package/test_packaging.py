@@ -143,7 +143,7 @@ class Blocked(importlib.abc.MetaPathFinder):
         if name in BLOCKED or name.partition(".")[0] in BLOCKED:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-EXTRAS = {"cv2", "torchmetrics", "torchvision", "torch_fidelity", "tensorboard", "face_recognition"}
+EXTRAS = {"cv2", "torchmetrics", "torchvision", "torch_fidelity", "tensorboard", "dlib"}
 BLOCKED = {"triton", "nvidia", "engine._native"} | EXTRAS
 sys.meta_path.insert(0, Blocked())
 """

@@ -5,6 +5,7 @@ file            name of the image (or file_source and file_target, where each ro
 landmarks_row   row of the array that holds the image's landmarks
 split           train, val, test or another name
 frame, and video (with person) or identity   the images that share the latter are the frames of a clip
+person, else identity   the person that the image shows
 An image whose video, identity or frame is negative or empty is in no clip.
 """
 
@@ -67,6 +68,7 @@ def list_manifest(source: Source, files: set[str], images: set[str]) -> Listing 
     _add_names(listing, rows, roles, f"{base}images/", name)
     if roles == _SINGLE:
         _add_clips(listing, rows)
+        _add_people(listing, rows)
     if any(_names_landmarks(row) for row in rows):
         _add_landmarks(listing, rows, source, _array_of(table, base, files))
     return listing
@@ -130,6 +132,15 @@ def _add_clips(listing: Listing, rows: list[_Row]) -> None:
                 f"{row.where}: {name} and {other} are both frame {number} of {clip[:100]}: number them apart"
             )
         listing.frames[name] = key
+
+
+def _add_people(listing: Listing, rows: list[_Row]) -> None:
+    """Add the number of the person that each image shows: the column person, else identity."""
+    numbers: dict[str, int] = {}
+    for row in rows:
+        person = _label(row.fields.get("person") or row.fields.get("identity", ""))
+        if person and not _is_negative(person) and row.names[0] is not None:
+            listing.identities.setdefault(row.names[0], numbers.setdefault(person, len(numbers)))
 
 
 def _label(text: str) -> str:

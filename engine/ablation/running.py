@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from engine import checkpoint
+from engine.ablation import table as tables
 from engine.config import Origins, TrainConfig, flag, saved_fields, show
 from engine.data import ImageSet, avatars
 from engine.errors import InputError
-from engine.evaluation import ablation_table, figures
+from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Tools
 from engine.evaluation.evaluating import MeasureOptions, apply_model, open_set
 from engine.evaluation.measures import UNITS, Measures, panels, skipped
@@ -227,10 +228,10 @@ def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measur
     """Write table.md, table.csv, figure.png and, last, table.json; returns the table for the terminal."""
     out, labels = options.out, [row.label for row in rows]
     results = {label: measures[evaluation.result] for label, (evaluation, measures) in measured.items()}
-    table = ablation_table.columns(results)
+    table = tables.columns(results)
     notes = skipped(results)
-    atomic_files.write_text(out / "table.md", ablation_table.markdown(table, labels, notes))
-    atomic_files.write_text(out / "table.csv", ablation_table.comma_separated(table, labels))
+    atomic_files.write_text(out / "table.md", tables.markdown(table, labels, notes))
+    atomic_files.write_text(out / "table.csv", tables.comma_separated(table, labels))
     first, fields = measured[labels[0]][0], ablation(options.system)
     places = first.examples()
     # rows see different inputs of the same images; the row with the most inputs shows them all
@@ -252,7 +253,7 @@ def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measur
         "measures": {label: measures for label, (_, measures) in measured.items()},
     }
     atomic_files.write_text(out / "table.json", json.dumps(about, indent=2) + "\n")
-    return ablation_table.text(table, labels, notes)
+    return tables.text(table, labels, notes)
 
 
 def ablate(options: AblateOptions, words: Sequence[str]) -> int:
