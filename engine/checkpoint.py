@@ -37,6 +37,7 @@ FORMAT = 1
 FILES = ("weights.safetensors", "state.pt", "config.json")
 FILE_BYTES = 1 << 36  # of a file, at most
 _DTYPES = (torch.float32, torch.int64)  # of weights: parameters and buffers, and BatchNorm's counts
+HALVES = (torch.float16, torch.bfloat16)  # that an exported model may be stored in
 
 
 @dataclass(frozen=True)
@@ -287,12 +288,17 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest.step, weights, state, config)
 
 
-def parse_weights(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, of the dtypes that weights have, all finite. Raises InputError."""
+def parse_weights(data: bytes, *, halves: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, of the dtypes that weights have, all finite. Raises InputError.
+
+    halves: accept float16 and bfloat16 too, which become float32
+    """
     try:
         weights = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"the weights are no whole safetensors file ({' '.join(str(error).split())[:200]})") from None
+    if halves:
+        weights = {name: tensor.float() if tensor.dtype in HALVES else tensor for name, tensor in weights.items()}
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES:
             raise InputError(f"the weights {name} are {str(tensor.dtype).removeprefix('torch.')}, not float32")

@@ -34,6 +34,7 @@ COMMANDS = {
     "reenact": ("engine.reenact", "move a face with the landmarks of another clip"),
     "evaluate": ("engine.evaluate", "measure a trained model on a folder of images"),
     "ablate": ("engine.ablate", "train and compare the variants that a paper compares"),
+    "models": ("engine.models", "list the trained models that come with Kiln"),
     "export": ("engine.export", "write a trained generator as a folder to publish"),
     "report": ("engine.report", "write the report.html of a run again"),
     "verify": ("engine.verify", "check every operator and some training steps against the reference"),

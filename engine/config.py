@@ -81,6 +81,11 @@ class TrainConfig:
     """Leave every Nth image out of the training, with all others of its person or clip, to measure on; 0 = none."""
     out: Path | None = None
     """Run folder to write; default runs/SYSTEM-TIME."""
+    init: str = ""
+    """Start from the networks of this run, checkpoint, exported folder or shipped model (`kiln models`): with its
+    options, a quarter of its learning rate, and fresh optimisers."""
+    freeze_d: int = 0
+    """Leave the first N layers of each discriminator as they are; with --init for small data sets."""
     resume: Switch = field(default=False, metadata=_NOT_SAVED)
     """Go on from the newest good checkpoint in --out, or start a run there when it has none."""
     dry_run: Switch = field(default=False, metadata=_NOT_SAVED)
@@ -192,7 +197,9 @@ class TrainConfig:
         """Raise InputError for values that cannot train. A system's class checks its own fields too."""
         level_sizes(self.resolution)
         self.at_least(1, "steps", "batch_size", "filters", "lr_every", "log_every", "checkpoint_every", "keep")
-        self.at_least(0, "threads", "lr_warmup", "sample_every", "seed", "hold_out", "eval_every", "patience")
+        self.at_least(
+            0, "threads", "lr_warmup", "sample_every", "seed", "hold_out", "eval_every", "patience", "freeze_d"
+        )
         if self.hold_out == 1:
             raise InputError("--hold-out 1 leaves nothing to train on; --hold-out 20 leaves out every 20th image")
         if self.eval_every and not self.hold_out and not self.eval_split:
@@ -346,7 +353,7 @@ def table(config: TrainConfig, origins: Origins) -> str:
 
 def _place(origin: str) -> int:
     """Where the group of an origin stands in the table."""
-    return ("default", "preset", "checkpoint", "launcher", "command").index(origin.split()[0])
+    return ("default", "preset", "init", "checkpoint", "launcher", "command").index(origin.split()[0])
 
 
 def write(config: TrainConfig, origins: Origins, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m engine.evaluate RUN_OR_CHECKPOINT --data PATH`: measures how good a trained model is, whatever its kind.
+"""`python -m engine.evaluate MODEL --data PATH`: measures how good a trained model is, whatever its kind.
 
 Writes figures and metrics.json; metrics.json is written last, so that it stands for a whole evaluation. What is
 measured depends on what the system does: engine.evaluation.refined, .generated, .driven. PATH should hold images that

@@ -21,17 +21,22 @@ class Arguments:
     """The options of `kiln export`."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    """Run folder (its best checkpoint, or its newest good one), checkpoint folder, or shipped model."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write, new or empty."""
     weights: Literal["ema", "raw"] = "ema"
     """ema: the moving average of the generator's weights; raw: the last weights."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """How the weights are stored; they are used in float32."""
+    all_networks: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write judges.safetensors too: the networks that only a training needs, which `kiln train --init` goes on with."""
 
 
 def main(argv: list[str]) -> int:
     """Export a trained generator."""
     arguments = parse(Arguments, argv, prog="kiln export", description="Export a trained generator to publish it.")
-    export(arguments.model, arguments.output, ema=arguments.weights == "ema")
+    stored = {"dtype": arguments.dtype, "all_networks": arguments.all_networks}
+    export(arguments.model, arguments.output, ema=arguments.weights == "ema", **stored)
     print(f"{arguments.output}: {', '.join(sorted(file.name for file in arguments.output.iterdir()))}")
     return 0
 

@@ -1,4 +1,4 @@
-"""`python -m engine.reenact RUN_OR_CHECKPOINT SOURCE DRIVING OUTPUT`: moves a face image with the landmarks of a clip.
+"""`python -m engine.reenact MODEL SOURCE DRIVING OUTPUT`: moves a face image with the landmarks of a clip.
 
 OUTPUT becomes a folder with frames/00000.png ..., driven.gif, driven.mp4 (with OpenCV) and sheet.png, which shows
 source, driving landmarks and result below each other. Every file is marked as synthetic (engine.inference.marking).

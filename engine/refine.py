@@ -1,4 +1,4 @@
-"""`python -m engine.refine RUN_OR_CHECKPOINT INPUT OUTPUT`: refines images of any size and format with a trained model.
+"""`python -m engine.refine MODEL INPUT OUTPUT`: refines images of any size and format with a trained model.
 
 INPUT is an image, a folder (with everything below it) or a zip. Names and sub-folders are kept. An image that cannot be
 refined gets one line on standard error, the others are refined, and the exit status is then 2. Every output is marked

@@ -1,4 +1,4 @@
-"""`python -m engine.sample RUN_OR_CHECKPOINT OUTPUT`: makes images from noise with a trained generator.
+"""`python -m engine.sample MODEL OUTPUT`: makes images from noise with a trained generator.
 
 OUTPUT gets sample_00000.png, ..., a contact sheet of them and, if asked for, interpolations between two noises as a
 strip of frames and an animation. Image i depends only on the seed and on i. Every file is marked as synthetic in its

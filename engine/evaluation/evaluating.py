@@ -56,8 +56,9 @@ class MeasureOptions:
 class EvaluateOptions(MeasureOptions):
     """The options of `kiln evaluate`."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folder (its best checkpoint, or its newest good one), checkpoint folder, exported folder, or the name of a
+    shipped model (`kiln models`)."""
     data: Path | None = None
     """Folder or zip of images that were not trained on; pairs or clips for ggb and reenact."""
     split: str = ""

@@ -24,11 +24,12 @@ def require_torchmetrics() -> ModuleType:
     return module
 
 
-def likeness(results: Tensor, originals: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
+def likeness(results: Tensor, originals: Tensor, batch_size: int = 8) -> dict[str, Tensor]:
     """ "l1" on the scale of the training losses (0 to 2), "psnr" in dB and "ssim" (-1 to 1), each (N,) float64.
 
     results, originals: (N, C, R, R) uint8, R >= 16. SSIM is that of Wang et al. 2004, with a Gaussian window 11x11 of
     sigma 1.5, averaged over the windows that lie inside the image. The PSNR of equal images is infinite.
+    batch_size: images at a time; torchmetrics takes 25 MB for each of 64x64
     """
     image = require_torchmetrics()
     measures: dict[str, list[Tensor]] = {"l1": [], "psnr": [], "ssim": []}

@@ -21,7 +21,7 @@ from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.environment import pick_device
 from engine.host.input_files import UnreadableFile, read_input
-from engine.inference import marking, pictures
+from engine.inference import marking, pictures, shipped
 from engine.inference.driving import align, read_driving, source_points
 from engine.inference.faces import FaceFinder, Framing
 from engine.inference.sample_grid import draw_grid
@@ -49,8 +49,9 @@ LINES = (
 class ReenactOptions:
     """The options of `kiln reenact`."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folder (its best checkpoint, or its newest good one), checkpoint folder, exported folder, or the name of a
+    shipped model (`kiln models`)."""
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Image of the face to drive."""
     driving: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DRIVING")]
@@ -111,7 +112,7 @@ def read_source(options: ReenactOptions, resolution: int, channels: int) -> tupl
         raise InputError(f"{path} cannot be used: {error}") from None
     window = None
     if options.face_crop:
-        window = FaceFinder().portrait(np.asarray(image), Framing.of(options.model))
+        window = FaceFinder().portrait(np.asarray(image), Framing.of(shipped.resolve(options.model)))
         if window is None:
             raise InputError(f"no face found in {path}; leave out --face-crop, or give a picture cut to the face")
     placement = pictures.place(image.size, resolution, options.fit, window)

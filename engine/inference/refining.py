@@ -24,7 +24,7 @@ from engine.host.contained_paths import contained
 from engine.host.environment import pick_device
 from engine.host.input_files import UnreadableFile
 from engine.host.terminal import printable
-from engine.inference import marking, pictures
+from engine.inference import marking, pictures, shipped
 from engine.inference.faces import FaceFinder, Framing
 from engine.inference.trained import Trained, load_trained
 from engine.systems.kinds import REFINE
@@ -34,8 +34,9 @@ from engine.systems.kinds import REFINE
 class RefineOptions:
     """The options of `kiln refine`."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folder (its best checkpoint, or its newest good one), checkpoint folder, exported folder, or the name of a
+    shipped model (`kiln models`)."""
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """Image, folder of images or zip of images."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
@@ -196,7 +197,7 @@ class Preparer:
         self._landmarks = find_landmarks(source) if landmarks else None
         self._finder = None
         if options.face_crop:
-            self._finder, self._framing = FaceFinder(), Framing.of(options.model)
+            self._finder, self._framing = FaceFinder(), Framing.of(shipped.resolve(options.model))
 
     def __call__(self, name: str) -> Prepared:
         """The image of that name, ready for the network. Raises Skipped when it cannot be refined."""

@@ -31,8 +31,9 @@ MILLISECONDS = 80  # that an animation shows each frame
 class SampleOptions:
     """The options of `kiln sample`."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_CHECKPOINT")]
-    """Run folder (its newest good checkpoint) or checkpoint folder."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Run folder (its best checkpoint, or its newest good one), checkpoint folder, exported folder, or the name of a
+    shipped model (`kiln models`)."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write, new or empty."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine import checkpoint
 from engine.config import TrainConfig
 from engine.errors import InputError
-from engine.inference import exported
+from engine.inference import exported, shipped
 from engine.systems.base import load_part, require_part
 from engine.systems.kinds import Kind
 from engine.systems.registry import system_class
@@ -40,7 +40,7 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = Tr
     """The trained model of a run, checkpoint or folder of `kiln export`, in eval mode; its weights need no gradients.
 
     path:  run folder (its best checkpoint where it measured that, else its newest good one), checkpoint folder, or
-           exported folder
+           exported folder, or the name of a shipped model (`kiln models` lists them)
     ema:   take the moving average of the generator's weights, else the last weights; an exported folder holds only one
            of them, which is taken
     fused: run Kiln's operators, else their plain PyTorch references
@@ -82,7 +82,7 @@ def load_trained(
     kind: the kind that the system must have; None accepts every kind
     Raises InputError when `path` holds no good checkpoint, or a model of another kind.
     """
-    path, part, step = Path(path), "ema" if ema else "generator", None
+    path, part, step = shipped.resolve(path), "ema" if ema else "generator", None
     if exported.is_exported(path):
         saved, weights = exported.read(path)
         part = exported.PART

@@ -44,6 +44,8 @@ class Conv(nn.Module):
     bias:            False: none, for a normalisation after it has a bias of its own
     """
 
+    start_gain: float  # of a layer that starts otherwise than its activation says (engine.networks.initialisation)
+
     def __init__(
         self,
         in_channels: int,

@@ -91,11 +91,11 @@ def check_patch_layers(layers: int, resolution: int) -> None:
 @contextlib.contextmanager
 def frozen(discriminators: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block no gradients of these networks' parameters are computed; gradients still pass through them."""
-    networks = list(discriminators)
-    for network in networks:
-        network.requires_grad_(False)
+    learning = [p for network in discriminators for p in network.parameters() if p.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for network in networks:
-            network.requires_grad_(True)
+        for parameter in learning:
+            parameter.requires_grad_(True)

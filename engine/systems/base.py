@@ -16,6 +16,8 @@ from engine.errors import InputError
 from engine.pages.panels import Chart
 from engine.systems.kinds import Kind
 
+_JUDGES = ("discriminator", "critic", "parts", "blocks")  # how the names of discriminators end
+
 
 class System:
     """Networks, their optimisers and one training step. A subclass builds the networks and writes `update`.
@@ -166,6 +168,21 @@ class System:
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+    def freeze_judges(self, layers: int) -> None:
+        """Leave the first `layers` layers of each discriminator as they are: --freeze-d.
+
+        Raises InputError where a discriminator has no further layer. Source: Mo et al. 2020 (FreezeD).
+        """
+        for name, network in self.networks().items():
+            if not name.endswith(_JUDGES):
+                continue
+            own = [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+            if layers >= len(own):
+                raise InputError(f"--freeze-d {layers} leaves nothing to train: {name} has {len(own)} layers")
+            for module in own[:layers]:
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
 
     def descend(self, loss: Tensor, *names: str) -> None:
         """Do one step of the optimisers `names` along the gradient of `loss`; older gradients are dropped before."""

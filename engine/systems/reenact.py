@@ -39,6 +39,7 @@ from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.initialisation import initialise
 from engine.networks.layers import LANDMARK_HEATMAP, l1_autoencoder_loss
+from engine.networks.patchgan import frozen
 from engine.networks.reenactment import (
     POINTS,
     PatchDiscriminator,
@@ -232,11 +233,12 @@ class ReenactSystem(System):
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         # D judges G in evaluation, with running statistics and without dropout, as in the authors' code
-        self.discriminator.eval().requires_grad_(False)
-        losses, fake = self._generator_losses(images, points)
-        loss_g = sum(self.weight[loss] * losses[f"l_{loss}"] for loss in LOSSES if self.weight[loss])
-        loss_g.backward()
-        self.discriminator.train().requires_grad_(True)
+        self.discriminator.eval()
+        with frozen([self.discriminator]):
+            losses, fake = self._generator_losses(images, points)
+            loss_g = sum(self.weight[loss] * losses[f"l_{loss}"] for loss in LOSSES if self.weight[loss])
+            loss_g.backward()
+        self.discriminator.train()
         losses = {"loss_g": loss_g, **losses}
         if self.weight["adv"]:
             losses["loss_d"] = self._discriminator_loss(images[1], fake.detach(), points[1])

@@ -30,8 +30,11 @@ def system_class(name: str) -> type[System]:
 
 
 def build(config: TrainConfig, device: str | torch.device) -> System:
-    """Build the system of `config` on `device`, with start values from config.seed."""
-    return system_class(config.system)(config, device)
+    """Build the system of `config` on `device`, with start values from config.seed. Raises InputError."""
+    system = system_class(config.system)(config, device)
+    if config.freeze_d:
+        system.freeze_judges(config.freeze_d)
+    return system
 
 
 def config_class(system: str) -> type[TrainConfig]:

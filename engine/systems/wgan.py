@@ -176,8 +176,8 @@ class WganSystem(DcganLike):
 
 @torch.no_grad()
 def clip_weights(network: nn.Module, limit: float) -> None:
-    """Clamp every parameter to [-limit, limit], in place."""
-    parameters = list(network.parameters())
+    """Clamp every parameter that learns to [-limit, limit], in place."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     torch._foreach_clamp_min_(parameters, -limit)
     torch._foreach_clamp_max_(parameters, limit)
 

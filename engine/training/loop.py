@@ -26,7 +26,7 @@ from engine.inference.sample_grid import save_grid
 from engine.networks.layers import parameter_count
 from engine.systems.base import System
 from engine.systems.registry import build
-from engine.training import completion, random_state, report
+from engine.training import completion, initial, random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
 from engine.training.held_out import PREFIX, Best, HeldOut
 from engine.training.memory import require_memory
@@ -103,6 +103,8 @@ def _train(config: TrainConfig, origins: Origins, start: checkpoint.Checkpoint |
         print(f"loader  {loader.describe()}")
         with distributed.together():
             system = build(own, device)
+            if config.init and start is None:
+                print(f"init    {initial.load(system, config.init)}")
         sizes = ", ".join(f"{name} {parameter_count(net):,}" for name, net in system.networks().items())
         print(f"model   {config.system}: {sizes} parameters\nmode    {mode(config)}")
         with distributed.together():

@@ -1,7 +1,7 @@
 """Turns a command line into the complete configuration of a run.
 
-A value of the command line wins over that of the checkpoint (with --resume), which wins over that of the preset, which
-wins over the default.
+A value of the command line wins over that of the checkpoint (with --resume) or of the model (with --init), which wins
+over that of the preset, which wins over the default.
 """
 
 import dataclasses
@@ -17,18 +17,21 @@ from engine.config import DEFAULT_SYSTEM, Origins, TrainConfig, saved_fields, sh
 from engine.distributed import torchrun
 from engine.errors import InputError
 from engine.systems.registry import SYSTEMS, config_class
+from engine.training import initial
 
 
 def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     """The configuration of a command line, complete and checked, and the origin of each value.
 
-    An origin is "default", "preset quick", "preset paper", "checkpoint", "launcher" or "command line". With --resume,
-    and after a restart by torchrun, the newest good checkpoint of --out is read. Raises InputError for wrong usage.
+    An origin is "default", "preset quick", "preset paper", "init", "checkpoint", "launcher" or "command line". With
+    --resume, and after a restart by torchrun, the newest good checkpoint of --out is read. Raises InputError for wrong
+    usage.
     """
     out = _word(argv, "out")
     if out is not None and "--resume" not in argv and torchrun.restarted(Path(out)):
         argv = [*argv, "--resume"]
     kind, saved = _class_and_saved(argv)
+    model = _initial(argv) if saved is None else None
     parsed = parse(kind, argv, prog="kiln train", description=_description(kind))
     fields = [f.name for f in dataclasses.fields(kind)]
     of_checkpoint = saved_fields(kind)
@@ -42,6 +45,8 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
             saved, **{name: getattr(config, name) for name in fields if name not in of_checkpoint}
         )
         origins |= dict.fromkeys(of_checkpoint, "checkpoint")
+    if model is not None:
+        config = initial.adopt(config, model, given, origins)
     config = dataclasses.replace(config, **{name: getattr(parsed, name) for name in given})
     origins |= dict.fromkeys(given, "command line")
     config = _count_ranks(config, origins)
@@ -52,6 +57,8 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
         raise InputError("--cuda-graph needs an NVIDIA GPU: add --device cuda, or leave it out")
     if saved is not None:
         config.check_resumed(saved)
+    if model is not None:
+        initial.check(config, model)
     return config, origins
 
 
@@ -69,7 +76,15 @@ def _class_and_saved(argv: Sequence[str]) -> tuple[type[TrainConfig], TrainConfi
         saved = _saved_config(Path(out))
     if saved is not None and system not in (None, saved.system):
         raise InputError(f"the run in {out} is of --system {saved.system}, which cannot become {system}")
+    if system is None and saved is None and (model := _initial(argv)):
+        system = model.system
     return config_class(system or (saved.system if saved else DEFAULT_SYSTEM)), saved
+
+
+def _initial(argv: Sequence[str]) -> TrainConfig | None:
+    """The configuration of the model that --init names; None without --init, and for a word that asks for help."""
+    model = _word(argv, "init")
+    return None if not model or {"-h", "--help"} & set(argv) else initial.read_config(model)
 
 
 def _word(argv: Sequence[str], option: str) -> str | None:

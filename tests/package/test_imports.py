@@ -11,7 +11,19 @@ import pytest
 from tests.support.import_graph import Graph, circles, import_graph, modules, room_of, upward
 from tests.support.places import ROOT
 
-COMMANDS = ("train", "refine", "sample", "reenact", "evaluate", "ablate", "export", "report", "verify", "doctor")
+COMMANDS = (
+    "train",
+    "refine",
+    "sample",
+    "reenact",
+    "evaluate",
+    "ablate",
+    "models",
+    "export",
+    "report",
+    "verify",
+    "doctor",
+)
 # bottom up; the rooms of one floor do not import each other
 ENGINE = [
     ["engine.errors", "engine.version", "engine._native"],
