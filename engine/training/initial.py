@@ -70,8 +70,8 @@ def load(system: System, model: str) -> str:
         names = [name for name in generator if name.startswith(f"{exported.PART}.")]
         weights |= {name.replace(exported.PART, "ema", 1): weights[name] for name in names}
     else:
-        path = checkpoint.best(path) or path
-        weights = checkpoint.load(path).weights
+        stored = checkpoint.load(checkpoint.best(path) or path)
+        path, weights = stored.path, stored.weights
     return f"{path.name if path.parent == shipped.FOLDER else path}: {_give(system, weights, path)}"
 
 
