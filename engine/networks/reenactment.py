@@ -86,6 +86,9 @@ class ReenactmentGenerator(nn.Module):
     norm:    instance normalisation after every convolution but the last; it removes what is the same all over an image,
              such as its brightness, and its contrast
     dropout: with the probabilities SPATIAL_DROPOUT and DROPOUT
+    correct: the last layer also makes a shift of every pixel and a share; the result is that share of the image, taken
+             at the shifted places, and the rest of the painted image (as first-order motion models do: Siarohin et al.
+             2019). Texture is then moved, not painted again. The paper's G paints everything
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class ReenactmentGenerator(nn.Module):
         *,
         norm: bool = True,
         dropout: bool = False,
+        correct: bool = False,
         fused: bool = True,
     ):
         super().__init__()
@@ -108,7 +112,12 @@ class ReenactmentGenerator(nn.Module):
         self.down = nn.ModuleList(Level(a, b, resize="down", **options) for a, b in itertools.pairwise(widths))
         self.middle = Residual(widths[-1], norm=norm, dropout=DROPOUT if dropout else 0.0, fused=fused)
         self.up = nn.ModuleList(Level(b, a, resize="up", **options) for b, a in itertools.pairwise(widths[::-1]))
-        self.last = Conv(filters, channels, kernel_size=7, activation="tanh", fused=fused)
+        self.correct = correct
+        if correct:
+            self.last = Conv(filters, channels + 3, kernel_size=7, activation="none", fused=fused)
+            self.last.start_gain = 0.01
+        else:
+            self.last = Conv(filters, channels, kernel_size=7, activation="tanh", fused=fused)
         if norm:
             # a norm takes the bias of a convolution away again: its gradient would be a rounding error
             for layer in self.modules():
@@ -126,7 +135,26 @@ class ReenactmentGenerator(nn.Module):
         x = self.middle(x)
         for level in self.up:
             x = level(x, skips.pop())
-        return self.last(x)
+        made = self.last(x)
+        return corrected(images, made) if self.correct else made
+
+
+def corrected(images: Tensor, made: Tensor) -> Tensor:
+    """Move the pixels of images, and paint over the rest.
+
+    images:  (B, C, H, W) in [-1, 1]
+    made:    (B, C + 3, H, W): what is painted, before tanh; shifts along x and y, which tanh bounds to half a side; and
+             the share of the moved image, before a sigmoid
+    returns: (B, C, H, W)
+    """
+    count, channels, height, width = images.shape
+    painted, shift, share = made.split([channels, 2, 1], dim=1)
+    still = torch.eye(2, 3, device=images.device, dtype=images.dtype).expand(count, 2, 3)
+    places = F.affine_grid(still, [count, channels, height, width], align_corners=False)
+    places = places + torch.tanh(shift.to(images.dtype)).permute(0, 2, 3, 1)
+    moved = F.grid_sample(images, places, mode="bilinear", padding_mode="border", align_corners=False)
+    share = torch.sigmoid(share.to(images.dtype))
+    return share * moved + (1 - share) * torch.tanh(painted.to(images.dtype))
 
 
 class PatchDiscriminator(nn.Module):

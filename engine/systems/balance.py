@@ -13,17 +13,17 @@ C, that of simgan, judges patches, and w times its verdict joins L_G:
     L_G  += w (-log C(G(z)))                                    C: probability of a patch of being of a photo
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from engine import distributed
-from engine.config import Sizes, TrainConfig
+from engine.config import Origins, Sizes, TrainConfig
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder, check_levels
-from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss
+from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss, level_sizes
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_loss
 from engine.pages.panels import chart
 from engine.systems.base import System
@@ -69,6 +69,20 @@ class BalancedConfig(TrainConfig):
     forgive blur, as an autoencoder does. 0 = none, as in the paper."""
     critic_filters: int = 32
     """The width of that second discriminator."""
+
+    def completed(self, given: set[str], origins: Origins) -> "BalancedConfig":
+        """Give lists of levels that a preset has for another resolution one number for each level of this one.
+
+        The last level's number stands for further levels too.
+        """
+        config = super().completed(given, origins)
+        levels = len(level_sizes(self.resolution))
+        fitted = {}
+        for name in ("g_widths", "g_depths"):
+            numbers = getattr(self, name)
+            if numbers and origins[name].startswith("preset"):
+                fitted[name] = (*numbers, *numbers[-1:] * levels)[:levels]
+        return replace(config, **fitted)
 
     def check(self) -> None:
         super().check()

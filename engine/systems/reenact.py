@@ -68,7 +68,7 @@ ABLATION: dict[str, dict[str, float]] = {
 class ReenactConfig(TrainConfig):
     """Options of reenact."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "d_filters", "d_optimiser", "norm")
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "d_filters", "d_optimiser", "norm", "correct")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and minutes. With the paper's weights, a run this short learns to return the source, because
         # that satisfies the consistency losses (the paper sees it without L_pp and L_id). Here the target counts more
@@ -120,6 +120,8 @@ class ReenactConfig(TrainConfig):
     """Normalisation in the generator: instance as in the authors' code, none keeps colours and is faster."""
     dropout: Switch = False
     """Dropout in both networks, as in the authors' code."""
+    correct: bool = False
+    """The generator moves the pixels of the source and paints over the rest, instead of painting everything."""
     adv_weight: float = 1.0
     """Weight of the adversarial loss; 0: no discriminator is trained."""
     pix_weight: float = 10.0
@@ -338,7 +340,8 @@ class ReenactSystem(System):
 def build_generator(config: ReenactConfig) -> ReenactmentGenerator:
     """Build G of a configuration; its weights are not set."""
     shape = (config.resolution, config.filters, config.channels)
-    return ReenactmentGenerator(*shape, norm=config.norm == "instance", dropout=config.dropout, fused=config.fused)
+    kind = {"norm": config.norm == "instance", "dropout": config.dropout, "correct": config.correct}
+    return ReenactmentGenerator(*shape, **kind, fused=config.fused)
 
 
 def frames(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:

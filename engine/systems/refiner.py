@@ -102,6 +102,7 @@ class RefinerConfig(BalancedConfig):
 
     def completed(self, given: set[str], origins: Origins) -> "RefinerConfig":
         """Give `model` and `inject`, which say the same in two ways, values that agree."""
+        config = super().completed(given, origins)
         if {"model", "inject"} <= given:
             raise InputError("--model and --inject say the same; give one")
         if "inject" in given or (origins["inject"] == "checkpoint" and "model" not in given):
@@ -114,7 +115,7 @@ class RefinerConfig(BalancedConfig):
             # a model that is only the default leaves out the sizes that a small resolution does not have
             inject = tuple(size for size in MODELS[self.model] if "model" in given or size < self.resolution)
         model = {sizes: name for name, sizes in MODELS.items()}.get(inject, "custom")
-        return replace(self, inject=inject, model=model)
+        return replace(config, inject=inject, model=model)
 
     def check(self) -> None:
         super().check()

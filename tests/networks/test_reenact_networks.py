@@ -1,13 +1,16 @@
 """The networks of reenact, and its losses on features."""
 
+import math
+
 import pytest
 import torch
 
 from engine.networks.initialisation import initialise
 from engine.networks.layers import parameter_count
-from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, log_mean_sigmoid
+from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, corrected, log_mean_sigmoid
 from engine.systems.feature_losses import feature_losses
 from tests.support.gram_matrix import gram
+from tests.support.training_fakes import smooth_images
 
 
 def test_style_is_compared_image_by_image() -> None:
@@ -44,6 +47,19 @@ def test_sizes_match_at_every_resolution(side: int) -> None:
     initialise(critic, 0)
     patches = critic(images, points).shape[1]
     assert patches == max(4, (side // 8 - 2) ** 2)
+
+
+def test_a_correction_moves_pixels_and_paints_the_rest() -> None:
+    images = smooth_images(0, 2, 16)
+    made = torch.zeros(2, 6, 16, 16)
+    made[:, 5] = 50  # only moved
+    torch.testing.assert_close(corrected(images, made), images)
+    made[:, 3] = math.atanh(3 / 8)  # three of the eight pixels that make half a side
+    torch.testing.assert_close(corrected(images, made)[..., :-3], images[..., 3:])
+    made[:, 3], made[:, 4] = 0, math.atanh(-2 / 8)
+    torch.testing.assert_close(corrected(images, made)[:, :, 2:], images[:, :, :-2])
+    made[:, 5], made[:, :3] = -50, 0.4  # only painted
+    torch.testing.assert_close(corrected(images, made), torch.full_like(images, math.tanh(0.4)))
 
 
 def test_networks_are_as_large_as_the_authors() -> None:

@@ -88,7 +88,29 @@ def generator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor)
     for level in net.up:
         x = F.leaky_relu(conv(level.conv, x.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1), 0.2)
         x = x + skips.pop()
-    return torch.tanh(F.conv2d(x, net.last.weight, net.last.bias, padding=3))
+    made = F.conv2d(x, net.last.weight, net.last.bias, padding=3)
+    if not system.config.correct:
+        return torch.tanh(made)
+    channels = images.shape[1]
+    share = torch.sigmoid(made[:, channels + 2 :])
+    shift = torch.tanh(made[:, channels : channels + 2]) * images.shape[-1] / 2
+    return share * taken_at(images, shift) + (1 - share) * torch.tanh(made[:, :channels])
+
+
+def taken_at(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """The images' pixels at x, y + shift, between four pixels by their distance; beyond a border the border goes on."""
+    side, places = images.shape[-1], torch.arange(images.shape[-1], dtype=images.dtype)
+    x = (places[None, None, :] + shift[:, 0]).clamp(0, side - 1)
+    y = (places[None, :, None] + shift[:, 1]).clamp(0, side - 1)
+    left, top = (v.detach().floor().clamp(max=side - 2).long() for v in (x, y))
+    rows = torch.arange(len(images))[:, None, None]
+
+    def pixel(down: int, right: int) -> torch.Tensor:
+        return images.permute(0, 2, 3, 1)[rows, top + down, left + right].permute(0, 3, 1, 2)
+
+    a, b = (x - left)[:, None], (y - top)[:, None]
+    upper = (1 - a) * pixel(0, 0) + a * pixel(0, 1)
+    return (1 - b) * upper + b * ((1 - a) * pixel(1, 0) + a * pixel(1, 1))
 
 
 def discriminator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor, training: bool) -> torch.Tensor:
@@ -171,6 +193,7 @@ OPTIONS = {
         "--pix-weight",
         "3",
     ),
+    "correct": ("--norm", "none", "--correct"),
     "grey": ("--norm", "instance", "--channels", "1", "--triple-weight", "7", "--id-weight", "40"),
 }
 
