@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, LandmarkConv
+from engine.networks.moving import EXTRA, START_GAIN, corrected
 from engine.networks.norms import InstanceNorm
 
 NEGATIVE_SLOPE = 0.2  # of LeakyReLU below 0, and the default of the operators
@@ -76,6 +77,7 @@ class GuidedUNet(nn.Module):
     sizes:  sides of the guided features, from guided_sizes
     sigma:  of the heatmaps' Gaussians, in pixels
     norm:   of all layers but the first, the innermost and the last: "batch", "instance" or "none"
+    correct: the final image moves the pixels of x and paints over the rest (engine.networks.moving)
     Source: sections 2.1 and 3.2 of the paper. Widths (n, 2n, 4n, 8n, 8n, ...) and normalisation are those of pix2pix,
     from which the paper takes the U-Net.
     """
@@ -90,10 +92,11 @@ class GuidedUNet(nn.Module):
         sizes: Sequence[int],
         sigma: float = 1.0,
         norm: str = "batch",
+        correct: bool = False,
         fused: bool = True,
     ):
         super().__init__()
-        self.sizes = tuple(sizes)
+        self.sizes, self.correct = tuple(sizes), correct
         depth = int(math.log2(resolution)) - 1
         widths = [filters * min(2**level, WIDEST) for level in range(depth)]
         self.first = LandmarkConv(
@@ -106,9 +109,10 @@ class GuidedUNet(nn.Module):
         further = [0, *widths[-2:0:-1]]
         ups = zip(widths[:0:-1], further, widths[-2::-1], strict=True)
         self.up = nn.ModuleList(Up(i, o, norm, second_channels=second, fused=fused) for i, second, o in ups)
-        self.last = Conv(
-            widths[0], channels, **KERNEL, transposed=True, second_channels=widths[0], activation="tanh", fused=fused
-        )
+        made = {"activation": "none" if correct else "tanh", "second_channels": widths[0], "transposed": True}
+        self.last = Conv(widths[0], channels + EXTRA * correct, **KERNEL, **made, fused=fused)
+        if correct:
+            self.last.start_gain = START_GAIN
         width_at = {4 << level: width for level, width in enumerate(widths[-2::-1])}
         self.to_image = nn.ModuleDict(
             {str(size): Conv(width_at[size], channels, activation="tanh", fused=fused) for size in self.sizes}
@@ -136,14 +140,15 @@ class GuidedUNet(nn.Module):
             skip = skips.pop()
         return level_images, (feature, skip)
 
-    def finish(self, features: tuple[Tensor, Tensor]) -> Tensor:
-        """Run the last layer on the features that `guide` returns: (B, channels, R, R) in [-1, 1]."""
-        return self.last(*features)
+    def finish(self, x: Tensor, features: tuple[Tensor, Tensor]) -> Tensor:
+        """Run the last layer on the features that `guide` returned for x: (B, channels, R, R) in [-1, 1]."""
+        made = self.last(*features)
+        return corrected(x, made) if self.correct else made
 
     def forward(self, x: Tensor, points: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """x (B, channels, R, R), points (B, K, 2) -> G(x, c), and size -> image of each guided size, as in `guide`."""
         level_images, features = self.guide(x, points)
-        return self.finish(features), level_images
+        return self.finish(x, features), level_images
 
     def guided_parameters(self) -> list[nn.Parameter]:
         """What the losses of the levels train: all layers but the last, and the convs of the guided images."""

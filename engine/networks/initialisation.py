@@ -4,8 +4,9 @@
     he_normal   He's scale, whatever the rectifier, also for transposed convolutions: ggb
     normal      one standard deviation for all weights: dcgan, wgan, cyclegan
 
-A layer that starts otherwise says so in an attribute, which `initialise` reads: `start_gain` replaces the gain of its
-activation, `heatmap_scale` multiplies the weights of a LandmarkConv that meet heatmaps.
+A layer that starts otherwise says so in an attribute: `start_gain`, which `initialise` and `he_normal` read, replaces
+the gain of its activation; `heatmap_scale`, which `initialise` reads, multiplies the weights of a LandmarkConv that
+meet heatmaps.
 """
 
 import math
@@ -48,8 +49,9 @@ def he_normal(network: nn.Module, seed: int) -> None:
     for name, layer in network.named_modules():
         if isinstance(layer, (Conv, LandmarkConv)):
             linear = name.endswith("last") or getattr(layer, "activation", "") == "tanh"
+            gain = getattr(layer, "start_gain", 1 if linear else 2)
             drawn = torch.randn(layer.weight.shape, generator=generator)
-            _set(layer.weight, drawn * math.sqrt((1 if linear else 2) / _fan_in(layer)), layer.bias)
+            _set(layer.weight, drawn * math.sqrt(gain / _fan_in(layer)), layer.bias)
         elif isinstance(layer, (nn.BatchNorm2d, nn.InstanceNorm2d)):
             layer.reset_parameters()
 

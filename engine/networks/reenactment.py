@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from engine.data.landmarks import POINTS
 from engine.networks.global_batch import BatchNorm, dropout, dropout2d
 from engine.networks.layers import Conv, LandmarkConv, level_sizes
+from engine.networks.moving import EXTRA, START_GAIN, corrected
 from engine.networks.norms import InstanceNorm
 
 SLOPE = 0.2  # of LeakyReLU below 0
@@ -114,8 +115,8 @@ class ReenactmentGenerator(nn.Module):
         self.up = nn.ModuleList(Level(b, a, resize="up", **options) for b, a in itertools.pairwise(widths[::-1]))
         self.correct = correct
         if correct:
-            self.last = Conv(filters, channels + 3, kernel_size=7, activation="none", fused=fused)
-            self.last.start_gain = 0.01
+            self.last = Conv(filters, channels + EXTRA, kernel_size=7, activation="none", fused=fused)
+            self.last.start_gain = START_GAIN
         else:
             self.last = Conv(filters, channels, kernel_size=7, activation="tanh", fused=fused)
         if norm:
@@ -137,24 +138,6 @@ class ReenactmentGenerator(nn.Module):
             x = level(x, skips.pop())
         made = self.last(x)
         return corrected(images, made) if self.correct else made
-
-
-def corrected(images: Tensor, made: Tensor) -> Tensor:
-    """Move the pixels of images, and paint over the rest.
-
-    images:  (B, C, H, W) in [-1, 1]
-    made:    (B, C + 3, H, W): what is painted, before tanh; shifts along x and y, which tanh bounds to half a side; and
-             the share of the moved image, before a sigmoid
-    returns: (B, C, H, W)
-    """
-    count, channels, height, width = images.shape
-    painted, shift, share = made.split([channels, 2, 1], dim=1)
-    still = torch.eye(2, 3, device=images.device, dtype=images.dtype).expand(count, 2, 3)
-    places = F.affine_grid(still, [count, channels, height, width], align_corners=False)
-    places = places + torch.tanh(shift.to(images.dtype)).permute(0, 2, 3, 1)
-    moved = F.grid_sample(images, places, mode="bilinear", padding_mode="border", align_corners=False)
-    share = torch.sigmoid(share.to(images.dtype))
-    return share * moved + (1 - share) * torch.tanh(painted.to(images.dtype))
 
 
 class PatchDiscriminator(nn.Module):

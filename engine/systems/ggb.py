@@ -62,7 +62,7 @@ ABLATION: dict[str, dict[str, Any]] = {
 class GgbConfig(TrainConfig):
     """Options of ggb."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "points", "levels", "rapd", "nvtd", "norm")
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "points", "levels", "rapd", "nvtd", "norm", "correct")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. A few thousand steps need a higher learning rate. Judges that learn at that
         # rate tell every generated change from a real one, and what they then ask of G is noise; so they learn slower
@@ -104,6 +104,8 @@ class GgbConfig(TrainConfig):
     """Width (sigma) of a point's heatmap as a share of the image's side; at least half a pixel."""
     norm: Literal["batch", "instance", "none"] = "batch"
     """Normalisation in the generator and the final discriminator."""
+    correct: bool = False
+    """The final image moves the pixels of the source and paints over the rest, instead of painting everything."""
     lambda_real: float = 0.02
     """Weight of the adversarial loss of the final image beside its L1."""
     lambda_rapd: float = 0.01
@@ -195,7 +197,7 @@ class GgbSystem(System):
             with torch.set_grad_enabled(bool(self.sizes)):
                 level_images, features = self.generator.guide(source, points)
             with torch.no_grad():
-                fake = self.generator.finish(features)
+                fake = self.generator.finish(source, features)
         return {size: image.to(source.dtype) for size, image in level_images.items()}, fake.to(source.dtype)
 
     def _update_discriminator(self, target: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -244,7 +246,7 @@ class GgbSystem(System):
         with frozen([self.discriminator]):
             with self.precision():
                 _, features = self.generator.guide(source, points, images=False)
-                fake = self.generator.finish(features)
+                fake = self.generator.finish(source, features)
                 logits = self.discriminator(fake)
             _, l1 = l1_autoencoder_loss(target, fake.to(target.dtype), fused=self.config.fused)
             adversarial = said_real(logits)
@@ -302,7 +304,7 @@ class TrainedGgb(nn.Module):
         returns: (B, C, R, R) in [-1, 1]
         """
         _, features = self.generator.guide(images, points, images=False)
-        return self.generator.finish(features).clamp(-1, 1)
+        return self.generator.finish(images, features).clamp(-1, 1)
 
 
 def build_generator(config: GgbConfig) -> GuidedUNet:
@@ -315,6 +317,7 @@ def build_generator(config: GgbConfig) -> GuidedUNet:
         sizes=guided_sizes(config.resolution, config.levels),
         sigma=config.sigma(),
         norm=config.norm,
+        correct=config.correct,
         fused=config.fused,
     )
 

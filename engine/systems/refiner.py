@@ -56,24 +56,49 @@ class RefinerConfig(BalancedConfig):
     FIXED: ClassVar[tuple[str, ...]] = (*BalancedConfig.FIXED, "inject", "landmarks", "correct")
     SMALL: ClassVar[dict[str, Any]] = {**BalancedConfig.SMALL, "inject": (8, 16), "model": "B", "correct": True}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # for 2 CPU cores and a few minutes. Runs this short need a quick, tight balance. D reconstructs a soft G(z)
-        # better than a photo: L(G(z)) is about 0.7 L(x). So with gamma 0.5 k stays 0 and nothing sharpens, and with the
-        # paper's lambda_k of 0.001 k would need tens of thousands of steps to rise. A few thousand steps bear gamma 0.9
-        # and lambda_r 0.3, which give sharper images; 1,200 steps do not
+        # for 2 CPU cores and a few minutes. D reconstructs a soft G(z) better than a photo, so what sharpens in so few
+        # steps is the critic; a correction keeps what the input has, and bears a large lambda_r
         "quick": {
             "steps": 1200,
             "model": "C",
             "batch_size": 16,
             "filters": 32,
+            "d_filters": 16,
             "hidden": 128,
             "gamma": 0.8,
             "lambda_k": 0.02,
-            "lambda_r": 0.5,
+            "lambda_r": 0.9,
+            "correct": True,
+            "critic_weight": 0.01,
             "lr": 1e-3,
             "lr_schedule": "cosine",
             "ema": 0.995,
             "sample_every": 200,
             "checkpoint_every": 200,
+        },
+        # the runs that chose these values are in docs/systems.md
+        "good": {
+            "steps": 12_000,
+            "batch_size": 16,
+            "filters": 32,
+            "g_widths": (128, 128, 96, 32),
+            "g_depths": (2, 6, 3, 2),
+            "d_filters": 16,
+            "hidden": 128,
+            "gamma": 0.8,
+            "lambda_k": 0.01,
+            "lambda_r": 0.9,
+            "correct": True,
+            "critic_weight": 0.01,
+            "lr": 1e-3,
+            "lr_schedule": "cosine",
+            "ema": 0.998,
+            "augment_geometry": 0.5,
+            "augment_light": 0.4,
+            "hold_out": 20,
+            "eval_every": 500,
+            "sample_every": 1000,
+            "checkpoint_every": 1000,
         },
         # the refiner paper, section 3; what the paper leaves open, such as gamma and lambda_r, has the defaults below
         "paper": {

@@ -7,7 +7,8 @@ import torch
 
 from engine.networks.initialisation import initialise
 from engine.networks.layers import parameter_count
-from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, corrected, log_mean_sigmoid
+from engine.networks.moving import corrected
+from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, log_mean_sigmoid
 from engine.systems.feature_losses import feature_losses
 from tests.support.gram_matrix import gram
 from tests.support.training_fakes import smooth_images

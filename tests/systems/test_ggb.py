@@ -122,7 +122,13 @@ ROWS = [
     {"nvtd": False, "points": 68},
     {"levels": 1, "lambda_rapd": 0.5, "lambda_nvtd": 0.3, "judge_rate": 0.1},
 ]
-ROWS += [{"levels": 0, "lambda_real": 0.4}, {"rapd": False, "nvtd": False}, {"norm": "instance"}, {"norm": "none"}]
+ROWS += [
+    {"levels": 0, "lambda_real": 0.4},
+    {"rapd": False, "nvtd": False},
+    {"norm": "instance"},
+    {"norm": "none"},
+    {"correct": True},
+]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
