@@ -11,6 +11,8 @@ C, that of simgan, judges patches, and w times its verdict joins L_G:
 
     L_C   = -log C(x) - log(1 - C(G(z)))                        BalancedSystem.criticise: its gradient
     L_G  += w (-log C(G(z)))                                    C: probability of a patch of being of a photo
+
+With --critic-pack C judges several images as one of more channels. Source: Lin et al. 2018 (PacGAN).
 """
 
 from dataclasses import dataclass, replace
@@ -42,6 +44,7 @@ class BalancedConfig(TrainConfig):
         "g_depths",
         "d_filters",
         "critic_filters",
+        "critic_pack",
     )
     SMALL: ClassVar[dict[str, Any]] = {
         **TrainConfig.SMALL,
@@ -69,6 +72,8 @@ class BalancedConfig(TrainConfig):
     forgive blur, as an autoencoder does. 0 = none, as in the paper."""
     critic_filters: int = 32
     """The width of that second discriminator."""
+    critic_pack: int = 1
+    """How many images it judges together; several show it when a generator makes the same image again and again."""
 
     def completed(self, given: set[str], origins: Origins) -> "BalancedConfig":
         """Give lists of levels that a preset has for another resolution one number for each level of this one.
@@ -86,11 +91,14 @@ class BalancedConfig(TrainConfig):
 
     def check(self) -> None:
         super().check()
-        self.at_least(1, "hidden", "critic_filters")
+        self.at_least(1, "hidden", "critic_filters", "critic_pack")
         self.at_most(1 << 16, "hidden")
         self.at_most(1 << 14, "d_filters", "critic_filters")
         self.at_least(0, "lambda_k", "d_filters", "critic_weight")
         self.between(0, 1, "gamma")
+        of_rank = self.batch_size // self.ranks
+        if of_rank % self.critic_pack:
+            raise InputError(f"--critic-pack {self.critic_pack} does not divide the {of_rank} images of a rank's batch")
         check_levels(self.g_widths, self.g_depths, self.resolution)
 
     def check_resumed(self, saved: "TrainConfig") -> None:
@@ -130,11 +138,19 @@ class BalancedSystem(System):
         self.k = torch.zeros((), dtype=torch.float32, device=self.device)
         self.critic: LocalDiscriminator | None = None
         if config.critic_weight:
-            self.critic = LocalDiscriminator(config.critic_filters, config.channels, fused=config.fused)
+            channels = config.critic_pack * config.channels
+            self.critic = LocalDiscriminator(config.critic_filters, channels, fused=config.fused)
 
     def critics(self) -> dict[str, nn.Module]:
         """The critic by its name, for `networks`; nothing where there is none."""
         return {"critic": self.critic} if self.critic else {}
+
+    def critic_passes(self) -> list[tuple[nn.Module, tuple[Any, ...], int]]:
+        """What a step keeps of the critic, for `passes`; nothing where there is none."""
+        if not self.critic:
+            return []
+        pack, side = self.config.critic_pack, self.config.resolution
+        return [(self.critic, (torch.empty(1, pack * self.config.channels, side, side, device=self.device),), 2)]
 
     def autoencoder_loss(
         self, v: Tensor, grad_scale: Tensor | None = None, input_grad_from: int = 0
@@ -186,8 +202,10 @@ class BalancedSystem(System):
             return patch_loss(self._verdict(fake), REAL)
 
     def _verdict(self, images: Tensor) -> Tensor:
+        """The logits of patches, of each pack of images; images: (B, C, R, R), those of a pack after one another."""
+        pack = self.config.critic_pack
         with self.precision():
-            return self.critic(images)
+            return self.critic(images if pack == 1 else images.unflatten(0, (-1, pack)).flatten(1, 2))
 
     def balance(self, per_sample: Tensor, content: Tensor, lambda_r: float) -> Balance:
         """Compute the losses of the global batch, and set k for the next step.

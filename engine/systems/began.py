@@ -214,4 +214,4 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         noise = torch.empty(1, self.config.hidden, device=self.device)
         passes = [(self.discriminator, (image,), 2 if fused else 3), (self.generator, (noise,), 1)]
-        return passes + ([(self.critic, (image,), 2)] if self.critic else [])
+        return passes + self.critic_passes()

@@ -326,8 +326,7 @@ class RefinerSystem(BalancedSystem):
             (self.discriminator, (image,), 2 if fused else 3),
             (self.generator, (pyramid(image, self.generator.inject), maps), 1),
         ]
-        judges = [network for network in (self.estimator, self.critic) if network]
-        return passes + [(network, (image,), 2) for network in judges]
+        return passes + ([(self.estimator, (image,), 2)] if self.estimator else []) + self.critic_passes()
 
 
 def build_generator(config: RefinerConfig) -> RefinerGenerator:

@@ -21,7 +21,10 @@ from tests.support.training_fakes import batch_of, tiny_config, worst
 MODES = pytest.mark.parametrize("mode", ["--eager", "--fused"])
 LANDMARKS = ("--landmarks", "--landmark-weight", "0.3")
 CRITIC = ("--critic-weight", "0.2", "--critic-filters", "4", "--correct", "--d-filters", "3")
-FLAGS = pytest.mark.parametrize("flags", [(), LANDMARKS, CRITIC], ids=["plain", "landmarks", "critic"])
+PACKED = (*CRITIC, "--critic-pack", "2")
+FLAGS = pytest.mark.parametrize(
+    "flags", [(), LANDMARKS, CRITIC, PACKED], ids=["plain", "landmarks", "critic", "packed critic"]
+)
 
 
 def losses_of(mode: str, steps: int, *flags: str) -> list[dict[str, float]]:
@@ -52,7 +55,9 @@ def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float]
         )
     if system.critic:
         # of the two logits of each patch the first is for photos
-        of_photos, of_results = (system.critic(v).log_softmax(1) for v in (batch.images, fake))
+        pack = config.critic_pack  # images that lie behind one another as channels
+        packed = ([torch.cat(list(v[i : i + pack])) for i in range(0, len(v), pack)] for v in (batch.images, fake))
+        of_photos, of_results = (system.critic(torch.stack(v)).log_softmax(1) for v in packed)
         values["l_critic"] = -of_photos[:, 0].mean() - of_results[:, 1].mean()
         values["l_realism"] = -of_results[:, 0].mean()
         loss_g = loss_g + config.critic_weight * values["l_realism"]
@@ -189,6 +194,11 @@ def load_from(config) -> torch.nn.Module:
     module = RefinerSystem.trained(config)
     module.generator.load_state_dict(build(config, "cpu").generator.state_dict())
     return module
+
+
+def test_packs_fill_the_batch() -> None:
+    with pytest.raises(InputError, match="--critic-pack 3 does not divide the 4 images"):
+        tiny_config("--critic-pack", "3")
 
 
 def test_the_critic_starts_and_stops_with_the_run() -> None:
