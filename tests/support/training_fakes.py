@@ -15,6 +15,7 @@ from engine.training.resolve import resolve
 TINY = {"--resolution": "16", "--filters": "2", "--hidden": "4", "--batch-size": "4", "--threads": "1"}
 # the paper's values, whatever the presets have
 DIALS = {"--gamma": "0.5", "--lambda-k": "0.001", "--lambda-r": "0.5", "--lr-schedule": "constant"}
+DIALS |= {"--critic-weight": "0", "--d-filters": "2"}
 # a recorded step has its learning rate on the device, which PyTorch's RMSprop takes on GPUs alone
 TINY |= {"--optimiser": "adam"}
 # every part of a step takes part from the third step on
@@ -27,6 +28,7 @@ def tiny_config(*flags: str, mode: str = "--eager", out: Path | None = None, sys
     known = {flag(field.name) for field in fields(config_class(system))}
     for name, value in (TINY | DIALS).items():
         words += [name, value] if name in known and name not in flags else []
+    words += ["--no-correct"] if "--correct" in known and "--correct" not in flags else []
     return resolve([*words, *flags])[0]
 
 
