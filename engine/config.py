@@ -63,7 +63,7 @@ class TrainConfig:
               and the tests train it
     """
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {}, "good": {}, "paper": {}}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {}, "paper": {}}
     FIXED: ClassVar[tuple[str, ...]] = ("system", "seed", "resolution", "channels", "filters", "hold_out")
     SMALL: ClassVar[dict[str, Any]] = {"resolution": 32, "filters": 8, "batch_size": 4}
 
@@ -91,8 +91,8 @@ class TrainConfig:
     dry_run: Switch = field(default=False, metadata=_NOT_SAVED)
     """Print parameters, memory, data and configuration; train and write nothing."""
     preset: Literal["quick", "good", "paper"] = "quick"
-    """quick: values that train in minutes on 2 CPU cores; good: in hours there, or minutes on a GPU, with what was
-    found to help; paper: the values of the paper."""
+    """quick: values that train in minutes on 2 CPU cores; good: in an hour or more there, or in minutes on a GPU, with
+    what was found to help; paper: the values of the paper."""
 
     steps: int = 1000
     """Training steps in total, including those before a resume."""

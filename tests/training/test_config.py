@@ -144,6 +144,17 @@ def test_resume_refuses_what_would_break_the_run(tmp_path: Path, flags: list[str
         resolve([*resume, *flags])
 
 
+def test_levels_of_a_preset_fit_other_resolutions() -> None:
+    words = ["--fused", "--preset", "good", "--resolution"]
+    widths, depths = (
+        {r: getattr(resolve([*words, str(r)])[0], name) for r in (32, 64, 128)} for name in ("g_widths", "g_depths")
+    )
+    assert widths[32] == widths[64][:3] and widths[128] == (*widths[64], widths[64][-1])
+    assert depths[32] == depths[64][:3] and depths[128] == (*depths[64], depths[64][-1])
+    with pytest.raises(InputError, match="--g-widths needs a number"):
+        resolve([*words, "64", "--g-widths", "8,8"])
+
+
 def test_learning_rates() -> None:
     constant = tiny_config("--lr", "0.01")
     assert [learning_rate(constant, step) for step in (1, 500, 1000)] == [0.01] * 3
