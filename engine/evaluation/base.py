@@ -1,7 +1,7 @@
 """What the evaluations of all kinds of systems share: what they offer, what they need, and how they read images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from engine.inference.faces import FaceFinder
 from engine.inference.sample_grid import save_grid
 
 EXAMPLES = 8  # images in a figure, at most
+Window = Callable[[np.ndarray], pictures.Box | None]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,17 @@ class Evaluation(ABC):
         atomic_files.write_bytes(out / "bars.png", figures.bars(panels(measures)))
 
 
-def read(dataset: ImageSet, indices: Iterable[int], config: TrainConfig) -> Iterator[tuple[np.ndarray, Any]]:
-    """Each image as (C, R, R) uint8, cropped and shrunk as in training, with its points in pixels of R (or None)."""
+def read(
+    dataset: ImageSet, indices: Iterable[int], config: TrainConfig, window: Window | None = None
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Each image as (C, R, R) uint8, shrunk as in training, with its points in pixels of R (or None).
+
+    window: the square of the pixels (H, W, 3) of an image to take; None, or where it gives None: the central one
+    """
     for index in indices:
         image, _ = pictures.read(dataset.read(int(index)))
-        placement = pictures.place(image.size, config.resolution, "crop")
+        chosen = window(np.asarray(image)) if window else None
+        placement = pictures.place(image.size, config.resolution, "crop", chosen)
         points = None if dataset.landmarks is None else placement.landmarks(dataset.landmarks[index])
         yield pictures.to_square(image, placement, config.resolution, config.channels), points
 

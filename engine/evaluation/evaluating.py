@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from engine.config import TrainConfig
 from engine.data import ImageSet, open_dataset
 from engine.errors import InputError
 from engine.evaluation import fidelity
-from engine.evaluation.base import Evaluation, Tools
+from engine.evaluation.base import Evaluation, Tools, Window
 from engine.evaluation.driven import Driven
 from engine.evaluation.generated import Generated
 from engine.evaluation.likeness import require_torchmetrics
@@ -21,7 +22,7 @@ from engine.evaluation.measures import UNITS, Measures, table
 from engine.evaluation.refined import Refined
 from engine.host import atomic_files
 from engine.host.environment import pick_device
-from engine.inference.faces import FaceFinder
+from engine.inference.faces import FaceFinder, Framing
 from engine.inference.trained import Trained, load_trained
 from engine.systems.kinds import DRIVE, GENERATE, REFINE
 from engine.systems.registry import system_class
@@ -66,6 +67,8 @@ class EvaluateOptions(MeasureOptions):
     held_out: tyro.conf.FlagCreatePairsOff[bool] = False
     """Measure on the images that the run held out (its --hold-out or --eval-split); --data then only says where the
     run's images are now."""
+    face_crop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Frame the largest face as in the model's photos, as `kiln refine --face-crop` does; for systems that refine."""
     training: Path | None = None
     """The images that a generator was trained on, to look for copies of them; default the data of the run."""
     out: Path | None = None
@@ -122,14 +125,16 @@ def training_set(model: Trained, given: Path | None, fallback: ImageSet) -> Imag
 
 
 def apply_model(model: Trained, dataset: ImageSet, options: MeasureOptions, *, training: Path | None = None,
-                batch_size: int = 32, seed: int = 0) -> Evaluation:  # fmt: skip
+                batch_size: int = 32, seed: int = 0, window: Window | None = None) -> Evaluation:  # fmt: skip
     """The evaluation of a model on a data set; the kind of its system decides which. Raises InputError."""
     kind = system_class(model.config.system).kind
     if options.real is not None and kind is not REFINE:
         raise InputError(f"--real is for systems that refine images, not for {model.config.system}")
     if kind is REFINE:
         real = None if options.real is None else open_set(model.config, options.real, single=True)
-        return Refined(model, dataset, real=real, limit=options.limit, batch_size=batch_size)
+        return Refined(model, dataset, real=real, limit=options.limit, batch_size=batch_size, window=window)
+    if window is not None:
+        raise InputError(f"--face-crop is for systems that refine images, not for {model.config.system}")
     if kind is GENERATE:
         known = training_set(model, training, dataset)
         return Generated(model, dataset, known, count=options.n, limit=options.limit, batch_size=batch_size, seed=seed)
@@ -192,8 +197,11 @@ def evaluate_model(options: EvaluateOptions) -> str:
     dataset = chosen_set(options, model.config)
     out = options.out or _default_folder(options, model, dataset)
     print(f"data    {dataset.summary()}", flush=True)
+    window = None
+    if options.face_crop:
+        window = partial(finder.portrait, framing=Framing.of(model.path))
     evaluation = apply_model(model, dataset, options, training=options.training, batch_size=options.batch_size,
-                             seed=options.seed)  # fmt: skip
+                             seed=options.seed, window=window)  # fmt: skip
     atomic_files.make_folder(out)
     # an earlier evaluation must not look like the result of this one
     (out / "metrics.json").unlink(missing_ok=True)
@@ -206,6 +214,7 @@ def evaluate_model(options: EvaluateOptions) -> str:
         "data": str(options.data or model.config.data),
         "split": options.split,
         "held_out": options.held_out,
+        "face_crop": options.face_crop,
         "seed": options.seed,
     }
     return f"{table(measures)}\n{write(out, about, measures)}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.data import ImageSet
 from engine.data.pixel_values import network_input, result_pixels
 from engine.evaluation import figures
-from engine.evaluation.base import Evaluation, Tools, in_batches, read, read_all, spread_indices
+from engine.evaluation.base import Evaluation, Tools, Window, in_batches, read, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
 from engine.evaluation.identity import SKIPPED, identity
 from engine.evaluation.measures import Measures, compare, detection_rates, distribution_distance
@@ -41,13 +41,13 @@ class Refined(Evaluation):
     result = "refined"
 
     def __init__(self, model: Trained, dataset: ImageSet, *, real: ImageSet | None, limit: int, batch_size: int,
-                 progress: bool = True):  # fmt: skip
+                 window: Window | None = None, progress: bool = True):  # fmt: skip
         config = model.config
         self.inject: tuple[int, ...] = getattr(config, "inject", ())
         indices = spread_indices(len(dataset), limit)
         inputs, results, originals = [], [], []
         for batch in in_batches(indices, batch_size, "refining", progress=progress):
-            pairs = list(read(dataset, batch, config))
+            pairs = list(read(dataset, batch, config, window))
             pixels = np.stack([pixels for pixels, _ in pairs])
             images = network_input(pixels, model.device)
             points = None

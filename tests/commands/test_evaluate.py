@@ -294,3 +294,20 @@ def test_the_checkpoint_is_read_once(measured, tmp_path, monkeypatch):
     counts = count_reads(monkeypatch)
     assert command(evaluate.main, tmp_path / "run", "--data", measured / "data", "--out", tmp_path / "out") == 0
     assert counts == {"hashed": len(checkpoint.FILES), "weights": 1, "state": 1}
+
+
+@needs_extras
+def test_face_crop_measures_what_refine_makes_of_it(tmp_path, monkeypatch):
+    """A stand-in finds the face in a corner: what is refined is that corner, for both commands."""
+    from engine.inference.faces import FaceFinder
+
+    run, data = make_run(tmp_path / "run"), write_pictures(tmp_path / "data", 2, width=80, height=60)
+    monkeypatch.setattr(FaceFinder, "portrait", lambda self, pixels, framing: (4, 6, 44, 46))
+    kept = {}
+    monkeypatch.setattr(refined.Refined, "draw", lambda self, measures, out: kept.setdefault("results", self.results))
+    assert command(evaluate.main, run, "--data", data, "--face-crop", "--out", tmp_path / "out") == 0
+    assert command(refine.main, run, data, tmp_path / "refined", "--face-crop") == 0
+    for number, file in enumerate(sorted((tmp_path / "refined").rglob("*.png"))):
+        found = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(kept["results"][number].numpy(), found)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["face_crop"] is True
