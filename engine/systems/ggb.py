@@ -71,6 +71,7 @@ class GgbConfig(TrainConfig):
             "batch_size": 8,
             "filters": 16,
             "points": 68,
+            "correct": True,
             "lr": 1e-3,
             "judge_rate": 0.1,
             "lr_schedule": "cosine",

@@ -71,7 +71,8 @@ class ReenactConfig(TrainConfig):
     FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "d_filters", "d_optimiser", "norm", "correct")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and minutes. With the paper's weights, a run this short learns to return the source, because
-        # that satisfies the consistency losses (the paper sees it without L_pp and L_id). Here the target counts more
+        # that satisfies the consistency losses (the paper sees it without L_pp and L_id). Here the target counts more,
+        # and the source's pixels are moved, not painted again
         "quick": {
             "steps": 2000,
             "pix_weight": 100.0,
@@ -82,6 +83,7 @@ class ReenactConfig(TrainConfig):
             "d_filters": 16,
             "vgg_width": 16,
             "norm": "none",
+            "correct": True,
             "lr": 1e-3,
             "lr_schedule": "cosine",
             "lr_warmup": 100,

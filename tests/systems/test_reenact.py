@@ -38,6 +38,7 @@ SMALL |= {"--threads": "1", "--lr-schedule": "constant", "--lr": "0.001"}
 
 def config_of(*flags: str, mode: str = "--eager"):
     words = [word for flag, value in SMALL.items() if flag not in flags for word in (flag, value)]
+    words += [] if "--correct" in flags else ["--no-correct"]
     return resolve([mode, "--system", "reenact", *words, *flags])[0]
 
 
