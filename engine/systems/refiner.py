@@ -59,7 +59,7 @@ class RefinerConfig(BalancedConfig):
         # for 2 CPU cores and a few minutes. D reconstructs a soft G(z) better than a photo, so what sharpens in so few
         # steps is the critic; a correction keeps what the input has, and bears a large lambda_r
         "quick": {
-            "steps": 1200,
+            "steps": 1800,
             "model": "C",
             "batch_size": 16,
             "filters": 32,
