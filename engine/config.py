@@ -61,11 +61,13 @@ class TrainConfig:
     FIXED:    the fields that a resumed run cannot change, because its saved weights or state depend on them
     SMALL:    field -> value of a small run in which every part of the system works from its first step; `kiln verify`
               and the tests train it
+    JUDGED:   whether its discriminators heed --augment-judged
     """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {}, "paper": {}}
     FIXED: ClassVar[tuple[str, ...]] = ("system", "seed", "resolution", "channels", "filters", "hold_out")
     SMALL: ClassVar[dict[str, Any]] = {"resolution": 32, "filters": 8, "batch_size": 4}
+    JUDGED: ClassVar[bool] = False
 
     fused: Switch = False
     """Train with Kiln's fused operators (give this or --eager)."""
@@ -147,6 +149,10 @@ class TrainConfig:
     augment_light: float = 0.0
     """How strongly their brightness, colours and the direction of their light change: 0 to 1."""
 
+    augment_judged: float = 0.0
+    """How differently discriminators see every image, real and generated alike: 0 to 1, for small data sets. Colours,
+    place, a square left out; the autoencoder of refiner and began sees them as they are."""
+
     eval_every: int = 0
     """Steps between two measurements on images that are not trained on (--hold-out or --eval-split); 0 = none. The
     best step is kept as checkpoints/best, which refine, sample, reenact and export take."""
@@ -226,7 +232,9 @@ class TrainConfig:
             raise InputError(f"--ema must be at least 0 and below 1, got {self.ema}")
         if not 0 < self.lr < float("inf") or not 0 < self.lr_decay <= 1:
             raise InputError(f"--lr must be positive and --lr-decay in (0, 1], got {self.lr} and {self.lr_decay}")
-        self.between(0, 1, "lr_floor", "augment_geometry", "augment_light")
+        self.between(0, 1, "lr_floor", "augment_geometry", "augment_light", "augment_judged")
+        if self.augment_judged and not self.JUDGED:
+            raise InputError(f"--augment-judged is not for {self.system}; leave it out")
         if self.augment_geometry and self.crop == "random":
             raise InputError("--crop random and --augment-geometry both move the image; leave one of them out")
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -7,26 +7,28 @@
 x is a photo, G(z) a generated image. Source: Berthelot et al. 2017 (BEGAN), section 3.
 
 D reconstructs a soft image better than a photo, so L(G(z)) forgives blur. With --critic-weight w a second discriminator
-C, that of simgan, judges patches, and w times its verdict joins L_G:
+C judges patches of 23x23 pixels (that of simgan) or the whole image (that of dcgan), and w times its verdict joins L_G:
 
     L_C   = -log C(x) - log(1 - C(G(z)))                        BalancedSystem.criticise: its gradient
-    L_G  += w (-log C(G(z)))                                    C: probability of a patch of being of a photo
+    L_G  += w (-log C(G(z)))                                    C: probability of being of a photo
 
 With --critic-pack C judges several images as one of more channels. Source: Lin et al. 2018 (PacGAN).
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine import distributed
 from engine.config import Origins, Sizes, TrainConfig
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder, check_levels
+from engine.networks.dcgan import DcganCritic
 from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss, level_sizes
-from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen, patch_loss
+from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen
 from engine.pages.panels import chart
 from engine.systems.base import System
 
@@ -43,9 +45,11 @@ class BalancedConfig(TrainConfig):
         "g_widths",
         "g_depths",
         "d_filters",
+        "critic_sees",
         "critic_filters",
         "critic_pack",
     )
+    JUDGED: ClassVar[bool] = True
     SMALL: ClassVar[dict[str, Any]] = {
         **TrainConfig.SMALL,
         "gamma": 0.9,
@@ -68,8 +72,10 @@ class BalancedConfig(TrainConfig):
     d_filters: int = 0
     """The width of the discriminator; 0 = --filters."""
     critic_weight: float = 0.0
-    """Weight of a second discriminator, which judges patches of 23x23 pixels, in the generator's loss: it does not
-    forgive blur, as an autoencoder does. 0 = none, as in the paper."""
+    """Weight of a second discriminator in the generator's loss: it does not forgive blur, as an autoencoder does. 0 =
+    none, as in the paper."""
+    critic_sees: Literal["patches", "whole"] = "patches"
+    """Whether it judges each patch of 23x23 pixels (that of simgan) or the whole image (that of dcgan)."""
     critic_filters: int = 32
     """The width of that second discriminator."""
     critic_pack: int = 1
@@ -99,6 +105,8 @@ class BalancedConfig(TrainConfig):
         of_rank = self.batch_size // self.ranks
         if of_rank % self.critic_pack:
             raise InputError(f"--critic-pack {self.critic_pack} does not divide the {of_rank} images of a rank's batch")
+        if self.augment_judged and not self.critic_weight:
+            raise InputError("--augment-judged is for what the critic sees: add --critic-weight, or leave it out")
         check_levels(self.g_widths, self.g_depths, self.resolution)
 
     def check_resumed(self, saved: "TrainConfig") -> None:
@@ -125,7 +133,7 @@ class BalancedSystem(System):
         chart("Convergence", "L(x) + |gamma L(x) - L(G(z))|: lower is better.", measure="M"),
         chart("Losses", "What is minimised.", zero=False, loss_d="discriminator", loss_g="generator"),
         chart(
-            "Critic of patches",
+            "Critic",
             "Cross-entropy: guessing is 1.39 for the critic, 0.69 for the generator.",
             l_critic="critic",
             l_realism="generator",
@@ -136,10 +144,13 @@ class BalancedSystem(System):
     def __init__(self, config: BalancedConfig, device: str | torch.device):
         super().__init__(config, device)
         self.k = torch.zeros((), dtype=torch.float32, device=self.device)
-        self.critic: LocalDiscriminator | None = None
+        self.critic: LocalDiscriminator | DcganCritic | None = None
         if config.critic_weight:
-            channels = config.critic_pack * config.channels
-            self.critic = LocalDiscriminator(config.critic_filters, channels, fused=config.fused)
+            width, channels = config.critic_filters, config.critic_pack * config.channels
+            if config.critic_sees == "patches":
+                self.critic = LocalDiscriminator(width, channels, fused=config.fused)
+            else:
+                self.critic = DcganCritic(config.resolution, width, channels, norm="layer", fused=config.fused)
 
     def critics(self) -> dict[str, nn.Module]:
         """The critic by its name, for `networks`; nothing where there is none."""
@@ -188,24 +199,29 @@ class BalancedSystem(System):
         fake:    G(z) (B, C, R, R); its graph is not entered
         returns: the gradient of w (-log C(G(z))) at G(z), (B, C, R, R), for the generator; and the two losses
         """
-        of_real, of_fake = self._verdict(torch.cat([images, fake.detach()])).chunk(2)
-        l_critic = patch_loss(of_real, REAL) + patch_loss(of_fake, REFINED)
+        l_critic = self.critic_loss(images, fake.detach())
         l_critic.backward()
         seen = fake.detach().requires_grad_()
         l_realism = self.realism(seen)
         (self.config.critic_weight * l_realism).backward()
         return seen.grad, {"l_critic": l_critic.detach(), "l_realism": l_realism.detach()}
 
+    def critic_loss(self, images: Tensor, fake: Tensor) -> Tensor:
+        """Compute L_C = -log C(x) - log(1 - C(G(z))), means over patches or images, ()."""
+        of_real, of_fake = self._verdict(torch.cat([images, fake])).chunk(2)
+        return F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
+
     def realism(self, fake: Tensor) -> Tensor:
-        """Compute -log C(G(z)), the mean over patches, (); C's parameters get no gradient of it."""
+        """Compute -log C(G(z)), the mean over patches or images, (); C's parameters get no gradient of it."""
         with frozen([self.critic]):
-            return patch_loss(self._verdict(fake), REAL)
+            return F.softplus(-self._verdict(fake)).mean()
 
     def _verdict(self, images: Tensor) -> Tensor:
-        """The logits of patches, of each pack of images; images: (B, C, R, R), those of a pack after one another."""
-        pack = self.config.critic_pack
+        """How sure C is that images are photos: logits, a row for each pack; images: (B, C, R, R), pack after pack."""
+        pack, seen = self.config.critic_pack, self.judged(images)
         with self.precision():
-            return self.critic(images if pack == 1 else images.unflatten(0, (-1, pack)).flatten(1, 2))
+            logits = self.critic(seen if pack == 1 else seen.unflatten(0, (-1, pack)).flatten(1, 2)).float()
+        return logits[:, REAL] - logits[:, REFINED] if self.config.critic_sees == "patches" else logits
 
     def balance(self, per_sample: Tensor, content: Tensor, lambda_r: float) -> Balance:
         """Compute the losses of the global batch, and set k for the next step.

@@ -13,6 +13,7 @@ from engine.data import Batch
 from engine.data.needs import Needs
 from engine.distributed.gradients import GradientBucket
 from engine.errors import InputError
+from engine.networks.judged_images import seen_differently
 from engine.pages.panels import Chart
 from engine.systems.kinds import Kind
 
@@ -168,6 +169,11 @@ class System:
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+    def judged(self, images: Tensor) -> Tensor:
+        """Images as a discriminator sees them: with --augment-judged differently each time, else as they are."""
+        strength = self.config.augment_judged
+        return seen_differently(images, strength) if strength else images
 
     def freeze_judges(self, layers: int) -> None:
         """Leave the first `layers` layers of each discriminator as they are: --freeze-d.

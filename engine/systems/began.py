@@ -191,12 +191,16 @@ class BeganSystem(BalancedSystem, NoiseSystem):
         _, l_fake_for_d = self.autoencoder_loss(fake.detach())
         of_fake, loss_g = self.autoencoder_loss(fake)
         loss_d = l_real - self.k * l_fake_for_d
+        verdicts = {}
         if self.critic:
-            loss_g = loss_g + self.config.critic_weight * self.realism(fake)
+            l_critic, l_realism = self.critic_loss(images, fake.detach()), self.realism(fake)
+            loss_g = loss_g + self.config.critic_weight * l_realism
+            verdicts = {"l_critic": l_critic.detach(), "l_realism": l_realism.detach()}
         loss_g.backward()
         self.optimisers["discriminator"].zero_grad(set_to_none=True)
         loss_d.backward()
-        verdicts = self.criticise(images, fake)[1] if self.critic else {}
+        if self.critic:
+            l_critic.backward()
         return torch.cat([of_real, of_fake]).detach(), verdicts
 
     @torch.no_grad()

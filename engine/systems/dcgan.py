@@ -37,6 +37,7 @@ class DcganOptions(TrainConfig):
 
     FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "noise", "layers")
     SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "layers": "resize"}
+    JUDGED: ClassVar[bool] = True
     noise: int = 100
     """Length of the noise (normal)."""
     layers: Literal["paper", "resize"] = "paper"
@@ -99,7 +100,7 @@ class DcganLike(NoiseSystem):
     def score(self, network: DcganCritic, images: Tensor) -> Tensor:
         """Score images (B, C, R, R) by a network: (B,) float32."""
         with self.precision():
-            return network(images).float()
+            return network(self.judged(images)).float()
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """Rows: images from fixed noise, and photos."""

@@ -288,12 +288,14 @@ class RefinerSystem(BalancedSystem):
             loss_g = loss_g + self.landmark_weight * l_landmarks
             losses["l_landmarks_real"], losses["l_landmarks"] = loss_e.detach(), l_landmarks.detach()
         if self.critic:
-            loss_g = loss_g + self.config.critic_weight * self.realism(fake)
+            l_critic, l_realism = self.critic_loss(images, fake.detach()), self.realism(fake)
+            loss_g = loss_g + self.config.critic_weight * l_realism
+            losses["l_critic"], losses["l_realism"] = l_critic.detach(), l_realism.detach()
         loss_g.backward()
         self.optimisers["discriminator"].zero_grad(set_to_none=True)
         loss_d.backward()
         if self.critic:
-            losses |= self.criticise(images, fake)[1]
+            l_critic.backward()
         if self.estimator:
             self.optimisers["estimator"].zero_grad(set_to_none=True)
             loss_e.backward()

@@ -23,7 +23,9 @@ LANDMARKS = ("--landmarks", "--landmark-weight", "0.3")
 CRITIC = ("--critic-weight", "0.2", "--critic-filters", "4", "--correct", "--d-filters", "3")
 PACKED = (*CRITIC, "--critic-pack", "2")
 FLAGS = pytest.mark.parametrize(
-    "flags", [(), LANDMARKS, CRITIC, PACKED], ids=["plain", "landmarks", "critic", "packed critic"]
+    "flags",
+    [(), LANDMARKS, CRITIC, PACKED, (*PACKED, "--critic-sees", "whole")],
+    ids=["plain", "landmarks", "critic", "packed critic", "whole images"],
 )
 
 
@@ -54,10 +56,12 @@ def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float]
             values["l_landmarks_real"], list(system.estimator.parameters()), retain_graph=True
         )
     if system.critic:
-        # of the two logits of each patch the first is for photos
         pack = config.critic_pack  # images that lie behind one another as channels
         packed = ([torch.cat(list(v[i : i + pack])) for i in range(0, len(v), pack)] for v in (batch.images, fake))
-        of_photos, of_results = (system.critic(torch.stack(v)).log_softmax(1) for v in packed)
+        of_photos, of_results = (system.critic(torch.stack(v)) for v in packed)
+        if config.critic_sees == "whole":  # one logit of being a photo; else two, of which the first is for photos
+            of_photos, of_results = (torch.stack([v, torch.zeros_like(v)], 1) for v in (of_photos, of_results))
+        of_photos, of_results = of_photos.log_softmax(1), of_results.log_softmax(1)
         values["l_critic"] = -of_photos[:, 0].mean() - of_results[:, 1].mean()
         values["l_realism"] = -of_results[:, 0].mean()
         loss_g = loss_g + config.critic_weight * values["l_realism"]

@@ -142,3 +142,36 @@ def test_presets_name_options(name: str) -> None:
     assert set(kind.PRESETS) in ({"quick", "paper"}, {"quick", "good", "paper"})
     for values in kind.PRESETS.values():
         assert set(values) <= set(saved_fields(kind))
+
+
+JUDGED = {
+    "refiner": ("--critic-weight", "0.1", "--critic-filters", "2"),
+    "began": ("--critic-weight", "0.1", "--critic-filters", "2", "--critic-sees", "whole"),
+    "dcgan": (),
+    "wgan": ("--gradient-penalty", "10", "--critic-norm", "layer"),
+}
+
+
+@EVERY
+def test_discriminators_see_images_differently(name: str) -> None:
+    """Fused and eager see the same changes; what was not built for them says so."""
+    flags = ("--augment-judged", "0.7", *JUDGED.get(name, ()))
+    if name not in JUDGED:
+        with pytest.raises(InputError, match=f"--augment-judged is not for {name}"):
+            tiny_config(*flags, system=name)
+        return
+    runs = []
+    for mode, kept in (("--eager", flags), ("--fused", flags), ("--eager", flags[2:])):
+        config = tiny_config(*kept, mode=mode, system=name)
+        system = build(config, "cpu")
+        torch.manual_seed(5)
+        steps = train(config, system, system.step, last=3)
+        runs.append([{key: value.item() for key, value in losses.items()} for losses in steps])
+    for eager, fused in zip(*runs[:2], strict=True):
+        assert fused == pytest.approx(eager, rel=1e-3, abs=1e-4)
+    assert runs[0][0] != pytest.approx(runs[2][0], rel=1e-3)
+
+
+def test_images_are_changed_for_a_critic_only() -> None:
+    with pytest.raises(InputError, match="add --critic-weight"):
+        tiny_config("--augment-judged", "0.5")
