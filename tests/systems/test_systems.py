@@ -145,7 +145,7 @@ def test_presets_name_options(name: str) -> None:
 
 
 JUDGED = {
-    "refiner": ("--critic-weight", "0.1", "--critic-filters", "2"),
+    "refiner": ("--critic-weight", "0.1", "--critic-filters", "8"),
     "began": ("--critic-weight", "0.1", "--critic-filters", "2", "--critic-sees", "whole"),
     "dcgan": (),
     "wgan": ("--gradient-penalty", "10", "--critic-norm", "layer"),
