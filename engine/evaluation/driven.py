@@ -63,7 +63,7 @@ class Driven(Evaluation):
             measures["result"]["landmark_error"] = NO_DETECTOR
         else:
             for name, images in sets.items():
-                error = landmark_error(images, self.points)
+                error = landmark_error(images, self.points, None if name == "target" else self.targets)
                 if error is None:
                     measures["result"]["landmark_error"] = SKIPPED
                     break

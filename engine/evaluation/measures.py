@@ -63,6 +63,8 @@ MEASURES = (
     Measure("landmark_error", "percent", "landmark error", "mean distance of the 68 landmarks found in the images from "
             "those wanted, in pixels and in percent of the distance between the outer corners of the eyes",
             "landmark error, % of eye distance", ".2f"),
+    Measure("landmark_error", "percent_found", "to the target's", "the same from the landmarks that are found in the "
+            "target, in which dlib errs too", "landmarks from the target's, % of eye distance", ".2f"),
     Measure("recognition", "not_detected", "no face (dlib)", "dlib's face models: images without a face, and images "
             "closer than 0.6 to a training face (identified)", "images without a face (dlib)", ".0f"),
     Measure("recognition", "identified", "identified", "", "identified as a training face", ".0f"),

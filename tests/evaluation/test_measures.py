@@ -141,6 +141,10 @@ def test_the_landmark_error_is_the_distance_to_the_wanted_points(monkeypatch):
     assert found["images"] == 2
     assert found["pixels"] == pytest.approx((5 + 1) / 2)
     assert found["percent"] == pytest.approx(100 * (5 / eyes[0] + 1 / eyes[1]) / 2)
+    # the targets' own landmarks are found two pixels beside the wanted ones; the first target has no face
+    there[101] = there[1] + [2, 0]
+    found = identity.landmark_error(images, torch.from_numpy(wanted), images + 100)
+    assert found["percent_found"] == pytest.approx(100 * 2 / eyes[1])
 
 
 def avatar(number: int, frame: int = 0) -> tuple[torch.Tensor, np.ndarray]:
