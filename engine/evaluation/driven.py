@@ -63,7 +63,8 @@ class Driven(Evaluation):
             measures["result"]["landmark_error"] = NO_DETECTOR
         else:
             for name, images in sets.items():
-                error = landmark_error(images, self.points, None if name == "target" else self.targets)
+                targets = None if name == "target" else self.targets
+                error = landmark_error(images, self.points, targets)
                 if error is None:
                     measures["result"]["landmark_error"] = SKIPPED
                     break
