@@ -119,8 +119,8 @@ def landmark_error(results: Tensor, points: Tensor, targets: Tensor | None = Non
     """How far the landmarks in the results lie from the wanted points; None where the models are missing.
 
     results: (N, C, R, R) uint8; points: (N, 68, 2) x, y in pixels of R (NaN is an unknown point)
-    targets: (N, C, R, R) uint8, the images that have these points; dlib's own error, which it makes in them too, is then
-             left out of a second measure
+    targets: (N, C, R, R) uint8, the images that have these points: dlib errs in them too, and a second measure leaves
+             that out
     Returns "pixels", the mean distance, "percent", the same in percent of the distance between the outer corners of the
     eyes in `points`, "images", the number of results with a face, and "percent_found", in the same unit, how far the
     landmarks lie from those that dlib finds in the targets; only "images" when there is none.
