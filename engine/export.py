@@ -35,8 +35,13 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Export a trained generator."""
     arguments = parse(Arguments, argv, prog="kiln export", description="Export a trained generator to publish it.")
-    stored = {"dtype": arguments.dtype, "all_networks": arguments.all_networks}
-    export(arguments.model, arguments.output, ema=arguments.weights == "ema", **stored)
+    export(
+        arguments.model,
+        arguments.output,
+        ema=arguments.weights == "ema",
+        dtype=arguments.dtype,
+        all_networks=arguments.all_networks,
+    )
     print(f"{arguments.output}: {', '.join(sorted(file.name for file in arguments.output.iterdir()))}")
     return 0
 

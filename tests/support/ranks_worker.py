@@ -34,6 +34,17 @@ STEPS = 10  # more than fill the image pools
 # options with which a loss looks at the whole batch, or draws random numbers for it
 VARIANTS = {
     "refiner": ("--landmarks", "--landmark-weight", "0.5"),
+    "refiner critic": ("--critic-weight", "0.1", "--critic-filters", "8", "--critic-pack", "2", "--correct"),
+    "began critic": (
+        "--critic-weight",
+        "0.1",
+        "--critic-filters",
+        "8",
+        "--critic-sees",
+        "whole",
+        "--augment-judged",
+        "0.5",
+    ),
     "simgan": ("--cycle-weight", "1", "--part-weight", "1", "--history", "16"),
     "cyclegan": ("--pool", "6"),
     "wgan penalty": ("--gradient-penalty", "10", "--critic-steps", "2"),
@@ -43,7 +54,7 @@ CASES = {f"{name} {mode}": (name.split()[0], mode, flags) for mode in ("--fused"
          for name, flags in ({name: () for name in SYSTEMS} | VARIANTS).items()}  # fmt: skip
 TRAINING = ("--fused", "--filters", "2", "--resolution", "16", "--batch-size", "6", "--steps", "30", "--log-every", "3",
             "--checkpoint-every", "10", "--sample-every", "10", "--threads", "1", "--crop", "random",
-            "--lambda-k", "0.1", "--keep", "9")  # fmt: skip
+            "--lambda-k", "0.1", "--critic-weight", "0", "--keep", "9")  # fmt: skip
 
 
 def configure(case: str) -> TrainConfig:

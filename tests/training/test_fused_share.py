@@ -73,7 +73,10 @@ def test_the_share_of_the_refiner_by_hand() -> None:
     """Products of the layers of a real step: forward, gradient of the weights and gradient of what needs one."""
     config = replace(training_config("refiner"), fused=True)
     system = build(config, CPU)
-    flops = {"convolutions": 0.0, "fully connected": 0.0}
+    # enlarging the sharpest copy, which a correction starts from, is a product along the rows and one along the columns
+    small, side = max(config.inject), config.resolution
+    enlarging = config.batch_size * config.channels * 2 * (side * small * small + side * small * side)
+    flops = {"convolutions": 0.0, "rest": enlarging * config.correct}
 
     def note(layer: torch.nn.Module, inputs: tuple, named: dict[str, Any], result: torch.Tensor) -> None:
         pixels = result.shape[2:].numel()
@@ -81,7 +84,9 @@ def test_the_share_of_the_refiner_by_hand() -> None:
         given = dict(zip(("x", "second", "grad_scale", "input_grad_from"), inputs, strict=False)) | named
         differentiated = any(torch.is_tensor(t) and t.requires_grad for t in map(given.get, ("x", "second")))
         share = 1 - given.get("input_grad_from", 0) / len(result) if differentiated else 0
-        flops["convolutions" if result.dim() == 4 else "fully connected"] += forward * (2 + share)
+        # the critic is frozen while it judges the results for the generator
+        times = 1 + layer.weight.requires_grad + share
+        flops["convolutions" if result.dim() == 4 else "rest"] += forward * times
 
     for network in system.networks().values():
         for layer in network.modules():
