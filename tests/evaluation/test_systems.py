@@ -151,7 +151,7 @@ def test_landmarks_are_measured_by_the_package_where_it_is(tmp_path, monkeypatch
     """A stand-in that finds the same points in every image: the errors of result, source and target are known."""
     from engine.evaluation import driven
 
-    monkeypatch.setattr(driven, "landmark_error", lambda images, points: {"percent": float(len(images))})
+    monkeypatch.setattr(driven, "landmark_error", lambda images, points, targets: {"percent": float(len(images))})
     data = clips(tmp_path / "set", count=2)
     run = make_run(tmp_path / "run", FakeDrive, FakeDriveConfig(**SHAPE))
     assert command(evaluate.main, run, "--data", data, "--out", tmp_path / "out") == 0
