@@ -26,6 +26,8 @@ def listing() -> str:
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         about = shipped.summary(name)
         lines.append(f"{name:<14} {config.system:<8} {config.resolution}x{config.resolution}  {size:4.1f} MB  {about}")
+    if not lines:
+        return "no trained model comes with this version of Kiln"
     use = "use a name in place of a run: kiln refine NAME INPUT OUTPUT; its card: kiln models NAME"
     return "\n".join([*lines, "", use])
 

@@ -27,15 +27,17 @@ def resolve(model: Path | str) -> Path:
         return path
     if (FOLDER / path.name).is_dir():
         return FOLDER / path.name
-    raise InputError(
-        f"{path} does not exist here, and no shipped model has this name; the shipped models are {', '.join(names())}"
-    )
+    raise InputError(f"{path} does not exist here, and no shipped model has this name; {_known()}")
+
+
+def _known() -> str:
+    return f"the shipped models are {', '.join(found)}" if (found := names()) else "this version ships no models"
 
 
 def card(name: str) -> str:
     """The model card of a shipped model. Raises InputError for an unknown name and for a card that is missing."""
     if name not in names():
-        raise InputError(f"{name} is not a shipped model; the shipped models are {', '.join(names())}")
+        raise InputError(f"{name} is not a shipped model; {_known()}")
     try:
         return (FOLDER / name / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

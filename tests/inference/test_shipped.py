@@ -71,6 +71,14 @@ def test_an_unknown_name_lists_those_there_are(folder: Path, capsys: pytest.Capt
     assert said.count("\n") == 1 and "tiny-c" in said and "the shipped models are tiny-b" in said
 
 
+def test_without_any_models(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.rmtree(folder / "tiny-b")
+    assert command(models.main) == 0
+    assert "no trained model comes with this version" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no shipped model has this name; this version ships no models"):
+        engine.load("tiny-b")
+
+
 def test_a_path_that_is_missing_is_no_name(folder: Path) -> None:
     with pytest.raises(InputError, match="runs/tiny-b does not exist; give a run folder"):
         engine.load("runs/tiny-b")
