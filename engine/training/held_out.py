@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from engine.data import ImageSet
+from engine.errors import InputError
 from engine.evaluation.base import Evaluation, Tools
 from engine.evaluation.driven import Driven
 from engine.evaluation.generated import Generated
@@ -46,8 +47,15 @@ class Best:
 
     @classmethod
     def of(cls, system: System) -> "Best":
-        """For a run of this system, before its first measurement."""
+        """For a run of this system, before its first measurement.
+
+        Raises InputError for a measure that compares images with originals, where there are none.
+        """
         by = system.config.best_by
+        if system.kind is GENERATE and by not in ("auto", "swd"):
+            raise InputError(
+                f"--best-by {by} compares with originals, and {system.name} makes images of noise: take swd"
+            )
         return cls(system.kind.best_by if by == "auto" else by)
 
     def take(self, measured: Mapping[str, float], step: int) -> bool:

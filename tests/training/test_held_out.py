@@ -14,6 +14,7 @@ from engine.data import open_dataset
 from engine.data.selection import held_out
 from engine.errors import InputError
 from engine.inference.trained import load_trained
+from engine.systems.registry import build
 from engine.training.held_out import PREFIX, Best
 from tests.support.data_images import picture, write_manifest_set, write_pictures
 from tests.support.packages import needs
@@ -154,6 +155,14 @@ def test_best_goes_by_its_measure() -> None:
     other = Best("l1")
     other.load_state_dict(lower.state_dict())
     assert other.value is None  # another measure decides now
+
+
+def test_images_of_noise_have_no_originals() -> None:
+    system = build(tiny_config("--best-by", "ssim", system="began"), "cpu")
+    with pytest.raises(InputError, match="--best-by ssim compares with originals, and began makes images of noise"):
+        Best.of(system)
+    assert Best.of(build(tiny_config(system="began"), "cpu")).by == "swd"
+    assert Best.of(build(tiny_config(system="reenact"), "cpu")).by == "ssim"
 
 
 @pytest.mark.parametrize(
