@@ -37,7 +37,7 @@ FORMAT = 1
 FILES = ("weights.safetensors", "state.pt", "config.json")
 FILE_BYTES = 1 << 36  # of a file, at most
 _DTYPES = (torch.float32, torch.int64)  # of weights: parameters and buffers, and BatchNorm's counts
-HALVES = (torch.float16, torch.bfloat16)  # that an exported model may be stored in
+_HALVES = (torch.float16, torch.bfloat16)  # that an exported model may be stored in
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ def best(run_dir: Path) -> Path | None:
         return None
     # the name of the step's own folder, where it is a link to that
     return marked.parent / os.readlink(marked) if marked.is_symlink() else marked
+
+
+def load_best(path: Path) -> Checkpoint:
+    """Read a checkpoint folder, or of a run folder its best checkpoint, else its newest good one. Raises InputError."""
+    return load(best(path) or path)
 
 
 def latest(run_dir: Path, *, tell: bool = True) -> Path | None:
@@ -298,7 +303,7 @@ def parse_weights(data: bytes, *, halves: bool = False) -> dict[str, Tensor]:
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"the weights are no whole safetensors file ({' '.join(str(error).split())[:200]})") from None
     if halves:
-        weights = {name: tensor.float() if tensor.dtype in HALVES else tensor for name, tensor in weights.items()}
+        weights = {name: tensor.float() if tensor.dtype in _HALVES else tensor for name, tensor in weights.items()}
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES:
             raise InputError(f"the weights {name} are {str(tensor.dtype).removeprefix('torch.')}, not float32")

@@ -148,7 +148,6 @@ class TrainConfig:
     """How strongly images are turned, scaled and shifted, anew each time: 0 to 1 (15 degrees, 16 %, 8 %)."""
     augment_light: float = 0.0
     """How strongly their brightness, colours and the direction of their light change: 0 to 1."""
-
     augment_judged: float = 0.0
     """How differently discriminators see every image, real and generated alike: 0 to 1, for small data sets. Colours,
     place, a square left out; the autoencoder of refiner and began sees them as they are."""
@@ -163,6 +162,7 @@ class TrainConfig:
     ssim for systems that reenact."""
     patience: int = 0
     """Stop after so many measurements in a row that were no better than the best one; 0 = never."""
+
     log_every: int = 20
     """Steps between two readings of the losses."""
     sample_every: int = 200
@@ -241,6 +241,12 @@ class TrainConfig:
             raise InputError("no CUDA device here; use --device cpu")
         if self.precision == "tf32" and self.device != "cuda":
             raise InputError("tf32 exists on NVIDIA GPUs only; use --precision fp32 or bf16 on the CPU")
+
+    def images(self, *, held: bool = False) -> dict[str, Any]:
+        """Which images of --data are trained on, or with `held` measured on, as options of engine.data.open_dataset."""
+        if held and self.eval_split:
+            return {"split": self.eval_split}
+        return {"split": self.split, "hold_out": self.hold_out, "held": held}
 
     def of_rank(self) -> "TrainConfig":
         """The configuration of one rank: its batch size is the rank's share of the global batch."""

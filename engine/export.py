@@ -29,7 +29,7 @@ class Arguments:
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """How the weights are stored; they are used in float32."""
     all_networks: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write judges.safetensors too: the networks that only a training needs, which `kiln train --init` goes on with."""
+    """Write other_networks.safetensors too: the networks that only a training needs, for `kiln train --init`."""
 
 
 def main(argv: list[str]) -> int:

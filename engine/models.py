@@ -21,7 +21,7 @@ def listing() -> str:
     """A line for each shipped model: its name, its system and resolution, the size of its files, what it does."""
     lines = []
     for name in shipped.names():
-        folder = shipped.FOLDER / name
+        folder = exported.SHIPPED / name
         config, _ = exported.read(folder)
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         about = shipped.summary(name)

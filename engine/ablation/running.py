@@ -265,7 +265,8 @@ def ablate(options: AblateOptions, words: Sequence[str]) -> int:
     options.check()
     finder = FaceFinder()
     rows = plan(options, words)
-    dataset = open_set(rows[0].config, *held_out(rows[0].config, options))
+    path, split = held_out(rows[0].config, options)
+    dataset = open_set(rows[0].config, path, split=split)
     done = [steps_done(row) for row in rows]
     # an earlier table must not look like the result of this command
     for name in ("table.md", "table.csv", "table.json", "figure.png"):

@@ -39,6 +39,8 @@ class Augmentation:
         words:     (B,) int64 of random bits on the device of the squares; None changes nothing
         returns:   (B, C, R, R) in [-1, 1], channels_last, and (B, K, 2) in pixels of R
         """
+        if not (self.geometry or self.light):
+            return squares, landmarks
         chances = None if words is None else uniform(words, 11) * 2 - 1
         images = squares
         if self.geometry:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from engine.config import TrainConfig
 from engine.data import ImageSet
 from engine.data.pixel_values import from_uint8
 from engine.evaluation import figures
-from engine.evaluation.measures import Measures, panels
+from engine.evaluation.measures import Measures, panels, progress_bar
 from engine.host import atomic_files
 from engine.inference import pictures
 from engine.inference.faces import FaceFinder
@@ -115,8 +114,7 @@ def spread_indices(total: int, limit: int) -> np.ndarray:
 
 def in_batches(items: Sequence[Any], size: int, what: str, *, progress: bool = True) -> Iterator[Sequence[Any]]:
     """The items in pieces of `size`, with a progress bar labelled `what`."""
-    shown = {"disable": None if progress else True, "dynamic_ncols": True}
-    with tqdm(total=len(items), unit=" images", desc=what, **shown) as bar:
+    with progress_bar(len(items), what, shown=progress) as bar:
         for start in range(0, len(items), size):
             yield items[start : start + size]
             bar.update(len(items[start : start + size]))

@@ -83,14 +83,12 @@ class EvaluateOptions(MeasureOptions):
     """Run the plain PyTorch references instead of the fused operators."""
 
 
-def open_set(
-    config: TrainConfig, path: Path | None, split: str = "", *, single: bool = False, held_out: bool = False
-) -> ImageSet:
+def open_set(config: TrainConfig, path: Path | None, *, single: bool = False, **part: Any) -> ImageSet:
     """The images at `path` that a trained system can be measured on: with landmarks or in pairs where it needs them.
 
-    path:     None takes the embedded avatars
-    single:   accept images without landmarks and pairs
-    held_out: only those that a training of this configuration held out
+    path:   None takes the embedded avatars
+    single: accept images without landmarks and pairs
+    part:   which of them, as options of open_dataset; none: all
     Raises InputError.
     """
     system = system_class(config.system)
@@ -100,11 +98,8 @@ def open_set(
         points, members = need.points, 2
     elif not single and getattr(config, "landmarks", False):
         points = need.points
-    shape: dict[str, Any] = {"channels": config.channels, "resolution": config.resolution}
-    if held_out:
-        split = config.eval_split or config.split
-        shape |= {"hold_out": 0 if config.eval_split else config.hold_out, "held": True}
-    return open_dataset(path, **shape, points=points, members=members, split=split, look=need.look)
+    shape = {"channels": config.channels, "resolution": config.resolution}
+    return open_dataset(path, **shape, points=points, members=members, look=need.look, **part)
 
 
 def training_set(model: Trained, given: Path | None, fallback: ImageSet) -> ImageSet:
@@ -121,7 +116,7 @@ def training_set(model: Trained, given: Path | None, fallback: ImageSet) -> Imag
     if note:
         print(f"kiln evaluate: note: {note}: copies are looked for in --data; or give --training", file=sys.stderr)
         return fallback
-    return open_set(config, given or config.data, config.split if given is None else "")
+    return open_set(config, config.data, **config.images()) if given is None else open_set(config, given)
 
 
 def apply_model(model: Trained, dataset: ImageSet, options: MeasureOptions, *, training: Path | None = None,
@@ -170,12 +165,12 @@ def chosen_set(options: EvaluateOptions, config: TrainConfig) -> ImageSet:
     if not options.held_out:
         if options.data is None:
             raise InputError("give the images to measure on: --data PATH, or --held-out for those the run held out")
-        return open_set(config, options.data, options.split)
+        return open_set(config, options.data, split=options.split)
     if options.split:
         raise InputError("--held-out and --split both say which images to take; give one")
     if not config.hold_out and not config.eval_split:
         raise InputError(f"{options.model} held nothing out: it was trained without --hold-out; give --data PATH")
-    return open_set(config, options.data or config.data, held_out=True)
+    return open_set(config, options.data or config.data, **config.images(held=True))
 
 
 def _default_folder(options: EvaluateOptions, model: Trained, dataset: ImageSet) -> Path:

@@ -135,6 +135,11 @@ def panels(measures: Measures) -> list[dict[str, Any]]:
     return charts
 
 
+def progress_bar(total: int, what: str, *, shown: bool = True) -> tqdm:
+    """A bar over `total` images, labelled `what`; on a terminal only, and not where it is not to be shown."""
+    return tqdm(total=total, unit=" images", desc=what, disable=None if shown else True, dynamic_ncols=True)
+
+
 # measures of whole sets
 
 
@@ -172,8 +177,7 @@ def detection_rates(sets: Mapping[str, Tensor], finder: FaceFinder, *, progress:
     """Name of a set -> share of its images (N, C, R, R) uint8 in which the cascade finds a face."""
     rates = {}
     total = sum(map(len, sets.values()))
-    shown = {"disable": None if progress else True, "dynamic_ncols": True}
-    with tqdm(total=total, unit=" images", desc="finding faces", **shown) as bar:
+    with progress_bar(total, "finding faces", shown=progress) as bar:
         for name, images in sets.items():
             hits = 0
             for image in images:

@@ -24,7 +24,7 @@ from engine.evaluation.measures import Measures, compare, detection_rates, distr
 from engine.evaluation.sharpness import sharpness
 from engine.host import atomic_files
 from engine.inference.trained import Trained
-from engine.networks.refiner import enlarge, pyramid
+from engine.networks.refiner import cubic, enlarge, pyramid
 
 NO_REAL = "skipped: needs real photos to compare to; give them with --real"
 
@@ -46,6 +46,8 @@ class Refined(Evaluation):
         self.inject: tuple[int, ...] = getattr(config, "inject", ())
         indices = spread_indices(len(dataset), limit)
         inputs, results, originals = [], [], []
+        side = max(self.inject, default=0)
+        matrix = cubic(side, config.resolution).to(model.device) if side else None
         for batch in in_batches(indices, batch_size, "refining", progress=progress):
             pairs = list(read(dataset, batch, config, window))
             pixels = np.stack([pixels for pixels, _ in pairs])
@@ -55,9 +57,8 @@ class Refined(Evaluation):
                 points = torch.from_numpy(np.stack([points for _, points in pairs])).to(model.device)
             with torch.inference_mode():
                 results.append(torch.from_numpy(result_pixels(model.module(images, points))))
-                if self.inject:
-                    side = max(self.inject)
-                    seen = enlarge(pyramid(images, (side,))[side], config.resolution)
+                if matrix is not None:
+                    seen = enlarge(pyramid(images, (side,))[side], matrix)
                     inputs.append(torch.from_numpy(result_pixels(seen)))
             originals.append(torch.from_numpy(pixels))
         self.results, self.originals = torch.cat(results), torch.cat(originals)

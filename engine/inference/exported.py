@@ -1,6 +1,6 @@
 """Reads the folders that `kiln export` writes: config.json, model.safetensors, a model card and framing.json.
 
-With --all-networks there is also judges.safetensors: the networks that only a training needs, for `kiln train --init`.
+With --all-networks there is also other_networks.safetensors: what only a training needs, for `kiln train --init`.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from engine.host.input_files import UnreadableFile, read_input
 from engine.host.reading import read_json
 from engine.systems.registry import config_from_json
 
-WEIGHTS, JUDGES, CONFIG = "model.safetensors", "judges.safetensors", "config.json"
+WEIGHTS, OTHERS, CONFIG = "model.safetensors", "other_networks.safetensors", "config.json"
 FORMAT = 1
 # the keys of config.json that hold the SHA-256 of the files of weights
-DIGEST, JUDGES_DIGEST = "weights_sha256", "judges_sha256"
+DIGEST, OTHERS_DIGEST = "weights_sha256", "other_networks_sha256"
 PART = "generator"  # what the names of all weights in model.safetensors begin with
 SHIPPED = Path(__file__).parent.parent / "shipped"  # the models that Kiln ships
 
@@ -45,7 +45,7 @@ def read(folder: Path) -> tuple[TrainConfig, dict[str, Tensor]]:
     return config, weights
 
 
-def read_judges(folder: Path) -> dict[str, Tensor]:
+def read_others(folder: Path) -> dict[str, Tensor]:
     """The weights of the networks that only a training needs; {} for a folder that was exported without them.
 
     Raises InputError as `read`.
@@ -53,9 +53,9 @@ def read_judges(folder: Path) -> dict[str, Tensor]:
     with _naming(folder):
         saved = read_json(folder / CONFIG)
         _config(saved)
-        if JUDGES_DIGEST not in saved and not (folder / JUDGES).exists():
+        if OTHERS_DIGEST not in saved and not (folder / OTHERS).exists():
             return {}
-        return _weights(folder / JUDGES, saved.get(JUDGES_DIGEST))
+        return _weights(folder / OTHERS, saved.get(OTHERS_DIGEST))
 
 
 @contextlib.contextmanager

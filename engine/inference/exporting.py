@@ -2,8 +2,8 @@
 
 The folder holds config.json (the system and its values, no paths of this machine, and the SHA-256 of the weights),
 model.safetensors (the weights of the module that `engine.load` gives), README.md (a model card) and framing.json (where
-faces lie in the photos, for `kiln refine --face-crop`); on demand also judges.safetensors, the networks that only a
-training needs, for `kiln train --init`.
+faces lie in the photos, for `kiln refine --face-crop`); on demand also other_networks.safetensors, what only a training
+needs, for `kiln train --init`.
 """
 
 import json
@@ -24,11 +24,11 @@ from engine.inference.exported import (
     CONFIG,
     DIGEST,
     FORMAT,
-    JUDGES,
-    JUDGES_DIGEST,
+    OTHERS,
+    OTHERS_DIGEST,
     WEIGHTS,
     is_exported,
-    read_judges,
+    read_others,
 )
 from engine.inference.faces import Framing
 from engine.inference.trained import load_trained
@@ -36,7 +36,7 @@ from engine.systems.registry import system_class
 from engine.version import __version__
 
 CARD = shipped.CARD
-_FILES = (CONFIG, CARD, Framing.FILE, JUDGES, WEIGHTS)
+_FILES = (CONFIG, CARD, Framing.FILE, OTHERS, WEIGHTS)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # fields of the configuration that describe the run, not the model
 _LEFT_OUT = ("data", "synthetic", "out", "device", "threads")
@@ -79,10 +79,10 @@ def export(
     trained = load_trained(path, ema=ema)
     config = trained.config
     weights = _stored(trained.module.state_dict(), dtype)
-    judges = _stored(_judges(trained.path), dtype) if all_networks else None
+    others = _stored(_others(trained.path), dtype) if all_networks else None
     saved = {name: entry["value"] for name, entry in config.to_json().items() if name not in _LEFT_OUT}
     head: dict[str, Any] = {"library": "kiln-engine", "version": __version__, "format": FORMAT, DIGEST: digest(weights)}
-    head |= {JUDGES_DIGEST: digest(judges)} if judges else {}
+    head |= {OTHERS_DIGEST: digest(others)} if others else {}
     kind = system_class(config.system).kind
     card = _CARD.format(
         task=kind.task,
@@ -100,23 +100,23 @@ def export(
         atomic_files.write_text(folder / CONFIG, json.dumps(head | {"config": saved}, indent=1) + "\n")
         atomic_files.write_text(folder / CARD, card)
         framing.write(folder)
-        if judges:
-            atomic_files.write_bytes(folder / JUDGES, judges)
+        if others:
+            atomic_files.write_bytes(folder / OTHERS, others)
         # written last, because a folder with this file counts as an exported one
         atomic_files.write_bytes(folder / WEIGHTS, weights)
     return folder
 
 
-def _judges(path: Path) -> dict[str, Tensor]:
+def _others(path: Path) -> dict[str, Tensor]:
     """The networks of a checkpoint or an exported folder but the generator and its average. Raises InputError."""
     if is_exported(path):
-        judges = read_judges(path)
+        others = read_others(path)
     else:
         weights = checkpoint.load(path).weights
-        judges = {name: tensor for name, tensor in weights.items() if not name.startswith(("generator.", "ema."))}
-    if not judges:
+        others = {name: tensor for name, tensor in weights.items() if not name.startswith(("generator.", "ema."))}
+    if not others:
         raise InputError(f"{path} holds only the generator; leave out --all-networks")
-    return judges
+    return others
 
 
 def _stored(weights: Mapping[str, Tensor], dtype: str) -> bytes:

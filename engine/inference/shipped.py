@@ -6,15 +6,14 @@ Each has a model card, README.md: what it was trained on and how, under which li
 from pathlib import Path
 
 from engine.errors import InputError
-from engine.inference.exported import CONFIG
-from engine.inference.exported import SHIPPED as FOLDER
+from engine.inference import exported
 
 CARD = "README.md"
 
 
 def names() -> list[str]:
     """The names of the shipped models."""
-    return sorted(file.parent.name for file in FOLDER.glob(f"*/{CONFIG}"))
+    return sorted(file.parent.name for file in exported.SHIPPED.glob(f"*/{exported.CONFIG}"))
 
 
 def resolve(model: Path | str) -> Path:
@@ -25,8 +24,8 @@ def resolve(model: Path | str) -> Path:
     path = Path(model)
     if path.exists() or len(path.parts) != 1 or path.name in (".", ".."):
         return path
-    if (FOLDER / path.name).is_dir():
-        return FOLDER / path.name
+    if (exported.SHIPPED / path.name).is_dir():
+        return exported.SHIPPED / path.name
     raise InputError(f"{path} does not exist here, and no shipped model has this name; {_known()}")
 
 
@@ -39,7 +38,7 @@ def card(name: str) -> str:
     if name not in names():
         raise InputError(f"{name} is not a shipped model; {_known()}")
     try:
-        return (FOLDER / name / CARD).read_text(encoding="utf-8")
+        return (exported.SHIPPED / name / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the model card of {name} cannot be read ({error}); install Kiln again") from None
 

@@ -87,7 +87,7 @@ def load_trained(
         saved, weights = exported.read(path)
         part = exported.PART
     else:
-        stored = checkpoint.load(checkpoint.best(path) or path)
+        stored = checkpoint.load_best(path)
         path, saved, weights, step = stored.path, stored.config, stored.weights, stored.step
     system = system_class(saved.system)
     if kind not in (None, system.kind):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -41,8 +40,7 @@ def pyramid(images: Tensor, sizes: Iterable[int]) -> dict[int, Tensor]:
     }
 
 
-@cache
-def _cubic(small: int, side: int, device: torch.device) -> Tensor:
+def cubic(small: int, side: int) -> Tensor:
     """The matrix (side, small) float32 that enlarges a column of pixels by cubic interpolation.
 
     Row r is the weights of the pixel at r * small / side: pixel i of the small column stays at i * side / small, where
@@ -57,16 +55,17 @@ def _cubic(small: int, side: int, device: torch.device) -> Tensor:
         far = -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
         weight = torch.where(away <= 1, near, torch.where(away < 2, far, torch.zeros_like(away)))
         matrix[torch.arange(side), (below + neighbour).clamp(0, small - 1)] += weight
-    return matrix.float().to(device)
+    return matrix.float()
 
 
-def enlarge(small: Tensor, side: int) -> Tensor:
+def enlarge(small: Tensor, matrix: Tensor) -> Tensor:
     """Enlarge shrunken copies by cubic interpolation; every pixel stays where `pyramid` took it from.
 
     small:   (B, C, s, s)
+    matrix:  (side, s), what `cubic` gives
     returns: (B, C, side, side) channels_last, in the dtype of `small`
     """
-    matrix = _cubic(small.shape[-1], side, small.device).to(small.dtype)
+    matrix = matrix.to(small.dtype)
     return (matrix @ small @ matrix.T).contiguous(memory_format=torch.channels_last)
 
 
@@ -117,6 +116,7 @@ class RefinerGenerator(nn.Module):
         self.decoder = Decoder(resolution, filters, channels, **shape, fused=fused)
         if correct:
             self.decoder.last.start_gain = _SMALL_START
+            self.register_buffer("enlarging", cubic(self.inject[-1], resolution), persistent=False)
 
     def forward(
         self, pyramid: Mapping[int, Tensor], heatmaps: Tensor | None = None, grad_scale: Tensor | None = None
@@ -130,4 +130,6 @@ class RefinerGenerator(nn.Module):
         """
         x = self.first(pyramid[SMALLEST], second=heatmaps, grad_scale=grad_scale)
         made = self.decoder(x, {size: pyramid[size] for size in self.inject[1:]}, grad_scale)
-        return made + enlarge(pyramid[self.inject[-1]], self.resolution).to(made.dtype) if self.correct else made
+        if not self.correct:
+            return made
+        return made + enlarge(pyramid[self.inject[-1]], self.enlarging).to(made.dtype)

@@ -27,6 +27,7 @@ from engine.config import Origins, Sizes, TrainConfig
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder, check_levels
 from engine.networks.dcgan import DcganCritic
+from engine.networks.initialisation import initialise
 from engine.networks.layers import Balance, began_balance, l1_autoencoder_loss, level_sizes
 from engine.networks.patchgan import REAL, REFINED, LocalDiscriminator, frozen
 from engine.pages.panels import chart
@@ -151,6 +152,17 @@ class BalancedSystem(System):
                 self.critic = LocalDiscriminator(width, channels, fused=config.fused)
             else:
                 self.critic = DcganCritic(config.resolution, width, channels, norm="layer", fused=config.fused)
+
+    def prepare(self, betas: tuple[float, float]) -> None:
+        """Set the start values of all networks, move them to the device, and give each its Adam.
+
+        betas: of all but the critic
+        """
+        for offset, (name, network) in enumerate(self.networks().items()):
+            # each network draws from a seed of its own, so D and G start alike with and without the others
+            initialise(network, 1000 * self.config.seed + offset)
+            network.to(self.device)
+            self.add_optimiser(name, network, betas=CRITIC_BETAS if name == "critic" else betas)
 
     def critics(self) -> dict[str, nn.Module]:
         """The critic by its name, for `networks`; nothing where there is none."""

@@ -31,8 +31,7 @@ from engine.data import Batch
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
 from engine.networks.began import BeganGenerator
-from engine.networks.initialisation import initialise
-from engine.systems.balance import CRITIC_BETAS, BalancedConfig, BalancedSystem
+from engine.systems.balance import BalancedConfig, BalancedSystem
 from engine.systems.generation import NoiseSystem
 
 BETA2 = 0.999
@@ -128,10 +127,7 @@ class BeganSystem(BalancedSystem, NoiseSystem):
             fused=config.fused,
         )
         self.generator = self.build_generator(config)
-        for offset, (name, network) in enumerate(self.networks().items()):
-            initialise(network, 1000 * config.seed + offset)
-            network.to(self.device)
-            self.add_optimiser(name, network, betas=CRITIC_BETAS if name == "critic" else (config.beta1, BETA2))
+        self.prepare((config.beta1, BETA2))
         self.start_average()
         # began_balance takes a content loss; this system has none
         self.no_content = torch.zeros_like(self.k)

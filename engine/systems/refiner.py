@@ -35,12 +35,11 @@ from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
 from engine.networks.autoencoder import Autoencoder
-from engine.networks.initialisation import initialise
 from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.refiner import LANDMARKS, MODELS, RefinerGenerator, check_inject, landmark_maps, pyramid
 from engine.pages.panels import chart
-from engine.systems.balance import CRITIC_BETAS, BalancedConfig, BalancedSystem
+from engine.systems.balance import BalancedConfig, BalancedSystem
 from engine.systems.kinds import REFINE
 
 BETAS = (0.9, 0.999)
@@ -179,13 +178,8 @@ class RefinerSystem(BalancedSystem):
         self.discriminator = Autoencoder(*shape, hidden=config.hidden, fused=config.fused)
         self.generator = build_generator(config)
         self.estimator = LandmarkEstimator(*shape, fused=config.fused) if config.landmark_weight else None
-        for offset, network in enumerate(self.networks().values()):
-            # each network draws from a seed of its own, so D and G start alike with and without E
-            initialise(network, 1000 * config.seed + offset)
-            network.to(self.device)
+        self.prepare(BETAS)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
-        for name, network in self.networks().items():
-            self.add_optimiser(name, network, betas=CRITIC_BETAS if name == "critic" else BETAS)
         scalar = {"dtype": torch.float32, "device": self.device}
         self.lambda_r = torch.tensor(config.lambda_r, **scalar)
         self.landmark_weight = torch.tensor(config.landmark_weight, **scalar)

@@ -25,8 +25,8 @@ from engine.inference.faces import FaceFinder
 from engine.inference.trained import Trained
 from engine.systems.base import System
 from engine.systems.kinds import GENERATE, REFINE
+from engine.training.metrics import HELD_OUT
 
-PREFIX = "held_out_"  # of the measures' names in metrics.jsonl
 _SAMPLES, _GENERATED = 256, 512  # images that are measured, at most
 
 
@@ -60,7 +60,7 @@ class Best:
 
     def take(self, measured: Mapping[str, float], step: int) -> bool:
         """Take what HeldOut.measure gave for a step; returns whether it is the best so far."""
-        value = measured[PREFIX + self.by]
+        value = measured[HELD_OUT + self.by]
         if math.isfinite(value) and (self.value is None or self._better(value, self.value)):
             self.value, self.step, self.later = value, step, 0
             return True
@@ -99,7 +99,7 @@ class HeldOut:
         evaluation = self._apply()
         measured = evaluation.measure(self._tools)[evaluation.result]
         found = {measure.key: number(measured, measure) for measure in MEASURES}
-        return {PREFIX + key: value[0] for key, value in found.items() if value is not None}
+        return {HELD_OUT + key: value[0] for key, value in found.items() if value is not None}
 
     @torch.no_grad()
     def _apply(self) -> Evaluation:

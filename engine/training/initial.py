@@ -27,7 +27,7 @@ def read_config(model: str) -> TrainConfig:
     path = _found(model)
     if exported.is_exported(path):
         return exported.read(path)[0]
-    return checkpoint.load(checkpoint.best(path) or path).config
+    return checkpoint.load_best(path).config
 
 
 def adopt(config: TrainConfig, model: TrainConfig, given: set[str], origins: Origins) -> TrainConfig:
@@ -65,14 +65,13 @@ def load(system: System, model: str) -> str:
     path = _found(model)
     if exported.is_exported(path):
         _, generator = exported.read(path)
-        weights = exported.read_judges(path) | generator
+        weights = exported.read_others(path) | generator
         # an export has one version of the generator, which is both the start and the start of its average
-        names = [name for name in generator if name.startswith(f"{exported.PART}.")]
-        weights |= {name.replace(exported.PART, "ema", 1): weights[name] for name in names}
+        weights |= {name.replace(exported.PART, "ema", 1): tensor for name, tensor in generator.items()}
     else:
-        stored = checkpoint.load(checkpoint.best(path) or path)
+        stored = checkpoint.load_best(path)
         path, weights = stored.path, stored.weights
-    return f"{path.name if path.parent == shipped.FOLDER else path}: {_give(system, weights, path)}"
+    return f"{path.name if path.parent == exported.SHIPPED else path}: {_give(system, weights, path)}"
 
 
 def _give(system: System, weights: dict[str, Tensor], path: Path) -> str:

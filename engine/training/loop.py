@@ -28,9 +28,9 @@ from engine.systems.base import System
 from engine.systems.registry import build
 from engine.training import completion, initial, random_state, report
 from engine.training.cuda_graph import WARM_UP, GraphedStep, no_waiting
-from engine.training.held_out import PREFIX, Best, HeldOut
+from engine.training.held_out import Best, HeldOut
 from engine.training.memory import require_memory
-from engine.training.metrics import LossMeter, MetricsLog, missing, missing_text, read_metrics
+from engine.training.metrics import HELD_OUT, LossMeter, MetricsLog, missing, missing_text, read_metrics
 from engine.training.progress import Progress, lasting_output, memory_mb
 from engine.training.schedule import learning_rate
 from engine.training.setup import (
@@ -300,7 +300,7 @@ class Trainer:
         distributed.from_first(lambda: self._write(record))
         self._recorded = self.step
         shown = " ".join(f"{name} {values[name]:.4g}" for name in self.system.headline if name in values)
-        of_held_out = "".join(f" {name.removeprefix(PREFIX)} {value:.4g}" for name, value in measured.items())
+        of_held_out = "".join(f" {name.removeprefix(HELD_OUT)} {value:.4g}" for name, value in measured.items())
         shown += f", held out:{of_held_out}" if measured else ""
         return f"{shown}, {speed:.4g} images/s, {record['memory_mb']:.0f} MB, data {100 * waiting:.0f} %"
 

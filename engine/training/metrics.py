@@ -19,6 +19,7 @@ NEVER = 2**31 - 1
 LARGEST = torch.finfo(torch.float32).max
 # values that are states, not losses: the last one is recorded, where a loss is averaged since the last reading
 STATES = ("k",)
+HELD_OUT = "held_out_"  # how the names of measures begin that were taken on images that are not trained on
 
 
 class LossMeter:

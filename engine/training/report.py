@@ -29,47 +29,31 @@ from engine.pages.panels import Chart, Curve
 from engine.pages.template import fill
 from engine.systems.base import System
 from engine.systems.registry import system_class
-from engine.training.metrics import missing, missing_text, read_metrics
+from engine.training.metrics import HELD_OUT, missing, missing_text, read_metrics
 from engine.version import __version__
 
 ENVIRONMENT = "environment.json"
 # largest file of the latest sample grid and of each earlier one, and how many earlier ones the page shows
 _LATEST_BYTES, _EARLIER_BYTES, _EARLIER_COUNT = 3_000_000, 300_000, 15
 _GRID_BYTES, _GRID_PIXELS = 1 << 28, 1 << 26  # of a file that is taken for a sample grid, at most
+
+
+def _held_out(what: str, key: str, label: str, note: str = "", *, scale: float = 1.0, zero: bool = True) -> Chart:
+    """The chart of a measure on images that are not trained on."""
+    curve = Curve(HELD_OUT + key, label, scale)
+    return Chart(f"Held-out images: {what}", (curve,), note, zero=zero, noisy=False)
+
+
 # the charts of every run; the charts of its system stand before them
 GENERAL = (
-    Chart(
-        "Held-out images: sliced Wasserstein distance",
-        (Curve("held_out_swd", "x 1000"),),
-        note="How unlike photos the results are as a set: lower is better.",
-        noisy=False,
+    _held_out(
+        "sliced Wasserstein distance", "swd", "x 1000", "How unlike photos the results are as a set: lower is better."
     ),
-    Chart(
-        "Held-out images: SSIM",
-        (Curve("held_out_ssim", "SSIM"),),
-        note="How like its original each result is: 1 is equal.",
-        noisy=False,
-        zero=False,
-    ),
-    Chart(
-        "Held-out images: L1",
-        (Curve("held_out_l1", "L1"),),
-        note="Mean distance of each result to its original.",
-        noisy=False,
-    ),
-    Chart(
-        "Held-out images: sharpness",
-        (Curve("held_out_sharpness", "of photos"),),
-        note="1 is as sharp as photos.",
-        noisy=False,
-    ),
-    Chart(
-        "Held-out images: faces found",
-        (Curve("held_out_detection_rate", "%", 100.0),),
-        note="Share of results in which a face is found.",
-        noisy=False,
-    ),
-    Chart("Held-out images: PSNR", (Curve("held_out_psnr", "dB"),), noisy=False, zero=False),
+    _held_out("SSIM", "ssim", "SSIM", "How like its original each result is: 1 is equal.", zero=False),
+    _held_out("L1", "l1", "L1", "Mean distance of each result to its original."),
+    _held_out("sharpness", "sharpness", "of photos", "1 is as sharp as photos."),
+    _held_out("faces found", "detection_rate", "%", "Share of results in which a face is found.", scale=100.0),
+    _held_out("PSNR", "psnr", "dB", zero=False),
     Chart("Learning rate", (Curve("lr", "lr"),), noisy=False),
     Chart("Speed", (Curve("images_per_s", "images/s"),)),
     Chart("Waiting for data", (Curve("data_wait", "% of the time", 100.0),)),

@@ -30,8 +30,7 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     out = _word(argv, "out")
     if out is not None and "--resume" not in argv and torchrun.restarted(Path(out)):
         argv = [*argv, "--resume"]
-    kind, saved = _class_and_saved(argv)
-    model = _initial(argv) if saved is None else None
+    kind, saved, model = _beginning(argv)
     parsed = parse(kind, argv, prog="kiln train", description=_description(kind))
     fields = [f.name for f in dataclasses.fields(kind)]
     of_checkpoint = saved_fields(kind)
@@ -64,29 +63,27 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     return config, origins
 
 
-def _class_and_saved(argv: Sequence[str]) -> tuple[type[TrainConfig], TrainConfig | None]:
-    """The configuration class of a command line's system, and the configuration of the checkpoint that --resume reads.
+def _beginning(argv: Sequence[str]) -> tuple[type[TrainConfig], TrainConfig | None, TrainConfig | None]:
+    """The configuration class of a command line's system, and what the run begins with.
 
-    The system is --system, else that of the checkpoint, else the refiner. Raises InputError where they contradict.
+    returns: the class; the configuration of the checkpoint that --resume reads; that of the model of --init, which a
+             resumed run needs no more
+    The system is --system, else that of the checkpoint or the model, else the refiner. Raises InputError where they
+    contradict.
     """
     system, out = _word(argv, "system"), _word(argv, "out")
     asks_for_help = {"-h", "--help"} & set(argv)
-    saved = None
+    saved = model = None
     if "--resume" in argv and not asks_for_help:
         if out is None:
             raise InputError("--resume needs the run folder: add --out RUN")
         saved = _saved_config(Path(out))
     if saved is not None and system not in (None, saved.system):
         raise InputError(f"the run in {out} is of --system {saved.system}, which cannot become {system}")
-    if system is None and saved is None and (model := _initial(argv)):
-        system = model.system
-    return config_class(system or (saved.system if saved else DEFAULT_SYSTEM)), saved
-
-
-def _initial(argv: Sequence[str]) -> TrainConfig | None:
-    """The configuration of the model that --init names; None without --init, and for a word that asks for help."""
-    model = _word(argv, "init")
-    return None if not model or {"-h", "--help"} & set(argv) else initial.read_config(model)
+    if saved is None and (name := _word(argv, "init")) and not asks_for_help:
+        model = initial.read_config(name)
+    begins = saved or model
+    return config_class(system or (begins.system if begins else DEFAULT_SYSTEM)), saved, model
 
 
 def _word(argv: Sequence[str], option: str) -> str | None:

@@ -30,19 +30,9 @@ def open_set(config: TrainConfig, path: Path | None, need: Needs, *, held: bool 
     held: those that it is measured on, not those that it trains on
     """
     shape = {"channels": config.channels, "resolution": config.resolution}
-    split, hold_out = config.split if path == config.data else "", config.hold_out
-    if held and path == config.data and config.eval_split:
-        split, hold_out, held = config.eval_split, 0, False
-    return open_dataset(
-        path,
-        **shape,
-        points=need.points,
-        members=need.members,
-        split=split,
-        hold_out=hold_out,
-        held=held,
-        look=need.look,
-    )
+    # splits are those of --data
+    part = config.images(held=held) if path == config.data else {"hold_out": config.hold_out, "held": held}
+    return open_dataset(path, **shape, points=need.points, members=need.members, look=need.look, **part)
 
 
 def require_same_data(datasets: Sequence[ImageSet]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 import engine
 from engine import export, models, refine
 from engine.errors import InputError
-from engine.inference import exported, shipped
+from engine.inference import exported
 from tests.support.tiny_run import command, make_run
 
 CARD = """---
@@ -34,7 +34,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_run(tmp_path / "run")
     assert command(export.main, tmp_path / "run", folder / "tiny-b", "--dtype", "fp16", "--all-networks") == 0
     (folder / "tiny-b" / "README.md").write_text(CARD)
-    monkeypatch.setattr(shipped, "FOLDER", folder)
     monkeypatch.setattr(exported, "SHIPPED", folder)
     monkeypatch.chdir(tmp_path)
     return folder
@@ -111,7 +110,7 @@ def test_an_altered_card_does_not_matter_and_a_missing_one_is_said(folder: Path,
 def test_a_copy_elsewhere_is_an_export_like_others(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "tiny-b", tmp_path / "copy")
     saved = json.loads((tmp_path / "copy" / "config.json").read_text())
-    assert saved["config"]["filters"] == 4 and "judges_sha256" in saved
+    assert saved["config"]["filters"] == 4 and "other_networks_sha256" in saved
     (tmp_path / "copy" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="holds no checkpoint"):
         engine.load(tmp_path / "copy")

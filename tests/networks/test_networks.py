@@ -12,7 +12,7 @@ from engine.networks.autoencoder import Autoencoder, Decoder, check_levels
 from engine.networks.initialisation import initialise
 from engine.networks.landmarks import LandmarkEstimator, normalise
 from engine.networks.layers import Conv, Linear, from_rows, level_sizes, parameter_count, to_rows
-from engine.networks.refiner import RefinerGenerator, check_inject, enlarge, landmark_maps, pyramid
+from engine.networks.refiner import RefinerGenerator, check_inject, cubic, enlarge, landmark_maps, pyramid
 from tests.support.training_fakes import smooth_images
 
 MODES = pytest.mark.parametrize("fused", [False, True], ids=["eager", "fused"])
@@ -82,16 +82,17 @@ def test_enlarging_is_cubic_and_keeps_the_pixels_of_the_pyramid(side: int) -> No
     images = torch.randn(2, 3, 64, 64)
     factor = 64 // side
     small = pyramid(images, (side,))[side]
-    large = enlarge(small, 64)
+    matrix = cubic(side, 64)
+    large = enlarge(small, matrix)
     assert torch.equal(large[:, :, ::factor, ::factor], small)
     # torch's own cubic interpolation (a = -3/4 is fixed there) aligns centres; a straight line and a parabola are exact
     x = torch.arange(64.0)
     for curve in (0.3 * x - 1, 0.01 * x**2 - 0.2 * x):
         picture = curve.expand(1, 1, 64, 64)
         inner = slice(factor, 64 - 2 * factor)
-        enlarged = enlarge(pyramid(picture, (side,))[side], 64)
+        enlarged = enlarge(pyramid(picture, (side,))[side], matrix)
         torch.testing.assert_close(enlarged[..., inner], picture[..., inner], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(enlarge(pyramid(picture.mT, (side,))[side], 64).mT, enlarged)
+        torch.testing.assert_close(enlarge(pyramid(picture.mT, (side,))[side], matrix).mT, enlarged)
 
 
 def test_sizes_are_those_published() -> None:

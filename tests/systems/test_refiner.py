@@ -200,6 +200,17 @@ def load_from(config) -> torch.nn.Module:
     return module
 
 
+def test_a_correction_has_gradients_after_it_was_used_without() -> None:
+    module, images = load_from(tiny_config("--correct")), batch_of(tiny_config()).images
+    with torch.inference_mode():
+        wanted = module(images)
+    given = images.clone().requires_grad_()
+    result = module(given)
+    result.sum().backward()
+    torch.testing.assert_close(result.detach(), wanted.clone())
+    assert given.grad[:, :, ::2, ::2].any() and not given.grad[:, :, 1::2].any()
+
+
 def test_packs_fill_the_batch() -> None:
     with pytest.raises(InputError, match="--critic-pack 3 does not divide the 4 images"):
         tiny_config("--critic-pack", "3")

@@ -15,7 +15,8 @@ from engine.data.selection import held_out
 from engine.errors import InputError
 from engine.inference.trained import load_trained
 from engine.systems.registry import build
-from engine.training.held_out import PREFIX, Best
+from engine.training.held_out import Best
+from engine.training.metrics import HELD_OUT
 from tests.support.data_images import picture, write_manifest_set, write_pictures
 from tests.support.packages import needs
 from tests.support.tiny_run import command, make_run
@@ -41,7 +42,7 @@ def test_the_best_step_is_kept_and_taken(photos: Path, tmp_path: Path, capsys: p
     run = tmp_path / "run"
     flags = ("--best-by", "l1", "--steps", "9", "--checkpoint-every", "3", "--keep", "1", "--lr", "0.05")
     assert command(train.main, *TINY, "--data", photos, "--out", run, *flags) == 0
-    measured = {row["step"]: row[PREFIX + "l1"] for row in rows(run) if PREFIX + "l1" in row}
+    measured = {row["step"]: row[HELD_OUT + "l1"] for row in rows(run) if HELD_OUT + "l1" in row}
     assert list(measured) == [2, 4, 6, 8, 9]
     best = min(measured, key=measured.get)
     said = capsys.readouterr().out
@@ -73,7 +74,17 @@ def test_what_is_recorded_is_what_evaluate_measures(photos: Path, tmp_path: Path
     for name in ("l1", "psnr", "ssim", "swd", "sharpness", "detection_rate"):
         value = found["refined"][name]
         value = value["mean"] if isinstance(value, dict) else value
-        assert last[PREFIX + name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+        assert last[HELD_OUT + name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+@needs_extras
+def test_copies_are_looked_for_among_the_images_that_were_trained_on(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert command(train.main, *TINY, "--system", "began", "--data", photos, "--out", run, "--steps", "2") == 0
+    assert command(evaluate.main, run, "--held-out", "--eager", "-n", "4", "--out", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (found["real_images"], found["training_images"]) == (8, 24)
+    assert found["real"]["nearest"]["least"] > 0  # none of them is among the others
 
 
 @needs_extras
@@ -92,7 +103,7 @@ def test_every_kind_of_system_is_measured(system: str, tmp_path: Path) -> None:
     assert command(train.main, *words, "--out", tmp_path / "run") == 0
     expected = {"swd", "sharpness", "detection_rate"} | ({"ssim", "l1", "psnr"} if system != "began" else set())
     for row in rows(tmp_path / "run"):
-        assert expected == {name.removeprefix(PREFIX) for name in row if name.startswith(PREFIX)}
+        assert expected == {name.removeprefix(HELD_OUT) for name in row if name.startswith(HELD_OUT)}
     assert (tmp_path / "run" / "checkpoints" / "best").is_symlink()
 
 
@@ -119,12 +130,12 @@ def test_a_resumed_run_measures_as_one_that_was_not_interrupted(photos: Path, tm
     assert command(train.main, *TINY, *words, "--steps", "3", "--out", tmp_path / "cut") == 0
     assert command(train.main, "--resume", "--steps", "6", "--out", tmp_path / "cut") == 0
     whole, cut = (
-        {row["step"]: {name: row[name] for name in row if name.startswith(PREFIX)} for row in rows(tmp_path / name)}
+        {row["step"]: {name: row[name] for name in row if name.startswith(HELD_OUT)} for row in rows(tmp_path / name)}
         for name in ("whole", "cut")
     )
     assert all(cut[step] == whole[step] for step in (2, 4, 6))
     assert not any(
-        name.startswith(PREFIX) for name in rows(tmp_path / "whole")[0] if rows(tmp_path / "whole")[0]["step"] == 1
+        name.startswith(HELD_OUT) for name in rows(tmp_path / "whole")[0] if rows(tmp_path / "whole")[0]["step"] == 1
     )
     for name in ("weights", "step"):
         a, b = (getattr(checkpoint.load(tmp_path / run), name) for run in ("whole", "cut"))
@@ -147,11 +158,11 @@ def test_a_damaged_best_checkpoint_is_said_and_passed_over(tmp_path: Path, capsy
 def test_best_goes_by_its_measure() -> None:
     lower, higher = Best("swd"), Best("ssim")
     taken = [
-        (lower.take({PREFIX + "swd": v}, s), higher.take({PREFIX + "ssim": v}, s)) for s, v in enumerate((2, 1, 3))
+        (lower.take({HELD_OUT + "swd": v}, s), higher.take({HELD_OUT + "ssim": v}, s)) for s, v in enumerate((2, 1, 3))
     ]
     assert taken == [(True, True), (True, False), (False, True)]
     assert (lower.step, lower.later, higher.step, higher.later) == (1, 1, 2, 0)
-    assert not lower.take({PREFIX + "swd": float("nan")}, 9) and lower.later == 2
+    assert not lower.take({HELD_OUT + "swd": float("nan")}, 9) and lower.later == 2
     other = Best("l1")
     other.load_state_dict(lower.state_dict())
     assert other.value is None  # another measure decides now

@@ -180,10 +180,10 @@ def test_damaged_models_are_refused(exported: Path, tmp_path: Path) -> None:
         (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
         return folder
 
-    whole = (exported / "judges.safetensors").read_bytes()
+    whole = (exported / "other_networks.safetensors").read_bytes()
     for folder, says in (
-        (damaged("judges.safetensors", whole[:100]), "judges.safetensors was altered"),
-        (damaged("judges.safetensors", None), "judges.safetensors is missing"),
+        (damaged("other_networks.safetensors", whole[:100]), "other_networks.safetensors was altered"),
+        (damaged("other_networks.safetensors", None), "other_networks.safetensors is missing"),
         (damaged("model.safetensors", b""), "model.safetensors was altered"),
     ):
         with pytest.raises(InputError, match=says):
@@ -197,12 +197,12 @@ def test_damaged_models_are_refused(exported: Path, tmp_path: Path) -> None:
 def test_judges_of_other_widths_are_refused(exported: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(exported, folder)
-    judges = safetensors.torch.load_file(folder / "judges.safetensors")
-    judges["critic.third.bias"] = torch.zeros(77)
-    data = safetensors.torch.save(judges)
-    (folder / "judges.safetensors").write_bytes(data)
+    others = safetensors.torch.load_file(folder / "other_networks.safetensors")
+    others["critic.third.bias"] = torch.zeros(77)
+    data = safetensors.torch.save(others)
+    (folder / "other_networks.safetensors").write_bytes(data)
     saved = json.loads((folder / "config.json").read_text())
-    saved["judges_sha256"] = checkpoint.digest(data)
+    saved["other_networks_sha256"] = checkpoint.digest(data)
     (folder / "config.json").write_text(json.dumps(saved))
     with pytest.raises(InputError, match="weights of 'critic' are of another configuration"):
         initial.load(build(resolved(folder)[0], "cpu"), str(folder))
