@@ -94,6 +94,8 @@ class RefinerGenerator(nn.Module):
     Source: the refiner paper, section 2.1 and figure 2; the landmarks are proposed in its conclusion.
     """
 
+    enlarging: Tensor  # with `correct`, the matrix that `enlarge` takes
+
     def __init__(
         self,
         resolution: int,
