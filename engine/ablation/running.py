@@ -56,14 +56,35 @@ class AblateOptions(MeasureOptions):
     """Measure only on the images of this split of --eval-data."""
     rows: str = ""
     """Only these rows, separated by commas; default all."""
+    seeds: int = 1
+    """Train every row with so many seeds, from --seed on upwards; the table then gives means and spreads."""
+
+    def check(self) -> None:
+        super().check()
+        if self.seeds < 1:
+            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
 
 
-Measured = dict[str, tuple[Evaluation, Measures]]  # label of a row -> its model's results, and their measures
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the rows.
+
+    shown:   label of a row -> the results of its first seed, for the figure
+    by_seed: seed -> label -> the measures of the run
+    """
+
+    shown: dict[str, Evaluation]
+    by_seed: dict[int, dict[str, Measures]]
+
+    def results(self) -> dict[str, list[Measures]]:
+        """Label of a row -> the measures of its model's results, for each seed."""
+        runs = self.by_seed.values()
+        return {label: [of[label][evaluation.result] for of in runs] for label, evaluation in self.shown.items()}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its label in the table, its configuration, and the origin of each value."""
+    """One run: its label in the table, which all seeds of a row share, its configuration, the origin of each value."""
 
     label: str
     config: TrainConfig
@@ -108,7 +129,7 @@ def select_rows(table: Mapping[str, dict[str, Any]], rows: str) -> dict[str, dic
 
 
 def plan(options: AblateOptions, words: Sequence[str]) -> list[Row]:
-    """The rows to train, each with its complete and checked configuration.
+    """The runs to train, each with its complete and checked configuration; with several seeds first all rows of one.
 
     words: the options of training that apply to every row. Raises InputError before anything is trained.
     """
@@ -129,7 +150,16 @@ def plan(options: AblateOptions, words: Sequence[str]) -> list[Row]:
         except InputError as error:
             raise InputError(f"row {label!r}: {error}") from None
         rows.append(Row(label, config, origins))
-    return rows
+    return [_with_seed(row, more) for more in range(options.seeds) for row in rows]
+
+
+def _with_seed(row: Row, more: int) -> Row:
+    """The run of a row with a seed that is higher by `more`, in a folder of its own."""
+    if not more:
+        return row
+    seed = row.config.seed + more
+    folder = row.config.out.with_name(f"{row.config.out.name}-seed-{seed}")
+    return Row(row.label, dataclasses.replace(row.config, seed=seed, out=folder), row.origins)
 
 
 def _words(name: str, value: Any) -> list[str]:
@@ -170,7 +200,7 @@ def train_all(rows: Sequence[Row], done: Sequence[int]) -> int:
     done: the steps that each row has already trained
     """
     for place, (row, steps) in enumerate(zip(rows, done, strict=True), start=1):
-        print(f"\nrow {place} of {len(rows)}: {row.label}", flush=True)
+        print(f"\nrun {place} of {len(rows)}: {row.label}, seed {row.config.seed}", flush=True)
         if steps == row.config.steps:
             print(f"done before: {row.config.out}")
             continue
@@ -212,33 +242,37 @@ def held_out(config: TrainConfig, options: AblateOptions) -> tuple[Path, str]:
 
 
 def measure_all(rows: Sequence[Row], dataset: ImageSet, options: AblateOptions, finder: FaceFinder) -> Measured:
-    """Measure every row on the same images, and from the same noise."""
-    measured = {}
+    """Measure every run on the same images, and all rows of a seed from the same noise."""
+    measured = Measured({}, {})
     for row in rows:
-        print(f"\nmeasuring {row.label} on {dataset.summary()}", flush=True)
+        print(f"\nmeasuring {row.label}, seed {row.config.seed}, on {dataset.summary()}", flush=True)
         device = pick_device(row.config.device)
         model = load_trained(row.config.out, device, fused=row.config.fused, ema=options.weights == "ema")
         evaluation = apply_model(model, dataset, options, seed=model.config.seed)
         tools = Tools(finder, options.inception_weights, device, model.config.seed)
-        measured[row.label] = evaluation, evaluation.measure(tools)
+        measured.shown.setdefault(row.label, evaluation)
+        measured.by_seed.setdefault(row.config.seed, {})[row.label] = evaluation.measure(tools)
     return measured
 
 
 def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measured: Measured) -> str:
     """Write table.md, table.csv, figure.png and, last, table.json; returns the table for the terminal."""
-    out, labels = options.out, [row.label for row in rows]
-    results = {label: measures[evaluation.result] for label, (evaluation, measures) in measured.items()}
-    table = tables.columns(results)
-    notes = skipped(results)
+    out, results = options.out, measured.results()
+    table, labels = tables.columns(results), list(results)
+    first_seed = [of[0] for of in results.values()]
+    notes = skipped(dict(zip(labels, first_seed, strict=True)))
+    if options.seeds > 1:
+        notes.append(f"means of {options.seeds} seeds ± the standard deviation between them")
     atomic_files.write_text(out / "table.md", tables.markdown(table, labels, notes))
     atomic_files.write_text(out / "table.csv", tables.comma_separated(table, labels))
-    first, fields = measured[labels[0]][0], ablation(options.system)
+    first, fields = measured.shown[labels[0]], ablation(options.system)
     places = first.examples()
     # rows see different inputs of the same images; the row with the most inputs shows them all
-    inputs = max((evaluation.rows(places) for evaluation, _ in measured.values()), key=len)
-    images = inputs | {label: evaluation.results[places] for label, (evaluation, _) in measured.items()}
-    atomic_files.write_bytes(out / "figure.png", figures.comparison(images, panels(results)))
-    keys = {key for values in results.values() for key in values}
+    inputs = max((evaluation.rows(places) for evaluation in measured.shown.values()), key=len)
+    images = inputs | {label: evaluation.results[places] for label, evaluation in measured.shown.items()}
+    shown = panels(dict(zip(labels, first_seed, strict=True)))
+    atomic_files.write_bytes(out / "figure.png", figures.comparison(images, shown))
+    keys = {key for values in first_seed for key in values}
     about = {
         "system": options.system,
         "steps": rows[0].config.steps,
@@ -246,12 +280,14 @@ def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measur
         "data": str(dataset.root),
         **first.about(),
         "weights": options.weights,
-        "rows": {row.label: {"run": str(row.config.out), "fields": fields[row.label]} for row in rows},
+        "rows": {row.label: {"run": str(row.config.out), "fields": fields[row.label]} for row in rows[: len(labels)]},
         "kiln": __version__,
         "torch": torch.__version__,
         "units": {key: unit for key, unit in UNITS.items() if key in keys},
-        "measures": {label: measures for label, (_, measures) in measured.items()},
+        "measures": measured.by_seed[rows[0].config.seed],
     }
+    if options.seeds > 1:
+        about["seeds"] = measured.by_seed
     atomic_files.write_text(out / "table.json", json.dumps(about, indent=2) + "\n")
     return tables.text(table, labels, notes)
 

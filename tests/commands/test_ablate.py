@@ -177,6 +177,7 @@ def test_bad_input(done, capsys, tmp_path):
         (words(done, "new", "--resolution", 16), "row 'B'"),
         (words(done, "new", "--gama", 1), "did you mean --gamma"),
         (words(done, "new", "--limit", -1), "--limit"),
+        (words(done, "new", "--seeds", 0), "--seeds must be at least 1, got 0"),
         (words(done, "new", "--inception-weights", tmp_path / "none.pth"), "No such file"),
         (words(done, "new")[:4] + words(done, "new")[6:], "--eval-data PATH"),
         ((*short, "--eval-data", tmp_path / "none"), "there is no folder or zip"),
@@ -270,11 +271,11 @@ def test_without_data_other_avatars_are_measured_on(tmp_path, monkeypatch):
 
 def test_the_table_in_its_forms():
     results = {
-        "full": {"l1": {"mean": 0.125, "std": 1.0}, "detection_rate": 0.5, "fid": "skipped: X"},
-        "without": {"l1": {"mean": 0.25, "std": 1.0}},
+        "full": [{"l1": {"mean": 0.125, "std": 1.0}, "detection_rate": 0.5, "fid": "skipped: X"}],
+        "without": [{"l1": {"mean": 0.25, "std": 1.0}}],
     }
     table = ablation_table.columns(results)
-    assert table == {"l1": {"full": 0.125, "without": 0.25}, "faces detected (%)": {"full": 50.0}}
+    assert table == {"l1": {"full": [0.125], "without": [0.25]}, "faces detected (%)": {"full": [50.0]}}
     labels = list(results)
     assert (
         ablation_table.comma_separated(table, labels) == "row,l1,faces detected (%)\nfull,0.125,50.0\nwithout,0.25,\n"
@@ -287,3 +288,35 @@ def test_the_table_in_its_forms():
     ]
     assert len({len(line) for line in text[:3]}) == 1  # columns are aligned at the right
     assert "| without | 0.25 |  |" in ablation_table.markdown(table, labels, [])
+
+
+def test_the_table_of_several_seeds_has_means_and_spreads():
+    """Of 1, 2, 3 the mean is 2 and the sample standard deviation 1."""
+    results = {
+        "full": [{"l1": {"mean": value}, "detection_rate": 0.5} for value in (1.0, 2.0, 3.0)],
+        "without": [{"l1": {"mean": 4.0}}, {"l1": {"mean": 4.0}}, {"l1": {"mean": 4.0}}],
+    }
+    table = ablation_table.columns(results)
+    assert "| full | 2 ± 1 | 50 ± 0 |" in ablation_table.markdown(table, list(results), [])
+    csv_lines = ablation_table.comma_separated(table, list(results)).splitlines()
+    assert csv_lines == ["row,l1,l1 spread,faces detected (%),faces detected (%) spread", "full,2.0,1.0,50.0,0.0",
+                         "without,4.0,0.0,,"]  # fmt: skip
+
+
+@needs_all
+def test_seeds_train_every_row_anew_and_one_seed_is_the_first_of_them(done, capsys):
+    """Rows of an ablation of one seed, trained before, are the first of two."""
+    assert command(ablate.main, *words(done, "seeds", "--rows", "A")) == 0
+    capsys.readouterr()
+    assert command(ablate.main, *words(done, "seeds", "--rows", "A,C", "--seeds", 2)) == 0
+    assert capsys.readouterr().out.count("done before") == 1
+    found = table_of(done, "seeds")
+    assert list(found["rows"]) == ["A", "C"] and list(found["seeds"]) == ["0", "1"]
+    assert [checkpoint.load(done / "seeds" / name).config.seed for name in ("a", "c", "a-seed-1", "c-seed-1")] == [
+        0, 0, 1, 1]  # fmt: skip
+    values = [found["seeds"][seed]["A"]["refined"]["l1"]["mean"] for seed in "01"]
+    assert values[0] == found["measures"]["A"]["refined"]["l1"]["mean"] != values[1]
+    (row, _) = csv.DictReader((done / "seeds" / "table.csv").open())
+    assert float(row["l1"]) == pytest.approx(sum(values) / 2)
+    assert float(row["l1 spread"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert "± the standard deviation between them" in (done / "seeds" / "table.md").read_text()
