@@ -108,6 +108,7 @@ def test_wheel_holds_everything(wheel, tmp_path):
         archive.extractall(site)
     assert not [n for n in names if n.startswith(("kernels/", "tests/", "benchmarks/", "bindings/"))]
     assert any(n.endswith(".j2") for n in names) and "engine/py.typed" in names
+    assert "engine/shipped/portraits-b/model.safetensors" in names
     code = """
 import torch, engine
 from engine import ops
