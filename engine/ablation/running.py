@@ -259,8 +259,8 @@ def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measur
     """Write table.md, table.csv, figure.png and, last, table.json; returns the table for the terminal."""
     out, results = options.out, measured.results()
     table, labels = tables.columns(results), list(results)
-    first_seed = [of[0] for of in results.values()]
-    notes = skipped(dict(zip(labels, first_seed, strict=True)))
+    first_seed = {label: of[0] for label, of in results.items()}
+    notes = skipped(first_seed)
     if options.seeds > 1:
         notes.append(f"means of {options.seeds} seeds ± the standard deviation between them")
     atomic_files.write_text(out / "table.md", tables.markdown(table, labels, notes))
@@ -270,9 +270,8 @@ def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measur
     # rows see different inputs of the same images; the row with the most inputs shows them all
     inputs = max((evaluation.rows(places) for evaluation in measured.shown.values()), key=len)
     images = inputs | {label: evaluation.results[places] for label, evaluation in measured.shown.items()}
-    shown = panels(dict(zip(labels, first_seed, strict=True)))
-    atomic_files.write_bytes(out / "figure.png", figures.comparison(images, shown))
-    keys = {key for values in first_seed for key in values}
+    atomic_files.write_bytes(out / "figure.png", figures.comparison(images, panels(first_seed)))
+    keys = {key for values in first_seed.values() for key in values}
     about = {
         "system": options.system,
         "steps": rows[0].config.steps,
