@@ -58,13 +58,21 @@ class Generated(Evaluation):
         measures["generated"] |= inception_measures(
             self.results, self.reals, tools.inception, tools.device, tools.batch_size
         )
-        if recogniser() is None:
-            measures["generated"]["recognition"] = SKIPPED
-        else:
-            training = chunks(self.training, self._known, self._config, "recognising faces")
-            measures["generated"]["recognition"] = recognition(self.results, training)
+        self._recognise(measures)
         self._find_copies(measures)
         return measures
+
+    def _recognise(self, measures: Measures) -> None:
+        """Add "recognition" to the measures, also of the real images if they are others than those trained on."""
+        if recogniser() is None:
+            measures["generated"]["recognition"] = SKIPPED
+            return
+        strangers = None if self.training.digest == self._data.digest else self.reals
+        training = chunks(self.training, self._known, self._config, "recognising faces")
+        found = recognition(self.results, training, strangers) or {}
+        for name, in_measures in (("generated", "generated"), ("strangers", "real")):
+            if name in found:
+                measures[in_measures]["recognition"] = found[name]
 
     def _find_copies(self, measures: Measures) -> None:
         """Add "nearest" to the measures: how far each image is from its nearest training image.

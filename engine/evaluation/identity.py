@@ -88,31 +88,55 @@ def identity(results: Tensor, originals: Tensor) -> dict[str, float] | None:
     return {"distance": float(np.mean(distances)), "same_person": same, "pairs": float(len(distances))}
 
 
-def recognition(generated: Tensor, training: Iterable[Tensor]) -> dict[str, int] | None:
+def recognition(
+    generated: Tensor, training: Iterable[Tensor], strangers: Tensor | None = None
+) -> dict[str, dict[str, float]] | None:
     """How many generated images show no face or a person of the training set; None where the models are missing.
 
+    Among a thousand photos almost every stranger has somebody closer than 0.6, so photos of people who are not in the
+    training set say what is to be expected of an image that copies nobody.
+
     generated: (N, C, R, R) uint8; training: the training images in such pieces
-    Returns "images", "not_detected" (images without a face), "identified" (images closer than 0.6 to a training face)
-    and "training_faces". Source: the face generator's paper, section 4 (1,000 images).
+    strangers: (M, C, R, R) uint8, photos of other people
+    Returns for "generated", and for "strangers" if there are some, "images", "not_detected" (images without a face),
+    "identified" (images closer than 0.6 to a training face), "closest" and "least" (the mean and the smallest distance
+    to the closest training face; both only if there are faces), and "training_faces". For "generated" also "copied",
+    the images that are closer to a training face than every stranger. Source: the face generator's paper, section 4
+    (1,000 images).
     """
     models = recogniser()
     if models is None:
         return None
-    faces = [face for image in generated if (face := models.embed(image)) is not None]
-    identified = np.zeros(len(faces), bool)
+    sets = {"generated": generated} | ({} if strangers is None else {"strangers": strangers})
+    faces = {name: _faces(models, images) for name, images in sets.items()}
+    closest = {name: np.full(len(found), np.inf) for name, found in faces.items()}
     known = 0
     for images in training:
-        people = [face for image in images if (face := models.embed(image)) is not None]
+        people = _faces(models, images)
         known += len(people)
-        if people and faces:
-            between = np.linalg.norm(np.stack(faces)[:, None] - np.stack(people), axis=2)
-            identified |= (between < SAME_PERSON).any(1)
-    return {
-        "images": len(generated),
-        "not_detected": len(generated) - len(faces),
-        "identified": int(identified.sum()),
-        "training_faces": known,
-    }
+        for name, found in faces.items():
+            if len(people) and len(found):
+                between = np.linalg.norm(found[:, None] - people, axis=2).min(1)
+                closest[name] = np.minimum(closest[name], between)
+    measured: dict[str, dict[str, float]] = {}
+    for name, distances in closest.items():
+        measured[name] = {
+            "images": len(sets[name]),
+            "not_detected": len(sets[name]) - len(distances),
+            "identified": int((distances < SAME_PERSON).sum()),
+            "training_faces": known,
+        }
+        if known and len(distances):
+            measured[name] |= {"closest": float(distances.mean()), "least": float(distances.min())}
+    if "least" in measured.get("strangers", {}):
+        measured["generated"]["copied"] = int((closest["generated"] < measured["strangers"]["least"]).sum())
+    return measured
+
+
+def _faces(models: Recogniser, images: Tensor) -> np.ndarray:
+    """The embeddings (F, 128) of the images that have a face."""
+    found = [face for image in images if (face := models.embed(image)) is not None]
+    return np.stack(found) if found else np.empty((0, 128))
 
 
 def landmark_error(results: Tensor, points: Tensor, targets: Tensor | None = None) -> dict[str, float] | None:

@@ -65,9 +65,12 @@ MEASURES = (
             "landmark error, % of eye distance", ".2f"),
     Measure("landmark_error", "percent_found", "to the target's", "the same from the landmarks that are found in the "
             "target, in which dlib errs too", "landmarks from the target's, % of eye distance", ".2f"),
-    Measure("recognition", "not_detected", "no face (dlib)", "dlib's face models: images without a face, and images "
-            "closer than 0.6 to a training face (identified)", "images without a face (dlib)", ".0f"),
+    Measure("recognition", "not_detected", "no face (dlib)", "dlib's face models: images without a face, images closer "
+            "than 0.6 to a training face (identified), mean and smallest distance to the closest training face, and "
+            "images closer to one than every photo of somebody else (copied)", "images without a face (dlib)", ".0f"),
     Measure("recognition", "identified", "identified", "", "identified as a training face", ".0f"),
+    Measure("recognition", "closest", "closest person", "", "distance to the closest training face"),
+    Measure("recognition", "copied", "copied", "", "closer to a training face than any stranger", ".0f"),
     Measure("nearest", "mean", "nearest training", "root mean square distance to the nearest training image or its "
             "mirror image, with images in [-1, 1]", "distance to the nearest training image"),
 )  # fmt: skip

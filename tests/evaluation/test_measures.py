@@ -120,8 +120,18 @@ def test_recognition_counts_faces_and_known_persons(monkeypatch):
     training[0] += 10
     training[1] += 20
     found = identity.recognition(generated, training.split(2))
-    near = [g for g in (30, 255, 128) if min(abs(g - t) / 255 * 3**0.5 for t in (10, 20)) < 0.6]
-    assert found == {"images": 4, "not_detected": 1, "identified": len(near), "training_faces": 2}
+    closest = [min(abs(g - t) / 255 * 3**0.5 for t in (10, 20)) for g in (30, 255, 128)]
+    measured = found["generated"]
+    assert measured.pop("closest") == pytest.approx(np.mean(closest)) and measured.pop("least") == min(closest)
+    near = sum(distance < 0.6 for distance in closest)
+    assert found == {"generated": {"images": 4, "not_detected": 1, "identified": near, "training_faces": 2}}
+    # strangers say how close somebody else comes
+    found = identity.recognition(generated, training.split(2), strangers=generated[[0, 3]])
+    assert (found["strangers"]["images"], found["strangers"]["not_detected"]) == (2, 1)
+    assert found["strangers"]["least"] == pytest.approx(108 / 255 * 3**0.5)
+    assert found["generated"]["copied"] == 1
+    nobody = identity.recognition(generated[:1], training.split(2), strangers=generated[:1])
+    assert nobody["generated"] == {"images": 1, "not_detected": 1, "identified": 0, "training_faces": 2}
     monkeypatch.setattr(identity, "recogniser", lambda: None)
     assert identity.recognition(generated, [training]) is None
     assert identity.landmark_error(generated, torch.zeros(4, 68, 2)) is None

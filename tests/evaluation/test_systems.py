@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from engine import checkpoint, evaluate
-from engine.evaluation import fidelity
+from engine.evaluation import fidelity, generated, identity
 from engine.evaluation.identity import SKIPPED
 from engine.systems import registry
 from engine.systems.kinds import GENERATE
@@ -23,6 +23,7 @@ from tests.support.evaluation_fakes import (
     FakeNoiseConfig,
     FakeRefine,
     FakeRefineConfig,
+    MeanColour,
     make_run,
 )
 from tests.support.packages import needs
@@ -82,6 +83,25 @@ def test_a_generator_that_memorises_shows(tmp_path):
     with Image.open(tmp_path / "out" / "neighbours.png") as grid:
         rows = np.asarray(grid).reshape(2, -1, grid.width, 3).astype(int)
         assert np.abs(rows[0, :, 128:] - rows[1, :, 128:]).mean() < 8  # copy and original, below each other
+
+
+def test_photos_of_strangers_say_how_close_a_face_comes_by_chance(tmp_path, monkeypatch):
+    """Real images are recognised too where they are others than those trained on."""
+    for module in (identity, generated):
+        monkeypatch.setattr(module, "recogniser", MeanColour)
+    trained_on = write_pictures(tmp_path / "trained", 4, width=16, height=16)
+    others = write_pictures(tmp_path / "others", 5, width=16, height=16)
+    run = make_run(tmp_path / "run", FakeNoise, FakeNoiseConfig(data=trained_on, **SHAPE))
+    given = (run, "-n", 6, "--training", trained_on)
+    assert command(evaluate.main, *given, "--data", others, "--out", tmp_path / "out") == 0
+    found = metrics(tmp_path / "out")
+    counted = ("images", "training_faces", "not_detected")
+    assert [found["real"]["recognition"][key] for key in counted] == [5, 4, 0]
+    least = found["real"]["recognition"]["least"]
+    assert least == 0 and found["generated"]["recognition"]["copied"] == 0  # four of the strangers are trained on
+    assert command(evaluate.main, *given, "--data", trained_on, "--out", tmp_path / "same") == 0
+    same = metrics(tmp_path / "same")
+    assert "recognition" not in same["real"] and "copied" not in same["generated"]["recognition"]
 
 
 def test_what_a_generator_is_measured_by(tmp_path, capsys):
