@@ -81,6 +81,8 @@ def export(
     weights = _stored(trained.module.state_dict(), dtype)
     others = _stored(_others(trained.path), dtype) if all_networks else None
     saved = {name: entry["value"] for name, entry in config.to_json().items() if name not in _LEFT_OUT}
+    if saved["init"] not in shipped.names():  # a path, then
+        del saved["init"]
     head: dict[str, Any] = {"library": "kiln-engine", "version": __version__, "format": FORMAT, DIGEST: digest(weights)}
     head |= {OTHERS_DIGEST: digest(others)} if others else {}
     kind = system_class(config.system).kind

@@ -114,3 +114,12 @@ def test_a_copy_elsewhere_is_an_export_like_others(folder: Path, tmp_path: Path)
     (tmp_path / "copy" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="holds no checkpoint"):
         engine.load(tmp_path / "copy")
+
+
+def test_what_a_model_was_started_from_is_told_by_name_alone(folder: Path, tmp_path: Path) -> None:
+    """Where runs lay on the machine that trained is nobody's business."""
+    for name, init, told in (("own", str(tmp_path / "run"), None), ("named", "tiny-b", "tiny-b")):
+        make_run(tmp_path / name, init=init)
+        assert command(export.main, tmp_path / name, tmp_path / "out" / name) == 0
+        saved = (tmp_path / "out" / name / "config.json").read_text()
+        assert json.loads(saved)["config"].get("init") == told and str(tmp_path) not in saved
