@@ -8,13 +8,16 @@ from torch import Tensor
 
 import engine
 from engine.data import avatars
-from engine.data.pixel_values import network_input, to_uint8
+from engine.data.pixel_values import network_input, result_pixels, to_uint8
 from engine.evaluation.sharpness import laplacian_variance
 from engine.inference import exported, shipped
+from engine.inference.faces import FaceFinder
 from engine.networks.refiner import cubic, enlarge, pyramid
+from tests.support.packages import needs
 
 NAMES = shipped.names()
 REFINERS = {"portraits-a": (8,), "portraits-b": (8, 16), "portraits-c": (8, 16, 32)}
+GENERATOR = "portraits-began"
 BYTES = 12_000_000  # of all models together, as packages carry them
 
 
@@ -25,7 +28,7 @@ def faces(count: int, size: int) -> Tensor:
 
 
 def test_the_models_that_readers_are_told_of_are_there() -> None:
-    assert set(REFINERS) <= set(NAMES)
+    assert {*REFINERS, GENERATOR} <= set(NAMES)
 
 
 def test_all_models_are_small() -> None:
@@ -69,3 +72,15 @@ def test_a_refiner_makes_a_sharp_face_of_small_copies(name: str, sizes: tuple[in
     # a result keeps the tones of the largest copy that the model saw, and is not that copy
     away = torch.nn.functional.avg_pool2d(results - enlarged, 64 // sizes[-1]).abs().mean()
     assert 0 < away < 0.15
+
+
+@needs("cv2")
+def test_the_generator_makes_different_faces() -> None:
+    model = engine.load(GENERATOR)
+    images = model(model.noise(64, torch.Generator().manual_seed(1)))
+    assert images.shape == (64, 3, 64, 64)
+    finder = FaceFinder()
+    found = sum(bool(finder.boxes(image.transpose(1, 2, 0))) for image in result_pixels(images))
+    assert found > 0.9 * len(images)
+    # one image, or copies of a few, would have hardly any distance between neighbours
+    assert (images[1:] - images[:-1]).abs().mean((1, 2, 3)).min() > 0.05
