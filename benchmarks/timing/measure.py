@@ -176,11 +176,11 @@ def matrix_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, rounds:
 
     The two come from different libraries; the matrix product's leaves half of some processors unused.
     """
-    size = 1536 if device == "cpu" else 8192
+    size, batch = _product(device)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     calls, flops = {"product": lambda: a @ b}, {"product": 2.0 * size**3}
     if device == "cpu":
-        batch, channels, side = 25, 256, 16
+        channels, side = 256, 16
         x = torch.randn(batch, channels, side, side).to(dtype, memory_format=torch.channels_last)
         weight = torch.randn(channels, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
         calls["convolution"] = lambda: torch.conv2d(x, weight, padding=1)
@@ -201,6 +201,11 @@ def fill_bandwidth(device: str = "cpu", rounds: int = 8) -> float:
     """Bytes/s written by filling a tensor with zeros that no cache holds, the best of a few."""
     a = torch.empty(_floats(device), device=device)
     return 4 * a.numel() / min(interleaved({"fill": a.zero_}, rounds=rounds)["fill"].samples)
+
+
+def _product(device: str) -> tuple[int, int]:
+    """The side of the matrices, and the images of the convolution."""
+    return (1536 if device == "cpu" else 8192), 25
 
 
 def _floats(device: str) -> int:
