@@ -12,7 +12,7 @@ from engine.data import ImageSet
 from engine.data.pixel_values import from_uint8, result_pixels
 from engine.evaluation.base import Evaluation, Tools, chunks, in_batches, read_all, spread_indices
 from engine.evaluation.fidelity import inception_measures
-from engine.evaluation.identity import SKIPPED, recogniser, recognition
+from engine.evaluation.identity import SKIPPED, recognition
 from engine.evaluation.measures import Measures, detection_rates, distribution_distance
 from engine.evaluation.neighbours import nearest
 from engine.evaluation.sharpness import sharpness
@@ -64,15 +64,12 @@ class Generated(Evaluation):
 
     def _recognise(self, measures: Measures) -> None:
         """Add "recognition" to the measures, also of the real images if they are others than those trained on."""
-        if recogniser() is None:
-            measures["generated"]["recognition"] = SKIPPED
-            return
         strangers = None if self.training.digest == self._data.digest else self.reals
         training = chunks(self.training, self._known, self._config, "recognising faces")
-        found = recognition(self.results, training, strangers) or {}
-        for name, in_measures in (("generated", "generated"), ("strangers", "real")):
-            if name in found:
-                measures[in_measures]["recognition"] = found[name]
+        found = recognition(self.results, training, strangers)
+        measures["generated"]["recognition"] = found["generated"] if found else SKIPPED
+        if found and strangers is not None:
+            measures["real"]["recognition"] = found["strangers"]
 
     def _find_copies(self, measures: Measures) -> None:
         """Add "nearest" to the measures: how far each image is from its nearest training image.
