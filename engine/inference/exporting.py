@@ -38,8 +38,8 @@ from engine.version import __version__
 CARD = shipped.CARD
 _FILES = (CONFIG, CARD, Framing.FILE, OTHERS, WEIGHTS)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# fields of the configuration that describe the run, not the model
-_LEFT_OUT = ("data", "synthetic", "out", "device", "threads")
+# fields of the configuration that describe the run, not the model; paths of files with weights are of the run too
+_LEFT_OUT = ("data", "synthetic", "out", "device", "threads", "vgg", "vgg_digest", "feature_weights")
 _CARD = """---
 library_name: kiln-engine
 pipeline_tag: {task}

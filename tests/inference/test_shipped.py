@@ -1,5 +1,6 @@
 """Models that come with Kiln: found by name, listed, their cards printed; what is missing or altered is said."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,8 @@ from PIL import Image
 import engine
 from engine import export, models, refine
 from engine.errors import InputError
-from engine.inference import exported
+from engine.inference import exported, exporting
+from engine.systems.registry import SYSTEMS, config_class
 from tests.support.tiny_run import command, make_run
 
 CARD = """---
@@ -123,3 +125,9 @@ def test_what_a_model_was_started_from_is_told_by_name_alone(folder: Path, tmp_p
         assert command(export.main, tmp_path / name, tmp_path / "out" / name) == 0
         saved = (tmp_path / "out" / name / "config.json").read_text()
         assert json.loads(saved)["config"].get("init") == told and str(tmp_path) not in saved
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_no_field_that_is_a_path_is_published(system: str) -> None:
+    fields = {field.name for field in dataclasses.fields(config_class(system)) if "Path" in str(field.type)}
+    assert fields and fields <= set(exporting._LEFT_OUT)
