@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, LandmarkConv
-from engine.networks.moving import EXTRA, START_GAIN, corrected
+from engine.networks.moving import EXTRA, START_GAIN, Halves, corrected
 from engine.networks.norms import InstanceNorm
 
 NEGATIVE_SLOPE = 0.2  # of LeakyReLU below 0, and the default of the operators
@@ -142,8 +142,11 @@ class GuidedUNet(nn.Module):
 
     def finish(self, x: Tensor, features: tuple[Tensor, Tensor]) -> Tensor:
         """Run the last layer on the features that `guide` returned for x: (B, channels, R, R) in [-1, 1]."""
-        made = self.last(*features)
-        return corrected(x, made) if self.correct else made
+        return self.halves(x, features).result if self.correct else self.last(*features)
+
+    def halves(self, x: Tensor, features: tuple[Tensor, Tensor]) -> Halves:
+        """The final image as `finish` makes it, and what it is mixed of; with `correct` alone."""
+        return corrected(x, self.last(*features))
 
     def forward(self, x: Tensor, points: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """x (B, channels, R, R), points (B, K, 2) -> G(x, c), and size -> image of each guided size, as in `guide`."""

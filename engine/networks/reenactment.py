@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from engine.data.landmarks import POINTS
 from engine.networks.global_batch import BatchNorm, dropout, dropout2d
 from engine.networks.layers import Conv, LandmarkConv, level_sizes
-from engine.networks.moving import EXTRA, START_GAIN, corrected
+from engine.networks.moving import EXTRA, START_GAIN, Halves, corrected
 from engine.networks.norms import InstanceNorm
 
 SLOPE = 0.2  # of LeakyReLU below 0
@@ -87,6 +87,7 @@ class ReenactmentGenerator(nn.Module):
     norm:    instance normalisation after every convolution but the last; it removes what is the same all over an image,
              such as its brightness, and its contrast
     dropout: with the probabilities SPATIAL_DROPOUT and DROPOUT
+    widest:  the most channels of a level; 0: no limit
     correct: the last layer also makes a shift of every pixel and a share; the result is that share of the image, taken
              at the shifted places, and the rest of the painted image (as first-order motion models do: Siarohin et al.
              2019). Texture is then moved, not painted again. The paper's G paints everything
@@ -100,12 +101,14 @@ class ReenactmentGenerator(nn.Module):
         *,
         norm: bool = True,
         dropout: bool = False,
+        widest: int = 0,
         correct: bool = False,
         fused: bool = True,
     ):
         super().__init__()
         options = {"norm": norm, "dropout": SPATIAL_DROPOUT if dropout else 0.0, "fused": fused}
         widths = [filters << level for level in range(depth(resolution, 4) + 1)]
+        widths = [min(width, widest) if widest else width for width in widths]
         first = {"kernel_size": 5, "padding": 2, "activation": "none" if norm else "leaky_relu"}
         self.first = LandmarkConv(channels, POINTS, filters, **first, fused=fused)
         self.first.heatmap_scale = HEATMAP_SCALE
@@ -127,6 +130,14 @@ class ReenactmentGenerator(nn.Module):
 
     def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels of R -> the faces with these landmarks."""
+        return self.halves(images, landmarks).result if self.correct else self._made(images, landmarks)
+
+    def halves(self, images: Tensor, landmarks: Tensor) -> Halves:
+        """The faces as `forward` makes them, and what they are mixed of; with `correct` alone."""
+        return corrected(images, self._made(images, landmarks))
+
+    def _made(self, images: Tensor, landmarks: Tensor) -> Tensor:
+        """What the last layer makes."""
         x = self.first(images, landmarks)
         x = x if self.norm is None else self.norm(x)
         skips = []
@@ -136,8 +147,7 @@ class ReenactmentGenerator(nn.Module):
         x = self.middle(x)
         for level in self.up:
             x = level(x, skips.pop())
-        made = self.last(x)
-        return corrected(images, made) if self.correct else made
+        return self.last(x)
 
 
 class PatchDiscriminator(nn.Module):

@@ -113,12 +113,16 @@ class GgbConfig(TrainConfig):
     """Weight of RAPD's adversarial loss of each level beside its L1."""
     lambda_nvtd: float = 0.01
     """Weight of NVTD's adversarial loss of each level beside its L1."""
+    lambda_halves: float = 0.0
+    """Weight, with --correct, of the L1 of the moved and of the painted image, each by itself, to the target."""
     judge_rate: float = 1.0
     """Learning rate of the discriminators (D, E, RAPD, NVTD) as a multiple of --lr."""
 
     def check(self) -> None:
         super().check()
-        self.at_least(0, "lambda_real", "lambda_rapd", "lambda_nvtd", "judge_rate")
+        self.at_least(0, "lambda_real", "lambda_rapd", "lambda_nvtd", "lambda_halves", "judge_rate")
+        if self.lambda_halves and not self.correct:
+            raise InputError("--lambda-halves is of the two images that --correct mixes: give that too")
         self.between(0, 0.25, "heatmap")
 
     def sigma(self) -> float:
@@ -134,7 +138,7 @@ class GgbSystem(System):
     config_class = GgbConfig
     headline = ("l1", "loss_levels", "adversarial", "loss_d", "loss_guides")
     charts = (
-        chart("L1 to the target", l1="final image"),
+        chart("L1 to the target", l1="final image", halves="moved and painted"),
         Chart("L1 to the target by level", (Curve("l1_*", "level"),)),
         chart("Adversarial", "-log D of the final image; D's loss.", adversarial="generator", loss_d="discriminator"),
         Chart("RAPD", (Curve("rapd_*", "level"),), "Loss of the judges of appearance; 1.39 is guessing."),
@@ -232,7 +236,7 @@ class GgbSystem(System):
         losses, terms = {}, []
         with frozen([self.blocks]):
             for size, (source, target) in views.items():
-                _, losses[f"l1_{size}"] = l1_autoencoder_loss(target, level_images[size], fused=self.config.fused)
+                losses[f"l1_{size}"] = self._l1(target, level_images[size])
                 terms.append(losses[f"l1_{size}"])
                 if self.blocks:
                     with self.precision():
@@ -244,16 +248,27 @@ class GgbSystem(System):
 
     def _update_generator(self, source: Tensor, target: Tensor, points: Tensor) -> dict[str, Tensor]:
         """Run G again and update it on the final image, equations (2) to (4)."""
+        weights = {"l1": 1.0, "adversarial": self.config.lambda_real}
         with frozen([self.discriminator]):
             with self.precision():
                 _, features = self.generator.guide(source, points, images=False)
-                fake = self.generator.finish(source, features)
+                if self.config.correct:
+                    fake, *halves = self.generator.halves(source, features)
+                else:
+                    fake = self.generator.finish(source, features)
                 logits = self.discriminator(fake)
-            _, l1 = l1_autoencoder_loss(target, fake.to(target.dtype), fused=self.config.fused)
-            adversarial = said_real(logits)
-            loss = self.config.lambda_real * adversarial + l1
+            losses = {"l1": self._l1(target, fake), "adversarial": said_real(logits)}
+            if self.config.lambda_halves:
+                weights["halves"] = self.config.lambda_halves
+                losses["halves"] = sum(self._l1(target, half) for half in halves)
+            loss = sum(weights[name] * value for name, value in losses.items())
         self.descend(loss, "generator")
-        return {"loss_g": loss.detach(), "l1": l1.detach(), "adversarial": adversarial.detach()}
+        return {name: value.detach() for name, value in {"loss_g": loss, **losses}.items()}
+
+    def _l1(self, target: Tensor, image: Tensor) -> Tensor:
+        """The mean absolute difference, ()."""
+        _, mean = l1_autoencoder_loss(target, image.to(target.dtype), fused=self.config.fused)
+        return mean
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:

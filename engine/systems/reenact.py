@@ -1,13 +1,14 @@
 """Landmark-conditioned face reenactment with six losses (Kassapis, Verdenius and Ondrag).
 
     I^ = G(I_s; e_t)                            source image, target landmarks
-    L_G = w_adv L_adv + w_pix L_pix + w_self L_self + w_triple L_triple + w_pp L_pp + w_id L_id
+    L_G = w_adv L_adv + w_pix L_pix + w_self L_self + w_triple L_triple + w_pp L_pp + w_id L_id (+ w_halves L_halves)
     L_adv    = -log D(I^; e_t)
     L_pix    = |I^ - I_t|^2
     L_self   = |G(I^; e_s) - I_s|^2
     L_triple = |G(G(I_s; e_m); e_t) - I^|^2     m: a third frame, in between
     L_pp     = sum over layers |F(I_t) - F(I^)| + |Gram(F(I_t)) - Gram(F(I^))|_F, F of VGG-19
     L_id     = |F(I_t) - F(I^)| at one layer
+    L_halves = |M - I_t|^2 + |P - I_t|^2        with --correct, which mixes I^ of a moved image M and a painted one P
     L_D      = -(log D(I_t; e_t) + log(1 - D(I^; e_t))) / 2
 
 |v|^2 is the squared mean absolute value of each sample, averaged over the batch, as in the authors' code.
@@ -16,7 +17,8 @@ One step: G(I_s; e_t), G(I_s; e_m) -> G(I^; e_s), G(G(I_s; e_m); e_t) -> D(I^; e
 -> Adam of D and G -> EMA. Which function does what:
 
     G, two passes of two images each       ReenactSystem._generate
-    L_adv, L_pix, L_self, L_triple         ReenactSystem._generator_losses; the distance of images: _distance
+    L_adv, L_pix, L_self, L_triple, L_halves
+                                           ReenactSystem._generator_losses; the distance of images: _distance
     L_pp, L_id                             ReenactSystem._feature_losses -> feature_losses.feature_losses
     L_G, dL_G, dL_D, Adam of D and G       ReenactSystem.update: both gradients from the old weights
     L_D                                    ReenactSystem._discriminator_loss
@@ -53,7 +55,7 @@ from engine.systems.feature_losses import feature_losses, wanted_layers
 from engine.systems.kinds import DRIVE
 
 BETAS = (0.9, 0.999)
-LOSSES = ("adv", "pix", "self", "triple", "pp", "id")
+LOSSES = ("adv", "pix", "self", "triple", "pp", "id", "halves")
 
 ABLATION: dict[str, dict[str, float]] = {
     "full": {},
@@ -85,7 +87,7 @@ _SHORT = {
 class ReenactConfig(TrainConfig):
     """Options of reenact."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "d_filters", "d_optimiser", "norm", "correct")
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "widest", "d_filters", "d_optimiser", "norm", "correct")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and minutes
         "quick": {
@@ -132,6 +134,8 @@ class ReenactConfig(TrainConfig):
     """Samples per step, of three images each: source, target and one in between."""
     lr: float = 2e-4
     """Learning rate of the generator (Adam)."""
+    widest: int = 0
+    """The most channels of a level of the generator; 0: no limit, they double from level to level."""
     d_filters: int = 32
     """Channels of the discriminator's first layer."""
     d_rate: float = 0.25
@@ -152,6 +156,8 @@ class ReenactConfig(TrainConfig):
     """Weight of self-consistency: the result, driven back, is the source."""
     triple_weight: float = 100.0
     """Weight of triple consistency: by way of a third frame the result is the same."""
+    halves_weight: float = 0.0
+    """Weight, with --correct, of the distances of the moved and of the painted image, each by itself, to the target."""
     pp_weight: float = 10.0
     """Weight of the perceptual loss (VGG-19 features and their style)."""
     id_weight: float = 1.0
@@ -178,9 +184,12 @@ class ReenactConfig(TrainConfig):
         super().check()
         names = [f"{loss}_weight" for loss in LOSSES]
         self.at_least(0, *names)
+        self.at_least(0, "widest")
         self.at_least(1, "d_filters", "vgg_width")
         if not any(getattr(self, name) for name in names):
             raise InputError("every loss has weight 0: give at least one of --pix-weight, --adv-weight ...")
+        if self.halves_weight and not self.correct:
+            raise InputError("--halves-weight is of the two images that --correct mixes: give that too")
         if not 0 < self.d_rate < float("inf"):
             raise InputError(f"--d-rate must be positive, got {self.d_rate}")
         if self.vgg is None and self.vgg_digest:
@@ -197,7 +206,14 @@ class ReenactSystem(System):
     config_class = ReenactConfig
     headline = ("loss_g", "loss_d", "l_pix", "l_self", "l_triple", "l_pp")
     charts = (
-        chart("Distances", "Squared mean absolute errors.", l_pix="to the target", l_self="self", l_triple="triple"),
+        chart(
+            "Distances",
+            "Squared mean absolute errors.",
+            l_pix="to the target",
+            l_self="self",
+            l_triple="triple",
+            l_halves="moved and painted",
+        ),
         chart("Features", "Perceptual and identity losses.", l_pp="perceptual", l_id="identity"),
         chart("Adversarial", "-log D of results; D's cross-entropy.", l_adv="generator", loss_d="discriminator"),
         chart("Sum", "The generator's weighted losses.", loss_g="loss"),
@@ -272,12 +288,15 @@ class ReenactSystem(System):
         self.average("ema", self.generator)
         return {name: value.detach() for name, value in losses.items()}
 
-    def _generate(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-        """Run G on each (images, points) in one pass. This is exact, because G normalises each image alone."""
+    def _generate(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, ...]]:
+        """Run G on each (images, points) in one pass. This is exact, because G normalises each image alone.
+
+        returns: for each pair its result and, with --correct, the moved and the painted image
+        """
         images, points = (torch.cat(parts) if len(pairs) > 1 else parts[0] for parts in zip(*pairs, strict=True))
         with self.precision():
-            results = self.generator(images, points)
-        return results.to(images.dtype).chunk(len(pairs))
+            made = self.generator.halves(images, points) if self.config.correct else (self.generator(images, points),)
+        return list(zip(*(one.to(images.dtype).chunk(len(pairs)) for one in made), strict=True))
 
     def _generator_losses(self, images: Sequence[Tensor], points: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute every loss of G whose weight is not 0, and I^.
@@ -288,9 +307,9 @@ class ReenactSystem(System):
         source, target, _ = images
         e_s, e_t, e_m = points
         weight, losses = self.weight, {}
-        fake, *between = self._generate([(source, e_t), *([(source, e_m)] if weight["triple"] else [])])
-        again = [(fake, e_s)] * bool(weight["self"]) + [(one, e_t) for one in between]
-        consistent = list(self._generate(again)) if again else []
+        (fake, *halves), *between = self._generate([(source, e_t), *([(source, e_m)] if weight["triple"] else [])])
+        again = [(fake, e_s)] * bool(weight["self"]) + [(result, e_t) for result, *_ in between]
+        consistent = [result for result, *_ in self._generate(again)] if again else []
         if weight["adv"]:
             with self.precision():
                 logits = self.discriminator(fake, e_t)
@@ -301,6 +320,8 @@ class ReenactSystem(System):
             losses["l_self"] = self._distance(source, consistent.pop(0))
         if weight["triple"]:
             losses["l_triple"] = self._distance(fake, consistent.pop())
+        if weight["halves"]:
+            losses["l_halves"] = sum(self._distance(target, half) for half in halves)
         if self.vgg:
             losses |= self._feature_losses(target, fake)
         return losses, fake
@@ -362,7 +383,8 @@ class ReenactSystem(System):
 def build_generator(config: ReenactConfig) -> ReenactmentGenerator:
     """Build G of a configuration; its weights are not set."""
     shape = (config.resolution, config.filters, config.channels)
-    kind = {"norm": config.norm == "instance", "dropout": config.dropout, "correct": config.correct}
+    kind = {"norm": config.norm == "instance", "dropout": config.dropout}
+    kind |= {"widest": config.widest, "correct": config.correct}
     return ReenactmentGenerator(*shape, **kind, fused=config.fused)
 
 

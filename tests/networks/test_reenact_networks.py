@@ -54,13 +54,47 @@ def test_a_correction_moves_pixels_and_paints_the_rest() -> None:
     images = smooth_images(0, 2, 16)
     made = torch.zeros(2, 6, 16, 16)
     made[:, 5] = 50  # only moved
-    torch.testing.assert_close(corrected(images, made), images)
+    torch.testing.assert_close(corrected(images, made).result, images)
     made[:, 3] = math.atanh(3 / 8)  # three of the eight pixels that make half a side
-    torch.testing.assert_close(corrected(images, made)[..., :-3], images[..., 3:])
+    torch.testing.assert_close(corrected(images, made).result[..., :-3], images[..., 3:])
     made[:, 3], made[:, 4] = 0, math.atanh(-2 / 8)
-    torch.testing.assert_close(corrected(images, made)[:, :, 2:], images[:, :, :-2])
+    torch.testing.assert_close(corrected(images, made).result[:, :, 2:], images[:, :, :-2])
     made[:, 5], made[:, :3] = -50, 0.4  # only painted
-    torch.testing.assert_close(corrected(images, made), torch.full_like(images, math.tanh(0.4)))
+    torch.testing.assert_close(corrected(images, made).result, torch.full_like(images, math.tanh(0.4)))
+
+
+def test_a_correction_tells_what_it_mixes() -> None:
+    images = smooth_images(0, 2, 16)
+    made = torch.zeros(2, 6, 16, 16)
+    made[:, :3], made[:, 3], made[:, 5] = 0.4, math.atanh(3 / 8), math.log(3)  # three quarters moved
+    result, moved, painted = corrected(images, made)
+    torch.testing.assert_close(moved[..., :-3], images[..., 3:])
+    torch.testing.assert_close(painted, torch.full_like(images, math.tanh(0.4)))
+    torch.testing.assert_close(result, 0.75 * moved + 0.25 * painted)
+
+
+def test_neighbours_are_moved_alike() -> None:
+    """Shifts that change from pixel to pixel have no effect; those of the left half fade into those of the right."""
+    images = torch.arange(16.0).expand(1, 1, 16, 16) / 8 - 1  # so that a pixel tells where it was taken
+    made = torch.zeros(1, 4, 16, 16)
+    made[:, 3] = 50
+    made[:, 1, :, 0::2], made[:, 1, :, 1::2] = 0.7, -0.7
+    torch.testing.assert_close(corrected(images, made).result, images)
+    made[:, 1, :, :8], made[:, 1, :, 8:] = math.atanh(2 / 8), 0
+    taken = (corrected(images, made).result + 1)[0, 0, 0] * 8 - torch.arange(16)
+    assert taken[:7].tolist() == pytest.approx([2] * 7, abs=1e-5) and taken[9:].tolist() == pytest.approx(
+        [0] * 7, abs=1e-5
+    )
+    assert 0 < taken[8] < taken[7] < 2
+
+
+def test_no_level_is_wider_than_asked() -> None:
+    net = ReenactmentGenerator(64, 4, 3, widest=12)
+    assert [level.conv.weight.shape[0] for level in net.down] == [8, 12, 12, 12]
+    assert [level.conv.weight.shape[0] for level in net.up] == [12, 12, 8, 4]
+    images, points = torch.zeros(1, 3, 64, 64), torch.full((1, 68, 2), 32.0)
+    initialise(net, 0)
+    assert net(images, points).shape == images.shape
 
 
 def test_networks_are_as_large_as_the_authors() -> None:

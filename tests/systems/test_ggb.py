@@ -108,10 +108,15 @@ class WrittenOut:
         if levels:
             values["loss_levels"] = total
             self.adam_levels.descend(total)
-        fake, _ = self.g(x, c)
+        _, features = self.g.guide(x, c)
+        fake = self.g.finish(x, features)
         values["l1"] = (y - fake).abs().mean()
         values["adversarial"] = -torch.log(torch.sigmoid(self.d(fake))).mean()
         values["loss_g"] = self.config.lambda_real * values["adversarial"] + values["l1"]
+        if self.config.lambda_halves:
+            _, moved, painted = self.g.halves(x, features)
+            values["halves"] = (y - moved).abs().mean() + (y - painted).abs().mean()
+            values["loss_g"] = values["loss_g"] + self.config.lambda_halves * values["halves"]
         self.adam_g.descend(values["loss_g"])
         return values
 
@@ -128,6 +133,7 @@ ROWS += [
     {"norm": "instance"},
     {"norm": "none"},
     {"correct": True},
+    {"correct": True, "lambda_halves": 0.3},
 ]
 
 
@@ -140,7 +146,7 @@ def test_iteration_is_the_papers(row: dict) -> None:
         torch.testing.assert_close(weights[name], wanted, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("row", ROWS[:6], ids=str)
+@pytest.mark.parametrize("row", [*ROWS[:6], ROWS[-1]], ids=str)
 def test_fused_iteration_is_the_papers(row: dict) -> None:
     follow(3, 1e-4, lambda tensor: tensor, fused=True, **row)
 
@@ -375,6 +381,6 @@ def test_what_a_run_needs_and_refuses() -> None:
     batch = batch_of(config)
     with pytest.raises(InputError, match="pairs"):
         GgbSystem(config, "cpu").step(Batch(batch.images, batch.landmarks, batch.indices))
-    for values in ({"lambda_real": -1.0}, {"lambda_nvtd": float("nan")}, {"heatmap": 0.3}):
+    for values in ({"lambda_real": -1.0}, {"lambda_nvtd": float("nan")}, {"heatmap": 0.3}, {"lambda_halves": 0.3}):
         with pytest.raises(InputError, match="--"):
             config_of(**values)

@@ -69,6 +69,11 @@ def heatmaps(points: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def generator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    return halves(system, images, points)[0]
+
+
+def halves(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The result, and with --correct what it is mixed of."""
     net = system.generator
 
     def normal(x: torch.Tensor) -> torch.Tensor:
@@ -91,11 +96,21 @@ def generator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor)
         x = x + skips.pop()
     made = F.conv2d(x, net.last.weight, net.last.bias, padding=3)
     if not system.config.correct:
-        return torch.tanh(made)
+        return (torch.tanh(made),)
     channels = images.shape[1]
-    share = torch.sigmoid(made[:, channels + 2 :])
-    shift = torch.tanh(made[:, channels : channels + 2]) * images.shape[-1] / 2
-    return share * taken_at(images, shift) + (1 - share) * torch.tanh(made[:, :channels])
+    share, painted = torch.sigmoid(made[:, channels + 2 :]), torch.tanh(made[:, :channels])
+    moved = taken_at(images, torch.tanh(smooth(made[:, channels : channels + 2])) * images.shape[-1] / 2)
+    return share * moved + (1 - share) * painted, moved, painted
+
+
+def smooth(values: torch.Tensor) -> torch.Tensor:
+    """The mean of each square of 2x2 pixels; a pixel takes three quarters of its square's and a quarter of the next."""
+    for axis in (2, 3):
+        low = (values.unfold(axis, 2, 2)).mean(-1)
+        last = low.shape[axis] - 1
+        before, after = (low.index_select(axis, torch.arange(last + 1).add(d).clamp(0, last)) for d in (-1, 1))
+        values = torch.stack([0.75 * low + 0.25 * before, 0.75 * low + 0.25 * after], axis + 1).flatten(axis, axis + 1)
+    return values
 
 
 def taken_at(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -153,7 +168,7 @@ def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], di
             return ((a - b) ** 2).mean()
         return torch.stack([(x - y).abs().mean() ** 2 for x, y in zip(a, b, strict=True)]).mean()
 
-    fake = generator(system, source, e_t)
+    fake, *mixed = halves(system, source, e_t)
     real_features, features = vgg(system, target), vgg(system, fake)
     style = [(gram(a) - gram(b)).norm() for a, b in zip(real_features["relu3_3"], features["relu3_3"], strict=True)]
     content = [(real_features[n] - features[n]).abs().mean() for n in ("relu1_2", "relu2_2", "relu3_3", "relu4_3")]
@@ -165,7 +180,9 @@ def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], di
         "l_pp": sum(content) + torch.stack(style).mean(),
         "l_id": (real_features[config.id_layer] - features[config.id_layer]).abs().mean(),
     }
-    loss_g = sum(getattr(config, f"{name}_weight") * found[f"l_{name}"] for name in LOSSES)
+    if config.halves_weight:
+        found["l_halves"] = sum(distance(half, target) for half in mixed)
+    loss_g = sum(getattr(config, f"{name[2:]}_weight") * value for name, value in found.items())
     real_d = discriminator(system, target, e_t, training=True)
     fake_d = discriminator(system, fake.detach(), e_t, training=True)
     probability, label = torch.cat([real_d, fake_d]), torch.cat([torch.ones(len(real_d)), torch.zeros(len(fake_d))])
@@ -195,6 +212,7 @@ OPTIONS = {
         "3",
     ),
     "correct": ("--norm", "none", "--correct"),
+    "halves": ("--norm", "none", "--correct", "--widest", "8", "--halves-weight", "30"),
     "grey": ("--norm", "instance", "--channels", "1", "--triple-weight", "7", "--id-weight", "40"),
 }
 
@@ -436,6 +454,8 @@ def test_needs_three_frames_with_68_landmarks() -> None:
         (("--pix-weight", "-1"), "--pix-weight must not be negative"),
         (tuple(w for loss in LOSSES for w in (f"--{loss}-weight", "0")), "every loss has weight 0"),
         (("--d-rate", "0"), "--d-rate must be positive"),
+        (("--halves-weight", "1"), "--correct"),
+        (("--widest", "-1"), "--widest must not be negative"),
         (("--vgg-digest", "dcbb9e9d"), "give both"),
         (("--vgg", "vgg19.pth", "--vgg-width", "8"), "leave out --vgg-width"),
         (("--d-filters", "0"), "--d-filters must be at least 1"),
