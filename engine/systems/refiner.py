@@ -43,6 +43,7 @@ from engine.systems.balance import BalancedConfig, BalancedSystem
 from engine.systems.kinds import REFINE
 
 BETAS = (0.9, 0.999)
+FACE = 0.22  # how wide a face is for --focus: the standard deviation of its weights, as a share of the image's side
 
 ABLATION: dict[str, dict[str, Any]] = {"A": {"model": "A"}, "B": {"model": "B"}, "C": {"model": "C"}}
 """Name -> options of the three models that the paper compares; they differ in where the generator sees the image."""
@@ -121,6 +122,8 @@ class RefinerConfig(BalancedConfig):
     """The generator corrects the sharpest image it sees, enlarged, instead of making the image anew."""
     landmarks: bool = False
     """Give the generator 68 landmark heatmaps beside the 8x8 image (data with landmarks only)."""
+    focus: float = 0.0
+    """How much more the content loss counts the middle of the image, where the face is, than its border; 0 = alike."""
     landmark_weight: float = 0.0
     """Weight of the loss between the landmarks of the result and of the original (data with landmarks only)."""
 
@@ -144,7 +147,7 @@ class RefinerConfig(BalancedConfig):
     def check(self) -> None:
         super().check()
         check_inject(self.inject, self.resolution)
-        self.at_least(0, "landmark_weight")
+        self.at_least(0, "focus", "landmark_weight")
         self.between(0, 1, "lambda_r")
 
     def check_resumed(self, saved: "RefinerConfig") -> None:
@@ -183,6 +186,7 @@ class RefinerSystem(BalancedSystem):
         scalar = {"dtype": torch.float32, "device": self.device}
         self.lambda_r = torch.tensor(config.lambda_r, **scalar)
         self.landmark_weight = torch.tensor(config.landmark_weight, **scalar)
+        self._weights = focused(config.resolution, config.focus).to(self.device) if config.focus else None
         self._gradients = self._one_pass if config.fused else self._textbook
 
     @classmethod
@@ -232,6 +236,12 @@ class RefinerSystem(BalancedSystem):
             refined = generate(generator, batch.images, batch.landmarks if self.config.landmarks else None)
         return refined.to(batch.images.dtype)
 
+    def _content(self, images: Tensor, fake: Tensor) -> Tensor:
+        """L_RCN, (); with --focus each pixel counts by its weight."""
+        if self._weights is not None:
+            images, fake = images * self._weights, fake * self._weights
+        return l1_autoencoder_loss(images, fake, fused=self.config.fused)[1]
+
     def _landmark_loss(self, v: Tensor, target: Tensor, grad_scale: Tensor | None = None) -> Tensor:
         """Compute |E(v) - e| of each sample, (B,); target: e, (B, 136) in half sides of the image."""
         with self.precision():
@@ -261,7 +271,7 @@ class RefinerSystem(BalancedSystem):
             of_critic, verdicts = self.criticise(images, fake)
             to_fake = to_fake + of_critic
             losses |= verdicts
-        _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
+        l_content = self._content(images, fake)
         torch.autograd.backward([fake, self.lambda_r * l_content], [to_fake, None])
         return per_sample, losses | {"l_content": l_content.detach()}
 
@@ -272,7 +282,7 @@ class RefinerSystem(BalancedSystem):
         of_real, l_real = self.autoencoder_loss(images)
         _, l_fake_for_d = self.autoencoder_loss(fake.detach())
         of_fake, l_fake = self.autoencoder_loss(fake)
-        _, l_content = l1_autoencoder_loss(images, fake, fused=self.config.fused)
+        l_content = self._content(images, fake)
         loss_d = l_real - self.k * l_fake_for_d
         loss_g = (1 - self.lambda_r) * l_fake + self.lambda_r * l_content
         losses = {"l_content": l_content.detach()}
@@ -350,6 +360,17 @@ def generate(generator: RefinerGenerator, images: Tensor, landmarks: Tensor | No
     if landmarks is not None:
         heatmaps = landmark_maps(landmarks, generator.resolution, fused=generator.first.fused)
     return generator(pyramid(images, generator.inject), heatmaps)
+
+
+def focused(resolution: int, focus: float) -> Tensor:
+    """How much each pixel counts, (1, 1, R, R) float32, 1 on average.
+
+    That is 1 + focus exp(-d^2 / (2 s^2)) before it is brought to that mean; d: from the middle, s: FACE of the side.
+    """
+    places = (torch.arange(resolution) + 0.5) / resolution - 0.5
+    squared = places.square()[:, None] + places.square()[None, :]
+    weights = 1 + focus * torch.exp(-squared / (2 * FACE**2))
+    return (weights / weights.mean())[None, None]
 
 
 class TrainedRefiner(nn.Module):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ CRITIC = ("--critic-weight", "0.2", "--critic-filters", "4", "--correct", "--d-f
 PACKED = (*CRITIC, "--critic-pack", "2")
 FLAGS = pytest.mark.parametrize(
     "flags",
-    [(), LANDMARKS, CRITIC, PACKED, (*PACKED, "--critic-sees", "whole")],
-    ids=["plain", "landmarks", "critic", "packed critic", "whole images"],
+    [(), LANDMARKS, CRITIC, PACKED, (*PACKED, "--critic-sees", "whole"), ("--focus", "3")],
+    ids=["plain", "landmarks", "critic", "packed critic", "whole images", "focus"],
 )
 
 
@@ -42,7 +43,7 @@ def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float]
     fake = g(pyramid(batch.images, config.inject), maps)
     real_loss = (batch.images - d(batch.images)).abs().mean()
     fake_loss = (fake - d(fake)).abs().mean()
-    content = (batch.images - fake).abs().mean()
+    content = ((batch.images - fake).abs() * importance(config.resolution, config.focus)).mean()
     loss_d = real_loss - k * fake_loss
     loss_g = (1 - config.lambda_r) * fake_loss + config.lambda_r * content
     values = {"l_real": real_loss, "l_fake": fake_loss, "l_content": content}
@@ -72,6 +73,13 @@ def equation_4(system: RefinerSystem, batch, k: float) -> tuple[dict[str, float]
     gradients["discriminator"] = torch.autograd.grad(loss_d, list(d.parameters()))
     values |= {"loss_d": loss_d, "loss_g": loss_g}
     return {name: value.item() for name, value in values.items()}, gradients
+
+
+def importance(side: int, focus: float) -> torch.Tensor:
+    """How much each pixel counts: more, the nearer to the middle it is; 1 on average."""
+    middles = [(place + 0.5) / side - 0.5 for place in range(side)]
+    rows = [[1 + focus * math.exp(-(x * x + y * y) / (2 * 0.22**2)) for x in middles] for y in middles]
+    return torch.tensor(rows) * side**2 / sum(map(sum, rows))
 
 
 @MODES
