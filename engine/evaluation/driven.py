@@ -98,7 +98,11 @@ def drive(model: Trained, dataset: ImageSet, indices: np.ndarray) -> tuple[Tenso
     pixels = np.stack([pixels for pixels, _ in pairs])
     sources, targets = pixels[0::2], pixels[1::2]
     points = torch.from_numpy(np.stack([points for _, points in pairs[1::2]]))
+    taken = [points]
+    if model.module.needs_source_points:
+        taken.append(torch.from_numpy(np.stack([points for _, points in pairs[0::2]])))
     with torch.inference_mode():
-        results = model.module(network_input(np.ascontiguousarray(sources), model.device), points.to(model.device))
+        images = network_input(np.ascontiguousarray(sources), model.device)
+        results = model.module(images, *(one.to(model.device) for one in taken))
     images = (sources, result_pixels(results), targets)
     return *(torch.from_numpy(np.ascontiguousarray(image)) for image in images), points

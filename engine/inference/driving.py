@@ -86,9 +86,10 @@ def read_array(path: Path, points: int) -> np.ndarray:
     return _parsed(FolderSource(path.parent), path.name, points)
 
 
-def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
+def source_points(image: Path, file: Path | None, points: int, why: str) -> np.ndarray:
     """The landmarks (points, 2) of the source image, in pixels of that image.
 
+    why:  what needs them, for an error
     file: a .npy or .pts file to read them from; None reads them from the data set that the image lies in
     Raises InputError when there are none.
     """
@@ -110,7 +111,7 @@ def source_points(image: Path, file: Path | None, points: int) -> np.ndarray:
             if listing.points == points and name in listing.landmarks:
                 return listing.landmarks[name]
     raise InputError(
-        f"--align needs the landmarks of the source, and there are none beside {image}: give --source-landmarks FILE "
+        f"{why} needs the landmarks of the source, and there are none beside {image}: give --source-landmarks FILE "
         "(.npy or .pts)"
     )
 

@@ -48,7 +48,8 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", ema: bool = Tr
     Returns a module whose forward depends on the kind of the system; images are (B, C, R, R) in [-1, 1]:
       refiner, simgan, cyclegan   forward(images, landmarks=None); landmarks (B, 68, 2) where needs_landmarks is True
       began, dcgan, wgan          forward(noise); the module's noise(count, generator) draws noise
-      ggb, reenact                forward(images, points); points (B, K, 2) in pixels of R
+      ggb, reenact                forward(images, points, source_points=None); points (B, K, 2) in pixels of R, and
+                                  those of the images where needs_source_points is True
     Its weights are float32 and on `device`, whatever the default dtype, device and mode of the process are.
     The first call of each layer folds and packs its weights for the CPU's kernels and keeps them; later calls only
     compute. Raises InputError when `path` holds no trained model.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from engine.data.landmarks import POINTS
 from engine.networks.global_batch import BatchNorm, dropout, dropout2d
 from engine.networks.layers import Conv, LandmarkConv, level_sizes
-from engine.networks.moving import EXTRA, START_GAIN, Halves, corrected
+from engine.networks.moving import EXTRA, START_GAIN, Halves, between_points, corrected, moved
 from engine.networks.norms import InstanceNorm
 
 SLOPE = 0.2  # of LeakyReLU below 0
@@ -91,6 +91,8 @@ class ReenactmentGenerator(nn.Module):
     correct: the last layer also makes a shift of every pixel and a share; the result is that share of the image, taken
              at the shifted places, and the rest of the painted image (as first-order motion models do: Siarohin et al.
              2019). Texture is then moved, not painted again. The paper's G paints everything
+    source_points: with correct: G also takes the source's landmarks, and sees the source moved so that they lie on the
+             target's; its shifts are added to those that do that. The paper's G finds the source's pose in its image
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class ReenactmentGenerator(nn.Module):
         dropout: bool = False,
         widest: int = 0,
         correct: bool = False,
+        source_points: bool = False,
         fused: bool = True,
     ):
         super().__init__()
@@ -116,7 +119,7 @@ class ReenactmentGenerator(nn.Module):
         self.down = nn.ModuleList(Level(a, b, resize="down", **options) for a, b in itertools.pairwise(widths))
         self.middle = Residual(widths[-1], norm=norm, dropout=DROPOUT if dropout else 0.0, fused=fused)
         self.up = nn.ModuleList(Level(b, a, resize="up", **options) for b, a in itertools.pairwise(widths[::-1]))
-        self.correct = correct
+        self.correct, self.source_points = correct, source_points
         if correct:
             self.last = Conv(filters, channels + EXTRA, kernel_size=7, activation="none", fused=fused)
             self.last.start_gain = START_GAIN
@@ -128,13 +131,21 @@ class ReenactmentGenerator(nn.Module):
                 if isinstance(layer, (Conv, LandmarkConv)) and layer is not self.last:
                     layer.bias.requires_grad_(False)
 
-    def forward(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels of R -> the faces with these landmarks."""
-        return self.halves(images, landmarks).result if self.correct else self._made(images, landmarks)
+    def forward(self, images: Tensor, landmarks: Tensor, source_landmarks: Tensor | None = None) -> Tensor:
+        """images (B, C, R, R) in [-1, 1], landmarks (B, 68, 2) in pixels of R -> the faces with these landmarks.
 
-    def halves(self, images: Tensor, landmarks: Tensor) -> Halves:
+        source_landmarks: those of the images, which only a G with source_points takes
+        """
+        if self.correct:
+            return self.halves(images, landmarks, source_landmarks).result
+        return self._made(images, landmarks)
+
+    def halves(self, images: Tensor, landmarks: Tensor, source_landmarks: Tensor | None = None) -> Halves:
         """The faces as `forward` makes them, and what they are mixed of; with `correct` alone."""
-        return corrected(images, self._made(images, landmarks))
+        if not self.source_points:
+            return corrected(images, self._made(images, landmarks))
+        start = between_points(source_landmarks, landmarks, images.shape[-1])
+        return corrected(images, self._made(moved(images, start), landmarks), start)
 
     def _made(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """What the last layer makes."""

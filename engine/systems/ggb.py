@@ -308,6 +308,8 @@ class GgbSystem(System):
 class TrainedGgb(nn.Module):
     """A trained G as a user calls it: source images and the points of the target in, images out."""
 
+    needs_source_points = False
+
     def __init__(self, generator: GuidedUNet):
         super().__init__()
         self.generator = generator

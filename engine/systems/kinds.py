@@ -54,7 +54,7 @@ DRIVE = Kind(
     arguments="SOURCE DRIVING OUTPUT",
     does="moves an image to other landmarks or another pose",
     task="image-to-image",
-    usage="driven = model(images, points)  # points (B, K, 2) in pixels",
+    usage="driven = model(images, points)  # (B, K, 2) in pixels; needs_source_points: those of the images as well",
     best_by="ssim",
 )
 KINDS = (REFINE, GENERATE, DRIVE)

@@ -87,7 +87,10 @@ _SHORT = {
 class ReenactConfig(TrainConfig):
     """Options of reenact."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "widest", "d_filters", "d_optimiser", "norm", "correct")
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.FIXED,
+        *("widest", "d_filters", "d_optimiser", "norm", "correct", "source_points"),
+    )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and minutes
         "quick": {
@@ -148,6 +151,8 @@ class ReenactConfig(TrainConfig):
     """Dropout in both networks, as in the authors' code."""
     correct: bool = False
     """The generator moves the pixels of the source and paints over the rest, instead of painting everything."""
+    source_points: bool = False
+    """With --correct: the generator also takes the source's landmarks, and starts from the source moved by them."""
     adv_weight: float = 1.0
     """Weight of the adversarial loss; 0: no discriminator is trained."""
     pix_weight: float = 10.0
@@ -190,6 +195,8 @@ class ReenactConfig(TrainConfig):
             raise InputError("every loss has weight 0: give at least one of --pix-weight, --adv-weight ...")
         if self.halves_weight and not self.correct:
             raise InputError("--halves-weight is of the two images that --correct mixes: give that too")
+        if self.source_points and not self.correct:
+            raise InputError("--source-points moves pixels, as --correct does: give that too")
         if not 0 < self.d_rate < float("inf"):
             raise InputError(f"--d-rate must be positive, got {self.d_rate}")
         if self.vgg is None and self.vgg_digest:
@@ -259,7 +266,7 @@ class ReenactSystem(System):
 
     @classmethod
     def trained(cls, config: ReenactConfig) -> nn.Module:
-        return TrainedReenactment(build_generator(config))
+        return TrainedReenactment(build_generator(config), config.source_points)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}
@@ -288,15 +295,19 @@ class ReenactSystem(System):
         self.average("ema", self.generator)
         return {name: value.detach() for name, value in losses.items()}
 
-    def _generate(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, ...]]:
-        """Run G on each (images, points) in one pass. This is exact, because G normalises each image alone.
+    def _generate(self, calls: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, ...]]:
+        """Run G on each (images, their landmarks, wanted landmarks) in one pass.
 
-        returns: for each pair its result and, with --correct, the moved and the painted image
+        This is exact, because G normalises each image alone.
+        returns: for each call its result and, with --correct, the moved and the painted image
         """
-        images, points = (torch.cat(parts) if len(pairs) > 1 else parts[0] for parts in zip(*pairs, strict=True))
+        images, own, wanted = (torch.cat(parts) if len(calls) > 1 else parts[0] for parts in zip(*calls, strict=True))
         with self.precision():
-            made = self.generator.halves(images, points) if self.config.correct else (self.generator(images, points),)
-        return list(zip(*(one.to(images.dtype).chunk(len(pairs)) for one in made), strict=True))
+            if self.config.correct:
+                made = self.generator.halves(images, wanted, own)
+            else:
+                made = (self.generator(images, wanted),)
+        return list(zip(*(one.to(images.dtype).chunk(len(calls)) for one in made), strict=True))
 
     def _generator_losses(self, images: Sequence[Tensor], points: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute every loss of G whose weight is not 0, and I^.
@@ -307,8 +318,9 @@ class ReenactSystem(System):
         source, target, _ = images
         e_s, e_t, e_m = points
         weight, losses = self.weight, {}
-        (fake, *halves), *between = self._generate([(source, e_t), *([(source, e_m)] if weight["triple"] else [])])
-        again = [(fake, e_s)] * bool(weight["self"]) + [(result, e_t) for result, *_ in between]
+        by_way = [(source, e_s, e_m)] if weight["triple"] else []
+        (fake, *halves), *between = self._generate([(source, e_s, e_t), *by_way])
+        again = [(fake, e_t, e_s)] * bool(weight["self"]) + [(result, e_m, e_t) for result, *_ in between]
         consistent = [result for result, *_ in self._generate(again)] if again else []
         if weight["adv"]:
             with self.precision():
@@ -353,8 +365,8 @@ class ReenactSystem(System):
         """Rows: source, landmarks of the target, result (moving average), target, result moved back to the source's."""
         (source, target, _), (e_s, e_t, _) = frames(batch)
         with self.precision():
-            result = self.ema(source, e_t).to(source.dtype)
-            back = self.ema(result, e_s)
+            result = self.ema(source, e_t, e_s).to(source.dtype)
+            back = self.ema(result, e_s, e_t)
         drawn = draw_points(e_t, self.config.resolution, fused=self.config.fused).expand_as(source)
         rows = {"source": source, "landmarks": drawn, "result": result, "target": target, "back to source": back}
         return {label: row.float().clamp(-1, 1) for label, row in rows.items()}
@@ -364,7 +376,7 @@ class ReenactSystem(System):
         image = torch.empty(1, self.config.channels, side, side, device=self.device)
         points = torch.empty(1, POINTS, 2, device=self.device)
         calls = 1 + bool(weight["self"]) + 2 * bool(weight["triple"])
-        passes = [(self.generator, (image, points), calls)]
+        passes = [(self.generator, (image, points, points), calls)]
         passes += [(self.discriminator, (image, points), 3)] if weight["adv"] else []
         return passes + ([(self.vgg, (image,), 1)] if self.vgg else [])
 
@@ -384,7 +396,7 @@ def build_generator(config: ReenactConfig) -> ReenactmentGenerator:
     """Build G of a configuration; its weights are not set."""
     shape = (config.resolution, config.filters, config.channels)
     kind = {"norm": config.norm == "instance", "dropout": config.dropout}
-    kind |= {"widest": config.widest, "correct": config.correct}
+    kind |= {"widest": config.widest, "correct": config.correct, "source_points": config.source_points}
     return ReenactmentGenerator(*shape, **kind, fused=config.fused)
 
 
@@ -408,15 +420,21 @@ def draw_points(points: Tensor, resolution: int, *, fused: bool) -> Tensor:
 class TrainedReenactment(nn.Module):
     """A trained G as a user calls it: a face and the landmarks that it takes on."""
 
-    def __init__(self, generator: ReenactmentGenerator):
+    def __init__(self, generator: ReenactmentGenerator, needs_source_points: bool):
         super().__init__()
         self.generator = generator
+        self.needs_source_points = needs_source_points
 
-    def forward(self, images: Tensor, points: Tensor) -> Tensor:
+    def forward(self, images: Tensor, points: Tensor, source_points: Tensor | None = None) -> Tensor:
         """Move faces to other landmarks.
 
-        images:  (B, C, R, R) in [-1, 1]
-        points:  (B, 68, 2) x, y in pixels of R
-        returns: (B, C, R, R) in [-1, 1]
+        images:        (B, C, R, R) in [-1, 1]
+        points:        (B, 68, 2) x, y in pixels of R
+        source_points: (B, 68, 2), where the landmarks of the images are; required when G was trained with them, else
+                       not read
+        returns:       (B, C, R, R) in [-1, 1]
+        Raises InputError when required landmarks are missing.
         """
-        return self.generator(images, points).clamp(-1, 1)
+        if self.needs_source_points and source_points is None:
+            raise InputError("this model was trained with --source-points: it needs the landmarks of the images too")
+        return self.generator(images, points, source_points).clamp(-1, 1)

@@ -265,6 +265,31 @@ def test_align_takes_the_sources_landmarks_from_its_data_set_or_a_file(
     assert command(main, model, face, clips, tmp_path / "other", "--align") == 2
 
 
+def test_a_model_that_needs_the_sources_landmarks(clips: Path, face: Path, tmp_path: Path, capsys) -> None:
+    small = {"resolution": SIDE, "filters": 2, "d_filters": 2, "vgg_width": 2, "norm": "none"}
+    config = ReenactConfig(device="cpu", correct=True, source_points=True, **small)
+    system = build(config, "cpu")
+    checkpoint.save(tmp_path / "run", 1, system.weights(), system.state_dict(), config)
+    assert "this model needs the landmarks of the source" in refused(
+        capsys, tmp_path / "run", face, clips, tmp_path / "out"
+    )
+    name, points = "bob_1_0.png", np.load(clips / "landmarks_68.npy")
+    source = clips / "images" / name
+    assert command(main, tmp_path / "run", source, clips, tmp_path / "out", "--clip", "ann/2") == 0
+    module = load_trained(tmp_path / "run").module
+    assert module.needs_source_points
+    image = np.asarray(Image.open(source).crop((4, 0, 28, 24)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    image = torch.tensor(image.transpose(2, 0, 1))[None].float() / 127.5 - 1
+    own, wanted = (
+        torch.tensor((points[rows_of(clips)[file]] - [4, 0] + 0.5) * SIDE / 24 - 0.5)[None].float()
+        for file in (name, "ann_2_1.png")
+    )
+    pixels = np.asarray(Image.open(tmp_path / "out" / "frames" / "00001.png")).transpose(2, 0, 1).astype(float)
+    np.testing.assert_allclose(pixels, (module(image, wanted, own)[0].numpy() + 1) * 127.5, atol=1)
+    with pytest.raises(InputError, match="needs the landmarks of the images too"):
+        module(image, wanted)
+
+
 def test_landmarks_are_drawn_where_they_are() -> None:
     joined = sorted(i for points, _ in LINES for i in points)
     assert joined == list(range(68))

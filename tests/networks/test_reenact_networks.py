@@ -7,7 +7,7 @@ import torch
 
 from engine.networks.initialisation import initialise
 from engine.networks.layers import parameter_count
-from engine.networks.moving import corrected
+from engine.networks.moving import between_points, corrected, moved
 from engine.networks.reenactment import PatchDiscriminator, ReenactmentGenerator, log_mean_sigmoid
 from engine.systems.feature_losses import feature_losses
 from tests.support.gram_matrix import gram
@@ -86,6 +86,33 @@ def test_neighbours_are_moved_alike() -> None:
         [0] * 7, abs=1e-5
     )
     assert 0 < taken[8] < taken[7] < 2
+
+
+def test_pixels_go_along_with_the_landmarks_near_them() -> None:
+    source = torch.tensor([[[20.5, 32.5], [44.5, 32.5], [math.nan, 3.0]]])
+    target = source + torch.tensor([[[-4.0, 2.0], [6.0, 0.0], [50.0, 50.0]]])
+    shifts = between_points(source, target, 64)[0] * 32  # in pixels
+    assert shifts.shape == (2, 32, 32)
+    at_first, at_second = shifts[:, 17, 8], shifts[:, 16, 25]  # the squares whose middles the two points go to
+    assert at_first.tolist() == pytest.approx([4, -2], abs=0.1) and at_second.tolist() == pytest.approx(
+        [-6, 0], abs=0.1
+    )
+    assert shifts[:, 31, 31].abs().max() < 3  # far away little moves
+    # where a landmark is missing, so is its influence
+    torch.testing.assert_close(shifts, between_points(source[:, :2], target[:, :2], 64)[0] * 32)
+    assert not between_points(source, source, 64).any()
+
+
+def test_a_generator_that_knows_the_sources_landmarks_starts_from_the_source_moved() -> None:
+    """Before training its own shifts are almost none."""
+    images, points = smooth_images(0, 1, 32), torch.rand(1, 68, 2) * 10 + 11
+    net = ReenactmentGenerator(32, 4, 3, norm=False, correct=True, source_points=True)
+    initialise(net, 0)
+    result, of_source, _ = net.halves(images, points + torch.tensor([3.0, 0.0]), points)
+    start = between_points(points, points + torch.tensor([3.0, 0.0]), 32)
+    torch.testing.assert_close(of_source, moved(images, start), atol=0.05, rtol=0)
+    torch.testing.assert_close(of_source[..., 12:20, 15:22], images[..., 12:20, 12:19], atol=0.1, rtol=0)
+    assert net(images, points, points).shape == result.shape
 
 
 def test_no_level_is_wider_than_asked() -> None:

@@ -85,7 +85,7 @@ class FakeRefineGenerator(nn.Module):
 
 
 class FakeModule(nn.Module):
-    needs_landmarks = False
+    needs_landmarks = needs_source_points = False
 
     def __init__(self, generator):
         super().__init__()

@@ -68,12 +68,14 @@ def heatmaps(points: torch.Tensor, side: int) -> torch.Tensor:
     return maps
 
 
-def generator(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    return halves(system, images, points)[0]
+def generator(system: ReenactSystem, images: torch.Tensor, own: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    return halves(system, images, own, points)[0]
 
 
-def halves(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The result, and with --correct what it is mixed of."""
+def halves(
+    system: ReenactSystem, images: torch.Tensor, own: torch.Tensor, points: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The result, and with --correct what it is mixed of; own: the landmarks of the images."""
     net = system.generator
 
     def normal(x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +86,11 @@ def halves(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor) ->
     def conv(layer, x: torch.Tensor, **options) -> torch.Tensor:
         return normal(F.conv2d(x, layer.weight, layer.bias, **options))
 
-    x = torch.cat([images, heatmaps(points, images.shape[-1]).to(images.dtype)], 1)
+    seen, start = images, 0
+    if system.config.source_points:
+        start = along(own, points, images.shape[-1])
+        seen = taken_at(images, slopes(start))
+    x = torch.cat([seen, heatmaps(points, images.shape[-1]).to(images.dtype)], 1)
     x = F.leaky_relu(conv(net.first, x, padding=2), 0.2)
     skips = []
     for level in net.down:
@@ -99,15 +105,31 @@ def halves(system: ReenactSystem, images: torch.Tensor, points: torch.Tensor) ->
         return (torch.tanh(made),)
     channels = images.shape[1]
     share, painted = torch.sigmoid(made[:, channels + 2 :]), torch.tanh(made[:, :channels])
-    moved = taken_at(images, torch.tanh(smooth(made[:, channels : channels + 2])) * images.shape[-1] / 2)
+    shift = made[:, channels : channels + 2].unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))  # of squares of 2x2 pixels
+    moved = taken_at(images, slopes(torch.tanh(shift) * images.shape[-1] / 2 + start))
     return share * moved + (1 - share) * painted, moved, painted
 
 
-def smooth(values: torch.Tensor) -> torch.Tensor:
-    """The mean of each square of 2x2 pixels; a pixel takes three quarters of its square's and a quarter of the next."""
+def along(own: torch.Tensor, points: torch.Tensor, side: int) -> torch.Tensor:
+    """From where squares of 2x2 pixels come when landmarks go from `own` to `points`, in pixels: the mean of the
+    landmarks' ways, each with the weight 1 / (d^2 + (0.02 side)^2)^2, and of as many that stay at d = 0.45 side."""
+    shifts = torch.zeros(len(own), 2, side // 2, side // 2)
+    for image in range(len(own)):
+        for row in range(side // 2):
+            for column in range(side // 2):
+                ways, weights = torch.zeros(2), len(own[image]) / 0.45**4
+                for a, b in zip(own[image], points[image], strict=True):
+                    d = ((b[0] - 2 * column - 0.5) ** 2 + (b[1] - 2 * row - 0.5) ** 2) / side**2
+                    weight = 1 / (d + 0.02**2) ** 2
+                    ways, weights = ways + weight * (a - b), weights + weight
+                shifts[image, :, row, column] = ways / weights
+    return shifts
+
+
+def slopes(values: torch.Tensor) -> torch.Tensor:
+    """Values of pixels from those of squares of 2x2: three quarters of the pixel's own and a quarter of the next."""
     for axis in (2, 3):
-        low = (values.unfold(axis, 2, 2)).mean(-1)
-        last = low.shape[axis] - 1
+        low, last = values, values.shape[axis] - 1
         before, after = (low.index_select(axis, torch.arange(last + 1).add(d).clamp(0, last)) for d in (-1, 1))
         values = torch.stack([0.75 * low + 0.25 * before, 0.75 * low + 0.25 * after], axis + 1).flatten(axis, axis + 1)
     return values
@@ -168,15 +190,15 @@ def equations(system: ReenactSystem, batch: Batch) -> tuple[dict[str, float], di
             return ((a - b) ** 2).mean()
         return torch.stack([(x - y).abs().mean() ** 2 for x, y in zip(a, b, strict=True)]).mean()
 
-    fake, *mixed = halves(system, source, e_t)
+    fake, *mixed = halves(system, source, e_s, e_t)
     real_features, features = vgg(system, target), vgg(system, fake)
     style = [(gram(a) - gram(b)).norm() for a, b in zip(real_features["relu3_3"], features["relu3_3"], strict=True)]
     content = [(real_features[n] - features[n]).abs().mean() for n in ("relu1_2", "relu2_2", "relu3_3", "relu4_3")]
     found = {
         "l_adv": -discriminator(system, fake, e_t, training=False).log().mean(),
         "l_pix": distance(fake, target),
-        "l_self": distance(generator(system, fake, e_s), source),
-        "l_triple": distance(generator(system, generator(system, source, e_m), e_t), fake),
+        "l_self": distance(generator(system, fake, e_t, e_s), source),
+        "l_triple": distance(generator(system, generator(system, source, e_s, e_m), e_m, e_t), fake),
         "l_pp": sum(content) + torch.stack(style).mean(),
         "l_id": (real_features[config.id_layer] - features[config.id_layer]).abs().mean(),
     }
@@ -212,6 +234,7 @@ OPTIONS = {
         "3",
     ),
     "correct": ("--norm", "none", "--correct"),
+    "source points": ("--norm", "none", "--correct", "--source-points", "--triple-weight", "30"),
     "halves": ("--norm", "none", "--correct", "--widest", "8", "--halves-weight", "30"),
     "grey": ("--norm", "instance", "--channels", "1", "--triple-weight", "7", "--id-weight", "40"),
 }
@@ -455,6 +478,7 @@ def test_needs_three_frames_with_68_landmarks() -> None:
         (tuple(w for loss in LOSSES for w in (f"--{loss}-weight", "0")), "every loss has weight 0"),
         (("--d-rate", "0"), "--d-rate must be positive"),
         (("--halves-weight", "1"), "--correct"),
+        (("--source-points",), "--correct"),
         (("--widest", "-1"), "--widest must not be negative"),
         (("--vgg-digest", "dcbb9e9d"), "give both"),
         (("--vgg", "vgg19.pth", "--vgg-width", "8"), "leave out --vgg-width"),
