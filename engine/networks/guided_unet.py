@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from engine.networks.global_batch import BatchNorm
 from engine.networks.layers import Conv, LandmarkConv
-from engine.networks.moving import EXTRA, START_GAIN, Halves, corrected
+from engine.networks.moving import EXTRA, START_GAIN, Halves, between_points, corrected, moved
 from engine.networks.norms import InstanceNorm
 
 NEGATIVE_SLOPE = 0.2  # of LeakyReLU below 0, and the default of the operators
@@ -68,6 +68,14 @@ class Up(Scaling):
     transposed, activation = True, "relu"
 
 
+class Guided(NamedTuple):
+    """What the last layer takes: a feature and its skip (B, c, R/2, R/2), and the shifts that its own are added to."""
+
+    feature: Tensor
+    skip: Tensor
+    start: Tensor | None
+
+
 class GuidedUNet(nn.Module):
     """G(x, c): convs of stride 2 down to 2x2 and transposed convs up again, 7 and 7 at 256x256.
 
@@ -78,6 +86,7 @@ class GuidedUNet(nn.Module):
     sigma:  of the heatmaps' Gaussians, in pixels
     norm:   of all layers but the first, the innermost and the last: "batch", "instance" or "none"
     correct: the final image moves the pixels of x and paints over the rest (engine.networks.moving)
+    source_points: with correct: G also takes the points of x, and sees x moved so that they lie on the target's
     Source: sections 2.1 and 3.2 of the paper. Widths (n, 2n, 4n, 8n, 8n, ...) and normalisation are those of pix2pix,
     from which the paper takes the U-Net.
     """
@@ -93,10 +102,11 @@ class GuidedUNet(nn.Module):
         sigma: float = 1.0,
         norm: str = "batch",
         correct: bool = False,
+        source_points: bool = False,
         fused: bool = True,
     ):
         super().__init__()
-        self.sizes, self.correct = tuple(sizes), correct
+        self.sizes, self.correct, self.source_points = tuple(sizes), correct, source_points
         depth = int(math.log2(resolution)) - 1
         widths = [filters * min(2**level, WIDEST) for level in range(depth)]
         self.first = LandmarkConv(
@@ -119,16 +129,18 @@ class GuidedUNet(nn.Module):
         )
 
     def guide(
-        self, x: Tensor, points: Tensor, *, images: bool = True
-    ) -> tuple[dict[int, Tensor], tuple[Tensor, Tensor]]:
+        self, x: Tensor, points: Tensor, own: Tensor | None = None, *, images: bool = True
+    ) -> tuple[dict[int, Tensor], Guided]:
         """Run the layers before the last.
 
         x:       (B, channels, R, R) in [-1, 1]
         points:  (B, K, 2) float32 x, y in pixels of R, NaN where missing
+        own:     those of x, which only a G with source_points takes
         images:  whether the guided images are made
-        returns: size -> image (B, channels, size, size) of each guided size, and the two features that `finish` takes
+        returns: size -> image (B, channels, size, size) of each guided size, and what `finish` takes
         """
-        skips = [self.first(x, points)]
+        start = between_points(own, points, x.shape[-1]) if self.source_points else None
+        skips = [self.first(x if start is None else moved(x, start), points)]
         for down in self.down:
             skips.append(down(skips[-1]))
         feature, skip, level_images = skips.pop(), None, {}
@@ -138,20 +150,20 @@ class GuidedUNet(nn.Module):
             if images and size in self.sizes:
                 level_images[size] = self.to_image[str(size)](feature)
             skip = skips.pop()
-        return level_images, (feature, skip)
+        return level_images, Guided(feature, skip, start)
 
-    def finish(self, x: Tensor, features: tuple[Tensor, Tensor]) -> Tensor:
-        """Run the last layer on the features that `guide` returned for x: (B, channels, R, R) in [-1, 1]."""
-        return self.halves(x, features).result if self.correct else self.last(*features)
+    def finish(self, x: Tensor, guided: Guided) -> Tensor:
+        """Run the last layer on what `guide` returned for x: (B, channels, R, R) in [-1, 1]."""
+        return self.halves(x, guided).result if self.correct else self.last(guided.feature, guided.skip)
 
-    def halves(self, x: Tensor, features: tuple[Tensor, Tensor]) -> Halves:
+    def halves(self, x: Tensor, guided: Guided) -> Halves:
         """The final image as `finish` makes it, and what it is mixed of; with `correct` alone."""
-        return corrected(x, self.last(*features))
+        return corrected(x, self.last(guided.feature, guided.skip), guided.start)
 
-    def forward(self, x: Tensor, points: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """x (B, channels, R, R), points (B, K, 2) -> G(x, c), and size -> image of each guided size, as in `guide`."""
-        level_images, features = self.guide(x, points)
-        return self.finish(x, features), level_images
+    def forward(self, x: Tensor, points: Tensor, own: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+        """x (B, channels, R, R), points and own (B, K, 2), as in `guide` -> G(x, c), size -> image of a guided size."""
+        level_images, guided = self.guide(x, points, own)
+        return self.finish(x, guided), level_images
 
     def guided_parameters(self) -> list[nn.Parameter]:
         """What the losses of the levels train: all layers but the last, and the convs of the guided images."""

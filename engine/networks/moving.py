@@ -41,14 +41,15 @@ def between_points(source: Tensor, target: Tensor, side: int) -> Tensor:
     columns, rows = (torch.where(known, target, 0).float()[..., axis, None] - middles for axis in (0, 1))
     squared = (columns.square()[:, :, None, :] + rows.square()[:, :, :, None]) / side**2
     weights = known[..., None] / (squared + NEAR**2).square()
-    still = known.sum(1)[..., None] / FAR**4
+    still = known.sum(1).clamp(min=1)[..., None] / FAR**4
     return torch.einsum("bkyx,bkc->bcyx", weights, shifts.float()) / (weights.sum(1, keepdim=True) + still[:, None])
 
 
 def moved(images: Tensor, shifts: Tensor) -> Tensor:
     """Images (B, C, H, W) taken elsewhere: shifts (B, 2, h, w) along x and y in half sides, with slopes between."""
     count, channels, height, width = images.shape
-    shifts = F.interpolate(shifts, (height, width), mode="bilinear", align_corners=False)
+    # the gradient of grid_sample reads outside of its images where a shift is NaN, as in a training that diverges
+    shifts = F.interpolate(shifts.nan_to_num(), (height, width), mode="bilinear", align_corners=False)
     still = torch.eye(2, 3, device=images.device, dtype=images.dtype).expand(count, 2, 3)
     places = F.affine_grid(still, [count, channels, height, width], align_corners=False)
     places = places + shifts.to(images.dtype).permute(0, 2, 3, 1)

@@ -25,6 +25,7 @@ of G up to the guided levels -> G again -> L_G -> Adam of G -> EMA. Which functi
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -44,6 +45,7 @@ from engine.networks.patchgan import frozen
 from engine.pages.panels import Chart, Curve, chart
 from engine.systems.base import System
 from engine.systems.kinds import DRIVE
+from engine.systems.trained_driver import TrainedDriver
 
 BETAS = (0.5, 0.999)
 
@@ -62,7 +64,10 @@ ABLATION: dict[str, dict[str, Any]] = {
 class GgbConfig(TrainConfig):
     """Options of ggb."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "points", "levels", "rapd", "nvtd", "norm", "correct")
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.FIXED,
+        *("points", "levels", "rapd", "nvtd", "norm", "correct", "source_points"),
+    )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. A few thousand steps need a higher learning rate. Judges that learn at that
         # rate tell every generated change from a real one, and what they then ask of G is noise; so they learn slower
@@ -107,6 +112,8 @@ class GgbConfig(TrainConfig):
     """Normalisation in the generator and the final discriminator."""
     correct: bool = False
     """The final image moves the pixels of the source and paints over the rest, instead of painting everything."""
+    source_points: bool = False
+    """With --correct: the generator also takes the source's points, and starts from the source moved by them."""
     lambda_real: float = 0.02
     """Weight of the adversarial loss of the final image beside its L1."""
     lambda_rapd: float = 0.01
@@ -123,6 +130,8 @@ class GgbConfig(TrainConfig):
         self.at_least(0, "lambda_real", "lambda_rapd", "lambda_nvtd", "lambda_halves", "judge_rate")
         if self.lambda_halves and not self.correct:
             raise InputError("--lambda-halves is of the two images that --correct mixes: give that too")
+        if self.source_points and not self.correct:
+            raise InputError("--source-points moves pixels, as --correct does: give that too")
         self.between(0, 0.25, "heatmap")
 
     def sigma(self) -> float:
@@ -184,7 +193,7 @@ class GgbSystem(System):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Update D, the guiding blocks, G up to the guided levels, then G; each sees the updates before it."""
-        source, target, points = pair(batch)
+        source, target, *points = pair(batch)
         level_images, fake = self._first_pass(source, points)
         losses = self._update_discriminator(target, fake)
         views = {size: (shrink(source, size), shrink(target, size)) for size in self.sizes}
@@ -196,13 +205,16 @@ class GgbSystem(System):
         self.average("ema", self.generator)
         return losses
 
-    def _first_pass(self, source: Tensor, points: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        """Run G: size -> image of each guided level, with its graph, and the final image, without."""
+    def _first_pass(self, source: Tensor, points: Sequence[Tensor]) -> tuple[dict[int, Tensor], Tensor]:
+        """Run G: size -> image of each guided level, with its graph, and the final image, without.
+
+        points: those of the target and of the source
+        """
         with self.precision():
             with torch.set_grad_enabled(bool(self.sizes)):
-                level_images, features = self.generator.guide(source, points)
+                level_images, guided = self.generator.guide(source, *points)
             with torch.no_grad():
-                fake = self.generator.finish(source, features)
+                fake = self.generator.finish(source, guided)
         return {size: image.to(source.dtype) for size, image in level_images.items()}, fake.to(source.dtype)
 
     def _update_discriminator(self, target: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -246,16 +258,16 @@ class GgbSystem(System):
         self.descend(loss, "levels")
         return {"loss_levels": loss.detach()} | {name: value.detach() for name, value in losses.items()}
 
-    def _update_generator(self, source: Tensor, target: Tensor, points: Tensor) -> dict[str, Tensor]:
-        """Run G again and update it on the final image, equations (2) to (4)."""
+    def _update_generator(self, source: Tensor, target: Tensor, points: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Run G again and update it on the final image, equations (2) to (4). points: as in _first_pass."""
         weights = {"l1": 1.0, "adversarial": self.config.lambda_real}
         with frozen([self.discriminator]):
             with self.precision():
-                _, features = self.generator.guide(source, points, images=False)
+                _, guided = self.generator.guide(source, *points, images=False)
                 if self.config.correct:
-                    fake, *halves = self.generator.halves(source, features)
+                    fake, *halves = self.generator.halves(source, guided)
                 else:
-                    fake = self.generator.finish(source, features)
+                    fake = self.generator.finish(source, guided)
                 logits = self.discriminator(fake)
             losses = {"l1": self._l1(target, fake), "adversarial": said_real(logits)}
             if self.config.lambda_halves:
@@ -273,9 +285,9 @@ class GgbSystem(System):
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """Rows: source, target heatmaps, each level's image (enlarged by nearest), result (moving average), target."""
-        source, target, points = pair(batch)
+        source, target, points, own = pair(batch)
         with self.precision():
-            result, level_images = self.ema(source, points)
+            result, level_images = self.ema(source, points, own)
         side, sigma = self.config.resolution, self.config.sigma()
         draw = LANDMARK_HEATMAP[self.config.fused]
         maps = draw(points, side, side, sigma=sigma, radius=math.ceil(3 * sigma)).amax(1, keepdim=True)
@@ -296,33 +308,21 @@ class GgbSystem(System):
         points = torch.empty(1, config.points, 2, device=device)
         # G counts once: its first pass is freed before its second. D's batch is freed before the second pass of G, and
         # the batches of the blocks before that
-        kept = [(self.generator, (image(config.resolution), points), 1)]
+        kept = [(self.generator, (image(config.resolution), points, points), 1)]
         kept.append((self.discriminator, (image(config.resolution),), 2))
         return kept + [(block, (image(int(size)), image(int(size))), 2) for size, block in self.blocks.items()]
 
     @classmethod
     def trained(cls, config: GgbConfig) -> "TrainedGgb":
-        return TrainedGgb(build_generator(config))
+        return TrainedGgb(build_generator(config), config.source_points)
 
 
-class TrainedGgb(nn.Module):
-    """A trained G as a user calls it: source images and the points of the target in, images out."""
+class TrainedGgb(TrainedDriver):
+    """A trained G, which makes no images of its levels."""
 
-    needs_source_points = False
-
-    def __init__(self, generator: GuidedUNet):
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, images: Tensor, points: Tensor) -> Tensor:
-        """Move images to other points.
-
-        images:  (B, C, R, R) in [-1, 1]
-        points:  (B, K, 2) x, y in pixels of R, NaN where missing
-        returns: (B, C, R, R) in [-1, 1]
-        """
-        _, features = self.generator.guide(images, points, images=False)
-        return self.generator.finish(images, features).clamp(-1, 1)
+    def _run(self, images: Tensor, points: Tensor, source_points: Tensor | None) -> Tensor:
+        _, guided = self.generator.guide(images, points, source_points, images=False)
+        return self.generator.finish(images, guided)
 
 
 def build_generator(config: GgbConfig) -> GuidedUNet:
@@ -336,18 +336,19 @@ def build_generator(config: GgbConfig) -> GuidedUNet:
         sigma=config.sigma(),
         norm=config.norm,
         correct=config.correct,
+        source_points=config.source_points,
         fused=config.fused,
     )
 
 
-def pair(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Take source x and target y, (B, C, R, R), and the target's points c, (B, K, 2), of a batch.
+def pair(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Take source x and target y, (B, C, R, R), and the points of target, c, and source, (B, K, 2), of a batch.
 
     Raises InputError when the batch has no pairs, or no points.
     """
     if not batch.more or batch.more[0].landmarks is None:
         raise InputError("ggb trains on pairs of images with key points; choose another --data")
-    return batch.images, batch.more[0].images, batch.more[0].landmarks
+    return batch.images, batch.more[0].images, batch.more[0].landmarks, batch.landmarks
 
 
 def shrink(images: Tensor, size: int) -> Tensor:

@@ -53,6 +53,7 @@ from engine.pages.panels import chart
 from engine.systems.base import System
 from engine.systems.feature_losses import feature_losses, wanted_layers
 from engine.systems.kinds import DRIVE
+from engine.systems.trained_driver import TrainedDriver
 
 BETAS = (0.9, 0.999)
 LOSSES = ("adv", "pix", "self", "triple", "pp", "id", "halves")
@@ -266,7 +267,7 @@ class ReenactSystem(System):
 
     @classmethod
     def trained(cls, config: ReenactConfig) -> nn.Module:
-        return TrainedReenactment(build_generator(config), config.source_points)
+        return TrainedDriver(build_generator(config), config.source_points)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "discriminator": self.discriminator}
@@ -415,26 +416,3 @@ def draw_points(points: Tensor, resolution: int, *, fused: bool) -> Tensor:
     """Draw landmarks (B, 68, 2), in pixels, as white dots on black: (B, 1, R, R) in [-1, 1]."""
     maps = LANDMARK_HEATMAP[fused](points, resolution, resolution, sigma=0.6, radius=2, subpixel=True)
     return maps.amax(1, keepdim=True) * 2 - 1
-
-
-class TrainedReenactment(nn.Module):
-    """A trained G as a user calls it: a face and the landmarks that it takes on."""
-
-    def __init__(self, generator: ReenactmentGenerator, needs_source_points: bool):
-        super().__init__()
-        self.generator = generator
-        self.needs_source_points = needs_source_points
-
-    def forward(self, images: Tensor, points: Tensor, source_points: Tensor | None = None) -> Tensor:
-        """Move faces to other landmarks.
-
-        images:        (B, C, R, R) in [-1, 1]
-        points:        (B, 68, 2) x, y in pixels of R
-        source_points: (B, 68, 2), where the landmarks of the images are; required when G was trained with them, else
-                       not read
-        returns:       (B, C, R, R) in [-1, 1]
-        Raises InputError when required landmarks are missing.
-        """
-        if self.needs_source_points and source_points is None:
-            raise InputError("this model was trained with --source-points: it needs the landmarks of the images too")
-        return self.generator(images, points, source_points).clamp(-1, 1)

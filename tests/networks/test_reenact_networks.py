@@ -101,6 +101,15 @@ def test_pixels_go_along_with_the_landmarks_near_them() -> None:
     # where a landmark is missing, so is its influence
     torch.testing.assert_close(shifts, between_points(source[:, :2], target[:, :2], 64)[0] * 32)
     assert not between_points(source, source, 64).any()
+    assert not between_points(source, torch.full_like(source, math.nan), 64).any()
+
+
+def test_a_diverged_correction_is_not_a_number() -> None:
+    """It must not end the process either, as grid_sample's gradient does for places that are NaN."""
+    images, made = smooth_images(0, 2, 16).requires_grad_(), torch.full((2, 6, 16, 16), math.nan, requires_grad=True)
+    result = corrected(images, made).result
+    result.sum().backward()
+    assert result.isnan().all() and made.grad is not None
 
 
 def test_a_generator_that_knows_the_sources_landmarks_starts_from_the_source_moved() -> None:

@@ -83,9 +83,9 @@ class WrittenOut:
             probabilities["nvtd"] = torch.sigmoid(block.nvtd(block.encoder(image) - block.encoder(source)))
         return probabilities
 
-    def iteration(self, x: Tensor, y: Tensor, c: Tensor) -> dict[str, Tensor]:
+    def iteration(self, x: Tensor, y: Tensor, c: Tensor, own: Tensor) -> dict[str, Tensor]:
         values = {}
-        fake, levels = self.g(x, c)
+        fake, levels = self.g(x, c, own)
         small = {n: [F.interpolate(v, size=(n, n), mode="area") for v in (x, y)] for n in levels}
         real, made = (torch.sigmoid(self.d(v)) for v in (y, fake.detach()))
         values["loss_d"] = -torch.log(real).mean() - torch.log(1 - made).mean()
@@ -108,13 +108,13 @@ class WrittenOut:
         if levels:
             values["loss_levels"] = total
             self.adam_levels.descend(total)
-        _, features = self.g.guide(x, c)
-        fake = self.g.finish(x, features)
+        _, guided = self.g.guide(x, c, own)
+        fake = self.g.finish(x, guided)
         values["l1"] = (y - fake).abs().mean()
         values["adversarial"] = -torch.log(torch.sigmoid(self.d(fake))).mean()
         values["loss_g"] = self.config.lambda_real * values["adversarial"] + values["l1"]
         if self.config.lambda_halves:
-            _, moved, painted = self.g.halves(x, features)
+            _, moved, painted = self.g.halves(x, guided)
             values["halves"] = (y - moved).abs().mean() + (y - painted).abs().mean()
             values["loss_g"] = values["loss_g"] + self.config.lambda_halves * values["halves"]
         self.adam_g.descend(values["loss_g"])
@@ -134,6 +134,7 @@ ROWS += [
     {"norm": "none"},
     {"correct": True},
     {"correct": True, "lambda_halves": 0.3},
+    {"correct": True, "source_points": True},
 ]
 
 
@@ -146,7 +147,7 @@ def test_iteration_is_the_papers(row: dict) -> None:
         torch.testing.assert_close(weights[name], wanted, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("row", [*ROWS[:6], ROWS[-1]], ids=str)
+@pytest.mark.parametrize("row", [*ROWS[:6], *ROWS[-2:]], ids=str)
 def test_fused_iteration_is_the_papers(row: dict) -> None:
     follow(3, 1e-4, lambda tensor: tensor, fused=True, **row)
 
@@ -162,7 +163,7 @@ def follow(steps: int, tolerance: float, cast: Callable, **values) -> tuple[GgbS
         batch = batch_of(config, step)
         target = replace(batch.more[0], images=cast(batch.more[0].images), landmarks=cast(batch.more[0].landmarks))
         batch = replace(batch, images=cast(batch.images), more=(target,))
-        wanted = written.iteration(batch.images, target.images, target.landmarks)
+        wanted = written.iteration(batch.images, target.images, target.landmarks, batch.landmarks)
         judged = [value for name, value in wanted.items() if name.startswith(("rapd", "nvtd"))]
         wanted |= {"loss_guides": sum(judged)} if judged else {}
         losses = system.step(batch)
@@ -381,6 +382,12 @@ def test_what_a_run_needs_and_refuses() -> None:
     batch = batch_of(config)
     with pytest.raises(InputError, match="pairs"):
         GgbSystem(config, "cpu").step(Batch(batch.images, batch.landmarks, batch.indices))
-    for values in ({"lambda_real": -1.0}, {"lambda_nvtd": float("nan")}, {"heatmap": 0.3}, {"lambda_halves": 0.3}):
+    for values in (
+        {"lambda_real": -1.0},
+        {"lambda_nvtd": float("nan")},
+        {"heatmap": 0.3},
+        {"lambda_halves": 0.3},
+        {"source_points": True},
+    ):
         with pytest.raises(InputError, match="--"):
             config_of(**values)
