@@ -17,7 +17,7 @@ from tests.support.packages import needs
 
 NAMES = shipped.names()
 REFINERS = {"portraits-a": (8,), "portraits-b": (8, 16), "portraits-c": (8, 16, 32)}
-GENERATOR = "portraits-began"
+GENERATOR, REENACTMENT = "portraits-began", "avatars-reenact"
 BYTES = 12_000_000  # of all models together, as packages carry them
 
 
@@ -28,7 +28,7 @@ def faces(count: int, size: int) -> Tensor:
 
 
 def test_the_models_that_readers_are_told_of_are_there() -> None:
-    assert {*REFINERS, GENERATOR} <= set(NAMES)
+    assert {*REFINERS, GENERATOR, REENACTMENT} <= set(NAMES)
 
 
 def test_all_models_are_small() -> None:
@@ -84,3 +84,19 @@ def test_the_generator_makes_different_faces() -> None:
     assert found > 0.9 * len(images)
     # one image, or copies of a few, would have hardly any distance between neighbours
     assert (images[1:] - images[:-1]).abs().mean((1, 2, 3)).min() > 0.05
+
+
+@pytest.mark.parametrize("look", ["photo", "game"])
+def test_the_reenactment_moves_people_that_it_has_not_seen(look: str) -> None:
+    """A result lies nearer to its target than the source does, and is about as sharp."""
+    model = engine.load(REENACTMENT)
+    people = [[avatars.render(number, frame, look, 64) for frame in (0, 3)] for number in range(5000, 5012)]
+    sources, targets = (
+        network_input(np.stack([pair[place][0].transpose(2, 0, 1) for pair in people]), torch.device("cpu"))
+        for place in (0, 1)
+    )
+    own, points = (torch.from_numpy(np.stack([pair[place][1] for pair in people])).float() for place in (0, 1))
+    results = model(sources, points, own)
+    assert (results - targets).abs().mean() < 0.75 * (sources - targets).abs().mean()
+    sharpness = laplacian_variance(to_uint8(results)).mean() / laplacian_variance(to_uint8(targets)).mean()
+    assert sharpness > 0.7
