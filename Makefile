@@ -74,7 +74,7 @@ lint: $(VENV)/installed  ## formatting, lint, and the types of the public API as
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dali-cu13,tensorboard,eval,dev]"
+	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dali-cu13,tensorboard,eval,dev]"
 	touch $@
 
 # the Pythons that wheels are built for: each of these that is here with its C headers
