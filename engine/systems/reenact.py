@@ -103,14 +103,21 @@ class ReenactConfig(TrainConfig):
             "sample_every": 250,
             "checkpoint_every": 250,
         },
-        # an hour of one core: narrower, longer, in other light, and measured on people that are held out
+        # three quarters of an hour of one core: longer, from the source's landmarks, turned and in other light, and
+        # measured on people that are held out
         "good": {
             **_SHORT,
-            "steps": 14_000,
-            "filters": 12,
-            "d_filters": 12,
+            "steps": 9000,
+            "filters": 16,
+            "widest": 96,
+            "d_filters": 8,
+            "source_points": True,
+            "halves_weight": 30.0,
+            "pp_weight": 4.0,
+            "adv_weight": 0.5,
             "lr_floor": 0.05,
             "ema": 0.998,
+            "augment_geometry": 0.3,
             "augment_light": 0.3,
             "hold_out": 20,
             "eval_every": 1000,
