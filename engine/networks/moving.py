@@ -42,7 +42,9 @@ def between_points(source: Tensor, target: Tensor, side: int) -> Tensor:
     squared = (columns.square()[:, :, None, :] + rows.square()[:, :, :, None]) / side**2
     weights = known[..., None] / (squared + NEAR**2).square()
     still = known.sum(1).clamp(min=1)[..., None] / FAR**4
-    return torch.einsum("bkyx,bkc->bcyx", weights, shifts.float()) / (weights.sum(1, keepdim=True) + still[:, None])
+    with torch.autocast(target.device.type, enabled=False):  # in bf16 a shift would be some tenths of a pixel off
+        sums = torch.einsum("bkyx,bkc->bcyx", weights, shifts.float())
+    return sums / (weights.sum(1, keepdim=True) + still[:, None])
 
 
 def moved(images: Tensor, shifts: Tensor) -> Tensor:

@@ -101,6 +101,8 @@ def test_pixels_go_along_with_the_landmarks_near_them() -> None:
     # where a landmark is missing, so is its influence
     torch.testing.assert_close(shifts, between_points(source[:, :2], target[:, :2], 64)[0] * 32)
     assert not between_points(source, source, 64).any()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(between_points(source, target, 64)[0] * 32, shifts)
     assert not between_points(source, torch.full_like(source, math.nan), 64).any()
 
 
