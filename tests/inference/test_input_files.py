@@ -56,7 +56,7 @@ def test_models(folders: Path, tmp_path: Path, file: str, spoil, reason: str) ->
     "read",
     [
         lambda path: read_array(path, 68),
-        lambda path: source_points(Path("a.png"), path, 68),
+        lambda path: source_points(Path("a.png"), path, 68, "--align"),
         lambda path: read_driving(path, None, 68, 64, "crop"),
         lambda path: read_source(ReenactOptions(Path("run"), path, Path("clip"), Path("out")), 32, 3),
         lambda path: Framing.of(path.rename(path.parent / Framing.FILE).parent),
