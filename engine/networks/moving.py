@@ -42,8 +42,9 @@ def between_points(source: Tensor, target: Tensor, side: int) -> Tensor:
     squared = (columns.square()[:, :, None, :] + rows.square()[:, :, :, None]) / side**2
     weights = known[..., None] / (squared + NEAR**2).square()
     still = known.sum(1).clamp(min=1)[..., None] / FAR**4
-    with torch.autocast(target.device.type, enabled=False):  # in bf16 a shift would be some tenths of a pixel off
-        sums = torch.einsum("bkyx,bkc->bcyx", weights, shifts.float())
+    # no matrix product: autocast would make it in bf16, and shifts some tenths of a pixel wrong
+    ways = shifts.float()[..., None, None]
+    sums = torch.stack([(weights * ways[:, :, axis]).sum(1) for axis in (0, 1)], 1)
     return sums / (weights.sum(1, keepdim=True) + still[:, None])
 
 

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.config import Switch, TrainConfig
+from engine.config import Switch
 from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
@@ -44,8 +44,8 @@ from engine.networks.layers import LANDMARK_HEATMAP, l1_autoencoder_loss
 from engine.networks.patchgan import frozen
 from engine.pages.panels import Chart, Curve, chart
 from engine.systems.base import System
+from engine.systems.driving import DrivingConfig, TrainedDriver
 from engine.systems.kinds import DRIVE
-from engine.systems.trained_driver import TrainedDriver
 
 BETAS = (0.5, 0.999)
 
@@ -74,13 +74,14 @@ _SHORT: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class GgbConfig(TrainConfig):
+class GgbConfig(DrivingConfig):
     """Options of ggb."""
 
     FIXED: ClassVar[tuple[str, ...]] = (
-        *TrainConfig.FIXED,
-        *("points", "levels", "rapd", "nvtd", "norm", "correct", "source_points"),
+        *DrivingConfig.FIXED,
+        *("points", "levels", "rapd", "nvtd", "norm"),
     )
+    WITH_CORRECT: ClassVar[tuple[str, ...]] = (*DrivingConfig.WITH_CORRECT, "lambda_halves")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes
         "quick": {
@@ -90,19 +91,12 @@ class GgbConfig(TrainConfig):
             "sample_every": 200,
             "checkpoint_every": 200,
         },
-        # a quarter of an hour of one core: from the source's landmarks, turned and in other light; people are held out
+        # a quarter of an hour of one core
         "good": {
             **_SHORT,
+            **DrivingConfig.GOOD,
             "steps": 5500,
-            "source_points": True,
             "lambda_halves": 0.3,
-            "lr_floor": 0.05,
-            "ema": 0.998,
-            "augment_geometry": 0.3,
-            "augment_light": 0.3,
-            "hold_out": 20,
-            "eval_every": 1000,
-            "sample_every": 1000,
             "checkpoint_every": 500,
         },
         # section 3.2 of the paper; the steps are ten passes over its 146,680 pairs
@@ -131,10 +125,6 @@ class GgbConfig(TrainConfig):
     """Width (sigma) of a point's heatmap as a share of the image's side; at least half a pixel."""
     norm: Literal["batch", "instance", "none"] = "batch"
     """Normalisation in the generator and the final discriminator."""
-    correct: bool = False
-    """The final image moves the pixels of the source and paints over the rest, instead of painting everything."""
-    source_points: bool = False
-    """With --correct: the generator also takes the source's points, and starts from the source moved by them."""
     lambda_real: float = 0.02
     """Weight of the adversarial loss of the final image beside its L1."""
     lambda_rapd: float = 0.01
@@ -149,10 +139,6 @@ class GgbConfig(TrainConfig):
     def check(self) -> None:
         super().check()
         self.at_least(0, "lambda_real", "lambda_rapd", "lambda_nvtd", "lambda_halves", "judge_rate")
-        if self.lambda_halves and not self.correct:
-            raise InputError("--lambda-halves is of the two images that --correct mixes: give that too")
-        if self.source_points and not self.correct:
-            raise InputError("--source-points moves pixels, as --correct does: give that too")
         self.between(0, 0.25, "heatmap")
 
     def sigma(self) -> float:

@@ -35,7 +35,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.config import Origins, Switch, TrainConfig
+from engine.config import Origins, Switch
 from engine.data import Batch
 from engine.data.needs import Needs
 from engine.errors import InputError
@@ -51,9 +51,9 @@ from engine.networks.reenactment import (
 from engine.networks.vgg import VGG19, WIDTH, check_digest
 from engine.pages.panels import chart
 from engine.systems.base import System
+from engine.systems.driving import DrivingConfig, TrainedDriver
 from engine.systems.feature_losses import feature_losses, wanted_layers
 from engine.systems.kinds import DRIVE
-from engine.systems.trained_driver import TrainedDriver
 
 BETAS = (0.9, 0.999)
 LOSSES = ("adv", "pix", "self", "triple", "pp", "id", "halves")
@@ -85,13 +85,14 @@ _SHORT = {
 
 
 @dataclass(frozen=True)
-class ReenactConfig(TrainConfig):
+class ReenactConfig(DrivingConfig):
     """Options of reenact."""
 
     FIXED: ClassVar[tuple[str, ...]] = (
-        *TrainConfig.FIXED,
-        *("widest", "d_filters", "d_optimiser", "norm", "correct", "source_points"),
+        *DrivingConfig.FIXED,
+        *("widest", "d_filters", "d_optimiser", "norm"),
     )
+    WITH_CORRECT: ClassVar[tuple[str, ...]] = (*DrivingConfig.WITH_CORRECT, "halves_weight")
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and minutes
         "quick": {
@@ -103,25 +104,17 @@ class ReenactConfig(TrainConfig):
             "sample_every": 250,
             "checkpoint_every": 250,
         },
-        # three quarters of an hour of one core: longer, from the source's landmarks, turned and in other light, and
-        # measured on people that are held out
+        # three quarters of an hour of one core
         "good": {
             **_SHORT,
+            **DrivingConfig.GOOD,
             "steps": 9000,
             "filters": 16,
             "widest": 96,
             "d_filters": 8,
-            "source_points": True,
             "halves_weight": 30.0,
             "pp_weight": 4.0,
             "adv_weight": 0.5,
-            "lr_floor": 0.05,
-            "ema": 0.998,
-            "augment_geometry": 0.3,
-            "augment_light": 0.3,
-            "hold_out": 20,
-            "eval_every": 1000,
-            "sample_every": 1000,
             "checkpoint_every": 1000,
         },
         # section 3 of the paper: 57,200 samples; dropout and widths are those of the authors' code
@@ -157,10 +150,6 @@ class ReenactConfig(TrainConfig):
     """Normalisation in the generator: instance as in the authors' code, none keeps colours and is faster."""
     dropout: Switch = False
     """Dropout in both networks, as in the authors' code."""
-    correct: bool = False
-    """The generator moves the pixels of the source and paints over the rest, instead of painting everything."""
-    source_points: bool = False
-    """With --correct: the generator also takes the source's landmarks, and starts from the source moved by them."""
     adv_weight: float = 1.0
     """Weight of the adversarial loss; 0: no discriminator is trained."""
     pix_weight: float = 10.0
@@ -201,10 +190,6 @@ class ReenactConfig(TrainConfig):
         self.at_least(1, "d_filters", "vgg_width")
         if not any(getattr(self, name) for name in names):
             raise InputError("every loss has weight 0: give at least one of --pix-weight, --adv-weight ...")
-        if self.halves_weight and not self.correct:
-            raise InputError("--halves-weight is of the two images that --correct mixes: give that too")
-        if self.source_points and not self.correct:
-            raise InputError("--source-points moves pixels, as --correct does: give that too")
         if not 0 < self.d_rate < float("inf"):
             raise InputError(f"--d-rate must be positive, got {self.d_rate}")
         if self.vgg is None and self.vgg_digest:
