@@ -5,7 +5,7 @@ ARGS ?=
 RUN := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard bindings/*.cpp kernels/*/*.cpp kernels/_cpu/*.h)
 
-.PHONY: train test test-all test-oldest sanitize fuzz bench readme-figures gpu lint docs dist check-dist clean
+.PHONY: train test test-all test-oldest sanitize fuzz interpret bench readme-figures gpu lint docs dist check-dist clean
 
 train: $(VENV)/installed  ## train the refiner on the embedded faces, quick preset
 	$(RUN) -m engine.train --fused --preset quick $(ARGS)
@@ -54,6 +54,9 @@ fuzz: $(SANITIZED)/built  ## random files, models, tables and operator calls for
 	tar -c --exclude='*.so' --exclude=__pycache__ kernels engine tests | tar -x -C $(SANITIZED)
 	cd $(SANITIZED) && KILN_FUZZ=1 $(SANITIZING) $(abspath $(RUN)) -m pytest -p no:cacheprovider --capture=sys \
 		tests/fuzz/test_operators.py $(ARGS)
+
+interpret: $(VENV)/installed  ## every sample of every GPU kernel in every dtype, interpreted, without a GPU
+	KILN_INTERPRET=1 $(PYTEST) tests/kernels/test_interpreted.py tests/kernels/test_interpreted_convolution.py $(ARGS)
 
 bench: $(VENV)/installed  ## fused against three baselines on this machine
 	$(RUN) -m benchmarks $(ARGS)

@@ -30,6 +30,7 @@ Main = Callable[[list[str]], int | None]
 COMMANDS = {
     "train": ("engine.train", "train a system on a folder of images"),
     "refine": ("engine.refine", "refine images with a trained model"),
+    "crop": ("engine.crop", "crop faces, framed as in other photos"),
     "sample": ("engine.sample", "make new images with a trained generator"),
     "reenact": ("engine.reenact", "move a face with the landmarks of another clip"),
     "evaluate": ("engine.evaluate", "measure a trained model on a folder of images"),

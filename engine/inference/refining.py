@@ -1,10 +1,9 @@
 """Refines images of any size and format: reads each, places it in the network's square, refines it, and saves it."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,16 +15,15 @@ from engine.data.decoding.colour_profiles import Profile
 from engine.data.decoding.plain_images import BadImage
 from engine.data.decoding.stored_squares import unlike_displayed
 from engine.data.landmarks import POINTS
-from engine.data.layouts.sources import FolderSource, Source, is_image_name, open_source
+from engine.data.layouts.sources import FolderSource, Source
 from engine.data.layouts.which_layout import list_images
 from engine.data.pixel_values import network_input, result_pixels
 from engine.errors import InputError
-from engine.host.contained_paths import contained
 from engine.host.environment import pick_device
 from engine.host.input_files import UnreadableFile
-from engine.host.terminal import printable
 from engine.inference import marking, pictures, shipped
 from engine.inference.faces import FaceFinder, Framing
+from engine.inference.picture_files import Item, counted, list_work, say
 from engine.inference.trained import Trained, load_trained
 from engine.systems.kinds import REFINE
 
@@ -61,19 +59,9 @@ class RefineOptions:
     """Run the plain PyTorch references instead of the fused operators."""
 
     def check(self) -> None:
-        """Raise InputError for a batch size or an INPUT that cannot work."""
+        """Raise InputError for a batch size that cannot work."""
         if self.batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if not self.input.exists():
-            raise InputError(f"{self.input}: no such file or folder")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image: its name in the source, and the file to write."""
-
-    name: str
-    target: Path
 
 
 @dataclass(frozen=True)
@@ -96,73 +84,6 @@ class Prepared:
 
 class Skipped(Exception):
     """One image cannot be refined; the message says why."""
-
-
-def list_input(path: Path, output: Path) -> tuple[Source, list[str]]:
-    """The source that INPUT names, and the names of its images. Raises InputError when there is no image."""
-    if is_single(path):
-        return FolderSource(path.parent), [path.name]
-    source = open_source(path)
-    names = [name for name in source.files() if is_image_name(name)]
-    if isinstance(source, FolderSource):
-        out = output.resolve()
-        if out == path.resolve():
-            raise InputError(f"OUTPUT is the same folder as INPUT ({path}): the originals are never overwritten")
-        # results of an earlier run inside the input folder are not input
-        names = [name for name in names if out not in (path / name).resolve().parents]
-    for name, why in source.passed_over:
-        _say(f"kiln refine: skipped {name}: {why}")
-    if not names:
-        raise InputError(f"no image file in {path}; expected .jpg, .png, .webp, .bmp, .tif, .gif ...")
-    return source, names
-
-
-def is_single(path: Path) -> bool:
-    """Whether INPUT is one image, whatever its suffix, and neither a folder nor a zip."""
-    return path.is_file() and path.suffix.lower() != ".zip"
-
-
-def plan(source: Source, names: Sequence[str], single: bool, output: Path, kind: str) -> list[Item]:
-    """Each image with the file to write: the image's name below `output`, with the suffix of the format.
-
-    single: INPUT is one image, and `output` may be a file name. kind: the option --format.
-    Where two images would get the same name (a.bmp and a.png), the converted one keeps its old suffix too (a.bmp.png).
-    Raises InputError when an output would overwrite an input.
-    """
-    if single and output.suffix and not output.is_dir():
-        suffix = output.suffix.lower()
-        if suffix not in marking.FORMATS:
-            known = ", ".join(marking.FORMATS)
-            raise InputError(f"{output}: cannot write {suffix} files that say they are synthetic; take one of {known}")
-        items = [Item(names[0], output)]
-    else:
-        suffixes = {name: _suffix(name, kind) for name in names}
-        kept = {name.casefold() for name in names if PurePosixPath(name).suffix == suffixes[name]}
-        items, taken = [], set(kept)
-        for name in names:
-            target = PurePosixPath(name).with_suffix(suffixes[name])
-            if PurePosixPath(name).suffix != suffixes[name]:
-                if str(target).casefold() in taken:
-                    target = PurePosixPath(name + suffixes[name])
-                taken.add(str(target).casefold())
-            items.append(Item(name, contained(output, str(target))))
-    if isinstance(source, FolderSource):
-        inputs = {(source.root / name).resolve() for name in names}
-        for item in items:
-            if item.target.resolve() in inputs:
-                raise InputError(
-                    f"{item.target} is one of the inputs, which are never overwritten; choose another OUTPUT"
-                )
-    return items
-
-
-def _suffix(name: str, kind: str) -> str:
-    """The suffix of an image's result in the format `kind`."""
-    own = PurePosixPath(name).suffix
-    if kind != "keep":
-        # for the format jpg, .jpeg stays .jpeg
-        return own if marking.FORMATS.get(own.lower()) == marking.FORMATS[f".{kind}"] else f".{kind}"
-    return own if own.lower() in marking.FORMATS else ".png"
 
 
 def find_landmarks(source: Source) -> dict[str, np.ndarray]:
@@ -261,7 +182,7 @@ def refine_files(options: RefineOptions) -> str:
     """
     options.check()
     device = pick_device(options.device)
-    source, items = list_work(options)
+    source, items = list_work(options.input, options.output, options.format, "kiln refine")
     fused, ema = not options.eager, options.weights == "ema"
     trained = load_trained(options.model, device, fused, ema, kind=REFINE)
     config = trained.config
@@ -279,26 +200,16 @@ def refine_files(options: RefineOptions) -> str:
         rest = f"the other {done} are in {options.output}" if done else "nothing was written"
         raise InputError(f"{skipped} of {total} images could not be refined (named above); {rest}")
     side = config.resolution
-    return f"{_images(done)} refined at {side}x{side}: {options.output}"
-
-
-def list_work(options: RefineOptions) -> tuple[Source, list[Item]]:
-    """The source of the images, and each image with the file to write. Raises InputError for paths that cannot work."""
-    source, names = list_input(options.input, options.output)
-    single = is_single(options.input)
-    items = plan(source, names, single, options.output, options.format)
-    if not single and options.output.exists() and not options.output.is_dir():
-        raise InputError(f"{options.output} is a file; give a folder for the results")
-    return source, items
+    return f"{counted(done)} refined at {side}x{side}: {options.output}"
 
 
 def refine_batch(batch: Sequence[tuple[Item, Prepared | Skipped]], trained: Trained, original_size: bool) -> int:
     """Refine and save the images of a list that `batches` gave; returns how many of them were skipped."""
     for item, result in batch:
         if isinstance(result, Skipped):
-            _say(f"kiln refine: skipped {item.name}: {result}")
+            say(f"kiln refine: skipped {item.name}: {result}")
         elif result.remark:
-            _say(f"kiln refine: note: {item.name}: {result.remark}")
+            say(f"kiln refine: note: {item.name}: {result.remark}")
     ready = [(item, result) for item, result in batch if isinstance(result, Prepared)]
     refined = refine(trained.module, [image for _, image in ready], trained.device) if ready else ()
     description = f"Synthetic image: generated by a neural network (Kiln {trained.config.system}) from an input image"
@@ -311,15 +222,6 @@ def refine_batch(batch: Sequence[tuple[Item, Prepared | Skipped]], trained: Trai
 def _say_profiles(profiles: Sequence[Profile]) -> None:
     """Print how many images had a colour profile that leads to other colours, and how many one that cannot be used."""
     if converted := sum(profile.transform is not None for profile in profiles):
-        _say(f"kiln refine: note: converted to sRGB from other colour profiles: {_images(converted)}")
+        say(f"kiln refine: note: converted to sRGB from other colour profiles: {counted(converted)}")
     if unusable := sum(not profile.usable for profile in profiles):
-        _say(f"kiln refine: note: read without their unusable colour profiles: {_images(unusable)}")
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'s' if count > 1 else ''}"
-
-
-def _say(line: str) -> None:
-    """Print a line on standard error above the progress bar."""
-    tqdm.write(printable(line), file=sys.stderr)
+        say(f"kiln refine: note: read without their unusable colour profiles: {counted(unusable)}")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from engine import refine
 from engine.data import open_dataset, open_loader
-from engine.inference import marking, pictures, refining
+from engine.inference import marking, picture_files, pictures, refining
 from engine.networks.refiner import RefinerGenerator
 from tests.support.colour_profiles import P3, SRGB, rgb_profile
 from tests.support.data_images import bomb, encoded, picture, write_manifest_set, write_pictures
@@ -250,11 +250,11 @@ def test_names_do_not_collide(tmp_path):
     shutil.move(tmp_path / "in" / "000.png", tmp_path / "in" / "a.png")
     for name in ("a.bmp", "a.gif", "A.ppm", "b.tiff", "b.jpg"):
         picture(0).save(tmp_path / "in" / name)
-    source, names = refining.list_input(tmp_path / "in", tmp_path / "out")
-    targets = {i.name: i.target.name for i in refining.plan(source, names, False, tmp_path / "out", "keep")}
+    source, names = picture_files.list_input(tmp_path / "in", tmp_path / "out", "kiln refine")
+    targets = {i.name: i.target.name for i in picture_files.plan(source, names, False, tmp_path / "out", "keep")}
     assert len({name.casefold() for name in targets.values()}) == 6
     assert (targets["a.png"], targets["b.tiff"], targets["b.jpg"]) == ("a.png", "b.tiff", "b.jpg")
-    targets = {i.name: i.target.name for i in refining.plan(source, names, False, tmp_path / "out", "jpg")}
+    targets = {i.name: i.target.name for i in picture_files.plan(source, names, False, tmp_path / "out", "jpg")}
     assert len({name.casefold() for name in targets.values()}) == 6
     assert targets["b.jpg"] == "b.jpg" and all(name.endswith(".jpg") for name in targets.values())
 
@@ -464,7 +464,7 @@ def test_images_do_not_depend_on_their_neighbours(run, tmp_path):
 
 
 def test_reading_happens_in_order_and_one_list_ahead(tmp_path):
-    items = [refining.Item(str(index), tmp_path / str(index)) for index in range(7)]
+    items = [picture_files.Item(str(index), tmp_path / str(index)) for index in range(7)]
     found = [[item.name for item, _ in batch] for batch in refining.batches(items, lambda name: name, 3)]
     assert found == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
 

@@ -1,12 +1,13 @@
 """The GPU kernels without a GPU: the operators' own tests in processes that interpret Triton (TRITON_INTERPRET=1).
 
-There every CPU tensor goes through the Triton kernels: all samples, passes and dtypes of each spec against float64.
+There every CPU tensor goes through the Triton kernels, in all passes of each spec against float64. `make test-all` runs
+a share of the samples in each dtype, `make interpret` all of them in every dtype.
 The largest operator has a file of its own, test_interpreted_convolution.py, for another worker of pytest-xdist.
 """
 
 import pytest
 
-from tests.support.interpreted import DTYPES, LARGE, SMALL, cases, named, run_interpreted
+from tests.support.interpreted import DTYPES, LARGE, SMALL, cases, named, run_interpreted, share
 
 # what `make test` has of every kernel, and all of them but the largest operator's
 QUICK = {
@@ -16,9 +17,7 @@ QUICK = {
         "test_wide_gpu_kernels none float32",
     ),
 }
-# the dtypes take the same way through the kernels, and so take turns
-TURNS = {"float32": slice(0, None, 2), "bfloat16": slice(1, None, 4), "float16": slice(3, None, 4)}
-THOROUGH = {f"all but the largest operator, {dtype}": cases(SMALL, dtype)[TURNS[dtype]] for dtype in DTYPES}
+THOROUGH = {f"all but the largest operator, {dtype}": share(cases(SMALL, dtype), dtype, 3) for dtype in DTYPES}
 THOROUGH["registration"] = named("test_opcheck")
 THOROUGH["what the kernels share"] = named("test_gpu_kernels")
 

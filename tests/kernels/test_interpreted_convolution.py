@@ -1,14 +1,13 @@
-"""The GPU kernels of resize_conv_act without a GPU, interpreted: every sample of its spec against float64.
+"""The GPU kernels of resize_conv_act without a GPU, interpreted: samples of its spec against float64.
 
-The dtypes take turns, for they take the same way through the kernels: of the 3x3 samples with padding 1 half run in
-float32, of the many others a third.
+`make test-all` runs a share of them, the dtypes in turn; `make interpret` runs all in every dtype.
 """
 
 import pytest
 
 from engine.kernels._spec import Sample
 from engine.kernels.resize_conv_act.spec import SPEC, WHERE
-from tests.support.interpreted import DTYPES, LARGE, cases, run_interpreted
+from tests.support.interpreted import DTYPES, FULL, LARGE, cases, run_interpreted, share
 
 
 def plain(sample: Sample) -> bool:
@@ -17,12 +16,12 @@ def plain(sample: Sample) -> bool:
 
 
 def in_turn(dtype: str) -> list[str]:
-    """The cases of a dtype."""
+    """The cases of a dtype. The many that are not plain are four shapes of each kind, of which one at least is run."""
     first = sum(map(plain, SPEC.samples))
     assert all(map(plain, SPEC.samples[:first])), "those of other kinds come last"
-    names, turn = cases([LARGE], dtype), DTYPES.index(dtype)
-    of_plain = {"float32": slice(0, None, 2), "bfloat16": slice(1, None, 4), "float16": slice(3, None, 4)}[dtype]
-    return names[:first][of_plain] + names[first + turn :: len(DTYPES)]
+    names = cases([LARGE], dtype)
+    others = names[first:] if FULL else names[first + 2 * DTYPES.index(dtype) :: 7]
+    return share(names[:first], dtype, 4) + others
 
 
 @pytest.mark.slow

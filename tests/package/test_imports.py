@@ -14,6 +14,7 @@ from tests.support.places import ROOT
 COMMANDS = (
     "train",
     "refine",
+    "crop",
     "sample",
     "reenact",
     "evaluate",

@@ -81,7 +81,7 @@ def wheel(sdist: Path) -> Path:
     """A wheel made of the source distribution alone, which compiles the extension for every instruction set."""
     folder = sdist.parent
     command = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, sdist)
-    run(*command, cwd=folder, KILN_SANITIZE="-O1")  # what is in it does not depend on how well it is optimised
+    run(*command, cwd=folder, KILN_SANITIZE="-O0")  # what is in it does not depend on how well it is optimised
     (made,) = folder.glob("kiln_engine-*.whl")
     return made
 

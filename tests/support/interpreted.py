@@ -16,6 +16,7 @@ OPERATORS = "tests/kernels/test_operators.py"
 LARGE = "resize_conv_act"  # its samples take longer than all others together
 SMALL = [name for name in _spec.specs_with_skeleton() if name not in (LARGE, "linear")]  # linear has no Triton kernel
 DTYPES = ["float32", "bfloat16", "float16"]
+FULL = os.environ.get("KILN_INTERPRET") == "1"  # set by `make interpret`
 KERNELS = "tests/gpu/test_gpu_kernels.py"
 
 
@@ -36,6 +37,17 @@ def cases(operators: list[str], dtype: str, few: bool = False) -> list[str]:
             samples = samples[:: max(8, -(-len(samples) // 8))]
         names += [f"{OPERATORS}::test_dtype_rule[{name}: {sample.name}-torch.{dtype}]" for sample in samples]
     return names
+
+
+def share(names: list[str], dtype: str, every: int) -> list[str]:
+    """One of `every` names in float32, and half as many in each 16-bit dtype: they take the same way through a kernel.
+
+    With KILN_INTERPRET=1 all of them.
+    """
+    if FULL:
+        return names
+    first, step = {"float32": (0, every), "bfloat16": (1, 2 * every), "float16": (every + 1, 2 * every)}[dtype]
+    return names[first::step]
 
 
 def named(*words: str) -> list[str]:

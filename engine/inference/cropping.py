@@ -1,0 +1,143 @@
+"""Crops the largest face of each picture to a square, with the face where it is in given photos.
+
+What is learned from two sets, or refined by a model of one, is then framed alike.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from engine.data.decoding.plain_images import BadImage
+from engine.data.layouts.sources import Source, is_image_name, open_source
+from engine.errors import InputError
+from engine.host import atomic_files
+from engine.host.input_files import UnreadableFile
+from engine.inference import marking, pictures, shipped
+from engine.inference.exported import CONFIG
+from engine.inference.faces import FaceFinder, Framing
+from engine.inference.picture_files import Item, counted, list_work, say
+
+_MEASURED = 64  # photos that a framing is measured on, spread evenly over their set
+_MEASURED_SIDE = 128
+
+
+@dataclass
+class CropOptions:
+    """The options of `kiln crop`."""
+
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    """Image, folder of images or zip of images."""
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    """Folder to write, with the names of INPUT as .png; for a single image, a folder or a file name."""
+    like: Annotated[Path | None, tyro.conf.arg(metavar="{None}|PATH|NAME")] = None
+    """Frame faces as in these photos (a folder or zip), or as in those of a run, an exported or a shipped model;
+    without it, as in an aligned portrait."""
+    size: int = 128
+    """Side of the crops in pixels."""
+
+    def check(self) -> None:
+        """Raise InputError for a size that cannot work."""
+        if not 8 <= self.size <= 4096:
+            raise InputError(f"--size must be 8 to 4096, got {self.size}")
+
+
+@dataclass
+class _Counts:
+    """Of the images so far: cropped; without a face; unreadable; cropped and enlarged; with repeated border."""
+
+    cropped: int = 0
+    faceless: int = 0
+    unreadable: int = 0
+    enlarged: int = 0
+    reaching: int = 0
+
+
+def framing_like(like: Path | None) -> Framing:
+    """The framing that --like names. Raises InputError for photos in which fewer than 8 faces are found."""
+    if like is None:
+        return Framing()
+    path = shipped.resolve(like)
+    of_model = path.is_dir() and any((folder / CONFIG).exists() for folder in (path, path.parent.parent))
+    if of_model:
+        return Framing.of(path)
+    source = open_source(path)
+    names = [name for name in source.files() if is_image_name(name)]
+    chosen = names[:: max(1, len(names) // _MEASURED)]
+    squares = []
+    for name in chosen:
+        try:
+            image, _ = pictures.read(source.read(name))
+        except (BadImage, UnreadableFile) as why:
+            say(f"kiln crop: note: --like: passed over {name}: {why}")
+            continue
+        squares.append(_square(image, None, _MEASURED_SIDE, channels=3))
+    framing = Framing.measure(np.stack(squares)) if squares else None
+    if framing is None:
+        raise InputError(f"--like {like}: fewer than 8 faces are found in {counted(len(squares))}; give other photos")
+    return framing
+
+
+def _square(image: Image.Image, window: pictures.Box | None, side: int, channels: int) -> np.ndarray:
+    """A part of an image as a square, (side, side, channels) uint8."""
+    placement = pictures.place(image.size, side, "crop", window)
+    return pictures.to_square(image, placement, side, channels).transpose(1, 2, 0)
+
+
+def crop_files(options: CropOptions) -> str:
+    """Crop what the options name, file by file; returns one line that says what was done.
+
+    A picture in which no face is found is named and left out. Raises InputError for options that cannot work, when no
+    face is found at all, and after the last image when some could not be read.
+    """
+    options.check()
+    source, items = list_work(options.input, options.output, "png", "kiln crop")
+    finder, framing = FaceFinder(), framing_like(options.like)
+    counts = _Counts(unreadable=len(source.passed_over))
+    for item in tqdm(items, unit=" images", disable=None, dynamic_ncols=True):
+        _crop(source, item, finder, framing, options.size, counts)
+    total = len(items) + len(source.passed_over)
+    if not counts.cropped:
+        raise InputError(f"no face was found in {options.input} ({counted(total)}); nothing was written")
+    done = f"{counted(counts.cropped)} of {total} cropped to {options.size}x{options.size}: {options.output}"
+    if counts.unreadable:
+        raise InputError(f"{counted(counts.unreadable)} could not be read (named above); {done}")
+    remarks = [
+        f"{count} {what}"
+        for count, what in (
+            (counts.faceless, "left out without a face"),
+            (counts.enlarged, "enlarged"),
+            (counts.reaching, "reach beyond the picture, whose border is repeated"),
+        )
+        if count
+    ]
+    return "; ".join([done, *remarks])
+
+
+def _crop(source: Source, item: Item, finder: FaceFinder, framing: Framing, side: int, counts: _Counts) -> None:
+    """Crop one image, and count what happened to it. Raises OSError when the crop cannot be written."""
+    try:
+        image, _ = pictures.read(source.read(item.name))
+    except (BadImage, UnreadableFile) as why:
+        say(f"kiln crop: skipped {item.name}: {why}")
+        counts.unreadable += 1
+        return
+    window = finder.portrait(np.asarray(image), framing)
+    if window is None:
+        say(f"kiln crop: note: left out {item.name}: no face found")
+        counts.faceless += 1
+        return
+    pixels = _square(image, window, side, 1 if image.mode == "L" else 3)
+    encoded = io.BytesIO()
+    kind = marking.FORMATS[item.target.suffix.lower()]
+    Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(encoded, kind, quality=95)
+    atomic_files.write_bytes(item.target, encoded.getvalue())
+    left, top, right, bottom = window
+    counts.cropped += 1
+    counts.enlarged += right - left < side
+    counts.reaching += left < 0 or top < 0 or right > image.width or bottom > image.height
