@@ -40,11 +40,15 @@ class CropOptions:
     without it, as in an aligned portrait."""
     size: int = 128
     """Side of the crops in pixels."""
+    zoom: float = 1.0
+    """Take so much less around the faces: fewer crops then reach beyond their picture, where its border is repeated."""
 
     def check(self) -> None:
-        """Raise InputError for a size that cannot work."""
+        """Raise InputError for a size or a zoom that cannot work."""
         if not 8 <= self.size <= 4096:
             raise InputError(f"--size must be 8 to 4096, got {self.size}")
+        if not 0.25 <= self.zoom <= 4:
+            raise InputError(f"--zoom must be 0.25 to 4, got {self.zoom:g}")
 
 
 @dataclass
@@ -97,7 +101,7 @@ def crop_files(options: CropOptions) -> str:
     """
     options.check()
     source, items = list_work(options.input, options.output, "png", "kiln crop")
-    finder, framing = FaceFinder(), framing_like(options.like)
+    finder, framing = FaceFinder(), framing_like(options.like).zoomed(options.zoom)
     counts = _Counts(unreadable=len(source.passed_over))
     for item in tqdm(items, unit=" images", disable=None, dynamic_ncols=True):
         _crop(source, item, finder, framing, options.size, counts)

@@ -70,6 +70,8 @@ def test_faces_lie_as_in_the_photos(faces, snapshots, tmp_path, capsys):
     # without --like faces have the framing of an aligned portrait
     assert command(crop.main, snapshots, tmp_path / "default") == 0
     assert share(out) == pytest.approx(share(faces), abs=0.04)
+    assert command(crop.main, snapshots, tmp_path / "larger", "--like", faces, "--zoom", 1.25) == 0
+    assert share(tmp_path / "larger") == pytest.approx(1.25 * share(out), abs=0.04)
     assert share(tmp_path / "default") == pytest.approx(Framing().share, abs=0.06) and share(faces) < 0.6
 
 
@@ -110,6 +112,7 @@ def test_no_face_and_no_image_are_told_apart(faces, tmp_path, capsys):
         (["missing", "out"], "missing: no such file or folder"),
         (["in", "in"], "the originals are never overwritten"),
         (["in", "out", "--size", "4"], "--size must be 8 to 4096, got 4"),
+        (["in", "out", "--zoom", "0"], "--zoom must be 0.25 to 4, got 0"),
         (["in", "out", "--like", "nobody"], "no shipped model has this name"),
         (["in", "out", "--like", "in"], "--like in: fewer than 8 faces are found in 2 images"),
     ],
