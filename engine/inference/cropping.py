@@ -4,7 +4,7 @@ What is learned from two sets, or refined by a model of one, is then framed alik
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
+from engine.data.decoding.colour_profiles import Profile
 from engine.data.decoding.plain_images import BadImage
 from engine.data.layouts.sources import Source, is_image_name, open_source
 from engine.errors import InputError
@@ -21,7 +22,7 @@ from engine.host.input_files import UnreadableFile
 from engine.inference import marking, pictures, shipped
 from engine.inference.exported import CONFIG
 from engine.inference.faces import FaceFinder, Framing
-from engine.inference.picture_files import Item, counted, list_work, say
+from engine.inference.picture_files import Item, counted, list_work, say, say_profiles
 
 _MEASURED = 64  # photos that a framing is measured on, spread evenly over their set
 _MEASURED_SIDE = 128
@@ -53,13 +54,17 @@ class CropOptions:
 
 @dataclass
 class _Counts:
-    """Of the images so far: cropped; without a face; unreadable; cropped and enlarged; with repeated border."""
+    """Of the images so far: cropped; without a face; unreadable; cropped and enlarged; with repeated border.
+
+    profiles: the colour profiles of those that have one
+    """
 
     cropped: int = 0
     faceless: int = 0
     unreadable: int = 0
     enlarged: int = 0
     reaching: int = 0
+    profiles: list[Profile] = field(default_factory=list)
 
 
 def framing_like(like: Path | None) -> Framing:
@@ -67,8 +72,7 @@ def framing_like(like: Path | None) -> Framing:
     if like is None:
         return Framing()
     path = shipped.resolve(like)
-    of_model = path.is_dir() and any((folder / CONFIG).exists() for folder in (path, path.parent.parent))
-    if of_model:
+    if path.is_dir() and any((folder / CONFIG).exists() for folder in (path, path.parent.parent)):
         return Framing.of(path)
     source = open_source(path)
     names = [name for name in source.files() if is_image_name(name)]
@@ -105,6 +109,7 @@ def crop_files(options: CropOptions) -> str:
     counts = _Counts(unreadable=len(source.passed_over))
     for item in tqdm(items, unit=" images", disable=None, dynamic_ncols=True):
         _crop(source, item, finder, framing, options.size, counts)
+    say_profiles(counts.profiles, "kiln crop")
     total = len(items) + len(source.passed_over)
     if not counts.cropped:
         raise InputError(f"no face was found in {options.input} ({counted(total)}); nothing was written")
@@ -126,11 +131,15 @@ def crop_files(options: CropOptions) -> str:
 def _crop(source: Source, item: Item, finder: FaceFinder, framing: Framing, side: int, counts: _Counts) -> None:
     """Crop one image, and count what happened to it. Raises OSError when the crop cannot be written."""
     try:
-        image, _ = pictures.read(source.read(item.name))
+        image, header = pictures.read(source.read(item.name))
     except (BadImage, UnreadableFile) as why:
         say(f"kiln crop: skipped {item.name}: {why}")
         counts.unreadable += 1
         return
+    if header.frame:
+        say(f"kiln crop: note: {item.name}: {header.frame} cropped")
+    if header.profile:
+        counts.profiles.append(header.profile)
     window = finder.portrait(np.asarray(image), framing)
     if window is None:
         say(f"kiln crop: note: left out {item.name}: no face found")

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from engine.data.decoding.colour_profiles import Profile
 from engine.data.layouts.sources import FolderSource, Source, is_image_name, open_source
 from engine.errors import InputError
 from engine.host.contained_paths import contained
@@ -115,3 +116,11 @@ def counted(count: int) -> str:
 def say(line: str) -> None:
     """Print a line on standard error above the progress bar."""
     tqdm.write(printable(line), file=sys.stderr)
+
+
+def say_profiles(profiles: Sequence[Profile], command: str) -> None:
+    """Print how many images had a colour profile that leads to other colours, and how many one that cannot be used."""
+    if converted := sum(profile.transform is not None for profile in profiles):
+        say(f"{command}: note: converted to sRGB from other colour profiles: {counted(converted)}")
+    if unusable := sum(not profile.usable for profile in profiles):
+        say(f"{command}: note: read without their unusable colour profiles: {counted(unusable)}")

@@ -23,7 +23,7 @@ from engine.host.environment import pick_device
 from engine.host.input_files import UnreadableFile
 from engine.inference import marking, pictures, shipped
 from engine.inference.faces import FaceFinder, Framing
-from engine.inference.picture_files import Item, counted, list_work, say
+from engine.inference.picture_files import Item, counted, list_work, say, say_profiles
 from engine.inference.trained import Trained, load_trained
 from engine.systems.kinds import REFINE
 
@@ -193,7 +193,7 @@ def refine_files(options: RefineOptions) -> str:
             skipped += refine_batch(batch, trained, options.original_size)
             profiles += [image.profile for _, image in batch if isinstance(image, Prepared) and image.profile]
             progress.update(len(batch))
-    _say_profiles(profiles)
+    say_profiles(profiles, "kiln refine")
     total = len(items) + len(source.passed_over)
     done = total - skipped
     if skipped:
@@ -217,11 +217,3 @@ def refine_batch(batch: Sequence[tuple[Item, Prepared | Skipped]], trained: Trai
         picture = pictures.from_square(pixels, image.placement, original_size=original_size)
         marking.save(picture, item.target, description)
     return len(batch) - len(ready)
-
-
-def _say_profiles(profiles: Sequence[Profile]) -> None:
-    """Print how many images had a colour profile that leads to other colours, and how many one that cannot be used."""
-    if converted := sum(profile.transform is not None for profile in profiles):
-        say(f"kiln refine: note: converted to sRGB from other colour profiles: {counted(converted)}")
-    if unusable := sum(not profile.usable for profile in profiles):
-        say(f"kiln refine: note: read without their unusable colour profiles: {counted(unusable)}")
