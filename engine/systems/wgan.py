@@ -57,21 +57,6 @@ class WganConfig(DcganOptions):
             "sample_every": 100,
             "checkpoint_every": 500,
         },
-        # half an hour of one core
-        "good": {
-            "steps": 1500,
-            "batch_size": 32,
-            "filters": 32,
-            "gradient_penalty": 10.0,
-            "optimiser": "adam",
-            "critic_steps": 3,
-            "lr": 3e-4,
-            "ema": 0.995,
-            "augment_judged": 0.5,
-            "hold_out": 20,
-            "sample_every": 500,
-            "checkpoint_every": 500,
-        },
         # Arjovsky et al. 2017, section 4, and the authors' code: 25 epochs of CelebA
         "paper": {
             "steps": 16_000,
