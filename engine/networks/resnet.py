@@ -15,10 +15,11 @@ Upsample = Literal["transposed", "nearest"]
 class RefinerBlock(nn.Module):
     """relu(x + conv(relu(conv(x)))), both convolutions 3x3 with n filters."""
 
-    def __init__(self, filters: int, *, fused: bool):
+    def __init__(self, filters: int, padding: Padding, *, fused: bool):
         super().__init__()
-        self.first = Conv(filters, filters, activation="relu", fused=fused)
-        self.second = Conv(filters, filters, activation="relu", fused=fused)
+        kind: dict[str, Any] = {"padding_mode": PADDING_MODES[padding], "activation": "relu", "fused": fused}
+        self.first = Conv(filters, filters, **kind)
+        self.second = Conv(filters, filters, **kind)
         # a block starts close to the identity: the signal keeps its scale up to the tanh, however many blocks there are
         self.second.start_gain = 0.1
 
@@ -29,13 +30,14 @@ class RefinerBlock(nn.Module):
 class SimganRefiner(nn.Module):
     """R: conv 3x3 to n filters + ReLU, residual blocks, conv 1x1, tanh; all at the image's size.
 
+    padding: of the 3x3 convolutions: zeros, or the reflected image
     Source: Shrivastava et al. 2017, section 3.1 (n = 64, four blocks).
     """
 
-    def __init__(self, filters: int, channels: int, *, blocks: int = 4, fused: bool = True):
+    def __init__(self, filters: int, channels: int, *, blocks: int = 4, padding: Padding = "zero", fused: bool = True):
         super().__init__()
-        self.first = Conv(channels, filters, activation="relu", fused=fused)
-        self.blocks = nn.Sequential(*(RefinerBlock(filters, fused=fused) for _ in range(blocks)))
+        self.first = Conv(channels, filters, padding_mode=PADDING_MODES[padding], activation="relu", fused=fused)
+        self.blocks = nn.Sequential(*(RefinerBlock(filters, padding, fused=fused) for _ in range(blocks)))
         self.last = Conv(filters, channels, kernel_size=1, activation="tanh", fused=fused)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -335,7 +335,8 @@ _NETWORKS = {
 
 def build_refiner(config: SimganConfig) -> SimganRefiner:
     """Build R or B of a configuration; its weights are not set."""
-    return SimganRefiner(config.filters, config.channels, blocks=config.blocks, fused=config.fused)
+    shape = {"blocks": config.blocks, "padding": config.padding}
+    return SimganRefiner(config.filters, config.channels, **shape, fused=config.fused)
 
 
 def _by_image_set(logits: Tensor, real: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from engine.errors import InputError
 class SimganConfig(TrainConfig):
     """Options of simgan."""
 
-    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "blocks", "history")
+    FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "blocks", "padding", "history")
     SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "pretrain_refiner": 0, "pretrain_discriminator": 0}
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. With lambda_reg 4, renders take the light and colours of photos and keep
@@ -52,6 +52,8 @@ class SimganConfig(TrainConfig):
     """Folder or zip of the synthetic images to refine; without it, the embedded avatars in their plain look."""
     blocks: int = 4
     """Residual blocks of the refiner."""
+    padding: Literal["reflect", "zero"] = "zero"
+    """How the refiner pads images: with zeros it knows where the border is, and may draw a frame there."""
     refiner_steps: int = 2
     """Updates of the refiner in each step, each on fresh images."""
     discriminator_steps: int = 1
