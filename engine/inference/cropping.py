@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from engine.data.decoding.colour_profiles import Profile
 from engine.data.decoding.plain_images import BadImage
-from engine.data.layouts.sources import Source, is_image_name, open_source
+from engine.data.layouts.sources import Source
 from engine.errors import InputError
 from engine.host import atomic_files
 from engine.host.input_files import UnreadableFile
 from engine.inference import marking, pictures, shipped
 from engine.inference.exported import CONFIG
 from engine.inference.faces import FaceFinder, Framing
-from engine.inference.picture_files import Item, counted, list_work, say, say_profiles
+from engine.inference.picture_files import Item, counted, list_input, list_work, say, say_profiles
 
 _MEASURED = 64  # photos that a framing is measured on, spread evenly over their set
 _MEASURED_SIDE = 128
@@ -74,27 +74,25 @@ def framing_like(like: Path | None) -> Framing:
     path = shipped.resolve(like)
     if path.is_dir() and any((folder / CONFIG).exists() for folder in (path, path.parent.parent)):
         return Framing.of(path)
-    source = open_source(path)
-    names = [name for name in source.files() if is_image_name(name)]
-    chosen = names[:: max(1, len(names) // _MEASURED)]
+    source, names = list_input(path, None, "kiln crop")
     squares = []
-    for name in chosen:
+    for name in names[:: max(1, len(names) // _MEASURED)]:
         try:
             image, _ = pictures.read(source.read(name))
         except (BadImage, UnreadableFile) as why:
             say(f"kiln crop: note: --like: passed over {name}: {why}")
             continue
-        squares.append(_square(image, None, _MEASURED_SIDE, channels=3))
+        squares.append(np.asarray(_square(image, None, _MEASURED_SIDE, channels=3)))
     framing = Framing.measure(np.stack(squares)) if squares else None
     if framing is None:
         raise InputError(f"--like {like}: fewer than 8 faces are found in {counted(len(squares))}; give other photos")
     return framing
 
 
-def _square(image: Image.Image, window: pictures.Box | None, side: int, channels: int) -> np.ndarray:
-    """A part of an image as a square, (side, side, channels) uint8."""
+def _square(image: Image.Image, window: pictures.Box | None, side: int, channels: int) -> Image.Image:
+    """A part of an image, None: its central square, as a picture of this side."""
     placement = pictures.place(image.size, side, "crop", window)
-    return pictures.to_square(image, placement, side, channels).transpose(1, 2, 0)
+    return pictures.from_square(pictures.to_square(image, placement, side, channels), placement, original_size=False)
 
 
 def crop_files(options: CropOptions) -> str:
@@ -145,10 +143,9 @@ def _crop(source: Source, item: Item, finder: FaceFinder, framing: Framing, side
         say(f"kiln crop: note: left out {item.name}: no face found")
         counts.faceless += 1
         return
-    pixels = _square(image, window, side, 1 if image.mode == "L" else 3)
     encoded = io.BytesIO()
-    kind = marking.FORMATS[item.target.suffix.lower()]
-    Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(encoded, kind, quality=95)
+    square = _square(image, window, side, 1 if image.mode == "L" else 3)
+    square.save(encoded, marking.FORMATS[item.target.suffix.lower()], quality=95)
     atomic_files.write_bytes(item.target, encoded.getvalue())
     left, top, right, bottom = window
     counts.cropped += 1

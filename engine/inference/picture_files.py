@@ -36,9 +36,10 @@ def list_work(path: Path, output: Path, kind: str, command: str) -> tuple[Source
     return source, items
 
 
-def list_input(path: Path, output: Path, command: str) -> tuple[Source, list[str]]:
+def list_input(path: Path, output: Path | None, command: str) -> tuple[Source, list[str]]:
     """The source that INPUT names, and the names of its images. Raises InputError when there is none.
 
+    output:  the folder to write, whose images are not listed; None where nothing is written
     command: what says which files are passed over, such as "kiln refine"
     """
     if not path.exists():
@@ -47,7 +48,7 @@ def list_input(path: Path, output: Path, command: str) -> tuple[Source, list[str
         return FolderSource(path.parent), [path.name]
     source = open_source(path)
     names = [name for name in source.files() if is_image_name(name)]
-    if isinstance(source, FolderSource):
+    if output and isinstance(source, FolderSource):
         out = output.resolve()
         if out == path.resolve():
             raise InputError(f"OUTPUT is the same folder as INPUT ({path}): the originals are never overwritten")
@@ -76,7 +77,7 @@ def plan(source: Source, names: Sequence[str], single: bool, output: Path, kind:
         suffix = output.suffix.lower()
         if suffix not in marking.FORMATS:
             known = ", ".join(marking.FORMATS)
-            raise InputError(f"{output}: cannot write {suffix} files that say they are synthetic; take one of {known}")
+            raise InputError(f"{output}: cannot write {suffix} files; take one of {known}")
         items = [Item(names[0], output)]
     else:
         suffixes = {name: _suffix(name, kind) for name in names}

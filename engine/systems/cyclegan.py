@@ -34,7 +34,7 @@ from engine.errors import InputError
 from engine.networks.initialisation import normal
 from engine.networks.layers import l1_autoencoder_loss
 from engine.networks.patchgan import PatchDiscriminator, check_patch_layers, frozen
-from engine.networks.resnet import ImageToImage, ResnetGenerator
+from engine.networks.resnet import ImageToImage, Padding, ResnetGenerator, Upsample
 from engine.pages.panels import chart
 from engine.systems.base import System
 from engine.systems.image_pool import ImagePool
@@ -91,9 +91,9 @@ class CycleganConfig(TrainConfig):
     """Residual blocks of each generator: 9 for 256x256, 6 for 128x128, fewer for smaller images."""
     halvings: int = 2
     """Halvings before the blocks: 2 in the paper, 1 keeps more of small images, 0 everything."""
-    padding: Literal["reflect", "zero"] = "reflect"
+    padding: Padding = "reflect"
     """How the residual blocks pad: as in the paper, or with zeros, which Kiln's operator does."""
-    upsample: Literal["transposed", "nearest"] = "transposed"
+    upsample: Upsample = "transposed"
     """Transposed convolutions as in the paper, or nearest x2 and a convolution, Kiln's operator."""
     patch_layers: int = 3
     """Halvings in each discriminator: with 3 its patches are 70x70, with 2 34x34."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from engine.config import TrainConfig
 from engine.errors import InputError
+from engine.networks.resnet import Padding
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SimganConfig(TrainConfig):
     """Folder or zip of the synthetic images to refine; without it, the embedded avatars in their plain look."""
     blocks: int = 4
     """Residual blocks of the refiner."""
-    padding: Literal["reflect", "zero"] = "zero"
+    padding: Padding = "zero"
     """How the refiner pads images: with zeros it knows where the border is, and may draw a frame there."""
     refiner_steps: int = 2
     """Updates of the refiner in each step, each on fresh images."""
