@@ -150,7 +150,7 @@ class TrainConfig:
     """How strongly their brightness, colours and the direction of their light change: 0 to 1."""
     augment_judged: float = 0.0
     """How differently discriminators see every image, real and generated alike: 0 to 1, for small data sets. Colours,
-    place, a square left out; the autoencoder of refiner and began sees them as they are."""
+    place, a square left out; the autoencoder of refiner and began and the parts of simgan see them as they are."""
 
     eval_every: int = 0
     """Steps between two measurements on images that are not trained on (--hold-out or --eval-split); 0 = none. The

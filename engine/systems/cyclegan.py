@@ -56,6 +56,7 @@ class CycleganConfig(TrainConfig):
         "patch_layers",
         "pool",
     )
+    JUDGED: ClassVar[bool] = True
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {
             "steps": 800,
@@ -192,7 +193,7 @@ class CycleganSystem(System):
         total, judged = 0, {}
         judges = (("", self.discriminator, y), ("_back", self.back_discriminator, x))
         for (suffix, network, real), fake in zip(judges, shown, strict=True):
-            of_real, of_fake = self._run(network, torch.cat([real, fake])).split(len(real))
+            of_real, of_fake = self._run(network, self.judged(torch.cat([real, fake]))).split(len(real))
             loss = (self._gan(of_real, 1) + self._gan(of_fake, 0)) / 2
             total = total + loss
             judged[f"l{suffix}_discriminator"] = loss.detach()
@@ -205,8 +206,8 @@ class CycleganSystem(System):
         """Compute L of the generators (), G(x) and F(y) without gradient, and name -> () of the parts of L."""
         config = self.config
         (g_x, g_y), (f_y, f_x) = self._turned_and_left(self.generator, x, y), self._turned_and_left(self.back, y, x)
-        gan = self._gan(self._run(self.discriminator, g_x), 1)
-        gan_back = self._gan(self._run(self.back_discriminator, f_y), 1)
+        gan = self._gan(self._run(self.discriminator, self.judged(g_x)), 1)
+        gan_back = self._gan(self._run(self.back_discriminator, self.judged(f_y)), 1)
         cycle = self._distance(x, self._run(self.back, g_x)) + self._distance(y, self._run(self.generator, f_y))
         loss = gan + gan_back + config.lambda_cycle * cycle
         losses = {"l_gan": gan, "l_gan_back": gan_back, "l_cycle": cycle}

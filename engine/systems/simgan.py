@@ -200,7 +200,7 @@ class SimganSystem(System):
     def _logits(self, direction: Direction, images: Tensor, landmarks: Tensor | None) -> dict[str, Tensor]:
         """The logits of a direction's judges: of the image as "whole" and, with part discriminators, of each part."""
         with self.precision():
-            logits = {"whole": direction.discriminator(images)}
+            logits = {"whole": direction.discriminator(self.judged(images))}
             return logits | (direction.parts(images, landmarks) if direction.parts else {})
 
     def _weighted(self, losses: dict[str, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ class SimganConfig(TrainConfig):
 
     FIXED: ClassVar[tuple[str, ...]] = (*TrainConfig.FIXED, "blocks", "padding", "history")
     SMALL: ClassVar[dict[str, Any]] = {**TrainConfig.SMALL, "pretrain_refiner": 0, "pretrain_discriminator": 0}
+    JUDGED: ClassVar[bool] = True
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # for 2 CPU cores and a few minutes. With lambda_reg 4, renders take the light and colours of photos and keep
         # their faces; in runs this short, with 2 highlights get harsh, and with 1 edges get coloured fringes. The two

@@ -26,7 +26,7 @@ from tests.support.tiny_run import make_run
 from tests.support.training_fakes import assert_same
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="failpoints.c needs gcc")
-KILLS = int(os.environ.get("KILN_KILLS", "300"))
+KILLS = int(os.environ.get("KILN_KILLS", "150"))
 REFUSED = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT]
 READING = [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOMEM, errno.EMFILE]
 VARYING = r"run/(checkpoints|tensorboard)/"  # files of a run that depend on where and when it was stopped
@@ -232,7 +232,7 @@ def test_kills(lab: Lab, name: str) -> None:
 
 @pytest.mark.slow
 def test_many_kills(lab: Lab) -> None:
-    """KILN_KILLS random kills (300 without it) of all writers, in chains that run to their end."""
+    """KILN_KILLS random kills (150 without it) of all writers, in chains that run to their end."""
     draw, done = random.Random(KILLS), 0
     while done < KILLS:
         name = draw.choices(list(WRITERS), [4, 2, 2, 2, 1, 2, 1, 0.3, 1])[0]
@@ -276,10 +276,10 @@ def test_refused_writes(lab: Lab, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_many_refused_writes(lab: Lab, name: str) -> None:
-    """20 calls of a writer, drawn; where KILN_KILLS asks for more than in `make test-all`, each of its calls."""
+    """12 calls of a writer, drawn; where KILN_KILLS asks for more than in `make test-all`, each of its calls."""
     lab.learn(name)
     draw, total = random.Random(name), len(lab.calls[name])
-    for at in draw.sample(range(total), total if KILLS > 300 else min(total, 20)):
+    for at in draw.sample(range(total), total if KILLS > 150 else min(total, 12)):
         root = lab.fresh(name)
         refuse(lab, name, root, draw, at=at)
         lab.check(name, root)

@@ -149,6 +149,8 @@ JUDGED = {
     "began": ("--critic-weight", "0.1", "--critic-filters", "2", "--critic-sees", "whole"),
     "dcgan": (),
     "wgan": ("--gradient-penalty", "10", "--critic-norm", "layer"),
+    "simgan": (),
+    "cyclegan": (),
 }
 
 
