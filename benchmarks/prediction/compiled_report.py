@@ -27,7 +27,7 @@ def run(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
     with tqdm(desc="launches", leave=False, disable=None) as bar:
         launched = compiled.shipped(only, samples=quick, tick=lambda what: (bar.set_postfix_str(what), bar.update()))
     variants = list(launched.variants.values())
-    wanted = few(variants, forms=True) if quick else [(v, c) for v in variants for c in CAPABILITIES]
+    wanted = few(variants) if quick else [(v, c) for v in variants for c in CAPABILITIES]
     with tqdm(total=len(wanted), desc="compiling", leave=False, disable=None) as bar:
         compilations = compiled.compile_all(wanted, bar.update)
     merged = rows(compilations)
@@ -36,16 +36,16 @@ def run(arguments: Arguments, limits: None) -> tuple[list[dict], list[Table]]:
     return merged, shown
 
 
-def few(variants: list[Variant], *, forms: bool) -> list[tuple[Variant, int]]:
-    """Every kernel and arithmetic for each target; forms: also every choice of form for sm_90."""
+def few(variants: list[Variant]) -> list[tuple[Variant, int]]:
+    """What every test run compiles: every kernel and arithmetic for each target, every choice of form for sm_90."""
     every = compiled.chosen(variants, forms=True)
     some = compiled.chosen(every, forms=False)
-    return [(v, c) for c in CAPABILITIES for v in (every if forms and c == 90 else some)]
+    return [(v, c) for c in CAPABILITIES for v in (every if c == 90 else some)]
 
 
-def subset(*, forms: bool) -> list[dict[str, Any]]:
+def subset() -> list[dict[str, Any]]:
     """Rows of what `few` chooses from everything that is shipped, the tests' odd shapes included."""
-    return rows(compiled.compile_all(few(list(compiled.shipped(samples=True).variants.values()), forms=forms)))
+    return rows(compiled.compile_all(few(list(compiled.shipped(samples=True).variants.values()))))
 
 
 def summary(compilations: list[tuple[Variant, int, Resources]]) -> Table:

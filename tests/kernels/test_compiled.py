@@ -16,7 +16,6 @@ from benchmarks.prediction import compiled, launches
 from benchmarks.prediction.compiled import Resources, Variant
 from benchmarks.prediction.devices import DEVICES, programs_at_once
 from engine.kernels._contract import find
-from tests.support.interpreted import FULL
 from tests.support.places import ROOT
 
 FINE = Resources(registers=128, shared=64 * 1024, threads=128, matrix={"wgmma": 8})
@@ -36,8 +35,8 @@ TARGETS = ["sm_80", "sm_90", "sm_100"]
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    """Some 200 variants, in a minute; `make interpret` compiles every form."""
-    return outside_the_interpreter("forms" if FULL else "subset")
+    """Some 300 variants, in a minute."""
+    return outside_the_interpreter("subset")
 
 
 @pytest.mark.slow

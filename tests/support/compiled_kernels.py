@@ -1,6 +1,6 @@
 """A program for test_compiled, to be run without Triton's interpreter: prints what one of its functions returns.
 
-`python -m tests.support.compiled_kernels signature|spilling|subset|forms` prints JSON.
+`python -m tests.support.compiled_kernels signature|spilling|subset` prints JSON.
 """
 
 import dataclasses
@@ -77,13 +77,8 @@ def spilling() -> dict:
 
 def subset() -> list[dict]:
     """The shipped configurations that every complete test run compiles."""
-    return compiled_report.subset(forms=False)
-
-
-def forms() -> list[dict]:
-    """The same, and every choice of form for sm_90."""
-    return compiled_report.subset(forms=True)
+    return compiled_report.subset()
 
 
 if __name__ == "__main__":
-    print(json.dumps({f.__name__: f for f in (signature, spilling, subset, forms)}[sys.argv[1]]()))
+    print(json.dumps({"signature": signature, "spilling": spilling, "subset": subset}[sys.argv[1]]()))
