@@ -218,6 +218,10 @@ class TrainConfig:
             raise InputError(
                 "--eval-split needs --data with splits, and another split to train on: --split train --eval-split test"
             )
+        if self.eval_every and self.eval_split and hasattr(self, "synthetic") and not self.hold_out:
+            raise InputError(
+                "--eval-split is of --data; what is measured of the synthetic images would be trained on: add --hold-out 20"
+            )
         if self.patience and not self.eval_every:
             raise InputError("--patience counts measurements: add --eval-every")
         # a run file of a stranger with a number that no network has costs neither memory nor time

@@ -191,6 +191,16 @@ def test_options_that_cannot_work(flags: list[str], message: str) -> None:
         tiny_config(*flags)
 
 
+@pytest.mark.parametrize("system", ["simgan", "cyclegan"])
+def test_a_split_holds_out_photos_only(system: str) -> None:
+    """The synthetic images have no splits: without --hold-out those that are measured would be trained on."""
+    flags = ("--data", "photos", "--split", "train", "--eval-split", "test", "--eval-every", "5")
+    with pytest.raises(InputError, match="--eval-split is of --data; .*: add --hold-out 20"):
+        tiny_config(*flags, system=system)
+    held = tiny_config(*flags, "--hold-out", "4", system=system)
+    assert held.images(held=True) == {"split": "test"} and held.hold_out == 4
+
+
 def test_too_few_images_to_hold_out(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     one = write_pictures(tmp_path / "one", 1)
     assert command(train.main, *TINY, "--data", one, "--out", tmp_path / "run") == 2
