@@ -34,6 +34,25 @@ class SimganConfig(TrainConfig):
             "sample_every": 200,
             "checkpoint_every": 200,
         },
+        # ten minutes of one core. D sees photos and refined images in other light, colours and places each time, and both
+        # sets are lit anew: else R learns the photos' light and paints it as spots on dark skin
+        "good": {
+            "steps": 3000,
+            "batch_size": 8,
+            "filters": 24,
+            "padding": "reflect",
+            "lr": 5e-4,
+            "lr_schedule": "cosine",
+            "ema": 0.998,
+            "lambda_reg": 2.0,
+            "history": 2048,
+            "pretrain_refiner": 100,
+            "pretrain_discriminator": 50,
+            "augment_judged": 1.0,
+            "augment_light": 0.5,
+            "sample_every": 500,
+            "checkpoint_every": 500,
+        },
         "paper": {
             "steps": 50_000,
             "batch_size": 32,
