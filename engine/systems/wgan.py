@@ -57,7 +57,7 @@ class WganConfig(DcganOptions):
             "sample_every": 100,
             "checkpoint_every": 500,
         },
-        # three quarters of an hour of one core; with clipped weights faces stay ragged. What the critic sees is altered,
+        # an hour of one core; with clipped weights faces stay ragged. What the critic sees is altered,
         # because a thousand photos are soon known by heart
         "good": {
             "steps": 6000,
