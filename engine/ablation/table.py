@@ -1,4 +1,4 @@
-"""Lays out the table of an ablation: a line for each row, a column for each measure."""
+"""Lays out the table of an ablation, a line for each row and a column for each measure, and the bars of its figure."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.evaluation.measures import MEASURES, Measure, number
+from engine.evaluation.measures import panels as panels_of_one
 
 Table = dict[str, dict[str, list[float]]]  # name of a measure -> {label of a row: the value of each seed}
 
@@ -23,6 +24,22 @@ def columns(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
             name = measure.label + (" (%)" if measure.percent else "")
             table[name] = {label: of for label, of in values.items() if of}
     return table
+
+
+def panels(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The bar charts of the rows, as `figures.bars` draws them; results: as for `columns`.
+
+    With several seeds: means, and the standard deviation between seeds; with one, that between images.
+    """
+    if all(len(seeds) == 1 for seeds in results.values()):
+        return panels_of_one({label: seeds[0] for label, seeds in results.items()})
+    charts = []
+    for measure in MEASURES:
+        values = {label: _values(seeds, measure) for label, seeds in results.items()}
+        bars = {label: (statistics.fmean(of), _spread(of)) for label, of in values.items() if of}
+        if measure.title and bars:
+            charts.append({"title": measure.title, "bars": bars})
+    return charts
 
 
 def _values(seeds: Sequence[Mapping[str, Any]], measure: Measure) -> list[float]:

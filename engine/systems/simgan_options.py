@@ -34,9 +34,9 @@ class SimganConfig(TrainConfig):
             "sample_every": 200,
             "checkpoint_every": 200,
         },
-        # ten minutes of one core. D sees photos and refined images in other light, colours and places each time, and both
-        # sets are lit anew: else R learns the photos' light. l2, because l1 forgives a large change of few pixels: in
-        # longer runs R paints bright spots on dark skin
+        # ten minutes of one core. D sees photos and refined images in other light, colours and places each time, and
+        # both sets are lit anew: else R learns the photos' light. l2, because l1 forgives a large change of few pixels:
+        # in longer runs R paints bright spots on dark skin
         "good": {
             "steps": 2500,
             "batch_size": 8,

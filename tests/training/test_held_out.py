@@ -195,7 +195,7 @@ def test_options_that_cannot_work(flags: list[str], message: str) -> None:
 def test_a_split_holds_out_photos_only(system: str) -> None:
     """The synthetic images have no splits: without --hold-out those that are measured would be trained on."""
     flags = ("--data", "photos", "--split", "train", "--eval-split", "test", "--eval-every", "5")
-    with pytest.raises(InputError, match="--eval-split is of --data; .*: add --hold-out 20"):
+    with pytest.raises(InputError, match=r"--eval-split is of --data; .*: add --hold-out 20"):
         tiny_config(*flags, system=system)
     held = tiny_config(*flags, "--hold-out", "4", system=system)
     assert held.images(held=True) == {"split": "test"} and held.hold_out == 4
