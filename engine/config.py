@@ -220,7 +220,8 @@ class TrainConfig:
             )
         if self.eval_every and self.eval_split and hasattr(self, "synthetic") and not self.hold_out:
             raise InputError(
-                "--eval-split is of --data; the synthetic images that are measured would be trained on: add --hold-out 20"
+                "--eval-split is of --data; the synthetic images that are measured would be trained on: "
+                "add --hold-out 20"
             )
         if self.patience and not self.eval_every:
             raise InputError("--patience counts measurements: add --eval-every")
