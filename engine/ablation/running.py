@@ -20,7 +20,7 @@ from engine.errors import InputError
 from engine.evaluation import figures
 from engine.evaluation.base import Evaluation, Tools
 from engine.evaluation.evaluating import MeasureOptions, apply_model, open_set
-from engine.evaluation.measures import UNITS, Measures, skipped
+from engine.evaluation.measures import UNITS, Measures, panels, skipped
 from engine.host import atomic_files
 from engine.host.environment import pick_device
 from engine.inference.faces import FaceFinder
@@ -270,7 +270,7 @@ def write(options: AblateOptions, rows: Sequence[Row], dataset: ImageSet, measur
     # rows see different inputs of the same images; the row with the most inputs shows them all
     inputs = max((evaluation.rows(places) for evaluation in measured.shown.values()), key=len)
     images = inputs | {label: evaluation.results[places] for label, evaluation in measured.shown.items()}
-    atomic_files.write_bytes(out / "figure.png", figures.comparison(images, tables.panels(results)))
+    atomic_files.write_bytes(out / "figure.png", figures.comparison(images, panels(results, tables.over_seeds)))
     keys = {key for values in first_seed.values() for key in values}
     about = {
         "system": options.system,

@@ -1,4 +1,4 @@
-"""Lays out the table of an ablation, a line for each row and a column for each measure, and the bars of its figure."""
+"""Lays out the table of an ablation: a line for each row, a column for each measure."""
 
 import csv
 import io
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.evaluation.measures import MEASURES, Measure, number
-from engine.evaluation.measures import panels as panels_of_one
 
 Table = dict[str, dict[str, list[float]]]  # name of a measure -> {label of a row: the value of each seed}
 
@@ -26,20 +25,16 @@ def columns(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     return table
 
 
-def panels(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The bar charts of the rows, as `figures.bars` draws them; results: as for `columns`.
+def over_seeds(seeds: Sequence[Mapping[str, Any]], measure: Measure) -> tuple[float, float | None] | None:
+    """A measure of one row: its mean and the standard deviation between seeds; of one seed, that between images.
 
-    With several seeds: means, and the standard deviation between seeds; with one, that between images.
+    seeds: the measures of the row's results, for each seed. Returns None where no seed has the measure.
     """
-    if all(len(seeds) == 1 for seeds in results.values()):
-        return panels_of_one({label: seeds[0] for label, seeds in results.items()})
-    charts = []
-    for measure in MEASURES:
-        values = {label: _values(seeds, measure) for label, seeds in results.items()}
-        bars = {label: (statistics.fmean(of), _spread(of)) for label, of in values.items() if of}
-        if measure.title and bars:
-            charts.append({"title": measure.title, "bars": bars})
-    return charts
+    found = [value for measures in seeds if (value := number(measures, measure)) is not None]
+    if len(seeds) == 1 or not found:
+        return found[0] if found else None
+    values = [value for value, _ in found]
+    return statistics.fmean(values), _spread(values)
 
 
 def _values(seeds: Sequence[Mapping[str, Any]], measure: Measure) -> list[float]:

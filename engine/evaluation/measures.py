@@ -4,7 +4,7 @@ The measures of an evaluation are {set of images: {measure: value}}. A value is 
 another dict of numbers, or a string that says why it was not measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,15 +125,23 @@ def _lines(measures: Measures, measure: Measure) -> list[str]:
     return lines
 
 
-def panels(measures: Measures) -> list[dict[str, Any]]:
-    """The bar charts of the measures, as `figures.bars` draws them."""
+def panels(
+    measures: Mapping[str, Any], read: Callable[[Any, Measure], tuple[float, float | None] | None] = number
+) -> list[dict[str, Any]]:
+    """The bar charts of the measures, as `figures.bars` draws them.
+
+    read: what a name has in `measures`, and a measure -> its (value, deviation or None); None where it is missing
+    """
     charts = []
     for measure in MEASURES:
-        values = {name: number(values, measure) for name, values in measures.items()}
-        bars = {name: value for name, value in values.items() if value is not None}
+        values = {name: read(of_name, measure) for name, of_name in measures.items()}
+        scale = 100 if measure.percent else 1
+        bars = {
+            name: (scale * value[0], None if value[1] is None else scale * value[1])
+            for name, value in values.items()
+            if value is not None
+        }
         if measure.title and bars:
-            scale = 100 if measure.percent else 1
-            bars = {name: (scale * value, deviation) for name, (value, deviation) in bars.items()}
             charts.append({"title": measure.title, "bars": bars})
     return charts
 

@@ -73,8 +73,8 @@ class CycleganConfig(TrainConfig):
             "sample_every": 200,
             "checkpoint_every": 200,
         },
-        # a quarter of an hour of one core: smaller steps than in quick, else edges get coloured fringes; D sees both
-        # sets in other light, colours and places each time
+        # a quarter of an hour of one core: smaller steps than in quick, else edges get coloured fringes; the
+        # discriminators see images in other light, colours and places each time
         "good": {
             "steps": 2500,
             "batch_size": 4,

@@ -57,8 +57,8 @@ class WganConfig(DcganOptions):
             "sample_every": 100,
             "checkpoint_every": 500,
         },
-        # an hour of one core; with clipped weights faces stay ragged. What the critic sees is altered,
-        # because a thousand photos are soon known by heart
+        # an hour of one core; with clipped weights faces stay ragged. What the critic sees is altered, because a
+        # thousand photos are soon known by heart
         "good": {
             "steps": 6000,
             "batch_size": 32,

@@ -37,8 +37,6 @@ def resolve(argv: Sequence[str]) -> tuple[TrainConfig, Origins]:
     given = _given(argv, fields)
     config, origins = kind(), dict.fromkeys(fields, "default")
     preset = parsed.preset if saved is None or "preset" in given else saved.preset
-    if preset not in kind.PRESETS:
-        raise InputError(f"{config.system} has no preset {preset}; choose {' or '.join(kind.PRESETS)}")
     config = dataclasses.replace(config, preset=preset, **kind.PRESETS[preset])
     origins |= dict.fromkeys(kind.PRESETS[preset], f"preset {preset}")
     if saved is not None:

@@ -19,6 +19,7 @@ from engine.ablation import table as ablation_table
 from engine.config import saved_fields
 from engine.data import avatars
 from engine.data.opening import AVATAR_SEED
+from engine.evaluation.measures import panels
 from engine.systems import registry
 from engine.systems.registry import config_class
 from engine.training.loop import Trainer
@@ -301,14 +302,14 @@ def test_the_table_of_several_seeds_has_means_and_spreads():
     csv_lines = ablation_table.comma_separated(table, list(results)).splitlines()
     assert csv_lines == ["row,l1,l1 spread,faces detected (%),faces detected (%) spread", "full,2.0,1.0,50.0,0.0",
                          "without,4.0,0.0,,"]  # fmt: skip
-    bars = {panel["title"]: panel["bars"] for panel in ablation_table.panels(results)}
+    bars = {panel["title"]: panel["bars"] for panel in panels(results, ablation_table.over_seeds)}
     assert bars == {"L1 (lower is better)": {"full": (2.0, 1.0), "without": (4.0, 0.0)},
                     "faces detected, %": {"full": (50.0, 0.0)}}  # fmt: skip
 
 
 def test_the_bars_of_one_seed_have_the_deviation_between_images():
     results = {"full": [{"l1": {"mean": 0.125, "std": 1.0}}], "without": [{"l1": {"mean": 0.25, "std": 2.0}}]}
-    (panel,) = ablation_table.panels(results)
+    (panel,) = panels(results, ablation_table.over_seeds)
     assert panel["bars"] == {"full": (0.125, 1.0), "without": (0.25, 2.0)}
 
 
